@@ -1,0 +1,102 @@
+"""What every test may ask for: the repository, the real data where it lies, a tiny checkpoint made in seconds."""
+
+import os
+import random
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository; tests that want it skip where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real data is not here ({folder.parent.name}/{folder.name} beside the repository)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_script() -> RunScript:
+    """run_script("tools/x.py", "--option", value, …): a script as a user runs it, from the repository's top.
+
+    Fails with the script's whole output where its exit status is not `status` (0; None: any).
+    """
+
+    def run(script: str, *arguments: object, status: int | None = 0, timeout: float = 300, **kwargs: object):
+        environment = os.environ | {str(k): str(v) for k, v in dict(kwargs.pop("env", None) or {}).items()}
+        done = subprocess.run(
+            [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+            capture_output=True, text=True, timeout=timeout, env=environment,
+            cwd=kwargs.pop("cwd", REPOSITORY), **kwargs,
+        )  # fmt: skip
+        if status is not None and done.returncode != status:
+            pytest.fail(
+                f"{script} {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
+        return done
+
+    return run
+
+
+def small_texts(count: int = 400) -> list[str]:
+    """Seeded English and Chinese sentences with a few hundred different words and characters."""
+    draw = random.Random(7)
+    syllables = [a + b for a in "bdfklmnrstv" for b in "aeiou"]
+    hanzi = "山水人家国学生东西南北天地日月星光明文书出生工作城市公司大小多少他她在的是了于和与位作者首都"
+    rows = []
+    for _ in range(count):
+        names = ["".join(draw.choices(syllables, k=3)).title() for _ in range(3)]
+        rows.append(f"{names[0]} {names[1]} was born in {names[2]} in {draw.randint(1800, 2020)}.")
+        rows.append("".join(draw.choices(hanzi, k=12)) + f"，生于{draw.randint(1800, 2020)}年。")
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript) -> Path:
+    """A folder with tokenizer.model and its exact tokenizer.json: 800 pieces, trained on small text and sources."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "texts.txt"
+    sources = [Path(sysconfig.get_paths()["stdlib"], name).read_text() for name in ("json/decoder.py", "bisect.py")]
+    text.write_text("\n".join(small_texts() + sources), encoding="utf-8")
+    run_script("examples/tiny_llama.py", "tokenizer", "--input", text, "--output_dir", folder, "--vocab_size", 800)
+    text.unlink()
+    run_script("tools/build_tokenizer.py", "--tokenizer_model", folder / "tokenizer.model", "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
+    """A complete checkpoint folder of a random LLaMA (2 layers, width 64, context 512); tests do not write into it."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "base"
+    run_script(
+        "examples/tiny_llama.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
+        "--hidden_size", 64, "--num_hidden_layers", 2, "--intermediate_size", 128, "--max_position_embeddings", 512,
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,105 @@
+"""tools/build_tokenizer.py: ids equal SentencePiece's on hard and real text, and what is not handled is refused."""
+
+import json
+from pathlib import Path
+
+import build_tokenizer
+import pytest
+import sentencepiece
+from conftest import RunScript
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+
+def test_tiny_tokenizer_equals_sentencepiece_on_any_text(tiny_tokenizer: Path) -> None:
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁"))
+    def same(text: str) -> None:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert ids == oracle.encode(text)
+
+    same()
+
+
+@pytest.mark.parametrize("source", ["en", "zh", "code"])
+def test_llama_2_tokenizer_equals_sentencepiece_on_real_documents(
+    shared_data: Path, tmp_path: Path, run_script: RunScript, source: str
+) -> None:
+    model, corpus = shared_data / "llama/tokenizer.model", shared_data / f"corpus/{source}.jsonl"
+    documents = sum(1 for _ in corpus.open())
+    done = run_script(
+        "tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", tmp_path, "--check_path", corpus
+    )
+    assert f"equal to SentencePiece on {documents + len(build_tokenizer.HARD_TEXTS)} texts" in done.stdout
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("Hello").input_ids == [1, 15043]
+    assert (tmp_path / "tokenizer.model").read_bytes() == model.read_bytes()
+
+
+def test_saving_again_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for text in build_tokenizer.HARD_TEXTS:
+        assert again(text).input_ids == tokenizer(text).input_ids
+        assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
+
+
+def test_user_defined_pieces_and_missing_prefix(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"row {i} of some plain text with <sep> inside" for i in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "m"), vocab_size=320, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
+        user_defined_symbols=["<sep>"], minloglevel=2,
+    )  # fmt: skip
+    proto = build_tokenizer.read_model(tmp_path / "m.model")
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    texts = ["row 3 of<sep>text", "<sep><sep> text", "plain", " plain <sep> "]
+    assert build_tokenizer.check(build_tokenizer.build(proto), oracle, texts) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"model_type": "unigram"}, "model_type is not BPE"),
+        ({"byte_fallback": False}, "byte_fallback is off"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces is on"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalization rule 'nmt_nfkc'"),
+    ],
+)
+def test_what_is_not_handled_is_refused_by_name(
+    tmp_path: Path, run_script: RunScript, setting: dict[str, object], named: str
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"row {i} of some plain text" for i in range(200)))
+    plain = {
+        "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "m"), **(plain | setting))
+    arguments = ("--tokenizer_model", tmp_path / "m.model", "--output_dir", tmp_path / "out")
+    done = run_script("tools/build_tokenizer.py", *arguments, status=2)
+    assert named in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path / "tokenizer.model", "no SentencePiece model")):
+        done = run_script(
+            "tools/build_tokenizer.py", "--tokenizer_model", path, "--output_dir", tmp_path / "out", status=2
+        )
+        assert str(path) in done.stderr
+        assert said in done.stderr
+
+
+def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:
+    built = build_tokenizer.build(build_tokenizer.read_model(tiny_tokenizer / "tokenizer.model"))
+    read = AutoTokenizer.from_pretrained(tiny_tokenizer).backend_tokenizer
+    assert build_tokenizer.fingerprint(built) == build_tokenizer.fingerprint(read)
+    assert json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())["bos_token"] == "<s>"

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Makes .venv and installs what this machine can run: requirements.txt with an NVIDIA GPU, requirements-cpu.txt without.
+#
+#   bash tools/setup.sh              the system; three to five minutes the first time, at once when nothing changed
+#   bash tools/setup.sh --dev        the tests' own packages too
+#   bash tools/setup.sh --cpu|--gpu  decide instead of looking for a GPU
+#
+# VENV=folder puts the environment elsewhere; PYTHON=python3.11 chooses the interpreter; pip is used as it is configured
+# (on a CPU machine point it at PyTorch's CPU builds, or torch brings several gigabytes of CUDA libraries).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() { echo "setup: $*" >&2; exit 2; }
+
+dev=0 device=""
+for argument in "$@"; do
+    case "$argument" in
+        --dev) dev=1 ;;
+        --cpu) device=cpu ;;
+        --gpu) device=gpu ;;
+        -h|--help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) fail "unknown option $argument; known: --dev --cpu --gpu" ;;
+    esac
+done
+if [ -z "$device" ]; then
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then device=gpu; else device=cpu; fi
+fi
+if [ "$device" = gpu ]; then requirements=requirements.txt; else requirements=requirements-cpu.txt; fi
+
+# The interpreter: 3.11 is what the pins were tried with; newer ones are taken if it is missing.
+venv=${VENV:-.venv}
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in python3.11 python3.12 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+            python=$candidate; break
+        fi
+    done
+fi
+[ -n "$python" ] || fail "no Python 3.11 or 3.12 on the PATH; install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
+
+# Nothing to do where the environment was made from the same files by the same interpreter.
+stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
+is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
+main_stamp=$(stamp_of "$requirements" tools/setup.sh)
+dev_stamp=$(stamp_of tests/requirements.txt)
+
+# Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
+install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee -a "$venv/setup.log" \
+        | awk '/^Collecting /{printf "\r  %3d packages found ", ++n; fflush()} /^(Installing|Building wheels)/{print "\n  " substr($0, 1, 76) "…"; fflush()}' \
+        || fail "pip could not install $*; the reason is at the end of $venv/setup.log"
+}
+
+if is_current .setup-main "$main_stamp"; then
+    echo "setup: $venv is up to date ($requirements)"
+else
+    echo "setup: installing $requirements into $venv ($("$python" --version), three to five minutes)"
+    rm -f "$venv/.setup-main"
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" \
+        || fail "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+    install -r "$requirements"
+    if [ "$device" = cpu ]; then
+        "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec >> "$venv/setup.log" 2>&1
+    fi
+    "$venv/bin/python" -c 'import torch, transformers, peft; print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")'
+    echo "$main_stamp" > "$venv/.setup-main"
+fi
+
+if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
+    echo "setup: installing tests/requirements.txt"
+    install -r tests/requirements.txt
+    echo "$dev_stamp" > "$venv/.setup-dev"
+fi
