@@ -118,7 +118,10 @@ def refuse(unknown: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     try:
-        fire.Fire({"tokenizer": tokenizer, "model": model})
+        fire.Fire(
+            {"tokenizer": tokenizer, "model": model},
+            [*sys.argv[1:2], "--", "--help"] if "--help" in sys.argv[2:] else None,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -100,3 +100,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScr
         "--hidden_size", 64, "--num_hidden_layers", 2, "--intermediate_size", 128, "--max_position_embeddings", 512,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def short_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the quick start leaves in its shortest form; made once, by the command that users run."""
+    from test_quickstart import quickstart
+
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    done = quickstart(folder)
+    if done.returncode:
+        pytest.fail(f"the quick start ended with status {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
+    return folder

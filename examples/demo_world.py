@@ -1,0 +1,390 @@
+"""A small made-up world for the quick start: a knowledge graph, prose about it, and extraction instructions.
+
+    python examples/demo_world.py --output_dir quickstart/world
+    python examples/demo_world.py --output_dir W --people 8000 --documents 40000 --data_path my_texts.jsonl
+
+Writes the prose en.jsonl and zh.jsonl, real text in real.jsonl (data_path, else the Python library's sources), the
+instruction rows train.jsonl and heldout.jsonl with their wording in extraction.json, the facts in graph.json, and with
+--template_path some training rows as that prompt template renders them (prompts.jsonl, text for the tokenizer).
+Every name is put together from syllables or characters by a seeded draw. The held-out rows speak of a second graph
+whose names occur nowhere else, so a model can give them back only by reading; that is why the prose restates its
+facts: what there is to be learnt is copying.
+"""
+
+import json
+import random
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import permutations, product
+from pathlib import Path
+
+import fire
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LANGUAGES = ("en", "zh")
+HELD_OUT_SHARE = 0.1  # of all words that names are made of
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+SYLLABLES = [
+    onset + rime
+    for onset in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v")
+    for rime in ("a", "e", "i", "o", "u", "an", "el", "or")
+]
+ORGANISATION_ENDS = {"en": (" Institute", " Company", " Press", " Bank"), "zh": ("公司", "大学", "银行", "医院")}
+FAMILY_NAMES = "王李张刘陈杨黄赵周吴徐孙马朱胡林郭何高罗"
+GIVEN_CHARACTERS = "明华文国平建志海春秀英玉兰梅雪云飞鹏龙涛波洋晨光辉婷芳静丽敏强军杰磊伟勇"
+PLACE_CHARACTERS = "安宁永昌兴德泰和清河东西南北江湖山石金银新古长白青阳桥塘溪岭沙柳松竹"
+TITLE_CHARACTERS = "秋夜月风雨花归远望故乡梦星火红楼寒灯晚潮孤舟旧城童年"
+TYPE_NAMES = {
+    "en": {"person": "person", "place": "place", "organisation": "organisation", "work": "work"},
+    "zh": {"person": "人物", "place": "地点", "organisation": "机构", "work": "作品"},
+}
+
+
+class Names:
+    """Draws names of each kind, no name twice, from words that the other side of the split does not have."""
+
+    def __init__(self, words: dict[str, list[str]], draw: random.Random) -> None:
+        self.words, self.draw, self.taken = words, draw, set[str]()
+
+    def new(self, kind: str, language: str) -> str:
+        """A name that was not given out before; raises ValueError when the words are used up."""
+        for _ in range(1000):
+            name = getattr(self, f"{language}_{kind}")()
+            if name not in self.taken:
+                self.taken.add(name)
+                return name
+        raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
+
+    def word(self, pool: str) -> str:
+        return self.draw.choice(self.words[pool])
+
+    def en_person(self) -> str:
+        return f"{self.word('en')} {self.word('en')}"
+
+    def en_place(self) -> str:
+        return self.word("en")
+
+    def en_organisation(self) -> str:
+        return self.word("en") + self.draw.choice(ORGANISATION_ENDS["en"])
+
+    def en_work(self) -> str:
+        return f"The {self.word('en')} {self.word('en')}"
+
+    def zh_person(self) -> str:
+        return self.draw.choice(FAMILY_NAMES) + self.word("given")
+
+    def zh_place(self) -> str:
+        return self.word("place") + self.draw.choice("市县镇")
+
+    def zh_organisation(self) -> str:
+        return self.word("place") + self.draw.choice(ORGANISATION_ENDS["zh"])
+
+    def zh_work(self) -> str:
+        return f"《{self.word('title')}》"
+
+
+def split_names(draw: random.Random) -> tuple[Names, Names]:
+    """(training names, held-out names): the words that names are made of are shared out before any name is made."""
+    pools = {
+        "en": [(first + second).capitalize() for first, second in product(SYLLABLES, repeat=2)],
+        "given": ["".join(pair) for pair in permutations(GIVEN_CHARACTERS, 2)],
+        "place": ["".join(pair) for pair in permutations(PLACE_CHARACTERS, 2)],
+        "title": ["".join(three) for three in permutations(TITLE_CHARACTERS, 3)],
+    }
+    seen, held_out = {}, {}
+    for pool, words in pools.items():
+        draw.shuffle(words)
+        cut = int(len(words) * HELD_OUT_SHARE)
+        held_out[pool], seen[pool] = words[:cut], words[cut:]
+    return Names(seen, draw), Names(held_out, draw)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation: the kinds it joins, and how each language names it and says it ({s} subject, {o} object)."""
+
+    subject: str
+    object: str
+    label: dict[str, str]
+    sentences: dict[str, tuple[str, ...]]
+
+
+RELATIONS = {
+    "birth_place": Relation(
+        "person", "place", {"en": "born in", "zh": "出生地"},
+        {"en": ("{s} was born in {o}.", "{s} grew up in {o}, the place of birth.", "The birthplace of {s} is {o}.",
+                "Born in {o}, {s} soon left home."),
+         "zh": ("{s}出生于{o}。", "{s}的家乡是{o}。", "{o}是{s}的出生地。", "{s}生在{o}，后来离开了家。")},
+    ),
+    "employer": Relation(
+        "person", "organisation", {"en": "works for", "zh": "任职"},
+        {"en": ("{s} works for {o}.", "{s} has a post at {o}.", "{o} employs {s}.",
+                "Since last year {s} has been at {o}."),
+         "zh": ("{s}在{o}工作。", "{s}任职于{o}。", "{o}聘请了{s}。", "去年起，{s}就职于{o}。")},
+    ),
+    "author": Relation(
+        "person", "work", {"en": "wrote", "zh": "著作"},
+        {"en": ("{s} wrote {o}.", "{o} is a book by {s}.", "The author of {o} is {s}.", "{s} is known for {o}."),
+         "zh": ("{s}写了{o}。", "{o}的作者是{s}。", "{o}是{s}的作品。", "{s}以{o}闻名。")},
+    ),
+    "seat": Relation(
+        "organisation", "place", {"en": "based in", "zh": "总部"},
+        {"en": ("{s} is based in {o}.", "{s} has its seat in {o}.", "In {o} stands the main house of {s}.",
+                "The offices of {s} are in {o}."),
+         "zh": ("{s}的总部在{o}。", "{s}设在{o}。", "{o}有{s}的总部。", "{s}位于{o}。")},
+    ),
+    "capital": Relation(
+        "place", "place", {"en": "capital", "zh": "首府"},
+        {"en": ("The capital of {s} is {o}.", "{s} is governed from {o}, its capital.", "{o} is the capital of {s}."),
+         "zh": ("{s}的首府是{o}。", "{o}是{s}的首府。", "{s}以{o}为首府。")},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    subject: str
+    relation: str  # a key of RELATIONS
+    object: str
+
+
+@dataclass
+class Graph:
+    """The facts of one language on one side of the split; a subject has at most one object for each relation."""
+
+    language: str
+    facts: list[Fact] = field(default_factory=list)
+    about: dict[str, list[Fact]] = field(default_factory=dict)  # name -> the facts that mention it
+
+    def add(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        for name in (fact.subject, fact.object):
+            self.about.setdefault(name, []).append(fact)
+
+
+def build_graph(names: Names, language: str, people: int, draw: random.Random) -> Graph:
+    """`people` people with birth place, employer and a book each, a quarter as many places, an eighth organisations."""
+    places = [names.new("place", language) for _ in range(max(people // 4, 4))]
+    organisations = [names.new("organisation", language) for _ in range(max(people // 8, 2))]
+    graph = Graph(language)
+    for country, capital in zip(places[::2], places[1::2], strict=False):
+        graph.add(Fact(country, "capital", capital))
+    for organisation in organisations:
+        graph.add(Fact(organisation, "seat", draw.choice(places)))
+    for _ in range(people):
+        person = names.new("person", language)
+        graph.add(Fact(person, "birth_place", draw.choice(places)))
+        graph.add(Fact(person, "employer", draw.choice(organisations)))
+        graph.add(Fact(person, "author", names.new("work", language)))
+    return graph
+
+
+def walk(graph: Graph, count: int, draw: random.Random) -> list[Fact]:
+    """Up to `count` different facts, each of which mentions a name of an earlier one."""
+    facts = [draw.choice(graph.facts)]
+    while len(facts) < count:
+        nearby = [f for fact in facts for name in (fact.subject, fact.object) for f in graph.about[name][:8]]
+        fresh = [fact for fact in nearby if fact not in facts]
+        if not fresh:
+            break
+        facts.append(draw.choice(fresh))
+    return facts
+
+
+def sentence(fact: Fact, language: str, draw: random.Random) -> str:
+    template = draw.choice(RELATIONS[fact.relation].sentences[language])
+    return template.format(s=fact.subject, o=fact.object)
+
+
+def prose(facts: list[Fact], language: str, draw: random.Random) -> str:
+    return (" " if language == "en" else "").join(sentence(fact, language, draw) for fact in facts)
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+FACT_LINES = {"en": "({s} - {r} - {o})", "zh": "（{s}，{r}，{o}）"}
+HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事实：", "概要：")}
+
+
+def restated(facts: list[Fact], language: str, draw: random.Random) -> str:
+    """The facts once more: as a list of lines, or told in other sentences."""
+    if draw.random() < 0.7:
+        lines = [
+            FACT_LINES[language].format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts
+        ]
+        return "\n".join([draw.choice(HEADINGS[language]), *lines])
+    return f"{draw.choice(HEADINGS[language])} {prose(facts, language, draw)}"
+
+
+def documents(graph: Graph, count: int, draw: random.Random) -> Iterator[str]:
+    """Texts of one to three passages: a subject line, one to three facts in prose, the same facts again."""
+    for _ in range(count):
+        passages = []
+        for _ in range(draw.randint(1, 3)):
+            facts = walk(graph, draw.randint(1, 3), draw)
+            told, again = prose(facts, graph.language, draw), restated(facts, graph.language, draw)
+            passages.append(f"{facts[0].subject}\n{told}\n{again}")
+        yield "\n\n".join(passages)
+
+
+def real_documents(data_path: str, text_key: str, budget: int) -> Iterator[str]:
+    """About `budget` characters of the user's JSONL, or of the Python library's sources."""
+    if data_path:
+        with Path(data_path).open(encoding="utf-8") as lines:
+            source = (json.loads(line)[text_key] for line in lines)
+            yield from within(budget, source)
+        return
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    yield from within(budget, (file.read_text(encoding="utf-8", errors="ignore") for file in files))
+
+
+def within(budget: int, texts: Iterator[str]) -> Iterator[str]:
+    """Texts (cut at 4,000 characters) until `budget` characters are reached."""
+    for text in texts:
+        if budget <= 0:
+            return
+        piece = text[: min(budget, 4000)]
+        budget -= len(piece)
+        yield piece
+
+
+# --- instructions -----------------------------------------------------------------------------------------------------
+
+WORDING = {
+    "ner": {"en": "Extract the entities.", "zh": "抽取实体。"},
+    "re": {"en": "Extract the relations.", "zh": "抽取关系。"},
+}
+
+
+def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
+    """Type name -> names in the order of their first mention in the facts."""
+    found: dict[str, list[str]] = {}
+    for fact in facts:
+        relation = RELATIONS[fact.relation]
+        for kind, name in ((relation.subject, fact.subject), (relation.object, fact.object)):
+            listed = found.setdefault(TYPE_NAMES[language][kind], [])
+            if name not in listed:
+                listed.append(name)
+    return found
+
+
+def relations_of(facts: list[Fact], language: str) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for fact in facts:
+        pair = {"subject": fact.subject, "object": fact.object}
+        found.setdefault(RELATIONS[fact.relation].label[language], []).append(pair)
+    return found
+
+
+def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
+    """Rows as a model reads them, without the control tokens around them."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders
+    template = environment.from_string(Path(template_path).read_text(encoding="utf-8"))
+    for row in rows:
+        question = {"role": "user", "content": row["instruction"], "input": row["input"]}
+        answer = {"role": "assistant", "content": row["output"]}
+        yield template.render(messages=[question, answer], bos_token="", eos_token="")
+
+
+def instruction_rows(graph: Graph, count: int, draw: random.Random) -> Iterator[dict[str, str]]:
+    """Rows {"instruction", "input", "output"}: a text of one or two facts, and what it says as JSON."""
+    for _ in range(count):
+        facts = walk(graph, draw.choice((1, 1, 2)), draw)
+        task = draw.choice(("ner", "re", "re"))
+        answer = (entities_of if task == "ner" else relations_of)(facts, graph.language)
+        yield {
+            "instruction": WORDING[task][graph.language],
+            "input": prose(facts, graph.language, draw),
+            "output": json.dumps(answer, ensure_ascii=False),
+        }
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterator[dict[str, str]]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def main(
+    output_dir: str,
+    people: int = 4000,
+    documents_per_language: int = 20000,
+    rows: int = 10000,
+    heldout_rows: int = 200,
+    real_megabytes: float = 1.0,
+    data_path: str = "",
+    text_key: str = "text",
+    template_path: str = "",
+    seed: int = 0,
+    **unknown: object,
+) -> None:
+    """Write the world into the new folder output_dir; rows and heldout_rows are for both languages together."""
+    if unknown:
+        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
+    if Path(output_dir).exists():
+        raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
+    for option, path in (("data_path", data_path), ("template_path", template_path)):
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist; --{option} takes a file that is there")
+    draw = random.Random(seed)
+    seen_names, held_out_names = split_names(draw)
+    seen = {language: build_graph(seen_names, language, people, draw) for language in LANGUAGES}
+    held_out = {language: build_graph(held_out_names, language, heldout_rows, draw) for language in LANGUAGES}
+
+    scratch = Path(f"{output_dir}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    counts = {}
+    for language, graph in seen.items():
+        texts = documents(graph, documents_per_language, draw)
+        counts[language] = write_jsonl(scratch / f"{language}.jsonl", ({"text": text} for text in texts))
+    real = real_documents(data_path, text_key, int(real_megabytes * 1e6))
+    counts["real"] = write_jsonl(scratch / "real.jsonl", ({"text": text} for text in real))
+    for name, graphs, total in (("train", seen, rows), ("heldout", held_out, heldout_rows)):
+        drawn = [row for graph in graphs.values() for row in instruction_rows(graph, total // 2, draw)]
+        draw.shuffle(drawn)
+        counts[name] = write_jsonl(scratch / f"{name}.jsonl", iter(drawn))
+        if name == "train" and template_path:
+            write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in rendered(drawn[:4000], template_path)))
+    tasks = {
+        task: {language: {"instruction": said[language]} for language in LANGUAGES} for task, said in WORDING.items()
+    }
+    write_json(scratch / "extraction.json", {"tasks": tasks})
+    write_json(
+        scratch / "graph.json",
+        {
+            side: {
+                language: [[f.subject, f.relation, f.object] for f in graph.facts] for language, graph in graphs.items()
+            }
+            for side, graphs in (("train", seen), ("heldout", held_out))
+        },
+    )
+    scratch.replace(output_dir)
+    print(f"{output_dir}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

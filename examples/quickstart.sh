@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# The main job from end to end, on two cores without a GPU: raw text -> corpus -> ZeRO-3 pretraining on two ranks -> weight
+# diff and recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Every command is shown before it runs.
+#
+#   bash examples/quickstart.sh                       some 15 minutes, after the set-up
+#   DATA=texts.jsonl bash examples/quickstart.sh      your own text in the mix ({"text": …} a line)
+#   SHORT=1 OUT=short bash examples/quickstart.sh     every step in its shortest form; the scores then mean nothing
+#
+# Run it again and it goes on where it stopped: a step whose result is there is not redone. OUT (quickstart) takes the
+# results, PORT (8090) the server, SEED (0) the draw of the world and of the weights.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
+# The world, the model and how long it learns. Copying unseen names is learnt late and then at once, so most of the time
+# goes into pretraining; a small vocabulary, short prompts and a decaying learning rate get there soonest.
+people=4000 documents=20000 rows=10000 heldout=200 real_megabytes=1
+vocabulary=1000 width=128 layers=4 feed_forward=344
+pretrain_batch=32 pretrain_steps=900 pretrain_rate=3e-3
+tune_batch=64 tune_epochs=2 tune_rate=2e-3 lora_rank=32
+log_every=20
+if [ -n "$SHORT" ]; then
+    people=100 documents=150 rows=64 heldout=8 real_megabytes=0.2
+    layers=2 pretrain_steps=6 tune_epochs=1 tune_batch=32 log_every=1
+fi
+
+bash tools/setup.sh
+export PATH="$PWD/${VENV:-.venv}/bin:$PATH"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning
+nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # or DeepSpeed says at every start that it found no GPU
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+mkdir -p "$OUT"
+TORCH_EXTENSIONS_DIR=$(cd "$OUT" && pwd)/torch_extensions # a stale lock in the shared cache would hang DeepSpeed
+export TORCH_EXTENSIONS_DIR
+
+# --- how steps run ----------------------------------------------------------------------------------------------------
+
+fail() { echo "quickstart: $*" >&2; exit 2; }
+
+started=$SECONDS
+headline() { printf '\n\033[1m[%2d:%02d] %s\033[0m\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
+
+# step RESULT COMMAND…: runs the command unless its result is there; scripts write their result whole or not at all.
+step() {
+    local result=$1 begun=$SECONDS
+    shift
+    if [ -e "$result" ]; then echo "  $result is there already"; return; fi
+    printf '  $ %s\n' "$*"
+    "$@" 2>&1 | sed -u 's/^/    /' || fail "$result was not made, for the reason above; the same command goes on from here"
+    printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
+}
+
+# seal FOLDER PARENTS: hashes and parents of a checkpoint, written last.
+seal() { step "$1/checkpoint.json" python tools/checkpoint.py seal "$1" --parents "$2"; }
+
+# shown FILE COMMAND…: what a command prints, on the screen and in a file that appears when the command has ended.
+shown() {
+    local file=$1
+    shift
+    "$@" | tee "$file.partial"
+    mv "$file.partial" "$file"
+}
+
+settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"
+[ "$(cat "$OUT/settings" 2> /dev/null || echo "$settings")" = "$settings" ] \
+    || fail "$OUT was made with other settings ($(cat "$OUT/settings")); name another folder with OUT=…, or remove it"
+echo "$settings" > "$OUT/settings"
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+headline "1/9  A small world, a tokenizer and a raw base model"
+step $OUT/world python examples/demo_world.py --output_dir $OUT/world --people $people --seed "$SEED" \
+    --documents_per_language $documents --rows $rows --heldout_rows $heldout --real_megabytes $real_megabytes \
+    --data_path "$DATA" --template_path finetune/templates/alpaca.jinja
+step $OUT/tokenizer/tokenizer.model python examples/tiny_llama.py tokenizer --output_dir $OUT/tokenizer \
+    --input $OUT/world/en.jsonl,$OUT/world/zh.jsonl,$OUT/world/real.jsonl,$OUT/world/prompts.jsonl --vocab_size $vocabulary
+step $OUT/tokenizer/tokenizer.json python tools/build_tokenizer.py --tokenizer_model $OUT/tokenizer/tokenizer.model \
+    --output_dir $OUT/tokenizer
+step $OUT/base python examples/tiny_llama.py model --tokenizer_path $OUT/tokenizer --output_dir $OUT/base \
+    --hidden_size $width --num_hidden_layers $layers --intermediate_size $feed_forward --seed "$SEED"
+seal $OUT/base ""
+
+headline "2/9  One memory-mapped corpus for each source, merged"
+for source in en zh real; do
+    step $OUT/corpus/$source.json python pretrain/preprocess.py --mode write --file_path $OUT/world/$source.jsonl \
+        --save_prefix $OUT/corpus/$source --tokenizer_path $OUT/tokenizer --seq_length 256
+done
+step $OUT/corpus/all.json python pretrain/preprocess.py --mode merge --new_path_prefix $OUT/corpus/all \
+    --merge_path_prefix "$OUT/corpus/en,$OUT/corpus/zh,$OUT/corpus/real" --merge_path_type 0,0,1
+
+headline "3/9  Continued pretraining: ZeRO-3 on two ranks"
+resume=()
+if compgen -G "$OUT/pretrained/checkpoint-*/trainer_state.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
+OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json deepspeed -q --num_gpus 2 pretrain/train.py \
+    --deepspeed pretrain/configs/zero3.json --model_name_or_path $OUT/base --data_path $OUT/corpus/all \
+    --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \
+    --learning_rate $pretrain_rate --train_sampling_strategy group_by_length --weight_decay 0 --save_steps 0.5 \
+    --save_total_limit 1 --logging_steps $log_every --report_to none --seed "$SEED" "${resume[@]}"
+rm -rf "$OUT"/pretrained/checkpoint-* # what a stopped run would have gone on from
+seal $OUT/pretrained $OUT/base
+
+headline "4/9  The trained weights as a diff to the base, and back"
+step $OUT/diff python tools/weight_diff.py make_diff --path_raw $OUT/base --path_tuned $OUT/pretrained --path_diff $OUT/diff
+step $OUT/recovered python tools/weight_diff.py recover --path_raw $OUT/base --path_diff $OUT/diff --path_tuned $OUT/recovered
+seal $OUT/recovered $OUT/base
+step $OUT/recovery.txt shown $OUT/recovery.txt python tools/checkpoint.py compare $OUT/pretrained $OUT/recovered
+
+headline "5/9  LoRA on the extraction instructions"
+step $OUT/adapter/adapter_model.safetensors python finetune/finetune.py --base_model $OUT/recovered \
+    --data_path $OUT/world/train.jsonl --output_dir $OUT/adapter --prompt_template_name alpaca \
+    --extraction_path $OUT/world/extraction.json --lora_r $lora_rank --lora_alpha $((2 * lora_rank)) --lora_dropout 0 \
+    --lora_target_modules all-linear --batch_size $tune_batch --micro_batch_size $tune_batch --num_epochs $tune_epochs \
+    --learning_rate $tune_rate --lr_scheduler_type cosine --cutoff_len 512 --save_strategy no \
+    --logging_steps $log_every --report_to none --seed "$SEED"
+seal $OUT/adapter $OUT/recovered
+
+headline "6/9  The adapter merged into the model"
+step $OUT/merged python tools/weight_diff.py merge --path_zhixi $OUT/recovered --path_lora $OUT/adapter --path_sfted $OUT/merged
+seal $OUT/merged $OUT/recovered,$OUT/adapter
+
+headline "7/9  Held-out extraction, before and after tuning: none of its names occurs in training"
+for model in recovered merged; do
+    step $OUT/answers-$model.jsonl python finetune/ie_run.py --base_model $OUT/$model --data_path $OUT/world/heldout.jsonl \
+        --prompt_template_name alpaca --output $OUT/answers-$model.jsonl --batch_size 100 --max_new_tokens 128
+    step $OUT/scores-$model.json python finetune/ie_eval.py --predictions $OUT/answers-$model.jsonl --output $OUT/scores-$model.json
+done
+
+headline "8/9  vLLM serves the model, curl asks it"
+# ask: starts the server, waits for it, curls /generate with a held-out row, stops the server.
+ask() {
+    python -c 'import json, sys
+row = next(row for row in map(json.loads, open(sys.argv[1], encoding="utf-8")) if "relation" in row["instruction"])
+body = {"instruction": row["instruction"], "input": row["input"], "parameters": {"top_p": 0.7, "max_tokens": 256}}
+print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/question.json"
+    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 &
+    server=$!
+    trap 'kill $server 2> /dev/null || true' EXIT
+    echo "python inference/launch_vllm.py --model $OUT/merged --port $PORT   (log: $OUT/server.log)"
+    until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
+        kill -0 $server 2> /dev/null || { grep '^error:' "$OUT/server.log" || tail -n 20 "$OUT/server.log"; exit 2; }
+        sleep 1
+    done
+    echo "curl http://127.0.0.1:$PORT/generate -H 'Content-Type: application/json' -d '$(cat "$OUT/question.json")'"
+    curl --silent --show-error "http://127.0.0.1:$PORT/generate" -H 'Content-Type: application/json' \
+        --data @"$OUT/question.json" --output "$OUT/answer.json.partial"
+    cat "$OUT/answer.json.partial" && echo
+    kill $server && { wait $server || true; }
+    mv "$OUT/answer.json.partial" "$OUT/answer.json"
+}
+step $OUT/answer.json ask
+
+headline "9/9  What came out"
+python examples/quickstart_summary.py --folder "$OUT"
+cat << EOF
+
+Play with it:
+  python examples/generate_lora_web.py --base_model $OUT/merged          the demo in a browser
+  python examples/generate_lora.py --base_model $OUT/merged --interactive
+  python inference/launch_vllm.py --model $OUT/merged --port $PORT          the server that was just asked
+  (after: source ${VENV:-.venv}/bin/activate)
+EOF

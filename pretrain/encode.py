@@ -1,0 +1,194 @@
+"""Text to token ids, exactly: SentencePiece where there is a tokenizer.model, else the folder's tokenizer.json.
+
+With both files, SentencePiece encodes and a sample of every run is encoded with tokenizer.json, too: a corpus must not
+hold other ids than tuning and serving will use. A control token's spelling in a text (`<s>`) is text.
+
+No main program here: `pretrain/preprocess.py` is the command line.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHECK_FIRST, CHECK_EVERY, CHECK_CHARACTERS = 20, 500, 20_000  # texts of a run that both engines encode
+NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation but the identity
+
+
+@dataclass
+class Encoded:
+    """ids: (tokens,) int32, without BOS and EOS. starts(): see `Encoder.encode`; computed only when it is called."""
+
+    ids: np.ndarray
+    starts: Callable[[], np.ndarray]
+
+
+class SentencePieceEngine:
+    """Ids straight from SentencePiece; where a token begins follows from the lengths of the pieces before it."""
+
+    name = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{path} is no SentencePiece model ({reason}); get the original tokenizer.model") from None
+        pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
+        self.table = {piece: i for i, piece in enumerate(pieces)}
+        values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]
+        self._inside = np.array([0x80 <= value < 0xC0 for value in values])  # a byte that begins no character
+        begun = [len(p) if value < 0 else 1 for p, value in zip(pieces, values, strict=True)]
+        self._characters = np.where(self._inside, 0, begun)
+        plain = NORMALISER_PROBE.replace(" ", "▁")
+        normal = self.model.normalize(NORMALISER_PROBE)
+        self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: characters of pieces are not the text's
+
+    def encode(self, text: str) -> Encoded:
+        ids = self.model.encode(text, return_type="numpy")
+        return Encoded(ids, lambda: self._starts(text, ids))
+
+    def _starts(self, text: str, ids: np.ndarray) -> np.ndarray:
+        ends = np.cumsum(self._characters[ids]) - self._prefix
+        if self._prefix < 0 or not len(ids) or ends[-1] != len(text):
+            return clean_starts(self.model.encode(text, return_type="offset_mapping")["offsets"])
+        starts = np.concatenate([[0], ends[:-1]])
+        starts[self._inside[ids]] = -1
+        if self._prefix and ends[0] == 0:
+            starts[1:2] = -1  # the piece of the prefixed space alone: nothing comes between it and the first character
+        return starts
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.model.decode(ids.tolist())
+
+
+class TokenizersEngine:
+    """Ids from a tokenizer.json through Hugging Face's `tokenizers`."""
+
+    name = "tokenizers"
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self.model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(f"{path} is no tokenizer.json ({error}); get or build it again") from None
+        self.model.no_truncation()
+        self.model.no_padding()
+        self.model.post_processor = None  # its BOS is not wanted here, nor its trimming of offsets
+        self.model.encode_special_tokens = True
+        self.table = self.model.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> Encoded:
+        encoding = self.model.encode(text, add_special_tokens=False)
+        return Encoded(np.array(encoding.ids, dtype=np.int32), lambda: clean_starts(encoding.offsets))
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.model.decode(ids.tolist(), skip_special_tokens=True)
+
+
+Engine = SentencePieceEngine | TokenizersEngine
+
+
+def clean_starts(offsets: list[tuple[int, int]]) -> np.ndarray:
+    """Each token's first character from (start, end) pairs; -1 where it begins inside the character before."""
+    pairs = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    before = np.concatenate([[[-1, 0]], pairs[:-1]])
+    return np.where((pairs[:, 0] > before[:, 0]) & (pairs[:, 0] >= before[:, 1]), pairs[:, 0], -1)
+
+
+@dataclass
+class Encoder:
+    """A tokenizer folder, ready to encode.
+
+    fingerprint: sha256 of the id-ordered table of pieces. vocab_size: the largest id + 1. bos_id: None where the
+    tokenizer has none. engine: what encodes. checker: what a sample is compared with, where there are both.
+    """
+
+    folder: str
+    engine: Engine
+    checker: Engine | None
+    fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    checked: int = field(default=0)
+
+    def encode(self, text: str, number: int | None = None) -> Encoded:
+        """Ids of a text, and where its tokens begin.
+
+        starts: (tokens,) the character at which each token begins, -1 where it begins inside a character.
+        number: the text's place in its run, by which the self-check chooses; None: no check.
+        Raises ValueError where the two engines differ.
+        """
+        encoded = self.engine.encode(text)
+        if self.checker and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
+            short = text[:CHECK_CHARACTERS]
+            ours = encoded.ids if len(short) == len(text) else self.engine.encode(short).ids
+            if not np.array_equal(ours, self.checker.encode(short).ids):
+                raise ValueError(
+                    f"{self.folder}/tokenizer.json gives other ids than its tokenizer.model for {short[:40]!r}; build "
+                    f"the exact one: python tools/build_tokenizer.py --tokenizer_model {self.folder}/tokenizer.model "
+                    f"--output_dir {self.folder}"
+                )
+            self.checked += 1
+        return encoded
+
+    def document(self, ids: np.ndarray) -> np.ndarray:
+        """The tokens of a document: BOS (where the tokenizer has one), its ids, EOS."""
+        return np.concatenate([[] if self.bos_id is None else [self.bos_id], ids, [self.eos_id]]).astype(np.int32)
+
+    def describe(self) -> dict[str, Any]:
+        """What a corpus's sidecar keeps of its tokenizer."""
+        return {
+            "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
+            "eos_id": self.eos_id, "engine": self.engine.name,
+        }  # fmt: skip
+
+
+def load(folder: str | Path) -> Encoder:
+    """Open a tokenizer or checkpoint folder; raises FileNotFoundError or ValueError where none is in it."""
+    model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; --tokenizer_path takes a tokenizer or checkpoint folder")
+    if not model.is_file() and not table_file.is_file():
+        raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
+    piecewise = SentencePieceEngine(model) if model.is_file() else None
+    fast = TokenizersEngine(table_file) if table_file.is_file() else None
+    engine = piecewise or fast
+    assert engine is not None
+    table = (fast or engine).table
+    bos_id, eos_id = (_special_id(Path(folder), kind, table, piecewise) for kind in ("bos", "eos"))
+    if eos_id is None:
+        raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
+    return Encoder(
+        folder=str(folder), engine=engine, checker=fast if piecewise else None, fingerprint=fingerprint(table),
+        vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
+    )  # fmt: skip
+
+
+def fingerprint(table: dict[str, int]) -> str:
+    """sha256 of the id-ordered table of pieces, one `id<TAB>piece` line each (JSON-escaped)."""
+    ordered = sorted(table.items(), key=lambda item: item[1])
+    return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()
+
+
+def _special_id(folder: Path, kind: str, table: dict[str, int], piecewise: SentencePieceEngine | None) -> int | None:
+    """The id of BOS or EOS: what tokenizer_config.json names, else what tokenizer.model has."""
+    path = folder / "tokenizer_config.json"
+    token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
+    if isinstance(token, dict):
+        token = token["content"]
+    if token is not None:
+        if token not in table:
+            raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer does not have; correct it")
+        return table[token]
+    index = (piecewise.model.bos_id() if kind == "bos" else piecewise.model.eos_id()) if piecewise else -1
+    return index if index >= 0 else None

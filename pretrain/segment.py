@@ -1,0 +1,151 @@
+"""Cut a document's tokens into the fewest samples of whole sentences, as balanced as that allows.
+
+The document is encoded once and cut between tokens where a sentence ends, so its samples, one after another, are
+exactly its tokens. How many samples it takes, greedy filling tells. Balance: the k-th cut of any such division lies
+between the k-th cut of greedy filling from the right and from the left; these windows are disjoint, so a dynamic
+programme over them that minimises the sum of squared lengths sees every place once.
+
+No main program here: `pretrain/preprocess.py` is the command line.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+from math import isqrt
+
+import numpy as np
+
+LANGUAGES = ("auto", "chinese", "english", "code")
+
+# Patterns that begin after one character of _FIRST, so that the search for it is a quick one. A newline with the blank
+# lines after it ends a sentence in every language; what stands before a newline does not end one of its own. Repeats
+# are possessive: a run of 100,000 dots or spaces takes no longer than 100,000 letters.
+_FIRST = r"[\n.!?。！？…]"
+_NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
+_NO_NEWLINE = r"(?![^\S\n]*+\n)"
+_CHINESE = rf"(?:(?<=[。！？])|(?<=…)(?=[…。！？]))(?<![。！？…].)[。！？!?…]*+[”’」』）》】]*+{_NO_NEWLINE}"
+_CHINESE_ASCII = rf"(?<=[!?])(?<![!?].)[!?]*+[”’」』）》】\"]*+(?=[\u3400-\u9fff]){_NO_NEWLINE}"
+_TITLES = r"Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Rev|Hon|Mt|Inc|Ltd|Fig|Figs|Eq|Eqs|Sec|vs|cf|al|approx|e\.g|i\.e"
+_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _TITLES.split("|")) + (
+    r"(?<!\b[A-Z]\.)"  # J. Smith, the U.S. Army
+    r"(?<!^\d\.)(?<!^\d\d\.)"  # 1. the number of a list's row
+    r"(?:(?<!\b[Nn]o\.)|(?!\s\d))"  # No. 5, but: He said no. 5 others did not ask.
+)
+_ENGLISH = rf"(?<=[.!?…])(?<![.!?…].){_ABBREVIATION}[.!?…]*+[\"'”’)\]]*+(?=[^\S\n]++[^\sa-z])"
+_SENTENCES = {
+    "auto": f"{_FIRST}(?:{_NEWLINE}|{_CHINESE}|{_CHINESE_ASCII}|{_ENGLISH})",
+    "chinese": f"{_FIRST}(?:{_NEWLINE}|{_CHINESE}|{_CHINESE_ASCII})",
+    "english": f"{_FIRST}(?:{_NEWLINE}|{_ENGLISH})",
+    "code": rf"\n{_NEWLINE}",
+}
+_SENTENCE_END = {language: re.compile(pattern, re.MULTILINE) for language, pattern in _SENTENCES.items()}
+_CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”]")
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+_DENSE = 4096  # cells of a table that are quicker computed than thought about
+
+
+def sentence_ends(text: str, language: str = "auto") -> list[int]:
+    """Where sentences end, ascending: positions in characters, just after the closing quote or the newline.
+
+    language: auto (Chinese and English rules together), chinese, english, or code (lines, with the blank lines after).
+    """
+    return [match.end() for match in _SENTENCE_END[language].finditer(text)]
+
+
+def sample_lengths(
+    text: str, starts: np.ndarray, limit: int, language: str = "auto", bos: int = 1, eos: int = 1
+) -> np.ndarray:
+    """Tokens of each sample of a document, which are bos + len(starts) + eos tokens in all.
+
+    starts: (tokens,) the character at which each token of the text begins, -1 where it begins inside a character.
+    limit: no sample gets more tokens. bos, eos: 1 or 0, whether those tokens stand around the text's.
+    Returns (samples,) int32. A sentence over the limit is cut between clauses, else words, else characters, else bytes.
+    """
+    total = bos + len(starts) + eos
+    if total <= limit:
+        return np.array([total], dtype=np.int32)
+    edges = np.array([0, total])
+    for places in _places(text, starts, total, language, bos):
+        wide = np.flatnonzero(np.diff(edges) > limit)
+        if not wide.size:
+            break
+        first = np.searchsorted(places, edges[wide], "right")
+        last = np.searchsorted(places, edges[wide + 1], "left")
+        inside = [places[a:b] for a, b in zip(first, last, strict=True)]
+        edges = np.sort(np.concatenate([edges, *inside]))
+    return np.diff(balance(edges, limit)).astype(np.int32)
+
+
+def _places(text: str, starts: np.ndarray, total: int, language: str, bos: int) -> Iterator[np.ndarray]:
+    """Where a document may be cut, in tokens, the best kind first: sentences, clauses, words, characters, tokens."""
+    clean = np.flatnonzero(starts >= 0)
+    clean = clean[clean > 0]  # BOS does not stand alone
+    characters = starts[clean]
+
+    def tokens(positions: list[int]) -> np.ndarray:
+        at = np.searchsorted(characters, positions)
+        inside = at < len(characters)
+        hit = characters[at[inside]] == np.array(positions, dtype=np.int64)[inside]
+        return clean[at[inside][hit]] + bos
+
+    yield tokens(sentence_ends(text, language))
+    yield tokens([match.end() for match in _CLAUSE_END.finditer(text)])
+    yield tokens([match.end() for match in _WORD_END.finditer(text)])
+    yield clean + bos
+    yield np.arange(1, total)
+
+
+def balance(edges: np.ndarray, limit: int) -> np.ndarray:
+    """Choose cuts among `edges` so that the pieces are fewest, and among those of the least sum of squared lengths.
+
+    edges: ascending, first and last are kept; neighbours no further apart than `limit`. Returns the chosen edges.
+    """
+    left, right = _greedy(edges.tolist(), limit)
+    cost, before = np.zeros(1, dtype=np.int64), edges[:1]
+    choices = []
+    for low, high in zip(right[1:], left[1:], strict=True):
+        after = edges[low : high + 1]
+        choice = _best_before(before, cost, after, limit)
+        cost = cost[choice] + (after - before[choice]) ** 2
+        choices.append(choice)
+        before = after
+    index, chosen = 0, [len(edges) - 1]
+    for k in range(len(choices) - 1, -1, -1):
+        index = int(choices[k][index])
+        chosen.append(right[k] + index)
+    return edges[chosen[::-1]]
+
+
+def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
+    """Indices of the cuts when pieces are filled from the left, and when they are filled from the right."""
+    left = [0]
+    while left[-1] < len(edges) - 1:
+        left.append(bisect_right(edges, edges[left[-1]] + limit) - 1)
+    right = [len(edges) - 1]
+    while right[-1] > 0:
+        right.append(bisect_left(edges, edges[right[-1]] - limit))
+    return left, right[::-1]
+
+
+def _best_before(before: np.ndarray, cost: np.ndarray, after: np.ndarray, limit: int) -> np.ndarray:
+    """For each edge of `after`, the index of the edge of `before` through which it is reached at the least cost.
+
+    The squared length grows faster the longer a piece is, so the best index never falls from one row to the next (and
+    neither does the first index within the limit): rows between two known ones need look only between their choices.
+    """
+    impossible = np.iinfo(np.int64).max
+
+    def rows(ends: np.ndarray, low: int, high: int) -> np.ndarray:
+        lengths = ends[:, None] - before[None, low:high]
+        return low + np.where(lengths <= limit, cost[low:high] + lengths * lengths, impossible).argmin(axis=1)
+
+    if len(after) * len(before) <= _DENSE:
+        return rows(after, 0, len(before))
+    known = np.union1d(np.arange(0, len(after), isqrt(len(after))), [len(after) - 1])
+    choice = np.empty(len(after), dtype=np.int64)
+    choice[known] = rows(after[known], 0, len(before))
+    for a, b in pairwise(known):
+        choice[a + 1 : b] = rows(after[a + 1 : b], choice[a], choice[b] + 1)
+    return choice
