@@ -30,11 +30,14 @@ HELD_OUT_SHARE = 0.1  # of all words that names are made of
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-SYLLABLES = [
-    onset + rime
-    for onset in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v")
-    for rime in ("a", "e", "i", "o", "u", "an", "el", "or")
-]
+# Syllables that a tokenizer comes to know whole: their inside is frequent, what meets where two of them join is not.
+SYLLABLES = (
+    "bal", "ber", "bin", "bod", "bran", "cal", "cor", "dag", "del", "dim", "dor", "dun", "fal", "fen", "fir", "fos",
+    "gar", "gel", "gim", "gor", "hal", "hem", "hol", "hur", "jas", "jen", "jor", "kal", "ked", "kim", "kor", "lam",
+    "len", "lis", "lod", "lun", "mab", "mel", "mir", "mor", "nad", "nel", "nim", "nor", "pal", "pel", "pin", "por",
+    "rad", "ren", "rim", "rod", "sal", "sed", "sim", "sol", "tam", "tel", "tir", "tor", "val", "ven", "vik", "vol",
+    "wal", "wen", "wil", "yor", "zan", "zel",
+)  # fmt: skip
 ORGANISATION_ENDS = {"en": (" Institute", " Company", " Press", " Bank"), "zh": ("公司", "大学", "银行", "医院")}
 FAMILY_NAMES = "王李张刘陈杨黄赵周吴徐孙马朱胡林郭何高罗"
 GIVEN_CHARACTERS = "明华文国平建志海春秀英玉兰梅雪云飞鹏龙涛波洋晨光辉婷芳静丽敏强军杰磊伟勇"
@@ -216,21 +219,20 @@ HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事�
 
 
 def restated(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """The facts once more: as a list of lines, or told in other sentences."""
-    if draw.random() < 0.7:
-        lines = [
-            FACT_LINES[language].format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts
-        ]
-        return "\n".join([draw.choice(HEADINGS[language]), *lines])
-    return f"{draw.choice(HEADINGS[language])} {prose(facts, language, draw)}"
+    """The facts once more, as a list of lines, and often again in other sentences."""
+    lines = [
+        FACT_LINES[language].format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts
+    ]
+    text = "\n".join([draw.choice(HEADINGS[language]), *lines])
+    return f"{text}\n{prose(facts, language, draw)}" if draw.random() < 0.5 else text
 
 
 def documents(graph: Graph, count: int, draw: random.Random) -> Iterator[str]:
-    """Texts of one to three passages: a subject line, one to three facts in prose, the same facts again."""
+    """Texts of one or two passages: a subject line, one to three facts in prose, the same facts again."""
     for _ in range(count):
         passages = []
-        for _ in range(draw.randint(1, 3)):
-            facts = walk(graph, draw.randint(1, 3), draw)
+        for _ in range(draw.choice((1, 1, 1, 2))):
+            facts = walk(graph, draw.choice((1, 1, 2, 2, 3)), draw)
             told, again = prose(facts, graph.language, draw), restated(facts, graph.language, draw)
             passages.append(f"{facts[0].subject}\n{told}\n{again}")
         yield "\n\n".join(passages)

@@ -192,7 +192,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "", **unknown:
 
 if __name__ == "__main__":
     try:
-        fire.Fire(main)
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,219 @@
+"""pretrain/corpus.py and merging.py: Megatron's layout to the byte, what goes in comes out, damage is named."""
+
+import json
+import pickle
+import resource
+import struct
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import Corpus, CorpusWriter, files, require_space, verify
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from merging import merge
+
+TOKENIZER = {"fingerprint": "f" * 64, "vocab_size": 32000, "bos_id": 1, "eos_id": 2}
+Documents = list[list[list[int]]]  # documents of samples of ids
+DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 31999, 4, 2]]]
+
+
+def write(
+    prefix: Path, documents: Documents = DOCUMENTS, name: str = "", vocab_size: int = 32000, **kwargs: object
+) -> Path:
+    """A corpus of one source, each document added by itself."""
+    with CorpusWriter(prefix, vocab_size, overwrite=bool(kwargs.get("overwrite"))) as writer:
+        for samples in documents:
+            lengths = np.array([len(sample) for sample in samples])
+            writer.add(np.concatenate([*samples, []]).astype(np.int32), lengths, np.array([len(samples)]))
+        source = {
+            "name": name or prefix.name,
+            "type": 0,
+            "start": 0,
+            "end": writer.samples,
+            "documents": len(documents),
+        }
+        writer.finish(
+            [source | {"tokens": writer.tokens}], TOKENIZER | {"vocab_size": vocab_size}, {}, {}, seq_length=8
+        )  # fmt: skip
+    return prefix
+
+
+def test_files_are_megatrons_to_the_byte(tmp_path: Path) -> None:
+    """An index parsed by hand, field after field, as Megatron's own reader does it."""
+    prefix = write(tmp_path / "a")
+    assert (tmp_path / "a.bin").read_bytes() == np.concatenate(list(chain(*DOCUMENTS))).astype("<u2").tobytes()
+    assert (tmp_path / "a.idx").read_bytes() == b"".join(
+        (
+            b"MMIDIDX\x00\x00", struct.pack("<Q", 1), struct.pack("<B", 8),  # version, uint16
+            struct.pack("<QQ", 4, 4),  # samples, documents + 1
+            struct.pack("<4i", 3, 2, 3, 4), struct.pack("<4q", 0, 6, 10, 16), struct.pack("<4q", 0, 2, 3, 4),
+        )
+    )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"a.bin", "a.idx", "a.json"}
+    assert verify(prefix).sidecar["documents"] == 3
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_535, "uint16"), (65_536, "int32"), (151_936, "int32")])
+def test_the_vocabulary_decides_the_dtype(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    corpus = verify(write(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
+    assert corpus[0].tolist() == [0, vocab_size - 1]
+    assert corpus[0].dtype == dtype == corpus.sidecar["dtype"]
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    sample = st.lists(st.integers(0, 31999), min_size=1, max_size=8)
+
+    @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(st.lists(sample, min_size=1, max_size=4), min_size=1, max_size=6))
+    def round_trip(documents: Documents) -> None:
+        corpus = verify(write(tmp_path / "a", documents, overwrite=True))
+        samples = list(chain(*documents))
+        assert [ids.tolist() for ids in corpus] == samples
+        assert corpus.lengths.tolist() == [len(s) for s in samples] and len(corpus) == len(samples)
+        assert corpus.documents.tolist() == np.cumsum([0, *(len(d) for d in documents)]).tolist()
+
+    round_trip()
+
+
+def test_reading(tmp_path: Path) -> None:
+    corpus = Corpus(write(tmp_path / "a"))
+    assert corpus[-1].tolist() == corpus[np.int64(3)].tolist() == [1, 31999, 4, 2]
+    assert (corpus.vocab_size, corpus.fingerprint, corpus.seq_length) == (32000, "f" * 64, 8)
+    with pytest.raises(IndexError, match="sample 4 of 4"):
+        corpus[4]
+    with pytest.raises(ValueError, match="read-only"):
+        corpus[0][0] = 3
+    packed = pickle.dumps(corpus)
+    assert len(packed) < 500 and pickle.loads(packed)[1].tolist() == [7, 2]
+
+
+def test_opening_a_hundred_million_samples_reads_next_to_nothing(tmp_path: Path) -> None:
+    """Under a second and 50 MB, on a sparse index of 1.2 GB."""
+    write(tmp_path / "a", [[[7]]])
+    samples = 100_000_000
+    with (tmp_path / "a.idx").open("wb") as index:
+        index.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, samples, 2))
+        index.seek(4 * (samples - 1), 1)
+        index.write(struct.pack("<i", 1))
+        index.truncate(34 + 12 * samples + 16)
+    (tmp_path / "a.json").write_text(
+        json.dumps(json.loads((tmp_path / "a.json").read_text()) | {"samples": samples, "tokens": 1})
+    )
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    corpus = Corpus(tmp_path / "a")
+    assert corpus[-1].tolist() == [7] and len(corpus) == samples
+    assert time.perf_counter() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: cut(f["bin"], 10), "a.bin has 10 bytes where its index says 24 .* cut short"),
+        (lambda f: f["bin"].write_bytes(b""), "is an empty corpus"),
+        (lambda f: cut(f["idx"], 60), "a.idx has 60 bytes where its header says 114; it was cut short"),
+        (lambda f: cut(f["idx"], 20), "does not begin with Megatron's magic"),
+        (lambda f: f["idx"].write_bytes(b"TNTIDX" + bytes(200)), "does not begin with Megatron's magic MMIDIDX"),
+        (lambda f: f["idx"].write_bytes(f["idx"].read_bytes().replace(b"\x01", b"\x07", 1)), "has version 7"),
+        (lambda f: f["json"].unlink(), "a.json is missing beside .*a.idx: .*copy it along"),
+        (lambda f: f["json"].write_text("{}"), "is no corpus sidecar"),
+        (lambda f: f["bin"].unlink(), "a.bin does not exist, though .*a.json does"),
+    ],
+)  # fmt: skip
+def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
+    assert callable(damage)
+    damage(files(write(tmp_path / "a")))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Corpus(tmp_path / "a")
+
+
+def test_verify_sees_a_flipped_bit(tmp_path: Path) -> None:
+    data = bytearray((path := files(write(tmp_path / "a"))["bin"]).read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.bin is not what the sidecar's sha256 says"):
+        verify(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"a\.bin is not what its sidecar's sha256 says"):
+        merge([str(tmp_path / "a")], None, tmp_path / "b")
+    assert not list(tmp_path.glob("b*"))
+
+
+def test_a_prefix_where_nothing_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data/x\.json does not exist; give a corpus by its prefix"):
+        Corpus(tmp_path / "data/x")
+
+
+def test_a_writer_leaves_all_or_nothing(tmp_path: Path) -> None:
+    """Nothing where it fails or has nothing; the old corpus where a new one fails; the new one where it succeeds."""
+    new = tmp_path / "new/folder"
+    with pytest.raises(ValueError, match="no document to write"), CorpusWriter(new / "a", 100) as writer:
+        writer.finish([], TOKENIZER, {}, {}, 8)
+    assert not new.exists()
+    write(tmp_path / "a")
+    with pytest.raises(FileExistsError, match=r"a\.bin exists already; .*--overwrite"):
+        write(tmp_path / "a")
+    with pytest.raises(ValueError, match="do not fit a vocabulary of 32000"):
+        write(tmp_path / "a", [[[32000]]], overwrite=True)
+    assert len(verify(tmp_path / "a")) == 4
+    write(tmp_path / "a", [[[4, 4]]], overwrite=True)
+    assert len(verify(tmp_path / "a")) == 1
+    assert {path.name for path in tmp_path.glob("a*")} == {"a.bin", "a.idx", "a.json"}
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial/bin").write_bytes(b"old")
+    assert len(verify(write(tmp_path / "a"))) == 4
+
+
+def test_merging_renumbers_and_can_be_repeated(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", [[[1, 3, 2]], [[1, 2]]])
+    merge([str(a), str(b)], [0, 1], tmp_path / "ab")
+    merge([str(tmp_path / "ab"), str(a)], None, tmp_path / "aba")
+    whole = verify(tmp_path / "aba")
+    assert [ids.tolist() for ids in whole] == [ids.tolist() for part in (a, b, a) for ids in Corpus(part)]
+    assert [(s["name"], s["type"], s["start"], s["end"]) for s in whole.sources] == [
+        ("a", 0, 0, 4), ("b", 1, 4, 6), ("a-2", 0, 6, 10),
+    ]  # fmt: skip
+    assert whole.documents.tolist() == [0, 2, 3, 4, 5, 6, 8, 9, 10]
+    assert [s["tokens"] for s in whole.sources] == [12, 5, 12]
+    merge([str(tmp_path / "aba")], [7], tmp_path / "one")
+    assert {source["type"] for source in Corpus(tmp_path / "one").sources} == {7}
+
+
+def test_merging_refuses_another_tokenizer(tmp_path: Path) -> None:
+    a = write(tmp_path / "a")
+    sidecar = json.loads(files(write(tmp_path / "b"))["json"].read_text())
+    sidecar["tokenizer"]["fingerprint"] = "0" * 64
+    (tmp_path / "b.json").write_text(json.dumps(sidecar))
+    c = write(tmp_path / "c", vocab_size=70_000)
+    for other in (tmp_path / "b", c):
+        with pytest.raises(ValueError, match=f"{other} has tokenizer .* write one of them again"):
+            merge([str(a), str(other)], [0, 1], tmp_path / "m")
+    with pytest.raises(ValueError, match="2 corpora but 1 types"):
+        merge([str(a), str(a)], [0], tmp_path / "m")
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_dropped_documents_are_carried_along(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path / "a", 10) as writer:
+        writer.add(np.array([1, 2]), np.array([2]), np.array([1]))
+        writer.drop({"line": 4, "reason": "no text"})
+        writer.finish([{"name": "a", "type": 0, "start": 0, "end": 1}], TOKENIZER, {}, {}, 8)
+    merge([str(tmp_path / "a")], None, tmp_path / "b")
+    assert json.loads((tmp_path / "b.dropped.jsonl").read_text()) == {
+        "corpus": str(tmp_path / "a"), "line": 4, "reason": "no text",
+    }  # fmt: skip
+    assert Corpus(tmp_path / "b").sidecar["dropped"] == 1
+
+
+def test_a_disk_without_room_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there"):
+        require_space(tmp_path / "not/yet/there", 10**18)

@@ -1,0 +1,177 @@
+"""pretrain/encode.py: ids equal SentencePiece's, from either file; token starts are right; what is wrong is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import build_tokenizer
+import encode
+import numpy as np
+import pytest
+import sentencepiece
+from conftest import small_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁🤖")
+
+
+@pytest.fixture
+def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_tokenizer / name, tmp_path)
+    return tmp_path
+
+
+def expected_starts(encoder: encode.Encoder, text: str, ids: np.ndarray) -> list[int]:
+    """Token by token, from the pieces: the plain way of saying what `starts` means for SentencePiece."""
+    assert isinstance(encoder.engine, encode.SentencePieceEngine)
+    at, starts = -1, []  # the first character of the normalised text is the prefixed space
+    for index in ids.tolist():
+        piece = encoder.engine.model.id_to_piece(index)
+        if encoder.engine.model.is_byte(index):
+            begins = int(piece[1:-1], 16) & 0xC0 != 0x80
+            starts.append(at if begins else -1)
+            at += begins
+        else:
+            starts.append(max(at, 0))
+            at += len(piece)
+    if len(starts) > 1 and starts[1] == 0:
+        starts[1] = -1
+    return starts
+
+
+def test_both_files_give_sentencepieces_ids_and_the_same_starts(tiny_tokenizer: Path, json_only: Path) -> None:
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
+    piecewise, fast = encode.load(tiny_tokenizer), encode.load(json_only)
+    assert (piecewise.engine.name, fast.engine.name, fast.checker) == ("sentencepiece", "tokenizers", None)
+
+    @settings(max_examples=300, deadline=None)
+    @given(TEXTS)
+    def same(text: str) -> None:
+        ours, theirs = piecewise.encode(text, 1), fast.encode(text)
+        assert ours.ids.tolist() == theirs.ids.tolist() == oracle.encode(text)
+        assert ours.starts().tolist() == theirs.starts().tolist() == expected_starts(piecewise, text, ours.ids)
+
+    same()
+
+
+def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> None:
+    for folder in (tiny_tokenizer, json_only):
+        encoder = encode.load(folder)
+        ids = encoder.encode("a <s> b </s> <unk>").ids
+        assert not {0, 1, 2} & set(ids.tolist())
+        assert encoder.document(ids).tolist() == [1, *ids.tolist(), 2]
+        assert encoder.engine.decode(encoder.document(ids)) == "a <s> b </s> <unk>"
+
+
+def test_fingerprint_is_build_tokenizers_from_either_file(
+    tiny_tokenizer: Path, json_only: Path, tmp_path: Path
+) -> None:
+    truth = build_tokenizer.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
+    model_only = tmp_path / "model"
+    model_only.mkdir()
+    shutil.copy(tiny_tokenizer / "tokenizer.model", model_only)
+    encoders = [encode.load(folder) for folder in (tiny_tokenizer, json_only, model_only)]
+    assert {encoder.fingerprint for encoder in encoders} == {truth}
+    assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
+
+
+def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The merges in another order, as conversions have written them: the self-check refuses the folder by name."""
+    for file in tiny_tokenizer.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["model"]["merges"].reverse()
+    path.write_text(json.dumps(table))
+    encoder = encode.load(tmp_path)
+    with pytest.raises(ValueError, match=r"gives other ids than its tokenizer.model .* tools/build_tokenizer\.py"):
+        for text in small_texts():
+            encoder.encode(text, number=1)
+
+
+def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
+    encoder = encode.load(tiny_tokenizer)
+    for number in range(1, 1201):
+        encoder.encode("a b", number)
+    encoder.encode("a b")
+    assert encoder.checked == encode.CHECK_FIRST + 2  # and the 500th and 1,000th
+    encoder.encode("long " * encode.CHECK_CHARACTERS, 1)
+    assert encoder.checked == encode.CHECK_FIRST + 3
+
+
+def test_a_normalising_model_takes_sentencepieces_own_offsets(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"row {i} of ① some  plain text ﬁne" for i in range(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=330, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="nmt_nfkc", minloglevel=2,
+    )  # fmt: skip
+    encoder = encode.load(tmp_path)
+    encoded = encoder.encode("① plain  ﬁne")
+    starts = encoded.starts()
+    assert len(starts) == len(encoded.ids)
+    assert {i for i in (1, 2) if i in starts} and max(starts) < len("① plain  ﬁne")
+    assert all(a < b for a, b in zip(starts[starts >= 0], starts[starts >= 0][1:], strict=False))
+
+
+def byte_level_folder(folder: Path, extra: int = 0) -> Path:
+    """A tokenizer of the LLaMA-3 and Qwen kind: byte-level BPE, NFC, trimmed offsets, no BOS; `extra` idle pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        special_tokens=["<|endoftext|>"],
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["the cat sat on the mat. 山水 the end"] * 20, trainer)
+    if extra:
+        tokenizer.add_tokens([f"<extra {i}>" for i in range(extra)])
+    tokenizer.enable_truncation(4)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": None, "eos_token": {"content": "<|endoftext|>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
+    encoder = encode.load(byte_level_folder(tmp_path))
+    assert encoder.bos_id is None
+    text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
+    encoded = encoder.encode(text)
+    assert encoder.eos_id not in encoded.ids and encoder.document(encoded.ids)[-1] == encoder.eos_id
+    assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
+    starts = encoded.starts()
+    assert 8 in starts  # the space after the full stop opens a token
+    assert (starts == -1).sum() > 0 and all(np.diff(starts[starts >= 0]) > 0)
+
+
+def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
+    encoder = encode.load(byte_level_folder(tmp_path, extra=70_000))
+    ids = encoder.encode("the <extra 69999> end").ids
+    assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1 and ids.dtype == np.int32
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        encode.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        encode.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is no SentencePiece model"):
+        encode.load(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
+        encode.load(tmp_path)
+    shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
+    with pytest.raises(ValueError, match='names no end-of-text token; add "eos_token"'):
+        encode.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer does not have"):
+        encode.load(tmp_path)

@@ -1,0 +1,125 @@
+"""pretrain/segment.py: sentence ends as a reader would put them, and samples that are fewest, balanced and whole."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import segment
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+LABELLED = [  # `|` where a sentence ends and another begins
+    ("english", "It rained.| The road was wet.| Why?| Nobody asked!| They left..."),
+    ("english", "Dr. J. Smith met Mrs. Lee at 3.15 p.m. on the U.S. coast.| They spoke, e.g. about Fig. 2 and No. 5."),
+    ("english", 'He said "Stop."| Then he ran.| (Nobody saw it.)| “Why not?” she asked.'),
+    ("english", "Pi is 3.14159.| See example.com or v1.2.3 for more.| 1999 was a good year."),
+    ("english", "He said no.| She agreed.| Well... he was right."),
+    ("english", "Things to buy:\n|1. Bread\n|2. Milk.\n\n|12. Old wine\n|And that is all."),
+    ("chinese", "他来了。|你好吗？|太好了！！|“走吧。”|她说：“好。”|价格是3.5元。|等等……|再说。|"),
+    ("chinese", "第一段。\n|第二段没有句号\n  \n|（完。）|《书》出版了！|Yes!|是的"),
+    ("auto", "他说OK!|我们走。| It works.| Now 版本2.0 runs.| 结束"),
+    ("auto", "def f():\n|    return a.b  # Done.\n\n\n|x = 1.5\n|"),
+    ("code", "import os\n\n\n|if x:  # Why? Because.\n|    y = 2\n|"),
+]
+
+
+@pytest.mark.parametrize(("language", "labelled"), LABELLED)
+def test_sentence_ends_as_labelled_by_hand(language: str, labelled: str) -> None:
+    text = labelled.replace("|", "")
+    ends = segment.sentence_ends(text, language)
+    assert "|".join(text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])) == labelled
+
+
+def best(edges: list[int], limit: int) -> tuple[int, int]:
+    """(pieces, sum of squared lengths) of the best division, by trying every one."""
+    inner = edges[1:-1]
+    divisions = []
+    for count in range(len(edges)):
+        for cuts in itertools.combinations(inner, count):
+            lengths = np.diff([edges[0], *cuts, edges[-1]])
+            if lengths.max() <= limit:
+                divisions.append((count + 1, int((lengths**2).sum())))
+        if divisions:
+            return min(divisions)
+    raise AssertionError("no division")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=11), st.integers(9, 25))
+def test_balance_is_the_best_of_all_divisions(lengths: list[int], limit: int) -> None:
+    edges = [0, *itertools.accumulate(lengths)]
+    chosen = segment.balance(np.array(edges), limit)
+    pieces = np.diff(chosen)
+    assert set(chosen.tolist()) <= set(edges) and pieces.max() <= limit
+    assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
+def test_large_windows_give_the_same_as_whole_tables(lengths: list[int], limit: int) -> None:
+    edges = np.array([0, *itertools.accumulate(lengths)])
+    dense = segment._DENSE
+    try:
+        segment._DENSE = 0
+        narrowed = segment.balance(edges, limit)
+        segment._DENSE = 1 << 60
+        assert narrowed.tolist() == segment.balance(edges, limit).tolist()
+    finally:
+        segment._DENSE = dense
+
+
+TEXTS = st.text(st.sampled_from(list("ab .,!?\n。，！“”山水🤖")), min_size=0, max_size=120)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.integers(8, 40), st.sampled_from(segment.LANGUAGES), st.integers(0, 1))
+@example("a" * 100, 8, "auto", 1)
+@example("🤖" * 30, 9, "auto", 1)
+def test_samples_are_the_document(text: str, limit: int, language: str, bos: int) -> None:
+    """Lengths add up, none is over the limit, cuts fall on the best places that there are, and never inside a character
+    where that can be avoided. Every UTF-8 byte of a character outside ASCII is a token here."""
+    starts = np.concatenate([[], *([i] + [-1] * (len(c.encode()) - 1) for i, c in enumerate(text))]).astype(np.int64)
+    lengths = segment.sample_lengths(text, starts, limit, language, bos)
+    total = len(starts) + bos + 1
+    assert lengths.dtype == np.int32 and lengths.sum() == total and 0 < lengths.min() <= lengths.max() <= limit
+    cuts = np.cumsum(lengths)[:-1] - bos
+    assert all(starts[cut] >= 0 for cut in cuts)
+    ends = set(segment.sentence_ends(text, language))
+    sentences = [0, *(i + bos for i, c in enumerate(starts) if i and c in ends), total]
+    if max(np.diff(sentences)) <= limit:
+        assert all(starts[cut] in ends for cut in cuts)
+        greedy, at = 0, 0
+        while at < total:
+            at = max(edge for edge in sentences if edge <= at + limit)
+            greedy += 1
+        assert len(lengths) == greedy
+
+
+def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
+    def pieces(text: str, limit: int) -> list[str]:
+        ends = np.cumsum(segment.sample_lengths(text, np.arange(len(text)), limit)) - 1
+        return [text[max(0, a) : b] for a, b in itertools.pairwise([0, *ends.tolist()])]
+
+    assert pieces("one two, three four, five six", 16) == ["one two,", " three four,", " five six"]
+    assert pieces("one two three four", 12) == ["one two", " three four"]
+    assert pieces("山水人家国学生东西", 8) == ["山水人家", "国学生东西"]  # 1 + 4 and 5 + 1 tokens
+    assert pieces("A b. " + "c" * 20 + ". D e.", 12)[0].startswith("A b.")
+
+
+def test_a_document_that_fits_is_one_sample() -> None:
+    assert segment.sample_lengths("a b", np.arange(3), 5).tolist() == [5]
+    assert segment.sample_lengths("", np.arange(0), 8, bos=0).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "unit", [".", " ", "\n", " \n", "…", "。", "a", "a. ", "a.  b", "?!\"'", "\n   ", ",", "e.g. "]
+)
+def test_time_grows_with_the_length_only(unit: str) -> None:
+    """100,000 characters of what makes patterns backtrack, in a second rather than minutes."""
+    text = unit * (100_000 // len(unit))
+    start = time.perf_counter()
+    for language in segment.LANGUAGES:
+        lengths = segment.sample_lengths(text, np.arange(len(text)), 1000, language)
+        assert lengths.max() <= 1000
+    assert time.perf_counter() - start < 15

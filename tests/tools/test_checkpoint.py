@@ -1,0 +1,139 @@
+"""tools/checkpoint.py: the seal finds every change, the fingerprint survives resharding, compare says how far."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoint
+import pytest
+import torch
+from conftest import RunScript
+from safetensors.torch import load_file, save_file
+
+SCRIPT = "tools/checkpoint.py"
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
+def shard(source: Path, target: Path, count: int = 3) -> Path:
+    """The same weights in several shards."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    state = load_file(source / "model.safetensors")
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    places = {name: files[number % count] for number, name in enumerate(sorted(state, reverse=True))}
+    for file in files:
+        save_file({name: state[name] for name, place in places.items() if place == file}, target / file)
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return target
+
+
+def test_seal_lists_files_parents_and_weights(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+    (folder / ".cache").mkdir()
+    (folder / ".cache/hidden").write_text("not part of it")
+    parent = shard(folder, tmp_path / "parent")
+    run_script(SCRIPT, "seal", folder, "--parents", parent)
+    sealed = json.loads((folder / "checkpoint.json").read_text())
+    assert sealed["kind"] == "full"
+    assert set(sealed["files"]) == {path.name for path in folder.iterdir() if path.is_file()} - {"checkpoint.json"}
+    assert sealed["parents"] == [{"name": "parent", "weights": sealed["weights"]}]
+    assert "as sealed" in run_script(SCRIPT, "verify", folder).stdout
+    shown = run_script(SCRIPT, "show", folder).stdout
+    assert sealed["weights"] in shown
+    assert "the same weights" in shown
+    first = (folder / "checkpoint.json").read_bytes()
+    run_script(SCRIPT, "seal", folder, "--parents", f"{parent},")
+    assert (folder / "checkpoint.json").read_bytes() == first
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "one bit of the weights": (lambda f: flip(f / "model.safetensors"), ["model.safetensors is not as it was sealed"]),
+    "one bit of the tokenizer": (lambda f: flip(f / "tokenizer.model"), ["tokenizer.model is not as it was sealed"]),
+    "cut off": (lambda f: (f / "config.json").write_text("{"), ["config.json has 1 bytes, the seal says"]),
+    "missing": (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
+    "more": (lambda f: (f / "chat_template.jinja").write_text(""), ["chat_template.jinja is not in the seal"]),
+    "no seal": (lambda f: (f / "checkpoint.json").unlink(), ["has no checkpoint.json", "tools/checkpoint.py seal"]),
+    "seal damaged": (lambda f: (f / "checkpoint.json").write_text("{"), ["checkpoint.json is damaged"]),
+    "seal empty": (lambda f: (f / "checkpoint.json").write_text("{}"), ["checkpoint.json lists no files"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_names_the_file(folder: Path, run_script: RunScript, change: str) -> None:
+    checkpoint.seal(str(folder))
+    spoil, said = CHANGES[change]
+    spoil(folder)
+    done = run_script(SCRIPT, "verify", folder, status=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for part in said:
+        assert part in done.stderr
+
+
+def test_kinds(folder: Path, tmp_path: Path) -> None:
+    assert checkpoint.kind_of(folder) == "full"
+    (folder / "config.json").write_text('{"quantization_config": {"bits": 4}}')
+    assert checkpoint.kind_of(folder) == "quantised"
+    save_file({"a": torch.ones(1)}, folder / "model.safetensors", {"kind": "additive-diff"})
+    assert checkpoint.kind_of(folder) == "diff"
+    (folder / "adapter_config.json").write_text("{}")
+    assert checkpoint.kind_of(folder) == "adapter"
+
+
+def test_resharded_weights_compare_equal(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+    other = shard(folder, tmp_path / "shards")
+    assert checkpoint.weights_of(folder)[1] == checkpoint.weights_of(other)[1]
+    assert run_script(SCRIPT, "compare", folder, other).stdout.startswith("equal: ")
+
+
+def test_compare_says_how_far(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+    state = load_file(folder / "model.safetensors")
+    other = shutil.copytree(folder, tmp_path / "other")
+    changed = {name: value.clone() for name, value in state.items()}
+    changed["model.norm.weight"][5] += 0.25
+    changed["model.layers.0.self_attn.q_proj.weight"][1, 2] += 0.125
+    save_file(changed, other / "model.safetensors")
+    done = run_script(SCRIPT, "compare", folder, other, status=1)
+    assert done.stdout.startswith("different: 2 of ")
+    assert "in 2 of " in done.stdout
+    assert "largest difference 0.25 in model.norm.weight" in done.stdout
+    changed["model.norm.weight"][5] = float("nan")
+    changed.pop("lm_head.weight")
+    changed["model.embed_tokens.weight"] = changed["model.embed_tokens.weight"].half()
+    changed["model.layers.0.self_attn.q_proj.weight"] = torch.ones(3)
+    save_file(changed, other / "model.safetensors")
+    done = run_script(SCRIPT, "compare", folder, other, status=1)
+    assert "largest difference inf in model.norm.weight" in done.stdout
+    assert f"lm_head.weight is only in {folder}" in done.stdout
+    assert "model.embed_tokens.weight is F32 [800, 64] and F16 [800, 64]" in done.stdout
+    assert "q_proj.weight is F32 [64, 64] and F32 [3]" in done.stdout
+
+
+def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+    """Bits count: -0 is not +0, and the same NaN is equal."""
+    for name, zero in (("a", 0.0), ("b", -0.0)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.tensor([float("nan"), zero])}, tmp_path / name / "model.safetensors")
+    done = run_script(SCRIPT, "compare", tmp_path / "a", tmp_path / "b", status=1)
+    assert done.stdout.startswith("different: 1 of 2 parameters")
+    assert run_script(SCRIPT, "compare", tmp_path / "a", tmp_path / "a").stdout.startswith("equal")
+
+
+@pytest.mark.parametrize("command", ["seal", "verify", "show"])
+def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_script: RunScript, command: str) -> None:
+    done = run_script(SCRIPT, command, tmp_path / "none", status=2)
+    assert f"{tmp_path / 'none'} is no folder here" in done.stderr
+    done = run_script(SCRIPT, command, tmp_path, status=2)
+    assert str(tmp_path) in done.stderr
+    done = run_script(SCRIPT, command, tmp_path, "--quick", status=2)
+    assert "unknown option --quick" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,111 @@
+"""tools/export_hf_checkpoint.py: shards of the size asked for, which transformers loads to what peft merges."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RunScript
+from safetensors.torch import load_file
+
+SCRIPT = "tools/export_hf_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LoRA adapter of the tiny checkpoint, with its tokenizer and a template."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    torch.manual_seed(5)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_checkpoint),
+        LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    return folder
+
+
+def test_export_is_sharded_and_loads_as_the_merged_model(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "merged"
+    run_script(
+        SCRIPT,
+        "--base_model",
+        tiny_checkpoint,
+        "--lora_model",
+        adapter,
+        "--output_dir",
+        out,
+        "--max_shard_size",
+        "250KB",
+    )
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(sum(t.nbytes for t in load_file(shard).values()) <= 250_000 for shard in shards)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    expected = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().state_dict()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    merged, info = loaded
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert merged.dtype == torch.float32
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=2e-6, atol=2e-7)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert (out / "tokenizer.model").read_bytes() == (tiny_checkpoint / "tokenizer.model").read_bytes()
+
+
+def test_one_file_by_default_and_a_sealed_export_verifies(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    out = tmp_path / "merged"
+    run_script(SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", adapter, "--output_dir", out)
+    assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
+    run_script("tools/checkpoint.py", "seal", out, "--parents", f"{tiny_checkpoint},{adapter}")
+    assert [parent["name"] for parent in json.loads((out / "checkpoint.json").read_text())["parents"]] == [
+        "base",
+        "adapter",
+    ]
+    run_script("tools/checkpoint.py", "verify", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"--max_shard_size": "big"}, "'big' is no size"),
+        ({"--lora_model": "none"}, "none is no folder here; --lora_model"),
+        ({"--base_model": "none"}, "none is no folder here; --base_model"),
+        ({"--load_8bit": "True"}, "unknown option --load_8bit"),
+    ],
+)
+def test_bad_input(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript, options: dict[str, str], said: str
+) -> None:
+    given = {"--base_model": tiny_checkpoint, "--lora_model": adapter, "--output_dir": tmp_path / "out"} | options
+    done = run_script(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript) -> None:
+    broken = shutil.copytree(adapter, tmp_path / "adapter")
+    with (broken / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    done = run_script(
+        SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", broken, "--output_dir", tmp_path / "out", status=2
+    )
+    assert f"{broken / 'adapter_model.safetensors'} is cut off" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

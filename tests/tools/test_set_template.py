@@ -1,0 +1,86 @@
+"""tools/set_template.py: a new folder with the template, the old one untouched; a wrong template is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import set_template
+from conftest import REPOSITORY, RunScript
+
+SCRIPT = "tools/set_template.py"
+ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
+
+
+def test_new_folder_has_the_template_and_the_same_weights(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("old")
+    (model / "extraction.json").write_text("{}")
+    (model / "checkpoint.json").write_text("{}")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "older"}))
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    out = tmp_path / "out"
+    run_script(SCRIPT, "--model_path", model, "--template_path", ALPACA, "--output_dir", out)
+
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert {path.name for path in out.iterdir()} == set(before) - {"checkpoint.json"}
+    for name in set(before) - {"checkpoint.json", "chat_template.jinja", "tokenizer_config.json", "run.json"}:
+        assert (out / name).read_bytes() == before[name]
+    assert (out / "chat_template.jinja").read_bytes() == ALPACA.read_bytes()
+    assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi", "input": "there"}], tokenize=False)
+    assert str(text).startswith("<s>Below is an instruction")
+    (out / "config.json").write_text("{}")  # small files are copies, not links
+    assert (model / "config.json").read_bytes() == before["config.json"]
+
+
+BROKEN = {
+    "syntax": ("{{ bos_token", "does not render"),
+    "refusal": ("{{ raise_exception('no ' + messages[0].role) }}", "does not render: no user"),
+    "unknown name": ("{{ messages[0].content + missing }}", "does not render"),
+    "no input": ("{{ messages[0].content }}", "'input'"),
+    "no content": ("{{ messages[0].input }}", "'content'"),
+    "changed": ("{{ messages[0].content | upper }} {{ messages[0].input }}", "'content'"),
+    "forbidden": ("{{ messages.__class__.__mro__ }}", "does not render"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_wrong_template_is_refused(tiny_checkpoint: Path, tmp_path: Path, case: str) -> None:
+    text, said = BROKEN[case]
+    template = tmp_path / "template.jinja"
+    template.write_text(text)
+    with pytest.raises(ValueError, match=said) as raised:
+        set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
+    assert str(template) in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["template.jinja"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--model_path", "none", "none is no folder here"),
+        ("--model_path", "finetune", "no checkpoint folder"),
+        ("--template_path", "none.jinja", "none.jinja is no .jinja file"),
+        ("--template_path", "pyproject.toml", "pyproject.toml is no .jinja file"),
+        ("--name", "alpaca", "unknown option --name"),
+    ],
+)
+def test_bad_input(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, option: str, value: str, said: str
+) -> None:
+    given = {
+        "--model_path": tiny_checkpoint,
+        "--template_path": ALPACA,
+        "--output_dir": tmp_path / "out",
+        option: value,
+    }
+    done = run_script(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,221 @@
+"""tools/tensors.py: what it writes safetensors and torch read, what they write it reads, and damage is named."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensors
+import torch
+from folders import parse_size
+from safetensors.torch import load_file, save_file
+from tensors import Spec, digests, fingerprint, from_float32, read_safetensors, read_weights, to_float32, write_shards
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def every_type() -> dict[str, torch.Tensor]:
+    """A tensor of each type, a scalar and an empty one."""
+    torch.manual_seed(3)
+    state = {f"layer.{name}": (torch.randn(5, 7) * 3).to(dtype) for name, dtype in TYPES.items()}
+    return state | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4, dtype=torch.float16)}
+
+
+def print_of(folder: Path) -> str:
+    found = read_weights(folder)
+    return fingerprint(found.values(), digests(found, ""))
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Equal names, types, shapes and bytes."""
+
+    def content(state: dict[str, torch.Tensor]) -> dict[str, tuple[object, ...]]:
+        return {
+            name: (value.dtype, value.shape, value.reshape(-1).view(torch.uint8).tolist())
+            for name, value in state.items()
+        }
+
+    return content(first) == content(second)
+
+
+def test_safetensors_reads_what_we_write_and_we_what_it_writes(tmp_path: Path) -> None:
+    state = every_type()
+    (tmp_path / "ours").mkdir()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = read_weights(tmp_path)
+    hashes = write_shards(tmp_path / "ours", list(found.values()), lambda spec: found[spec.name].chunks(4), 10**9)
+    assert same(load_file(tmp_path / "ours/model.safetensors"), state)
+    assert hashes == digests(found, "")
+
+
+@pytest.mark.parametrize("limit", [1, 300, 10**9])
+def test_shards_hold_their_limit_and_the_fingerprint_does_not_change(tmp_path: Path, limit: int) -> None:
+    state = every_type()
+    (tmp_path / "ours").mkdir()
+    save_file(state, tmp_path / "model.safetensors")
+    found = read_weights(tmp_path)
+    write_shards(tmp_path / "ours", list(found.values()), lambda spec: found[spec.name].chunks(), limit)
+    assert print_of(tmp_path / "ours") == print_of(tmp_path)
+    files = sorted((tmp_path / "ours").glob("*.safetensors"))
+    assert (len(files) == 1) == (limit == 10**9)
+    for file in files:
+        held = load_file(file)
+        assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= limit
+
+
+def test_fingerprint_sees_names_types_shapes_and_bytes(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2, 3), "b": torch.zeros(6)}
+    variants = [
+        state, {"a": state["a"], "c": state["b"]}, state | {"a": torch.ones(3, 2)},
+        state | {"b": torch.zeros(3).double()}, state | {"b": -torch.zeros(6)},
+        {"a": state["b"].view(2, 3), "b": state["a"].view(6)},
+    ]  # fmt: skip
+    prints = set()
+    for number, variant in enumerate(variants):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_file(variant, folder / "model.safetensors")
+        prints.add(print_of(folder))
+    assert len(prints) == len(variants)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-1.6"])
+def test_bin_shards_are_the_same_weights(tmp_path: Path, legacy: bool) -> None:
+    state = {name: value for name, value in every_type().items() if not (legacy and "F8" in name)}  # torch cannot
+    save_file(state, tmp_path / "model.safetensors")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    places = {}
+    for number, name in enumerate(state):
+        file = f"pytorch_model-{number:05d}.bin"
+        torch.save({name: state[name]}, folder / file, _use_new_zipfile_serialization=not legacy)
+        places[name] = file
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert print_of(folder) == print_of(tmp_path)
+
+
+def test_tensors_that_share_memory_in_a_bin_are_read_each(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    torch.save({"a": whole, "b": whole.T, "c": whole[1]}, tmp_path / "pytorch_model.bin")
+    found = read_weights(tmp_path)
+    for name, value in (("a", whole), ("b", whole.T), ("c", whole[1])):
+        assert found[name].bits.view(np.float32).reshape(value.shape).tolist() == value.tolist()
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_float_conversions_equal_torch_bit_for_bit(name: str) -> None:
+    every = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(TYPES[name])
+    bits = every.view(torch.uint16).numpy()
+    wide = to_float32(bits, name)
+    assert np.array_equal(wide, every.float().numpy(), equal_nan=True)
+    torch.manual_seed(0)
+    patterns = torch.randint(-(2**31), 2**31, (200_000,), dtype=torch.int64).to(torch.int32).view(torch.float32)
+    halves = torch.from_numpy(wide) * (1 + 2**-9)  # ties and near-ties
+    for values in (patterns, halves, torch.tensor([65504.0, 65519.0, 65520.0, 3.4e38, -0.0, 1e-45, 6e-8])):
+        ours, theirs = from_float32(values.numpy(), name), values.to(TYPES[name]).view(torch.uint16).numpy()
+        number = ~np.isnan(values.numpy())
+        assert np.array_equal(ours[number], theirs[number])
+        assert np.isnan(to_float32(ours[~number], name)).all()
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5GiB", 3 * 2**29), (77, 77)])
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "five", "5TB"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        parse_size(text)
+
+
+def sharded(folder: Path) -> Path:
+    """A folder with two shards, `a` in the first and `b` in the second, and their index."""
+    folder.mkdir()
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    for name, file in places.items():
+        save_file({name: torch.arange(100.0)}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def edit_index(folder: Path, **places: str | None) -> None:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    merged = content["weight_map"] | places
+    index.write_text(json.dumps({"weight_map": {name: file for name, file in merged.items() if file}}))
+
+
+SECOND = "model-00002-of-00002.safetensors"
+FAULTS = {
+    "cut off": (lambda f: os.truncate(f / SECOND, (f / SECOND).stat().st_size - 1), [SECOND, "cut off", "tensor b"]),
+    "cut off in the header": (lambda f: os.truncate(f / SECOND, 20), [SECOND, "header"]),
+    "empty": (lambda f: os.truncate(f / SECOND, 0), [SECOND, "get it again"]),
+    "too long": (lambda f: (f / SECOND).open("ab").write(b"x"), [SECOND, "after its last tensor"]),
+    "garbage": (lambda f: (f / SECOND).write_bytes(b"\xff" * 500), [SECOND, "no safetensors"]),
+    "no JSON": (lambda f: (f / SECOND).write_bytes(b"\x08" + bytes(7) + b"{{{{{{{{"), [SECOND, "damaged header"]),
+    "shard missing": (lambda f: (f / SECOND).unlink(), [SECOND, "missing", "holds b"]),
+    "tensor not in shard": (lambda f: edit_index(f, c=SECOND), [SECOND, "lacks tensor c"]),
+    "tensor not in index": (lambda f: edit_index(f, b=None, c=None, a=SECOND), [SECOND, "lacks tensor a"]),
+    "tensor in shard alone": (lambda f: save_file({"b": torch.ones(1), "x": torch.ones(1)}, f / SECOND), ["tensor x"]),
+    "outside": (lambda f: edit_index(f, b="../b.safetensors"), ["tensor b", "'../b.safetensors'"]),
+    "absolute": (lambda f: edit_index(f, b="/etc/passwd"), ["tensor b", "'/etc/passwd'"]),
+    "index damaged": (lambda f: (f / "model.safetensors.index.json").write_text("{"), ["index.json is damaged"]),
+    "index empty": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), ["weight_map"]),
+    "index missing": (lambda f: (f / "model.safetensors.index.json").unlink(), ["shards but no", "index.json"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damage_is_named(tmp_path: Path, fault: str) -> None:
+    folder = sharded(tmp_path / "model")
+    damage, said = FAULTS[fault]
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        read_weights(folder)
+    for part in said:
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("change", [{"shape": [99]}, {"dtype": "F99"}, {"data_offsets": [0, 8]}, {"shape": [-100]}])
+def test_header_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    header = {"a": {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]} | change}
+    text = json.dumps(header).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(400))
+    with pytest.raises(ValueError, match="tensor a"):
+        read_safetensors(file)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (os.environ["TRAP"],)
+
+
+def test_code_in_a_bin_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
+    torch.save({"a": Trap()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or holds more than tensors"):
+        read_weights(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        read_weights(tmp_path)
+
+
+def test_released_memory_is_read_again(tmp_path: Path) -> None:
+    values = torch.arange(100_000, dtype=torch.int64)
+    save_file({"a": values}, tmp_path / "model.safetensors")
+    tensor = read_weights(tmp_path)["a"]
+    kept = list(tensor.chunks(999))
+    assert np.concatenate(kept).tolist() == values.tolist()
+    assert tensors.CHUNK > 999
+    assert Spec("a", "I64", (100_000,)).nbytes == tensor.bits.nbytes

@@ -1,0 +1,485 @@
+"""tools/weight_diff.py: exact recovery to the bit, additive as published, merging as peft; bad input leaves nothing."""
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folders
+import pytest
+import torch
+import weight_diff
+from conftest import REPOSITORY, RunScript
+from safetensors.torch import load_file, save_file
+
+SCRIPT = "tools/weight_diff.py"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def variant(source: Path, target: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A copy of a checkpoint folder with other weights."""
+    shutil.copytree(source, target)
+    save_file(
+        {name: value.contiguous() for name, value in state.items()}, target / "model.safetensors", {"format": "pt"}
+    )
+    return target
+
+
+def nudged(state: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {name: value * (1 + 1e-3 * torch.randn_like(value)) for name, value in state.items()}
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[torch.dtype, list[int]]]:
+    state = load_file(folder / "model.safetensors")
+    return {name: (value.dtype, value.reshape(-1).view(torch.uint8).tolist()) for name, value in state.items()}
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if "partial" in path.name]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint after "tuning", with everything that a tuned folder may carry."""
+    folder = variant(
+        tiny_checkpoint,
+        tmp_path_factory.mktemp("tuned") / "tuned",
+        nudged(load_file(tiny_checkpoint / "model.safetensors")),
+    )
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "extraction.json").write_text('{"tasks": {}}')
+    (folder / "run.json").write_text('{"script": "pretrain/train.py"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def diff(tiny_checkpoint: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript) -> Path:
+    folder = tmp_path_factory.mktemp("diff") / "diff"
+    run_script(SCRIPT, "make_diff", "--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", folder)
+    return folder
+
+
+def test_exact_recovery_is_the_tuned_folder(
+    tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    out = tmp_path / "new/recovered"
+    run_script(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", out)
+    assert bytes_of(out) == bytes_of(tuned)
+    for file in tuned.iterdir():
+        if file.name not in ("run.json", "model.safetensors"):
+            assert (out / file.name).read_bytes() == file.read_bytes()
+    run = json.loads((out / "run.json").read_text())
+    assert run["script"] == "tools/weight_diff.py recover"
+    assert run["parents"]["diff"]["parents"]["tuned"] == {"script": "pretrain/train.py"}
+    assert left_behind(out.parent) == []
+
+
+def test_exact_keeps_mixed_types_and_added_rows(tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript) -> None:
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    raw = variant(tiny_checkpoint, tmp_path / "raw", {name: value.half() for name, value in base.items()})
+    state = nudged(base)
+    for number, name in enumerate(sorted(state)):
+        state[name] = state[name].to((torch.float32, torch.float16, torch.bfloat16)[number % 3])
+    state["lm_head.weight"] = torch.cat([state["lm_head.weight"], torch.randn(3, 64).to(state["lm_head.weight"].dtype)])
+    state["model.norm.weight"][0] = float("nan")
+    new = variant(tiny_checkpoint, tmp_path / "tuned", state | {"extra": torch.arange(5)})
+    run_script(SCRIPT, "make_diff", "--path_raw", raw, "--path_tuned", new, "--path_diff", tmp_path / "diff")
+    run_script(
+        SCRIPT, "recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"
+    )
+    assert bytes_of(tmp_path / "recovered") == bytes_of(new)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_additive_diff_is_the_published_arithmetic(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_script: RunScript, half: bool
+) -> None:
+    flag, dtype = (["--is_fp16"], torch.float16) if half else ([], torch.float32)
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    added, out = tmp_path / "diff", tmp_path / "recovered"
+    run_script(
+        SCRIPT,
+        "make_diff",
+        "--path_raw",
+        tiny_checkpoint,
+        "--path_tuned",
+        tuned,
+        "--path_diff",
+        added,
+        "--exact=False",
+        *flag,
+    )
+    done = run_script(
+        SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag
+    )
+    assert "rounded" in done.stdout
+    difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
+    for name in new:
+        expected = new[name].to(dtype) - raw[name].to(dtype)
+        assert torch.equal(difference[name], expected)
+        assert torch.equal(recovered[name], expected + raw[name].to(dtype))
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert (out / "chat_template.jinja").is_file()
+
+
+def test_published_shards_of_bin_files_recover(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    """A diff as published: .bin shards with an index, rotary frequencies in it that today's base has no more."""
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    added = tmp_path / "diff"
+    shutil.copytree(tiny_checkpoint, added, ignore=shutil.ignore_patterns("*.safetensors"))
+    state = {name: new[name] - raw[name] for name in new} | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)
+    }
+    names, places = list(state), dict[str, str]()
+    for number, part in enumerate((names[:4], names[4:]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, added / file)
+        places |= dict.fromkeys(part, file)
+    (added / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    out = tmp_path / "recovered"
+    run_script(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out)
+    recovered = load_file(out / "model.safetensors")
+    assert recovered.keys() == new.keys()
+    assert all(torch.equal(recovered[name], raw[name] + state[name]) for name in new)
+
+
+def test_wrong_base_is_refused_before_writing(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    state["model.layers.1.mlp.down_proj.weight"].view(torch.int32)[3, 5] ^= 1
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
+    out = tmp_path / "out"
+    done = run_script(SCRIPT, "recover", "--path_raw", wrong, "--path_diff", diff, "--path_tuned", out, status=2)
+    assert f"{wrong} is not the base of {diff}" in done.stderr
+    assert "model.layers.1.mlp.down_proj.weight" in done.stderr
+    assert not out.exists()
+    assert left_behind(tmp_path) == []
+
+
+def test_flipped_bit_in_the_diff_is_found(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    damaged = shutil.copytree(diff, tmp_path / "diff")
+    content = bytearray((damaged / "diff.safetensors").read_bytes())
+    content[-len(content) // 4] ^= 4
+    (damaged / "diff.safetensors").write_bytes(content)
+    done = run_script(
+        SCRIPT,
+        "recover",
+        "--path_raw",
+        tiny_checkpoint,
+        "--path_diff",
+        damaged,
+        "--path_tuned",
+        tmp_path / "o",
+        status=2,
+    )
+    assert str(damaged / "diff.safetensors") in done.stderr
+    assert "tensor model" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["diff"]
+
+
+def no_tensor(raw: Path, tuned: Path) -> None:
+    state = load_file(raw / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, raw / "model.safetensors")
+
+
+def other_shape(raw: Path, tuned: Path) -> None:
+    save_file(load_file(raw / "model.safetensors") | {"model.norm.weight": torch.ones(65)}, raw / "model.safetensors")
+
+
+BAD = {
+    "no folder": (lambda raw, tuned: shutil.rmtree(tuned), [], ["tuned is no folder here", "--path_tuned"]),
+    "no checkpoint": (lambda raw, tuned: (raw / "config.json").unlink(), [], ["raw has no config.json"]),
+    "no weights": (lambda raw, tuned: (raw / "model.safetensors").unlink(), [], ["raw has none of model.safetensors"]),
+    "no tensor": (no_tensor, ["--exact=False"], ["no tensor model.norm.weight"]),
+    "other shape": (other_shape, [], ["tensor model.norm.weight is [65]", "[64]"]),
+    "other shape, additive": (other_shape, ["--exact=False"], ["tensor model.norm.weight is [65]", "[64]"]),
+    "two kinds": (lambda raw, tuned: None, ["--is_fp16"], ["--exact=False"]),
+    "unknown": (lambda raw, tuned: None, ["--device", "cuda"], ["unknown option --device"]),
+    "no boolean": (lambda raw, tuned: None, ["--exact", "maybe"], ["--exact takes True or False", "'maybe'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_script: RunScript, case: str
+) -> None:
+    spoil, options, said = BAD[case]
+    raw, new = shutil.copytree(tiny_checkpoint, tmp_path / "raw"), shutil.copytree(tuned, tmp_path / "tuned")
+    spoil(raw, new)
+    done = run_script(
+        SCRIPT,
+        "make_diff",
+        "--path_raw",
+        raw,
+        "--path_tuned",
+        new,
+        "--path_diff",
+        tmp_path / "diff",
+        *options,
+        status=2,
+    )
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for part in said:
+        assert part in done.stderr
+    assert not (tmp_path / "diff").exists()
+    assert left_behind(tmp_path) == []
+
+
+def test_target_with_files_is_left_alone(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    (tmp_path / "out").mkdir()
+    arguments = (
+        SCRIPT,
+        "recover",
+        "--path_raw",
+        tiny_checkpoint,
+        "--path_diff",
+        diff,
+        "--path_tuned",
+        tmp_path / "out",
+    )
+    run_script(*arguments)
+    before = bytes_of(tmp_path / "out")
+    done = run_script(*arguments, status=2)
+    assert f"{tmp_path / 'out'} exists already" in done.stderr
+    assert bytes_of(tmp_path / "out") == before
+
+
+def test_small_disk_is_noticed_before_writing(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(ValueError, match=r"out needs 0\.00 GB and its disk has 0\.00 GB free"):
+        weight_diff.recover(str(tiny_checkpoint), str(diff), str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_fills_up_leaves_nothing(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    done = run_script(
+        SCRIPT, "make_diff", "--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff",
+        status=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert f"error: {tmp_path / 'diff'}: File too large while writing it" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """Base and tuned model of 128 MiB each: diff and recovery stay below 128 MiB resident, half of it libraries."""
+    torch.manual_seed(0)
+    state = {f"layers.{i}.weight": torch.randn(4096, 2048).half() for i in range(8)}
+    for name, content in (("raw", state), ("tuned", nudged(state))):
+        (tmp_path / name).mkdir()
+        save_file(content, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import weight_diff\n"
+        f"weight_diff.make_diff('{tmp_path}/raw', '{tmp_path}/tuned', '{tmp_path}/diff')\n"
+        f"weight_diff.recover('{tmp_path}/raw', '{tmp_path}/diff', '{tmp_path}/recovered')\n"
+        "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-2]) < 128 * 1024  # KiB, the high-water mark
+    recovered = load_file(tmp_path / "recovered/model.safetensors")
+    assert all(torch.equal(recovered[name], value) for name, value in nudged(state).items())
+
+
+MakeAdapter = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def make_adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """make_adapter(**LoraConfig options): a random adapter's folder, and what peft's merge_and_unload gives for it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(**options: object) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("adapter") / "adapter"
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]} | options
+        peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if parameter.requires_grad:
+                    noise = 0.05 * torch.randn_like(parameter)
+                    parameter.add_(noise.abs() if "magnitude" in name else noise)
+        peft_model.save_pretrained(str(folder))
+        merged = peft_model.merge_and_unload().state_dict()
+        return folder, {name: value.clone() for name, value in merged.items()}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def adapter(make_adapter: MakeAdapter) -> Path:
+    return make_adapter()[0]
+
+
+CONFIGURATIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
+    "dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "embedding": {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_merging_equals_peft(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter, case: str
+) -> None:
+    adapter, expected = make_adapter(**CONFIGURATIONS[case])
+    out = tmp_path / "merged"
+    run_script(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", out)
+    merged, base = load_file(out / "model.safetensors"), load_file(tiny_checkpoint / "model.safetensors")
+    assert merged.keys() == expected.keys() == base.keys()
+    changed = [name for name in base if not torch.equal(expected[name], base[name])]
+    assert len(changed) >= 4
+    for name, value in expected.items():
+        torch.testing.assert_close(merged[name], value, rtol=2e-6, atol=2e-7)
+        assert torch.equal(merged[name], base[name]) == (name not in changed)
+
+
+def test_half_precision_is_rounded_once(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    """The result is the float32 sum, rounded; not a rounded change added in half precision."""
+    adapter, _ = make_adapter()
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    raw = variant(tiny_checkpoint, tmp_path / "raw", {name: value.bfloat16() for name, value in base.items()})
+    run_script(SCRIPT, "merge", "--path_zhixi", raw, "--path_lora", adapter, "--path_sfted", tmp_path / "bfloat16")
+    run_script(
+        SCRIPT, "merge", "--path_zhixi", raw, "--path_lora", adapter, "--path_sfted", tmp_path / "float16", "--is_fp16"
+    )
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (weights[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
+    exact = base[f"{name}.weight"].bfloat16().double() + 3 * b @ a
+    for dtype in (torch.bfloat16, torch.float16):
+        folder = tmp_path / str(dtype).removeprefix("torch.")
+        merged = load_file(folder / "model.safetensors")[f"{name}.weight"]
+        assert merged.dtype == dtype
+        assert (merged != exact.to(dtype)).float().mean() < 0.002  # float32 itself is rounded before
+    assert json.loads((tmp_path / "float16/config.json").read_text())["dtype"] == "float16"
+
+
+def test_prompt_and_tokenizer_come_from_the_adapter(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    adapter, _ = make_adapter()
+    adapter = shutil.copytree(adapter, tmp_path / "adapter")
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("base")
+    merge = (SCRIPT, "merge", "--path_zhixi", base, "--path_lora", adapter, "--path_sfted")
+    run_script(*merge, tmp_path / "first")
+    for name in (*TOKENIZER, "chat_template.jinja", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (base / name).read_bytes()
+    (adapter / "chat_template.jinja").write_text("adapter")
+    (adapter / "extraction.json").write_text("{}")
+    (adapter / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    (adapter / "run.json").write_text('{"script": "finetune/finetune.py"}')
+    run_script(*merge, tmp_path / "second")
+    for name in ("chat_template.jinja", "extraction.json", "tokenizer_config.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (adapter / name).read_bytes()
+    assert (tmp_path / "second/tokenizer.model").is_file()
+    run = json.loads((tmp_path / "second/run.json").read_text())
+    assert run["parents"]["adapter"] == {"script": "finetune/finetune.py"}
+
+
+def test_vocabulary_that_grew_grows_the_model(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    adapter, _ = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
+    adapter = shutil.copytree(adapter, tmp_path / "adapter")
+    state = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in state if "lm_head" in name or "embed_tokens" in name]:
+        state[name] = torch.cat([state[name], torch.ones(5, 64)])
+    save_file(state, adapter / "adapter_model.safetensors")
+    out = tmp_path / "out"
+    run_script(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", out)
+    rows = json.loads((tiny_checkpoint / "config.json").read_text())["vocab_size"] + 5
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+    assert load_file(out / "model.safetensors")["lm_head.weight"].shape == (rows, 64)
+    state["base_model.model.lm_head.weight"] = state["base_model.model.lm_head.weight"][:-1].clone()
+    save_file(state, adapter / "adapter_model.safetensors")
+    done = run_script(
+        SCRIPT,
+        "merge",
+        "--path_zhixi",
+        tiny_checkpoint,
+        "--path_lora",
+        adapter,
+        "--path_sfted",
+        tmp_path / "no",
+        status=2,
+    )
+    assert "embedding and output" in done.stderr
+
+
+UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None], str]] = {
+    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out=True is not handled"),
+    "biases": ({"bias": "all"}, {}, "bias='all' is not handled"),
+    "other method": ({"peft_type": "LOHA"}, {}, "type 'LOHA'"),
+    "changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights='pissa'"),
+    "parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters=['experts'] is not handled"),
+    "rank": ({"r": 8}, {}, "says rank 8"),
+    "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "are not a pair"),
+    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "lora_C.weight is not handled"),
+    "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "no tensor model.layers.7.mlp.weight"),
+    "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "[64, 63] in the adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNMERGEABLE)
+def test_what_cannot_be_merged_is_refused_by_name(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, case: str
+) -> None:
+    settings, changes, said = UNMERGEABLE[case]
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((spoilt / "adapter_config.json").read_text())
+    (spoilt / "adapter_config.json").write_text(json.dumps(config | settings))
+    state = load_file(spoilt / "adapter_model.safetensors")
+    for name, shape in changes.items():
+        state.pop(f"base_model.model.{name}", None)
+        if shape is not None:
+            state[f"base_model.model.{name}"] = torch.ones(shape)
+    save_file(state, spoilt / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_swapped_folders_are_noticed(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_script: RunScript
+) -> None:
+    done = run_script(
+        SCRIPT,
+        "merge",
+        "--path_zhixi",
+        adapter,
+        "--path_lora",
+        tiny_checkpoint,
+        "--path_sfted",
+        tmp_path / "o",
+        status=2,
+    )
+    assert f"{adapter} has no config.json; --path_zhixi" in done.stderr

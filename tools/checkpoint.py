@@ -1,0 +1,247 @@
+"""Seal a checkpoint folder, verify its seal, show what it holds, compare the weights of two.
+
+    python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
+    python tools/checkpoint.py verify checkpoints/tuned      # exit 2 names the first file that is not as sealed
+    python tools/checkpoint.py show checkpoints/tuned
+    python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit 0 equal to the bit, 1 not
+
+The seal is checkpoint.json (tools/CHECKPOINT.md): size and sha256 of every file, the parents, and one fingerprint of
+the weights that stays the same however they are sharded.
+"""
+
+import hashlib
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+from exact_diff import DIFF_FILE
+from folders import SEAL, existing, read_json, refuse, write_json
+from tensors import (
+    ADAPTER_FILES,
+    FLOATS,
+    MODEL_FILES,
+    Tensor,
+    digests,
+    fingerprint,
+    progress,
+    read_safetensors,
+    read_weights,
+    to_float32,
+)  # fmt: skip
+
+ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, DIFF_FILE)
+BLOCK = 1 << 22  # bytes
+NOTES = 5  # lines that `compare` prints about tensors that cannot be compared bit by bit
+
+
+def kind_of(folder: Path) -> str:
+    """full, adapter, diff or quantised, from the files that are there."""
+    if (folder / DIFF_FILE).is_file():
+        return "diff"
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    for file in sorted(folder.glob("model*.safetensors"))[:1]:
+        if read_safetensors(file)[1].get("kind") == "additive-diff":
+            return "diff"
+    config = folder / "config.json"
+    return "quantised" if config.is_file() and read_json(config).get("quantization_config") else "full"
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file below the folder by its relative name, without the seal and what is hidden (.git, .cache)."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() != SEAL and not any(part.startswith(".") for part in name.parts):
+            found[name.as_posix()] = path
+    return found
+
+
+def hash_file(path: Path, bar: Any) -> str:
+    """sha256 of a file, in hexadecimal."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            state.update(block)
+            bar.update(len(block))
+    return state.hexdigest()
+
+
+def weights_of(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """A folder's tensors and their fingerprint, read from the bytes themselves."""
+    tensors = read_weights(folder, ALL_FILES)
+    return tensors, fingerprint(tensors.values(), digests(tensors, f"hashing {folder.name}"))
+
+
+def parent_of(folder: Path) -> dict[str, str]:
+    """A parent's name and the fingerprint of its weights: from its seal where it has one, else computed."""
+    seal = folder / SEAL
+    weights = read_json(seal).get("weights") if seal.is_file() else weights_of(folder)[1]
+    return {"name": folder.resolve().name, "weights": str(weights)}
+
+
+def seal(folder: str, parents: str | tuple[str, ...] = "", **unknown: object) -> None:
+    """Write checkpoint.json into a finished folder (again, if it has one).
+
+    Args:
+        folder: the checkpoint folder.
+        parents: folders that it was made from, separated by commas.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    path = existing(folder, "seal")
+    names = parents.split(",") if isinstance(parents, str) else parents
+    ancestors = [existing(name, "--parents") for name in names if name]
+    _, weights = weights_of(path)
+    files = files_of(path)
+    with progress(sum(file.stat().st_size for file in files.values()), "hashing files") as bar:
+        table = {name: {"size": file.stat().st_size, "sha256": hash_file(file, bar)} for name, file in files.items()}
+    content = {
+        "format": 1, "kind": kind_of(path), "weights": weights,
+        "parents": [parent_of(ancestor) for ancestor in ancestors], "files": table,
+    }  # fmt: skip
+    write_json(path / f".{SEAL}.partial", content)
+    (path / f".{SEAL}.partial").replace(path / SEAL)
+    print(f"{path / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}")
+
+
+def verify(folder: str, **unknown: object) -> None:
+    """Compare every file with the seal; exit status 2 names the first that is missing, changed or not listed.
+
+    Args:
+        folder: a sealed checkpoint folder.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    path = existing(folder, "verify")
+    if not (path / SEAL).is_file():
+        raise FileNotFoundError(
+            f"{path} has no {SEAL}; seal it where it was made: python tools/checkpoint.py seal {path}"
+        )
+    table = read_json(path / SEAL).get("files")
+    if not isinstance(table, dict):
+        raise ValueError(f"{path / SEAL} lists no files; get it again")
+    files = files_of(path)
+    for name, entry in table.items():  # sizes first: most damage shows without reading
+        if name not in files:
+            raise FileNotFoundError(f"{path / name} is missing, which the seal lists; get it again")
+        if files[name].stat().st_size != entry["size"]:
+            raise ValueError(
+                f"{path / name} has {files[name].stat().st_size:,} bytes, the seal says {entry['size']:,}; get it again"
+            )
+    for name in files:
+        if name not in table:
+            raise ValueError(f"{path / name} is not in the seal; remove it, or seal the folder again")
+    with progress(sum(entry["size"] for entry in table.values()), "verifying") as bar:
+        for name, entry in table.items():
+            if hash_file(files[name], bar) != entry["sha256"]:
+                raise ValueError(f"{path / name} is not as it was sealed (another sha256); get it again")
+    print(f"{path}: all {len(table)} files as sealed")
+
+
+def show(folder: str, **unknown: object) -> None:
+    """Say what a folder holds: kind, tensors, parameters, types, the fingerprint of its weights (computed), parents.
+
+    Args:
+        folder: a checkpoint folder, sealed or not.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    path = existing(folder, "show")
+    tensors, weights = weights_of(path)
+    types = Counter[str]()
+    for tensor in tensors.values():
+        types[tensor.dtype] += tensor.elements
+    print(f"folder      {path}")
+    print(f"kind        {kind_of(path)}")
+    print(f"tensors     {len(tensors)} in {len({tensor.file for tensor in tensors.values()})} file(s)")
+    print(f"parameters  {sum(types.values()):,} ({', '.join(f'{dtype} {count:,}' for dtype, count in types.items())})")
+    print(f"bytes       {sum(tensor.nbytes for tensor in tensors.values()):,}")
+    print(f"weights     {weights}")
+    if not (path / SEAL).is_file():
+        print("seal        none")
+        return
+    sealed = read_json(path / SEAL)
+    print(f"seal        {'the same weights' if sealed.get('weights') == weights else 'OTHER WEIGHTS: run verify'}")
+    for parent in sealed.get("parents", []):
+        print(f"parent      {parent['name']} {parent['weights']}")
+
+
+@dataclass
+class Distance:
+    """How far two sets of weights lie apart, summed tensor by tensor."""
+
+    elements: int = 0
+    different: int = 0  # elements whose bits differ (whose values differ, where the types do)
+    tensors: int = 0  # tensors with such elements
+    largest: float = 0.0  # |a - b|; infinite where one is NaN or infinite and the other is not
+    at: str = ""  # the tensor of the largest
+    squares: float = 0.0  # sum of (a - b)^2
+    size: float = 0.0  # sum of a^2
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """Take in two tensors of one shape."""
+        before = self.different
+        for ours, theirs in zip(first.chunks(), second.chunks(), strict=True):
+            numbers = first.dtype in FLOATS and second.dtype in FLOATS
+            a, b = (to_float32(ours, first.dtype), to_float32(theirs, second.dtype)) if numbers else (ours, theirs)
+            unequal = ours != theirs if first.dtype == second.dtype else a != b
+            self.different += int(np.count_nonzero(unequal))
+            if numbers:
+                with np.errstate(invalid="ignore"):
+                    gap = np.where(unequal, a.astype(np.float64) - b, 0.0)
+                gap[np.isnan(gap)] = np.inf
+                largest = float(np.abs(gap).max(initial=0.0))
+                if largest > self.largest:
+                    self.largest, self.at = largest, first.name
+                self.squares += float(gap @ gap)
+                self.size += float(np.square(a, dtype=np.float64).sum())
+        self.elements += first.elements
+        self.tensors += self.different > before
+
+
+def compare(first: str, second: str, **unknown: object) -> None:
+    """Say whether two folders hold the same weights to the bit (exit status 0), or how far apart they are (1).
+
+    Args:
+        first: a checkpoint folder.
+        second: another.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    a, b = (read_weights(existing(name, "compare"), ALL_FILES) for name in (first, second))
+    notes = [f"{name} is only in {first}" for name in a if name not in b]
+    notes += [f"{name} is only in {second}" for name in b if name not in a]
+    total = Distance()
+    with progress(sum(tensor.nbytes for tensor in a.values()), "comparing") as bar:
+        for name in (name for name in a if name in b):
+            ours, theirs = a[name], b[name]
+            if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+                kinds = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (ours, theirs))
+                notes.append(f"{name} is {' and '.join(kinds)}")
+            if ours.shape == theirs.shape:
+                total.add(ours, theirs)
+            bar.update(ours.nbytes)
+    if not total.different and not notes:
+        print(f"equal: {len(a)} tensors, {total.elements:,} parameters, every bit")
+        return
+    relative = math.sqrt(total.squares / total.size) if total.size else 0.0
+    print(f"different: {total.different:,} of {total.elements:,} parameters, in {total.tensors} of {len(a)} tensors")
+    print(f"largest difference {total.largest:.3g} in {total.at or 'no tensor'}, relative distance {relative:.3g}")
+    more = [f"and {len(notes) - NOTES} more such lines"] if len(notes) > NOTES else []
+    print(*notes[:NOTES], *more, sep="\n", end="\n" if notes else "")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        commands = {"seal": seal, "verify": verify, "show": show, "compare": compare}
+        fire.Fire(commands, [*sys.argv[1:2], "--", "--help"] if "--help" in sys.argv[2:] else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,77 @@
+"""Put a chat template into a checkpoint folder: folder in, new folder out.
+
+    python tools/set_template.py --model_path tuned --template_path finetune/templates/alpaca.jinja --output_dir new
+
+The weights are hard links where the disk allows it, so this takes a moment and no space. The template must render with
+the folder's own tokenizer, and what a user says must come out as it went in.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import fire
+from folders import SEAL, existing, link, new_folder, read_json, refuse, write_json, write_run
+
+LINKED = (".safetensors", ".bin")  # big and never edited in place
+TEMPLATE = "chat_template.jinja"
+# An instruction and an input with template syntax, format syntax, both scripts and lines in them.
+INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline two"
+
+
+def check_template(folder: Path, template: Path) -> None:
+    """Render the folder's template with its tokenizer; ValueError says what goes wrong or gets lost."""
+    import jinja2
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    message = {"role": "user", "content": INSTRUCTION}
+    for row in (message, message | {"input": INPUT}):
+        try:
+            text = tokenizer.apply_chat_template([row], tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ValueError(f"{template} does not render: {error}; correct it") from None
+        for key, part in (("content", INSTRUCTION), ("input", INPUT)):
+            if key in row and part not in str(text):
+                raise ValueError(f"{template} leaves out or changes a message's {key!r}; it must contain it as it is")
+
+
+def main(model_path: str, template_path: str, output_dir: str, **unknown: object) -> None:
+    """Write model_path with template_path as its chat template to the new folder output_dir.
+
+    Args:
+        model_path: a checkpoint or adapter folder with its tokenizer.
+        template_path: a .jinja file, such as one of finetune/templates/.
+        output_dir: a new folder.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    model, template = existing(model_path, "--model_path"), Path(str(template_path))
+    if template.suffix != ".jinja" or not template.is_file():
+        raise FileNotFoundError(f"{template} is no .jinja file here; finetune/templates/ has some")
+    files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in files if file.name not in (SEAL, TEMPLATE)]
+    if not any(file.name in ("config.json", "adapter_config.json") for file in files):
+        raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is no checkpoint folder")
+    small = [file for file in files if file.suffix not in LINKED]
+    with new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
+        for file in files:
+            (link if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
+        shutil.copyfile(template, folder / TEMPLATE)
+        config = read_json(folder / "tokenizer_config.json")
+        if config.pop("chat_template", None) is not None:  # the older place of a template; two would contradict
+            write_json(folder / "tokenizer_config.json", config)
+        check_template(folder, template)
+        options = {"model_path": model, "template_path": template, "output_dir": output_dir}
+        write_run(folder, "tools/set_template.py", options, {"model": model})
+    print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
