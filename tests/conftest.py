@@ -97,7 +97,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScr
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
     run_script(
         "examples/tiny_llama.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
-        "--hidden_size", 64, "--num_hidden_layers", 2, "--intermediate_size", 128, "--max_position_embeddings", 512,
+        "--hidden_size", 64, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--intermediate_size", 128,
+        "--max_position_embeddings", 512,
     )  # fmt: skip
     return folder
 

@@ -1,0 +1,103 @@
+"""generate_finetune.py and generate_lora.py as a user runs them: cases, the keyboard, adapters, and bad input."""
+
+import json
+from pathlib import Path
+
+import generation
+import loading
+import pytest
+from conftest import RunScript
+from generation import Decoding
+
+
+def test_pretraining_cases_are_decoded_as_published(
+    tiny_checkpoint: Path, repository: Path, run_script: RunScript
+) -> None:
+    """All 17, with 3 beams and penalty 1.6; the first one's answer is what transformers gives."""
+    done = run_script("examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--max_new_tokens", 8)
+    assert done.stdout.count("tokens in") == 17
+    assert done.stdout.count("[17/17] reasoning") == 1
+    case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
+    base = loading.load(str(tiny_checkpoint))
+    ids = generation.plain_ids(base.tokenizer, case["text"])
+    answer = generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
+    assert (
+        f"[1/17] translation\n> {case['text']}\n{answer.text}\n  ({answer.ending}: {answer.new_tokens} tokens"
+        in done.stdout
+    )
+
+
+def test_text_is_continued_line_by_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
+    """Greedy and streamed; an empty line is passed over, a prompt that is too long said and passed over."""
+    done = run_script(
+        "examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--interactive", "--num_beams", 1,
+        "--repetition_penalty", 1, "--max_new_tokens", 12, "--temperature", 0.5,
+        input=f"Ann was born in\n\n{'too long ' * 600}\n山水\n",
+    )  # fmt: skip
+    base = loading.load(str(tiny_checkpoint))
+    for text in ("Ann was born in", "山水"):
+        ids = generation.plain_ids(base.tokenizer, text)
+        assert generation.generate(base, ids, Decoding(12)).text in done.stdout
+    assert "error: the prompt has" in done.stderr
+    assert done.stderr.count("--temperature has no effect without --do_sample") == 1
+
+
+def test_extraction_cases_use_the_checkpoints_own_wording(instructed_checkpoint: Path, run_script: RunScript) -> None:
+    done = run_script(
+        "examples/generate_lora.py", "--base_model", instructed_checkpoint, "--run_ie_cases", "--max_new_tokens", 6
+    )
+    assert done.stdout.count("tokens in") == 6
+    assert "[1/6] ner (en)\n> List: person, place, organisation\n> On Monday" in done.stdout
+    assert "> 抽取实体。\n" in done.stdout
+    assert "> Find the relations of these kinds that the input states: works for, founded, based in." in done.stdout
+    assert done.stdout.count("does not parse as JSON") == 6
+    assert "chat_template" not in done.stderr
+
+
+def test_an_adapter_answers_instructions_with_its_own_template(
+    tiny_checkpoint: Path, adapter: Path, run_script: RunScript
+) -> None:
+    arguments = ("--base_model", tiny_checkpoint, "--max_new_tokens", 10)
+    done = run_script(
+        "examples/generate_lora.py", *arguments, "--lora_weights", adapter, "--interactive", input="Translate.\n山水\n"
+    )
+    tuned = loading.load(str(tiny_checkpoint), str(adapter))
+    ids = generation.prompt_ids(tuned.tokenizer, "Translate.", "山水")
+    assert generation.generate(tuned, ids, Decoding(10)).text in done.stdout
+    general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
+    assert general.stdout.count("tokens in") == 8
+    assert "has no chat_template.jinja, so instructions go in as bare text" in general.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("finetune", ("--base_model", "none"), "none does not exist; --base_model takes a checkpoint folder"),
+        ("finetune", ("--base_model", "CHECKPOINT", "--interactiv"), "unknown option --interactiv"),
+        ("finetune", ("--base_model", "CHECKPOINT", "--allocate", "[10,x]"), "--allocate takes GiB for each GPU"),
+        ("finetune", ("--base_model", "CHECKPOINT", "--num_beams", "0"), "num_beams=0 is out of range"),
+        (
+            "finetune",
+            ("--base_model", "CHECKPOINT", "--multi_gpu", "--allocate", "[10,10,10,10,10,10,10,10,10]"),
+            "--allocate names 9 GPUs, this machine has",
+        ),
+        (
+            "lora",
+            ("--base_model", "CHECKPOINT"),
+            "exactly one of --run_ie_cases, --run_general_cases and --interactive",
+        ),
+        ("lora", ("--base_model", "CHECKPOINT", "--run_ie_cases", "--interactive"), "exactly one of"),
+        ("lora", ("--base_model", "ADAPTER", "--run_ie_cases"), "is an adapter; give it as --lora_weights"),
+        ("lora", ("--base_model", "CHECKPOINT", "--lora_weights", "none", "--run_ie_cases"), "none is no adapter"),
+        ("lora_web", ("--base_model", "CHECKPOINT", "--language", "fr"), "--language takes en or zh, not 'fr'"),
+        ("finetune_web", ("--base_model", "CHECKPOINT", "--server_port", "70000"), "--server_port takes 1 to 65535"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tiny_checkpoint: Path, adapter: Path, run_script: RunScript, script: str, arguments: tuple[str, ...], said: str
+) -> None:
+    folders = {"CHECKPOINT": str(tiny_checkpoint), "ADAPTER": str(adapter)}
+    done = run_script(f"examples/generate_{script}.py", *(folders.get(a, a) for a in arguments), status=2)
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,208 @@
+"""The two web demos in a real browser: answers equal to the library's, both languages, errors, nothing from outside."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import generation
+import loading
+import pytest
+import web
+from conftest import RunScript
+from generation import Decoding
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SWITCHES = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip(f"no browser here (looked for {', '.join(BROWSERS)}); apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        launched = running.chromium.launch(executable_path=found, args=list(SWITCHES))
+        yield launched
+        launched.close()
+
+
+def served(repository: Path, log: Path, script: str, *arguments: object) -> Iterator[str]:
+    """Run a web demo until the generator is closed; yields its address once it says that it listens."""
+    port = free_port()
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, repository / script, *map(str, arguments), "--server_port", str(port)],
+            stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while "Open http" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def tuned_demo(
+    browser: Any, repository: Path, instructed_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("web") / "lora.log"
+    arguments = ("--base_model", instructed_checkpoint, "--max_new_tokens", 24)
+    yield from served(repository, log, "examples/generate_lora_web.py", *arguments)
+
+
+@pytest.fixture(scope="module")
+def pretrained_demo(
+    browser: Any, repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("web") / "finetune.log"
+    arguments = ("--base_model", tiny_checkpoint, "--max_new_tokens", 400, "--language", "zh")
+    yield from served(repository, log, "examples/generate_finetune_web.py", *arguments)
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """An empty tab that fails the test when a page asks another machine for anything, or its script fails."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 960})
+    tab.set_default_timeout(60_000)
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: asked.append(f"error:{error}"))
+    yield tab
+    tab.close()
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}, asked
+
+
+def box(page: Any, name: str) -> Any:
+    return page.locator(f"#{name} textarea")
+
+
+def wait_for(page: Any, text: str, within: str = "#status") -> None:
+    page.locator(within).filter(has_text=text).wait_for()
+
+
+def test_an_instruction_is_answered_as_by_the_library(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
+    """Typed with a control token's spelling and template syntax; the greedy answer is the one that generate gives."""
+    instruction, text = "Translate {{ x }} <s>", "山水</s> %s"
+    page.goto(tuned_demo)
+    box(page, "instruction").fill(instruction)
+    box(page, "input").fill(text)
+    page.get_by_role("button", name="Generate").click()
+    wait_for(page, "Cut after 24 tokens")
+    loaded = loading.load(str(instructed_checkpoint))
+    ids = generation.prompt_ids(loaded.tokenizer, instruction, text)
+    assert box(page, "answer").input_value() == generation.generate(loaded, ids, Decoding(24)).text
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function("document.querySelector('#answer textarea').value === ''")
+    assert box(page, "instruction").input_value() == ""
+
+
+def test_the_page_speaks_chinese_and_says_what_is_wrong(tuned_demo: str, page: Any) -> None:
+    page.goto(tuned_demo)
+    page.get_by_role("button", name="Generate").click()
+    wait_for(page, "Error: there is no text yet")
+    page.get_by_label("中文").check()
+    page.get_by_role("button", name="生成").click()
+    wait_for(page, "错误： 还没有文本")
+    page.get_by_role("tab", name="信息抽取").click()
+    box(page, "source").fill("Ann was born in Oslo.")
+    page.get_by_role("button", name="抽取", exact=True).click()
+    wait_for(page, "needs a schema such as `person, place`".replace("`", ""))
+    page.get_by_label("English").check()
+    page.get_by_role("button", name="Extract", exact=True).wait_for()
+
+
+def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
+    """An example fills the boxes; the answer is the one to the instruction of the checkpoint's extraction.json."""
+    page.goto(tuned_demo)
+    page.get_by_role("tab", name="Extraction").click()
+    page.get_by_text("person, place, organisation", exact=True).click()
+    page.wait_for_function("document.querySelector('#source textarea').value.startsWith('On Monday')")
+    text = box(page, "source").input_value()
+    page.get_by_role("button", name="Extract", exact=True).click()
+    wait_for(page, "Cut after 24 tokens")
+    loaded = loading.load(str(instructed_checkpoint))
+    ids = generation.prompt_ids(loaded.tokenizer, "List: person, place, organisation", text)
+    assert box(page, "answer").input_value() == generation.generate(loaded, ids, Decoding(24)).text
+    assert page.locator("#found").is_visible()
+
+
+def test_continuation_streams_and_can_be_stopped(pretrained_demo: str, page: Any, tiny_checkpoint: Path) -> None:
+    """Stopped, the server is free for the next prompt at once; that one's answer is the library's own."""
+    page.goto(pretrained_demo)
+    box(page, "beginning").fill("Ann was born in")
+    page.get_by_role("button", name="生成").click()
+    wait_for(page, "正在生成")
+    page.get_by_role("button", name="停止").click()
+    wait_for(page, "已停止")
+    page.get_by_text("解码设置").click()
+    page.locator("#max_new_tokens input[type=number]").fill("16")
+    page.locator("#max_new_tokens input[type=number]").blur()
+    page.get_by_role("button", name="生成").click()
+    wait_for(page, "已在 16 个词元处截断")
+    loaded = loading.load(str(tiny_checkpoint))
+    ids = generation.plain_ids(loaded.tokenizer, "Ann was born in")
+    answer = generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
+    assert box(page, "answer").input_value() == answer.text
+
+
+def test_sampling_settings_wait_for_sampling(pretrained_demo: str, page: Any) -> None:
+    page.goto(pretrained_demo)
+    page.get_by_text("解码设置").click()
+    temperature = page.locator("#temperature input[type=number]")
+    assert temperature.is_disabled()
+    page.locator("#do_sample input").check()
+    page.wait_for_function("!document.querySelector('#temperature input[type=number]').disabled")
+
+
+def test_a_port_in_use_is_one_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = ("--base_model", tiny_checkpoint, "--server_port", port)
+        done = run_script("examples/generate_finetune_web.py", *arguments, status=2)
+    assert f"error: 127.0.0.1:{port} cannot be listened on (Address already in use); choose another" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_both_languages_have_the_same_labels() -> None:
+    """Each label in both, with the same gaps to fill, and none of them empty."""
+    english, chinese = web.LABELS["en"], web.LABELS["zh"]
+    assert english.keys() == chinese.keys()
+    for name in english:
+        assert english[name] and chinese[name]
+        filled = {"tokens": 1, "seconds": 1.0, "message": "x"}
+        assert english[name].format(**filled) != chinese[name].format(**filled) or name == "top_p"
+
+
+def test_a_failure_is_shown_and_not_raised() -> None:
+    def fails() -> list[int]:
+        raise MemoryError("out of it")
+
+    loaded = loading.Checkpoint(None, None, {})
+    states = list(web.answer(loaded, fails, {}, web.LABELS["en"]))
+    assert states[-1] == ("", "**Error:** MemoryError: out of it")
+    assert web.table('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == [["born in", "Ann → Oslo"]]
+    assert web.table("no JSON") == []

@@ -1,0 +1,105 @@
+"""finetune/ie_run.py: answers in the file's order, the same for every batch, ended by EOS, with and without adapter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ie_run
+import pytest
+import torch
+from conftest import RunScript
+from instructions import Encoder, load_template, read_rows
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """An adapter folder whose weights are random, with a tokenizer that has the alpaca template."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca_short")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
+    model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
+    prompts = Encoder(tokenizer).prompts([ie_run.question(row) for row in rows[:9]])
+    assert len({len(prompt) for prompt in prompts}) > 3
+    alone = ie_run.answer(model, tokenizer, prompts, 1, 12)
+    assert ie_run.answer(model, tokenizer, prompts, 4, 12) == ie_run.answer(model, tokenizer, prompts, 9, 12) == alone
+    assert all(alone)
+
+
+def test_an_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
+    model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
+    prompts = Encoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
+    whole = ie_run.answer(model, tokenizer, prompts, 2, 8)
+    ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
+    at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
+    model.generation_config.eos_token_id = [ids[at]]
+    cut = ie_run.answer(model, tokenizer, prompts, 2, 8)
+    assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
+
+
+def test_an_adapter_changes_the_answers_and_brings_its_template(
+    tmp_path: Path, tiny_checkpoint: Path, adapter: Path, rows_file: Path, run_script: RunScript
+) -> None:
+    target = tmp_path / "predictions.jsonl"
+    done = run_script(
+        "finetune/ie_run.py", "--base_model", tiny_checkpoint, "--lora_weights", adapter, "--data_path", rows_file,
+        "--output", target, "--max_new_tokens", 6, "--limit", 10,
+    )  # fmt: skip
+    assert f"{target}: 10 answers" in done.stdout
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == read_rows(rows_file)[:10]
+    model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
+    prompts = Encoder(tokenizer).prompts([ie_run.question(row) for row in written])
+    assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
+    answers = [row["prediction"] for row in written]
+    assert ie_run.answer(model, tokenizer, prompts, 32, 6) == answers
+    base, _ = ie_run.load(str(tiny_checkpoint), "", "float32")
+    assert ie_run.answer(base, tokenizer, prompts, 32, 6) != answers
+
+
+def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Path, adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    first = sorted(tensors)[0]
+    save_file({k: v for k, v in tensors.items() if k != first}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="does not fit the model: 1 tensors are only in one"):
+        ie_run.load(str(tiny_checkpoint), str(tmp_path), "float32")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"base_model": "gone"}, "gone does not exist; --base_model takes"),
+        ({"lora_weights": "here"}, "has no adapter_config.json"),
+        ({"data_path": "gone.jsonl"}, "gone.jsonl does not exist"),
+        ({"prompt_template_name": "vicuna"}, "take one of alpaca"),
+        ({"output": "no/such/folder/p.jsonl"}, "no/such/folder does not exist"),
+        ({"max_tokens": 5}, "unknown option --max_tokens"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_loaded(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, changed: dict[str, Any], said: str
+) -> None:
+    given: dict[str, Any] = {"base_model": tiny_checkpoint, "data_path": rows_file, "output": tmp_path / "p.jsonl"}
+    changed = {name: tmp_path if value == "here" else value for name, value in changed.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        ie_run.main(**{**given, **changed})
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript, rows_file: Path) -> None:
+    arguments = ("--base_model", tmp_path / "gone", "--data_path", rows_file, "--output", tmp_path / "p.jsonl")
+    done = run_script("finetune/ie_run.py", *arguments, status=2)
+    assert done.stderr.startswith(f"error: {tmp_path / 'gone'} does not exist")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,101 @@
+"""finetune/tuning_arguments.py: the global batch, published spellings, and options that do not exist."""
+
+import pytest
+from tuning_arguments import TuningArguments, accumulation, module_names, parse, translate
+
+NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "given", "ranks", "expected"),
+    [
+        (128, 4, 0, 1, 32),
+        (128, 4, 0, 8, 4),
+        (64, 64, 0, 1, 1),
+        (None, 4, 2, 2, 2),
+        (None, 4, 0, 2, 16),
+        (8, 2, 2, 2, 2),
+    ],
+)
+def test_accumulation_makes_up_the_global_batch(
+    batch: int | None, micro: int, given: int, ranks: int, expected: int
+) -> None:
+    assert accumulation(batch, micro, given, ranks) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "given", "ranks", "said"),
+    [
+        (100, 8, 0, 1, "take --batch_size 96 or 104, or --micro_batch_size 5"),
+        (12, 4, 0, 8, "take --batch_size 32$"),
+        (16, 4, 2, 1, "4 micro batches of 4 on 1 ranks, not the 2"),
+        (0, 4, 0, 1, "at least 1"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
+    batch: int, micro: int, given: int, ranks: int, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        accumulation(batch, micro, given, ranks)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["[q_proj,v_proj]"], ["['q_proj', 'v_proj']"], ["q_proj,v_proj"], ["q_proj", "v_proj"], ["[q_proj,", "v_proj]"]],
+)
+def test_modules_are_read_in_every_published_notation(given: list[str]) -> None:
+    assert module_names(given) == ["q_proj", "v_proj"]
+    with pytest.raises(ValueError, match="names no module"):
+        module_names(["[]"])
+
+
+def test_dropped_options_are_translated_with_a_notice_each() -> None:
+    argv = "--evaluation_strategy steps --warmup-ratio=0.1 --group_by_length --save_safetensors True --no_cuda --seed 3"
+    translated, notices = translate(argv.split())
+    assert " ".join(translated) == (
+        "--eval_strategy steps --warmup_steps 0.1 --train_sampling_strategy group_by_length --use_cpu --seed 3"
+    )
+    assert len(notices) == 5
+    assert notices[0] == "--evaluation_strategy is now --eval_strategy steps"
+    assert translate(["--group_by_length", "False"])[0] == ["--train_sampling_strategy", "random"]
+    assert translate(["--seed", "3", "--overwrite_output_dir"])[0] == ["--seed", "3"]
+
+
+def options(*more: str) -> TuningArguments:
+    return parse([*NEEDED, *more], "")[0]
+
+
+def test_published_names_and_trainer_s_are_the_same_options() -> None:
+    published = options(
+        "--batch_size", "64", "--micro_batch_size", "8", "--num_epochs", "2",
+        "--lora_target_modules", "[q_proj,k_proj]",
+        "--learning-rate", "2e-3", "--train_on_inputs", "--val_set_size", "0.1", "--resume_from_checkpoint", "False",
+    )  # fmt: skip
+    trainers = options(
+        "--gradient_accumulation_steps", "8", "--per_device_train_batch_size", "8", "--num_train_epochs", "2"
+    )
+    for made in (published, trainers):
+        assert (made.batch_size, made.per_device_train_batch_size, made.gradient_accumulation_steps) == (64, 8, 8)
+        assert made.num_train_epochs == 2
+        assert made.resume_from_checkpoint is None
+        assert made.lr_scheduler_type == "linear"
+    assert published.lora_target_modules == ["q_proj", "k_proj"]
+    assert (published.learning_rate, published.train_on_inputs, published.eval_strategy) == (2e-3, True, "epoch")
+    assert trainers.lora_target_modules == ["all-linear"]
+    assert (trainers.train_on_inputs, trainers.eval_strategy, trainers.logging_nan_inf_filter) == (False, "no", False)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--base_mod", "x"], "unknown option --base_mod; did you mean --base_model"),
+        (["--zzz"], "unknown option --zzz; --help"),
+        (["--method", "prefix"], "invalid choice: 'prefix'"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--cutoff_len", "1"], "cutoff_len 1 is too small"),
+        (["--data_path", ""], "--data_path is missing"),
+    ],
+)
+def test_unknown_abbreviated_and_impossible_options_are_errors(more: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        options(*more)

@@ -1,0 +1,143 @@
+"""One real server for the whole folder: the launcher, vLLM's engine on the CPU, a tiny tuned checkpoint."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunScript
+
+START_SECONDS = 570  # about 25 s on two idle cores; test machines are seldom idle
+STOP_SECONDS = 15
+
+
+@dataclass
+class Server:
+    """A running launcher; it leads a session of its own, so its processes can be told from all others."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def post(self, path: str, body: Any, content_type: str = "application/json") -> tuple[int, dict[str, Any]]:
+        """Status and answer to a body, which is sent as JSON unless it is bytes already."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def generate(self, instruction: str, input: str = "", **parameters: Any) -> dict[str, Any]:
+        """The answer of /generate, which must be a success."""
+        body = {"instruction": instruction, "input": input, "parameters": parameters}
+        status, answer = self.post("/generate", body)
+        assert (status, answer["error"]) == (200, None), answer
+        return answer
+
+    def living(self) -> list[int]:
+        """Process ids of the session that are not dead (zombies wait for their parent and do nothing)."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def stop(self) -> float:
+        """SIGTERM; seconds until the launcher has ended. Kills what is left of the session."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        return time.monotonic() - began
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of 127.0.0.1 at which nothing listens."""
+
+    def choose() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path, free_port: Callable[[], int]
+) -> Iterator[StartServer]:
+    """start_server(folder, option, …): a server that answers /health; all are ended with the session."""
+    started: list[Server] = []
+
+    def start(model: Path, *options: object) -> Server:
+        port, log = free_port(), tmp_path_factory.mktemp("server") / "server.log"
+        command = [sys.executable, repository / "inference/launch_vllm.py", "--model", model, "--port", port, *options]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=out, stderr=out, start_new_session=True,
+                env={"OMP_NUM_THREADS": "1"} | os.environ,
+            )  # fmt: skip
+        server = Server(process, f"http://127.0.0.1:{port}", log)
+        started.append(server)
+        for _ in range(START_SECONDS * 5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
+                return server
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
+        pytest.fail(f"the server did not start (exit status {process.poll()})\n{log.read_text()[-4000:]}")
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def base_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
+    """A random LLaMA without a template; its heads are 32 wide, the least that vLLM has a kernel for on a CPU."""
+    folder = tmp_path_factory.mktemp("served") / "base"
+    run_script(
+        "examples/tiny_llama.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
+        "--hidden_size", 64, "--num_attention_heads", 2, "--num_hidden_layers", 2, "--intermediate_size", 128,
+        "--max_position_embeddings", 512,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned_checkpoint(repository: Path, base_checkpoint: Path) -> Path:
+    """The same weights with the alpaca template, as tuning leaves it."""
+    folder = base_checkpoint.parent / "tuned"
+    shutil.copytree(base_checkpoint, folder)
+    shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer, tuned_checkpoint: Path) -> Server:
+    return start_server(tuned_checkpoint)

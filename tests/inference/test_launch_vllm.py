@@ -1,0 +1,256 @@
+"""inference/launch_vllm.py: published options, presets without a GPU, clear errors before loading, a clean end."""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunScript
+from launch_checks import check_model, check_port
+from launch_presets import PLUGIN, allow_plugin, bind_cores, check_heads, kv_cache_gib, preset_for_cpu, translate
+
+LAUNCHER = "inference/launch_vllm.py"
+LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "max_position_embeddings": 4096}
+
+
+# --- the pure core ----------------------------------------------------------------------------------------------------
+
+
+def test_former_options_are_left_out_or_replaced_with_a_line_each() -> None:
+    published = "--port 8090 --model M --use-np-weights --max-num-batched-tokens 8000 --dtype half"
+    current, notices = translate(published.split())
+    assert current == ["--port", "8090", "--model", "M", "--max-num-batched-tokens", "8000", "--dtype", "half"]
+    assert len(notices) == 1
+    assert notices[0].startswith("--use-np-weights is not needed any more")
+    assert translate(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
+    assert translate(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
+
+
+def test_the_endpoint_is_allowed_beside_the_plugins_that_would_load_anyway() -> None:
+    untold: dict[str, str] = {}
+    allow_plugin(untold)
+    assert untold["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
+    assert "lora_filesystem_resolver" in untold["VLLM_PLUGINS"]
+    told = {"VLLM_PLUGINS": "mine"}
+    allow_plugin(told)
+    assert told["VLLM_PLUGINS"] == f"mine,{PLUGIN}"
+
+
+def test_cache_of_keys_and_values_holds_one_whole_context() -> None:
+    assert kv_cache_gib(LLAMA_2_7B) == 4
+    assert kv_cache_gib(LLAMA_2_7B, context=1024) == 1
+    assert kv_cache_gib({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}) == 1
+    assert kv_cache_gib({}) == 1
+
+
+def test_cores_are_shared_out_evenly() -> None:
+    assert bind_cores([0, 1, 2, 3], 2) == "0,1|2,3"
+    assert bind_cores([4, 6, 8], 2) == "4|6,8"
+    with pytest.raises(ValueError, match=r"4 processes .* need 4 cores and there are 2"):
+        bind_cores([0, 1], 4)
+
+
+def test_presets_without_a_gpu_yield_to_the_user() -> None:
+    left_open = dict.fromkeys(
+        ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len")
+    )
+    one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
+    args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
+    said = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
+    assert (args.enforce_eager, args.dtype, environment) == (True, "float32", {"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert len(said) == 3
+    chosen = argparse.Namespace(**(left_open | one | {"enforce_eager": False, "dtype": "half"}))
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+    assert preset_for_cpu(chosen, {"dtype": "float32"}, environment) == []
+    assert (chosen.enforce_eager, chosen.dtype, environment["VLLM_CPU_KVCACHE_SPACE"]) == (False, "half", "2")
+
+
+def test_heads_without_a_kernel_on_the_cpu_are_refused() -> None:
+    """vLLM itself starts and then dies at the first request."""
+    with pytest.raises(ValueError, match="heads of this model are 16 wide"):
+        check_heads({"hidden_size": 64, "num_attention_heads": 4})
+    check_heads({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 64})
+    check_heads(LLAMA_2_7B)
+    check_heads({})
+
+
+def test_a_name_that_is_no_folder_may_be_one_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check_model("org/name") is False
+    (tmp_path / "org").mkdir()
+    with pytest.raises(FileNotFoundError, match="org/name does not exist"):
+        check_model("org/name")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_model("./name")
+
+
+# --- errors, by the script --------------------------------------------------------------------------------------------
+
+
+def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
+    """A folder that cannot be served, made from a checkpoint."""
+    shutil.copytree(checkpoint, folder)
+    if kind == "no checkpoint":
+        (folder / "config.json").unlink()
+    elif kind == "adapter":
+        (folder / "config.json").rename(folder / "adapter_config.json")
+    elif kind == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif kind == "missing shard":
+        index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif kind == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif kind == "damaged config":
+        (folder / "config.json").write_text('{"architectures": [')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("no checkpoint", "is no checkpoint: it has no config.json"),
+        ("adapter", "is a LoRA adapter; merge it into its base first: python tools/weight_diff.py merge"),
+        ("no weights", "has no weights"),
+        ("missing shard", "lacks model-00002-of-00002.safetensors"),
+        ("no tokenizer", "has no tokenizer.json"),
+        ("damaged config", "config.json is damaged"),
+    ],
+)
+def test_a_folder_that_cannot_be_served(
+    run_script: RunScript, base_checkpoint: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    folder = broken(kind, base_checkpoint, tmp_path / "model")
+    error = run_script(LAUNCHER, "--model", folder, status=2).stderr
+    assert error.startswith(f"error: {folder}")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_is_quick_and_names_our_options(run_script: RunScript) -> None:
+    began = time.monotonic()
+    shown = run_script(LAUNCHER, "--help").stdout
+    assert "--template_path T" in shown
+    assert "--help=all" in shown
+    assert time.monotonic() - began < 10
+
+
+def test_a_missing_folder_and_a_missing_template(run_script: RunScript, base_checkpoint: Path, tmp_path: Path) -> None:
+    error = run_script(LAUNCHER, "--model", tmp_path / "none", status=2).stderr
+    assert (
+        error == f"error: {tmp_path}/none does not exist; --model takes a checkpoint folder or a hub name (org/name)\n"
+    )
+    error = run_script(LAUNCHER, "--model", base_checkpoint, "--template_path", tmp_path / "t.jinja", status=2).stderr
+    assert error == f"error: {tmp_path}/t.jinja does not exist; --template_path takes a Jinja file\n"
+
+
+def test_a_port_in_use_is_told_at_once(run_script: RunScript, base_checkpoint: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        began = time.monotonic()
+        error = run_script(LAUNCHER, "--model", base_checkpoint, "--port", port, status=2).stderr
+    assert error.startswith(f"error: port {port} on 127.0.0.1 is in use; ")
+    assert error.count("\n") == 1
+    assert time.monotonic() - began < 20
+    with pytest.raises(ValueError, match=r"cannot listen on 192\.0\.2\.1:80"):
+        check_port("192.0.2.1", 80)
+
+
+def test_a_wrong_template_is_told_before_the_model_is_loaded(
+    run_script: RunScript, base_checkpoint: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for message in messages %}")
+    done = run_script(
+        LAUNCHER, "--model", base_checkpoint, "--port", free_port(), "--template_path", template, status=2
+    )
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {template}: the chat template cannot render the message: ")
+    assert error.endswith("correct it, or give another with --template_path")
+    assert "EngineCore" not in done.stdout + done.stderr
+
+
+PARSE_EACH = """
+import json, sys
+from launch_vllm import parse
+for line in json.load(sys.stdin):
+    try:
+        settings = vars(parse(line))
+        print(json.dumps({name: settings[name] for name in ("host", "port", "dtype", "chat_template", "max_num_seqs")}))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_vllms_options_work_and_wrong_ones_are_told(
+    repository: Path, base_checkpoint: Path, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """Settings of several command lines, read by vLLM's parser in one process (its import takes seconds)."""
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"model: {base_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
+    here = ["--model", str(base_checkpoint), "--port", str(free_port())]
+    lines = [
+        [*here, "--template_path", "t.jinja", "--max_num_seqs", "5"],
+        [str(base_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
+        ["--config", str(config)],
+        [*here, "--max-num-batched", "8000"],
+        [*here, "--prot", "8090"],
+        [*here, "--port=x"],
+        ["--port", str(free_port())],
+        [*here, "--tensor-parallel-size", "4096"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(repository / "inference")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, vllms, from_file, *errors = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
+    assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", "t.jinja", 5)
+    assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
+    assert from_file["max_num_seqs"] == 3
+    assert [error.partition(";")[0] for error in errors] == [
+        "unknown option --max-num-batched",
+        "unknown option --prot",
+        "argument --port: invalid int value: 'x'",
+        "--model is missing",
+        *errors[4:],
+    ]
+    assert "did you mean --port?" in errors[1]
+    assert "4096 processes" in errors[4] or "cores" in errors[4]
+
+
+# --- the published command, on a base model, to its end ---------------------------------------------------------------
+
+
+def test_the_published_command_serves_a_base_model_and_ends_cleanly(start_server: Any, base_checkpoint: Path) -> None:
+    """Half precision, two processes where there are two cores, an option of old; SIGTERM leaves nothing behind."""
+    parallel = min(2, len(os.sched_getaffinity(0)))
+    server = start_server(
+        base_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",
+        "--tensor-parallel-size", parallel,
+    )  # fmt: skip
+    log = server.log.read_text()
+    assert log.startswith("note: --use-np-weights is not needed any more")
+    assert "note: no GPU: --enforce-eager" in log or "no GPU" not in log
+    answer = server.generate("The capital of", temperature=0, max_tokens=8, ignore_eos=True)
+    assert answer["num_output_tokens_cf"] == 8
+    assert server.generate("The capital of", "Norway", max_tokens=4)["error"] is None
+    assert len(server.living()) > 1
+    assert server.stop() < 10
+    assert server.process.returncode == 0
+    for _ in range(20):
+        if not server.living():
+            break
+        time.sleep(0.1)
+    assert server.living() == []

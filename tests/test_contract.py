@@ -1,0 +1,210 @@
+"""What the stages share: folders on disk. Every producer of a checkpoint against every consumer, by subprocess.
+
+The producers write their folders once; then each consumer is given each folder. And the three stages that render a
+prompt must give the same ids for the same message, since none of them may import another.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import generate_api
+import generation
+import instructions
+import pytest
+from conftest import RunScript, small_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+ROWS = [
+    {"instruction": "抽取实体。", "input": "山水人家。", "output": '{"地点": ["山水"]}'},
+    {"instruction": "Extract the entities.", "input": "Bafi was born in Tola.", "output": '{"person": ["Bafi"]}'},
+]
+FULL = ("base", "pretrained", "recovered", "recovered_additive", "merged", "exported", "tuned_full", "templated")
+CHECKPOINTS = (*FULL, "adapter")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
+    """A folder with a corpus (small.*) and instruction rows (rows.jsonl)."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "texts.txt").write_text("\n".join(small_texts(40)), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS * 8))
+    (folder / "extraction.json").write_text(json.dumps({"tasks": {"ner": {"en": {"instruction": "Extract."}}}}))
+    run_script(
+        "pretrain/preprocess.py", "--mode", "write", "--file_path", folder / "texts.txt",
+        "--save_prefix", folder / "small", "--tokenizer_path", tiny_tokenizer, "--seq_length", 64,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(
+    tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_checkpoint: Path, material: Path
+) -> dict[str, Path]:
+    """A folder from each producer, by name."""
+    place = tmp_path_factory.mktemp("produced")
+    made = {name: place / name for name in CHECKPOINTS} | {"base": tiny_checkpoint}
+    tune = (
+        "finetune/finetune.py", "--data_path", material / "rows.jsonl",
+        "--extraction_path", material / "extraction.json", "--batch_size", 4, "--micro_batch_size", 4,
+        "--max_steps", 3, "--learning_rate", "1e-2", "--report_to", "none", "--save_strategy", "no",
+    )  # fmt: skip
+    run_script(
+        "pretrain/train.py", "--model_name_or_path", made["base"], "--data_path", material / "small",
+        "--output_dir", made["pretrained"], "--max_steps", 2, "--learning_rate", "1e-2", "--report_to", "none",
+        "--save_strategy", "no",
+    )  # fmt: skip
+    pair = ("tools/weight_diff.py", "make_diff", "--path_raw", made["base"], "--path_tuned", made["pretrained"])
+    back = ("tools/weight_diff.py", "recover", "--path_raw", made["base"])
+    for diff, recovered, more in (("diff", "recovered", ()), ("sums", "recovered_additive", ("--exact=False",))):
+        run_script(*pair, "--path_diff", place / diff, *more)
+        run_script(*back, "--path_diff", place / diff, "--path_tuned", made[recovered])
+    run_script(*tune, "--base_model", made["recovered"], "--output_dir", made["adapter"])
+    run_script(*tune, "--base_model", made["base"], "--output_dir", made["tuned_full"], "--method", "full")
+    run_script(
+        "tools/weight_diff.py", "merge", "--path_zhixi", made["recovered"], "--path_lora", made["adapter"],
+        "--path_sfted", made["merged"],
+    )  # fmt: skip
+    run_script(
+        "tools/export_hf_checkpoint.py", "--base_model", made["recovered"], "--lora_model", made["adapter"],
+        "--output_dir", made["exported"], "--max_shard_size", "200KB",
+    )  # fmt: skip
+    run_script(
+        "tools/set_template.py", "--model_path", made["pretrained"],
+        "--template_path", "finetune/templates/alpaca_short.jinja", "--output_dir", made["templated"],
+    )  # fmt: skip
+    return made
+
+
+Consumer = Callable[[RunScript, Path, Path, Path], None]  # run_script, checkpoint, material, new folder to write in
+
+
+def preprocess(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    run(
+        "pretrain/preprocess.py", "--mode", "write", "--file_path", material / "texts.txt", "--save_prefix", new / "c",
+        "--tokenizer_path", folder, "--seq_length", 64,
+    )  # fmt: skip
+    assert (new / "c.bin").read_bytes() == (material / "small.bin").read_bytes()
+
+
+def pretrain(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    run(
+        "pretrain/train.py", "--model_name_or_path", folder, "--data_path", material / "small",
+        "--output_dir", new / "out", "--max_steps", 1, "--report_to", "none", "--save_strategy", "no",
+    )  # fmt: skip
+
+
+def finetune(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    run(
+        "finetune/finetune.py", "--base_model", folder, "--data_path", material / "rows.jsonl",
+        "--output_dir", new / "out", "--batch_size", 4, "--micro_batch_size", 4, "--max_steps", 2,
+        "--learning_rate", "1e-2", "--report_to", "none", "--save_strategy", "no",
+    )  # fmt: skip
+
+
+def ie_run(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    answers = new / "answers.jsonl"
+    run(
+        "finetune/ie_run.py", "--base_model", folder, "--data_path", material / "rows.jsonl", "--output", answers,
+        "--max_new_tokens", 3,
+    )  # fmt: skip
+    run("finetune/ie_eval.py", "--predictions", answers)
+
+
+def make_diff(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    run("tools/weight_diff.py", "make_diff", "--path_raw", folder, "--path_tuned", folder, "--path_diff", new / "diff")
+
+
+def seal(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    run("tools/checkpoint.py", "seal", folder)
+    run("tools/checkpoint.py", "verify", folder)
+    (folder / "checkpoint.json").unlink()
+
+
+def demo(run: RunScript, folder: Path, material: Path, new: Path) -> None:
+    answered = run("examples/generate_lora.py", "--base_model", folder, "--run_ie_cases", "--max_new_tokens", 2)
+    assert "[1/" in answered.stdout
+
+
+CONSUMERS: tuple[Consumer, ...] = (preprocess, pretrain, finetune, ie_run, make_diff, seal, demo)
+
+
+@pytest.mark.timeout(1200)
+def test_every_consumer_reads_what_every_producer_writes(
+    checkpoints: dict[str, Path], material: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    def works(producer: str, consumer: Consumer) -> str:
+        new = tmp_path / f"{producer}-{consumer.__name__}"
+        new.mkdir()
+        try:
+            consumer(run_script, checkpoints[producer], material, new)
+        except (AssertionError, pytest.fail.Exception) as error:
+            return f"{consumer.__name__} does not read what {producer} is: {error}"
+        return ""
+
+    pairs = [(producer, consumer) for producer in FULL for consumer in CONSUMERS]
+    with ThreadPoolExecutor(2) as pool:
+        assert not [reason for reason in pool.map(lambda pair: works(*pair), pairs) if reason]
+
+
+def test_an_adapter_is_read_beside_its_base(
+    checkpoints: dict[str, Path], material: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    base, adapter = checkpoints["recovered"], checkpoints["adapter"]
+    cases = ("--run_ie_cases", "--max_new_tokens", 2)
+    run_script("examples/generate_lora.py", "--base_model", base, "--lora_weights", adapter, *cases)
+    rows = ("--data_path", material / "rows.jsonl", "--max_new_tokens", 8)
+    run_script("finetune/ie_run.py", "--base_model", base, "--lora_weights", adapter, *rows, "--output", tmp_path / "a")
+    run_script("finetune/ie_run.py", "--base_model", checkpoints["merged"], *rows, "--output", tmp_path / "b")
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    for consumer in (seal, preprocess):
+        new = tmp_path / consumer.__name__
+        new.mkdir()
+        consumer(run_script, adapter, material, new)
+
+
+def test_every_folder_holds_what_the_design_asks_for(checkpoints: dict[str, Path]) -> None:
+    for name, folder in checkpoints.items():
+        held = {file.name for file in folder.iterdir()}
+        assert {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "run.json"} <= held, name
+        if name == "adapter":
+            assert {"adapter_config.json", "adapter_model.safetensors"} <= held
+        else:
+            assert {"config.json", "generation_config.json"} <= held, name
+            assert [file for file in held if file.startswith("model") and file.endswith(".safetensors")], name
+        is_tuned = name in ("adapter", "merged", "exported", "tuned_full")
+        assert ("chat_template.jinja" in held) == (is_tuned or name == "templated"), name
+        assert ("extraction.json" in held) == is_tuned, name
+        assert not [file for file in held if file.endswith((".bin", ".pt", ".partial"))], name
+
+
+def test_all_folders_have_one_tokenizer(checkpoints: dict[str, Path]) -> None:
+    text = "Bafi was born in Tola. <s> 山水人家 🤖\n\n  two  spaces"
+    ids = {name: AutoTokenizer.from_pretrained(folder)(text).input_ids for name, folder in checkpoints.items()}
+    assert all(found == ids["base"] for found in ids.values())
+
+
+def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path]) -> None:
+    """Tuning, the demos and the server give the same ids, whatever the text holds."""
+    for folder in (checkpoints["merged"], checkpoints["templated"], checkpoints["base"]):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        encoder, prompt = instructions.Encoder(tokenizer), generate_api.Prompt(tokenizer)
+        pieces = st.sampled_from(
+            ["<s>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
+        )
+        texts = st.lists(pieces | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6).map(
+            "".join
+        )
+
+        @settings(max_examples=60, deadline=None)
+        @given(texts, texts)
+        def same(instruction: str, input: str, tokenizer=tokenizer, encoder=encoder, prompt=prompt) -> None:  # type: ignore[no-untyped-def]
+            [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
+            assert tuned == generation.prompt_ids(tokenizer, instruction, input) == prompt.ids(instruction, input)
+            assert tuned[0] == tokenizer.bos_token_id
+            assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])
+
+        same()
