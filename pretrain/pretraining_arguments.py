@@ -121,7 +121,8 @@ class _Parser(HfArgumentParser):
 def parse(argv: list[str], description: str) -> tuple[PretrainingArguments, list[str]]:
     """Options and notices of a command line; ValueError on what is unknown, abbreviated or out of range."""
     words, notices = translate(argv)
-    parser = _Parser(PretrainingArguments, allow_abbrev=False, description=description, prog="train.py")
+    options: Any = PretrainingArguments
+    parser = _Parser(options, allow_abbrev=False, description=description, prog="train.py")
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
         close = difflib.get_close_matches(unknown[0], [f"--{each.name}" for each in fields(PretrainingArguments)], n=1)

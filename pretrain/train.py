@@ -141,9 +141,10 @@ def load_model(args: "PretrainingArguments") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, loaded = AutoModelForCausalLM.from_pretrained(
+    loading: Any = AutoModelForCausalLM.from_pretrained(
         args.model_name_or_path, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
+    model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{args.model_name_or_path} lacks {len(wrong)} weights, {wrong[0]} for one; get it again")

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,12 +50,19 @@ def run_script() -> RunScript:
     Fails with the script's whole output where its exit status is not `status` (0; None: any).
     """
 
-    def run(script: str, *arguments: object, status: int | None = 0, timeout: float = 300, **kwargs: object):
-        environment = os.environ | {str(k): str(v) for k, v in dict(kwargs.pop("env", None) or {}).items()}
+    def run(
+        script: str,
+        *arguments: object,
+        status: int | None = 0,
+        timeout: float = 300,
+        env: dict[str, object] | None = None,
+        cwd: Path = REPOSITORY,
+        **more: Any,
+    ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, env=environment,
-            cwd=kwargs.pop("cwd", REPOSITORY), **kwargs,
+            env=os.environ | {name: str(value) for name, value in (env or {}).items()},
+            capture_output=True, text=True, timeout=timeout, cwd=cwd, **more,
         )  # fmt: skip
         if status is not None and done.returncode != status:
             pytest.fail(
@@ -111,5 +119,5 @@ def short_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     done = quickstart(folder)
     if done.returncode:
-        pytest.fail(f"the quick start ended with status {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
+        pytest.fail(f"the quick start failed ({done.returncode})\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
     return folder

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, RunScript
 
 
 def free_port() -> int:
@@ -39,7 +39,7 @@ def test_every_step_leaves_its_result(short_quickstart: Path) -> None:
         assert ("chat_template.jinja" in held) == ("extraction.json" in held) == (checkpoint in ("adapter", "merged"))
 
 
-def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script) -> None:
+def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script: RunScript) -> None:
     world = tmp_path / "world"
     run_script("examples/demo_world.py", "--output_dir", world)
     training = "\n".join((world / f"{name}.jsonl").read_text() for name in ("en", "zh", "train"))
@@ -53,7 +53,7 @@ def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script) ->
     assert not [name for name in names if name in training]
 
 
-def test_the_same_seed_makes_the_same_world(tmp_path: Path, run_script) -> None:
+def test_the_same_seed_makes_the_same_world(tmp_path: Path, run_script: RunScript) -> None:
     few = ("--people", 40, "--documents_per_language", 20, "--rows", 20, "--heldout_rows", 10, "--real_megabytes", 0.01)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_script("examples/demo_world.py", "--output_dir", tmp_path / name, *few, "--seed", seed)

@@ -48,7 +48,8 @@ dev_stamp=$(stamp_of tests/requirements.txt)
 # Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
 install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee -a "$venv/setup.log" \
-        | awk '/^Collecting /{printf "\r  %3d packages found ", ++n; fflush()} /^(Installing|Building wheels)/{print "\n  " substr($0, 1, 76) "…"; fflush()}' \
+        | awk '/^Collecting /{if (++n % 20 == 1) {print "  " n " packages found"; fflush()}}
+               /^(Building wheels|Installing collected)/{print "  " substr($0, 1, 76) "…"; fflush()}' \
         || fail "pip could not install $*; the reason is at the end of $venv/setup.log"
 }
 

@@ -173,7 +173,15 @@ def test_a_wrong_template_is_told_before_the_model_is_loaded(
     template = tmp_path / "t.jinja"
     template.write_text("{% for message in messages %}")
     done = run_script(
-        LAUNCHER, "--model", base_checkpoint, "--port", free_port(), "--template_path", template, status=2
+        LAUNCHER,
+        "--model",
+        base_checkpoint,
+        "--port",
+        free_port(),
+        "--template_path",
+        template,
+        status=2,
+        timeout=580,
     )
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: {template}: the chat template cannot render the message: ")
@@ -211,7 +219,7 @@ def test_vllms_options_work_and_wrong_ones_are_told(
         [*here, "--tensor-parallel-size", "4096"],
     ]
     done = subprocess.run(
-        [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
         env=os.environ | {"PYTHONPATH": str(repository / "inference")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import build_tokenizer
 import pytest
@@ -77,7 +78,7 @@ def test_what_is_not_handled_is_refused_by_name(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"row {i} of some plain text" for i in range(200)))
-    plain = {
+    plain: dict[str, Any] = {
         "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False, "vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2,
     }  # fmt: skip
