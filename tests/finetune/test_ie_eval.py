@@ -63,7 +63,7 @@ def test_a_right_answer_that_does_not_parse_is_an_error() -> None:
         score([("{}", "{}"), ("{}", "Ann")])
 
 
-@pytest.mark.parametrize("variant", ["NER.gold", "NER.noisy", "NER.broken", "RE.gold_subjobj", "RE.noisy"])
+@pytest.mark.parametrize("variant", ["NER.gold", "NER.noisy", "NER.broken", "RE.gold_subjobj", "RE.noisy", "RE.broken"])
 def test_scores_equal_the_published_scorer_s(shared_data: Path, variant: str) -> None:
     """Multiset matching; a published row asks part of the types, so its annotation is cut to those."""
     pairs = []

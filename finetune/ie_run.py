@@ -1,0 +1,188 @@
+"""Ask a checkpoint the instructions of a file and write its answers: greedy, batched, the same on every run.
+
+    python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
+    python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
+
+A line of the output is the row with the answer under "prediction", in the order of the file; finetune/ie_eval.py scores
+it. The prompt is the checkpoint's own chat template (the adapter's, with --lora_weights), rendered as it was in tuning;
+a base model without one is asked with the bare instruction.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fire
+from instructions import Encoder, Message, Row, load_template, messages_of, read_rows
+
+
+def question(row: Row) -> list[Message]:
+    """The conversation up to the last answer, which is what the model is to give."""
+    messages = messages_of(row)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1]] if answers else messages
+
+
+def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices of prompts of similar length together, the longest first: what does not fit in memory fails at once."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:
+    """The folder, if it holds all the files that are needed; raises FileNotFoundError with the first that it lacks."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; {option} takes a folder with {' and '.join(names)}")
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; {option} takes a folder with {' and '.join(names)}")
+    return folder
+
+
+def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
+    """Model and tokenizer on the first GPU, or the CPU; ValueError where adapter and model do not fit together."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loading: Any = AutoModelForCausalLM.from_pretrained(
+        base_model, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+    )
+    model, loaded = loading
+    if loaded["missing_keys"]:
+        raise ValueError(f"{base_model} lacks {len(loaded['missing_keys'])} weights; get the checkpoint again")
+    source = base_model
+    if lora_weights:
+        model = with_adapter(model, lora_weights)
+        source = lora_weights if Path(lora_weights, "tokenizer.json").is_file() else base_model
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(source, local_files_only=True)
+
+
+def with_adapter(model: Any, lora_weights: str) -> Any:
+    """The model with the adapter merged into its weights; ValueError unless their tensors are the same set."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    adapted = PeftModel.from_pretrained(model, lora_weights)
+    with safe_open(Path(lora_weights, "adapter_model.safetensors"), framework="pt") as tensors:
+        different = set(tensors.keys()) ^ set(get_peft_model_state_dict(adapted))
+    if different:
+        raise ValueError(
+            f"{lora_weights} does not fit the model: {len(different)} tensors are only in one of them, "
+            f"{min(different)} for one; give the --base_model that it was tuned from"
+        )
+    return adapted.merge_and_unload()
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, max_new_tokens: int) -> list[str]:
+    """The greedy continuation of each prompt (token ids) as text, up to EOS.
+
+    Prompts are padded on the left and the padding is masked by length, so that the pad id may be any id.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import GenerationConfig
+
+    ends = {tokenizer.eos_token_id, *as_list(model.generation_config.eos_token_id)} - {None}
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    texts = [""] * len(prompts)
+    bar = tqdm(total=len(prompts), desc="answering", unit="row", disable=None)
+    for members in batches(prompts, batch_size):
+        width = max(len(prompts[index]) for index in members)
+        input_ids = torch.full((len(members), width), min(ends))  # (rows, tokens)
+        attention_mask = torch.zeros_like(input_ids)
+        for place, index in enumerate(members):
+            length = len(prompts[index])
+            input_ids[place, width - length :] = torch.tensor(prompts[index])
+            attention_mask[place, width - length :] = 1
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+            )
+        for index, ids in zip(members, output[:, width:].tolist(), strict=True):
+            end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+            texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        bar.update(len(members))
+    bar.close()
+    return texts
+
+
+def as_list(value: Any) -> list[Any]:
+    """A configuration's one-or-many value as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def main(
+    base_model: str,
+    data_path: str,
+    output: str,
+    lora_weights: str = "",
+    prompt_template_name: str = "",
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+    limit: int = 0,
+    fp16: bool = False,
+    bf16: bool = False,
+    **unknown: object,
+) -> None:
+    """Write the rows of data_path with the model's answers under "prediction" to output (JSONL).
+
+    Args:
+        base_model: the checkpoint's folder.
+        data_path: JSON or JSONL of instruction rows; right answers in them are carried along, not read.
+        output: the file to write.
+        lora_weights: the folder of an adapter to put on the checkpoint.
+        prompt_template_name: another template than the checkpoint's: a name in finetune/templates, or a path.
+        batch_size: prompts answered together.
+        max_new_tokens: tokens of the longest answer.
+        limit: answer only the first rows, 0: all.
+        fp16: compute in float16 (GPU).
+        bf16: compute in bfloat16.
+        unknown: nothing; options that do not exist are refused.
+    """
+    if unknown:
+        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
+    base = check_folder(str(base_model), ("config.json", "tokenizer.json"), "--base_model")
+    if lora_weights:
+        check_folder(str(lora_weights), ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
+    template = load_template(str(prompt_template_name)) if prompt_template_name else ""
+    rows = read_rows(str(data_path), answers=False)[: int(limit) or None]
+    target = Path(str(output))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
+
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
+    model, tokenizer = load(str(base), str(lora_weights), dtype)
+    if template:
+        tokenizer.chat_template = template
+    prompts = Encoder(tokenizer).prompts([question(row) for row in rows])
+    answers = answer(model, tokenizer, prompts, int(batch_size), int(max_new_tokens))
+    scratch = Path(f"{target}.partial")
+    with scratch.open("w", encoding="utf-8") as lines:
+        for row, text in zip(rows, answers, strict=True):
+            lines.write(json.dumps({**row, "prediction": text}, ensure_ascii=False) + "\n")
+    scratch.replace(target)
+    print(f"{target}: {len(rows)} answers")
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,228 @@
+"""The options of finetune.py: the published names on top of every option of Trainer, old spellings translated.
+
+Not a script. `parse(argv)` gives the options with every default resolved and the notices to print.
+"""
+
+import difflib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+# What transformers 5 renamed, and what it dropped without a successor that we would need.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a share of all steps
+    "no_cuda": "use_cpu",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "torchdynamo": "torch_compile_backend",
+}
+WITHOUT_EFFECT = {
+    "overwrite_output_dir": "an output folder is never overwritten",
+    "save_safetensors": "weights are always written as safetensors",
+    **dict.fromkeys(
+        ("fp16_backend", "fp16_opt_level", "half_precision_backend", "use_mps_device",
+         "jit_mode_eval", "use_ipex", "xpu_backend", "tpu_num_cores", "tpu_metrics_debug", "mp_parameters", "ray_scope",
+         "past_index", "sharded_ddp", "dispatch_batches", "split_batches", "include_tokens_per_second",
+         "include_inputs_for_metrics", "use_legacy_prediction_loop"),
+        "Trainer no longer has it",
+    ),
+}  # fmt: skip
+SWITCHES = {  # boolean options that became a value of another one: (option, value when on, value when off)
+    "group_by_length": ("train_sampling_strategy", "group_by_length", "random"),
+    "adafactor": ("optim", "adafactor", ""),
+}
+
+
+def option(default: Any, help: str, *aliases: str, **more: Any) -> Any:
+    metadata = {"help": help} | ({"aliases": list(aliases)} if aliases else {})
+    return field(default=default, metadata=metadata, **more)
+
+
+@dataclass
+class TuningArguments(TrainingArguments):
+    """Options of the tuning script; what is not listed here is Trainer's and keeps its meaning."""
+
+    base_model: str = option("", "folder of the checkpoint to tune")
+    data_path: str = option("", "JSON or JSONL of instruction rows")
+    method: Literal["lora", "full"] = option("lora", "an adapter, or all weights")
+    prompt_template_name: str = option("alpaca", "a file in finetune/templates without .jinja, or the path of one")
+    extraction_path: str = option("", "extraction.json to carry along: how the tuned model is asked to extract")
+    cutoff_len: int = option(512, "tokens of the longest row, its end included")
+    train_on_inputs: bool = option(False, "supervise the prompt too, not only the answer")
+    val_set_size: float = option(0.0, "rows held out for eval_loss: a count, or a fraction below 1")
+    batch_size: int | None = option(
+        None, "global batch: micro batch x accumulation x ranks; 128 unless --gradient_accumulation_steps is given"
+    )
+    lora_r: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "the adapter's output is scaled by alpha / r")
+    lora_dropout: float = option(0.05, "dropout before the adapter")
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={
+            "help": "all-linear, or names of modules: q_proj v_proj, q_proj,v_proj and [q_proj,v_proj] are the same"
+        },
+    )
+    wandb_project: str = option("", "log to this project of Weights & Biases")
+    wandb_run_name: str = option("", "name of the run there")
+    wandb_watch: str = option("", "what it watches: false, gradients or all")
+    wandb_log_model: str = option("", "whether it keeps the checkpoints: false, end or checkpoint")
+
+    # Trainer's own, with other defaults or a second name.
+    per_device_train_batch_size: int = option(4, "rows per rank and forward pass", "--micro_batch_size")
+    gradient_accumulation_steps: int = option(0, "micro batches per step; 0: what --batch_size asks for")
+    num_train_epochs: float = option(3.0, "passes over the data", "--num_epochs")
+    learning_rate: float = option(3e-4, "peak learning rate")
+    warmup_steps: float = option(0.03, "steps of linear warm-up; below 1: a share of all steps")
+    logging_steps: float = option(10, "log every so many steps; below 1: a share of all steps")
+    logging_first_step: bool = option(True, "log the first step too")
+    save_steps: float = option(200, "keep a checkpoint to resume from every so many steps")
+    save_total_limit: int | None = option(3, "checkpoints to keep")
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "order of the rows; similar lengths together waste the least on padding",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
+    logging_nan_inf_filter: bool = option(False, "replace NaN in the logged loss (off: NaN ends the run)")
+    remove_unused_columns: bool = option(False, "rows carry what the collator needs")
+    ddp_find_unused_parameters: bool | None = option(False, "every adapter weight takes part in every step")
+
+    def __post_init__(self) -> None:
+        for name in ("base_model", "data_path", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing; --help lists the options")
+        for name, least in (("cutoff_len", 2), ("lora_r", 1), ("val_set_size", 0), ("num_train_epochs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} is too small; it must be at least {least}")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self.gradient_accumulation_steps = accumulation(
+            self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
+        )
+        self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
+        self.lora_target_modules = module_names(self.lora_target_modules)
+        self.resume_from_checkpoint = {"false": None, "none": None, "": None, "true": "last"}.get(
+            str(self.resume_from_checkpoint or "").lower(), self.resume_from_checkpoint
+        )
+        if self.val_set_size and self.eval_strategy == "no":
+            self.eval_strategy = "epoch"
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        self._log_to_wandb()
+        if not torch.accelerator.is_available() and not self.deepspeed:
+            self.use_cpu = True  # otherwise Trainer runs CPU ranks side by side without averaging their gradients
+        super().__post_init__()
+        if self.world_size != ranks:
+            raise ValueError(f"{ranks} ranks were launched, but Trainer sees {self.world_size}; launch with torchrun")
+        if self.device.type == "cpu":
+            if self.fp16:
+                raise ValueError("--fp16 needs a GPU; leave it out on a CPU (float32), or take --bf16")
+            self.dataloader_pin_memory = False
+        if self.n_gpu > 1:
+            self._n_gpu = 1  # otherwise Trainer would multiply the batch by the GPUs; ranks come from a launcher
+
+    def _log_to_wandb(self) -> None:
+        given = {name: getattr(self, f"wandb_{name}") for name in ("project", "watch", "log_model")}
+        os.environ.update({f"WANDB_{name.upper()}": value for name, value in given.items() if value})
+        self.run_name = self.wandb_run_name or self.run_name
+        if self.wandb_project and self.report_to in (None, "none", ["none"]):
+            self.report_to = "wandb"
+        if "wandb" in (self.report_to or ()) and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb is not installed; pip install wandb, or leave --wandb_project out")
+
+
+def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
+    """Micro batches per step, so that micro x ranks x this is the global batch.
+
+    given: --gradient_accumulation_steps, 0 for none. Raises ValueError that proposes numbers which divide.
+    """
+    if micro < 1 or (batch is not None and batch < 1):
+        raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
+    together = micro * ranks
+    if batch is None:
+        batch = given * together if given else max(128 // together, 1) * together
+    if batch % together:
+        below, above = batch // together * together, -(-batch // together) * together
+        sizes = " or ".join(str(size) for size in (below, above) if size)
+        dividing = next((size for size in range(micro, 0, -1) if batch % (size * ranks) == 0), 0)
+        other = f", or --micro_batch_size {dividing}" if dividing else ""
+        raise ValueError(
+            f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} ranks; "
+            f"take --batch_size {sizes}{other}"
+        )
+    if given and given != batch // together:
+        raise ValueError(
+            f"--batch_size {batch} is {batch // together} micro batches of {micro} on {ranks} ranks, not the "
+            f"{given} of --gradient_accumulation_steps; give one of the two"
+        )
+    return batch // together
+
+
+def module_names(given: list[str]) -> list[str]:
+    """Names from any published notation: `a b`, `a,b`, `[a,b]`, `['a', 'b']`; ValueError where none is left."""
+    words = " ".join(given).replace(",", " ").strip("[]() ").split()
+    names = [word.strip("'\"") for word in words]
+    if not names:
+        raise ValueError("--lora_target_modules names no module; give all-linear or a list such as [q_proj,v_proj]")
+    return names
+
+
+def translate(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The command line with options that transformers 5 dropped put into its own words, and one notice for each."""
+    result: list[str] = []
+    notices: list[str] = []
+    index = 0
+    while index < len(argv):
+        written, joined, value = argv[index].partition("=")
+        name = written.removeprefix("--").replace("-", "_")
+        index += 1
+        if not written.startswith("--") or name not in {*RENAMED, *WITHOUT_EFFECT, *SWITCHES, "logging_dir"}:
+            result.append(argv[index - 1])
+            continue
+        given = joined == "=" or (index < len(argv) and not argv[index].startswith("--"))
+        if given and not joined:
+            value, index = argv[index], index + 1
+        if name in WITHOUT_EFFECT:
+            notices.append(f"--{name} has no effect: {WITHOUT_EFFECT[name]}")
+            continue
+        if name == "logging_dir":
+            os.environ["TENSORBOARD_LOGGING_DIR"] = value
+            notices.append(f"--logging_dir is now the environment variable TENSORBOARD_LOGGING_DIR={value}")
+            continue
+        if name in SWITCHES:
+            target, on, off = SWITCHES[name]
+            value = off if value.lower() in ("false", "0", "no") else on
+            new = [f"--{target}", value] if value else []
+        else:
+            new = [f"--{RENAMED[name]}", *([value] if given else [])]
+        notices.append(f"--{name} is now {' '.join(new) or 'the default'}")
+        result += new
+    return result, notices
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> Any:  # argparse would print all options and leave
+        raise ValueError(f"{message}; --help lists the options")
+
+
+def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:
+    """Options and notices of a command line; ValueError on what is unknown, abbreviated or out of range."""
+    translated, notices = translate(argv)
+    options: Any = TuningArguments
+    parser = _Parser(options, allow_abbrev=False, description=description, prog="finetune.py")
+    namespace, unknown = parser.parse_known_args(translated)
+    if unknown:
+        known = [f"--{item.name}" for item in fields(TuningArguments)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise ValueError(
+            f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; --help lists the options")
+        )
+    return TuningArguments(**vars(namespace)), notices
