@@ -68,6 +68,7 @@ def model(
     num_attention_heads: int = 4,
     intermediate_size: int = 512,
     max_position_embeddings: int = 1024,
+    initializer_range: float = 0.02,
     seed: int = 0,
     **unknown: object,
 ) -> None:
@@ -90,13 +91,14 @@ def model(
             vocab_size=len(words), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,
             num_attention_heads=num_attention_heads, num_key_value_heads=num_attention_heads,
             intermediate_size=intermediate_size, max_position_embeddings=max_position_embeddings,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
+            initializer_range=initializer_range, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
         )
     )  # fmt: skip
 
     scratch = Path(f"{output_dir}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     network.save_pretrained(scratch)
+    (scratch / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
     words.save_pretrained(scratch)
     original = Path(tokenizer_path, "tokenizer.model")
     if original.is_file():

@@ -233,23 +233,31 @@ def save(trainer: Any, tokenizer: Any, args: "PretrainingArguments", corpus: "Co
             shutil.copyfile(Path(args.model_name_or_path, name), scratch / name)
     write_records(scratch, args, corpus, trainer.state.log_history)
     for file in sorted(scratch.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
+        file.chmod(0o644)  # safetensors writes files that only their owner may read
         file.replace(output / file.name)
     scratch.rmdir()
 
 
-def start_deepspeed() -> list[str]:
-    """Join the ranks that DeepSpeed's launcher started; returns the options that a machine without a GPU needs.
+def join_ranks(argv: list[str]) -> list[str]:
+    """Let the ranks that a launcher started meet; returns the options that they need on a machine without a GPU.
 
-    There, accelerate takes DeepSpeed for one process unless it is told both that the device is the CPU and that
-    DeepSpeed is in use; and zero.Init sees a world of one unless the ranks have met before from_pretrained.
+    There, Trainer would run each rank by itself unless it is told that the device is the CPU, accelerate would forget
+    DeepSpeed unless its environment names it, and zero.Init sees a world of one unless the ranks have met before
+    from_pretrained.
     """
-    import deepspeed
+    if "LOCAL_RANK" not in os.environ:
+        return []
     import torch
 
-    deepspeed.init_distributed()
+    under_deepspeed = any(word.partition("=")[0] == "--deepspeed" for word in argv)
+    if under_deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed()
     if torch.cuda.is_available():
         return []
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    if under_deepspeed:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     return ["--use_cpu", "True"]
 
 
@@ -259,9 +267,12 @@ def main(argv: list[str]) -> None:
     from pretraining_arguments import parse
 
     rank = int(os.environ.get("RANK", "0"))
-    if "LOCAL_RANK" in os.environ and any(word.startswith("--deepspeed") for word in argv):
-        argv = argv + start_deepspeed()
-    args, notices = parse(argv, __doc__ or "")
+    args, notices = parse(argv + join_ranks(argv), __doc__ or "")
+    if args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise ValueError(
+            f"{os.environ['WORLD_SIZE']} ranks were launched and Trainer sees {args.world_size}; "
+            "start them with deepspeed, torchrun or accelerate launch"
+        )
     for notice in notices if rank == 0 else ():
         print(f"notice: {notice}", file=sys.stderr)
     check_folders(args)

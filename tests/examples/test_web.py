@@ -52,7 +52,7 @@ def served(repository: Path, log: Path, script: str, *arguments: object) -> Iter
             stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while "Open http" not in log.read_text():
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -85,7 +85,7 @@ def pretrained_demo(
 def page(browser: Any) -> Iterator[Any]:
     """An empty tab that fails the test when a page asks another machine for anything, or its script fails."""
     tab = browser.new_page(viewport={"width": 1280, "height": 960})
-    tab.set_default_timeout(60_000)
+    tab.set_default_timeout(120_000)
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: asked.append(f"error:{error}"))

@@ -139,12 +139,16 @@ def test_body_and_answer_are_the_published_ones(server: Any) -> None:
 
 
 def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
+    """The same number of tokens and the same text, up to where the bytes of a random model are no UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
         text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(instruction, input), tokens=32)
+        readable = text.partition("\ufffd")[0]
+        assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
             answer = server.generate(instruction, input, **how)
-            assert (answer["generated_text"], answer["num_output_tokens_cf"]) == (text, tokens)
+            assert answer["num_output_tokens_cf"] == tokens
+            assert answer["generated_text"].partition("\ufffd")[0] == readable
 
 
 def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
@@ -160,7 +164,7 @@ def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
 
 def test_without_a_length_the_answer_gets_the_default_or_what_is_left(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
-    long = "word " * 150
+    long = "word " * 110
     left = CONTEXT - len(Prompt(tokenizer).ids(long))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left

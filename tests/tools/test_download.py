@@ -141,7 +141,7 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
     }  # fmt: skip
 
     def run(*arguments: object, status: int = 0, **environment_too: str) -> "subprocess.CompletedProcess[str]":
-        return run_script("tools/download.py", *arguments, status=status, env=environment | environment_too, timeout=60)
+        return run_script("tools/download.py", *arguments, status=status, env=environment | environment_too)
 
     return run
 

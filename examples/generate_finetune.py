@@ -1,0 +1,43 @@
+"""Continue text with a pretrained model (no template): the published cases, or your own lines.
+
+    python examples/generate_finetune.py --base_model quickstart/pretrained
+    python examples/generate_finetune.py --base_model quickstart/pretrained --interactive --num_beams 1
+    python examples/generate_finetune.py --base_model checkpoints/13b --multi_gpu --allocate [10,10,10]
+
+Decoding, where no option says otherwise, is the published one: 3 beams, repetition penalty 1.6, 512 new tokens.
+--allocate is in GiB, one number for each GPU.
+"""
+
+import console
+import generation
+import loading
+
+
+def main(
+    base_model: str,
+    interactive: bool = False,
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
+    **options: object,
+) -> None:
+    """Print what the model makes of examples/cases/pretraining.json, or of the lines that are typed.
+
+    Args:
+        base_model: a checkpoint folder.
+        interactive: read prompts from the keyboard, one a line.
+        multi_gpu: spread the model over this machine's GPUs.
+        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
+            --do_sample, --temperature, --top_p, --top_k.
+    """
+    suite = console.read_cases("pretraining")
+    how = console.settle(suite, options)
+    checkpoint = loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    if interactive:
+        console.converse(checkpoint, how, ("Text to continue",), generation.plain_ids)
+    else:
+        console.run_cases(checkpoint, suite, options)
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,46 @@
+"""Text continuation with a pretrained model, in the browser (Chinese and English).
+
+    python examples/generate_finetune_web.py --base_model quickstart/pretrained
+    python examples/generate_finetune_web.py --base_model checkpoints/13b --multi_gpu --allocate [10,10,10]
+
+Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
+"""
+
+import console
+import loading
+import web
+
+
+def main(
+    base_model: str,
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
+    server_name: str = "127.0.0.1",
+    server_port: int = 7860,
+    share_gradio: bool = False,
+    language: str = "en",
+    **options: object,
+) -> None:
+    """Serve the page of a pretrained model.
+
+    Args:
+        base_model: a checkpoint folder.
+        multi_gpu: spread the model over this machine's GPUs.
+        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        server_name: the address to listen on.
+        server_port: its port.
+        share_gradio: ask Gradio for a public address.
+        language: of the page at first, en or zh.
+        options: decoding that the page begins with, the options of generate_finetune.py.
+    """
+    suites = {"pretraining": console.read_cases("pretraining")}
+    streamed = {**suites["pretraining"], "decoding": suites["pretraining"]["decoding"] | {"num_beams": 1}}
+    start = console.settle(streamed, options)
+    web.check(server_name, server_port, language)
+    checkpoint = loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    page = web.build(checkpoint, False, start, suites, language)
+    web.serve(page, server_name, server_port, share_gradio)
+
+
+if __name__ == "__main__":
+    console.run(main)

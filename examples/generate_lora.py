@@ -1,0 +1,54 @@
+"""Instruct a tuned model, through the chat template of its checkpoint: published cases, extraction cases, your own.
+
+    python examples/generate_lora.py --base_model quickstart/merged --run_ie_cases
+    python examples/generate_lora.py --base_model quickstart/recovered --lora_weights quickstart/adapter --interactive
+    python examples/generate_lora.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit \
+        --run_general_cases
+
+Without --lora_weights the base model is a merged one.
+"""
+
+import console
+import generation
+import loading
+
+
+def main(
+    base_model: str,
+    lora_weights: str = "",
+    load_8bit: bool = False,
+    run_ie_cases: bool = False,
+    run_general_cases: bool = False,
+    interactive: bool = False,
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
+    **options: object,
+) -> None:
+    """Print the model's answers to one suite of examples/cases, or to instructions that are typed.
+
+    Args:
+        base_model: a checkpoint folder.
+        lora_weights: an adapter folder for it.
+        load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
+        run_ie_cases: extraction, cases/ie.json.
+        run_general_cases: general instructions, cases/general.json.
+        interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
+        multi_gpu: spread the model over this machine's GPUs.
+        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
+            --do_sample, --temperature, --top_p, --top_k.
+    """
+    if [run_ie_cases, run_general_cases, interactive].count(True) != 1:
+        raise ValueError("say what to run: exactly one of --run_ie_cases, --run_general_cases and --interactive")
+    suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
+    how = console.settle(suite, options)
+    checkpoint = loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    console.warn_without_template(checkpoint, lora_weights or base_model)
+    if interactive:
+        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), generation.prompt_ids)
+    else:
+        console.run_cases(checkpoint, suite, options)
+
+
+if __name__ == "__main__":
+    console.run(main)

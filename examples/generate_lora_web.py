@@ -1,0 +1,50 @@
+"""Instructions and extraction with a tuned model, in the browser (Chinese and English).
+
+    python examples/generate_lora_web.py --base_model quickstart/merged
+    python examples/generate_lora_web.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit
+
+Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
+"""
+
+import console
+import loading
+import web
+
+
+def main(
+    base_model: str,
+    lora_weights: str = "",
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
+    load_8bit: bool = False,
+    server_name: str = "127.0.0.1",
+    server_port: int = 7860,
+    share_gradio: bool = False,
+    language: str = "en",
+    **options: object,
+) -> None:
+    """Serve the page of an instruction-tuned model.
+
+    Args:
+        base_model: a checkpoint folder; without lora_weights a merged one.
+        lora_weights: an adapter folder for it.
+        multi_gpu: spread the model over this machine's GPUs.
+        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
+        server_name: the address to listen on.
+        server_port: its port.
+        share_gradio: ask Gradio for a public address.
+        language: of the page at first, en or zh.
+        options: decoding that the page begins with, the options of generate_lora.py.
+    """
+    start = console.settle({"decoding": {}}, options)
+    web.check(server_name, server_port, language)
+    checkpoint = loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    console.warn_without_template(checkpoint, lora_weights or base_model)
+    suites = {name: console.read_cases(name) for name in ("general", "ie")}
+    page = web.build(checkpoint, True, start, suites, language)
+    web.serve(page, server_name, server_port, share_gradio)
+
+
+if __name__ == "__main__":
+    console.run(main)

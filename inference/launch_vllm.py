@@ -1,0 +1,147 @@
+"""Serve a checkpoint folder over HTTP: vLLM's OpenAI-compatible server, with POST /generate beside its own routes.
+
+    python inference/launch_vllm.py --model runs/merged                                              # CPU, or one GPU
+    python inference/launch_vllm.py --model M --port 8090 --dtype half --tensor-parallel-size 2      # two GPUs
+    python inference/launch_vllm.py --model M --tensor-parallel-size 8 --pipeline-parallel-size 2 \\
+        --distributed-executor-backend ray                                                          # two nodes of eight
+
+    --model M              a checkpoint folder, or a name on the hub; needed
+    --host H --port P      where to listen: 127.0.0.1 and 8000
+    --template_path T      Jinja prompt template in place of the checkpoint's chat_template.jinja
+    --help=all             every option of `vllm serve`, all of which work here; --help=WORD: those about one thing
+
+What the launcher presets is printed at the start and yields to an option or a variable of the user's; published
+options that vLLM no longer has are replaced or left out with a line. See inference/README.md.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from launch_checks import check_model, check_port, check_prompt, one_line, read_json
+from launch_presets import allow_plugin, preset_for_cpu, translate
+from vllm_imports import part
+
+DEFAULT_HOST = "127.0.0.1"
+
+
+def say(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def first_look(arguments: Sequence[str]) -> None:
+    """Check what the command line names before vLLM is imported, which takes seconds, and keep it off the network.
+
+    Raises ValueError or FileNotFoundError.
+    """
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path"):
+        look.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
+    try:
+        named, _ = look.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return  # vLLM's parser will say what is wrong
+    model = named.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
+    if named.template_path and not Path(named.template_path).is_file():
+        raise FileNotFoundError(f"{named.template_path} does not exist; --template_path takes a Jinja file")
+    if named.port and named.port.isdecimal() and not named.uds:
+        check_port(named.host or DEFAULT_HOST, int(named.port))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if model:
+        if check_model(model, weights=not named.load_format, tokenizer=not named.tokenizer):
+            if Path(named.tokenizer or model).exists():
+                os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        else:
+            say(f"there is no folder {model} here; vLLM will look for that name on the hub")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """vLLM's own parser with our option, without abbreviations, and with errors of one line."""
+    base: Any = part("FlexibleArgumentParser")
+
+    class Parser(base):
+        def error(self, message: str) -> NoReturn:
+            unknown = message.partition("unrecognized arguments: ")[2].split()
+            if unknown:
+                near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                message = f"unknown option {unknown[0]}; {hint}--help=all lists them"
+            raise ValueError(message)
+
+    parser = Parser(
+        prog="launch_vllm.py", allow_abbrev=False, description=__doc__, usage="launch_vllm.py --model M [options]"
+    )
+    parser = part("make_arg_parser")(parser)
+    ours = parser.add_argument_group("KnowLM", "Options of this launcher.")
+    ours.add_argument(
+        "--template-path", dest="chat_template", metavar="FILE", default=argparse.SUPPRESS,
+        help="Jinja prompt template in place of the checkpoint's chat_template.jinja",
+    )  # fmt: skip
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The server's settings as `vllm serve` takes them; what depends on the machine is filled in here.
+
+    Raises ValueError on unknown or contradicting options and on a CPU-only machine that is too small for them.
+    """
+    parser = build_parser()
+    left_open = ("dtype", "enforce_eager", "compilation_config", "optimization_level")
+    usual = {name: parser.get_default(name) for name in left_open}
+    parser.set_defaults(model=None, host=DEFAULT_HOST, **dict.fromkeys(usual))
+    args = parser.parse_args(list(arguments))
+    args.model = args.model_tag = args.model_tag or args.model
+    if not args.model:
+        raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
+    is_here = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    if not args.uds:
+        check_port(args.host or "", args.port)
+    if part("current_platform").is_cpu():
+        config = read_json(Path(args.model, "config.json")) if is_here and Path(args.model).is_dir() else {}
+        for line in preset_for_cpu(args, config, os.environ):
+            say(line)
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.subparser = "serve"
+    return args
+
+
+def main(arguments: Sequence[str]) -> None:
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return
+    arguments, notices = translate(arguments)
+    for notice in notices:
+        say(notice)
+    if not any(word.startswith("--help=") for word in arguments):
+        first_look(arguments)
+    part("cli_env_setup")()
+    args = parse(arguments)
+    part("configure_logging_from_args")(args)
+    serve = part("ServeSubcommand")()
+    serve.validate(args)
+    if Path(args.model).is_dir() and not args.skip_tokenizer_init:
+        template = part("load_chat_template")(args.chat_template)
+        place = args.chat_template or f"{args.model}/chat_template.jinja"
+        check_prompt(args.tokenizer or args.model, template, place)
+    allow_plugin(os.environ)
+    serve.cmd(args)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # the engine's process failed, and has written why
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Serves a checkpoint folder with vLLM. Every setting is an environment variable; what is not set has the value below.
+#
+#   MODEL=checkpoints/merged bash inference/scripts/serve.sh
+#   MODEL=zjunlp/knowlm-13b-zhixi DTYPE=half TENSOR_PARALLEL=2 bash inference/scripts/serve.sh      # two GPUs
+#
+# Further arguments go to inference/launch_vllm.py, and so to vLLM: … serve.sh --max-model-len 2048
+# Then, from another terminal (the answer's fields: generated_text, num_output_tokens_cf, error):
+#
+#   curl -s http://127.0.0.1:8090/generate -H 'Content-Type: application/json' -d '{
+#       "instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 256}}'
+#
+# HOST=0.0.0.0 lets other machines in; nothing asks them for a key at /generate, so put it behind something that does.
+# Ctrl-C or SIGTERM ends the server and all of its processes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+[ -n "${MODEL:-}" ] || { echo "error: MODEL is not set; name a checkpoint folder: MODEL=folder bash $0" >&2; exit 2; }
+HOST=${HOST:-127.0.0.1}
+PORT=${PORT:-8090}
+DTYPE=${DTYPE:-}                                # half, bfloat16, float32; empty: as the checkpoint has it
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}           # GPUs that share each layer (processes, on a machine without one)
+MAX_NUM_BATCHED_TOKENS=${MAX_NUM_BATCHED_TOKENS:-}   # tokens a step of the engine takes; empty: vLLM's choice
+TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja; empty: the checkpoint's chat_template.jinja
+
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+extra=()
+[ -z "$DTYPE" ] || extra+=(--dtype "$DTYPE")
+[ -z "$MAX_NUM_BATCHED_TOKENS" ] || extra+=(--max-num-batched-tokens "$MAX_NUM_BATCHED_TOKENS")
+[ -z "$TEMPLATE_PATH" ] || extra+=(--template_path "$TEMPLATE_PATH")
+
+exec "$python" inference/launch_vllm.py --model "$MODEL" --host "$HOST" --port "$PORT" \
+    --tensor-parallel-size "$TENSOR_PARALLEL" "${extra[@]}" "$@"
