@@ -29,20 +29,18 @@ if [ "$device" = gpu ]; then requirements=requirements.txt; else requirements=re
 
 # The interpreter: 3.11 is what the pins were tried with; newer ones are taken if it is missing.
 venv=${VENV:-.venv}
-python=${PYTHON:-}
-if [ -z "$python" ]; then
-    for candidate in python3.11 python3.12 python3 python; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
-            python=$candidate; break
-        fi
-    done
-fi
-[ -n "$python" ] || fail "no Python 3.11 or 3.12 on the PATH; install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
+python=""
+for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+        python=$candidate; break
+    fi
+done
+[ -n "$python" ] || fail "${PYTHON:-the PATH} has no Python 3.11 or 3.12; install one, or name it: PYTHON=/path/to/python3.11 bash $0"
 
 # Nothing to do where the environment was made from the same files by the same interpreter.
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
-main_stamp=$(stamp_of "$requirements" tools/setup.sh)
+main_stamp=$(stamp_of "$requirements")
 dev_stamp=$(stamp_of tests/requirements.txt)
 
 # Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.

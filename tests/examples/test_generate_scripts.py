@@ -77,11 +77,6 @@ def test_an_adapter_answers_instructions_with_its_own_template(
         ("finetune", ("--base_model", "CHECKPOINT", "--allocate", "[10,x]"), "--allocate takes GiB for each GPU"),
         ("finetune", ("--base_model", "CHECKPOINT", "--num_beams", "0"), "num_beams=0 is out of range"),
         (
-            "finetune",
-            ("--base_model", "CHECKPOINT", "--multi_gpu", "--allocate", "[10,10,10,10,10,10,10,10,10]"),
-            "--allocate names 9 GPUs, this machine has",
-        ),
-        (
             "lora",
             ("--base_model", "CHECKPOINT"),
             "exactly one of --run_ie_cases, --run_general_cases and --interactive",

