@@ -156,9 +156,10 @@ def grown(tokenizer: Any, ids: list[int], new: list[int], shown: str) -> str:
 
 
 def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Answer]:
-    """Yield the growing answer to the prompt ids, the finished one last; with beams only the finished one.
+    """Yield the growing answer to the prompt ids, the finished one last; with beams the states before have no text.
 
-    Generation runs in a thread and ends early when the caller closes this iterator. Raises what generate raises.
+    Generation runs in a thread and ends early when the caller closes this iterator, which can be done at each state.
+    Raises what generate raises.
     """
     import torch
     from transformers import StoppingCriteriaList
@@ -177,6 +178,8 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[An
             """Nothing: the result itself marks the end."""
 
     def is_left(input_ids: Any, scores: Any, **_: object) -> Any:
+        if how.num_beams > 1:  # which transformers does not stream
+            events.put(input_ids.shape[1] - len(ids))
         return torch.full((input_ids.shape[0],), left.is_set(), dtype=torch.bool, device=input_ids.device)
 
     def work() -> None:
@@ -197,8 +200,10 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[An
     shown = ""
     is_prompt = True  # generate hands the prompt to a streamer first
     try:
-        while isinstance(event := events.get(), list):
-            if not is_prompt:
+        while isinstance(event := events.get(), list | int):
+            if isinstance(event, int):
+                yield Answer("", event, "")
+            elif not is_prompt:
                 new += event
                 shown = grown(tokenizer, ids, new, shown)
                 yield Answer(shown, len(new), "")

@@ -261,6 +261,15 @@ def join_ranks(argv: list[str]) -> list[str]:
     return ["--use_cpu", "True"]
 
 
+def leave_ranks() -> None:
+    """Wait for the other ranks and part in order: one that ends while others still save may abort on its way out."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def main(argv: list[str]) -> None:
     """Parse, check, load, train, save."""
     from corpus import Corpus
@@ -299,6 +308,7 @@ def main(argv: list[str]) -> None:
     if rank == 0:
         seconds = result.metrics["train_runtime"]
         print(f"{args.output_dir}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}")
+    leave_ranks()
 
 
 if __name__ == "__main__":

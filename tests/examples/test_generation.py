@@ -179,14 +179,24 @@ def test_the_checkpoints_own_sampling_settings_do_not_come_through(tiny_checkpoi
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.7, 0.9, 0)
 
 
-def test_leaving_a_stream_ends_generation(base: Checkpoint) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_leaving_a_stream_ends_generation(base: Checkpoint, beams: int) -> None:
+    """At any state, with beams too: the thread is gone, long before the 500 tokens are there."""
     before = threading.active_count()
-    answers = generation.stream(base, generation.plain_ids(base.tokenizer, "On"), Decoding(max_new_tokens=500))
+    ids = generation.plain_ids(base.tokenizer, "On")
+    whole = generation.generate(base, ids, Decoding(8, num_beams=beams))
+    states = list(generation.stream(base, ids, Decoding(8, num_beams=beams)))
+    assert states[-1] == whole
+    assert [state.new_tokens for state in states[:3]] == [1, 2, 3]
+    began = time.monotonic()
+    assert generation.generate(base, ids, Decoding(500, num_beams=beams)).new_tokens > 400
+    full = time.monotonic() - began
+    answers = generation.stream(base, ids, Decoding(500, num_beams=beams))
     next(answers)
     began = time.monotonic()
     answers.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < full / 4
 
 
 def test_an_error_in_generation_reaches_the_caller(base: Checkpoint) -> None:

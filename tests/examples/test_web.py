@@ -77,7 +77,7 @@ def pretrained_demo(
     browser: Any, repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     log = tmp_path_factory.mktemp("web") / "finetune.log"
-    arguments = ("--base_model", tiny_checkpoint, "--max_new_tokens", 400, "--language", "zh")
+    arguments = ("--base_model", tiny_checkpoint, "--max_new_tokens", 500, "--num_beams", 8, "--language", "zh")
     yield from served(repository, log, "examples/generate_finetune_web.py", *arguments)
 
 
@@ -148,17 +148,18 @@ def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, 
     assert page.locator("#found").is_visible()
 
 
-def test_continuation_streams_and_can_be_stopped(pretrained_demo: str, page: Any, tiny_checkpoint: Path) -> None:
-    """Stopped, the server is free for the next prompt at once; that one's answer is the library's own."""
+def test_continuation_can_be_stopped(pretrained_demo: str, page: Any, tiny_checkpoint: Path) -> None:
+    """500 tokens with 8 beams take many seconds; stopped, the server is free for the next prompt, which is answered."""
     page.goto(pretrained_demo)
+    page.get_by_text("解码设置").click()
     box(page, "beginning").fill("Ann was born in")
     page.get_by_role("button", name="生成").click()
     wait_for(page, "正在生成")
     page.get_by_role("button", name="停止").click()
     wait_for(page, "已停止")
-    page.get_by_text("解码设置").click()
-    page.locator("#max_new_tokens input[type=number]").fill("16")
-    page.locator("#max_new_tokens input[type=number]").blur()
+    for name, value in (("max_new_tokens", 16), ("num_beams", 1)):
+        page.locator(f"#{name} input[type=number]").fill(str(value))
+        page.locator(f"#{name} input[type=number]").blur()
     page.get_by_role("button", name="生成").click()
     wait_for(page, "已在 16 个词元处截断")
     loaded = loading.load(str(tiny_checkpoint))
