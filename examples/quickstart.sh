@@ -14,15 +14,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
 # The world, the model and how long it learns. What takes the time is learning to copy names that were never seen, and
 # that goes with the number of different syllables that names are made of, the width of the attention heads that must
-# tell them apart, and the number of steps; hence few syllables, 64 wide heads and small batches.
+# tell them apart, how sharply positions nearby differ, and the number of steps; hence few syllables, 64 wide heads, a
+# small RoPE base (texts are short) and small batches.
 people=3000 documents=40000 rows=16000 heldout=200 real_megabytes=0.4
 vocabulary=1000 width=192 layers=3 heads=3 feed_forward=384
-pretrain_batch=16 pretrain_steps=2000 pretrain_rate=3e-3
-tune_batch=32 tune_micro_batch=16 tune_epochs=1 tune_rate=3e-3 lora_rank=32
+rope_theta=100
+pretrain_batch=16 pretrain_steps=1800 pretrain_rate=3e-3
+tune_batch=32 tune_micro_batch=16 tune_epochs=2 tune_rate=3e-3 lora_rank=32
 log_every=20
 if [ -n "$SHORT" ]; then
     people=100 documents=150 rows=64 heldout=8 real_megabytes=0.2
-    layers=2 pretrain_steps=6 log_every=1
+    layers=2 pretrain_steps=6 tune_epochs=1 log_every=1
 fi
 
 bash tools/setup.sh
@@ -79,7 +81,7 @@ step $OUT/tokenizer/tokenizer.json python tools/build_tokenizer.py --tokenizer_m
     --output_dir $OUT/tokenizer
 step $OUT/base python examples/tiny_llama.py model --tokenizer_path $OUT/tokenizer --output_dir $OUT/base \
     --hidden_size $width --num_hidden_layers $layers --num_attention_heads $heads \
-    --intermediate_size $feed_forward --initializer_range 0.04 --seed "$SEED"
+    --intermediate_size $feed_forward --initializer_range 0.04 --rope_theta $rope_theta --seed "$SEED"
 seal $OUT/base ""
 
 headline "2/9  One memory-mapped corpus for each source, merged"

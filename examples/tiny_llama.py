@@ -69,6 +69,7 @@ def model(
     intermediate_size: int = 512,
     max_position_embeddings: int = 1024,
     initializer_range: float = 0.02,
+    rope_theta: float = 10000.0,
     seed: int = 0,
     **unknown: object,
 ) -> None:
@@ -86,14 +87,14 @@ def model(
         raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
     words = AutoTokenizer.from_pretrained(tokenizer_path)
     torch.manual_seed(seed)
-    network = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(words), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads, num_key_value_heads=num_attention_heads,
-            intermediate_size=intermediate_size, max_position_embeddings=max_position_embeddings,
-            initializer_range=initializer_range, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
-        )
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads, num_key_value_heads=num_attention_heads,
+        intermediate_size=intermediate_size, max_position_embeddings=max_position_embeddings,
+        initializer_range=initializer_range, rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
+        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
     )  # fmt: skip
+    network = LlamaForCausalLM(config)
 
     scratch = Path(f"{output_dir}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
