@@ -253,7 +253,13 @@ def join_ranks(argv: list[str]) -> list[str]:
     if under_deepspeed:
         import deepspeed
 
-        deepspeed.init_distributed()
+        try:
+            deepspeed.init_distributed()
+        except torch.distributed.DistNetworkError:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise ValueError(
+                f"the ranks cannot meet at {where}, perhaps since another run does; choose a port: deepspeed --master_port N"
+            ) from None
     if torch.cuda.is_available():
         return []
     if under_deepspeed:

@@ -35,4 +35,6 @@ esac
 [ "$gpus" = 0 ] || options+=(--gradient_checkpointing True)
 if compgen -G "$OUT/checkpoint-*/trainer_state.json" > /dev/null; then options+=(--resume_from_checkpoint True); fi
 
-exec deepspeed --num_gpus "$RANKS" pretrain/train.py "${options[@]}" "$@"
+# A port of its own for the ranks to meet at, so that several runs fit on one machine.
+MASTER_PORT=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+exec deepspeed --num_gpus "$RANKS" --master_port "$MASTER_PORT" pretrain/train.py "${options[@]}" "$@"

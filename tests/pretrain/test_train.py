@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ import train
 from conftest import REPOSITORY, RunScript, small_texts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +48,15 @@ def options(base: Path, corpus: Path, output: Path, *more: object) -> list[objec
 def test_zero_3_on_two_ranks(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     """The launch that users type: both ranks train one model, and one complete checkpoint folder comes out."""
     output = tmp_path / "trained"
-    launch = [Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", 2, "pretrain/train.py"]
+    launch = [
+        Path(sys.executable).parent / "deepspeed",
+        "-q",
+        "--num_gpus",
+        2,
+        "--master_port",
+        free_port(),
+        "pretrain/train.py",
+    ]
     launch += ["--deepspeed", "pretrain/configs/zero3.json", *options(tiny_checkpoint, small_corpus, output)]
     done = subprocess.run(
         list(map(str, launch)), cwd=REPOSITORY, capture_output=True, text=True, timeout=600,
