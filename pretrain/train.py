@@ -258,7 +258,7 @@ def join_ranks(argv: list[str]) -> list[str]:
         except torch.distributed.DistNetworkError:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ValueError(
-                f"the ranks cannot meet at {where}, perhaps since another run does; choose a port: deepspeed --master_port N"
+                f"the ranks cannot meet at {where}, perhaps since another run does; give deepspeed another --master_port"
             ) from None
     if torch.cuda.is_available():
         return []
