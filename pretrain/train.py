@@ -258,7 +258,7 @@ def join_ranks(argv: list[str]) -> list[str]:
         except torch.distributed.DistNetworkError:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise ValueError(
-                f"the ranks cannot meet at {where}, perhaps since another run does; give deepspeed another --master_port"
+                f"the ranks cannot meet at {where}, perhaps since another run does; try deepspeed --master_port N"
             ) from None
     if torch.cuda.is_available():
         return []

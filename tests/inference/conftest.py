@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunScript
 
 START_SECONDS = 570  # about 25 s on two idle cores; test machines are seldom idle
 STOP_SECONDS = 15
@@ -118,22 +117,10 @@ def start_server(
 
 
 @pytest.fixture(scope="session")
-def base_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """A random LLaMA without a template; its heads are 32 wide, the least that vLLM has a kernel for on a CPU."""
-    folder = tmp_path_factory.mktemp("served") / "base"
-    run_script(
-        "examples/tiny_llama.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
-        "--hidden_size", 64, "--num_attention_heads", 2, "--num_hidden_layers", 2, "--intermediate_size", 128,
-        "--max_position_embeddings", 512,
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tuned_checkpoint(repository: Path, base_checkpoint: Path) -> Path:
-    """The same weights with the alpaca template, as tuning leaves it."""
-    folder = base_checkpoint.parent / "tuned"
-    shutil.copytree(base_checkpoint, folder)
+def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with the alpaca template, as tuning leaves it."""
+    folder = tmp_path_factory.mktemp("served") / "tuned"
+    shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
     return folder
 

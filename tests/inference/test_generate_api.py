@@ -65,8 +65,8 @@ def test_spelled_control_tokens_stay_text(tokenizer: Any) -> None:
     holds()
 
 
-def test_without_a_template_the_prompt_is_bos_and_the_raw_text(base_checkpoint: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base_checkpoint)
+def test_without_a_template_the_prompt_is_bos_and_the_raw_text(tiny_checkpoint: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     raw = tokenizer.encode("one </s>\ntwo", add_special_tokens=False, split_special_tokens=True)
     assert Prompt(tokenizer).ids("one </s>", "two") == [tokenizer.bos_token_id, *raw]
     assert Prompt(tokenizer).ids("") == [tokenizer.bos_token_id]

@@ -127,9 +127,9 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
     ],
 )
 def test_a_folder_that_cannot_be_served(
-    run_script: RunScript, base_checkpoint: Path, tmp_path: Path, kind: str, said: str
+    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path, kind: str, said: str
 ) -> None:
-    folder = broken(kind, base_checkpoint, tmp_path / "model")
+    folder = broken(kind, tiny_checkpoint, tmp_path / "model")
     error = run_script(LAUNCHER, "--model", folder, status=2).stderr
     assert error.startswith(f"error: {folder}")
     assert said in error
@@ -144,22 +144,22 @@ def test_help_is_quick_and_names_our_options(run_script: RunScript) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_missing_folder_and_a_missing_template(run_script: RunScript, base_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_missing_template(run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path) -> None:
     error = run_script(LAUNCHER, "--model", tmp_path / "none", status=2).stderr
     assert (
         error == f"error: {tmp_path}/none does not exist; --model takes a checkpoint folder or a hub name (org/name)\n"
     )
-    error = run_script(LAUNCHER, "--model", base_checkpoint, "--template_path", tmp_path / "t.jinja", status=2).stderr
+    error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--template_path", tmp_path / "t.jinja", status=2).stderr
     assert error == f"error: {tmp_path}/t.jinja does not exist; --template_path takes a Jinja file\n"
 
 
-def test_a_port_in_use_is_told_at_once(run_script: RunScript, base_checkpoint: Path) -> None:
+def test_a_port_in_use_is_told_at_once(run_script: RunScript, tiny_checkpoint: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         began = time.monotonic()
-        error = run_script(LAUNCHER, "--model", base_checkpoint, "--port", port, status=2).stderr
+        error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--port", port, status=2).stderr
     assert error.startswith(f"error: port {port} on 127.0.0.1 is in use; ")
     assert error.count("\n") == 1
     assert time.monotonic() - began < 20
@@ -185,16 +185,16 @@ except ValueError as error:
 
 
 def test_vllms_options_work_and_wrong_ones_are_told(
-    repository: Path, base_checkpoint: Path, free_port: Callable[[], int], tmp_path: Path
+    repository: Path, tiny_checkpoint: Path, free_port: Callable[[], int], tmp_path: Path
 ) -> None:
     """Several command lines in one process, since importing vLLM takes seconds; none comes as far as the engine."""
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
-    config.write_text(f"model: {base_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
+    config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
     template.write_text("{% for message in messages %}")
-    here = ["--model", str(base_checkpoint), "--port", str(free_port())]
+    here = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
     lines = [
         [*here, "--template_path", "t.jinja", "--max_num_seqs", "5"],
-        [str(base_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
+        [str(tiny_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
         ["--config", str(config)],
         [*here, "--max-num-batched", "8000"],
         [*here, "--prot", "8090"],
@@ -225,11 +225,11 @@ def test_vllms_options_work_and_wrong_ones_are_told(
 # --- the published command, on a base model, to its end ---------------------------------------------------------------
 
 
-def test_the_published_command_serves_a_base_model_and_ends_cleanly(start_server: Any, base_checkpoint: Path) -> None:
+def test_the_published_command_serves_a_base_model_and_ends_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
     """Half precision, two processes where there are two cores, an option of old; SIGTERM leaves nothing behind."""
     parallel = min(2, len(os.sched_getaffinity(0)))
     server = start_server(
-        base_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",
+        tiny_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",
         "--tensor-parallel-size", parallel,
     )  # fmt: skip
     log = server.log.read_text()
