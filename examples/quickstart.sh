@@ -19,7 +19,7 @@ OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=
 people=3000 documents=40000 rows=16000 heldout=200 real_megabytes=0.4
 vocabulary=1000 width=192 layers=3 heads=3 feed_forward=384
 rope_theta=100
-pretrain_batch=16 pretrain_steps=1800 pretrain_rate=3e-3
+pretrain_batch=16 pretrain_steps=1700 pretrain_rate=3e-3
 tune_batch=32 tune_micro_batch=16 tune_epochs=2 tune_rate=3e-3 lora_rank=32
 log_every=20
 if [ -n "$SHORT" ]; then

@@ -15,16 +15,19 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from corpus import Corpus
     from pretraining_arguments import PretrainingArguments
 
 IGNORED = -100  # the label of a position without loss
+WINDOW = 50  # runs of rows that are sorted by length together
 
 
 # --- before anything is loaded ----------------------------------------------------------------------------------------
@@ -112,6 +115,24 @@ class Rows:
         return {"input_ids": self.corpus[index]}  # (tokens,) uint16 or int32
 
 
+def grouped_order(lengths: "np.ndarray", rows: int, seed: int) -> "np.ndarray":
+    """All samples in an order whose runs of `rows` have similar lengths, the runs themselves shuffled.
+
+    lengths: (samples,), in tokens. Shuffled runs matter: in an order from long to short, which wastes as little, the
+    languages of a corpus would take turns, since their lengths differ.
+    """
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(lengths))
+    window = rows * WINDOW
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
+    whole = len(order) // rows * rows
+    return np.concatenate([draw.permutation(order[:whole].reshape(-1, rows)).reshape(-1), order[whole:]])
+
+
 def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, "torch.Tensor"]:
     """Pad on the right to the longest row; by length, since the padding id may be a token of the text too.
 
@@ -155,8 +176,23 @@ def make_trainer(args: "PretrainingArguments", model: Any, tokenizer: Any, corpu
     """Trainer with lengths from the corpus's index, tokens per second in its log, and an end on NaN."""
     from functools import partial
 
+    from torch.utils.data import Sampler
     from transformers import Trainer
-    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class GroupedSampler(Sampler[int]):
+        """grouped_order; every epoch has its own, which a resumed run finds again."""
+
+        def __init__(self, lengths: "np.ndarray", rows: int, seed: int) -> None:
+            self.lengths, self.rows, self.seed, self.epoch = lengths, rows, seed, 0
+
+        def __len__(self) -> int:
+            return len(self.lengths)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(grouped_order(self.lengths, self.rows, self.seed + self.epoch).tolist())
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
 
     class PretrainingTrainer(Trainer):
         last = (time.perf_counter(), 0)  # when the log was last written, and the tokens seen by then
@@ -164,8 +200,8 @@ def make_trainer(args: "PretrainingArguments", model: Any, tokenizer: Any, corpu
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             if self.args.train_sampling_strategy != "group_by_length":
                 return super()._get_train_sampler(train_dataset)
-            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(rows, lengths=corpus.lengths.tolist())
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return GroupedSampler(corpus.lengths, rows, self.args.seed)
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if not abs(logs.get("loss", 0.0)) < float("inf"):

@@ -187,24 +187,23 @@ def test_all_folders_have_one_tokenizer(checkpoints: dict[str, Path]) -> None:
     assert all(found == ids["base"] for found in ids.values())
 
 
-def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path]) -> None:
+PIECES = ["<s>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
+CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+TEXTS = st.lists(st.sampled_from(PIECES) | CHARACTERS, max_size=6).map("".join)
+
+
+@pytest.mark.parametrize("name", ["merged", "templated", "base"])
+def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: str) -> None:
     """Tuning, the demos and the server give the same ids, whatever the text holds."""
-    for folder in (checkpoints["merged"], checkpoints["templated"], checkpoints["base"]):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        encoder, prompt = instructions.Encoder(tokenizer), generate_api.Prompt(tokenizer)
-        pieces = st.sampled_from(
-            ["<s>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
-        )
-        texts = st.lists(pieces | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6).map(
-            "".join
-        )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    encoder, prompt = instructions.Encoder(tokenizer), generate_api.Prompt(tokenizer)
 
-        @settings(max_examples=60, deadline=None)
-        @given(texts, texts)
-        def same(instruction: str, input: str, tokenizer=tokenizer, encoder=encoder, prompt=prompt) -> None:  # type: ignore[no-untyped-def]
-            [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
-            assert tuned == generation.prompt_ids(tokenizer, instruction, input) == prompt.ids(instruction, input)
-            assert tuned[0] == tokenizer.bos_token_id
-            assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])
+    @settings(max_examples=60, deadline=None)
+    @given(TEXTS, TEXTS)
+    def same(instruction: str, input: str) -> None:
+        [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
+        assert tuned == generation.prompt_ids(tokenizer, instruction, input) == prompt.ids(instruction, input)
+        assert tuned[0] == tokenizer.bos_token_id
+        assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])
 
-        same()
+    same()

@@ -98,6 +98,22 @@ def test_a_resumed_run_ends_at_the_same_weights(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_grouped_order_has_every_sample_once_and_little_padding() -> None:
+    draw = np.random.default_rng(1)
+    lengths = np.concatenate([draw.integers(40, 60, 3000), draw.integers(60, 110, 3005)]).astype(np.int32)
+    order = train.grouped_order(lengths, 32, seed=7)
+    assert sorted(order.tolist()) == list(range(6005))
+    runs = lengths[order[: 6005 // 32 * 32]].reshape(-1, 32)
+    assert runs.sum() / (runs.max(1) * 32).sum() > 0.97
+    means = runs.mean(1)
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2  # a run's length says nothing about the next one's
+    assert (
+        order.tolist()
+        == train.grouped_order(lengths, 32, seed=7).tolist()
+        != train.grouped_order(lengths, 32, 8).tolist()
+    )
+
+
 def test_padding_is_masked_by_length_not_by_id() -> None:
     rows = [{"input_ids": np.array(ids, np.uint16)} for ids in ([1, 5, 2, 2], [1, 2])]
     batch = train.collate(rows, pad_id=2)
