@@ -164,6 +164,15 @@ def test_shell_scripts_parse_and_stop_at_errors(script: Path) -> None:
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("*/scripts/*.sh")), ids=named)
+def test_recipes_say_which_setting_is_missing(recipe: Path) -> None:
+    without = {name: value for name, value in os.environ.items() if name not in ("MODEL", "BASE_MODEL")}
+    done = subprocess.run(["bash", str(recipe)], capture_output=True, text=True, env=without)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_nothing_evaluates_or_unpickles() -> None:
     """No eval or exec of text, and torch.load only with weights_only=True."""
     found = []

@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-: "${BASE_MODEL:?a checkpoint folder}" "${DATA_PATH:?JSON or JSONL of instruction rows}" "${OUTPUT_DIR:?a new folder}"
+[ -n "${BASE_MODEL:-}" ] && [ -n "${DATA_PATH:-}" ] && [ -n "${OUTPUT_DIR:-}" ] \
+    || { echo "error: BASE_MODEL (checkpoint folder), DATA_PATH (rows) and OUTPUT_DIR (new folder) must be set; see the head of $0" >&2; exit 2; }
 GPUS=${GPUS:-1}                                 # ranks on this machine
 PRECISION=${PRECISION:-fp32}                    # fp32, fp16 or bf16
 PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-alpaca}
