@@ -28,7 +28,8 @@ if [ -n "$SHORT" ]; then
 fi
 
 bash tools/setup.sh
-export PATH="$PWD/${VENV:-.venv}/bin:$PATH"
+PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH
+export PATH
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning
 nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # or DeepSpeed says at every start that it found no GPU
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}

@@ -7,12 +7,13 @@
 # What follows the script's name goes to train.py as it is. A run that was stopped goes on from its last checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-export PATH="$PWD/${VENV:-.venv}/bin:$PATH"
 
 fail() { echo "error: $*" >&2; exit 2; }
 [ -n "${MODEL:-}" ] && [ -n "${DATA:-}" ] && [ -n "${OUT:-}" ] \
     || fail "MODEL (checkpoint folder), DATA (corpus prefix) and OUT (new folder) must be set; the head of $0 shows how"
 
+PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH || fail "there is no environment yet; make it: bash tools/setup.sh"
+export PATH
 gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 2))}
 # bf16 from Ampere on; fp16 on V100; float32 where there is no GPU.
