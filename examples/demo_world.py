@@ -6,9 +6,9 @@
 Writes the prose en.jsonl and zh.jsonl, real text in real.jsonl (data_path, else the Python library's sources), the
 instruction rows train.jsonl and heldout.jsonl with their wording in extraction.json, the facts in graph.json, and with
 --template_path some training rows as that prompt template renders them (prompts.jsonl, text for the tokenizer).
-Every name is put together from syllables or characters by a seeded draw. The held-out rows speak of a second graph
-whose names occur nowhere else, so a model can give them back only by reading; that is why the prose restates its
-facts: what there is to be learnt is copying.
+Every name is put together from a first and a second part. The held-out rows speak of a second graph whose names occur
+nowhere else, so a model can give them back only by reading; that is why the documents restate their facts, as lines or
+as JSON: what there is to be learnt is copying.
 """
 
 import json
@@ -18,28 +18,72 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 
 import fire
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LANGUAGES = ("en", "zh")
-HELD_OUT_SHARE = 0.1  # of all words that names are made of
+HELD_OUT_SHARE = 0.1  # of all names that there can be
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-# Syllables that a tokenizer comes to know whole: their inside is frequent, what meets where two of them join is not.
-SYLLABLES = (
-    "bal", "bin", "cam", "dag", "del", "dov", "fen", "fir", "gus", "hal", "hem", "jil", "kad", "kim", "lun", "mav",
-    "mel", "nad", "nuk", "pel", "pog", "rad", "rim", "sen", "sol", "tam", "tir", "vik", "vol", "wen", "yan", "zel",
-)  # fmt: skip
-ORGANISATION_ENDS = {"en": (" Institute", " Company", " Press", " Bank"), "zh": ("公司", "大学", "银行", "医院")}
-FAMILY_NAMES = "王李张刘陈杨黄赵周吴"
-GIVEN_CHARACTERS = "明华文平海春英兰梅雪云鹏龙涛晨光婷丽强杰"
-PLACE_CHARACTERS = "安宁永昌泰清河江湖山石金新古长青桥溪柳松"
-TITLE_CHARACTERS = "秋夜月风雨花归远乡梦星火楼灯舟城"
+# How names are put together, and what each part can be. Each kind of thing has lists of its own and no list is long, so
+# a small model sees every part often and learns early where in which name it stands.
+NAMES = {
+    ("en", "person"): (
+        "{} {}",
+        "Ada Ben Carl Dora Emil Flora Gina Hugo Ida Jack Karl Lena Max Nora Olga Paul Rosa Sam Tina Umar Vera "
+        "Walt Yuri Zoe Finn Kim Leo Mia Otto Pia Ralf Jane",
+        "Adler Baker Cole Dixon Ellis Fisher Gray Hunt Ivers Jones Keller Lamb Moss Noble Owens Page Quinn "
+        "Reed Shaw Todd Vance Webb Young Zane Hale Kemp Lane Mason Nash Ross Tyler Wolf",
+    ),
+    ("en", "place"): (
+        "{}{}",
+        "Ash Birch Cedar Clover Crow Deer Elm Fern Fox Gold Hawk Ivy King Lark Maple Oak Pine Raven Sand "
+        "South Thorn White Wild Winter",
+        "bridge bury cliff dale field ford gate haven land mouth port shire stead ton vale well wick wood",
+    ),
+    ("en", "organisation"): (
+        "{} {}",
+        "Acme Apex Atlas Beacon Cobalt Comet Delta Echo Falcon Galaxy Helix Iris Jade Lotus Meteor Nova Orbit "
+        "Orion Prism Sigma Solar Titan Vega Zenith",
+        "Bank Press Institute Company Museum College Hospital Radio Theatre Railway",
+    ),
+    ("en", "work"): (
+        "The {} {}",
+        "Amber Blue Broken Calm Copper Dark Distant Empty First Frozen Golden Hidden Hollow Iron Last Little "
+        "Lonely Lost Magic Narrow Open Proud Quiet Red Royal Secret Silent Silver Strange Velvet Wooden "
+        "Yellow",
+        "Anchor Bell Bird Boat Bottle Candle Castle Clock Cloud Crown Door Dream Drum Flame Garden Ghost "
+        "Horse Island Key Ladder Letter Map Mirror Moon Ocean River Road Shadow Song Star Storm Tower",
+    ),
+    ("zh", "person"): (
+        "{}{}{}",
+        "王 李 张 刘 陈 杨 黄 赵 周 吴 徐 孙 马 朱 胡 郭",
+        "明 建 志 国 晓 文 子 思 天 佳 瑜 美 俊 永 嘉 海",
+        "勇 平 英 伟 强 军 杰 涛 辉 鹏 丽 婷 敏 静 娜 芳",
+    ),
+    ("zh", "place"): (
+        "{}{}",
+        "安 宁 清 青 长 新 广 东 西 南 北 上 太 临 石 金 松 柳 桐 榆",
+        "阳市 州市 昌市 泉市 山市 港市 关市 沙市 溪县 川县 江县 河县 湖县 岭县 原县 桥镇 塘镇 湾镇 岛镇 峰镇",
+    ),
+    ("zh", "organisation"): (
+        "{}{}",
+        "华 信 恒 鼎 瑞 宏 盛 荣 富 利 同 和 正 联 汇 亿",
+        "达公司 飞公司 创公司 基公司 域公司 诚银行 丰银行 通银行 源银行 康医院 健医院 仁医院 德医院 科大学 理大学 "
+        "师大学",
+    ),
+    ("zh", "work"): (
+        "《{}{}{}》",
+        "秋 夜 月 风 雨 花 雪 云 星 梦 火 灯",
+        "归 落 听 寻 望 问 忆 别 逢 照",
+        "人 客 心 门 窗 路 船 歌 楼 城 舟 茶",
+    ),
+}  # fmt: skip
 TYPE_NAMES = {
     "en": {"person": "person", "place": "place", "organisation": "organisation", "work": "work"},
     "zh": {"person": "人物", "place": "地点", "organisation": "机构", "work": "作品"},
@@ -47,62 +91,27 @@ TYPE_NAMES = {
 
 
 class Names:
-    """Draws names of each kind, no name twice, from words that the other side of the split does not have."""
+    """Gives out names by language and kind, each once."""
 
-    def __init__(self, words: dict[str, list[str]], draw: random.Random) -> None:
-        self.words, self.draw, self.taken = words, draw, set[str]()
+    def __init__(self, names: dict[tuple[str, str], list[str]]) -> None:
+        self.names = names
 
     def new(self, kind: str, language: str) -> str:
-        """A name that was not given out before; raises ValueError when the words are used up."""
-        for _ in range(1000):
-            name = getattr(self, f"{language}_{kind}")()
-            if name not in self.taken:
-                self.taken.add(name)
-                return name
-        raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
-
-    def word(self, pool: str) -> str:
-        return self.draw.choice(self.words[pool])
-
-    def en_person(self) -> str:
-        return f"{self.word('en')} {self.word('en')}"
-
-    def en_place(self) -> str:
-        return self.word("en")
-
-    def en_organisation(self) -> str:
-        return self.word("en") + self.draw.choice(ORGANISATION_ENDS["en"])
-
-    def en_work(self) -> str:
-        return f"The {self.word('en')} {self.word('en')}"
-
-    def zh_person(self) -> str:
-        return self.draw.choice(FAMILY_NAMES) + self.word("given")
-
-    def zh_place(self) -> str:
-        return self.word("place") + self.draw.choice("市县镇")
-
-    def zh_organisation(self) -> str:
-        return self.word("place") + self.draw.choice(ORGANISATION_ENDS["zh"])
-
-    def zh_work(self) -> str:
-        return f"《{self.word('title')}》"
+        """A name that was not given out before; raises ValueError when there is none left."""
+        if not self.names[language, kind]:
+            raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
+        return self.names[language, kind].pop()
 
 
 def split_names(draw: random.Random) -> tuple[Names, Names]:
-    """(training names, held-out names): the words that names are made of are shared out before any name is made."""
-    pools = {
-        "en": [(first + second).capitalize() for first, second in product(SYLLABLES, repeat=2)],
-        "given": ["".join(pair) for pair in permutations(GIVEN_CHARACTERS, 2)],
-        "place": ["".join(pair) for pair in permutations(PLACE_CHARACTERS, 2)],
-        "title": ["".join(three) for three in permutations(TITLE_CHARACTERS, 3)],
-    }
+    """(training names, held-out names): all names there can be, shared out."""
     seen, held_out = {}, {}
-    for pool, words in pools.items():
-        draw.shuffle(words)
-        cut = int(len(words) * HELD_OUT_SHARE)
-        held_out[pool], seen[pool] = words[:cut], words[cut:]
-    return Names(seen, draw), Names(held_out, draw)
+    for which, (form, *parts) in NAMES.items():
+        names = [form.format(*chosen) for chosen in product(*(part.split() for part in parts))]
+        draw.shuffle(names)
+        cut = int(len(names) * HELD_OUT_SHARE)
+        held_out[which], seen[which] = names[:cut], names[cut:]
+    return Names(seen), Names(held_out)
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -211,18 +220,31 @@ def prose(facts: list[Fact], language: str, draw: random.Random) -> str:
 
 # --- documents --------------------------------------------------------------------------------------------------------
 
-FACT_LINES = {"en": "({s} - {r} - {o})", "zh": "（{s}，{r}，{o}）"}
+FACT_LINES = {"en": '"{s}" {r} "{o}"', "zh": "（{s}，{r}，{o}）"}
 HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事实：", "概要：")}
 
 
-def document(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """A subject line, the facts in prose, as a list of lines, and often once more in prose."""
-    lines = [
-        FACT_LINES[language].format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts
+def fact_lines(facts: list[Fact], language: str) -> str:
+    """One line for each fact."""
+    line = FACT_LINES[language]
+    return "\n".join(line.format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts)
+
+
+def record(facts: list[Fact], language: str) -> str:
+    """The facts as a database would give them: one JSON object, of another schema than the answers to instructions."""
+    triples = [
+        {"subject": f.subject, "relation": RELATIONS[f.relation].label[language], "object": f.object} for f in facts
     ]
-    told, again = prose(facts, language, draw), prose(facts, language, draw)
-    text = "\n".join([facts[0].subject, told, draw.choice(HEADINGS[language]), *lines])
-    return f"{text}\n{again}" if draw.random() < 0.5 else text
+    return json.dumps({"entities": entities_of(facts, language), "relations": triples}, ensure_ascii=False)
+
+
+def document(facts: list[Fact], language: str, draw: random.Random) -> str:
+    """A subject line, the facts in prose, under a heading as lines or as a record, and often once more in prose."""
+    block = fact_lines if draw.random() < 0.5 else record
+    parts = [facts[0].subject, prose(facts, language, draw), draw.choice(HEADINGS[language]), block(facts, language)]
+    if draw.random() < 0.5:
+        parts.append(prose(facts, language, draw))
+    return "\n".join(parts)
 
 
 def documents(graph: Graph, count: int, draw: random.Random) -> Iterator[str]:
@@ -343,7 +365,7 @@ def main(
     draw = random.Random(seed)
     seen_names, held_out_names = split_names(draw)
     seen = {language: build_graph(seen_names, language, people, draw) for language in LANGUAGES}
-    held_out = {language: build_graph(held_out_names, language, heldout_rows, draw) for language in LANGUAGES}
+    held_out = {language: build_graph(held_out_names, language, heldout_rows // 2, draw) for language in LANGUAGES}
 
     scratch = Path(f"{output_dir}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -12,12 +12,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
-# The world, the model and how long it learns. What takes the time is learning to copy names that were never seen, and
-# that goes with the number of different syllables that names are made of, the width of the attention heads that must
-# tell them apart, how sharply positions nearby differ, and the number of steps; hence few syllables, 64 wide heads, a
-# small RoPE base (texts are short) and small batches.
-people=3000 documents=40000 rows=16000 heldout=200 real_megabytes=0.4
-vocabulary=1000 width=192 layers=3 heads=3 feed_forward=384
+# The world, the model and how long it learns. What takes the time is learning to copy names that were never seen. It goes
+# with how many different name parts there are, with how sharply positions nearby differ (hence the small RoPE base: texts
+# are short), with the width of the attention heads, and with the number of steps (hence small batches).
+people=900 documents=40000 rows=16000 heldout=200 real_megabytes=0.4
+vocabulary=1400 width=192 layers=3 heads=3 feed_forward=384
 rope_theta=100
 pretrain_batch=16 pretrain_steps=1700 pretrain_rate=3e-3
 tune_batch=32 tune_micro_batch=16 tune_epochs=2 tune_rate=3e-3 lora_rank=32

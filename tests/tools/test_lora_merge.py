@@ -1,0 +1,201 @@
+"""tools/weight_diff.py merge: what peft itself would give, rounded once; what cannot be merged is refused by name."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import weight_diff
+from conftest import RunScript
+from safetensors.torch import load_file, save_file
+
+SCRIPT = "tools/weight_diff.py"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+MakeAdapter = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def make_adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """make_adapter(**LoraConfig options): a random adapter's folder, and what peft's merge_and_unload gives for it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(**options: object) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("adapter") / "adapter"
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]} | options
+        peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if parameter.requires_grad:
+                    noise = 0.05 * torch.randn_like(parameter)
+                    parameter.add_(noise.abs() if "magnitude" in name else noise)
+        peft_model.save_pretrained(str(folder))
+        merged = peft_model.merge_and_unload().state_dict()
+        return folder, {name: value.clone() for name, value in merged.items()}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def adapter(make_adapter: MakeAdapter) -> Path:
+    return make_adapter()[0]
+
+
+CONFIGURATIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
+    "dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "embedding": {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_merging_equals_peft(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter, case: str
+) -> None:
+    adapter, expected = make_adapter(**CONFIGURATIONS[case])
+    out = tmp_path / "merged"
+    run_script(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", out)
+    merged, base = load_file(out / "model.safetensors"), load_file(tiny_checkpoint / "model.safetensors")
+    assert merged.keys() == expected.keys() == base.keys()
+    changed = [name for name in base if not torch.equal(expected[name], base[name])]
+    assert len(changed) >= 4
+    for name, value in expected.items():
+        torch.testing.assert_close(merged[name], value, rtol=2e-6, atol=2e-7)
+        assert torch.equal(merged[name], base[name]) == (name not in changed)
+
+
+def test_half_precision_is_rounded_once(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    """The result is the float32 sum, rounded; not a rounded change added in half precision."""
+    adapter, _ = make_adapter()
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    raw = shutil.copytree(tiny_checkpoint, tmp_path / "raw")
+    save_file({name: value.bfloat16() for name, value in base.items()}, raw / "model.safetensors", {"format": "pt"})
+    run_script(SCRIPT, "merge", "--path_zhixi", raw, "--path_lora", adapter, "--path_sfted", tmp_path / "bfloat16")
+    run_script(
+        SCRIPT, "merge", "--path_zhixi", raw, "--path_lora", adapter, "--path_sfted", tmp_path / "float16", "--is_fp16"
+    )
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (weights[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
+    exact = base[f"{name}.weight"].bfloat16().double() + 3 * b @ a
+    for dtype in (torch.bfloat16, torch.float16):
+        folder = tmp_path / str(dtype).removeprefix("torch.")
+        merged = load_file(folder / "model.safetensors")[f"{name}.weight"]
+        assert merged.dtype == dtype
+        assert (merged != exact.to(dtype)).float().mean() < 0.002  # float32 itself is rounded before
+    assert json.loads((tmp_path / "float16/config.json").read_text())["dtype"] == "float16"
+
+
+def test_prompt_and_tokenizer_come_from_the_adapter(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    adapter, _ = make_adapter()
+    adapter = shutil.copytree(adapter, tmp_path / "adapter")
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("base")
+    merge = (SCRIPT, "merge", "--path_zhixi", base, "--path_lora", adapter, "--path_sfted")
+    run_script(*merge, tmp_path / "first")
+    for name in (*TOKENIZER, "chat_template.jinja", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (base / name).read_bytes()
+    (adapter / "chat_template.jinja").write_text("adapter")
+    (adapter / "extraction.json").write_text("{}")
+    (adapter / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    (adapter / "run.json").write_text('{"script": "finetune/finetune.py"}')
+    run_script(*merge, tmp_path / "second")
+    for name in ("chat_template.jinja", "extraction.json", "tokenizer_config.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (adapter / name).read_bytes()
+    assert (tmp_path / "second/tokenizer.model").is_file()
+    run = json.loads((tmp_path / "second/run.json").read_text())
+    assert run["parents"]["adapter"] == {"script": "finetune/finetune.py"}
+
+
+def test_vocabulary_that_grew_grows_the_model(
+    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, make_adapter: MakeAdapter
+) -> None:
+    adapter, _ = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
+    adapter = shutil.copytree(adapter, tmp_path / "adapter")
+    state = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in state if "lm_head" in name or "embed_tokens" in name]:
+        state[name] = torch.cat([state[name], torch.ones(5, 64)])
+    save_file(state, adapter / "adapter_model.safetensors")
+    out = tmp_path / "out"
+    run_script(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", out)
+    rows = json.loads((tiny_checkpoint / "config.json").read_text())["vocab_size"] + 5
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+    assert load_file(out / "model.safetensors")["lm_head.weight"].shape == (rows, 64)
+    state["base_model.model.lm_head.weight"] = state["base_model.model.lm_head.weight"][:-1].clone()
+    save_file(state, adapter / "adapter_model.safetensors")
+    done = run_script(
+        SCRIPT,
+        "merge",
+        "--path_zhixi",
+        tiny_checkpoint,
+        "--path_lora",
+        adapter,
+        "--path_sfted",
+        tmp_path / "no",
+        status=2,
+    )
+    assert "embedding and output" in done.stderr
+
+
+UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None], str]] = {
+    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out=True is not handled"),
+    "biases": ({"bias": "all"}, {}, "bias='all' is not handled"),
+    "other method": ({"peft_type": "LOHA"}, {}, "type 'LOHA'"),
+    "changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights='pissa'"),
+    "parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters=['experts'] is not handled"),
+    "rank": ({"r": 8}, {}, "says rank 8"),
+    "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "are not a pair"),
+    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "lora_C.weight is not handled"),
+    "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "no tensor model.layers.7.mlp.weight"),
+    "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "[64, 63] in the adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNMERGEABLE)
+def test_what_cannot_be_merged_is_refused_by_name(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, case: str
+) -> None:
+    settings, changes, said = UNMERGEABLE[case]
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((spoilt / "adapter_config.json").read_text())
+    (spoilt / "adapter_config.json").write_text(json.dumps(config | settings))
+    state = load_file(spoilt / "adapter_model.safetensors")
+    for name, shape in changes.items():
+        state.pop(f"base_model.model.{name}", None)
+        if shape is not None:
+            state[f"base_model.model.{name}"] = torch.ones(shape)
+    save_file(state, spoilt / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_swapped_folders_are_noticed(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_script: RunScript
+) -> None:
+    done = run_script(
+        SCRIPT,
+        "merge",
+        "--path_zhixi",
+        adapter,
+        "--path_lora",
+        tiny_checkpoint,
+        "--path_sfted",
+        tmp_path / "o",
+        status=2,
+    )
+    assert f"{adapter} has no config.json; --path_zhixi" in done.stderr
