@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,10 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
         target_modules="all-linear" if "all-linear" in names else names,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    # peft's "auto" would store the whole of an embedding or output matrix whose adapter is trained; no row was added.
+    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
+    return tuned
 
 
 def check_adapter(file: Path, parameters: list[str]) -> None:

@@ -9,18 +9,17 @@ The seal is checkpoint.json (tools/CHECKPOINT.md): size and sha256 of every file
 the weights that stays the same however they are sharded.
 """
 
-import hashlib
 import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fire
 import numpy as np
 from exact_diff import DIFF_FILE
-from folders import SEAL, existing, read_json, refuse, write_json
+from folders import existing, read_json, refuse, write_json
+from seal_check import SEAL, files_of, hash_file, verify_seal
 from tensors import (
     ADAPTER_FILES,
     FLOATS,
@@ -35,7 +34,6 @@ from tensors import (
 )  # fmt: skip
 
 ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, DIFF_FILE)
-BLOCK = 1 << 22  # bytes
 NOTES = 5  # lines that `compare` prints about tensors that cannot be compared bit by bit
 
 
@@ -50,26 +48,6 @@ def kind_of(folder: Path) -> str:
             return "diff"
     config = folder / "config.json"
     return "quantised" if config.is_file() and read_json(config).get("quantization_config") else "full"
-
-
-def files_of(folder: Path) -> dict[str, Path]:
-    """Every file below the folder by its relative name, without the seal and what is hidden (.git, .cache)."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.as_posix() != SEAL and not any(part.startswith(".") for part in name.parts):
-            found[name.as_posix()] = path
-    return found
-
-
-def hash_file(path: Path, bar: Any) -> str:
-    """sha256 of a file, in hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            state.update(block)
-            bar.update(len(block))
-    return state.hexdigest()
 
 
 def weights_of(folder: Path) -> tuple[dict[str, Tensor], str]:
@@ -123,25 +101,7 @@ def verify(folder: str, **unknown: object) -> None:
         raise FileNotFoundError(
             f"{path} has no {SEAL}; seal it where it was made: python tools/checkpoint.py seal {path}"
         )
-    table = read_json(path / SEAL).get("files")
-    if not isinstance(table, dict):
-        raise ValueError(f"{path / SEAL} lists no files; get it again")
-    files = files_of(path)
-    for name, entry in table.items():  # sizes first: most damage shows without reading
-        if name not in files:
-            raise FileNotFoundError(f"{path / name} is missing, which the seal lists; get it again")
-        if files[name].stat().st_size != entry["size"]:
-            raise ValueError(
-                f"{path / name} has {files[name].stat().st_size:,} bytes, the seal says {entry['size']:,}; get it again"
-            )
-    for name in files:
-        if name not in table:
-            raise ValueError(f"{path / name} is not in the seal; remove it, or seal the folder again")
-    with progress(sum(entry["size"] for entry in table.values()), "verifying") as bar:
-        for name, entry in table.items():
-            if hash_file(files[name], bar) != entry["sha256"]:
-                raise ValueError(f"{path / name} is not as it was sealed (another sha256); get it again")
-    print(f"{path}: all {len(table)} files as sealed")
+    print(f"{path}: all {verify_seal(path)} files as sealed")
 
 
 def show(folder: str, **unknown: object) -> None:

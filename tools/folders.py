@@ -19,7 +19,6 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt",
 )  # fmt: skip
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
-SEAL = "checkpoint.json"
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
 

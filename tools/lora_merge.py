@@ -26,6 +26,7 @@ from folders import (
     write_json,
     write_run,
 )  # fmt: skip
+from seal_check import verify_seal
 from tensors import (
     ADAPTER_FILES,
     CHUNK,
@@ -224,6 +225,8 @@ def merge_folders(
     tied = "lm_head.weight" not in weights
     specs = [merged_spec(tensor, adapter.updates.get(name), adapter, tied, dtype) for name, tensor in weights.items()]
     rows = vocabulary(weights, specs, config.get("vocab_size", 0))
+    verify_seal(base)
+    verify_seal(lora)
     with new_folder(target, sum(spec.nbytes for spec in specs)) as folder:
         carry(base, folder, (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES))
         carry(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))

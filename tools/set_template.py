@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import fire
-from folders import SEAL, existing, link, new_folder, read_json, refuse, write_json, write_run
+from folders import existing, link, new_folder, read_json, refuse, write_json, write_run
+from seal_check import SEAL, verify_seal
 
 LINKED = (".safetensors", ".bin")  # big and never edited in place
 TEMPLATE = "chat_template.jinja"
@@ -51,6 +52,7 @@ def main(model_path: str, template_path: str, output_dir: str, **unknown: object
     model, template = existing(model_path, "--model_path"), Path(str(template_path))
     if template.suffix != ".jinja" or not template.is_file():
         raise FileNotFoundError(f"{template} is no .jinja file here; finetune/templates/ has some")
+    verify_seal(model)
     files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
     files = [file for file in files if file.name not in (SEAL, TEMPLATE)]
     if not any(file.name in ("config.json", "adapter_config.json") for file in files):

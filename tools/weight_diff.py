@@ -19,6 +19,7 @@ import fire
 import lora_merge
 import numpy as np
 from folders import SMALL_FILES, carry, existing, flag, new_folder, parse_size, refuse, set_dtype, write_run
+from seal_check import verify_seal
 from tensors import (
     FLOATS,
     TORCH_NAME,
@@ -88,10 +89,13 @@ def write_combined(
 
 
 def both(path_raw: str, other: str, option: str, role: str) -> dict[str, Path]:
-    """The two folders that a command reads, under their roles."""
-    return {
+    """The two folders that a command reads, under their roles; a seal that is there must hold."""
+    folders = {
         "raw": existing(path_raw, "--path_raw", "config.json"), role: existing(other, option, "config.json"),
     }  # fmt: skip
+    for folder in folders.values():
+        verify_seal(folder)
+    return folders
 
 
 def make_diff(

@@ -29,6 +29,7 @@ LORA_TARGET_MODULES=${LORA_TARGET_MODULES:-all-linear}
 SEED=${SEED:-42}
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+[ ! -f "$BASE_MODEL/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$BASE_MODEL" # it is sealed
 launch=("$python")
 [ "$GPUS" = 1 ] || launch=("$python" -m torch.distributed.run --standalone --nproc_per_node "$GPUS")
 extra=()

@@ -24,6 +24,7 @@ MAX_NUM_BATCHED_TOKENS=${MAX_NUM_BATCHED_TOKENS:-}   # tokens a step of the engi
 TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja; empty: the checkpoint's chat_template.jinja
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+[ ! -f "$MODEL/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$MODEL" # it is sealed
 extra=()
 [ -z "$DTYPE" ] || extra+=(--dtype "$DTYPE")
 [ -z "$MAX_NUM_BATCHED_TOKENS" ] || extra+=(--max-num-batched-tokens "$MAX_NUM_BATCHED_TOKENS")

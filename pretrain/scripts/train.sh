@@ -14,6 +14,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH || fail "there is no environment yet; make it: bash tools/setup.sh"
 export PATH
+[ ! -f "$MODEL/checkpoint.json" ] || python tools/checkpoint.py verify "$MODEL" # it is sealed
 gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 2))}
 # bf16 from Ampere on; fp16 on V100; float32 where there is no GPU.

@@ -8,10 +8,10 @@ from pathlib import Path
 import checkpoint
 import pytest
 import torch
-from conftest import RunScript
+from conftest import REPOSITORY, RunScript
 from safetensors.torch import load_file, save_file
 
-SCRIPT = "tools/checkpoint.py"
+SCRIPT, DIFF = "tools/checkpoint.py", "tools/weight_diff.py"
 
 
 @pytest.fixture
@@ -53,6 +53,31 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+READERS = {
+    "make_diff": (DIFF, "make_diff", "--path_raw", "{base}", "--path_tuned", "{sealed}", "--path_diff"),
+    "merge": (DIFF, "merge", "--path_zhixi", "{sealed}", "--path_lora", "{lora}", "--path_sfted"),
+    "export": ("tools/export_hf_checkpoint.py", "--base_model", "{sealed}", "--lora_model", "{lora}", "--output_dir"),
+    "template": ("tools/set_template.py", "--model_path", "{sealed}", "--template_path", "{jinja}", "--output_dir"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_tool_refuses_a_folder_whose_seal_does_not_hold(
+    tiny_checkpoint: Path, adapter: Path, folder: Path, tmp_path: Path, run_script: RunScript, reader: str
+) -> None:
+    run_script(SCRIPT, "seal", folder)
+    places = {
+        "base": tiny_checkpoint, "sealed": folder, "lora": adapter,
+        "jinja": REPOSITORY / "finetune/templates/alpaca.jinja",
+    }  # fmt: skip
+    command = [part.format(**places) for part in READERS[reader]]
+    run_script(*command, tmp_path / "good")
+    flip(folder / "tokenizer.model")
+    refused = run_script(*command, tmp_path / "bad", status=2)
+    assert f"error: {folder / 'tokenizer.model'} is not as it was sealed" in refused.stderr
+    assert not list(tmp_path.glob("bad*"))
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {

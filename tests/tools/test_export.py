@@ -13,24 +13,6 @@ from safetensors.torch import load_file
 SCRIPT = "tools/export_hf_checkpoint.py"
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LoRA adapter of the tiny checkpoint, with its tokenizer and a template."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    torch.manual_seed(5)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_checkpoint),
-        LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
-    )
-    model.save_pretrained(str(folder))
-    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    return folder
-
-
 def test_export_is_sharded_and_loads_as_the_merged_model(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
@@ -38,17 +20,8 @@ def test_export_is_sharded_and_loads_as_the_merged_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "merged"
-    run_script(
-        SCRIPT,
-        "--base_model",
-        tiny_checkpoint,
-        "--lora_model",
-        adapter,
-        "--output_dir",
-        out,
-        "--max_shard_size",
-        "250KB",
-    )
+    folders = ("--base_model", tiny_checkpoint, "--lora_model", adapter, "--output_dir", out)
+    run_script(SCRIPT, *folders, "--max_shard_size", "250KB")
     shards = sorted(out.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert all(sum(t.nbytes for t in load_file(shard).values()) <= 250_000 for shard in shards)
