@@ -134,7 +134,7 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
     )
     tuned = get_peft_model(model, config)
     # peft's "auto" would store the whole of an embedding or output matrix whose adapter is trained; no row was added.
-    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
+    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return tuned
 
 

@@ -20,9 +20,9 @@ def test_new_folder_has_the_template_and_the_same_weights(
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (model / "chat_template.jinja").write_text("old")
     (model / "extraction.json").write_text("{}")
-    (model / "checkpoint.json").write_text("{}")
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "older"}))
+    run_script("tools/checkpoint.py", "seal", model)
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     out = tmp_path / "out"
     run_script(SCRIPT, "--model_path", model, "--template_path", ALPACA, "--output_dir", out)
