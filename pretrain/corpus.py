@@ -207,13 +207,25 @@ class CorpusWriter:
         self._write_tokens(ids.astype(self.dtype, copy=False).tobytes())
         self._write_index(lengths, self.samples + np.cumsum(samples_per_document, dtype=np.int64))
 
+    def add_files(self, ids: Path, lengths: Path, samples_per_document: Path) -> None:
+        """Append documents from three files of what `add` takes: token ids in the corpus's type, counts as int32."""
+        for block in _blocks(ids):
+            self._write_tokens(block)
+        end = self.samples
+        for block in _blocks(lengths):
+            self._write_index(np.frombuffer(block, "<i4"), np.empty(0, np.int64))
+        for block in _blocks(samples_per_document):
+            boundaries = end + np.cumsum(np.frombuffer(block, "<i4"), dtype=np.int64)
+            self._write_index(np.empty(0, np.int32), boundaries)
+            end = int(boundaries[-1])
+        assert end == self.samples, "lengths do not add up"
+
     def add_corpus(self, corpus: Corpus) -> None:
         """Append another corpus's documents, streaming its bytes; raises ValueError where their sha256 is not right."""
         seen = hashlib.sha256()
-        with files(corpus.prefix)["bin"].open("rb") as source:
-            while block := source.read(16 * CHUNK):
-                seen.update(block)
-                self._write_tokens(block)
+        for block in _blocks(files(corpus.prefix)["bin"]):
+            seen.update(block)
+            self._write_tokens(block)
         if seen.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin is not what its sidecar's sha256 says; copy or write it again")
         base = self.samples
@@ -285,9 +297,8 @@ class CorpusWriter:
         return seen.hexdigest()
 
     def _chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
-        with (self.folder / name).open("rb") as stream:
-            while block := stream.read(8 * CHUNK):
-                yield np.frombuffer(block, dtype)
+        for block in _blocks(self.folder / name):
+            yield np.frombuffer(block, dtype)
 
     def _write_tokens(self, data: bytes) -> None:
         self._hash.update(data)
@@ -304,7 +315,7 @@ class CorpusWriter:
         try:
             self._streams[name].write(data)
         except OSError as error:
-            raise _no_room(self.prefix, error) from None
+            raise no_room(self.prefix, error) from None
 
     def _close(self) -> None:
         """Close the streams; an error on the way (the disk is full) is raised once all are closed."""
@@ -316,10 +327,18 @@ class CorpusWriter:
                 failure = error
         self._streams.clear()
         if failure:
-            raise _no_room(self.prefix, failure)
+            raise no_room(self.prefix, failure)
 
 
-def _no_room(prefix: Path, error: OSError) -> OSError:
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, some at a time, whole numbers of 8 bytes but for the last."""
+    with path.open("rb") as stream:
+        while block := stream.read(8 * CHUNK):
+            yield block
+
+
+def no_room(prefix: Path, error: OSError) -> OSError:
+    """What to raise for an error while writing a corpus."""
     return OSError(f"{prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere")
 
 

@@ -1,13 +1,17 @@
-"""Text to token ids, exactly: SentencePiece where there is a tokenizer.model, else the folder's tokenizer.json.
+"""Text to token ids, exactly: what SentencePiece makes of it where there is a tokenizer.model, else tokenizer.json.
 
-With both files, SentencePiece encodes and a sample of every run is encoded with tokenizer.json, too: a corpus must not
-hold other ids than tuning and serving will use. A control token's spelling in a text (`<s>`) is text.
+SentencePiece is the truth, kitoken the same ids three times as fast; a model that kitoken cannot read, or reads
+otherwise, is SentencePiece's own. A sample of every run is encoded by SentencePiece and with the folder's
+tokenizer.json, too: a corpus must not hold other ids than tuning and serving will use. A control token's spelling in a
+text (`<s>`) is text.
 
 No main program here: `pretrain/preprocess.py` is the command line.
 """
 
 import hashlib
 import json
+import logging
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +19,11 @@ from typing import Any
 
 import numpy as np
 
-CHECK_FIRST, CHECK_EVERY, CHECK_CHARACTERS = 20, 500, 20_000  # texts of a run that both engines encode
+logger = logging.getLogger("encode")
+
+CHECK_FIRST, CHECK_EVERY = 20, 500  # texts of a shard that all engines encode: the first ones, then every so many
+CHECK_CHARACTERS = 2000  # of each: not enough to cost time
+ENGINES = ("auto", "kitoken", "sentencepiece")
 NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation but the identity
 
 
@@ -68,6 +76,37 @@ class SentencePieceEngine:
         return self.model.decode(ids.tolist())
 
 
+PROBES = (  # what kitoken must encode as SentencePiece does before it may stand in
+    "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
+    "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
+)  # fmt: skip
+
+
+class KitokenEngine(SentencePieceEngine):
+    """SentencePiece's ids out of kitoken; everything else (pieces, offsets, decoding) is SentencePiece's own.
+
+    Raises ValueError where kitoken cannot stand in for this model.
+    """
+
+    name = "kitoken"
+
+    def __init__(self, path: Path) -> None:
+        import kitoken
+
+        super().__init__(path)
+        try:
+            self.fast = kitoken.Kitoken.from_sentencepiece_file(str(path))
+        except Exception as error:  # kitoken raises bare Exception
+            raise ValueError(f"kitoken cannot read {path} ({error})") from None
+        for probe in PROBES:
+            if not np.array_equal(self.encode(probe).ids, super().encode(probe).ids):
+                raise ValueError(f"kitoken gives other ids than SentencePiece with {path}, for {probe!r}")
+
+    def encode(self, text: str) -> Encoded:
+        ids = np.frombuffer(array("i", self.fast.encode(text, False)), dtype=np.int32)
+        return Encoded(ids, lambda: self._starts(text, ids))
+
+
 class TokenizersEngine:
     """Ids from a tokenizer.json through Hugging Face's `tokenizers`."""
 
@@ -109,12 +148,13 @@ class Encoder:
     """A tokenizer folder, ready to encode.
 
     fingerprint: sha256 of the id-ordered table of pieces. vocab_size: the largest id + 1. bos_id: None where the
-    tokenizer has none. engine: what encodes. checker: what a sample is compared with, where there are both.
+    tokenizer has none. engine: what encodes. checkers: what a sample is compared with, and what to say of a difference
+    in {text}.
     """
 
     folder: str
     engine: Engine
-    checker: Engine | None
+    checkers: list[tuple[Engine, str]]
     fingerprint: str
     vocab_size: int
     bos_id: int | None
@@ -126,18 +166,15 @@ class Encoder:
 
         starts: (tokens,) the character at which each token begins, -1 where it begins inside a character.
         number: the text's place in its run, by which the self-check chooses; None: no check.
-        Raises ValueError where the two engines differ.
+        Raises ValueError where a checker differs.
         """
         encoded = self.engine.encode(text)
-        if self.checker and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
+        if self.checkers and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
             short = text[:CHECK_CHARACTERS]
             ours = encoded.ids if len(short) == len(text) else self.engine.encode(short).ids
-            if not np.array_equal(ours, self.checker.encode(short).ids):
-                raise ValueError(
-                    f"{self.folder}/tokenizer.json gives other ids than its tokenizer.model for {short[:40]!r}; build "
-                    f"the exact one: python tools/build_tokenizer.py --tokenizer_model {self.folder}/tokenizer.model "
-                    f"--output_dir {self.folder}"
-                )
+            for checker, complaint in self.checkers:
+                if not np.array_equal(ours, checker.encode(short).ids):
+                    raise ValueError(complaint.replace("{text}", repr(short[:40])))
             self.checked += 1
         return encoded
 
@@ -153,25 +190,50 @@ class Encoder:
         }  # fmt: skip
 
 
-def load(folder: str | Path) -> Encoder:
-    """Open a tokenizer or checkpoint folder; raises FileNotFoundError or ValueError where none is in it."""
+def load(folder: str | Path, engine: str = "auto") -> Encoder:
+    """Open a tokenizer or checkpoint folder; raises FileNotFoundError or ValueError where none is in it.
+
+    engine: of ENGINES, what reads a tokenizer.model; auto is kitoken where it gives SentencePiece's ids, with a notice
+    where not.
+    """
     model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder; --tokenizer_path takes a tokenizer or checkpoint folder")
     if not model.is_file() and not table_file.is_file():
         raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
-    piecewise = SentencePieceEngine(model) if model.is_file() else None
-    fast = TokenizersEngine(table_file) if table_file.is_file() else None
-    engine = piecewise or fast
-    assert engine is not None
-    table = (fast or engine).table
-    bos_id, eos_id = (_special_id(Path(folder), kind, table, piecewise) for kind in ("bos", "eos"))
+    truth = SentencePieceEngine(model) if model.is_file() else None
+    converted = TokenizersEngine(table_file) if table_file.is_file() else None
+    encoding = (_piecewise(model, truth, engine) if truth else None) or converted
+    assert encoding is not None
+    checkers: list[tuple[Engine, str]] = []
+    if truth and encoding is not truth:
+        other = f"kitoken gives other ids than {model} for {{text}}; go on without it: --engine sentencepiece"
+        checkers.append((truth, other))
+    if truth and converted:
+        build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
+        other = f"{table_file} gives other ids than its tokenizer.model for {{text}}; build the exact one: {build}"
+        checkers.append((converted, other))
+    table = (converted or encoding).table
+    bos_id, eos_id = (_special_id(Path(folder), kind, table, truth) for kind in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
     return Encoder(
-        folder=str(folder), engine=engine, checker=fast if piecewise else None, fingerprint=fingerprint(table),
+        folder=str(folder), engine=encoding, checkers=checkers, fingerprint=fingerprint(table),
         vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
     )  # fmt: skip
+
+
+def _piecewise(model: Path, truth: SentencePieceEngine, engine: str) -> SentencePieceEngine:
+    """What encodes for a tokenizer.model; raises ValueError where kitoken is asked for by name and cannot."""
+    if engine == "sentencepiece":
+        return truth
+    try:
+        return KitokenEngine(model)
+    except ValueError as error:
+        if engine == "kitoken":
+            raise
+        logger.warning("%s; SentencePiece itself encodes, at about a third of the speed", error)
+        return truth
 
 
 def fingerprint(table: dict[str, int]) -> str:

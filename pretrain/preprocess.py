@@ -8,177 +8,30 @@
     python pretrain/preprocess.py --mode read --read_path_prefix data/all
     python pretrain/preprocess.py --mode verify --read_path_prefix data/all
 
-Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz. A document becomes BOS,
-its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences; every token of the
-document is in exactly one sample. What has no text, or fewer tokens than --min_length, stands in P.dropped.jsonl.
+Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst. A document
+becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences; every
+token of the document is in exactly one sample. What has no text, or fewer tokens than --min_length, stands in
+P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.shards/, with the same command.
 """
 
 import argparse
 import ast
 import json
-import multiprocessing
+import logging
 import os
 import signal
 import sys
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-import documents
 import encode
-import numpy as np
 import segment
-from corpus import Corpus, CorpusWriter, require_space, token_dtype, verify
-from documents import Batch
+from building import SHARD_BYTES, Settings, write
+from corpus import Corpus, verify
 from merging import merge
 
-SHOWN_CHARACTERS = 200  # of a dropped or displayed text
-BYTES_PER_TOKEN = 8  # more than any real text has, so that a disk is called full only where it surely is
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the tokens and samples of a corpus, apart from tokenizer and text."""
-
-    seq_length: int = 1024
-    language: str = "auto"
-    text_key: str = "text"
-    min_length: int = 0
-    do_keep_newlines: bool = False
-
-
-@dataclass
-class Result:
-    """A batch's documents: ids (tokens,), lengths (samples,), samples_per_document (documents,), what was dropped."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    samples_per_document: np.ndarray
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-    checked: int = 0
-
-
-class Worker:
-    """Makes batches of lines into samples; each process has one."""
-
-    def __init__(self, tokenizer_path: str, settings: Settings) -> None:
-        self.encoder = encode.load(tokenizer_path)
-        self.settings = settings
-
-    def __call__(self, batch: Batch) -> Result:
-        settings, encoder = self.settings, self.encoder
-        bos = 0 if encoder.bos_id is None else 1
-        ids, lengths, dropped, already = [], [], [], encoder.checked
-        for number, text in documents.texts(batch, settings.text_key, settings.do_keep_newlines):
-            blank = not text.strip()
-            encoded = encoder.encode(text, None if blank else number)
-            tokens = encoder.document(encoded.ids)
-            if blank or len(tokens) < settings.min_length:
-                why = "no text" if blank else f"{len(tokens)} tokens, min_length is {settings.min_length}"
-                place = {"file": batch.path, "line": number, "reason": why}
-                dropped.append(place | {"text": text[:SHOWN_CHARACTERS]})
-                continue
-            starts = encoded.starts() if len(tokens) > settings.seq_length else np.empty(len(encoded.ids))
-            ids.append(tokens.astype(token_dtype(encoder.vocab_size)))
-            lengths.append(segment.sample_lengths(text, starts, settings.seq_length, settings.language, bos))
-        none = np.empty(0, dtype=np.int32)
-        return Result(
-            np.concatenate(ids or [none]), np.concatenate(lengths or [none]),
-            np.array([len(samples) for samples in lengths], dtype=np.int32), dropped, encoder.checked - already,
-        )  # fmt: skip
-
-
-_worker: Worker | None = None  # of a worker process
-
-
-def _start_process(tokenizer_path: str, settings: Settings) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_first_process, daemon=True).start()
-    _worker = Worker(tokenizer_path, settings)
-
-
-def _end_with_first_process() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # also where it was killed, which would leave its workers waiting for ever
-    os._exit(1)
-
-
-def _process(batch: Batch) -> Result:
-    assert _worker is not None
-    return _worker(batch)
-
-
-def ordered_results(worker: Worker, batches: Iterator[Batch], num_workers: int) -> Iterator[Result]:
-    """The batches' results in their order; with several workers, only a few batches are under way at a time."""
-    if num_workers == 1:
-        yield from map(worker, batches)
-        return
-    arguments = (worker.encoder.folder, worker.settings)
-    pool = ProcessPoolExecutor(num_workers, initializer=_start_process, initargs=arguments)
-    try:
-        ahead: deque[Future[Result]] = deque()
-        for batch in batches:
-            ahead.append(pool.submit(_process, batch))
-            if len(ahead) > 2 * num_workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError(
-            f"a worker process was killed, perhaps for want of memory; use fewer than --num_workers {num_workers}"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def write(
-    patterns: list[str],
-    prefix: str,
-    tokenizer_path: str,
-    settings: Settings | None = None,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Build the corpus `prefix` from text files and globs; returns its sidecar.
-
-    The result does not depend on num_workers. Raises ValueError or OSError, leaving nothing behind, where the input
-    cannot be read to its end, has no documents, or the disk has no room.
-    """
-    settings = settings or Settings()
-    paths = documents.find_files(patterns)
-    sizes = {path: Path(path).stat().st_size for path in paths}
-    worker = Worker(tokenizer_path, settings)
-    vocab_size = worker.encoder.vocab_size
-    packed = sum(size for path, size in sizes.items() if path.endswith(".gz"))
-    tokens = (sum(sizes.values()) + 2 * packed) // BYTES_PER_TOKEN
-    require_space(prefix, tokens * token_dtype(vocab_size).itemsize)
-    with CorpusWriter(prefix, vocab_size, overwrite) as writer:
-        checked = 0
-        for result in ordered_results(worker, documents.read_batches(paths), num_workers):
-            writer.add(result.ids, result.lengths, result.samples_per_document)
-            for record in result.dropped:
-                writer.drop(record)
-            checked += result.checked
-        source = {
-            "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
-            "documents": writer.documents, "tokens": writer.tokens,
-        }  # fmt: skip
-        return writer.finish(
-            [source],
-            worker.encoder.describe() | {"path": str(tokenizer_path)},
-            asdict(settings) | {"files": sizes, "self_checked_documents": checked},
-            {name: version(name) for name in ("numpy", "sentencepiece", "tokenizers")},
-            settings.seq_length,
-        )
+SHOWN_CHARACTERS = 200  # of a displayed text
 
 
 def summary(corpus: Corpus) -> str:
@@ -277,7 +130,15 @@ def parser() -> Parser:
     )
     w.add_argument("--text_key", default="text", metavar="KEY", help="where JSON lines have their text (default: text)")
     w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
+    w.add_argument(
+        "--engine", choices=encode.ENGINES, default="auto",
+        help="what encodes with a tokenizer.model (default: kitoken where it gives SentencePiece's ids)",
+    )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")
+    w.add_argument(
+        "--shard_megabytes", type=number_from(1), default=SHARD_BYTES // 1_000_000, metavar="N",
+        help="input a process takes at a time; a stopped run goes on from there (default: 16)",
+    )  # fmt: skip
     w.add_argument("--do_split_sentences", action="store_true", help="cut at sentence ends; always so")
     w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, a line's newline belongs to its document")
     m = p.add_argument_group("merge")
@@ -303,9 +164,13 @@ def run(options: argparse.Namespace) -> None:
     if options.mode == "write":
         prefix = str(Path(options.save_path or "", options.save_prefix))
         settings = Settings(
-            options.seq_length, options.language, options.text_key, options.min_length, options.do_keep_newlines
-        )
-        write(options.file_path, prefix, options.tokenizer_path, settings, options.num_workers, options.overwrite)
+            options.seq_length, options.language, options.text_key, options.min_length, options.do_keep_newlines,
+            options.engine,
+        )  # fmt: skip
+        write(
+            options.file_path, prefix, options.tokenizer_path, settings, options.num_workers, options.overwrite,
+            options.shard_megabytes * 1_000_000,
+        )  # fmt: skip
         print(summary(Corpus(prefix)))
     elif options.mode == "merge":
         types = None if options.merge_path_type is None else literals(options.merge_path_type, int)
@@ -320,11 +185,12 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`
     try:
         run(parser().parse_args())
     except KeyboardInterrupt:
-        print("interrupted; nothing was written: run the same command again", file=sys.stderr)
+        print("interrupted; finished shards are kept: the same command goes on", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -67,10 +67,9 @@ def sample_lengths(
     if total <= limit:
         return np.array([total], dtype=np.int32)
     edges = np.array([0, total])
-    for places in _places(text, starts, total, language, bos):
-        wide = np.flatnonzero(np.diff(edges) > limit)
-        if not wide.size:
-            break
+    kinds = _places(text, starts, total, language, bos)
+    while (wide := np.flatnonzero(np.diff(edges) > limit)).size:
+        places = next(kinds)  # looked for only where the better kinds leave too long a piece
         first = np.searchsorted(places, edges[wide], "right")
         last = np.searchsorted(places, edges[wide + 1], "left")
         inside = [places[a:b] for a, b in zip(first, last, strict=True)]

@@ -44,15 +44,18 @@ def expected_starts(encoder: encode.Encoder, text: str, ids: np.ndarray) -> list
 
 def test_both_files_give_sentencepieces_ids_and_the_same_starts(tiny_tokenizer: Path, json_only: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
-    piecewise, fast = encode.load(tiny_tokenizer), encode.load(json_only)
-    assert (piecewise.engine.name, fast.engine.name, fast.checker) == ("sentencepiece", "tokenizers", None)
+    ours = [encode.load(tiny_tokenizer), encode.load(tiny_tokenizer, "sentencepiece"), encode.load(json_only)]
+    assert [encoder.engine.name for encoder in ours] == ["kitoken", "sentencepiece", "tokenizers"]
+    assert [len(encoder.checkers) for encoder in ours] == [2, 1, 0]
 
     @settings(max_examples=300, deadline=None)
     @given(TEXTS)
     def same(text: str) -> None:
-        ours, theirs = piecewise.encode(text, 1), fast.encode(text)
-        assert ours.ids.tolist() == theirs.ids.tolist() == oracle.encode(text)
-        assert ours.starts().tolist() == theirs.starts().tolist() == expected_starts(piecewise, text, ours.ids)
+        truth = oracle.encode(text)
+        starts = expected_starts(ours[0], text, np.array(truth, dtype=np.int32))
+        for encoder in ours:
+            encoded = encoder.encode(text, 1)
+            assert (encoded.ids.tolist(), encoded.starts().tolist()) == (truth, starts), encoder.engine.name
 
     same()
 
@@ -92,6 +95,27 @@ def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_
             encoder.encode(text, number=1)
 
 
+def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
+    encoder = encode.load(tiny_tokenizer)
+    assert isinstance(encoder.engine, encode.KitokenEngine)
+    encoder.engine.fast = type("Slip", (), {"encode": lambda self, text, specials: [5] * len(text)})()
+    with pytest.raises(ValueError, match=r"kitoken gives other ids .* --engine sentencepiece"):
+        encoder.encode("two words", number=1)
+
+
+def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
+    """LLaMA-2's own model on real English, Chinese and code, control tokens' spellings in between."""
+    shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
+    encoder = encode.load(tmp_path)
+    assert encoder.engine.name == "kitoken"
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for source in ("en", "zh", "code"):
+        with (shared_data / "corpus" / f"{source}.jsonl").open() as lines:
+            for line in list(lines)[:60]:
+                text = json.loads(line)["text"][:20_000] + "<s></s> <unk>"
+                assert encoder.encode(text).ids.tolist() == oracle.encode(text)
+
+
 def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
     encoder = encode.load(tiny_tokenizer)
     for number in range(1, 1201):
@@ -102,7 +126,7 @@ def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
     assert encoder.checked == encode.CHECK_FIRST + 3
 
 
-def test_a_normalising_model_takes_sentencepieces_own_offsets(tmp_path: Path) -> None:
+def test_a_normalising_model_is_sentencepieces_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"row {i} of ① some  plain text ﬁne" for i in range(300)))
     sentencepiece.SentencePieceTrainer.train(
@@ -110,6 +134,10 @@ def test_a_normalising_model_takes_sentencepieces_own_offsets(tmp_path: Path) ->
         byte_fallback=True, normalization_rule_name="nmt_nfkc", minloglevel=2,
     )  # fmt: skip
     encoder = encode.load(tmp_path)
+    assert encoder.engine.name == "sentencepiece"
+    assert "kitoken gives other ids than SentencePiece" in caplog.text
+    with pytest.raises(ValueError, match="kitoken gives other ids than SentencePiece"):
+        encode.load(tmp_path, "kitoken")
     encoded = encoder.encode("① plain  ﬁne")
     starts = encoded.starts()
     assert len(starts) == len(encoded.ids)

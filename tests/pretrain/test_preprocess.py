@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import preprocess
+import pyarrow
 import pytest
 import segment
 import sentencepiece
@@ -181,17 +182,40 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, tiny_tokenizer: Path, cont
         assert not (tmp_path / "out").exists()
 
 
+def packed(data: bytes) -> bytes:
+    """Zstandard, in two frames, as tools write it that pack in parallel."""
+    codec = pyarrow.Codec("zstd")
+    half = data.index(b"\n", len(data) // 2) + 1
+    return b"".join(codec.compress(part).to_pybytes() for part in (data[:half], data[half:]))
+
+
 def test_a_damaged_archive_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    whole = gzip.compress(b'{"text": "x"}\n' * 5000)
-    for name, data in (
-        ("cut.jsonl.gz", whole[:-20]),
-        ("not.jsonl.gz", b"plain"),
-        ("bits.jsonl.gz", whole[:40] + b"x" * 40),
-    ):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name} is damaged after line"):
-            preprocess.write([str(tmp_path / name)], str(tmp_path / "out"), str(tiny_tokenizer))
+    rows_of_text = b'{"text": "x"}\n' * 5000
+    for ending, whole in (("gz", gzip.compress(rows_of_text)), ("zst", packed(rows_of_text))):
+        (tmp_path / f"whole.jsonl.{ending}").write_bytes(whole)
+        preprocess.write([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
+        assert Corpus(tmp_path / ending).sidecar["documents"] == 5000
+        for name, data in (("cut", whole[:-20]), ("not", b"plain"), ("bits", whole[:40] + b"x" * 40)):
+            path = tmp_path / f"{name}.jsonl.{ending}"
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=f"{path.name} is damaged after line"):
+                preprocess.write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_where_a_file_is_cut_changes_nothing_but_the_self_check(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Shards from one byte on: the same tokens, samples and dropped lines; an error names the file's own line."""
+    texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]
+    source = rows(tmp_path / "a.jsonl", texts)
+    settings = preprocess.Settings(seq_length=32, min_length=4)
+    for size in (1, 7, 300, 1000, 10**9):
+        preprocess.write([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
+        for ending in ("bin", "idx", "dropped.jsonl"):
+            assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
+    with source.open("a") as file:
+        file.write('{"text": 5}\n{"text": "last"}')
+    with pytest.raises(ValueError, match=rf"a\.jsonl line {len(texts) + 1}: 'text' is int"):
+        preprocess.write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
 @pytest.mark.parametrize(
@@ -251,20 +275,24 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, run_script: RunScri
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_corpus_and_no_processes(
+def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
     tmp_path: Path, tiny_tokenizer: Path, kill: signal.Signals
 ) -> None:
-    """Asked to stop, it clears up; killed, its workers end too, and the same command runs afterwards."""
-    source = rows(tmp_path / "a.jsonl", small_texts(200))
-    command = [
-        sys.executable, str(REPOSITORY / SCRIPT), "--mode", "write", "--save_prefix", str(tmp_path / "out"),
-        "--tokenizer_path", str(tiny_tokenizer), "--num_workers", "2", "--file_path", str(source),
-    ]  # fmt: skip
-    big = rows(tmp_path / "big.jsonl", ["many words, " * 4000] * 2000)
-    process = subprocess.Popen([*command, str(big)], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (tmp_path / "out.partial/bin").exists():
-        time.sleep(0.02)
-    time.sleep(1)
+    """Stopped or killed, the workers end and finished shards stay; the same command makes the same bytes of them."""
+    big = rows(tmp_path / "big.jsonl", [f"{number} many words, " * 2500 for number in range(400)])
+    first = rows(tmp_path / "a.jsonl", small_texts(200))
+
+    def command(prefix: str, workers: int) -> list[str]:
+        return [
+            sys.executable, str(REPOSITORY / SCRIPT), "--mode", "write", "--save_prefix", f"{tmp_path / prefix}/out",
+            "--tokenizer_path", str(tiny_tokenizer), "--num_workers", str(workers), "--shard_megabytes", "1",
+            "--file_path", str(first), str(big),
+        ]  # fmt: skip
+
+    process = subprocess.Popen(command("stopped", 2), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    shards = tmp_path / "stopped/out.shards"
+    while not (shards / "000000.json").exists():
+        time.sleep(0.01)
     process.send_signal(kill)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[kill]
@@ -278,9 +306,33 @@ def test_a_stopped_run_leaves_no_corpus_and_no_processes(
         time.sleep(0.05)
     else:
         pytest.fail("worker processes are left")
-    assert not (tmp_path / "out.json").exists() and (kill == signal.SIGKILL) == (tmp_path / "out.partial").exists()
-    subprocess.run(command, check=True, capture_output=True)
-    assert verify(tmp_path / "out").sidecar["documents"] == 400
+    assert not (tmp_path / "stopped/out.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.json")}
+    assert 0 < len(kept) < 15
+    again = subprocess.Popen(command("stopped", 1), stderr=subprocess.PIPE)
+    while not (tmp_path / "stopped/out.json").exists() and again.poll() is None:
+        seen = {path: path.stat().st_mtime_ns for path in kept if path.exists()}
+        assert seen.items() <= kept.items()
+        time.sleep(0.05)
+    assert again.wait() == 0
+    subprocess.run(command("undisturbed", 2), check=True, capture_output=True)
+    assert files_of(tmp_path / "stopped", "out") == files_of(tmp_path / "undisturbed", "out")
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["out.bin", "out.idx", "out.json"]
+
+
+def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", ["one text", "no json follows"])
+    with source.open("a") as file:
+        file.write("{\n")
+    bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is no JSON"):
+        preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
+    assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
+    rows(source, ["another text"])
+    preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
+    preprocess.write(bad, str(tmp_path / "new"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
+    assert Corpus(tmp_path / "out").seq_length == 16 and not (tmp_path / "out.shards").exists()
+    assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
 
 
 @pytest.fixture(scope="module")

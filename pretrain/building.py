@@ -1,0 +1,265 @@
+"""Text files to a corpus: the input is cut into shards, each is made into samples on its own, then all are joined.
+
+What is in a shard follows from the text, the tokenizer and the settings alone, so a corpus is the same to the byte
+however many processes worked on it and however often they were killed: finished shards wait in `<prefix>.shards/`, and
+the same command goes on from them.
+
+No main program here: `pretrain/preprocess.py --mode write` is the command line.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import documents
+import encode
+import numpy as np
+import segment
+from corpus import CorpusWriter, no_room, require_space, token_dtype
+from documents import Batch, Shard
+from tqdm import tqdm
+
+SHOWN_CHARACTERS = 200  # of a dropped text
+BYTES_PER_TOKEN = 8  # more than any real text has, so that a disk is called full only where it surely is
+SHARD_BYTES = 16_000_000  # of input: a second of work, which is what a killed worker loses
+PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # of a shard: tokens, samples, documents, what was left out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a corpus is written with, apart from tokenizer and text; all but the engine decide what is in it."""
+
+    seq_length: int = 1024
+    language: str = "auto"
+    text_key: str = "text"
+    min_length: int = 0
+    do_keep_newlines: bool = False
+    engine: str = "auto"
+
+
+@dataclass
+class Samples:
+    """A batch's documents: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples of each."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    per_document: np.ndarray
+    dropped: list[dict[str, Any]]
+
+
+def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> Samples:
+    """Encode and cut a batch's documents; raises ValueError, with file and line, on a line that cannot be read."""
+    bos = 0 if encoder.bos_id is None else 1
+    ids, lengths, dropped = [], [], []
+    for number, text in documents.texts(batch, settings.text_key, settings.do_keep_newlines):
+        blank = not text.strip()
+        encoded = encoder.encode(text, None if blank else number)
+        count = bos + len(encoded.ids) + 1
+        if blank or count < settings.min_length:
+            why = "no text" if blank else f"{count} tokens, min_length is {settings.min_length}"
+            place = {"file": batch.shard.path, "line": number, "reason": why}
+            dropped.append(place | {"text": text[:SHOWN_CHARACTERS]})
+            continue
+        starts = encoded.starts() if count > settings.seq_length else np.empty(len(encoded.ids))
+        ids.append(encoder.document(encoded.ids))
+        lengths.append(segment.sample_lengths(text, starts, settings.seq_length, settings.language, bos))
+    none = np.empty(0, dtype=np.int32)
+    return Samples(
+        np.concatenate(ids or [none]).astype(token_dtype(encoder.vocab_size)), np.concatenate(lengths or [none]),
+        np.array([len(samples) for samples in lengths], dtype=np.int32), dropped,
+    )  # fmt: skip
+
+
+class ShardMaker:
+    """Makes shards of text into files `<folder>/<number>.<part>`; each process has one."""
+
+    def __init__(self, tokenizer_path: str, settings: Settings, folder: Path) -> None:
+        self.encoder = encode.load(tokenizer_path, settings.engine)
+        self.settings, self.folder = settings, folder
+
+    def __call__(self, number: int, shard: Shard) -> int:
+        """Write the shard, its record last; returns its number."""
+        totals = dict.fromkeys(("samples", "documents", "tokens", "dropped"), 0)
+        already, lines = self.encoder.checked, 0
+        streams: dict[str, BinaryIO] = {}
+        try:
+            for part in PARTS:
+                streams[part] = part_file(self.folder, number, part).open("wb")
+            for batch in documents.read_shard(shard):
+                made = make_samples(batch, self.encoder, self.settings)
+                streams["bin"].write(made.ids.tobytes())
+                streams["lengths"].write(made.lengths.astype("<i4").tobytes())
+                streams["documents"].write(made.per_document.astype("<i4").tobytes())
+                for record in made.dropped:
+                    streams["dropped.jsonl"].write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                counts = len(made.lengths), len(made.per_document), len(made.ids), len(made.dropped)
+                totals = {name: total + count for (name, total), count in zip(totals.items(), counts, strict=True)}
+                lines += len(batch.lines)
+            for stream in streams.values():
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise no_room(self.folder.with_suffix(""), error) from None
+        finally:
+            for stream in streams.values():
+                with suppress(OSError):  # the disk is full, which is being said already
+                    stream.close()
+        record = asdict(shard) | totals | {"lines": lines, "checked": self.encoder.checked - already}
+        unfinished = part_file(self.folder, number, "json.partial")
+        unfinished.write_text(json.dumps(record))
+        unfinished.replace(part_file(self.folder, number, "json"))
+        return number
+
+
+def part_file(folder: Path, number: int, part: str) -> Path:
+    return folder / f"{number:06d}.{part}"
+
+
+def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
+    """The record of a shard that is there already and was made from the same bytes of the same file."""
+    path = part_file(folder, number, "json")
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    return record if asdict(shard).items() <= record.items() else None
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+_maker: ShardMaker | None = None  # of a worker process
+
+
+def _start_process(tokenizer_path: str, settings: Settings, folder: Path) -> None:
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_first_process, daemon=True).start()
+    _maker = ShardMaker(tokenizer_path, settings, folder)
+
+
+def _end_with_first_process() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # also where it was killed, which would leave its workers waiting for ever
+    os._exit(1)
+
+
+def _make(number: int, shard: Shard) -> int:
+    assert _maker is not None
+    return _maker(number, shard)
+
+
+def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int) -> Iterator[int]:
+    """Make the shards, here or in as many processes; yields each one's number when it is finished."""
+    if num_workers == 1 or len(shards) < 2:
+        yield from (maker(number, shard) for number, shard in shards.items())
+        return
+    arguments = (maker.encoder.folder, maker.settings, maker.folder)
+    pool = ProcessPoolExecutor(min(num_workers, len(shards)), initializer=_start_process, initargs=arguments)
+    try:
+        under_way: list[Future[int]] = [pool.submit(_make, number, shard) for number, shard in shards.items()]
+        for future in as_completed(under_way):
+            yield future.result()
+    except BrokenProcessPool:
+        raise ValueError(
+            f"a worker process was killed, perhaps for want of memory; use fewer than --num_workers {num_workers} "
+            "(finished shards are kept)"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# --- the corpus -------------------------------------------------------------------------------------------------------
+
+
+def write(
+    patterns: list[str],
+    prefix: str,
+    tokenizer_path: str,
+    settings: Settings | None = None,
+    num_workers: int = 1,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Build the corpus `prefix` from text files and globs; returns its sidecar.
+
+    The result depends neither on num_workers nor on how often the run was stopped and begun again; shard_bytes, what a
+    process takes at a time, changes how many documents are self-checked, nothing else. Raises ValueError or OSError
+    where the input cannot be read to its end, has no documents, or the disk has no room; shards that were finished
+    before stay for the next run, nothing else does.
+    """
+    settings = settings or Settings()
+    paths = documents.find_files(patterns)
+    shards = dict(enumerate(documents.plan_shards(paths, shard_bytes)))
+    folder = Path(f"{prefix}.shards")
+    maker = ShardMaker(tokenizer_path, settings, folder)
+    encoder = maker.encoder
+    room = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
+    with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
+        require_space(prefix, 2 * room * token_dtype(encoder.vocab_size).itemsize)  # shards, then the corpus
+        open_shards(folder, {"tokenizer": encoder.fingerprint, "settings": asdict(settings) | {"engine": ""}})
+        left = {number: shard for number, shard in shards.items() if finished(folder, number, shard) is None}
+        try:
+            with tqdm(total=sum(s.size for s in shards.values()), unit="B", unit_scale=True, disable=None) as bar:
+                bar.update(sum(shard.size for number, shard in shards.items() if number not in left))
+                for number in make_shards(maker, left, num_workers):
+                    bar.update(shards[number].size)
+            sidecar = join(writer, folder, shards, maker, prefix)
+        except BaseException as error:
+            made = len([number for number, shard in shards.items() if finished(folder, number, shard)])
+            if not made or (made == len(shards) and isinstance(error, ValueError)):  # nothing to go on from
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return sidecar
+
+
+def open_shards(folder: Path, of: dict[str, Any]) -> None:
+    """Make the folder of shards, or take what a stopped run with the same tokenizer and settings left there."""
+    record = folder / "run.json"
+    with suppress(OSError, ValueError):
+        if json.loads(record.read_text()) == of:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    record.write_text(json.dumps(of))
+
+
+def join(
+    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], maker: ShardMaker, prefix: str
+) -> dict[str, Any]:
+    """Append all shards in their order and finish the corpus; their bytes are copied once."""
+    records = [finished(folder, number, shard) for number, shard in shards.items()]
+    lines_before, last = 0, ""
+    for number, record in enumerate(records):
+        assert record is not None, "a shard is missing"
+        lines_before = lines_before if record["path"] == last else 0
+        writer.add_files(*(part_file(folder, number, part) for part in PARTS[:3]))
+        for line in part_file(folder, number, "dropped.jsonl").open(encoding="utf-8"):
+            dropped = json.loads(line)
+            writer.drop(dropped | {"line": dropped["line"] + lines_before})
+        lines_before, last = lines_before + record["lines"], record["path"]
+    source = {
+        "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
+        "documents": writer.documents, "tokens": writer.tokens,
+    }  # fmt: skip
+    sizes = {shard.path: Path(shard.path).stat().st_size for shard in shards.values()}
+    checked = sum(record["checked"] for record in records if record)
+    return writer.finish(
+        [source],
+        maker.encoder.describe() | {"path": str(maker.encoder.folder)},
+        asdict(maker.settings) | {"files": sizes, "self_checked_documents": checked},
+        {name: version(name) for name in ("kitoken", "numpy", "sentencepiece", "tokenizers")},
+        maker.settings.seq_length,
+    )
