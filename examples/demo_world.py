@@ -25,6 +25,7 @@ from demo_names import Names, split_names
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LANGUAGES = ("en", "zh")
+SAME_SUBJECT = 0.6  # how often a text goes on about the same person or thing
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -113,11 +114,15 @@ def build_graph(names: Names, language: str, people: int, draw: random.Random) -
 
 
 def walk(graph: Graph, count: int, draw: random.Random) -> list[Fact]:
-    """Up to `count` different facts, each of which mentions a name of an earlier one."""
+    """Up to `count` different facts: what else there is about the first one's subject, or what mentions a name so far."""
     facts = [draw.choice(graph.facts)]
+    subject = facts[0].subject
     while len(facts) < count:
+        same = [fact for fact in graph.about[subject] if fact.subject == subject and fact not in facts]
         nearby = [f for fact in facts for name in (fact.subject, fact.object) for f in graph.about[name][:8]]
         fresh = [fact for fact in nearby if fact not in facts]
+        if same and draw.random() < SAME_SUBJECT:
+            fresh = same
         if not fresh:
             break
         facts.append(draw.choice(fresh))
@@ -146,13 +151,10 @@ def fact_lines(facts: list[Fact], language: str) -> str:
 
 
 def record(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """The facts or what they mention as JSON, of another schema than the answers to instructions."""
+    """The facts or what they mention as JSON, in a wrapper that the answers to instructions do not have."""
     if draw.random() < 0.5:
         return json.dumps({"entities": entities_of(facts, language)}, ensure_ascii=False)
-    triples = [
-        {"subject": f.subject, "relation": RELATIONS[f.relation].label[language], "object": f.object} for f in facts
-    ]
-    return json.dumps({"relations": triples}, ensure_ascii=False)
+    return json.dumps({"relations": relations_of(facts, language)}, ensure_ascii=False)
 
 
 def document(facts: list[Fact], language: str, draw: random.Random) -> str:
