@@ -114,7 +114,7 @@ def build_graph(names: Names, language: str, people: int, draw: random.Random) -
 
 
 def walk(graph: Graph, count: int, draw: random.Random) -> list[Fact]:
-    """Up to `count` different facts: what else there is about the first one's subject, or what mentions a name so far."""
+    """Up to `count` different facts: what else there is about the first subject, or whatever mentions a name so far."""
     facts = [draw.choice(graph.facts)]
     subject = facts[0].subject
     while len(facts) < count:

@@ -27,7 +27,7 @@ import encode
 import numpy as np
 import segment
 from corpus import CorpusWriter, no_room, require_space, token_dtype
-from documents import Batch, Shard
+from documents import Batch, Shard, TextSource, UnreadableError, text_of
 from tqdm import tqdm
 
 SHOWN_CHARACTERS = 200  # of a dropped text
@@ -43,9 +43,15 @@ class Settings:
     seq_length: int = 1024
     language: str = "auto"
     text_key: str = "text"
+    text_template: str = ""
     min_length: int = 0
     do_keep_newlines: bool = False
+    on_error: str = "stop"
     engine: str = "auto"
+
+    @property
+    def source(self) -> TextSource:
+        return TextSource(self.text_key, self.text_template, self.do_keep_newlines)
 
 
 @dataclass
@@ -56,20 +62,30 @@ class Samples:
     lengths: np.ndarray
     per_document: np.ndarray
     dropped: list[dict[str, Any]]
+    lines: int  # that were read
 
 
 def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> Samples:
-    """Encode and cut a batch's documents; raises ValueError, with file and line, on a line that cannot be read."""
-    bos = 0 if encoder.bos_id is None else 1
+    """Encode and cut a batch's documents.
+
+    Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
+    """
+    bos, source = 0 if encoder.bos_id is None else 1, settings.source
     ids, lengths, dropped = [], [], []
-    for number, text in documents.texts(batch, settings.text_key, settings.do_keep_newlines):
+    for number in range(batch.first, batch.first + len(batch.lines)):
+        try:
+            text = text_of(batch, number, source)
+        except UnreadableError as error:
+            if settings.on_error == "stop":
+                raise
+            dropped.append(left_out(batch.shard, number, str(error)))
+            continue
         blank = not text.strip()
         encoded = encoder.encode(text, None if blank else number)
         count = bos + len(encoded.ids) + 1
         if blank or count < settings.min_length:
             why = "no text" if blank else f"{count} tokens, min_length is {settings.min_length}"
-            place = {"file": batch.shard.path, "line": number, "reason": why}
-            dropped.append(place | {"text": text[:SHOWN_CHARACTERS]})
+            dropped.append(left_out(batch.shard, number, why, text))
             continue
         starts = encoded.starts() if count > settings.seq_length else np.empty(len(encoded.ids))
         ids.append(encoder.document(encoded.ids))
@@ -77,8 +93,13 @@ def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> S
     none = np.empty(0, dtype=np.int32)
     return Samples(
         np.concatenate(ids or [none]).astype(token_dtype(encoder.vocab_size)), np.concatenate(lengths or [none]),
-        np.array([len(samples) for samples in lengths], dtype=np.int32), dropped,
+        np.array([len(samples) for samples in lengths], dtype=np.int32), dropped, len(batch.lines),
     )  # fmt: skip
+
+
+def left_out(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
+    """A line of `<prefix>.dropped.jsonl`."""
+    return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}
 
 
 class ShardMaker:
@@ -88,6 +109,19 @@ class ShardMaker:
         self.encoder = encode.load(tokenizer_path, settings.engine)
         self.settings, self.folder = settings, folder
 
+    def samples(self, shard: Shard) -> Iterator[Samples]:
+        """Batch after batch; where the rest of a file cannot be read, that is left out, unless errors are to stop."""
+        lines = 0
+        try:
+            for batch in documents.read_shard(shard, self.settings.source):
+                yield make_samples(batch, self.encoder, self.settings)
+                lines += len(batch.lines)
+        except UnreadableError as error:
+            if self.settings.on_error == "stop":
+                raise
+            none = np.empty(0, dtype=np.int32)
+            yield Samples(none, none, none, [left_out(shard, lines + 1, str(error))], 1)
+
     def __call__(self, number: int, shard: Shard) -> int:
         """Write the shard, its record last; returns its number."""
         totals = dict.fromkeys(("samples", "documents", "tokens", "dropped"), 0)
@@ -96,8 +130,7 @@ class ShardMaker:
         try:
             for part in PARTS:
                 streams[part] = part_file(self.folder, number, part).open("wb")
-            for batch in documents.read_shard(shard):
-                made = make_samples(batch, self.encoder, self.settings)
+            for made in self.samples(shard):
                 streams["bin"].write(made.ids.tobytes())
                 streams["lengths"].write(made.lengths.astype("<i4").tobytes())
                 streams["documents"].write(made.per_document.astype("<i4").tobytes())
@@ -105,7 +138,7 @@ class ShardMaker:
                     streams["dropped.jsonl"].write((json.dumps(record, ensure_ascii=False) + "\n").encode())
                 counts = len(made.lengths), len(made.per_document), len(made.ids), len(made.dropped)
                 totals = {name: total + count for (name, total), count in zip(totals.items(), counts, strict=True)}
-                lines += len(batch.lines)
+                lines += made.lines
             for stream in streams.values():
                 stream.flush()
                 os.fsync(stream.fileno())

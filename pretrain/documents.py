@@ -1,4 +1,4 @@
-"""Documents out of text files: JSONL (.jsonl, .json) with a text key, or .txt with a document a line; .gz and .zst too.
+"""Documents out of files: JSONL (.jsonl, .json), .txt with a document a line, both also as .gz or .zst, and .parquet.
 
 Plain files are cut into shards at line ends, wherever they lie, so that a large file can be worked on in many places; a
 packed file is one shard. What a shard is depends on the files' sizes alone.
@@ -10,16 +10,23 @@ import glob
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENDINGS = (".jsonl", ".json", ".txt")
-PACKED = {".gz": 3, ".zst": 3}  # ending: how much larger text is at least, for the check of the disk
+ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
+PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
+FIELD = re.compile(r"\{(\w+)\}")  # in a text template
 BATCH_BYTES = 1 << 19
+PARQUET_ROWS = 256  # at a time
 MOST_SHARDS = 4096  # of one file: a larger one has larger shards
+
+
+class UnreadableError(ValueError):
+    """A line or a file that has no text to give; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,29 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class TextSource:
+    """Where a row has its text: under `key`, or in several fields, as `template` joins them: "{title}\\n{body}".
+
+    keep_newline: in a .txt, the newline that ends a line belongs to its document.
+    """
+
+    key: str = "text"
+    template: str = ""
+    keep_newline: bool = False
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that are read."""
+        return FIELD.findall(self.template) if self.template else [self.key]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Neighbouring lines of a shard, undecoded; `first` counts from 1 at the shard's beginning."""
 
     shard: Shard
     first: int
-    lines: list[bytes]
+    lines: list[bytes] | list[dict[str, Any]]  # of a .parquet: rows
 
     def place(self, number: int) -> str:
         """File and line of the shard's line `number`, for a message: the lines before the shard are counted now."""
@@ -69,9 +93,7 @@ def find_files(patterns: list[str]) -> list[str]:
             if not Path(path).is_file():
                 raise ValueError(f"{path} is no file; name files, or all in a folder: '{path}/*.jsonl'")
             if kind(path) not in ENDINGS:
-                raise ValueError(
-                    f"{path} is not {', '.join(ENDINGS)} or one of these with .gz or .zst; convert or rename it"
-                )
+                raise ValueError(f"{path} is not {', '.join(ENDINGS)}, or text with .gz or .zst; convert or rename it")
             found[path] = None
     return list(found)
 
@@ -103,10 +125,16 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
     return shards
 
 
-def read_shard(shard: Shard) -> Iterator[Batch]:
-    """The lines that begin in a shard, about half a megabyte at a time; raises ValueError where a file is damaged."""
-    with Path(shard.path).open("rb") as raw:
-        if shard.end >= 0:
+def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
+    """The lines that begin in a shard, about half a megabyte at a time; UnreadableError where a file is damaged."""
+    try:
+        raw = Path(shard.path).open("rb")  # noqa: SIM115 (closed by the `with` below)
+    except OSError as error:
+        raise UnreadableError(f"{shard.path} cannot be read ({error.strerror}); see to its rights") from None
+    with raw:
+        if shard.path.endswith(".parquet"):
+            yield from _rows(shard, raw, source.fields)
+        elif shard.end >= 0:
             yield from _batches(shard, raw, _position(raw, shard.start), shard.end)
         elif shard.path.endswith(".gz"):
             yield from _batches(shard, gzip.GzipFile(fileobj=raw), 0, -1)
@@ -115,6 +143,24 @@ def read_shard(shard: Shard) -> Iterator[Batch]:
 
             packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
             yield from _batches(shard, io.BufferedReader(packed), 0, -1)
+
+
+def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
+    """The rows of a .parquet, only the fields that are asked for."""
+    import pyarrow
+    from pyarrow import parquet
+
+    first = 1
+    try:
+        table = parquet.ParquetFile(raw)
+        known = [name for name in fields if name in table.schema_arrow.names]
+        for part in table.iter_batches(batch_size=PARQUET_ROWS, columns=known or table.schema_arrow.names[:6]):
+            rows = part.to_pylist()
+            yield Batch(shard, first, rows)
+            first += len(rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnreadableError(f"{shard.path} is damaged after row {first - 1} ({reason}); get it again") from None
 
 
 def _position(raw: io.BufferedReader, start: int) -> int:
@@ -136,58 +182,64 @@ def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
                 yield Batch(shard, first, lines)
                 at, first, lines, size = at + size, first + len(lines), [], 0
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
-        raise ValueError(
+        raise UnreadableError(
             f"{shard.path} is damaged after line {first + len(lines) - 1} ({error}); get it again"
         ) from None
     if lines:
         yield Batch(shard, first, lines)
 
 
-def texts(batch: Batch, text_key: str, keep_newline: bool) -> Iterator[tuple[int, str]]:
-    """(line number in the shard, text) of each line.
+def text_of(batch: Batch, number: int, source: TextSource) -> str:
+    """The text of the shard's line `number`, which the batch has.
 
-    keep_newline: in a .txt, the newline that ends a line belongs to its document.
-    Raises ValueError, with file and line, on what is no UTF-8, no JSON object, or has no text under text_key.
+    Raises UnreadableError, with file and line, on what is no UTF-8 or JSON object, or lacks what the source names.
     """
-    is_json = kind(batch.shard.path) != ".txt"
-    for number, line in enumerate(batch.lines, batch.first):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{batch.place(number)} is no UTF-8 ({error.reason} at byte {error.start + 1}); convert the file"
-            ) from None
-        if number == 1 and batch.shard.start == 0:
-            text = text.removeprefix("\ufeff")
-        if is_json:
-            yield number, _field(text, text_key, batch, number) if text.strip() else ""
-        else:
-            yield number, text if keep_newline else text.removesuffix("\n").removesuffix("\r")
+    line = batch.lines[number - batch.first]
+    if isinstance(line, dict):
+        return _from_row(line, source, batch, number)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start + 1}"
+        raise UnreadableError(f"{batch.place(number)} is no UTF-8 ({where}); convert the file") from None
+    if number == 1 and batch.shard.start == 0:
+        text = text.removeprefix("\ufeff")
+    if kind(batch.shard.path) == ".txt":
+        return text if source.keep_newline else text.removesuffix("\n").removesuffix("\r")
+    return _from_row(_parsed(text, batch, number), source, batch, number) if text.strip() else ""
 
 
-def _field(line: str, text_key: str, batch: Batch, number: int) -> str:
-    """The text of one JSON line; raises ValueError with the place where there is none."""
+def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
+    """The JSON object of a line."""
     try:
         row = json.loads(line)
     except ValueError as error:
         if not line.lstrip().startswith("["):
-            raise ValueError(f"{batch.place(number)} is no JSON ({error}); correct or remove that line") from None
+            raise UnreadableError(f"{batch.place(number)} is no JSON ({error}); correct or remove that line") from None
         row = []  # a list over several lines
-    if isinstance(row, dict) and isinstance(text := row.get(text_key), str):
-        if "\\ud" in line or "\\uD" in line:  # an escape that may be half of a pair
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"{batch.place(number)} has half a surrogate pair (\\ud800 to \\udfff); correct that line"
-                ) from None
-        return text
-    place = batch.place(number)
     if isinstance(row, list):
-        raise ValueError(f"{place}: a JSON list; one object a line is read, so write the file as JSONL")
+        place = batch.place(number)
+        raise UnreadableError(f"{place}: a JSON list; one object a line is read, so write the file as JSONL")
     if not isinstance(row, dict):
-        raise ValueError(f"{place} is no JSON object; each line needs one with its text under {text_key!r}")
-    if text_key not in row:
-        keys = ", ".join(list(row)[:6])
-        raise ValueError(f"{place} has no key {text_key!r}; name the text's key with --text_key; there are: {keys}")
-    raise ValueError(f"{place}: {text_key!r} is {type(row[text_key]).__name__}, not text; correct or remove that line")
+        raise UnreadableError(f"{batch.place(number)} is no JSON object; each line needs one with its text under a key")
+    return row
+
+
+def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int) -> str:
+    """What the source makes of a row; text from a field is put in as it is, braces included."""
+    for name in source.fields:
+        if name not in row:
+            keys, option = ", ".join(list(row)[:6]), "--text_template" if source.template else "--text_key"
+            raise UnreadableError(
+                f"{batch.place(number)} has no key {name!r}; name the text's key with {option}; there are: {keys}"
+            )
+        if not isinstance(row[name], str):
+            found = type(row[name]).__name__
+            raise UnreadableError(f"{batch.place(number)}: {name!r} is {found}, not text; correct or remove that line")
+    text = FIELD.sub(lambda field: row[field[1]], source.template) if source.template else row[source.key]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        place = batch.place(number)
+        raise UnreadableError(f"{place} has half a surrogate pair (\\ud800 to \\udfff); correct that line") from None
+    return text

@@ -8,9 +8,9 @@
     python pretrain/preprocess.py --mode read --read_path_prefix data/all
     python pretrain/preprocess.py --mode verify --read_path_prefix data/all
 
-Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst. A document
-becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences; every
-token of the document is in exactly one sample. What has no text, or fewer tokens than --min_length, stands in
+Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet. A
+document becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences;
+every token of the document is in exactly one sample. What has no text, or fewer tokens than --min_length, stands in
 P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.shards/, with the same command.
 """
 
@@ -29,6 +29,7 @@ import encode
 import segment
 from building import SHARD_BYTES, Settings, write
 from corpus import Corpus, verify
+from documents import FIELD
 from merging import merge
 
 SHOWN_CHARACTERS = 200  # of a displayed text
@@ -129,6 +130,18 @@ def parser() -> Parser:
         "--seq_length", type=number_from(8), default=1024, metavar="N", help="tokens a sample (default: 1024)"
     )
     w.add_argument("--text_key", default="text", metavar="KEY", help="where JSON lines have their text (default: text)")
+    w.add_argument(
+        "--text_template",
+        default="",
+        metavar="T",
+        help="text of several fields: '{title}\\n{content}'",
+    )
+    w.add_argument(
+        "--on_error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what cannot be read: stop there, or leave it out",
+    )
     w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
         "--engine", choices=encode.ENGINES, default="auto",
@@ -163,9 +176,12 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
     if options.mode == "write":
         prefix = str(Path(options.save_path or "", options.save_prefix))
+        template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
+        if template and not FIELD.search(template):
+            raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
         settings = Settings(
-            options.seq_length, options.language, options.text_key, options.min_length, options.do_keep_newlines,
-            options.engine,
+            options.seq_length, options.language, options.text_key, template, options.min_length,
+            options.do_keep_newlines, options.on_error, options.engine,
         )  # fmt: skip
         write(
             options.file_path, prefix, options.tokenizer_path, settings, options.num_workers, options.overwrite,

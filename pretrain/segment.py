@@ -43,6 +43,8 @@ _SENTENCE_END = {language: re.compile(pattern, re.MULTILINE) for language, patte
 _CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”]")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
+_WORTH_IT = 0.8  # share of a text beyond which it is searched as a whole
+_FAR = 1000  # characters without a letter or digit
 _DENSE = 4096  # cells of a table that are quicker computed than thought about
 
 
@@ -52,6 +54,25 @@ def sentence_ends(text: str, language: str = "auto") -> list[int]:
     language: auto (Chinese and English rules together), chinese, english, or code (lines, with the blank lines after).
     """
     return [match.end() for match in _SENTENCE_END[language].finditer(text)]
+
+
+def ends_within(text: str, language: str, start: int, stop: int) -> list[int] | None:
+    """The sentence ends from start to stop, both included, without a look at the rest of the text.
+
+    No rule's match goes over a letter or digit, and none looks further ahead than to the next one, so a search between
+    two of them finds what a search of all finds. Returns None where they are far.
+    """
+    first, last = start, stop
+    while first > 0 and not text[first - 1].isalnum():
+        first -= 1
+        if start - first > _FAR:
+            return None
+    while last < len(text) and not text[last].isalnum():
+        last += 1
+        if last - stop > _FAR:
+            return None
+    matches = _SENTENCE_END[language].finditer(text, first, last + 1)
+    return [end for match in matches if start <= (end := match.end()) <= stop]
 
 
 def sample_lengths(
@@ -66,6 +87,9 @@ def sample_lengths(
     total = bos + len(starts) + eos
     if total <= limit:
         return np.array([total], dtype=np.int32)
+    near = _near_cuts(text, starts, total, limit, language, bos)
+    if near is not None:
+        return np.diff(balance(near, limit)).astype(np.int32)
     edges = np.array([0, total])
     kinds = _places(text, starts, total, language, bos)
     while (wide := np.flatnonzero(np.diff(edges) > limit)).size:
@@ -77,22 +101,63 @@ def sample_lengths(
     return np.diff(balance(edges, limit)).astype(np.int32)
 
 
+def _near_cuts(text: str, starts: np.ndarray, total: int, limit: int, language: str, bos: int) -> np.ndarray | None:
+    """Edges of sentences where the cuts must be, if no more samples are needed than the lengths alone make necessary.
+
+    With n = ceil(total / limit) samples, the first k have at most k limit tokens and the rest at most (n - k) limit, so
+    the k-th cut lies between total - (n - k) limit and k limit: only there need sentence ends be looked for, and every
+    division into n samples has its cuts there. Returns None where there is no such division, or little to be saved.
+    """
+    pieces = -(-total // limit)
+    slack = pieces * limit - total
+    edge = _EdgeFinder(starts, bos)
+    if slack * (pieces - 1) > _WORTH_IT * total or not edge.clean.size:
+        return None
+    found = [np.array([0])]
+    for cut in range(limit, pieces * limit, limit):
+        ends = ends_within(text, language, *edge.characters(cut - slack, cut))
+        if ends is None:
+            return None
+        places = edge.tokens(ends)
+        found.append(places[(places >= cut - slack) & (places <= cut)])
+        if not found[-1].size:
+            return None
+    edges = np.concatenate([*found, [total]])
+    at = 0
+    for _ in range(pieces):
+        at = int(np.searchsorted(edges, edges[at] + limit, "right")) - 1
+    return edges if at == len(edges) - 1 else None
+
+
+class _EdgeFinder:
+    """From characters to the tokens that begin there, and back. starts: as in sample_lengths."""
+
+    def __init__(self, starts: np.ndarray, bos: int) -> None:
+        clean = np.flatnonzero(starts >= 0)
+        self.clean = clean[clean > 0]  # BOS does not stand alone
+        self.begins, self.bos = starts[self.clean], bos
+
+    def tokens(self, positions: list[int]) -> np.ndarray:
+        """Tokens of the document, BOS counted, before which it may be cut: those that begin at one of the positions."""
+        at = np.searchsorted(self.begins, positions)
+        inside = at < len(self.begins)
+        hit = self.begins[at[inside]] == np.array(positions, dtype=np.int64)[inside]
+        return self.clean[at[inside][hit]] + self.bos
+
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """Where the first and the last token at or around those two places begin, in characters."""
+        low, high = np.searchsorted(self.clean, [first - self.bos, last - self.bos])
+        edge = len(self.clean) - 1
+        return int(self.begins[min(low, edge)]), int(self.begins[min(high, edge)])
+
+
 def _places(text: str, starts: np.ndarray, total: int, language: str, bos: int) -> Iterator[np.ndarray]:
     """Where a document may be cut, in tokens, the best kind first: sentences, clauses, words, characters, tokens."""
-    clean = np.flatnonzero(starts >= 0)
-    clean = clean[clean > 0]  # BOS does not stand alone
-    characters = starts[clean]
-
-    def tokens(positions: list[int]) -> np.ndarray:
-        at = np.searchsorted(characters, positions)
-        inside = at < len(characters)
-        hit = characters[at[inside]] == np.array(positions, dtype=np.int64)[inside]
-        return clean[at[inside][hit]] + bos
-
-    yield tokens(sentence_ends(text, language))
-    yield tokens([match.end() for match in _CLAUSE_END.finditer(text)])
-    yield tokens([match.end() for match in _WORD_END.finditer(text)])
-    yield clean + bos
+    edge = _EdgeFinder(starts, bos)
+    yield edge.tokens(sentence_ends(text, language))
+    yield edge.tokens([match.end() for match in _CLAUSE_END.finditer(text)])
+    yield edge.tokens([match.end() for match in _WORD_END.finditer(text)])
+    yield edge.clean + bos
     yield np.arange(1, total)
 
 

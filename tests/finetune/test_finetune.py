@@ -123,6 +123,23 @@ def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
         finetune.check_adapter(file, names)
 
 
+def test_an_adapter_of_the_output_matrix_leaves_the_matrix_to_the_base(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
+) -> None:
+    """peft would store all of lm_head beside its adapter; what is stored merges to what was trained."""
+    more = ("--batch_size", "4", "--max_steps", "2", "--lora_target_modules", "[q_proj,lm_head]")
+    finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "adapter", *more))
+    adapter, out = tmp_path / "adapter", tmp_path / "merged"
+    names = set(load_file(adapter / "adapter_model.safetensors"))
+    assert len(names) == 2 * (2 + 1) and all(".lora_" in name for name in names)
+    folders = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", out)
+    run_script("tools/weight_diff.py", "merge", *folders)
+    base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, out))
+    assert {name for name in base if not torch.equal(base[name], merged[name])} == {
+        "lm_head.weight", *(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2))
+    }  # fmt: skip
+
+
 def test_loss_and_gradient_do_not_depend_on_micro_batches(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, examples: list[Example]
 ) -> None:

@@ -18,6 +18,7 @@ import segment
 import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
 from corpus import Corpus, verify
+from pyarrow import parquet
 
 SCRIPT = "pretrain/preprocess.py"
 
@@ -201,6 +202,51 @@ def test_a_damaged_archive_is_named(tmp_path: Path, tiny_tokenizer: Path) -> Non
             with pytest.raises(ValueError, match=f"{path.name} is damaged after line"):
                 preprocess.write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
+
+
+def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
+    """The corpus's documents, decoded."""
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
+    return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]
+
+
+def test_fields_are_joined_and_their_braces_are_data(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """From JSONL and from parquet alike."""
+    table = [{"title": "A {body} of {0}", "body": "says {title}", "n": 1}, {"title": "", "body": "Two.", "n": 2}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
+    for ending in ("jsonl", "parquet"):
+        run_script(
+            SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / ending,
+            "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
+        )  # fmt: skip
+        assert texts_of(tmp_path / ending, tiny_tokenizer) == ["A {body} of {0}\nsays {title}", "\nTwo."]
+        for template, said in (("{title} {gone}", "line 1 has no key 'gone'"), ("{n}", "line 1: 'n' is int, not text")):
+            refused = run_script(
+                SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / "no",
+                "--tokenizer_path", tiny_tokenizer, "--text_template", template, status=2,
+            )  # fmt: skip
+            assert f"a.{ending} {said}" in refused.stderr and refused.stderr.count("\n") == 1
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
+        preprocess.write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
+    assert not list(tmp_path.glob("no*"))
+
+
+def test_what_cannot_be_read_is_left_out_and_reported_when_asked(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    lines = [b'{"text": "one"}', b"no json", b'{"text": "\xff"}', b'{"text": 5}', b"", b'{"text": "nul\\u0000"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n' * 3)[:-3])
+    (tmp_path / "c.txt").write_bytes(b"three\n")
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
+    settings = preprocess.Settings(on_error="skip")
+    preprocess.write(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
+    assert [text for text in texts_of(tmp_path / "out", tiny_tokenizer) if text != "two"] == ["one", "nul\x00", "three"]
+    dropped = [json.loads(line) for line in (tmp_path / "out.dropped.jsonl").open()]
+    assert [(Path(row["file"]).name, row["line"]) for row in dropped][:4] == [("a.jsonl", n) for n in (2, 3, 4, 5)]
+    assert "is damaged" in dropped[4]["reason"] and len(dropped) == 5
 
 
 def test_where_a_file_is_cut_changes_nothing_but_the_self_check(tmp_path: Path, tiny_tokenizer: Path) -> None:

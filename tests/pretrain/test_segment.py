@@ -96,6 +96,25 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
         assert len(lengths) == greedy
 
 
+PHRASES = (
+    "It rained. ", "Dr. J. Smith said “No!” ", "山水。", "他说：“好！！”", "x = 3.5\n", "\n \n", "…", "a" * 9, "Why?! ",
+)  # fmt: skip
+SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(segment.LANGUAGES), data=st.data())
+def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, language: str, data: st.DataObject) -> None:
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    inside = [end for end in segment.sentence_ends(text, language) if start <= end <= stop]
+    assert segment.ends_within(text, language, start, stop) == inside
+    starts = np.array([at if at % 5 else -1 for at in range(len(text))])
+    near = segment.sample_lengths(text, starts, limit, language)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "_near_cuts", lambda *_: None)
+        assert segment.sample_lengths(text, starts, limit, language).tolist() == near.tolist()
+
+
 def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
     def pieces(text: str, limit: int) -> list[str]:
         ends = np.cumsum(segment.sample_lengths(text, np.arange(len(text)), limit)) - 1
