@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class TextSource:
     template: str = ""
     keep_newline: bool = False
 
-    @property
+    @cached_property
     def fields(self) -> list[str]:
         """The fields that are read."""
         return FIELD.findall(self.template) if self.template else [self.key]
@@ -98,6 +99,7 @@ def find_files(patterns: list[str]) -> list[str]:
     return list(found)
 
 
+@cache
 def kind(path: str) -> str:
     """The ending that tells how a file is read: a packed one is named for what is in it, else taken for .jsonl."""
     name = Path(path)

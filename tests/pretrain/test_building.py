@@ -1,0 +1,217 @@
+"""pretrain/building.py, documents.py: all kinds of input, shards cut anywhere, runs that are stopped and go on."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import preprocess
+import pyarrow
+import pytest
+import sentencepiece
+from conftest import REPOSITORY, RunScript, small_texts
+from corpora import document_ids, files_of, rows
+from corpus import Corpus
+from pyarrow import parquet
+
+SCRIPT = "pretrain/preprocess.py"
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """Not a byte, sidecar included, over many batches."""
+    source = rows(tmp_path / "a.jsonl", [*small_texts(2000), *["long sentence, " * 900 + "山水。" * 500] * 60, " "])
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
+        run_script(
+            SCRIPT, "--mode", "write", "--file_path", source, "--save_path", folder, "--save_prefix", "a",
+            "--tokenizer_path", tiny_tokenizer, "--seq_length", 256, "--min_length", 20, "--num_workers", workers,
+        )  # fmt: skip
+        assert files_of(folder, "a") == files_of(tmp_path / "1", "a")
+    assert len(files_of(tmp_path / "1", "a")) == 4
+    corpus = Corpus(tmp_path / "1/a")
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "1/a.dropped.jsonl").open()]
+    assert reasons[-1] == "no text" and all(r.endswith("tokens, min_length is 20") for r in reasons[:-1])
+    assert len(reasons) + corpus.sidecar["documents"] == 4061 and len(reasons) > 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"content": "x"}\n', "line 1 has no key 'text'; name the text's key with --text_key; there are: content"),
+        (b'{"text": "x"}\nno json\n', "line 2 is no JSON"),
+        (b'[{"text": "x"}]\n', "a JSON list; one object a line is read"),
+        (b'"text"\n', "line 1 is no JSON object"),
+        (b'{"text": 5}\n', "'text' is int, not text"),
+        (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
+        (b'{"text": "\xff"}\n', "line 1 is no UTF-8"),
+        (b"", "no document to write"),
+        (b"\n  \n", "no document to write"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, tiny_tokenizer: Path, content: bytes, message: str) -> None:
+    """Raised by the core with the place named; nothing is left of the corpus, nor of its folder."""
+    (tmp_path / "a.jsonl").write_bytes(content)
+    for workers in (1, 2):
+        with pytest.raises(ValueError) as raised:
+            preprocess.write(
+                [str(tmp_path / "a.jsonl")], str(tmp_path / "out/a"), str(tiny_tokenizer), num_workers=workers
+            )
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert not (tmp_path / "out").exists()
+
+
+def packed(data: bytes) -> bytes:
+    """Zstandard, in two frames, as tools write it that pack in parallel."""
+    codec = pyarrow.Codec("zstd")
+    half = data.index(b"\n", len(data) // 2) + 1
+    return b"".join(codec.compress(part).to_pybytes() for part in (data[:half], data[half:]))
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    rows_of_text = b'{"text": "x"}\n' * 5000
+    for ending, whole in (("gz", gzip.compress(rows_of_text)), ("zst", packed(rows_of_text))):
+        (tmp_path / f"whole.jsonl.{ending}").write_bytes(whole)
+        preprocess.write([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
+        assert Corpus(tmp_path / ending).sidecar["documents"] == 5000
+        for name, data in (("cut", whole[:-20]), ("not", b"plain"), ("bits", whole[:40] + b"x" * 40)):
+            path = tmp_path / f"{name}.jsonl.{ending}"
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=f"{path.name} is damaged after line"):
+                preprocess.write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
+    assert not list(tmp_path.glob("out*"))
+
+
+def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
+    """The corpus's documents, decoded."""
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
+    return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]
+
+
+def test_fields_are_joined_and_their_braces_are_data(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """From JSONL and from parquet alike."""
+    table = [{"title": "A {body} of {0}", "body": "says {title}", "n": 1}, {"title": "", "body": "Two.", "n": 2}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
+    for ending in ("jsonl", "parquet"):
+        run_script(
+            SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / ending,
+            "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
+        )  # fmt: skip
+        assert texts_of(tmp_path / ending, tiny_tokenizer) == ["A {body} of {0}\nsays {title}", "\nTwo."]
+        for template, said in (("{title} {gone}", "line 1 has no key 'gone'"), ("{n}", "line 1: 'n' is int, not text")):
+            refused = run_script(
+                SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / "no",
+                "--tokenizer_path", tiny_tokenizer, "--text_template", template, status=2,
+            )  # fmt: skip
+            assert f"a.{ending} {said}" in refused.stderr and refused.stderr.count("\n") == 1
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
+        preprocess.write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
+    assert not list(tmp_path.glob("no*"))
+
+
+def test_what_cannot_be_read_is_left_out_and_reported_when_asked(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    lines = [b'{"text": "one"}', b"no json", b'{"text": "\xff"}', b'{"text": 5}', b"", b'{"text": "nul\\u0000"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n' * 3)[:-3])
+    (tmp_path / "c.txt").write_bytes(b"three\n")
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
+    settings = preprocess.Settings(on_error="skip")
+    preprocess.write(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
+    assert [text for text in texts_of(tmp_path / "out", tiny_tokenizer) if text != "two"] == ["one", "nul\x00", "three"]
+    dropped = [json.loads(line) for line in (tmp_path / "out.dropped.jsonl").open()]
+    assert [(Path(row["file"]).name, row["line"]) for row in dropped][:4] == [("a.jsonl", n) for n in (2, 3, 4, 5)]
+    assert "is damaged" in dropped[4]["reason"] and len(dropped) == 5
+
+
+def test_where_a_file_is_cut_changes_nothing_but_the_self_check(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Shards from one byte on: the same tokens, samples and dropped lines; an error names the file's own line."""
+    texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]
+    source = rows(tmp_path / "a.jsonl", texts)
+    settings = preprocess.Settings(seq_length=32, min_length=4)
+    for size in (1, 7, 300, 1000, 10**9):
+        preprocess.write([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
+        for ending in ("bin", "idx", "dropped.jsonl"):
+            assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
+    with source.open("a") as file:
+        file.write('{"text": 5}\n{"text": "last"}')
+    with pytest.raises(ValueError, match=rf"a\.jsonl line {len(texts) + 1}: 'text' is int"):
+        preprocess.write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """A file size limit stands in for the full disk: the same error at the same place."""
+    source = rows(tmp_path / "a.jsonl", small_texts(6000))
+    command = f"ulimit -f 64; exec {sys.executable} {REPOSITORY / SCRIPT} --mode write --file_path {source} " + (
+        f"--save_prefix {tmp_path}/out/a --tokenizer_path {tiny_tokenizer}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2 and "out/a could not be written (File too large); free space there" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
+    tmp_path: Path, tiny_tokenizer: Path, kill: signal.Signals
+) -> None:
+    """Stopped or killed, the workers end and finished shards stay; the same command makes the same bytes of them."""
+    big = rows(tmp_path / "big.jsonl", [f"{number} many words, " * 2500 for number in range(400)])
+    first = rows(tmp_path / "a.jsonl", small_texts(200))
+
+    def command(prefix: str, workers: int) -> list[str]:
+        return [
+            sys.executable, str(REPOSITORY / SCRIPT), "--mode", "write", "--save_prefix", f"{tmp_path / prefix}/out",
+            "--tokenizer_path", str(tiny_tokenizer), "--num_workers", str(workers), "--shard_megabytes", "1",
+            "--file_path", str(first), str(big),
+        ]  # fmt: skip
+
+    process = subprocess.Popen(command("stopped", 2), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    shards = tmp_path / "stopped/out.shards"
+    while not (shards / "000000.json").exists():
+        time.sleep(0.01)
+    process.send_signal(kill)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[kill]
+    assert "Traceback" not in stderr
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("worker processes are left")
+    assert not (tmp_path / "stopped/out.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.json")}
+    assert 0 < len(kept) < 15
+    again = subprocess.Popen(command("stopped", 1), stderr=subprocess.PIPE)
+    while not (tmp_path / "stopped/out.json").exists() and again.poll() is None:
+        seen = {path: path.stat().st_mtime_ns for path in kept if path.exists()}
+        assert seen.items() <= kept.items()
+        time.sleep(0.05)
+    assert again.wait() == 0
+    subprocess.run(command("undisturbed", 2), check=True, capture_output=True)
+    assert files_of(tmp_path / "stopped", "out") == files_of(tmp_path / "undisturbed", "out")
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["out.bin", "out.idx", "out.json"]
+
+
+def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", ["one text", "no json follows"])
+    with source.open("a") as file:
+        file.write("{\n")
+    bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is no JSON"):
+        preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
+    assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
+    rows(source, ["another text"])
+    preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
+    preprocess.write(bad, str(tmp_path / "new"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
+    assert Corpus(tmp_path / "out").seq_length == 16 and not (tmp_path / "out.shards").exists()
+    assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
