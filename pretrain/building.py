@@ -7,9 +7,11 @@ the same command goes on from them.
 No main program here: `pretrain/preprocess.py --mode write` is the command line.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import threading
@@ -47,6 +49,8 @@ class Settings:
     min_length: int = 0
     do_keep_newlines: bool = False
     on_error: str = "stop"
+    num_per_doc: int | None = None
+    seed: int = 0
     engine: str = "auto"
 
     @property
@@ -88,13 +92,31 @@ def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> S
             dropped.append(left_out(batch.shard, number, why, text))
             continue
         starts = encoded.starts() if count > settings.seq_length else np.empty(len(encoded.ids))
-        ids.append(encoder.document(encoded.ids))
-        lengths.append(segment.sample_lengths(text, starts, settings.seq_length, settings.language, bos))
+        document = encoder.document(encoded.ids)
+        cut = segment.sample_lengths(text, starts, settings.seq_length, settings.language, bos)
+        if settings.num_per_doc and len(cut) > settings.num_per_doc:
+            keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
+            why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
+            dropped.append(left_out(batch.shard, number, why, text))
+            document, cut = document[np.repeat(np.isin(np.arange(len(cut)), keep), cut)], cut[keep]
+        ids.append(document)
+        lengths.append(cut)
     none = np.empty(0, dtype=np.int32)
     return Samples(
         np.concatenate(ids or [none]).astype(token_dtype(encoder.vocab_size)), np.concatenate(lengths or [none]),
         np.array([len(samples) for samples in lengths], dtype=np.int32), dropped, len(batch.lines),
     )  # fmt: skip
+
+
+def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
+    """Which samples of a document stay: the first, the last, then some between, ascending; `keep` of them.
+
+    The choice follows from text and seed alone, so that it is the same wherever the document lies and whoever makes it.
+    """
+    if keep == 1:
+        return [0]
+    draw = random.Random(hashlib.sha256(f"{seed} {text}".encode()).digest())
+    return [0, *sorted(draw.sample(range(1, samples - 1), keep - 2)), samples - 1]
 
 
 def left_out(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:

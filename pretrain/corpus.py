@@ -46,6 +46,7 @@ class Corpus:
 
     Attributes:
         lengths: (samples,) int32, tokens per sample.
+        pointers: (samples,) int64, where each sample begins in .bin, in bytes.
         documents: (documents + 1,) int64, the sample at which each document begins; the last is the sample count.
         sidecar, sources, fingerprint, vocab_size, seq_length: what `<prefix>.json` says.
 
@@ -66,11 +67,11 @@ class Corpus:
         index = np.memmap(paths["idx"], mode="r")
         at = len(MAGIC) + HEADER.size
         self.lengths: np.ndarray = np.frombuffer(index, "<i4", samples, at)
-        self._pointers: np.ndarray = np.frombuffer(index, "<i8", samples, at + 4 * samples)
+        self.pointers: np.ndarray = np.frombuffer(index, "<i8", samples, at + 4 * samples)
         self.documents: np.ndarray = np.frombuffer(index, "<i8", boundaries, at + 12 * samples)
 
         there = paths["bin"].stat().st_size
-        needed = int(self._pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
         told = self.sidecar["tokens"] * self.dtype.itemsize
         if needed != there or told != there or self.sidecar["samples"] != samples:
             raise ValueError(
@@ -87,8 +88,13 @@ class Corpus:
         at = operator.index(index)
         if not -len(self) <= at < len(self):
             raise IndexError(f"sample {at} of {len(self)} in {self.prefix}")
-        start = int(self._pointers[at]) // self.dtype.itemsize
+        start = int(self.pointers[at]) // self.dtype.itemsize
         return np.asarray(self._tokens[start : start + int(self.lengths[at])])
+
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        """The ids of samples first to last, that one not included, in a row; not to be written to."""
+        starts = (int(self.pointers[at]) // self.dtype.itemsize if at < len(self) else None for at in (first, last))
+        return np.asarray(self._tokens[slice(*starts)])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -355,7 +361,7 @@ def verify(prefix: str | Path) -> Corpus:
     for at in range(0, len(corpus), CHUNK):
         ends = end + np.cumsum(corpus.lengths[at : at + CHUNK], dtype=np.int64)
         starts = np.concatenate([[end], ends[:-1]])
-        if (corpus._pointers[at : at + CHUNK] != starts * corpus.dtype.itemsize).any():
+        if (corpus.pointers[at : at + CHUNK] != starts * corpus.dtype.itemsize).any():
             raise ValueError(f"{prefix}.idx: samples {at} and on overlap or leave gaps; write the corpus again")
         end = int(ends[-1])
     if corpus.documents[0] != 0 or corpus.documents[-1] != len(corpus) or (np.diff(corpus.documents) < 0).any():

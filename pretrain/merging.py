@@ -44,7 +44,7 @@ def merge(
                 name = _unused(source["name"], {known["name"] for known in sources})
                 sources.append(source | moved | {"name": name, "type": kind})
             writer.add_corpus(corpus)
-            _carry_dropped(corpus, writer)
+            carry_dropped(corpus, writer)
         settings = {"merged": [{"prefix": c.prefix, "settings": c.sidecar["settings"]} for c in corpora]}
         return writer.finish(
             sources, first.sidecar["tokenizer"], settings, first.sidecar["versions"], max(c.seq_length for c in corpora)
@@ -58,7 +58,8 @@ def _unused(name: str, taken: set[str]) -> str:
     return name
 
 
-def _carry_dropped(corpus: Corpus, writer: CorpusWriter) -> None:
+def carry_dropped(corpus: Corpus, writer: CorpusWriter) -> None:
+    """Note what was left out of a corpus in the one that takes its samples, too."""
     path = files(corpus.prefix)["dropped.jsonl"]
     if path.is_file():
         with path.open(encoding="utf-8") as lines:

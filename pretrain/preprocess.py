@@ -1,12 +1,15 @@
-"""Turn text into a memory-mapped corpus of token ids; merge corpora, look into them, verify them.
+"""Turn text into a memory-mapped corpus of token ids; merge, read, verify and prune corpora, import those of others.
 
     python pretrain/preprocess.py --mode write --file_path en.jsonl more/*.txt.gz --save_prefix data/en \\
         --tokenizer_path checkpoints/base --seq_length 1024
     python pretrain/preprocess.py --mode write … --num_workers 32        # a larger machine; the result is the same
     python pretrain/preprocess.py --mode merge --merge_path_prefix data/en,data/zh --merge_path_type 0,1 \\
         --new_path_prefix data/all
-    python pretrain/preprocess.py --mode read --read_path_prefix data/all
-    python pretrain/preprocess.py --mode verify --read_path_prefix data/all
+    python pretrain/preprocess.py --mode read|verify --read_path_prefix data/all
+    python pretrain/preprocess.py --mode prune --read_path_prefix data/all --sample_ids seen.txt \\
+        --new_path_prefix data/rest
+    python pretrain/preprocess.py --mode import --read_path_prefix theirs/all --tokenizer_path checkpoints/base \\
+        --new_path_prefix data/theirs
 
 Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet. A
 document becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences;
@@ -16,12 +19,11 @@ P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.s
 
 import argparse
 import ast
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,50 +32,19 @@ import segment
 from building import SHARD_BYTES, Settings, write
 from corpus import Corpus, verify
 from documents import FIELD
+from importing import import_corpus
 from merging import merge
+from pruning import prune
+from reading import draw_lengths, samples, summary
 
-SHOWN_CHARACTERS = 200  # of a displayed text
-
-
-def summary(corpus: Corpus) -> str:
-    """A table of the sources, with a line over it for the whole."""
-    sidecar = corpus.sidecar
-    lines = [
-        f"{corpus.prefix}: {sidecar['samples']:,} samples of at most {corpus.seq_length:,} tokens, "
-        f"{sidecar['documents']:,} documents, {sidecar['tokens']:,} tokens ({sidecar['dtype']}), "
-        f"{sidecar['dropped']:,} documents dropped, tokenizer {corpus.fingerprint[:16]}",
-        f"{'source':<24} {'type':>4} {'start':>12} {'end':>12} {'documents':>12} {'tokens':>15} {'tokens/sample':>14}",
-    ]
-    for source in corpus.sources:
-        mean = source["tokens"] / max(1, source["end"] - source["start"])
-        lines.append(
-            f"{source['name']:<24} {source['type']:>4} {source['start']:>12,} {source['end']:>12,} "
-            f"{source['documents']:>12,} {source['tokens']:>15,} {mean:>14.1f}"
-        )
-    return "\n".join(lines)
-
-
-def read(prefix: str, tokenizer_path: str | None = None, show: int = 1) -> Iterator[str]:
-    """Lines for a reader: the summary, then the first samples of each source, decoded.
-
-    tokenizer_path: None takes the folder the corpus was written with. Raises ValueError where it is another tokenizer.
-    """
-    corpus = Corpus(prefix)
-    yield summary(corpus)
-    if not show:
-        return
-    encoder = encode.load(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
-    if encoder.fingerprint != corpus.fingerprint:
-        raise ValueError(
-            f"{encoder.folder} is tokenizer {encoder.fingerprint[:16]}, but {prefix} was written with "
-            f"{corpus.fingerprint[:16]}; name that one with --tokenizer_path"
-        )
-    for source in corpus.sources:
-        for index in range(source["start"], min(source["end"], source["start"] + show)):
-            text = encoder.engine.decode(corpus[index])
-            cut = "…" if len(text) > SHOWN_CHARACTERS else ""
-            shown = json.dumps(text[:SHOWN_CHARACTERS], ensure_ascii=False)
-            yield f"{source['name']} sample {index}, {len(corpus[index])} tokens: {shown}{cut}"
+NEEDED = {  # by mode: the options that must be given
+    "write": ["file_path", "save_prefix", "tokenizer_path"],
+    "merge": ["merge_path_prefix", "new_path_prefix"],
+    "read": ["read_path_prefix"],
+    "verify": ["read_path_prefix"],
+    "prune": ["read_path_prefix", "sample_ids", "new_path_prefix"],
+    "import": ["read_path_prefix", "tokenizer_path", "new_path_prefix"],
+}
 
 
 def literals(values: list[str], wanted: type) -> list[Any]:
@@ -119,7 +90,7 @@ def parser() -> Parser:
     p = Parser(
         description=about, epilog=lines, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    p.add_argument("--mode", required=True, choices=["write", "merge", "read", "verify"])
+    p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
     w.add_argument("--file_path", nargs="+", metavar="IN", help="text files and globs")
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
@@ -144,6 +115,11 @@ def parser() -> Parser:
     )
     w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
+        "--num_per_doc", type=number_from(1), default=None, metavar="K",
+        help="keep K samples of each document: first, last, and a seeded choice between (default: all)",
+    )  # fmt: skip
+    w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
+    w.add_argument(
         "--engine", choices=encode.ENGINES, default="auto",
         help="what encodes with a tokenizer.model (default: kitoken where it gives SentencePiece's ids)",
     )  # fmt: skip
@@ -157,46 +133,62 @@ def parser() -> Parser:
     m = p.add_argument_group("merge")
     m.add_argument("--merge_path_prefix", nargs="+", metavar="A,B", help="corpora, in order: A,B or \"['A','B']\"")
     m.add_argument("--merge_path_type", nargs="+", metavar="0,1", help="type of each (default: they keep theirs)")
-    m.add_argument("--new_path_prefix", metavar="M", help="the corpus to write")
-    r = p.add_argument_group("read and verify")
+    m.add_argument("--new_path_prefix", metavar="M", help="the corpus to write (merge, prune, import)")
+    r = p.add_argument_group("read, verify, prune and import")
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
     r.add_argument("--show", type=number_from(0), default=1, metavar="K", help="samples shown per source (default: 1)")
+    r.add_argument("--histogram_path", metavar="PNG", help="picture of the lengths (default: P.lengths.png)")
+    r.add_argument("--sample_ids", metavar="F", help="prune: the samples to leave out, one id a line or a JSON list")
     p.add_argument("--overwrite", action="store_true", help="replace a corpus of that name")
     return p
 
 
 def run(options: argparse.Namespace) -> None:
     """Do what the command line says; raises ValueError or OSError."""
-    needed = {
-        "write": ["file_path", "save_prefix", "tokenizer_path"],
-        "merge": ["merge_path_prefix", "new_path_prefix"],
-    }.get(options.mode, ["read_path_prefix"])
-    for name in needed:
+    for name in NEEDED[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
+    new, old = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
-        prefix = str(Path(options.save_path or "", options.save_prefix))
-        template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
-        if template and not FIELD.search(template):
-            raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
-        settings = Settings(
-            options.seq_length, options.language, options.text_key, template, options.min_length,
-            options.do_keep_newlines, options.on_error, options.engine,
-        )  # fmt: skip
+        new = str(Path(options.save_path or "", options.save_prefix))
         write(
-            options.file_path, prefix, options.tokenizer_path, settings, options.num_workers, options.overwrite,
-            options.shard_megabytes * 1_000_000,
+            options.file_path, new, options.tokenizer_path, settings_of(options), options.num_workers,
+            options.overwrite, options.shard_megabytes * 1_000_000,
         )  # fmt: skip
-        print(summary(Corpus(prefix)))
     elif options.mode == "merge":
         types = None if options.merge_path_type is None else literals(options.merge_path_type, int)
-        merge(literals(options.merge_path_prefix, str), types, options.new_path_prefix, options.overwrite)
-        print(summary(Corpus(options.new_path_prefix)))
-    elif options.mode == "read":
-        for line in read(options.read_path_prefix, options.tokenizer_path, options.show):
-            print(line)
+        merge(literals(options.merge_path_prefix, str), types, new, options.overwrite)
+    elif options.mode == "prune":
+        prune(old, options.sample_ids, new, options.overwrite)
+    elif options.mode == "import":
+        import_corpus(old, options.tokenizer_path, new, options.overwrite)
+    elif options.mode == "verify":
+        print(f"{summary(verify(old))}\nfiles, index and ids are as the sidecar says")
+        return
     else:
-        print(f"{summary(verify(options.read_path_prefix))}\nfiles, index and ids are as the sidecar says")
+        show(Corpus(old), options)
+        return
+    print(summary(Corpus(new)))
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """What a corpus is written with."""
+    template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
+    if template and not FIELD.search(template):
+        raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    return Settings(**given | {"text_template": template})
+
+
+def show(corpus: Corpus, options: argparse.Namespace) -> None:
+    """Print the sources and some samples of a corpus, and draw its lengths."""
+    print(summary(corpus))
+    if options.show:
+        for line in samples(corpus, options.tokenizer_path, options.show):
+            print(line)
+    picture = Path(options.histogram_path or f"{corpus.prefix}.lengths.png")
+    draw_lengths(corpus, picture)
+    print(f"lengths: {picture}")
 
 
 def main() -> None:

@@ -11,12 +11,19 @@ No main program here: `pretrain/preprocess.py` is the command line.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import isqrt
 
 import numpy as np
 
 LANGUAGES = ("auto", "chinese", "english", "code")
+
+
+def _not_after(words: str) -> str:
+    """Pattern of a place that none of these words with a full stop stands before; a lookbehind is of one length."""
+    lengths = groupby(sorted(words.split(), key=len), len)
+    return "".join(rf"(?<!(?a:\b)(?:{'|'.join(map(re.escape, same))})\.)" for _, same in lengths)
+
 
 # Patterns that begin after one character of _FIRST, so that the search for it is a quick one. A newline with the blank
 # lines after it ends a sentence in every language; what stands before a newline does not end one of its own. Repeats
@@ -24,19 +31,36 @@ LANGUAGES = ("auto", "chinese", "english", "code")
 _FIRST = r"[\n.!?。！？…]"
 _NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
 _NO_NEWLINE = r"(?![^\S\n]*+\n)"
-_CHINESE = rf"(?:(?<=[。！？])|(?<=…)(?=[…。！？]))(?<![。！？…].)[。！？!?…]*+[”’」』）》】]*+{_NO_NEWLINE}"
-_CHINESE_ASCII = rf"(?<=[!?])(?<![!?].)[!?]*+[”’」』）》】\"]*+(?=[\u3400-\u9fff]){_NO_NEWLINE}"
-_TITLES = r"Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Rev|Hon|Mt|Inc|Ltd|Fig|Figs|Eq|Eqs|Sec|vs|cf|al|approx|e\.g|i\.e"
-_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _TITLES.split("|")) + (
-    r"(?<!\b[A-Z]\.)"  # J. Smith, the U.S. Army
-    r"(?<!^\d\.)(?<!^\d\d\.)"  # 1. the number of a list's row
-    r"(?:(?<!\b[Nn]o\.)|(?!\s\d))"  # No. 5, but: He said no. 5 others did not ask.
+_GOES_ON = r"(?![，、；：。！？…》,;:.!?\]])"  # no sentence begins so; 《谁？》 is a title, [谁？](…) a link's text
+_CHINESE = (
+    r"(?:(?<=[。！？])|(?<=\w…)(?=[…。！？]))(?<![。！？…].)"
+    rf"[。！？!?…]*+[”’」』）】\")]*+{_GOES_ON}{_NO_NEWLINE}"
 )
-_ENGLISH = rf"(?<=[.!?…])(?<![.!?…].){_ABBREVIATION}[.!?…]*+[\"'”’)\]]*+(?=[^\S\n]++[^\sa-z])"
+_TITLES = "Mr Mrs Ms Dr St Mt Jr Sr Lt Prof Gen Col Capt Sgt Maj Gov Sen Rev Hon Ave Blvd Dept Inc Ltd"
+_TERMS = "Fig Figs Eq Eqs Sec vs cf al approx e.g i.e"
+_NUMBERED = "No no Nos nos Vol vol Ch pp p Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"
+_ROW = r"(?:^|(?<=[.!?:;] ))"
+_ABBREVIATION = (
+    _not_after(f"{_TITLES} {_TERMS}")
+    + r"(?<!(?a:\b)[A-Z]\.)"  # J. Smith, the U.S. Army
+    + rf"(?<!{_ROW}\d\.)(?<!{_ROW}\d\d\.)"  # 1. the number of a list's row
+    + rf"(?:(?!\s\d)|{_not_after(_NUMBERED)})"  # No. 5, but: He said no. Five others did not ask.
+)
+# In these two, how a sentence goes on is looked at before the many abbreviations are: most places fail at that.
+_CHINESE_ASCII_CLOSE = r"[!?]*+[”’」』）】\")]*+"
+_CHINESE_ASCII = (
+    rf"(?<=[.!?])(?<![!?].)(?={_CHINESE_ASCII_CLOSE}[^\S\n]*+[\u3400-\u9fff])"
+    rf"(?:(?<=[!?])|(?<=[^\W\d_]{{2}}\.){_ABBREVIATION}){_CHINESE_ASCII_CLOSE}"  # neither 1.打开 nor A.B.公司
+)
+_ENGLISH_CLOSE = r"[.!?…]*+[\"'”’)\]*_]*+"
+_ENGLISH = (
+    rf"(?<=[.!?…])(?<![.!?…].)(?={_ENGLISH_CLOSE}[^\S\n]++[^\sa-z,;:.!?])"
+    rf"{_ABBREVIATION}{_ENGLISH_CLOSE}"
+)
 _SENTENCES = {
     "auto": f"{_FIRST}(?:{_NEWLINE}|{_CHINESE}|{_CHINESE_ASCII}|{_ENGLISH})",
     "chinese": f"{_FIRST}(?:{_NEWLINE}|{_CHINESE}|{_CHINESE_ASCII})",
-    "english": f"{_FIRST}(?:{_NEWLINE}|{_ENGLISH})",
+    "english": rf"[\n.!?…](?:{_NEWLINE}|{_ENGLISH})",
     "code": rf"\n{_NEWLINE}",
 }
 _SENTENCE_END = {language: re.compile(pattern, re.MULTILINE) for language, pattern in _SENTENCES.items()}

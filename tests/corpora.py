@@ -5,7 +5,26 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from corpus import Corpus
+from corpus import Corpus, CorpusWriter
+
+Documents = list[list[list[int]]]  # documents of samples of ids
+TOKENIZER = {"fingerprint": "f" * 64, "vocab_size": 32000, "bos_id": 1, "eos_id": 2}
+
+
+def write_corpus(
+    prefix: Path, documents: Documents, vocab_size: int = 32000, name: str = "", overwrite: bool = False
+) -> Path:
+    """A corpus of one source, each document added by itself."""
+    with CorpusWriter(prefix, vocab_size, overwrite) as writer:
+        for samples in documents:
+            lengths = np.array([len(sample) for sample in samples])
+            writer.add(np.concatenate([*samples, []]).astype(np.int32), lengths, np.array([len(samples)]))
+        source = {
+            "name": name or prefix.name, "type": 0, "start": 0, "end": writer.samples, "documents": len(documents),
+            "tokens": writer.tokens,
+        }  # fmt: skip
+        writer.finish([source], TOKENIZER | {"vocab_size": vocab_size}, {}, {}, seq_length=8)
+    return prefix
 
 
 def rows(path: Path, texts: list[str], key: str = "text") -> Path:

@@ -10,40 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import TOKENIZER, Documents, write_corpus
 from corpus import Corpus, CorpusWriter, files, require_space, verify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from merging import merge
 
-TOKENIZER = {"fingerprint": "f" * 64, "vocab_size": 32000, "bos_id": 1, "eos_id": 2}
-Documents = list[list[list[int]]]  # documents of samples of ids
 DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 31999, 4, 2]]]
-
-
-def write(
-    prefix: Path, documents: Documents = DOCUMENTS, name: str = "", vocab_size: int = 32000, **kwargs: object
-) -> Path:
-    """A corpus of one source, each document added by itself."""
-    with CorpusWriter(prefix, vocab_size, overwrite=bool(kwargs.get("overwrite"))) as writer:
-        for samples in documents:
-            lengths = np.array([len(sample) for sample in samples])
-            writer.add(np.concatenate([*samples, []]).astype(np.int32), lengths, np.array([len(samples)]))
-        source = {
-            "name": name or prefix.name,
-            "type": 0,
-            "start": 0,
-            "end": writer.samples,
-            "documents": len(documents),
-        }
-        writer.finish(
-            [source | {"tokens": writer.tokens}], TOKENIZER | {"vocab_size": vocab_size}, {}, {}, seq_length=8
-        )  # fmt: skip
-    return prefix
 
 
 def test_files_are_megatrons_to_the_byte(tmp_path: Path) -> None:
     """An index parsed by hand, field after field, as Megatron's own reader does it."""
-    prefix = write(tmp_path / "a")
+    prefix = write_corpus(tmp_path / "a", DOCUMENTS)
     assert (tmp_path / "a.bin").read_bytes() == np.concatenate(list(chain(*DOCUMENTS))).astype("<u2").tobytes()
     assert (tmp_path / "a.idx").read_bytes() == b"".join(
         (
@@ -58,7 +36,7 @@ def test_files_are_megatrons_to_the_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_535, "uint16"), (65_536, "int32"), (151_936, "int32")])
 def test_the_vocabulary_decides_the_dtype(tmp_path: Path, vocab_size: int, dtype: str) -> None:
-    corpus = verify(write(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
+    corpus = verify(write_corpus(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
     assert corpus[0].tolist() == [0, vocab_size - 1]
     assert corpus[0].dtype == dtype == corpus.sidecar["dtype"]
 
@@ -69,7 +47,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.lists(sample, min_size=1, max_size=4), min_size=1, max_size=6))
     def round_trip(documents: Documents) -> None:
-        corpus = verify(write(tmp_path / "a", documents, overwrite=True))
+        corpus = verify(write_corpus(tmp_path / "a", documents, overwrite=True))
         samples = list(chain(*documents))
         assert [ids.tolist() for ids in corpus] == samples
         assert corpus.lengths.tolist() == [len(s) for s in samples] and len(corpus) == len(samples)
@@ -79,7 +57,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
 
 
 def test_reading(tmp_path: Path) -> None:
-    corpus = Corpus(write(tmp_path / "a"))
+    corpus = Corpus(write_corpus(tmp_path / "a", DOCUMENTS))
     assert corpus[-1].tolist() == corpus[np.int64(3)].tolist() == [1, 31999, 4, 2]
     assert (corpus.vocab_size, corpus.fingerprint, corpus.seq_length) == (32000, "f" * 64, 8)
     with pytest.raises(IndexError, match="sample 4 of 4"):
@@ -92,7 +70,7 @@ def test_reading(tmp_path: Path) -> None:
 
 def test_opening_a_hundred_million_samples_reads_next_to_nothing(tmp_path: Path) -> None:
     """Under a second and 50 MB, on a sparse index of 1.2 GB."""
-    write(tmp_path / "a", [[[7]]])
+    write_corpus(tmp_path / "a", [[[7]]])
     samples = 100_000_000
     with (tmp_path / "a.idx").open("wb") as index:
         index.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, samples, 2))
@@ -129,13 +107,13 @@ def cut(path: Path, size: int) -> None:
 )  # fmt: skip
 def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
     assert callable(damage)
-    damage(files(write(tmp_path / "a")))
+    damage(files(write_corpus(tmp_path / "a", DOCUMENTS)))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Corpus(tmp_path / "a")
 
 
 def test_verify_sees_a_flipped_bit(tmp_path: Path) -> None:
-    data = bytearray((path := files(write(tmp_path / "a"))["bin"]).read_bytes())
+    data = bytearray((path := files(write_corpus(tmp_path / "a", DOCUMENTS))["bin"]).read_bytes())
     data[5] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.bin is not what the sidecar's sha256 says"):
@@ -156,13 +134,13 @@ def test_a_writer_leaves_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no document to write"), CorpusWriter(new / "a", 100) as writer:
         writer.finish([], TOKENIZER, {}, {}, 8)
     assert not new.exists()
-    write(tmp_path / "a")
+    write_corpus(tmp_path / "a", DOCUMENTS)
     with pytest.raises(FileExistsError, match=r"a\.bin exists already; .*--overwrite"):
-        write(tmp_path / "a")
+        write_corpus(tmp_path / "a", DOCUMENTS)
     with pytest.raises(ValueError, match="do not fit a vocabulary of 32000"):
-        write(tmp_path / "a", [[[32000]]], overwrite=True)
+        write_corpus(tmp_path / "a", [[[32000]]], overwrite=True)
     assert len(verify(tmp_path / "a")) == 4
-    write(tmp_path / "a", [[[4, 4]]], overwrite=True)
+    write_corpus(tmp_path / "a", [[[4, 4]]], overwrite=True)
     assert len(verify(tmp_path / "a")) == 1
     assert {path.name for path in tmp_path.glob("a*")} == {"a.bin", "a.idx", "a.json"}
 
@@ -170,11 +148,11 @@ def test_a_writer_leaves_all_or_nothing(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial/bin").write_bytes(b"old")
-    assert len(verify(write(tmp_path / "a"))) == 4
+    assert len(verify(write_corpus(tmp_path / "a", DOCUMENTS))) == 4
 
 
 def test_merging_renumbers_and_can_be_repeated(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a"), write(tmp_path / "b", [[[1, 3, 2]], [[1, 2]]])
+    a, b = write_corpus(tmp_path / "a", DOCUMENTS), write_corpus(tmp_path / "b", [[[1, 3, 2]], [[1, 2]]])
     merge([str(a), str(b)], [0, 1], tmp_path / "ab")
     merge([str(tmp_path / "ab"), str(a)], None, tmp_path / "aba")
     whole = verify(tmp_path / "aba")
@@ -189,11 +167,11 @@ def test_merging_renumbers_and_can_be_repeated(tmp_path: Path) -> None:
 
 
 def test_merging_refuses_another_tokenizer(tmp_path: Path) -> None:
-    a = write(tmp_path / "a")
-    sidecar = json.loads(files(write(tmp_path / "b"))["json"].read_text())
+    a = write_corpus(tmp_path / "a", DOCUMENTS)
+    sidecar = json.loads(files(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())
     sidecar["tokenizer"]["fingerprint"] = "0" * 64
     (tmp_path / "b.json").write_text(json.dumps(sidecar))
-    c = write(tmp_path / "c", vocab_size=70_000)
+    c = write_corpus(tmp_path / "c", DOCUMENTS, vocab_size=70_000)
     for other in (tmp_path / "b", c):
         with pytest.raises(ValueError, match=f"{other} has tokenizer .* write one of them again"):
             merge([str(a), str(other)], [0, 1], tmp_path / "m")

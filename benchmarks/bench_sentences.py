@@ -1,0 +1,173 @@
+"""Where sentences end: the compiled pattern of pretrain/segment.py against ICU, by speed and by labels made by hand.
+
+    python benchmarks/bench_sentences.py
+    python benchmarks/bench_sentences.py --megabytes 100 --rounds 15
+
+ICU is its sentence iterator through `pip install icu4py`, plain and with its list of abbreviations (`ss=standard`);
+null where it is not installed. Speed: the engines take turns on the same documents in every round, real ones of
+data_path (../shared/data/corpus/en.jsonl and zh.jsonl), else the labelled texts, repeated. Labels: the texts of
+tests/pretrain/labelled_sentences.txt; some of the pattern's rules were made with a view of them, ICU's were not.
+"auto" and "language" are the pattern for any language and the one for the text's own. The last line is JSON:
+
+- mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text a CPU second, median over the rounds}};
+- vs_icu, vs_icu_suppressions: {en, zh: auto's rate divided by theirs, median over the rounds};
+- precision, recall, f1: {english, chinese, mixed, code: {engine: share}}; mixed has no language of its own but auto.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import accumulate, cycle
+from pathlib import Path
+from statistics import median
+
+import fire
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "pretrain"))
+
+import segment  # noqa: E402
+
+LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
+LANGUAGE = {"english": "english", "chinese": "chinese", "mixed": "auto", "code": "code"}  # of a kind of labelled text
+CORPORA = {"en": "english", "zh": "chinese"}
+Finder = Callable[[str], list[int]]
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
+    """{kind: [(text, where its sentences end)]}, the places as `inner` gives them."""
+    found: dict[str, list[tuple[str, set[int]]]] = {kind: [] for kind in LANGUAGE}
+    kind = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            kind = line[3:].split(":")[0]
+        elif kind and line:
+            sentences = line.replace("⏎", "\n").split("‖")
+            text = "".join(sentences)
+            found[kind].append((text, inner(text, list(accumulate(map(len, sentences))))))
+    return found
+
+
+def inner(text: str, ends: list[int]) -> set[int]:
+    """The ends inside a text, each put after the last character that is no white space.
+
+    Programs differ in whether the space between two sentences belongs to the first; this is the same for both.
+    """
+    return {end for end in (len(text[:end].rstrip()) for end in ends) if 0 < end < len(text.rstrip())}
+
+
+def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, float, float]:
+    """Precision, recall and F1 of the ends that a finder finds."""
+    found = [inner(text, finder(text)) for text, _ in texts]
+    right = sum(len(ends & labels) for ends, (_, labels) in zip(found, texts, strict=True))
+    precision, recall = right / sum(map(len, found)), right / sum(len(labels) for _, labels in texts)
+    return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+def engines(language: str) -> dict[str, Finder]:
+    """The finders for texts of a language; those of ICU only where it is installed."""
+    found: dict[str, Finder] = {
+        "auto": lambda text: segment.sentence_ends(text, "auto"),
+        "language": lambda text: segment.sentence_ends(text, language),
+    }
+    try:
+        from icu4py.breakers import SentenceBreaker
+    except ImportError:
+        return found
+    locale = "zh" if language == "chinese" else "en"
+
+    def icu(name: str) -> Finder:
+        # Positions are UTF-16 units: the same as characters in the labelled texts, and for speed they do not matter.
+        return lambda text: [end for _, end in SentenceBreaker(text, name).segments()]
+
+    return found | {"icu": icu(locale), "icu_suppressions": icu(f"{locale}@ss=standard")}
+
+
+def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
+    """Documents of <data_path>/<name>.jsonl, else the labelled texts as one, again and again up to megabytes."""
+    file = data_path / f"{name}.jsonl"
+    if file.is_file():
+        texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+    else:
+        texts = ["\n".join(text for text, _ in labelled()[CORPORA[name]])]
+    chosen, size = [], 0
+    for text in cycle(texts):
+        chosen.append(text)
+        size += len(text.encode())
+        if size >= megabytes * 1e6:
+            break
+    return chosen
+
+
+def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dict[str, float]]:
+    """MB a CPU second of each finder, by round; a round begins with another finder than the one before."""
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    rows, names = [], list(finders)
+    for number in range(rounds):
+        row = {}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begun = time.process_time()
+            for text in texts:
+                finders[name](text)
+            row[name] = megabytes / (time.process_time() - begun)
+        rows.append(row)
+    return rows
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def main(megabytes: float = 20, rounds: int = 7, data_path: str = "", **unknown: object) -> None:
+    """Read `megabytes` of English and of Chinese text in every round, then compare with the labels."""
+    if unknown:
+        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
+    if megabytes <= 0 or rounds < 1:
+        raise ValueError(f"--megabytes {megabytes} --rounds {rounds}: give more than nothing of both")
+    folder = Path(data_path) if data_path else REPOSITORY.parent / "shared/data/corpus"
+    columns = ["auto", "language", "icu", "icu_suppressions"]
+    result: dict[str, dict] = {name: {} for name in ("mb_per_cpu_s", "vs_icu", "vs_icu_suppressions")}
+    result |= {name: {} for name in ("precision", "recall", "f1")}
+
+    print(f"{'':24}" + "".join(f"{name:>18}" for name in columns))
+    for corpus, language in CORPORA.items():
+        rows = rates(documents(folder, corpus, megabytes), engines(language), rounds)
+        speed = {name: median(row[name] for row in rows) if name in rows[0] else None for name in columns}
+        result["mb_per_cpu_s"][corpus] = rounded(speed)
+        for name in ("icu", "icu_suppressions"):
+            ratio = median(row["auto"] / row[name] for row in rows) if name in rows[0] else None
+            result[f"vs_{name}"] |= rounded({corpus: ratio})
+        print_row(f"{corpus}, MB a CPU second", speed, ".1f")
+    for kind, texts in labelled().items():
+        scores = {name: score(texts, finder) for name, finder in engines(LANGUAGE[kind]).items()}
+        for at, measure in enumerate(("precision", "recall", "f1")):
+            values = {name: scores[name][at] if name in scores else None for name in columns}
+            result[measure][kind] = rounded(values)
+            print_row(f"{kind}, {measure}", values, ".3f")
+    if None in result["vs_icu"].values():
+        print("ICU is not installed; to compare with it: pip install icu4py")
+    print(json.dumps(result | {"megabytes": megabytes, "rounds": rounds}))
+
+
+def rounded(values: dict[str, float | None]) -> dict[str, float | None]:
+    """To three decimals, which is more than the clock is good for."""
+    return {name: value if value is None else round(value, 3) for name, value in values.items()}
+
+
+def print_row(title: str, values: dict[str, float | None], form: str) -> None:
+    """One line of the table; a dash where an engine is not installed."""
+    print(f"{title:24}" + "".join(f"{'-' if value is None else format(value, form):>18}" for value in values.values()))
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
