@@ -27,7 +27,7 @@ import fire
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
-import segment  # noqa: E402
+import sentences  # noqa: E402
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
 LANGUAGE = {"english": "english", "chinese": "chinese", "mixed": "auto", "code": "code"}  # of a kind of labelled text
@@ -74,8 +74,8 @@ def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, flo
 def engines(language: str) -> dict[str, Finder]:
     """The finders for texts of a language; those of ICU only where it is installed."""
     found: dict[str, Finder] = {
-        "auto": lambda text: segment.sentence_ends(text, "auto"),
-        "language": lambda text: segment.sentence_ends(text, language),
+        "auto": lambda text: sentences.sentence_ends(text, "auto"),
+        "language": lambda text: sentences.sentence_ends(text, language),
     }
     try:
         from icu4py.breakers import SentenceBreaker

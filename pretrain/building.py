@@ -7,9 +7,11 @@ the same command goes on from them.
 No main program here: `pretrain/preprocess.py --mode write` is the command line.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
+import operator
 import os
 import random
 import shutil
@@ -70,12 +72,43 @@ class Samples:
 
 
 def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> Samples:
-    """Encode and cut a batch's documents.
+    """Encode and cut a batch's documents; all are encoded before any is cut, which keeps the encoder's tables at hand.
 
     Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
     """
-    bos, source = 0 if encoder.bos_id is None else 1, settings.source
-    ids, lengths, dropped = [], [], []
+    texts, dropped = readable(batch, settings)
+    bos = 0 if encoder.bos_id is None else 1
+    encoded = [(number, text, encoder.encode(text, number)) for number, text in texts]
+    kept, ids, lengths = [], [], []
+    for number, text, document in encoded:
+        count = bos + len(document.ids) + 1
+        if count < settings.min_length:
+            dropped.append(left_out(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text))
+            continue
+        ends = document.ends() if count > settings.seq_length else document.ids  # their number is enough
+        cut = segment.sample_lengths(text, ends, settings.seq_length, settings.language, bos)
+        if settings.num_per_doc and len(cut) > settings.num_per_doc:
+            keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
+            why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
+            dropped.append(left_out(batch.shard, number, why, text))
+            kept.append(np.repeat(np.isin(np.arange(len(cut)), keep), cut))
+            cut = cut[keep]
+        elif settings.num_per_doc:
+            kept.append(np.ones(count, dtype=bool))
+        ids.append(document.ids)
+        lengths.append(cut)
+    none = np.empty(0, dtype=np.int32)
+    tokens = encoder.documents(ids)
+    return Samples(
+        tokens[np.concatenate(kept)] if kept else tokens, np.concatenate(lengths or [none]),
+        np.array([len(samples) for samples in lengths], dtype=np.int32),
+        sorted(dropped, key=operator.itemgetter("line")), len(batch.lines),
+    )  # fmt: skip
+
+
+def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
+    """The batch's texts with their lines' numbers, and a record for each line that has none."""
+    texts, dropped, source = [], [], settings.source
     for number in range(batch.first, batch.first + len(batch.lines)):
         try:
             text = text_of(batch, number, source)
@@ -84,28 +117,11 @@ def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> S
                 raise
             dropped.append(left_out(batch.shard, number, str(error)))
             continue
-        blank = not text.strip()
-        encoded = encoder.encode(text, None if blank else number)
-        count = bos + len(encoded.ids) + 1
-        if blank or count < settings.min_length:
-            why = "no text" if blank else f"{count} tokens, min_length is {settings.min_length}"
-            dropped.append(left_out(batch.shard, number, why, text))
-            continue
-        starts = encoded.starts() if count > settings.seq_length else np.empty(len(encoded.ids))
-        document = encoder.document(encoded.ids)
-        cut = segment.sample_lengths(text, starts, settings.seq_length, settings.language, bos)
-        if settings.num_per_doc and len(cut) > settings.num_per_doc:
-            keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
-            why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
-            dropped.append(left_out(batch.shard, number, why, text))
-            document, cut = document[np.repeat(np.isin(np.arange(len(cut)), keep), cut)], cut[keep]
-        ids.append(document)
-        lengths.append(cut)
-    none = np.empty(0, dtype=np.int32)
-    return Samples(
-        np.concatenate(ids or [none]).astype(token_dtype(encoder.vocab_size)), np.concatenate(lengths or [none]),
-        np.array([len(samples) for samples in lengths], dtype=np.int32), dropped, len(batch.lines),
-    )  # fmt: skip
+        if not text or text.isspace():
+            dropped.append(left_out(batch.shard, number, "no text", text))
+        else:
+            texts.append((number, text))
+    return texts, dropped
 
 
 def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
@@ -153,7 +169,7 @@ class ShardMaker:
             for part in PARTS:
                 streams[part] = part_file(self.folder, number, part).open("wb")
             for made in self.samples(shard):
-                streams["bin"].write(made.ids.tobytes())
+                streams["bin"].write(made.ids.data)
                 streams["lengths"].write(made.lengths.astype("<i4").tobytes())
                 streams["documents"].write(made.per_document.astype("<i4").tobytes())
                 for record in made.dropped:
@@ -192,15 +208,13 @@ def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
-_maker: ShardMaker | None = None  # of a worker process
+_maker: ShardMaker | None = None  # of this process; a worker's is its parent's, as it was when the worker was forked
 
 
-def _start_process(tokenizer_path: str, settings: Settings, folder: Path) -> None:
-    global _maker
+def _start_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_first_process, daemon=True).start()
-    _maker = ShardMaker(tokenizer_path, settings, folder)
 
 
 def _end_with_first_process() -> None:
@@ -216,12 +230,18 @@ def _make(number: int, shard: Shard) -> int:
 
 
 def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int) -> Iterator[int]:
-    """Make the shards, here or in as many processes; yields each one's number when it is finished."""
+    """Make the shards, here or in as many processes; yields each one's number when it is finished.
+
+    Processes are forked, so that the tokenizer, which is most of what they hold, is in memory once.
+    """
+    global _maker
     if num_workers == 1 or len(shards) < 2:
         yield from (maker(number, shard) for number, shard in shards.items())
         return
-    arguments = (maker.encoder.folder, maker.settings, maker.folder)
-    pool = ProcessPoolExecutor(min(num_workers, len(shards)), initializer=_start_process, initargs=arguments)
+    _maker = maker
+    gc.freeze()  # what the processes share is not touched by their collections
+    fork = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(min(num_workers, len(shards)), mp_context=fork, initializer=_start_process)
     try:
         under_way: list[Future[int]] = [pool.submit(_make, number, shard) for number, shard in shards.items()]
         for future in as_completed(under_way):
@@ -233,6 +253,8 @@ def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int) -
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        _maker = None
+        gc.unfreeze()
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------

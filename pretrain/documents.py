@@ -13,15 +13,18 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
 FIELD = re.compile(r"\{(\w+)\}")  # in a text template
-BATCH_BYTES = 1 << 19
+BATCH_BYTES = 1 << 20
 PARQUET_ROWS = 256  # at a time
 MOST_SHARDS = 4096  # of one file: a larger one has larger shards
 
@@ -199,6 +202,12 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
     line = batch.lines[number - batch.first]
     if isinstance(line, dict):
         return _from_row(line, source, batch, number)
+    is_text = kind(batch.shard.path) == ".txt"
+    if not is_text:
+        with suppress(ValueError):  # json says below what is wrong, or reads what orjson is too strict for
+            row = orjson.loads(line)
+            if isinstance(row, dict) and not source.template and isinstance(text := row.get(source.key), str):
+                return text  # whole characters, which orjson sees to
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -206,7 +215,7 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
         raise UnreadableError(f"{batch.place(number)} is no UTF-8 ({where}); convert the file") from None
     if number == 1 and batch.shard.start == 0:
         text = text.removeprefix("\ufeff")
-    if kind(batch.shard.path) == ".txt":
+    if is_text:
         return text if source.keep_newline else text.removesuffix("\n").removesuffix("\r")
     return _from_row(_parsed(text, batch, number), source, batch, number) if text.strip() else ""
 

@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus import token_dtype
 
 logger = logging.getLogger("encode")
 
-CHECK_FIRST, CHECK_EVERY = 20, 500  # texts of a shard that all engines encode: the first ones, then every so many
-CHECK_CHARACTERS = 2000  # of each: not enough to cost time
+CHECK_FIRST, CHECK_EVERY = 10, 500  # texts of a shard that all engines encode: the first ones, then every so many
+CHECK_CHARACTERS = 1000  # of each: not enough to cost time
 ENGINES = ("auto", "kitoken", "sentencepiece")
 NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation but the identity
 
 
 @dataclass
 class Encoded:
-    """ids: (tokens,) int32, without BOS and EOS. starts(): see `Encoder.encode`; computed only when it is called."""
+    """ids: (tokens,) integers, without BOS and EOS. ends(): see `Encoder.encode`; computed only when it is called."""
 
     ids: np.ndarray
-    starts: Callable[[], np.ndarray]
+    ends: Callable[[], np.ndarray]
 
 
 class SentencePieceEngine:
@@ -51,26 +52,23 @@ class SentencePieceEngine:
         pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
         self.table = {piece: i for i, piece in enumerate(pieces)}
         values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]
-        self._inside = np.array([0x80 <= value < 0xC0 for value in values])  # a byte that begins no character
-        begun = [len(p) if value < 0 else 1 for p, value in zip(pieces, values, strict=True)]
-        self._characters = np.where(self._inside, 0, begun)
+        # A character made of bytes counts with the first of them.
+        begun = [len(p) if v < 0 else int(not 0x80 <= v < 0xC0) for p, v in zip(pieces, values, strict=True)]
+        self._characters = np.array(begun, dtype=np.int32)
         plain = NORMALISER_PROBE.replace(" ", "▁")
         normal = self.model.normalize(NORMALISER_PROBE)
         self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: characters of pieces are not the text's
 
     def encode(self, text: str) -> Encoded:
         ids = self.model.encode(text, return_type="numpy")
-        return Encoded(ids, lambda: self._starts(text, ids))
+        return Encoded(ids, lambda: self._ends(text, ids))
 
-    def _starts(self, text: str, ids: np.ndarray) -> np.ndarray:
-        ends = np.cumsum(self._characters[ids]) - self._prefix
-        if self._prefix < 0 or not len(ids) or ends[-1] != len(text):
-            return clean_starts(self.model.encode(text, return_type="offset_mapping")["offsets"])
-        starts = np.concatenate([[0], ends[:-1]])
-        starts[self._inside[ids]] = -1
-        if self._prefix and ends[0] == 0:
-            starts[1:2] = -1  # the piece of the prefixed space alone: nothing comes between it and the first character
-        return starts
+    def _ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        ends = self._characters[ids].cumsum(dtype=np.int32)
+        if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
+            return ends_of(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
+        ends -= self._prefix
+        return ends
 
     def decode(self, ids: np.ndarray) -> str:
         return self.model.decode(ids.tolist())
@@ -103,8 +101,10 @@ class KitokenEngine(SentencePieceEngine):
                 raise ValueError(f"kitoken gives other ids than SentencePiece with {path}, for {probe!r}")
 
     def encode(self, text: str) -> Encoded:
-        ids = np.frombuffer(array("i", self.fast.encode(text, False)), dtype=np.int32)
-        return Encoded(ids, lambda: self._starts(text, ids))
+        ids = np.frombuffer(
+            array("I", self.fast.encode(text, False)), dtype=np.uint32
+        )  # "i" converts at half the speed
+        return Encoded(ids, lambda: self._ends(text, ids))
 
 
 class TokenizersEngine:
@@ -127,7 +127,7 @@ class TokenizersEngine:
 
     def encode(self, text: str) -> Encoded:
         encoding = self.model.encode(text, add_special_tokens=False)
-        return Encoded(np.array(encoding.ids, dtype=np.int32), lambda: clean_starts(encoding.offsets))
+        return Encoded(np.array(encoding.ids, dtype=np.int32), lambda: ends_of(encoding.offsets, len(text)))
 
     def decode(self, ids: np.ndarray) -> str:
         return self.model.decode(ids.tolist(), skip_special_tokens=True)
@@ -136,11 +136,12 @@ class TokenizersEngine:
 Engine = SentencePieceEngine | TokenizersEngine
 
 
-def clean_starts(offsets: list[tuple[int, int]]) -> np.ndarray:
-    """Each token's first character from (start, end) pairs; -1 where it begins inside the character before."""
-    pairs = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    before = np.concatenate([[[-1, 0]], pairs[:-1]])
-    return np.where((pairs[:, 0] > before[:, 0]) & (pairs[:, 0] >= before[:, 1]), pairs[:, 0], -1)
+def ends_of(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
+    """What `Encoder.encode` calls ends, from each token's (start, end) in a text of so many characters."""
+    pairs = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+    begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # not inside the character before
+    ends = np.where(np.append(begins, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))
+    return np.minimum.accumulate(ends[::-1])[::-1][: len(pairs)]
 
 
 @dataclass
@@ -162,9 +163,10 @@ class Encoder:
     checked: int = field(default=0)
 
     def encode(self, text: str, number: int | None = None) -> Encoded:
-        """Ids of a text, and where its tokens begin.
+        """Ids of a text, and where its tokens end.
 
-        starts: (tokens,) the character at which each token begins, -1 where it begins inside a character.
+        ends: (tokens,) int32, characters of the text up to the end of each token; tokens that share a character have
+        the same end.
         number: the text's place in its run, by which the self-check chooses; None: no check.
         Raises ValueError where a checker differs.
         """
@@ -178,9 +180,19 @@ class Encoder:
             self.checked += 1
         return encoded
 
-    def document(self, ids: np.ndarray) -> np.ndarray:
-        """The tokens of a document: BOS (where the tokenizer has one), its ids, EOS."""
-        return np.concatenate([[] if self.bos_id is None else [self.bos_id], ids, [self.eos_id]]).astype(np.int32)
+    def documents(self, ids: list[np.ndarray]) -> np.ndarray:
+        """The tokens of documents in a row, as a corpus stores them: BOS (where the tokenizer has one), ids, EOS."""
+        first = [] if self.bos_id is None else [self.bos_id]
+        whole = np.empty(sum(map(len, ids)) + (len(first) + 1) * len(ids), dtype=token_dtype(self.vocab_size))
+        at = 0
+        for document in ids:
+            begin = at + len(first)
+            whole[at:begin] = first
+            at = begin + len(document)
+            whole[begin:at] = document
+            whole[at] = self.eos_id
+            at += 1
+        return whole
 
     def describe(self) -> dict[str, Any]:
         """What a corpus's sidecar keeps of its tokenizer."""

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import encode
-import segment
+import sentences
 from building import SHARD_BYTES, Settings, write
 from corpus import Corpus, verify
 from documents import FIELD
@@ -96,7 +96,7 @@ def parser() -> Parser:
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
     w.add_argument("--save_path", metavar="DIR", help="folder that --save_prefix is in")
     w.add_argument("--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (read: the corpus's own)")
-    w.add_argument("--language", choices=segment.LANGUAGES, default="auto", help="whose sentence ends (default: auto)")
+    w.add_argument("--language", choices=sentences.LANGUAGES, default="auto", help="whose sentence ends (auto)")
     w.add_argument(
         "--seq_length", type=number_from(8), default=1024, metavar="N", help="tokens a sample (default: 1024)"
     )

@@ -1,4 +1,4 @@
-"""pretrain/encode.py: ids equal SentencePiece's, from either file; token starts are right; what is wrong is refused."""
+"""pretrain/encode.py: ids equal SentencePiece's, from either file; where tokens end; what is wrong is refused."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import build_tokenizer
 import encode
 import numpy as np
 import pytest
+import segment
 import sentencepiece
 from conftest import small_texts
 from hypothesis import given, settings
@@ -24,25 +25,25 @@ def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def expected_starts(encoder: encode.Encoder, text: str, ids: np.ndarray) -> list[int]:
-    """Token by token, from the pieces: the plain way of saying what `starts` means for SentencePiece."""
+def expected_edges(encoder: encode.Encoder, text: str, ids: list[int]) -> list[int]:
+    """The tokens with which a character begins, but for the first: from the pieces, one after another."""
     assert isinstance(encoder.engine, encode.SentencePieceEngine)
-    at, starts = -1, []  # the first character of the normalised text is the prefixed space
-    for index in ids.tolist():
-        piece = encoder.engine.model.id_to_piece(index)
-        if encoder.engine.model.is_byte(index):
-            begins = int(piece[1:-1], 16) & 0xC0 != 0x80
-            starts.append(at if begins else -1)
-            at += begins
-        else:
-            starts.append(max(at, 0))
-            at += len(piece)
-    if len(starts) > 1 and starts[1] == 0:
-        starts[1] = -1
-    return starts
+    model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
+    for token, index in enumerate(ids):
+        piece = model.id_to_piece(index)
+        continues = model.is_byte(index) and int(piece[1:-1], 16) & 0xC0 == 0x80
+        if at > 0 and not continues:
+            found.append(token)
+        at += 0 if continues else 1 if model.is_byte(index) else len(piece)
+    return found
 
 
-def test_both_files_give_sentencepieces_ids_and_the_same_starts(tiny_tokenizer: Path, json_only: Path) -> None:
+def edges(encoded: encode.Encoded, text: str) -> list[int]:
+    """The tokens before which the text may be cut."""
+    return segment._Edges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
+
+
+def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Path, json_only: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ours = [encode.load(tiny_tokenizer), encode.load(tiny_tokenizer, "sentencepiece"), encode.load(json_only)]
     assert [encoder.engine.name for encoder in ours] == ["kitoken", "sentencepiece", "tokenizers"]
@@ -52,10 +53,10 @@ def test_both_files_give_sentencepieces_ids_and_the_same_starts(tiny_tokenizer: 
     @given(TEXTS)
     def same(text: str) -> None:
         truth = oracle.encode(text)
-        starts = expected_starts(ours[0], text, np.array(truth, dtype=np.int32))
+        places = expected_edges(ours[0], text, truth)
         for encoder in ours:
             encoded = encoder.encode(text, 1)
-            assert (encoded.ids.tolist(), encoded.starts().tolist()) == (truth, starts), encoder.engine.name
+            assert (encoded.ids.tolist(), edges(encoded, text)) == (truth, places), encoder.engine.name
 
     same()
 
@@ -65,8 +66,8 @@ def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> No
         encoder = encode.load(folder)
         ids = encoder.encode("a <s> b </s> <unk>").ids
         assert not {0, 1, 2} & set(ids.tolist())
-        assert encoder.document(ids).tolist() == [1, *ids.tolist(), 2]
-        assert encoder.engine.decode(encoder.document(ids)) == "a <s> b </s> <unk>"
+        assert encoder.documents([ids]).tolist() == [1, *ids.tolist(), 2]
+        assert encoder.engine.decode(encoder.documents([ids])) == "a <s> b </s> <unk>"
 
 
 def test_fingerprint_is_build_tokenizers_from_either_file(
@@ -139,10 +140,9 @@ def test_a_normalising_model_is_sentencepieces_own(tmp_path: Path, caplog: pytes
     with pytest.raises(ValueError, match="kitoken gives other ids than SentencePiece"):
         encode.load(tmp_path, "kitoken")
     encoded = encoder.encode("① plain  ﬁne")
-    starts = encoded.starts()
-    assert len(starts) == len(encoded.ids)
-    assert {i for i in (1, 2) if i in starts} and max(starts) < len("① plain  ﬁne")
-    assert all(a < b for a, b in zip(starts[starts >= 0], starts[starts >= 0][1:], strict=False))
+    ends = encoded.ends()
+    assert len(ends) == len(encoded.ids) and ends[-1] == len("① plain  ﬁne")
+    assert {1, 2} & set(ends.tolist()) and (np.diff(ends) >= 0).all()
 
 
 def byte_level_folder(folder: Path, extra: int = 0) -> Path:
@@ -172,11 +172,12 @@ def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
     assert encoder.bos_id is None
     text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
     encoded = encoder.encode(text)
-    assert encoder.eos_id not in encoded.ids and encoder.document(encoded.ids)[-1] == encoder.eos_id
+    assert encoder.eos_id not in encoded.ids and encoder.documents([encoded.ids])[-1] == encoder.eos_id
     assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
-    starts = encoded.starts()
-    assert 8 in starts  # the space after the full stop opens a token
-    assert (starts == -1).sum() > 0 and all(np.diff(starts[starts >= 0]) > 0)
+    ends = encoded.ends()
+    assert 8 in ends  # the space after the full stop opens a token
+    assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
+    assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
 
 
 def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ ellipsis or "p.m.", whether "U.S." was its last word, whether a title's exclamat
 import time
 
 import pytest
-import segment
+import sentences
 from bench_sentences import inner, labelled, score
 
 LABELLED = labelled()
@@ -24,7 +24,7 @@ FLOORS = [  # kind, language, precision, recall
 
 @pytest.mark.parametrize(("kind", "language", "precision", "recall"), FLOORS)
 def test_as_many_ends_are_right_and_found_as_before(kind: str, language: str, precision: float, recall: float) -> None:
-    reached = score(LABELLED[kind], lambda text: segment.sentence_ends(text, language))
+    reached = score(LABELLED[kind], lambda text: sentences.sentence_ends(text, language))
     assert reached[0] >= precision and reached[1] >= recall, reached
 
 
@@ -35,16 +35,16 @@ def test_the_labels_are_read_as_they_are_written() -> None:
     assert text.startswith("import os\nimport sys\n\n\ndef main():\n") and ends == {9, 20, 34}
 
 
-@pytest.mark.parametrize("language", segment.LANGUAGES)
+@pytest.mark.parametrize("language", sentences.LANGUAGES)
 @pytest.mark.parametrize("kind", LABELLED)
 def test_looking_at_a_part_finds_what_looking_at_all_finds(kind: str, language: str) -> None:
     """No rule may match over a letter or digit, nor look further ahead than to the next one."""
     for text, _ in LABELLED[kind]:
-        ends = segment.sentence_ends(text, language)
+        ends = sentences.sentence_ends(text, language)
         for start in range(len(text) + 1):
             for stop in (start, start + 1, start + 7, start + 40):
                 inside = [end for end in ends if start <= end <= stop]
-                assert segment.ends_within(text, language, start, min(stop, len(text))) == inside, (text, start, stop)
+                assert sentences.ends_within(text, language, start, min(stop, len(text))) == inside, (text, start, stop)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,6 @@ def test_a_run_of_what_the_rules_look_for_takes_no_longer(unit: str) -> None:
     """200,000 characters in milliseconds; where a run is read again from each of its places, it is minutes."""
     text = unit * (200_000 // len(unit))
     start = time.process_time()
-    for language in segment.LANGUAGES:
-        segment.sentence_ends(text, language)
+    for language in sentences.LANGUAGES:
+        sentences.sentence_ends(text, language)
     assert time.process_time() - start < 5

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import preprocess
 import pytest
-import segment
 import sentencepiece
+import sentences
 from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
 from corpus import Corpus, verify
@@ -54,7 +54,7 @@ def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> Non
     )
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
-    ends, at = set(segment.sentence_ends(text)), ""
+    ends, at = set(sentences.sentence_ends(text)), ""
     for sample in corpus:
         at += oracle.decode([5, *sample.tolist()])[len(oracle.decode([5])) :]  # a first piece, so that no space is lost
         assert len(at.lstrip()) in ends | {len(text)} or len(at) in ends

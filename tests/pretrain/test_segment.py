@@ -3,9 +3,11 @@
 import itertools
 import time
 
+import encode
 import numpy as np
 import pytest
 import segment
+import sentences
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ LABELLED = [  # `|` where a sentence ends and another begins
 @pytest.mark.parametrize(("language", "labelled"), LABELLED)
 def test_sentence_ends_as_labelled_by_hand(language: str, labelled: str) -> None:
     text = labelled.replace("|", "")
-    ends = segment.sentence_ends(text, language)
+    ends = sentences.sentence_ends(text, language)
     assert "|".join(text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])) == labelled
 
 
@@ -49,51 +51,75 @@ def best(edges: list[int], limit: int) -> tuple[int, int]:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=11), st.integers(9, 25))
 def test_balance_is_the_best_of_all_divisions(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
-    chosen = segment.balance(np.array(edges), limit)
+    chosen = segment.balance(edges, limit)
     pieces = np.diff(chosen)
-    assert set(chosen.tolist()) <= set(edges) and pieces.max() <= limit
+    assert set(chosen) <= set(edges) and pieces.max() <= limit
     assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
-def test_large_windows_give_the_same_as_whole_tables(lengths: list[int], limit: int) -> None:
-    edges = np.array([0, *itertools.accumulate(lengths)])
-    dense = segment._DENSE
-    try:
-        segment._DENSE = 0
-        narrowed = segment.balance(edges, limit)
-        segment._DENSE = 1 << 60
-        assert narrowed.tolist() == segment.balance(edges, limit).tolist()
-    finally:
-        segment._DENSE = dense
+def test_loops_tables_and_parts_of_tables_give_the_same(lengths: list[int], limit: int) -> None:
+    edges = [0, *itertools.accumulate(lengths)]
+    found = []
+    for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment, "_FEW", few)
+            patch.setattr(segment, "_DENSE", dense)
+            found.append(segment.balance(edges, limit))
+    assert found[0] == found[1] == found[2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 30), max_size=40), min_size=1, max_size=4), st.integers(10, 60))
+def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit: int) -> None:
+    """Loops and arrays agree, also that there is no way through."""
+    columns = [[0]]
+    for step in steps:
+        columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
+    found = []
+    for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment, "_FEW", few)
+            patch.setattr(segment, "_DENSE", dense)
+            found.append(segment._best_path(columns, limit))
+    assert found[0] == found[1] == found[2]
+
+
+def ends_of(starts: list[int], characters: int) -> np.ndarray:
+    """Where tokens end, from where they begin; -1: inside a character."""
+    return encode.ends_of([(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters)
 
 
 TEXTS = st.text(st.sampled_from(list("ab .,!?\n。，！“”山水🤖")), min_size=0, max_size=120)
 
 
 @settings(max_examples=300, deadline=None)
-@given(TEXTS, st.integers(8, 40), st.sampled_from(segment.LANGUAGES), st.integers(0, 1))
+@given(TEXTS, st.integers(8, 40), st.sampled_from(sentences.LANGUAGES), st.integers(0, 1))
 @example("a" * 100, 8, "auto", 1)
 @example("🤖" * 30, 9, "auto", 1)
 def test_samples_are_the_document(text: str, limit: int, language: str, bos: int) -> None:
     """Lengths add up, none is over the limit, cuts fall on the best places that there are, and never inside a character
     where that can be avoided. Every UTF-8 byte of a character outside ASCII is a token here."""
-    starts = np.concatenate([[], *([i] + [-1] * (len(c.encode()) - 1) for i, c in enumerate(text))]).astype(np.int64)
-    lengths = segment.sample_lengths(text, starts, limit, language, bos)
+    starts = [start for i, c in enumerate(text) for start in [i] + [-1] * (len(c.encode()) - 1)]
+    lengths = segment.sample_lengths(text, ends_of(starts, len(text)), limit, language, bos)
     total = len(starts) + bos + 1
     assert lengths.dtype == np.int32 and lengths.sum() == total and 0 < lengths.min() <= lengths.max() <= limit
     cuts = np.cumsum(lengths)[:-1] - bos
     assert all(starts[cut] >= 0 for cut in cuts)
-    ends = set(segment.sentence_ends(text, language))
-    sentences = [0, *(i + bos for i, c in enumerate(starts) if i and c in ends), total]
-    if max(np.diff(sentences)) <= limit:
+    ends = set(sentences.sentence_ends(text, language))
+    edges = [0, *(i + bos for i, c in enumerate(starts) if i and c in ends), total]
+    if max(np.diff(edges)) <= limit:
         assert all(starts[cut] in ends for cut in cuts)
         greedy, at = 0, 0
         while at < total:
-            at = max(edge for edge in sentences if edge <= at + limit)
+            at = max(edge for edge in edges if edge <= at + limit)
             greedy += 1
         assert len(lengths) == greedy
+
+
+def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
+    return segment._Edges(ends, 1, len(ends) + 2).at(sentences.sentence_ends(text, language))
 
 
 PHRASES = (
@@ -103,21 +129,24 @@ SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(segment.LANGUAGES), data=st.data())
+@given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(sentences.LANGUAGES), data=st.data())
 def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, language: str, data: st.DataObject) -> None:
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
-    inside = [end for end in segment.sentence_ends(text, language) if start <= end <= stop]
-    assert segment.ends_within(text, language, start, stop) == inside
-    starts = np.array([at if at % 5 else -1 for at in range(len(text))])
-    near = segment.sample_lengths(text, starts, limit, language)
+    inside = [end for end in sentences.sentence_ends(text, language) if start <= end <= stop]
+    assert sentences.ends_within(text, language, start, stop) == inside
+    ends = ends_of([at if at % 5 else -1 for at in range(len(text))], len(text))
+    near = segment.sample_lengths(text, ends, limit, language)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "_near_cuts", lambda *_: None)
-        assert segment.sample_lengths(text, starts, limit, language).tolist() == near.tolist()
+        everywhere = segment.sample_lengths(text, ends, limit, language)
+    assert len(near) == len(everywhere) and (near**2).sum() == (everywhere**2).sum()
+    if max(np.diff([0, *sentence_edges(text, ends, language), len(ends) + 2])) <= limit:
+        assert set(np.cumsum(near)[:-1].tolist()) <= set(sentence_edges(text, ends, language))
 
 
 def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
     def pieces(text: str, limit: int) -> list[str]:
-        ends = np.cumsum(segment.sample_lengths(text, np.arange(len(text)), limit)) - 1
+        ends = np.cumsum(segment.sample_lengths(text, np.arange(1, len(text) + 1), limit)) - 1
         return [text[max(0, a) : b] for a, b in itertools.pairwise([0, *ends.tolist()])]
 
     assert pieces("one two, three four, five six", 16) == ["one two,", " three four,", " five six"]
@@ -127,7 +156,7 @@ def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
 
 
 def test_a_document_that_fits_is_one_sample() -> None:
-    assert segment.sample_lengths("a b", np.arange(3), 5).tolist() == [5]
+    assert segment.sample_lengths("a b", np.arange(1, 4), 5).tolist() == [5]
     assert segment.sample_lengths("", np.arange(0), 8, bos=0).tolist() == [1]
 
 
@@ -138,7 +167,7 @@ def test_time_grows_with_the_length_only(unit: str) -> None:
     """100,000 characters of what makes patterns backtrack, in a second rather than minutes."""
     text = unit * (100_000 // len(unit))
     start = time.perf_counter()
-    for language in segment.LANGUAGES:
-        lengths = segment.sample_lengths(text, np.arange(len(text)), 1000, language)
+    for language in sentences.LANGUAGES:
+        lengths = segment.sample_lengths(text, np.arange(1, len(text) + 1), 1000, language)
         assert lengths.max() <= 1000
     assert time.perf_counter() - start < 15
