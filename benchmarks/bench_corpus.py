@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -188,8 +188,8 @@ def main(
         oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
         fast = kitoken.Kitoken.from_sentencepiece_file(str(tokenizer / "tokenizer.model"))
         baselines: dict[str, Callable[[], object] | None] = {
-            "sentencepiece": lambda: [oracle.encode(text) for text in sample],
-            "engine_ceiling": lambda: [np.frombuffer(array("i", fast.encode(text, False)), "i4") for text in sample],
+            "sentencepiece": lambda: deque(map(oracle.encode, sample), maxlen=0),
+            "engine_ceiling": lambda: deque((fast.encode(text, False) for text in sample), maxlen=0),
             "datasets_map": by_datasets(scratch / "sample.jsonl", tokenizer, scratch),
             "datatrove": by_datatrove(scratch / "sample.jsonl", tokenizer, scratch),
         }

@@ -8,20 +8,12 @@ No main program here: `pretrain/preprocess.py --mode write` is the command line.
 """
 
 import gc
-import hashlib
 import json
-import multiprocessing
-import operator
 import os
-import random
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,115 +21,17 @@ from typing import Any, BinaryIO
 import documents
 import encode
 import numpy as np
-import segment
+from command_line import ExecutorOptions
 from corpus import CorpusWriter, no_room, require_space, token_dtype
-from documents import Batch, Shard, TextSource, UnreadableError, text_of
+from documents import Shard, UnreadableError
+from samples import Samples, Settings, left_out, make_samples
 from tqdm import tqdm
 
-SHOWN_CHARACTERS = 200  # of a dropped text
 BYTES_PER_TOKEN = 8  # more than any real text has, so that a disk is called full only where it surely is
 SHARD_BYTES = 16_000_000  # of input: a second of work, which is what a killed worker loses
+TASKS = 4  # for each worker of a cluster: each loads the tokenizer, and the last ones end at about the same time
+HERE = ExecutorOptions()
 PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # of a shard: tokens, samples, documents, what was left out
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a corpus is written with, apart from tokenizer and text; all but the engine decide what is in it."""
-
-    seq_length: int = 1024
-    language: str = "auto"
-    text_key: str = "text"
-    text_template: str = ""
-    min_length: int = 0
-    do_keep_newlines: bool = False
-    on_error: str = "stop"
-    num_per_doc: int | None = None
-    seed: int = 0
-    engine: str = "auto"
-
-    @property
-    def source(self) -> TextSource:
-        return TextSource(self.text_key, self.text_template, self.do_keep_newlines)
-
-
-@dataclass
-class Samples:
-    """A batch's documents: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples of each."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    per_document: np.ndarray
-    dropped: list[dict[str, Any]]
-    lines: int  # that were read
-
-
-def make_samples(batch: Batch, encoder: encode.Encoder, settings: Settings) -> Samples:
-    """Encode and cut a batch's documents; all are encoded before any is cut, which keeps the encoder's tables at hand.
-
-    Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
-    """
-    texts, dropped = readable(batch, settings)
-    bos = 0 if encoder.bos_id is None else 1
-    encoded = [(number, text, encoder.encode(text, number)) for number, text in texts]
-    kept, ids, lengths = [], [], []
-    for number, text, document in encoded:
-        count = bos + len(document.ids) + 1
-        if count < settings.min_length:
-            dropped.append(left_out(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text))
-            continue
-        ends = document.ends() if count > settings.seq_length else document.ids  # their number is enough
-        cut = segment.sample_lengths(text, ends, settings.seq_length, settings.language, bos)
-        if settings.num_per_doc and len(cut) > settings.num_per_doc:
-            keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
-            why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
-            dropped.append(left_out(batch.shard, number, why, text))
-            kept.append(np.repeat(np.isin(np.arange(len(cut)), keep), cut))
-            cut = cut[keep]
-        elif settings.num_per_doc:
-            kept.append(np.ones(count, dtype=bool))
-        ids.append(document.ids)
-        lengths.append(cut)
-    none = np.empty(0, dtype=np.int32)
-    tokens = encoder.documents(ids)
-    return Samples(
-        tokens[np.concatenate(kept)] if kept else tokens, np.concatenate(lengths or [none]),
-        np.array([len(samples) for samples in lengths], dtype=np.int32),
-        sorted(dropped, key=operator.itemgetter("line")), len(batch.lines),
-    )  # fmt: skip
-
-
-def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
-    """The batch's texts with their lines' numbers, and a record for each line that has none."""
-    texts, dropped, source = [], [], settings.source
-    for number in range(batch.first, batch.first + len(batch.lines)):
-        try:
-            text = text_of(batch, number, source)
-        except UnreadableError as error:
-            if settings.on_error == "stop":
-                raise
-            dropped.append(left_out(batch.shard, number, str(error)))
-            continue
-        if not text or text.isspace():
-            dropped.append(left_out(batch.shard, number, "no text", text))
-        else:
-            texts.append((number, text))
-    return texts, dropped
-
-
-def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
-    """Which samples of a document stay: the first, the last, then some between, ascending; `keep` of them.
-
-    The choice follows from text and seed alone, so that it is the same wherever the document lies and whoever makes it.
-    """
-    if keep == 1:
-        return [0]
-    draw = random.Random(hashlib.sha256(f"{seed} {text}".encode()).digest())
-    return [0, *sorted(draw.sample(range(1, samples - 1), keep - 2)), samples - 1]
-
-
-def left_out(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
-    """A line of `<prefix>.dropped.jsonl`."""
-    return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}
 
 
 class ShardMaker:
@@ -206,55 +100,92 @@ def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
     return record if asdict(shard).items() <= record.items() else None
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-_maker: ShardMaker | None = None  # of this process; a worker's is its parent's, as it was when the worker was forked
+# --- many at a time ---------------------------------------------------------------------------------------------------
 
 
-def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_first_process, daemon=True).start()
+class MakeShards:
+    """A step for an executor: task r of n makes every n-th of the shards from the r-th on, but those that are there.
 
-
-def _end_with_first_process() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # also where it was killed, which would leave its workers waiting for ever
-    os._exit(1)
-
-
-def _make(number: int, shard: Shard) -> int:
-    assert _maker is not None
-    return _maker(number, shard)
-
-
-def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int) -> Iterator[int]:
-    """Make the shards, here or in as many processes; yields each one's number when it is finished.
-
-    Processes are forked, so that the tokenizer, which is most of what they hold, is in memory once.
+    Forked processes share its tokenizer, which is most of what they hold; on another machine it is loaded anew.
     """
-    global _maker
-    if num_workers == 1 or len(shards) < 2:
-        yield from (maker(number, shard) for number, shard in shards.items())
+
+    def __init__(self, maker: ShardMaker, shards: dict[int, Shard]) -> None:
+        self.tokenizer_path, self.settings, self.folder = maker.encoder.folder, maker.settings, maker.folder
+        self.shards, self.place = shards, Path.cwd()
+        self.maker: ShardMaker | None = maker
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        os.chdir(self.place)  # elsewhere a process may begin in another folder
+        self.maker = self.maker or ShardMaker(self.tokenizer_path, self.settings, self.folder)
+        for number, shard in list(self.shards.items())[rank::world_size]:
+            if finished(self.folder, number, shard) is None:
+                self.maker(number, shard)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MakeShards":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"maker": None}
+
+
+def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int, where: ExecutorOptions) -> None:
+    """Make the shards with as many processes, here or on Ray."""
+    if where.executor == "local" and min(num_workers, len(shards)) < 2:
+        for number, shard in tqdm(shards.items(), "shards", unit="shard", disable=None):
+            maker(number, shard)
         return
-    _maker = maker
-    gc.freeze()  # what the processes share is not touched by their collections
-    fork = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(min(num_workers, len(shards)), mp_context=fork, initializer=_start_process)
+    import executors
+
+    tasks = len(shards) if where.executor == "local" else min(len(shards), TASKS * num_workers)
+    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # what is finished, the shards themselves tell
+    gc.collect()
+    gc.freeze()  # what processes share is not touched by their collections
     try:
-        under_way: list[Future[int]] = [pool.submit(_make, number, shard) for number, shard in shards.items()]
-        for future in as_completed(under_way):
-            yield future.result()
-    except BrokenProcessPool:
-        raise ValueError(
-            f"a worker process was killed, perhaps for want of memory; use fewer than --num_workers {num_workers} "
-            "(finished shards are kept)"
-        ) from None
+        if tasks:
+            executors.run(executors.make(where, [MakeShards(maker, shards)], tasks, num_workers, logs, None, "shards"))
     finally:
-        pool.shutdown(cancel_futures=True)
-        _maker = None
         gc.unfreeze()
+
+
+def submit(
+    patterns: list[str],
+    prefix: str,
+    tokenizer_path: str,
+    settings: Settings,
+    num_workers: int,
+    overwrite: bool,
+    shard_bytes: int,
+    where: ExecutorOptions,
+) -> None:
+    """Give Slurm the jobs that build a corpus: an array that makes the shards, and one that then does as `write` does.
+
+    Arguments and errors are those of `write`, as far as they can be seen now; the rest stands in `<prefix>.logs/`.
+    """
+    import executors
+
+    shards = dict(enumerate(documents.plan_shards(documents.find_files(patterns), shard_bytes)))
+    maker = ShardMaker(tokenizer_path, settings, Path(f"{prefix}.shards"))
+    with CorpusWriter(prefix, maker.encoder.vocab_size, overwrite):
+        pass  # that it may be written
+    open_shards(maker)
+    shutil.rmtree(logs := Path(f"{prefix}.logs"), ignore_errors=True)
+    tasks = max(1, min(len(shards), TASKS * num_workers))
+    made = executors.make(
+        where, [MakeShards(maker, shards)], tasks, num_workers, logs / "shards", None, "corpus-shards"
+    )
+    arguments = (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes)
+    executors.run(executors.make(where, [Join(arguments)], 1, 1, logs / "join", made, "corpus-join"))
+
+
+class Join:
+    """A step for an executor: `write`, when all shards are there."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments, self.place = arguments, Path.cwd()
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        os.chdir(self.place)
+        write(*self.arguments)
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------
@@ -268,6 +199,7 @@ def write(
     num_workers: int = 1,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    where: ExecutorOptions = HERE,
 ) -> dict[str, Any]:
     """Build the corpus `prefix` from text files and globs; returns its sidecar.
 
@@ -279,19 +211,15 @@ def write(
     settings = settings or Settings()
     paths = documents.find_files(patterns)
     shards = dict(enumerate(documents.plan_shards(paths, shard_bytes)))
-    folder = Path(f"{prefix}.shards")
-    maker = ShardMaker(tokenizer_path, settings, folder)
+    maker = ShardMaker(tokenizer_path, settings, folder := Path(f"{prefix}.shards"))
     encoder = maker.encoder
     room = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
         require_space(prefix, 2 * room * token_dtype(encoder.vocab_size).itemsize)  # shards, then the corpus
-        open_shards(folder, {"tokenizer": encoder.fingerprint, "settings": asdict(settings) | {"engine": ""}})
+        open_shards(maker)
         left = {number: shard for number, shard in shards.items() if finished(folder, number, shard) is None}
         try:
-            with tqdm(total=sum(s.size for s in shards.values()), unit="B", unit_scale=True, disable=None) as bar:
-                bar.update(sum(shard.size for number, shard in shards.items() if number not in left))
-                for number in make_shards(maker, left, num_workers):
-                    bar.update(shards[number].size)
+            make_shards(maker, left, num_workers, where)
             sidecar = join(writer, folder, shards, maker, prefix)
         except BaseException as error:
             made = len([number for number, shard in shards.items() if finished(folder, number, shard)])
@@ -302,14 +230,15 @@ def write(
     return sidecar
 
 
-def open_shards(folder: Path, of: dict[str, Any]) -> None:
+def open_shards(maker: ShardMaker) -> None:
     """Make the folder of shards, or take what a stopped run with the same tokenizer and settings left there."""
-    record = folder / "run.json"
+    record = maker.folder / "run.json"
+    of = {"tokenizer": maker.encoder.fingerprint, "settings": asdict(maker.settings) | {"engine": ""}}
     with suppress(OSError, ValueError):
         if json.loads(record.read_text()) == of:
             return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    shutil.rmtree(maker.folder, ignore_errors=True)
+    maker.folder.mkdir(parents=True)
     record.write_text(json.dumps(of))
 
 

@@ -19,17 +19,15 @@ P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.s
 
 import argparse
 import ast
-import logging
 import os
-import signal
-import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import encode
 import sentences
-from building import SHARD_BYTES, Settings, write
+from building import SHARD_BYTES, Settings, submit, write
+from command_line import Parser, add_executor_options, executor_options, number_from, run_main
 from corpus import Corpus, verify
 from documents import FIELD
 from importing import import_corpus
@@ -66,22 +64,6 @@ def literals(values: list[str], wanted: type) -> list[Any]:
             f"{text} is no list of {wanted.__name__}; write A,B,C or ['A','B','C'], types 0,0,1 or [0,0,1]"
         )
     return list(parts)
-
-
-class Parser(argparse.ArgumentParser):
-    """An error is one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
-def number_from(least: int) -> Any:
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number of {least} or more")
-        return int(text)
-
-    return number
 
 
 def parser() -> Parser:
@@ -140,6 +122,7 @@ def parser() -> Parser:
     r.add_argument("--histogram_path", metavar="PNG", help="picture of the lengths (default: P.lengths.png)")
     r.add_argument("--sample_ids", metavar="F", help="prune: the samples to leave out, one id a line or a JSON list")
     p.add_argument("--overwrite", action="store_true", help="replace a corpus of that name")
+    add_executor_options(p)
     return p
 
 
@@ -151,10 +134,15 @@ def run(options: argparse.Namespace) -> None:
     new, old = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
         new = str(Path(options.save_path or "", options.save_prefix))
-        write(
+        where = executor_options(options)
+        build = submit if where.executor == "slurm" else write
+        build(
             options.file_path, new, options.tokenizer_path, settings_of(options), options.num_workers,
-            options.overwrite, options.shard_megabytes * 1_000_000,
+            options.overwrite, options.shard_megabytes * 1_000_000, where,
         )  # fmt: skip
+        if where.executor == "slurm":
+            print(f"submitted; {new} is there when the last job, corpus-join, has ended; logs: {new}.logs")
+            return
     elif options.mode == "merge":
         types = None if options.merge_path_type is None else literals(options.merge_path_type, int)
         merge(literals(options.merge_path_prefix, str), types, new, options.overwrite)
@@ -193,16 +181,7 @@ def show(corpus: Corpus, options: argparse.Namespace) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`
-    try:
-        run(parser().parse_args())
-    except KeyboardInterrupt:
-        print("interrupted; finished shards are kept: the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(lambda: run(parser().parse_args()), "finished shards are kept: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def _best_before(before: list[int], cost: list[int], after: list[int], limit: in
     Where no edge is within the limit, the index is of one that is not.
     """
     if len(after) * len(before) > _FEW:
-        return _best_of_many(*(np.array(given, dtype=np.int64) for given in (before, cost, after)), limit)
+        tables = [np.array(given, dtype=np.int64) for given in (before, cost, after)]
+        return _best_of_many(tables[0], tables[1], tables[2], limit)
     choice, start = [], 0
     for edge in after:
         best, least = start, None

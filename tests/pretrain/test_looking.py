@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import preprocess
 import pytest
-from building import chosen
 from conftest import RunScript, small_texts
 from corpora import Documents, document_ids, rows, write_corpus
 from corpus import Corpus, verify
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from merging import merge
 from pruning import prune, read_sample_ids
 from reading import length_counts, quantile
+from samples import chosen
 
 SCRIPT = "pretrain/preprocess.py"
 

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Callable
 
 import encode
 import numpy as np
@@ -57,33 +58,30 @@ def test_balance_is_the_best_of_all_divisions(lengths: list[int], limit: int) ->
     assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
-def test_loops_tables_and_parts_of_tables_give_the_same(lengths: list[int], limit: int) -> None:
-    edges = [0, *itertools.accumulate(lengths)]
+def in_three_ways(find: Callable[[], object]) -> None:
+    """Loops, whole tables and parts of tables give the same."""
     found = []
     for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segment, "_FEW", few)
             patch.setattr(segment, "_DENSE", dense)
-            found.append(segment.balance(edges, limit))
+            found.append(find())
     assert found[0] == found[1] == found[2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
+def test_large_windows_give_the_same_as_whole_tables(lengths: list[int], limit: int) -> None:
+    in_three_ways(lambda: segment.balance([0, *itertools.accumulate(lengths)], limit))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 30), max_size=40), min_size=1, max_size=4), st.integers(10, 60))
 def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit: int) -> None:
-    """Loops and arrays agree, also that there is no way through."""
     columns = [[0]]
     for step in steps:
         columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
-    found = []
-    for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(segment, "_FEW", few)
-            patch.setattr(segment, "_DENSE", dense)
-            found.append(segment._best_path(columns, limit))
-    assert found[0] == found[1] == found[2]
+    in_three_ways(lambda: segment._best_path(columns, limit))
 
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:

@@ -1,0 +1,337 @@
+"""pretrain/clean.py: what is dropped and what is kept, the report, and runs that are stopped and go on."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cleaning
+import pyarrow
+import pytest
+from cleaning_rows import divided
+from conftest import REPOSITORY, RunScript
+from corpora import rows
+from datatrove.data import Document
+from datatrove.pipeline.dedup import MinhashDedupSignature
+from datatrove.pipeline.filters import GopherRepetitionFilter
+from documents import Shard
+from pyarrow import parquet
+
+SCRIPT = "pretrain/clean.py"
+NAMES = (
+    "river market window teacher garden letter engine winter village doctor bridge harvest forest station library "
+    "captain kitchen journey weather history picture soldier question answer music island mountain servant council"
+)
+ENGLISH, LITTLE = NAMES.split(" "), ["the", "of", "and", "to", "with", "that", "in", "a", "have", "be"]
+CHINESE = "山水城市学生老师工厂农民文章历史经济技术火车天气花园河流机器医生朋友孩子房屋道路电影音乐语言书本报纸问题办法"
+
+
+def english(seed: int, sentences: int = 14) -> str:
+    draw = random.Random(seed)
+    made = []
+    for _ in range(sentences):
+        words = [w for _ in range(7) for w in (draw.choice(LITTLE), draw.choice(ENGLISH))]
+        made.append(f"{' '.join(words).capitalize()}, {draw.randrange(2000)}.")
+    return " ".join(made)
+
+
+def chinese(seed: int, sentences: int = 14) -> str:
+    draw = random.Random(seed)
+    return "".join(
+        f"{''.join(draw.choices(CHINESE, k=6))}的{''.join(draw.choices(CHINESE, k=5))}是在{draw.randrange(2000)}年，"
+        f"我们不知道{''.join(draw.choices(CHINESE, k=7))}和{''.join(draw.choices(CHINESE, k=6))}了。"
+        for _ in range(sentences)
+    )
+
+
+def code(seed: int, functions: int = 8) -> str:
+    draw = random.Random(seed)
+    made = []
+    for _ in range(functions):
+        a, b, c = draw.sample(ENGLISH, 3)
+        made.append(
+            f"def {a}_{b}({c}, {draw.choice('xyz')}={draw.randrange(99)}):\n"
+            f"    {b} = [{c}.{a} for {a} in {c}.{draw.choice(ENGLISH)}()]\n    return {b}[{draw.randrange(9)}:]\n"
+        )
+    return "\n".join(made)
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(folder.glob("0*.jsonl")) for line in file.open(encoding="utf-8")]
+
+
+def dropped(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8")]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that a run wrote but the seconds it took."""
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report = json.loads(files.pop("report.json"))
+    return files | {"report": {name: value for name, value in report.items() if name != "seconds"}}
+
+
+def test_of_duplicates_the_first_is_kept_and_the_order(tmp_path: Path, run_script: RunScript) -> None:
+    first = [english(1), chinese(1), english(2), chinese(2), english(3)]
+    near = [english(1).replace(" the ", " this ", 1), chinese(2).replace("了。", "呢。", 1)]
+    a = rows(tmp_path / "a.jsonl", [*first, f"  {english(2)}\n\n"])
+    b = rows(tmp_path / "b.jsonl", [near[0], chinese(1), english(4), near[1]])
+    out = tmp_path / "out"
+    run_script(SCRIPT, "--file_path", a, b, "--output_dir", out)
+    assert [row["text"] for row in kept(out)] == [*first, english(4)]
+    gone = [(Path(d["file"]).name, d["line"], d["reason"]) for d in dropped(out)]
+    assert gone == [
+        ("a.jsonl", 6, "same_text"), ("b.jsonl", 1, "similar_text"), ("b.jsonl", 2, "same_text"),
+        ("b.jsonl", 4, "similar_text"),
+    ]  # fmt: skip
+    assert [d["similar_to"]["line"] for d in dropped(out) if "similar_to" in d] == [1, 4]
+    report = json.loads((out / "report.json").read_text())
+    assert report["totals"]["read"] == 10 == report["totals"]["kept"] + report["totals"]["dropped"]
+    assert report["files"][str(b)]["reasons"]["minhash: similar_text"]["documents"] == 2
+    assert report["totals"]["bytes_kept"] == sum(len(row["text"].encode()) for row in kept(out))
+    assert report["languages"]["chinese"]["kept"] == 2 and "b.jsonl:4, like " in (out / "report.md").read_text()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_code_is_held_to_the_rules_of_code(tmp_path: Path, run_script: RunScript) -> None:
+    data = f"table = [{', '.join(map(str, range(900)))}]\n"
+    source = rows(tmp_path / "a.jsonl", [code(1), data, code(2), code(1).replace("return", "yield", 1), code(2)])
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--language", "code")
+    assert [row["text"] for row in kept(tmp_path / "out")] == [code(1), code(2)]
+    assert [d["reason"] for d in dropped(tmp_path / "out")] == ["code_long_line", "similar_text", "same_text"]
+
+
+def test_poor_and_repeated_text_goes_and_verse_stays(tmp_path: Path, run_script: RunScript) -> None:
+    good = [
+        "Look before you leap.\n\t\t-- Samuel Butler",
+        "微阳下乔木，远色隐秋山。",
+        "床前明月光，\n疑是地上霜。\n举头望明月，\n低头思故乡。",
+    ]
+    poor = [
+        "Buy now!",
+        "谢谢",
+        "We sell it. " * 60,
+        "很好的商品我很喜欢。" * 30,
+        "| 12 | 7 | 9 | = | 33 | % | 8 |\n" * 3,
+    ]
+    source = rows(tmp_path / "a.jsonl", good + poor)
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out")
+    assert [row["text"] for row in kept(tmp_path / "out")] == good
+    assert {d["filter"] for d in dropped(tmp_path / "out")} <= {
+        "gopher_quality",
+        "gopher_repetition",
+        "fineweb_quality",
+    }
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "all", "--skip", "quality,repetition")
+    assert len(kept(tmp_path / "all")) == 8
+
+
+def test_word_lists_drop_spam_not_a_mention(tmp_path: Path, run_script: RunScript) -> None:
+    spam = "本公司代开发票，代办文凭，刻章办证，价格优惠，电话联系，代开发票请找我们。"
+    ham = f"{chinese(7)}警方提醒，网上的代开发票广告是骗局。"
+    advert = "Visit our online casinos, the best online casino bonus and casino bonus code, play slots online for you."
+    source = rows(tmp_path / "a.jsonl", [spam, ham, advert, english(5), "the purple zebra of the purple zebra and you"])
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out")
+    assert [(d["line"], d["filter"]) for d in dropped(tmp_path / "out")] == [(1, "listed_words"), (3, "listed_words")]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/english.txt").write_text("# ours\nPurple zebra\n")
+    own = ["--word_lists", tmp_path / "lists", "--output_dir", tmp_path / "own"]
+    run_script(SCRIPT, "--file_path", source, *own)
+    assert [d["line"] for d in dropped(tmp_path / "own")] == [5]
+
+
+def test_all_kinds_of_input_and_the_other_fields_of_a_row(tmp_path: Path, run_script: RunScript) -> None:
+    texts = [english(seed) for seed in range(6)]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": 7, "rank": "x", "title": "Tea", "body": texts[0]}) + "\n")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"title": "Salt", "body": texts[1], "odd": "\ud800", "big": 10**30}) + "\n")
+    table = pyarrow.table({"body": texts[2:4], "title": ["Ink", "Oil"], "score": [0.5, None]})
+    parquet.write_table(table, tmp_path / "c.parquet")
+    run_script(
+        SCRIPT, "--file_path", tmp_path / "*.*", "--output_dir", tmp_path / "out", "--text_template", r"{title}\n{body}"
+    )
+    assert kept(tmp_path / "out") == [
+        {"text": f"Tea\n{texts[0]}", "id": 7, "rank": "x"},
+        {"text": f"Salt\n{texts[1]}", "odd": "\ud800", "big": 10**30},
+        {"text": f"Ink\n{texts[2]}", "score": 0.5},
+        {"text": f"Oil\n{texts[3]}", "score": None},
+    ]
+
+
+def test_what_cannot_be_read_stops_or_is_reported(tmp_path: Path, run_script: RunScript) -> None:
+    source = rows(tmp_path / "a.jsonl", [english(1), chinese(1)])
+    with source.open("ab") as file:
+        file.write(b'{"text": 5}\n\n{"text"\n\xff\n')
+    for workers in (1, 2):
+        stopped = run_script(
+            SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--num_workers", workers, status=2
+        )
+        assert stopped.stderr == f"error: {source} line 3: 'text' is int, not text; correct or remove that line\n"
+    assert not (tmp_path / "out").exists()
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--on_error", "skip")
+    assert len(kept(tmp_path / "out")) == 2
+    assert [(d["line"], d["reason"]) for d in dropped(tmp_path / "out")] == [
+        (3, "unreadable"), (4, "no text"), (5, "unreadable"), (6, "unreadable"),
+    ]  # fmt: skip
+    assert "is no UTF-8" in dropped(tmp_path / "out")[3]["text"]
+
+
+@pytest.fixture(scope="module")
+def several_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of 3 MB together, so of four tasks, with duplicates near and far."""
+    folder = tmp_path_factory.mktemp("several")
+    texts = [made(seed % 400, 22) for seed in range(440) for made in (english, chinese, code)]
+    rows(folder / "a.jsonl", texts[: len(texts) // 2])
+    rows(folder / "b.jsonl", [text.replace("return", "yield", 1) for text in texts[len(texts) // 2 :]])
+    return folder
+
+
+def command(source: Path, out: Path, workers: int) -> list[str]:
+    return [
+        sys.executable, str(REPOSITORY / SCRIPT), "--file_path", f"{source}/*.jsonl", "--output_dir", str(out),
+        "--task_megabytes", "1", "--num_workers", str(workers), "--skip", "repetition",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(several_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    subprocess.run(command(several_tasks, out, 1), check=True, capture_output=True)
+    assert len(list(out.glob("0*.jsonl"))) >= 3 and len({d["reason"] for d in dropped(out)}) >= 2
+    return result(out)
+
+
+def test_workers_and_a_kill_change_nothing(tmp_path: Path, several_tasks: Path, undisturbed: dict[str, Any]) -> None:
+    """Killed in the middle with two workers, which end, then done by three."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(several_tasks, out, 2), stderr=subprocess.PIPE, start_new_session=True)
+    done = tmp_path / "out.partial/logs/filter/completions"
+    while not any(done.glob("*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.05)
+    assert not out.exists()
+    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    again = subprocess.Popen(command(several_tasks, out, 3), stderr=subprocess.PIPE)
+    while again.poll() is None:
+        for path, modified in before.items():
+            try:
+                assert path.stat().st_mtime_ns == modified
+            except FileNotFoundError:
+                assert again.wait() == 0  # removed when all was done
+        time.sleep(0.05)
+    assert again.returncode == 0
+    assert result(out) == undisturbed
+
+
+def test_other_settings_begin_anew_and_results_are_not_written_over(tmp_path: Path, run_script: RunScript) -> None:
+    source = rows(tmp_path / "a.jsonl", [english(1), "Buy now!", "no json follows"])
+    with source.open("a") as file:
+        file.write("{\n")
+    out = tmp_path / "out"
+    arguments = ["--file_path", source, "--output_dir", out]
+    run_script(SCRIPT, *arguments, status=2)
+    run_script(SCRIPT, *arguments, "--on_error", "skip", "--skip", "quality")
+    assert len(kept(out)) == 3
+    again = run_script(SCRIPT, *arguments, "--on_error", "skip", status=2)
+    assert again.stderr == f"error: {out} exists; name another --output_dir, or replace it with --overwrite\n"
+    run_script(SCRIPT, *arguments, "--on_error", "skip", "--overwrite")
+    assert len(kept(out)) == 1 and not (tmp_path / "out.partial").exists()
+    (tmp_path / "mine").mkdir()
+    other = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "mine", "--overwrite", status=2)
+    assert "is not of an earlier run" in other.stderr and (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["--skip", "harm,speed"], "--skip speed: there is no such part; there are quality, repetition"),
+        (["--text_template", "title"], "names no field"),
+        (["--word_lists", "nowhere"], "nowhere has neither english.txt nor chinese.txt"),
+        (["--num_workers", "0"], "0 is no whole number of 1 or more"),
+        (["--lang", "code"], "unrecognized arguments: --lang code"),
+        (["--executor", "slurm"], "--executor slurm needs --slurm_partition"),
+        (["--slurm_option", "account"], "--slurm_option account is no KEY=VALUE"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
+    source = rows(tmp_path / "a.jsonl", [english(1)])
+    done = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", *wrong, status=2)
+    assert says in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_most_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, shared_data: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    for name in ("en", "zh"):
+        lines = (shared_data / f"corpus/{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        with text.open("a", encoding="utf-8") as file:
+            file.writelines(lines[::3])
+    small = sorted((shared_data / "knowlm").glob("*.txt"))
+    run_script(SCRIPT, "--file_path", text, *small, "--output_dir", tmp_path / "text", "--num_workers", 2)
+    report = json.loads((tmp_path / "text/report.json").read_text())
+    for file in report["files"].values():
+        assert file["kept"] > 0.85 * file["read"] and file["read"] == file["kept"] + file["dropped"]
+    source = shared_data / "corpus/code.jsonl"
+    run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "code", "--language", "code")
+    totals = json.loads((tmp_path / "code/report.json").read_text())["totals"]
+    assert totals["bytes_kept"] > 0.85 * totals["bytes_read"]
+
+
+# --- the pure core ----------------------------------------------------------------------------------------------------
+
+
+def test_words_and_languages() -> None:
+    assert cleaning.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
+        "Don't", "——", "看", "https://a.b/c?d=1", "，", "x_1", "!!",
+    ]  # fmt: skip
+    assert cleaning.language_of("GNU Emacs 是一个编辑器 by GNU") == "chinese"
+    assert cleaning.language_of("He signed it 李白, as one would, in the old way") == "english"
+    assert cleaning.language_of("12 34") == "english"
+
+
+def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path) -> None:
+    ours = cleaning.Signatures(str(tmp_path), cleaning.MINHASH, cleaning.WORDS)
+    theirs = MinhashDedupSignature(str(tmp_path), cleaning.MINHASH, cleaning.WORDS)
+    for sentences in (1, 14, 300):
+        shingles = ours.get_shingles(english(1, sentences))
+        assert ours.get_signature(shingles) == theirs.get_signature(shingles)
+
+
+def test_repetition_is_what_datatrove_calls_so() -> None:
+    draw = random.Random(1)
+    for language, made in (("english", english), ("chinese", chinese)):
+        limits = cleaning.THRESHOLDS[language]["gopher_repetition"]
+        ours, theirs = cleaning.Repetition(**limits), GopherRepetitionFilter(**limits, language=cleaning.WORDS)
+        results = set()
+        for seed in range(120):
+            parts = [made(seed, 4), made(seed, draw.randrange(1, 5))[: draw.randrange(20, 400)], made(seed + 1, 5)]
+            text = "\n".join(draw.choices(parts, k=draw.randrange(1, 6)))
+            results.add(theirs.filter(Document(text, "")))
+            assert ours.filter(Document(text, "")) == theirs.filter(Document(text, ""))
+        assert len(results) > 3
+
+
+def test_tasks_are_neighbouring_shards_and_all_of_them() -> None:
+    shards = [Shard("a", size, 0, 0, size) for size in (5, 4, 20, 1, 1, 1)]
+    assert divided(shards, 10) == [(0, 2), (2, 3), (3, 6)]
+    assert len(divided([Shard("a", 10, 0, 0, 10)] * 5000, 10)) <= 1000
+
+
+def test_normalised_text_is_the_same_but_for_white_space_and_composition() -> None:
+    assert cleaning.normalised(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"

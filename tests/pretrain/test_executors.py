@@ -1,0 +1,184 @@
+"""pretrain/executors.py: tasks that fail or are killed, what Slurm is given, and Ray where it is installed."""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+from pathlib import Path
+from typing import Any
+
+import executors
+import pytest
+from command_line import ExecutorOptions, add_executor_options, executor_options
+from conftest import RunScript
+from corpora import files_of, rows
+from executors import make, run
+
+CLEAN = "pretrain/clean.py"
+LOCAL = ExecutorOptions()
+TEXTS = [f"Of all that was said in the year {year}, this is the part that I have kept." for year in range(40)]
+
+
+class Task:
+    """Notes that it ran, in a file for each rank; may fail at one."""
+
+    def __init__(self, folder: Path, wrong: int = -1, by: str = "") -> None:
+        self.folder, self.wrong, self.by = folder, wrong, by
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        if rank == self.wrong and self.by == "error":
+            raise ValueError("a line is wrong; correct it")
+        if rank == self.wrong and self.by == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / f"{rank} of {world_size}").open("a") as file:
+            file.write("x")
+
+
+def ran(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("* of *")}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_task_is_done_once_and_again_is_not_done(tmp_path: Path, workers: int) -> None:
+    for _ in range(2):
+        run(make(LOCAL, [Task(tmp_path)], 5, workers, tmp_path / "logs"))
+        assert ran(tmp_path) == {f"{rank} of 5": "x" for rank in range(5)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_is_raised_and_the_rest_is_done_later(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match="a line is wrong; correct it"):
+        run(make(LOCAL, [Task(tmp_path, 2, "error")], 4, workers, tmp_path / "logs"))
+    run(make(LOCAL, [Task(tmp_path)], 4, workers, tmp_path / "logs"))
+    assert set(ran(tmp_path)) == {f"{rank} of 4" for rank in range(4)} and ran(tmp_path)["0 of 4"] == "x"
+
+
+def test_a_killed_worker_is_an_error_not_a_wait(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a worker process was killed.* use fewer than 2"):
+        run(make(LOCAL, [Task(tmp_path, 1, "kill")], 6, 2, tmp_path / "logs"))
+
+
+def test_options_become_a_dataclass() -> None:
+    parser = argparse.ArgumentParser()
+    add_executor_options(parser)
+    assert executor_options(parser.parse_args([])) == LOCAL
+    line = "--executor slurm --slurm_partition cpu --slurm_memory_gb 8 --slurm_option account=a qos=long"
+    options = executor_options(parser.parse_args(shlex.split(line)))
+    assert options == ExecutorOptions("slurm", "cpu", "24:00:00", 8, ("account=a", "qos=long"), "")
+
+
+def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="there is no sbatch here"):
+        make(ExecutorOptions("slurm", "cpu"), [], 1, 1, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=f"pip install {executors.RAY}"):
+        make(ExecutorOptions("ray"), [], 1, 1, tmp_path)
+
+
+STAND_IN = r"""#!/bin/bash
+# In place of Slurm's sbatch: runs the script it is given at once, an index of the array after the other, which is right
+# because a job is submitted after those that it depends on.
+set -e
+echo "$@" >> "$JOBS/submitted"
+script=${!#}
+[[ "$*" =~ RUN_OFFSET=([0-9]+) ]] && export RUN_OFFSET=${BASH_REMATCH[1]}
+last=$(grep -oP '(?<=--array=0-)\d+' "$script")
+number=$(wc -l < "$JOBS/submitted")
+cp "$script" "$JOBS/$number.sh"
+for index in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$index SLURM_JOB_ID=$number SLURM_NODELIST=node1 bash "$script" >> "$JOBS/$number.out" 2>&1
+done
+echo "Submitted batch job $number"
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> dict[str, object]:
+    """An environment with a stand-in for Slurm: it tries what the scripts contain; what Slurm does, a cluster shows."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {"sbatch": STAND_IN, "scontrol": "#!/bin/bash\necho node1\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(stat.S_IRWXU)
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "JOBS": tmp_path}
+
+
+def test_slurm_jobs_are_whole_and_depend_on_each_other(
+    tmp_path: Path, run_script: RunScript, stand_in: dict[str, object]
+) -> None:
+    source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])
+    arguments = ["--file_path", source, "--skip", "minhash"]
+    run_script(
+        CLEAN, *arguments, "--output_dir", tmp_path / "out", "--num_workers", 3, "--executor", "slurm",
+        "--slurm_partition", "cpu", "--slurm_option", "account=mine",
+        env=stand_in, cwd=tmp_path,
+    )  # fmt: skip
+    run_script(CLEAN, *arguments, "--output_dir", tmp_path / "local")
+    assert (tmp_path / "out/00000.jsonl").read_bytes() == (tmp_path / "local/00000.jsonl").read_bytes()
+    assert json.loads((tmp_path / "out/report.json").read_text())["totals"]["kept"] == 40
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    depends = [line.partition("afterok:")[2].partition(" ")[0] for line in submitted]
+    assert depends == ["", "1", "2", "3"]
+    script = (tmp_path / "1.sh").read_text()
+    for option in ("partition=cpu", "mem-per-cpu=4G", "array=0-0%1", "account=mine", "kill-on-invalid-dep=yes"):
+        assert f"#SBATCH --{option}\n" in script
+    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == ["logs"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_gives_the_same_and_tells_what_is_wrong(tmp_path: Path, run_script: RunScript) -> None:
+    source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])
+    arguments = ["--file_path", source, "--skip", "minhash,exact"]
+    run_script(CLEAN, *arguments, "--output_dir", tmp_path / "out", "--executor", "ray")
+    run_script(CLEAN, *arguments, "--output_dir", tmp_path / "local")
+    assert (tmp_path / "out/00000.jsonl").read_bytes() == (tmp_path / "local/00000.jsonl").read_bytes()
+    with source.open("a") as file:
+        file.write("{\n")
+    done = run_script(CLEAN, *arguments, "--output_dir", tmp_path / "bad", "--executor", "ray", status=2)
+    assert done.stderr.startswith(f"error: {source} line 42 is no JSON") and done.stderr.count("\n") == 1
+
+
+# --- corpora ----------------------------------------------------------------------------------------------------------
+
+
+def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, **more: Any) -> str:
+    """A corpus of a.jsonl by name, from the folder that it lies in; returns what was printed."""
+    done = run_script(
+        "pretrain/preprocess.py", "--mode", "write", "--file_path", "a.jsonl", "--save_prefix", f"{name}/corpus",
+        "--tokenizer_path", tokenizer, "--seq_length", 64, "--shard_megabytes", 1, *options, **more,
+    )  # fmt: skip
+    return str(done.stdout + done.stderr)
+
+
+def test_slurm_builds_the_same_corpus(
+    tmp_path: Path, run_script: RunScript, stand_in: dict[str, object], tiny_tokenizer: Path
+) -> None:
+    rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
+    build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
+    slurm = ("--executor", "slurm", "--slurm_partition", "cpu", "--num_workers", 2)
+    said = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in)
+    assert "submitted; slurm/corpus is there when the last job, corpus-join, has ended" in said
+    shutil.rmtree(tmp_path / "slurm/corpus.logs")
+    assert files_of(tmp_path / "slurm", "corpus") == files_of(tmp_path / "local", "corpus")
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    assert [line.partition("afterok:")[2].partition(" ")[0] for line in submitted] == ["", "1"]
+    assert "#SBATCH --array=0-2%2\n" in (tmp_path / "1.sh").read_text()  # 3 MB: three shards
+    refused = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in, status=2)
+    assert "exists already" in refused and len((tmp_path / "submitted").read_text().splitlines()) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_builds_the_same_corpus(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
+    build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
+    build(run_script, "ray", tiny_tokenizer, "--executor", "ray", "--num_workers", 2, cwd=tmp_path)
+    assert files_of(tmp_path / "ray", "corpus") == files_of(tmp_path / "local", "corpus")
+    with source.open("a") as file:
+        file.write("{\n")
+    said = build(run_script, "bad", tiny_tokenizer, "--executor", "ray", cwd=tmp_path, status=2)
+    assert said.startswith("error: a.jsonl line 401 is no JSON") and said.count("\n") == 1
