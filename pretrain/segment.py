@@ -22,7 +22,8 @@ _CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 _NEAR = 16  # tokens: how far from the even division sentence ends are looked for first, as a spread over one cut
-_FEW = 1024  # cells of a table that plain loops fill faster than arrays
+_MANY = 16  # samples, from which so much of a text is near some cut that all of it is searched
+_FEW = 400  # cells of a table that plain loops fill faster than arrays
 _DENSE = 4096  # cells of a table that are quicker computed than thought about
 
 
@@ -73,24 +74,27 @@ def _near_cuts(text: str, edges: _Edges, limit: int, language: str) -> list[int]
     ends are looked for near k T / n, and farther off only where the e of a division that was found leaves room.
     """
     total, pieces = edges.total, -(-edges.total // limit)
-    spread = _NEAR * sqrt(pieces)  # sqrt(e), at a guess
+    found = edges.at(sentence_ends(text, language)) if pieces >= _MANY else None
+    spread = _NEAR * sqrt(pieces) if found is None else total  # sqrt(e), at a guess
     while True:
         windows = _windows(total, pieces, limit, spread)
-        positions: list[int] = []
-        for low, high in windows:
-            ends = ends_within(text, language, edges.character(low), edges.character(high))
-            if ends is None:
-                return None
-            positions += ends
-        found = edges.at(positions)
-        columns = _columns(found, windows)
+        near = _edges_within(text, edges, windows, language) if found is None else found
+        columns = _columns(near, windows)
         wanted = _wanted_spread(columns, total, limit)
         if wanted is not None and wanted <= spread:
-            columns = _columns(found, _windows(total, pieces, limit, wanted))
-        elif wanted is not None or spread <= total:
+            columns = _columns(near, _windows(total, pieces, limit, wanted))
+        elif wanted is not None or spread < total:
             spread = wanted or 8 * spread
             continue
         return _best_path([[0], *columns, [total]], limit)
+
+
+def _edges_within(text: str, edges: _Edges, windows: list[tuple[int, int]], language: str) -> list[int]:
+    """The edges of sentences in the windows."""
+    positions: list[int] = []
+    for low, high in windows:
+        positions += ends_within(text, language, edges.character(low), edges.character(high))
+    return edges.at(positions)
 
 
 def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[int, int]]:

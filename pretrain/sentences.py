@@ -66,20 +66,16 @@ def sentence_ends(text: str, language: str = "auto") -> list[int]:
     return [match.end() for match in _SENTENCE_END[language].finditer(text)]
 
 
-def ends_within(text: str, language: str, start: int, stop: int) -> list[int] | None:
-    """The sentence ends from start to stop, both included, without a look at the rest of the text.
+def ends_within(text: str, language: str, start: int, stop: int) -> list[int]:
+    """The sentence ends from start to stop, both included, mostly without a look at the rest of the text.
 
     No rule's match goes over a letter or digit, and none looks further ahead than to the next one, so a search between
-    two of them finds what a search of all finds. Returns None where they are far.
+    two of them finds what a search of all finds. Where they are far, all of the text is searched.
     """
     first, last = start, stop
     while first > 0 and not text[first - 1].isalnum():
-        first -= 1
-        if start - first > _FAR:
-            return None
+        first = first - 1 if start - first < _FAR else 0
     while last < len(text) and not text[last].isalnum():
-        last += 1
-        if last - stop > _FAR:
-            return None
+        last = last + 1 if last - stop < _FAR else len(text)
     matches = _SENTENCE_END[language].finditer(text, first, last + 1)
     return [end for match in matches if start <= (end := match.end()) <= stop]

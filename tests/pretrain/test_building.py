@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import preprocess
@@ -200,6 +202,47 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
     subprocess.run(command("undisturbed", 2), check=True, capture_output=True)
     assert files_of(tmp_path / "stopped", "out") == files_of(tmp_path / "undisturbed", "out")
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["out.bin", "out.idx", "out.json"]
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """At any moment, with one to three workers, start-up and joining included."""
+    source = rows(tmp_path / "a.jsonl", [f"{number} many words. " * 2000 for number in range(300)])
+    command = [
+        SCRIPT, "--mode", "write", "--file_path", source, "--save_prefix", "out", "--tokenizer_path", tiny_tokenizer,
+        "--shard_megabytes", 1,
+    ]  # fmt: skip
+    for folder in ("killed", "undisturbed"):
+        (tmp_path / folder).mkdir()
+    run_script(*command, cwd=tmp_path / "undisturbed")
+    draw = random.Random(7)
+    for _ in range(30):
+        whole = [sys.executable, REPOSITORY / SCRIPT, *command[1:], "--num_workers", draw.randint(1, 3), "--overwrite"]
+        process = subprocess.Popen(list(map(str, whole)), cwd=tmp_path / "killed", stderr=subprocess.DEVNULL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=draw.uniform(0.3, 4))
+        process.kill()
+        process.wait()
+    run_script(*command, "--num_workers", 2, "--overwrite", cwd=tmp_path / "killed")
+    assert files_of(tmp_path / "killed", "out") == files_of(tmp_path / "undisturbed", "out")
+
+
+@pytest.mark.slow
+def test_one_large_document_holds_nobody_up(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """Time grows with the text, not with its square: 40 MB in one document against 40 MB in many."""
+    seconds = {}
+    for name, texts in (
+        ("one", ["Some words, and more. " * 1_800_000]),
+        ("many", ["Some words, and more. " * 1800] * 1000),
+    ):
+        source = rows(tmp_path / f"{name}.jsonl", texts)
+        begun = time.perf_counter()
+        run_script(
+            SCRIPT, "--mode", "write", "--file_path", source, "--save_prefix", tmp_path / name,
+            "--tokenizer_path", tiny_tokenizer,
+        )  # fmt: skip
+        seconds[name] = time.perf_counter() - begun
+    assert seconds["one"] < 2 * seconds["many"]
 
 
 def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Path, tiny_tokenizer: Path) -> None:
