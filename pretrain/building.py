@@ -11,7 +11,9 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -30,6 +32,7 @@ from tqdm import tqdm
 BYTES_PER_TOKEN = 8  # more than any real text has, so that a disk is called full only where it surely is
 SHARD_BYTES = 16_000_000  # of input: a second of work, which is what a killed worker loses
 TASKS = 4  # for each worker of a cluster: each loads the tokenizer, and the last ones end at about the same time
+POLL = 0.05  # seconds
 HERE = ExecutorOptions()
 PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # of a shard: tokens, samples, documents, what was left out
 
@@ -219,8 +222,8 @@ def write(
         open_shards(maker)
         left = {number: shard for number, shard in shards.items() if finished(folder, number, shard) is None}
         try:
-            make_shards(maker, left, num_workers, where)
-            sidecar = join(writer, folder, shards, maker, prefix)
+            records = join(writer, folder, shards, lambda: make_shards(maker, left, num_workers, where))
+            sidecar = finish(writer, maker, records, prefix)
         except BaseException as error:
             made = len([number for number, shard in shards.items() if finished(folder, number, shard)])
             if not made or (made == len(shards) and isinstance(error, ValueError)):  # nothing to go on from
@@ -243,29 +246,57 @@ def open_shards(maker: ShardMaker) -> None:
 
 
 def join(
-    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], maker: ShardMaker, prefix: str
-) -> dict[str, Any]:
-    """Append all shards in their order and finish the corpus; their bytes are copied once."""
-    records = [finished(folder, number, shard) for number, shard in shards.items()]
+    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], make: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Make the shards and append them in their order, each as soon as it is its turn; returns their records.
+
+    Their bytes are copied once, by a thread of this process, which otherwise waits for those that make shards.
+    """
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        appended = thread.submit(append, writer, folder, shards, stopped)
+        try:
+            make()
+        except BaseException:
+            stopped.set()
+            raise
+        return appended.result()
+
+
+def append(
+    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], stopped: threading.Event
+) -> list[dict[str, Any]]:
+    """Append the shards in their order, waiting for each until there will be no more; returns their records."""
+    records: list[dict[str, Any]] = []
     lines_before, last = 0, ""
-    for number, record in enumerate(records):
-        assert record is not None, "a shard is missing"
+    for number, shard in shards.items():
+        while (record := finished(folder, number, shard)) is None:
+            if stopped.wait(POLL):
+                return records
         lines_before = lines_before if record["path"] == last else 0
         writer.add_files(*(part_file(folder, number, part) for part in PARTS[:3]))
         for line in part_file(folder, number, "dropped.jsonl").open(encoding="utf-8"):
             dropped = json.loads(line)
             writer.drop(dropped | {"line": dropped["line"] + lines_before})
         lines_before, last = lines_before + record["lines"], record["path"]
+        records.append(record)
+    return records
+
+
+def finish(writer: CorpusWriter, maker: ShardMaker, records: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
+    """Complete the corpus of which all shards are appended; returns its sidecar."""
     source = {
         "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
         "documents": writer.documents, "tokens": writer.tokens,
     }  # fmt: skip
-    sizes = {shard.path: Path(shard.path).stat().st_size for shard in shards.values()}
-    checked = sum(record["checked"] for record in records if record)
     return writer.finish(
         [source],
         maker.encoder.describe() | {"path": str(maker.encoder.folder)},
-        asdict(maker.settings) | {"files": sizes, "self_checked_documents": checked},
+        asdict(maker.settings)
+        | {
+            "files": {record["path"]: record["file_bytes"] for record in records},
+            "self_checked_documents": sum(record["checked"] for record in records),
+        },
         {name: version(name) for name in ("kitoken", "numpy", "sentencepiece", "tokenizers")},
         maker.settings.seq_length,
     )

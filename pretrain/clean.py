@@ -5,8 +5,8 @@
     python pretrain/clean.py … --num_workers 200 --executor slurm --slurm_partition cpu     # or --executor ray
 
 Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet.
-The output folder gets 00000.jsonl … ({"text"} and the row's other fields, in the order of the input), report.json and
-report.md (counts and samples by reason) and dropped.jsonl (every document that was dropped, its file, line and reason).
+The output folder gets 00000.jsonl … ({"text"} and the row's other fields, in the order of the input), and the
+folder report: report.md and report.json (counts and samples by reason), dropped.jsonl (each document that was dropped).
 Of duplicates the first is kept. The result does not depend on where it ran or with how many workers. A run that was
 stopped goes on from its finished tasks, in DIR.partial/, with the same command.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import documents
 import executors
 from cleaning import LANGUAGES, read_lists
-from cleaning_report import Finish, settings
+from cleaning_report import REPORT, Finish, settings
 from cleaning_rows import Plan, divided
 from cleaning_stages import SKIPPABLE, Stage, stages
 from command_line import Parser, add_executor_options, executor_options, number_from, run_main
@@ -98,8 +98,8 @@ def free_target(target: Path, overwrite: bool) -> None:
     """Raise ValueError where the output folder is there already and may not be replaced."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
-    if target.exists() and not (target / "report.json").is_file():
-        raise ValueError(f"{target} has no report.json, so it is not of an earlier run; remove it by hand")
+    if target.exists() and not (target / REPORT / "report.json").is_file():
+        raise ValueError(f"{target} has no {REPORT}/report.json, so it is not of an earlier run; remove it by hand")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -130,10 +130,10 @@ def run(options: argparse.Namespace) -> None:
 
 def summary(target: Path) -> str:
     """A line on what came of it."""
-    totals: dict[str, Any] = json.loads((target / "report.json").read_text(encoding="utf-8"))["totals"]
+    totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "
-        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / 'report.md'} shows what was dropped"
+        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / REPORT / 'report.md'} shows what was dropped"
     )
 
 

@@ -21,6 +21,8 @@ from cleaning_rows import Plan
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import TimingStats
 
+REPORT = "report"
+
 Samples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
 
 
@@ -37,13 +39,14 @@ class Finish(PipelineStep):
         """Raises ValueError where the numbers do not add up, which no input can bring about."""
         folder = self.plan.folder
         result = folder / "result"
-        result.mkdir(exist_ok=True)
-        report, samples = summed(self.plan, result / "dropped.jsonl", self.samples)
+        told = result / REPORT  # a folder of its own: what is beside the documents is taken for documents
+        told.mkdir(parents=True, exist_ok=True)
+        report, samples = summed(self.plan, told / "dropped.jsonl", self.samples)
         totals = report["totals"]
         if totals["read"] != totals["kept"] + totals["dropped"]:
             raise ValueError(f"{folder}: {totals} do not add up; remove that folder and run the same command again")
-        (result / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        (result / "report.md").write_text(readable(report, samples), encoding="utf-8")
+        (told / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (told / "report.md").write_text(readable(report, samples), encoding="utf-8")
         (folder / "run.json").unlink()  # from here on there is nothing to go on from
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
@@ -192,7 +195,7 @@ def readable(report: dict[str, Any], samples: Samples) -> str:
         name = path.replace("|", "\\|")
         lines.append(
             f"| {name} | {file['read']:,} | {file['kept']:,} | {file['dropped']:,} "
-            f"| {file['bytes_read'] / 1e6:,.1f} | {file['bytes_kept'] / 1e6:,.1f} |"
+            f"| {file['bytes_read'] / 1e6:,.2f} | {file['bytes_kept'] / 1e6:,.2f} |"
         )
         for why, counts in file["reasons"].items():
             reasons[why].update(counts)

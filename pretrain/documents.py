@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -133,7 +133,7 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
 def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
     """The lines that begin in a shard, about half a megabyte at a time; UnreadableError where a file is damaged."""
     try:
-        raw = Path(shard.path).open("rb")  # noqa: SIM115 (closed by the `with` below)
+        raw = Path(shard.path).open("rb", BATCH_BYTES)  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
         raise UnreadableError(f"{shard.path} cannot be read ({error.strerror}); see to its rights") from None
     with raw:
@@ -168,7 +168,7 @@ def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
         raise UnreadableError(f"{shard.path} is damaged after row {first - 1} ({reason}); get it again") from None
 
 
-def _position(raw: io.BufferedReader, start: int) -> int:
+def _position(raw: BinaryIO, start: int) -> int:
     """Move to the first line that begins at `start` or after it; returns where that is."""
     if start:
         raw.seek(start - 1)

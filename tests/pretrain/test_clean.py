@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import building
 import cleaning
 import pyarrow
 import pytest
 from cleaning_rows import divided
 from conftest import REPOSITORY, RunScript
 from corpora import rows
+from corpus import Corpus
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherRepetitionFilter
@@ -67,17 +69,20 @@ def kept(folder: Path) -> list[dict[str, Any]]:
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8")]
+    return [json.loads(line) for line in (folder / "report/dropped.jsonl").open(encoding="utf-8")]
 
 
 def result(folder: Path) -> dict[str, Any]:
     """All that a run wrote but the seconds it took."""
-    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     report = json.loads(files.pop("report.json"))
     return files | {"report": {name: value for name, value in report.items() if name != "seconds"}}
 
 
-def test_of_duplicates_the_first_is_kept_and_the_order(tmp_path: Path, run_script: RunScript) -> None:
+def test_of_duplicates_the_first_is_kept_and_the_order(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """And a corpus of all .jsonl files of the folder has what is kept, nothing else."""
     first = [english(1), chinese(1), english(2), chinese(2), english(3)]
     near = [english(1).replace(" the ", " this ", 1), chinese(2).replace("了。", "呢。", 1)]
     a = rows(tmp_path / "a.jsonl", [*first, f"  {english(2)}\n\n"])
@@ -91,12 +96,14 @@ def test_of_duplicates_the_first_is_kept_and_the_order(tmp_path: Path, run_scrip
         ("b.jsonl", 4, "similar_text"),
     ]  # fmt: skip
     assert [d["similar_to"]["line"] for d in dropped(out) if "similar_to" in d] == [1, 4]
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report/report.json").read_text())
     assert report["totals"]["read"] == 10 == report["totals"]["kept"] + report["totals"]["dropped"]
     assert report["files"][str(b)]["reasons"]["minhash: similar_text"]["documents"] == 2
     assert report["totals"]["bytes_kept"] == sum(len(row["text"].encode()) for row in kept(out))
-    assert report["languages"]["chinese"]["kept"] == 2 and "b.jsonl:4, like " in (out / "report.md").read_text()
+    assert report["languages"]["chinese"]["kept"] == 2 and "b.jsonl:4, like " in (out / "report/report.md").read_text()
     assert not (tmp_path / "out.partial").exists()
+    building.write([f"{out}/*.jsonl"], str(tmp_path / "corpus"), str(tiny_tokenizer))
+    assert Corpus(tmp_path / "corpus").sidecar["documents"] == 6
 
 
 def test_code_is_held_to_the_rules_of_code(tmp_path: Path, run_script: RunScript) -> None:
@@ -284,12 +291,12 @@ def test_most_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, 
             file.writelines(lines[::3])
     small = sorted((shared_data / "knowlm").glob("*.txt"))
     run_script(SCRIPT, "--file_path", text, *small, "--output_dir", tmp_path / "text", "--num_workers", 2)
-    report = json.loads((tmp_path / "text/report.json").read_text())
+    report = json.loads((tmp_path / "text/report/report.json").read_text())
     for file in report["files"].values():
         assert file["kept"] > 0.85 * file["read"] and file["read"] == file["kept"] + file["dropped"]
     source = shared_data / "corpus/code.jsonl"
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "code", "--language", "code")
-    totals = json.loads((tmp_path / "code/report.json").read_text())["totals"]
+    totals = json.loads((tmp_path / "code/report/report.json").read_text())["totals"]
     assert totals["bytes_kept"] > 0.85 * totals["bytes_read"]
 
 

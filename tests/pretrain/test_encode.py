@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import build_tokenizer
+import building
 import encode
 import numpy as np
 import pytest
 import segment
 import sentencepiece
 from conftest import small_texts
+from corpora import document_ids, rows
+from corpus import verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁🤖")
@@ -184,6 +188,17 @@ def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
     encoder = encode.load(byte_level_folder(tmp_path, extra=70_000))
     ids = encoder.encode("the <extra 69999> end").ids
     assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1 and ids.dtype == np.int32
+
+
+def test_a_corpus_of_a_large_vocabulary_has_int32(tmp_path: Path) -> None:
+    """As LLaMA-3's and Qwen's have: ids over 65,535 come back, documents without BOS."""
+    folder = byte_level_folder(tmp_path / "tokenizer", 151_000)
+    texts = ["The cat. 山 🤖 sat " * 40, "<extra 150999> the end"]
+    source = rows(tmp_path / "a.jsonl", texts)
+    building.write([str(source)], str(tmp_path / "a"), str(folder), Settings(64))
+    corpus, encoder = verify(tmp_path / "a"), encode.load(folder)
+    assert corpus.dtype == np.int32 and corpus.vocab_size > 151_000 and corpus.lengths.max() <= 64
+    assert document_ids(corpus) == [[*encoder.engine.encode(text).ids.tolist(), encoder.eos_id] for text in texts]
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:

@@ -120,7 +120,7 @@ def test_slurm_jobs_are_whole_and_depend_on_each_other(
     )  # fmt: skip
     run_script(CLEAN, *arguments, "--output_dir", tmp_path / "local")
     assert (tmp_path / "out/00000.jsonl").read_bytes() == (tmp_path / "local/00000.jsonl").read_bytes()
-    assert json.loads((tmp_path / "out/report.json").read_text())["totals"]["kept"] == 40
+    assert json.loads((tmp_path / "out/report/report.json").read_text())["totals"]["kept"] == 40
     submitted = (tmp_path / "submitted").read_text().splitlines()
     depends = [line.partition("afterok:")[2].partition(" ")[0] for line in submitted]
     assert depends == ["", "1", "2", "3"]
