@@ -297,6 +297,6 @@ def finish(writer: CorpusWriter, maker: ShardMaker, records: list[dict[str, Any]
             "files": {record["path"]: record["file_bytes"] for record in records},
             "self_checked_documents": sum(record["checked"] for record in records),
         },
-        {name: version(name) for name in ("kitoken", "numpy", "sentencepiece", "tokenizers")},
+        {name: version(name) for name in ("gigatoken", "numpy", "sentencepiece", "tokenizers")},
         maker.settings.seq_length,
     )

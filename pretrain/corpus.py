@@ -339,7 +339,7 @@ class CorpusWriter:
 def _blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, some at a time, whole numbers of 8 bytes but for the last."""
     with path.open("rb") as stream:
-        while block := stream.read(8 * CHUNK):
+        while block := stream.read(CHUNK):
             yield block
 
 

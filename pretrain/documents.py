@@ -24,7 +24,7 @@ import orjson
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
 FIELD = re.compile(r"\{(\w+)\}")  # in a text template
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 18
 PARQUET_ROWS = 256  # at a time
 MOST_SHARDS = 4096  # of one file: a larger one has larger shards
 

@@ -1,9 +1,9 @@
 """Text to token ids, exactly: what SentencePiece makes of it where there is a tokenizer.model, else tokenizer.json.
 
-SentencePiece is the truth, kitoken the same ids three times as fast; a model that kitoken cannot read, or reads
-otherwise, is SentencePiece's own. A sample of every run is encoded by SentencePiece and with the folder's
-tokenizer.json, too: a corpus must not hold other ids than tuning and serving will use. A control token's spelling in a
-text (`<s>`) is text.
+SentencePiece is the truth, or Hugging Face's tokenizers where there is only a tokenizer.json. gigatoken gives the same
+ids in a fraction of the time; a model that it cannot read, or reads otherwise, is left to the truth itself. A sample of
+every run is encoded by the truth and with the folder's tokenizer.json: a corpus must not hold other ids than tuning and
+serving will use. A control token's spelling in a text (`<s>`) is text.
 
 No main program here: `pretrain/preprocess.py` is the command line.
 """
@@ -11,7 +11,6 @@ No main program here: `pretrain/preprocess.py` is the command line.
 import hashlib
 import json
 import logging
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ logger = logging.getLogger("encode")
 
 CHECK_FIRST, CHECK_EVERY = 10, 500  # texts of a shard that all engines encode: the first ones, then every so many
 CHECK_CHARACTERS = 1000  # of each: not enough to cost time
-ENGINES = ("auto", "kitoken", "sentencepiece")
+ENGINES = ("auto", "gigatoken", "reference")
+RENEW_AFTER = 32_000_000  # characters: gigatoken remembers what it has seen, without a bound
 NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation but the identity
 
 
@@ -37,7 +37,7 @@ class Encoded:
 
 
 class SentencePieceEngine:
-    """Ids straight from SentencePiece; where a token begins follows from the lengths of the pieces before it."""
+    """Ids straight from SentencePiece; where a token ends follows from the lengths of the pieces."""
 
     name = "sentencepiece"
 
@@ -61,9 +61,10 @@ class SentencePieceEngine:
 
     def encode(self, text: str) -> Encoded:
         ids = self.model.encode(text, return_type="numpy")
-        return Encoded(ids, lambda: self._ends(text, ids))
+        return Encoded(ids, lambda: self.ends(text, ids))
 
-    def _ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+    def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """See `Encoder.encode`; ids: the text's."""
         ends = self._characters[ids].cumsum(dtype=np.int32)
         if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
             return ends_of(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
@@ -72,39 +73,6 @@ class SentencePieceEngine:
 
     def decode(self, ids: np.ndarray) -> str:
         return self.model.decode(ids.tolist())
-
-
-PROBES = (  # what kitoken must encode as SentencePiece does before it may stand in
-    "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
-    "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
-)  # fmt: skip
-
-
-class KitokenEngine(SentencePieceEngine):
-    """SentencePiece's ids out of kitoken; everything else (pieces, offsets, decoding) is SentencePiece's own.
-
-    Raises ValueError where kitoken cannot stand in for this model.
-    """
-
-    name = "kitoken"
-
-    def __init__(self, path: Path) -> None:
-        import kitoken
-
-        super().__init__(path)
-        try:
-            self.fast = kitoken.Kitoken.from_sentencepiece_file(str(path))
-        except Exception as error:  # kitoken raises bare Exception
-            raise ValueError(f"kitoken cannot read {path} ({error})") from None
-        for probe in PROBES:
-            if not np.array_equal(self.encode(probe).ids, super().encode(probe).ids):
-                raise ValueError(f"kitoken gives other ids than SentencePiece with {path}, for {probe!r}")
-
-    def encode(self, text: str) -> Encoded:
-        ids = np.frombuffer(
-            array("I", self.fast.encode(text, False)), dtype=np.uint32
-        )  # "i" converts at half the speed
-        return Encoded(ids, lambda: self._ends(text, ids))
 
 
 class TokenizersEngine:
@@ -129,11 +97,82 @@ class TokenizersEngine:
         encoding = self.model.encode(text, add_special_tokens=False)
         return Encoded(np.array(encoding.ids, dtype=np.int32), lambda: ends_of(encoding.offsets, len(text)))
 
+    def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """See `Encoder.encode`; ids: the text's."""
+        return ends_of(self.model.encode(text, add_special_tokens=False).offsets, len(text))
+
     def decode(self, ids: np.ndarray) -> str:
         return self.model.decode(ids.tolist(), skip_special_tokens=True)
 
 
-Engine = SentencePieceEngine | TokenizersEngine
+Truth = SentencePieceEngine | TokenizersEngine
+
+PROBES = (  # what gigatoken must encode as the truth does before it may stand in
+    "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
+    "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
+    "It's WE'RE don’t", "<|endoftext|> <|im_start|>user <tool_call> [INST]",
+)  # fmt: skip
+
+
+class GigatokenEngine:
+    """Another engine's ids out of gigatoken; the rest (pieces, decoding) is that engine's own.
+
+    Raises ValueError where gigatoken cannot stand in for this model.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, path: Path, truth: Truth) -> None:
+        self.truth, self.table = truth, truth.table
+        try:
+            self._definition = _definition(path)
+            self._renew()
+        except Exception as error:  # gigatoken raises many kinds
+            raise ValueError(f"gigatoken cannot read {path} ({error})") from None
+        for probe in PROBES:
+            if not np.array_equal(self.encode(probe).ids, truth.encode(probe).ids):
+                raise ValueError(f"gigatoken gives other ids than {truth.name} with {path}, for {probe!r}")
+        pieces = self.fast.vocab
+        self._bytes = np.array([len(pieces.get(i, b"")) for i in range(max(pieces) + 1)])
+
+    def _renew(self) -> None:
+        import gigatoken
+
+        self.fast = gigatoken.Tokenizer.from_json(self._definition)
+        self._seen = 0
+
+    def encode(self, text: str) -> Encoded:
+        if self._seen > RENEW_AFTER:
+            self._renew()
+        self._seen += len(text)
+        ids = self.fast.encode(text)
+        return Encoded(ids, lambda: self._ends(text, ids))
+
+    def _ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        if isinstance(self.truth, SentencePieceEngine):
+            return self.truth.ends(text, ids)
+        ends, data = self._bytes[ids].cumsum(), np.frombuffer(text.encode(), dtype=np.uint8)
+        if not len(ids) or ends[-1] != len(data):  # a normalised text's
+            return self.truth.ends(text, ids)
+        return ((data & 0xC0) != 0x80).cumsum(dtype=np.int32)[ends - 1]  # characters that have begun
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.truth.decode(ids)
+
+
+def _definition(path: Path) -> str:
+    """A tokenizer.json for gigatoken that knows no control tokens: their spelling is text."""
+    import gigatoken
+
+    if path.suffix == ".model":
+        definition = json.loads(gigatoken.Tokenizer.from_sentencepiece(path)._hf_json or "")
+    else:
+        definition = json.loads(path.read_text(encoding="utf-8"))
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if not token["special"]]
+    return json.dumps(definition | {"post_processor": None, "truncation": None, "padding": None})
+
+
+Engine = Truth | GigatokenEngine
 
 
 def ends_of(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
@@ -205,27 +244,28 @@ class Encoder:
 def load(folder: str | Path, engine: str = "auto") -> Encoder:
     """Open a tokenizer or checkpoint folder; raises FileNotFoundError or ValueError where none is in it.
 
-    engine: of ENGINES, what reads a tokenizer.model; auto is kitoken where it gives SentencePiece's ids, with a notice
-    where not.
+    engine: of ENGINES, what encodes; auto is gigatoken where it gives the same ids, with a notice where not, reference
+    SentencePiece, or tokenizers where there is no tokenizer.model.
     """
     model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder; --tokenizer_path takes a tokenizer or checkpoint folder")
     if not model.is_file() and not table_file.is_file():
         raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
-    truth = SentencePieceEngine(model) if model.is_file() else None
     converted = TokenizersEngine(table_file) if table_file.is_file() else None
-    encoding = (_piecewise(model, truth, engine) if truth else None) or converted
-    assert encoding is not None
+    truth = SentencePieceEngine(model) if model.is_file() else converted
+    assert truth is not None
+    source = model if model.is_file() else table_file
+    encoding = _fastest(source, truth, engine)
     checkers: list[tuple[Engine, str]] = []
-    if truth and encoding is not truth:
-        other = f"kitoken gives other ids than {model} for {{text}}; go on without it: --engine sentencepiece"
+    if encoding is not truth:
+        other = f"gigatoken gives other ids than {source} for {{text}}; go on without it: --engine reference"
         checkers.append((truth, other))
-    if truth and converted:
+    if converted and converted is not truth:
         build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
         other = f"{table_file} gives other ids than its tokenizer.model for {{text}}; build the exact one: {build}"
         checkers.append((converted, other))
-    table = (converted or encoding).table
+    table = (converted or truth).table
     bos_id, eos_id = (_special_id(Path(folder), kind, table, truth) for kind in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
@@ -235,16 +275,16 @@ def load(folder: str | Path, engine: str = "auto") -> Encoder:
     )  # fmt: skip
 
 
-def _piecewise(model: Path, truth: SentencePieceEngine, engine: str) -> SentencePieceEngine:
-    """What encodes for a tokenizer.model; raises ValueError where kitoken is asked for by name and cannot."""
-    if engine == "sentencepiece":
+def _fastest(path: Path, truth: Truth, engine: str) -> Engine:
+    """What encodes for a tokenizer file; raises ValueError where gigatoken is asked for by name and cannot."""
+    if engine == "reference":
         return truth
     try:
-        return KitokenEngine(model)
+        return GigatokenEngine(path, truth)
     except ValueError as error:
-        if engine == "kitoken":
+        if engine == "gigatoken":
             raise
-        logger.warning("%s; SentencePiece itself encodes, at about a third of the speed", error)
+        logger.warning("%s; %s itself encodes, at a fraction of the speed", error, truth.name)
         return truth
 
 
@@ -254,7 +294,7 @@ def fingerprint(table: dict[str, int]) -> str:
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()
 
 
-def _special_id(folder: Path, kind: str, table: dict[str, int], piecewise: SentencePieceEngine | None) -> int | None:
+def _special_id(folder: Path, kind: str, table: dict[str, int], truth: Truth) -> int | None:
     """The id of BOS or EOS: what tokenizer_config.json names, else what tokenizer.model has."""
     path = folder / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
@@ -264,5 +304,7 @@ def _special_id(folder: Path, kind: str, table: dict[str, int], piecewise: Sente
         if token not in table:
             raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer does not have; correct it")
         return table[token]
-    index = (piecewise.model.bos_id() if kind == "bos" else piecewise.model.eos_id()) if piecewise else -1
+    if isinstance(truth, TokenizersEngine):
+        return None
+    index = truth.model.bos_id() if kind == "bos" else truth.model.eos_id()
     return index if index >= 0 else None

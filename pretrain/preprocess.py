@@ -103,7 +103,7 @@ def parser() -> Parser:
     w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
     w.add_argument(
         "--engine", choices=encode.ENGINES, default="auto",
-        help="what encodes with a tokenizer.model (default: kitoken where it gives SentencePiece's ids)",
+        help="what encodes (default: gigatoken where it gives the same ids as SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")
     w.add_argument(

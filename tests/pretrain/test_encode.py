@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import build_tokenizer
 import building
@@ -49,15 +50,16 @@ def edges(encoded: encode.Encoded, text: str) -> list[int]:
 
 def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Path, json_only: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
-    ours = [encode.load(tiny_tokenizer), encode.load(tiny_tokenizer, "sentencepiece"), encode.load(json_only)]
-    assert [encoder.engine.name for encoder in ours] == ["kitoken", "sentencepiece", "tokenizers"]
-    assert [len(encoder.checkers) for encoder in ours] == [2, 1, 0]
+    ours = [encode.load(tiny_tokenizer), encode.load(tiny_tokenizer, "reference")]
+    ours += [encode.load(json_only), encode.load(json_only, "reference")]
+    assert [encoder.engine.name for encoder in ours] == ["gigatoken", "sentencepiece", "gigatoken", "tokenizers"]
+    assert [len(encoder.checkers) for encoder in ours] == [2, 1, 1, 0]
 
     @settings(max_examples=300, deadline=None)
     @given(TEXTS)
     def same(text: str) -> None:
         truth = oracle.encode(text)
-        places = expected_edges(ours[0], text, truth)
+        places = expected_edges(ours[1], text, truth)
         for encoder in ours:
             encoded = encoder.encode(text, 1)
             assert (encoded.ids.tolist(), edges(encoded, text)) == (truth, places), encoder.engine.name
@@ -102,9 +104,9 @@ def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_
 
 def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
     encoder = encode.load(tiny_tokenizer)
-    assert isinstance(encoder.engine, encode.KitokenEngine)
-    encoder.engine.fast = type("Slip", (), {"encode": lambda self, text, specials: [5] * len(text)})()
-    with pytest.raises(ValueError, match=r"kitoken gives other ids .* --engine sentencepiece"):
+    assert isinstance(encoder.engine, encode.GigatokenEngine)
+    encoder.engine.fast = type("Slip", (), {"encode": lambda self, text: np.full(len(text), 5)})()
+    with pytest.raises(ValueError, match=r"gigatoken gives other ids .* --engine reference"):
         encoder.encode("two words", number=1)
 
 
@@ -112,7 +114,7 @@ def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path:
     """LLaMA-2's own model on real English, Chinese and code, control tokens' spellings in between."""
     shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
     encoder = encode.load(tmp_path)
-    assert encoder.engine.name == "kitoken"
+    assert encoder.engine.name == "gigatoken"
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     for source in ("en", "zh", "code"):
         with (shared_data / "corpus" / f"{source}.jsonl").open() as lines:
@@ -131,22 +133,44 @@ def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
     assert encoder.checked == encode.CHECK_FIRST + 3
 
 
-def test_a_normalising_model_is_sentencepieces_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    text = tmp_path / "text.txt"
+def train(folder: Path, **options: Any) -> None:
+    """A small SentencePiece model of rows with characters that a normalisation changes."""
+    text = folder / "text.txt"
     text.write_text("\n".join(f"row {i} of ① some  plain text ﬁne" for i in range(300)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=330, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="nmt_nfkc", minloglevel=2,
-    )  # fmt: skip
-    encoder = encode.load(tmp_path)
-    assert encoder.engine.name == "sentencepiece"
-    assert "kitoken gives other ids than SentencePiece" in caplog.text
-    with pytest.raises(ValueError, match="kitoken gives other ids than SentencePiece"):
-        encode.load(tmp_path, "kitoken")
-    encoded = encoder.encode("① plain  ﬁne")
+        input=str(text), model_prefix=str(folder / "tokenizer"), minloglevel=2, **options
+    )
+
+
+def test_a_normalising_model_has_ends_in_the_text_as_it_is(tmp_path: Path) -> None:
+    train(tmp_path, vocab_size=330, model_type="bpe", byte_fallback=True, normalization_rule_name="nmt_nfkc")
+    encoder, text = encode.load(tmp_path), "① plain  ﬁne"
+    encoded = encoder.encode(text, 1)
     ends = encoded.ends()
-    assert len(ends) == len(encoded.ids) and ends[-1] == len("① plain  ﬁne")
+    assert len(ends) == len(encoded.ids) and ends[-1] == len(text)
     assert {1, 2} & set(ends.tolist()) and (np.diff(ends) >= 0).all()
+
+
+def test_a_model_that_gigatoken_cannot_read_is_sentencepieces_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, vocab_size=40, model_type="unigram", hard_vocab_limit=False)
+    encoder = encode.load(tmp_path)
+    assert encoder.engine.name == "sentencepiece" and not encoder.checkers
+    assert "gigatoken cannot read" in caplog.text and "sentencepiece itself encodes" in caplog.text
+    with pytest.raises(ValueError, match="gigatoken cannot read"):
+        encode.load(tmp_path, "gigatoken")
+
+
+def test_forgetting_what_was_seen_changes_nothing(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "RENEW_AFTER", 100)
+    encoder, texts = encode.load(tiny_tokenizer), small_texts()
+    assert isinstance(encoder.engine, encode.GigatokenEngine)
+    first = encoder.engine.fast
+    truth = encode.load(tiny_tokenizer, "reference")
+    for text in texts:
+        assert encoder.encode(text).ids.tolist() == truth.encode(text).ids.tolist()
+    assert encoder.engine.fast is not first
 
 
 def byte_level_folder(folder: Path, extra: int = 0) -> Path:
@@ -182,12 +206,23 @@ def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
     assert 8 in ends  # the space after the full stop opens a token
     assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
     assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
+    truth = encode.load(tmp_path, "reference")
+    assert encoder.engine.name == "gigatoken" and truth.engine.name == "tokenizers"
+
+    @settings(max_examples=300, deadline=None)
+    @given(TEXTS)
+    def same(text: str) -> None:
+        ours, theirs = encoder.encode(text), truth.encode(text)
+        assert ours.ids.tolist() == theirs.ids.tolist()
+        assert edges(ours, text) == edges(theirs, text)
+
+    same()
 
 
 def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
     encoder = encode.load(byte_level_folder(tmp_path, extra=70_000))
     ids = encoder.encode("the <extra 69999> end").ids
-    assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1 and ids.dtype == np.int32
+    assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1
 
 
 def test_a_corpus_of_a_large_vocabulary_has_int32(tmp_path: Path) -> None:
