@@ -179,7 +179,7 @@ def main(
         tokenizer = Path(tokenizer_path) if tokenizer_path else llama_tokenizer(shared, scratch)
         texts = real_texts(Path(data_path) if data_path else shared / "corpus")
         sizes = {}
-        for name, wanted in (("all", megabytes), ("sample", sample_megabytes), ("none", 0.001)):
+        for name, wanted in (("all", megabytes), ("sample", sample_megabytes), ("none1", 0.001), ("none2", 0.001)):
             with (scratch / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 sizes[name] = 0.0
                 for text in edited(texts, wanted):
@@ -201,7 +201,7 @@ def main(
         }
         rows = []
         for number in range(1, rounds + 1):
-            idle = Write(scratch / "none.jsonl", tokenizer, 1, scratch)
+            idle, idle_two = (Write(scratch / "none?.jsonl", tokenizer, workers, scratch) for workers in (1, 2))
             one = Write(scratch / "all.jsonl", tokenizer, 1, scratch)
             two = Write(scratch / "all.jsonl", tokenizer, 2, scratch)
             ours = sizes["all"] / (one.cpu - idle.cpu)
@@ -209,7 +209,7 @@ def main(
             for name, prepare in baselines.items():
                 if work := prepare():
                     row[f"vs_{name}"] = ours / cpu_rate(work, sizes["sample"])
-            row |= {"two_workers": (one.wall - idle.wall) / (two.wall - idle.wall), "peak_pss_mb": two.peak}
+            row |= {"two_workers": (one.wall - idle.wall) / (two.wall - idle_two.wall), "peak_pss_mb": two.peak}
             rows.append(row)
             print(f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
         result = {name: round(median(row[name] for row in rows), 3) for name in rows[0]}

@@ -138,6 +138,7 @@ class GigatokenEngine:
     def _renew(self) -> None:
         import gigatoken
 
+        self.fast: Any = None  # before there is another
         self.fast = gigatoken.Tokenizer.from_json(self._definition)
         self._seen = 0
 
