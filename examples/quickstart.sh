@@ -19,7 +19,7 @@ OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=
 people=2400 documents=40000 rows=16000 heldout=200 real_megabytes=0.15
 vocabulary=1200 width=192 layers=3 heads=3 feed_forward=384
 rope_theta=100
-pretrain_batch=16 pretrain_steps=2200 pretrain_rate=3e-3
+pretrain_batch=4 pretrain_block=256 pretrain_steps=2200 pretrain_rate=3e-3
 tune_batch=32 tune_micro_batch=16 tune_epochs=2 tune_rate=3e-3 lora_rank=32
 log_every=20
 if [ -n "$SHORT" ]; then
@@ -101,7 +101,7 @@ OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json 
     deepspeed -q --num_gpus 2 --master_port "$meet" pretrain/train.py \
     --deepspeed pretrain/configs/zero3.json --model_name_or_path $OUT/base --data_path $OUT/corpus/all \
     --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \
-    --learning_rate $pretrain_rate --train_sampling_strategy group_by_length --weight_decay 0 --save_steps 0.5 \
+    --learning_rate $pretrain_rate --block_size $pretrain_block --weight_decay 0 --save_steps 0.5 \
     --save_total_limit 1 --logging_steps $log_every --report_to none --seed "$SEED" "${resume[@]}"
 rm -rf "$OUT"/pretrained/checkpoint-* # what a stopped run would have gone on from
 seal $OUT/pretrained $OUT/base

@@ -19,6 +19,7 @@ NEW_SPELLING = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "warmup_ratio": "warmup_steps",  # values below 1 are a share of all steps
+    "model_max_length": "block_size",
     "no_cuda": "use_cpu",
 }
 NO_EFFECT = {
@@ -30,6 +31,7 @@ NO_EFFECT = {
     "fp16_backend": "transformers dropped it",
     "fp16_opt_level": "transformers dropped it",
     "sharded_ddp": "use --deepspeed",
+    "group_by_length": "samples are packed into rows, and nothing is padded",
 }
 
 
@@ -43,7 +45,15 @@ class PretrainingArguments(TrainingArguments):
 
     model_name_or_path: str = option("", "checkpoint folder to continue from")
     data_path: str = option("", "prefix of the corpus: the path without .bin")
-    model_max_length: int = option(0, "longest sample taken, in tokens; 0: the model's context")
+    block_size: int = option(0, "tokens of a row; 0: the model's context, at most 4096")
+    no_packing: bool = option(False, "one sample a row, padded to the longest of its micro batch")
+    source_weights: str = option("size", 'shares of the rows: zh=0.6,en=0.4 (names or types), "size", temperature=0.7')
+    global_batch_distributed: str = option("", "the older way to say it: [424,80], rows of each type in proportion")
+    eval_fraction: float = option(0.0, "share of each source's documents that is held out for evaluation")
+    accept_changes: bool = option(False, "resume though corpus, batch, seed or weights are not those of the checkpoint")
+    max_nan_steps: int = option(3, "end the run after so many steps in a row whose loss is no number")
+    attn_implementation: str = option("", "attention backend; empty: flash_attention_2 if it is installed, else sdpa")
+    peak_tflops: float = option(0.0, "of one GPU, for MFU in the log; 0: what is known of it")
 
     # Trainer's own, with defaults that suit the job.
     num_train_epochs: float = option(1.0, "passes over the corpus")
@@ -57,14 +67,25 @@ class PretrainingArguments(TrainingArguments):
     save_total_limit: int | None = option(3, "checkpoints to keep")
     logging_nan_inf_filter: bool = option(False, "replace NaN in the logged loss (off: NaN ends the run)")
     remove_unused_columns: bool = option(False, "samples hold what the model needs and nothing else")
-    include_num_input_tokens_seen: str = option("non_padding", "count tokens for the log: all, non_padding or no")
+    report_to: str = option("tensorboard", "where the log goes, too: tensorboard, wandb, none")
 
     def __post_init__(self) -> None:
         for name in ("model_name_or_path", "data_path", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
-        if self.model_max_length < 0 or self.model_max_length == 1:
-            raise ValueError(f"--model_max_length {self.model_max_length} must be 0 or at least 2")
+        if self.block_size < 0 or self.block_size == 1:
+            raise ValueError(f"--block_size {self.block_size} must be 0 or at least 2")
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"--eval_fraction {self.eval_fraction} is not from 0 to below 1")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"--train_sampling_strategy {self.train_sampling_strategy}: the order is that of --source_weights"
+            )
+        if self.max_nan_steps < 1:
+            raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
+        if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
+            self.eval_strategy, self.eval_steps = "steps", self.save_steps
+        self.ignore_data_skip = True  # the sampler goes on at its row; nothing needs to be skipped
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if (
@@ -88,7 +109,7 @@ def translate(argv: list[str]) -> tuple[list[str], list[str]]:
         word, pending = pending, next(words, None)
         name, equals, value = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        if not word.startswith("--") or name not in {*NEW_SPELLING, *NO_EFFECT, "group_by_length", "logging_dir"}:
+        if not word.startswith("--") or name not in {*NEW_SPELLING, *NO_EFFECT, "logging_dir"}:
             result.append(word)
             continue
         values = [value] if equals else []
@@ -104,9 +125,6 @@ def translated(name: str, values: list[str]) -> list[str]:
     """The words that stand for one dropped option; none where it has no effect."""
     if name in NO_EFFECT:
         return []
-    if name == "group_by_length":
-        off = bool(values) and values[0].lower() in ("false", "0", "no")
-        return ["--train_sampling_strategy", "random" if off else "group_by_length"]
     if name == "logging_dir":
         os.environ["TENSORBOARD_LOGGING_DIR"] = values[0] if values else ""
         return [f"the environment variable TENSORBOARD_LOGGING_DIR={''.join(values)}"]

@@ -115,6 +115,24 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScr
 
 
 @pytest.fixture(scope="session")
+def two_sources(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
+    """Prefix of a corpus of two sources, en and zh, at most 64 tokens a sample."""
+    folder = tmp_path_factory.mktemp("two")
+    texts = small_texts(150)
+    for name, part in (("en", texts[::2]), ("zh", texts[1::2])):
+        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        run_script(
+            "pretrain/preprocess.py", "--mode", "write", "--file_path", folder / f"{name}.txt", "--save_prefix",
+            folder / name, "--tokenizer_path", tiny_tokenizer, "--seq_length", 64,
+        )  # fmt: skip
+    run_script(
+        "pretrain/preprocess.py", "--mode", "merge", "--merge_path_prefix", f"{folder}/en,{folder}/zh",
+        "--merge_path_type", "0,1", "--new_path_prefix", folder / "all",
+    )  # fmt: skip
+    return folder / "all"
+
+
+@pytest.fixture(scope="session")
 def short_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the quick start leaves in its shortest form; made once, by the command that users run."""
     from test_quickstart import quickstart

@@ -1,16 +1,22 @@
-"""pretrain/train.py: real Trainer, real ZeRO-3 on two ranks, a resume that changes nothing, and clear refusals."""
+"""pretrain/train.py: real Trainer, real ZeRO-3 on two ranks, kills that change nothing, and clear refusals."""
 
 import json
 import os
+import random
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import checkpointing
 import pretraining_arguments
+import psutil
 import pytest
 import torch
 import train
@@ -40,100 +46,302 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript
 def options(base: Path, corpus: Path, output: Path, *more: object) -> list[object]:
     return [
         "--model_name_or_path", base, "--data_path", corpus, "--output_dir", output, "--max_steps", 6,
-        "--per_device_train_batch_size", 8, "--learning_rate", "1e-2", "--logging_steps", 1, "--report_to", "none",
-        "--save_strategy", "no", *more,
+        "--per_device_train_batch_size", 4, "--learning_rate", "1e-2", "--logging_steps", 1, "--report_to", "none",
+        "--block_size", 128, *more,
     ]  # fmt: skip
 
 
-def test_zero_3_on_two_ranks(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
-    """The launch that users type: both ranks train one model, and one complete checkpoint folder comes out."""
-    output = tmp_path / "trained"
-    launch = [
-        Path(sys.executable).parent / "deepspeed",
-        "-q",
-        "--num_gpus",
-        2,
-        "--master_port",
-        free_port(),
-        "pretrain/train.py",
-    ]
-    launch += ["--deepspeed", "pretrain/configs/zero3.json", *options(tiny_checkpoint, small_corpus, output)]
-    done = subprocess.run(
-        list(map(str, launch)), cwd=REPOSITORY, capture_output=True, text=True, timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
-                          "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 rows a step on 2 ranks (cpu)" in done.stdout
-    log = [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
-    losses = [entry["loss"] for entry in log if "loss" in entry]
+class Launch:
+    """train.py under DeepSpeed's launcher, as users type it, in a process group of its own."""
+
+    def __init__(self, extensions: Path) -> None:
+        self.extensions = extensions
+
+    def __call__(self, *options: object, ranks: int = 2, config: str = "zero3") -> "subprocess.Popen[str]":
+        command = [
+            Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", ranks, "--master_port", free_port(),
+            "pretrain/train.py", "--deepspeed", f"pretrain/configs/{config}.json", *options,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.extensions),
+                              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"},
+        )  # fmt: skip
+
+    def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
+        process = self(*options, **more)
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == status, said
+        return said
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """DeepSpeed compiles an operation once for all runs."""
+    return Launch(tmp_path_factory.mktemp("extensions"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, launch: Launch, tiny_checkpoint: Path, small_corpus: Path
+) -> Path:
+    """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
+    output = tmp_path_factory.mktemp("undisturbed") / "trained"
+    said = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
+    assert "8 rows a step on 2 ranks (cpu), 6 steps" in said
+    assert "step 6/6 | loss" in said
+    return output
+
+
+SAVING = ("--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2)
+RESUME = ("--resume_from_checkpoint", "True")
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
+
+
+def what_is_exact(output: Path) -> list[list[Any]]:
+    """Of each step what a resumed run must repeat to the bit; speeds are not among it."""
+    names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "rows_small", "epochs_small")
+    return [[entry.get(name) for name in names] for entry in log_of(output) if "loss" in entry]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert what_is_exact(one) == what_is_exact(other)
+
+
+def test_zero_3_on_two_ranks(undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+    """Both ranks train one model, and one complete checkpoint folder comes out, with a log of what happened."""
+    entries = [entry for entry in log_of(undisturbed) if "loss" in entry]
+    losses = [entry["loss"] for entry in entries]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
-    before, after = load_file(tiny_checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
+    assert all(entry["loss_small"] == pytest.approx(entry["loss"], abs=1e-4) for entry in entries)
+    assert [entry["rows_small"] for entry in entries] == [8, 16, 24, 32, 40, 48]
+    assert {"tokens_per_second", "data_wait", "eta_seconds", "epochs_small", "grad_norm"} <= set(entries[0])
+    before, after = load_file(tiny_checkpoint / "model.safetensors"), load_file(undisturbed / "model.safetensors")
     assert {name: tensor.shape for name, tensor in before.items()} == {name: t.shape for name, t in after.items()}
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    loading: Any = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+    loading: Any = AutoModelForCausalLM.from_pretrained(undisturbed, output_loading_info=True)
     assert not loading[1]["missing_keys"]
-    held = {file.name for file in output.iterdir()}
+    assert loading[0].config.use_cache
+    held = {file.name for file in undisturbed.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "run.json"} <= held
-    assert not any(name.startswith(("checkpoint-", ".")) or name.endswith(".bin") for name in held)
-    run = json.loads((output / "run.json").read_text())
+    assert {"training_curves.png", "train_log.jsonl"} <= held
+    assert {name for name in held if name.startswith(("checkpoint-", "."))} == {"checkpoint-4", "checkpoint-6"}
+    assert not any(name.endswith(".bin") for name in held)
+    run = json.loads((undisturbed / "run.json").read_text())
     assert run["seed"] == 42
     assert run["data"] == {str(small_corpus): json.loads(Path(f"{small_corpus}.json").read_text())["sha256"]}
 
 
-def test_a_resumed_run_ends_at_the_same_weights(
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:
+    """Kill -9 all of a run so many seconds after it began to write the checkpoint of a step later than `after`."""
+    while process.poll() is None:
+        if any(checkpointing.step_of(path) > after for path in checkpointing.checkpoints(output)):
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def newest_complete(output: Path) -> int:
+    complete = filter(checkpointing.is_complete, checkpointing.checkpoints(output))
+    return max(map(checkpointing.step_of, complete), default=0)
+
+
+def test_killed_twice_stopped_once_and_still_the_same_run(
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+) -> None:
+    """Two ranks: kill -9 within the writing of a checkpoint, twice, then SIGTERM; the end is equal to the bit."""
+    output = tmp_path / "trained"
+    given = [*options(tiny_checkpoint, small_corpus, output, *SAVING)]
+    draw = random.Random(5)
+    kill_while_saving(launch(*given), output, 2, draw.uniform(0, 0.1))
+    done = newest_complete(output)
+    assert done >= 2
+    kill_while_saving(launch(*given, *RESUME), output, done, draw.uniform(0, 0.1))
+    assert newest_complete(output) >= done
+    shutil.rmtree(output / "checkpoint-6", ignore_errors=True)  # were it complete, nothing would be left to stop
+    process = launch(*given, *RESUME)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    os.kill(ranks_of(process)[0], signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM after step" in said
+    assert not (output / "config.json").exists()
+    launch.to_the_end(*given, *RESUME)
+    assert_same_run(undisturbed, output)
+
+
+def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes of the ranks under DeepSpeed's launcher."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [each.pid for each in found if any(word.endswith("pretrain/train.py") for word in each.cmdline()[:4])]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment(
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+) -> None:
+    """Start-up, steps and saving included; what was complete is never lost, and the end is equal to the bit."""
+    output, draw = tmp_path / "trained", random.Random(11)
+    given = [*options(tiny_checkpoint, small_corpus, output, *SAVING)]
+    kills = 0
+    while kills < 20:
+        done = newest_complete(output)
+        if done >= 4:  # begin again, else there is soon nothing left to kill
+            shutil.rmtree(output)
+            done = 0
+        process = launch(*given, *(RESUME if done else ()))
+        if draw.random() < 0.6:
+            kill_while_saving(process, output, done, draw.uniform(0, 0.15))
+        else:
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=draw.uniform(3, 20))
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        kills += 1
+        assert newest_complete(output) >= done
+        if (output / "config.json").exists():
+            shutil.rmtree(output)
+    launch.to_the_end(*given, *(RESUME if newest_complete(output) else ()))
+    assert_same_run(undisturbed, output)
+
+
+def test_another_run_is_not_resumed_unless_told_to(
     tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    saving = ("--save_strategy", "steps", "--save_steps", 3, "--save_total_limit", 9)
-    run_script("pretrain/train.py", *options(tiny_checkpoint, small_corpus, whole), *saving)
-    resumed.mkdir()
-    shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
-    refused = run_script("pretrain/train.py", *options(tiny_checkpoint, small_corpus, resumed), *saving, status=2)
+    first = tmp_path / "first"
+    given = [*options(tiny_checkpoint, small_corpus, first, "--save_steps", 3, "--use_cpu", "True")]
+    run_script("pretrain/train.py", *given)
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copytree(first / "checkpoint-3", again / "checkpoint-3")
+    given[given.index(first)] = again
+    refused = run_script("pretrain/train.py", *given, status=2)
     assert "--resume_from_checkpoint True" in refused.stderr
-    go_on = ("--resume_from_checkpoint", "True")
-    run_script("pretrain/train.py", *options(tiny_checkpoint, small_corpus, resumed), *saving, *go_on)
-    one, other = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for change, said in (
+        (("--seed", 7), "--seed was 42 and is 7"),
+        (("--gradient_accumulation_steps", 2), "a step had 4 rows and would have 8"),
+        (("--block_size", 96), "block_size was 128 and is 96"),
+        (("--eval_fraction", 0.2), "eval_fraction was 0.0 and is 0.2"),
+    ):
+        refused = run_script("pretrain/train.py", *given, *RESUME, *change, status=2)
+        assert said in refused.stderr
+        assert "--accept_changes" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    run_script("pretrain/train.py", *given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes")
+    rows = [entry["rows_small"] for entry in log_of(again) if "loss" in entry]
+    assert rows == [4, 8, 12, 20, 28, 36]
 
 
-def test_grouped_order_has_every_sample_once_and_little_padding() -> None:
-    draw = np.random.default_rng(1)
-    lengths = np.concatenate([draw.integers(40, 60, 3000), draw.integers(60, 110, 3005)]).astype(np.int32)
-    order = train.grouped_order(lengths, 32, seed=7)
-    assert sorted(order.tolist()) == list(range(6005))
-    runs = lengths[order[: 6005 // 32 * 32]].reshape(-1, 32)
-    assert runs.sum() / (runs.max(1) * 32).sum() > 0.97
-    means = runs.mean(1)
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2  # a run's length says nothing about the next one's
-    assert (
-        order.tolist()
-        == train.grouped_order(lengths, 32, seed=7).tolist()
-        != train.grouped_order(lengths, 32, 8).tolist()
-    )
+def test_another_number_of_ranks_goes_on_with_the_same_run(
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+) -> None:
+    """One rank takes the steps that two began: weights within rounding, and the same rows in the same order."""
+    go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
 
 
-def test_padding_is_masked_by_length_not_by_id() -> None:
-    rows = [{"input_ids": np.array(ids, np.uint16)} for ids in ([1, 5, 2, 2], [1, 2])]
-    batch = train.collate(rows, pad_id=2)
-    assert batch["input_ids"].tolist() == [[1, 5, 2, 2], [1, 2, 2, 2]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[1, 5, 2, 2], [1, 2, -100, -100]]
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_more_ranks_go_on_with_the_same_run(
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path, ranks: int
+) -> None:
+    if ranks == 4:
+        go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
+    else:
+        with pytest.raises(AssertionError, match="a step had 8 rows and would have 6"):
+            go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
+
+
+def go_on_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
+    output = tmp_path / "trained"
+    output.mkdir()
+    shutil.copytree(undisturbed / "checkpoint-4", output / "checkpoint-4")
+    before = sorted(path.name for path in (output / "checkpoint-4").rglob("*"))
+    given = options(base, corpus, output, "--save_strategy", "no", *RESUME)
+    given[given.index("--per_device_train_batch_size") + 1] = 8 // ranks
+    launch.to_the_end(*given, ranks=ranks)
+    one, other = load_file(undisturbed / "model.safetensors"), load_file(output / "model.safetensors")
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+    for mine, theirs in zip(what_is_exact(output), what_is_exact(undisturbed), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    assert sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before  # nothing is left of it
+
+
+def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+) -> None:
+    """The optimizer would begin anew without a word."""
+    more = ("--use_cpu", "True", "--resume_from_checkpoint", undisturbed / "checkpoint-4")
+    given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", *more)
+    given[given.index("--per_device_train_batch_size") + 1] = 8
+    with pytest.raises(ValueError, match="was written with --deepspeed"):
+        train.prepare(list(map(str, given)))
+
+
+# --- what rows there are, and from where ------------------------------------------------------------------------------
+
+
+def test_sources_come_in_their_shares_and_are_evaluated_apart(
+    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, two_sources: Path
+) -> None:
+    """Names, types and the older option; held-out loss by source, the same for every batch size."""
+    held_out = []
+    for name, more, names, shares in (
+        ("names", ["--source_weights", "zh=0.75,en=0.25", "--eval_fraction", 0.2], ["en", "zh"], [6, 18]),
+        ("types", ["--global_batch_distributed", "[1,2]", "--per_device_eval_batch_size", 1], ["0", "1"], [8, 16]),
+    ):
+        given = options(
+            tiny_checkpoint, two_sources, tmp_path / name, "--use_cpu", "True", "--save_strategy", "no", *more
+        )
+        done = run_script("pretrain/train.py", *given)
+        last = [entry for entry in log_of(tmp_path / name) if "loss" in entry][-1]
+        assert [last[f"rows_{each}"] for each in names] == shares
+        if name == "types":
+            assert "read as proportions" in done.stderr
+    for rows in (1, 3):
+        more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", rows, "--max_steps", 1]
+        given = options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", "--use_cpu", "True", *more)
+        run_script("pretrain/train.py", *given)
+        held_out.append([entry for entry in log_of(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
+    assert len(held_out[0]) > 6
+    for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
+        assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stays(
+    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
+    given[given.index("1e-2")] = "1e38"
+    done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
+    assert "the loss is no number, 3 steps in a row" in done.stderr
+    good = checkpointing.checkpoints(tmp_path / "trained")
+    assert good
+    assert all(checkpointing.is_complete(path) for path in good)
+    for path in good:
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
 
 
 def test_published_spellings_are_translated_with_a_notice() -> None:
     given = "--evaluation_strategy no --warmup_ratio=0.1 --overwrite_output_dir --group_by_length True --bf16"
     words, notices = pretraining_arguments.translate(given.split())
-    assert words == [
-        "--eval_strategy",
-        "no",
-        "--warmup_steps",
-        "0.1",
-        "--train_sampling_strategy",
-        "group_by_length",
-        "--bf16",
-    ]
+    assert words == ["--eval_strategy", "no", "--warmup_steps", "0.1", "--bf16"]
     assert [notice.split()[0].strip(":") for notice in notices] == [
         "--evaluation_strategy", "--warmup_ratio", "--overwrite_output_dir", "--group_by_length",
     ]  # fmt: skip
@@ -145,23 +353,34 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--model_name_or_path": "nowhere"}, "nowhere does not exist"),
         ({"--model_name_or_path": "tests"}, "tests has no config.json"),
         ({"--data_path": "nowhere/all"}, "nowhere/all.json does not exist"),
-        ({"--model_max_length": "16"}, "over the limit of 16"),
-        ({"--model_max_length": "4096"}, "over the context"),
+        ({"--block_size": "16"}, "over --block_size 16"),
+        ({"--block_size": "4096"}, "over the context"),
+        ({"--source_weights": "zh=1"}, "no source zh"),
+        ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
+        ({"--eval_fraction": "1"}, "not from 0 to below 1"),
+        ({"--attn_implementation": "flash_attention_2"}, "cannot be had here"),
+        ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
+        ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),
         ({"--deepspeed": "nowhere.json"}, "nowhere.json does not exist"),
         ({"--learning_rat": "1"}, "did you mean --learning_rate?"),
         ({"--max_steps": "many"}, "invalid int value"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], said: str
+def test_bad_input_is_told_before_anything_is_written(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], said: str
 ) -> None:
-    words = options(tiny_checkpoint, small_corpus, tmp_path / "trained")
+    words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
     given = dict(zip(words[::2], words[1::2], strict=True)) | change
-    done = run_script("pretrain/train.py", *[word for pair in given.items() for word in pair], status=2)
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    with pytest.raises((ValueError, OSError), match=re.escape(said)):
+        train.prepare([str(word) for pair in given.items() for word in pair])
     assert not (tmp_path / "trained").exists()
+
+
+def test_an_error_is_one_line_and_status_2(run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path) -> None:
+    done = run_script(
+        "pretrain/train.py", *options(tiny_checkpoint, small_corpus, Path("tests")), "--seeed", 1, status=2
+    )
+    assert done.stderr == "error: unknown option --seeed; did you mean --seed?\n"
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(

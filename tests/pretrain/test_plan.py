@@ -1,0 +1,318 @@
+"""pretrain/plan.py: sizes against real models and published figures, recommendations and refusals; DeepSpeed's keys."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import footprint
+import plan
+import pytest
+import torch
+from conftest import REPOSITORY, RunScript
+from footprint import Shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan import GB, Machine, Work
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CONFIGS = sorted((REPOSITORY / "pretrain/configs").glob("*.json"))
+LLAMA_7B = Shape(32000, 4096, 11008, 32, 32, 32, 128, 2048)
+LLAMA_13B = Shape(32000, 5120, 13824, 40, 40, 40, 128, 2048)
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """The config.json of LLaMA-13B, changed; a change to ... leaves the key out."""
+    config = {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824,
+        "num_hidden_layers": 40, "num_attention_heads": 40, "max_position_embeddings": 2048,
+    } | changes  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    file = folder / "config.json"
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}), encoding="utf-8")
+    return file
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 2},
+        {"num_key_value_heads": 1, "head_dim": 48},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+        {"vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+         "num_attention_heads": 40},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)  # fmt: skip
+def test_parameters_are_those_of_the_real_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    small = {
+        "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+    }  # fmt: skip
+    config = LlamaConfig(**(small | changes))
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    config.save_pretrained(tmp_path)
+    shape = footprint.read_shape(tmp_path)
+    assert footprint.parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def kept_bytes(config: LlamaConfig, rows: int, tokens: int, recompute: bool) -> int:
+    """Bytes that autograd keeps of a real forward pass over padded rows, the parameters aside."""
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).train()
+    if recompute:
+        model.gradient_checkpointing_enable()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    mask = torch.ones(rows, tokens, dtype=torch.long)
+    mask[-1, tokens // 2 :] = 0
+    ids = torch.randint(config.vocab_size, mask.shape)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids, attention_mask=mask)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_activations_are_those_that_the_real_model_keeps(tmp_path: Path, kv_heads: int) -> None:
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    shape = footprint.read_shape(tmp_path)
+    # Forward keeps the log-softmax alone of the logits' 2 + 4 + 4 bytes; recomputed, no layer is alive yet.
+    logits, layer = 512 * 6 * 1000, 512 * footprint.layer_bytes(shape, 256)
+    expected = 2 * footprint.row_bytes(shape, 256, recompute=False) - logits
+    assert kept_bytes(config, 2, 256, recompute=False) == pytest.approx(expected, rel=0.01)
+    expected = 2 * footprint.row_bytes(shape, 256, recompute=True) - logits - layer
+    assert kept_bytes(config, 2, 256, recompute=True) == pytest.approx(expected, rel=0.05)
+
+
+def test_states_are_the_published_ones() -> None:
+    parameters = footprint.parameter_count(LLAMA_7B)
+    assert parameters == 6_738_415_616  # what the published checkpoint has
+    assert footprint.state_bytes("zero3", parameters, 1) == pytest.approx(107.8 * GB, rel=1e-3)
+    assert footprint.state_bytes("zero3", parameters, 24) == pytest.approx(107.8 * GB / 24, rel=1e-3)
+    # Figure 1 of the ZeRO paper: 7.5 billion parameters on 64 GPUs.
+    for config, published in {"zero1": 31.4, "zero2": 16.6, "zero3": 1.9}.items():
+        assert round(footprint.state_bytes(config, 7_500_000_000, 64) / GB, 1) == published
+    assert footprint.state_bytes("zero3-offload-optimizer", parameters, 8) == 2 * parameters / 8
+    assert footprint.state_bytes("zero3-offload-all", parameters, 8) == 0
+
+
+def test_traffic_is_that_of_the_paper_and_grows_with_accumulation() -> None:
+    def elements(config: str, accumulation: int) -> float:
+        return footprint.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
+
+    assert [elements("zero1", steps) for steps in (1, 4)] == [3, 3]
+    assert [elements("zero2", steps) for steps in (1, 4)] == [3, 9]
+    assert [elements("zero3", steps) for steps in (1, 4)] == [3, 12]
+    assert footprint.sent_bytes("zero3", 1000, 1, 4) == 0
+
+
+# --- recommendations --------------------------------------------------------------------------------------------------
+
+
+def recommended(shape: Shape, gpus: int, gigabytes: float, block: int, precision: str = "bf16") -> plan.Plan | None:
+    machine = Machine(gpus, 8, gigabytes * GB)
+    return plan.recommend(plan.make_plans(Work(shape, block, precision), machine), block)
+
+
+def test_simple_configurations_come_first() -> None:
+    def chosen(shape: Shape, gpus: int, gigabytes: float) -> tuple[str, bool]:
+        best = recommended(shape, gpus, gigabytes, 2048)
+        assert best is not None
+        assert best.memory <= gigabytes * GB
+        return best.config, best.recompute
+
+    small = Shape(32000, 768, 2048, 12, 12, 12, 64, 2048)
+    assert chosen(small, 8, 80) == ("zero1", False)
+    assert chosen(small, 1, 4) == ("zero1", True)
+    assert chosen(LLAMA_7B, 8, 80)[0] == "zero1"
+    assert chosen(LLAMA_13B, 8, 80)[0] == "zero2"
+    assert chosen(LLAMA_13B, 8, 48)[0] == "zero3"
+    assert chosen(LLAMA_13B, 2, 40)[0] == "zero3-offload-optimizer"
+    assert chosen(LLAMA_13B, 1, 24)[0] == "zero3-offload-all"
+
+
+def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_script: RunScript) -> None:
+    write_config(tmp_path)
+    options = ["--model", tmp_path, "--gpus", 24, "--gpu_memory", 32, "--gpu", "v100", "--block_size", 1024]
+    options += ["--global_batch_rows", 504]
+    done = run_script("pretrain/plan.py", *options)
+    assert all(len(line) <= 120 for line in done.stdout.splitlines()[1:-1])
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"MODEL={tmp_path} DATA=")
+    assert "PRECISION=fp16 CONFIG=pretrain/configs/zero3-fp16.json MICRO_BATCH=7 ACCUMULATION=3 bash " in last
+    assert last.endswith("pretrain/scripts/train_multinode.sh --block_size 1024")
+    answer = run_script("pretrain/plan.py", *options, "--json").stdout
+    assert answer.count("\n") == 1
+    found = json.loads(answer)
+    assert found["parameters"] == footprint.parameter_count(LLAMA_13B)
+    assert found["command"] == last
+    best = found["recommended"]
+    assert best["states"] + best["buffers"] + best["micro_batch"] * best["row"] < 32 * GB
+    assert best["micro_batch"] * best["accumulation"] * 24 == 504
+
+
+def test_a_bare_config_file_will_do_and_one_node_takes_the_plain_recipe(tmp_path: Path, run_script: RunScript) -> None:
+    file = write_config(tmp_path / "a model", num_hidden_layers=4)
+    last = run_script("pretrain/plan.py", "--model", file, "--gpus", 8, "--gpu_memory", 80).stdout.splitlines()[-1]
+    assert last.startswith(f"MODEL='{file.parent}' ")
+    assert "PRECISION=bf16 CONFIG=pretrain/configs/zero1.json" in last
+    assert last.endswith("bash pretrain/scripts/train.sh --block_size 2048 --gradient_checkpointing False")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpus", 2, "--gpu_memory", 24, "--host_memory", 64], "16 such GPUs would do, with zero3"),
+        (["--gpus", 8, "--gpu_memory", 24, "--host_memory", 64], "lacks 287 GB of host memory on a node; 16 such GPUs"),
+        (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs would do; lower --block_size"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_one_line_and_status_2(
+    tmp_path: Path, run_script: RunScript, options: list[object], said: str
+) -> None:
+    write_config(tmp_path)
+    done = run_script("pretrain/plan.py", "--model", tmp_path, *options, status=2)
+    assert done.stderr.startswith("error: no configuration fits: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "MICRO_BATCH" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({}, {"--model": "nowhere"}, "nowhere does not exist; --model takes"),
+        ({}, {"--gpus": "0"}, "0 is no whole number of 1 or more"),
+        ({}, {"--gpus": "12"}, "no whole number of nodes of 8"),
+        ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
+        ({}, {"--gpu": "v100", "--precision": "bf16"}, "nothing a V100 computes in"),
+        ({}, {"--block_size": "4096"}, "over the context"),
+        ({}, {"--global_batch_rows": "100", "--gpus": "24"}, "is no multiple of 24 GPUs; try 96"),
+        ({}, {"--gpu_mem": "32"}, "unrecognized arguments: --gpu_mem"),
+        ({"model_type": "gpt2"}, {}, "model_type gpt2"),
+        ({"hidden_size": ...}, {}, "hidden_size null, not a whole number"),
+        ({"num_hidden_layers": -1}, {}, "num_hidden_layers -1, not a whole number"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, run_script: RunScript, changes: dict[str, Any], options: dict[str, str], said: str
+) -> None:
+    given = {"--model": write_config(tmp_path, **changes), "--gpus": 8, "--gpu_memory": 80} | options
+    done = run_script("pretrain/plan.py", *[word for pair in given.items() for word in pair], status=2)
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            footprint.read_shape(tmp_path)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, plan; print(sorted({'torch', 'numpy', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "pretrain")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- what must hold for any model -------------------------------------------------------------------------------------
+
+shapes = st.builds(
+    Shape, vocabulary=st.integers(500, 200_000), hidden=st.integers(64, 8192), intermediate=st.integers(64, 32_768),
+    layers=st.integers(1, 100), heads=st.integers(1, 64), kv_heads=st.integers(1, 8), head_dim=st.integers(16, 128),
+    context=st.just(1 << 20), tied=st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(shapes, st.integers(1, 64), st.integers(1, 64), st.integers(2, 8192), st.integers(0, 8192))
+def test_more_gpus_never_need_more_memory_and_longer_rows_never_less(
+    shape: Shape, gpus: int, more: int, block: int, longer: int
+) -> None:
+    def plans(gpus: int, block: int) -> list[plan.Plan]:
+        return plan.make_plans(Work(shape, block, "bf16"), Machine(gpus, 1, 0.0))
+
+    few, many, long = plans(gpus, block), plans(gpus + more, block), plans(gpus, block + longer)
+    for here, larger_machine, longer_rows in zip(few, many, long, strict=True):
+        assert larger_machine.memory <= here.memory <= longer_rows.memory
+    for kept, again in zip(few[::2], few[1::2], strict=True):
+        assert shape.layers == 1 or again.row < kept.row
+        assert kept.states == again.states
+    states = [each.states for each in few[::2]]
+    assert states == sorted(states, reverse=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(shapes, st.integers(1, 32), st.integers(4, 200), st.integers(2, 8192), st.integers(0, 40))
+def test_what_is_recommended_fits(shape: Shape, gpus: int, gigabytes: int, block: int, rows_each: int) -> None:
+    work, machine = Work(shape, block, "bf16", rows_each * gpus), Machine(gpus, 1, gigabytes * GB)
+    best = plan.recommend(plan.make_plans(work, machine), block)
+    if best is None:
+        assert plan.shortage(work, machine, plan.make_plans(work, machine)).startswith("no configuration fits: ")
+        return
+    assert best.memory <= plan.PLANNED * gigabytes * GB
+    assert 1 <= best.micro_batch <= best.rows_fit
+    assert not rows_each or best.micro_batch * best.accumulation == rows_each
+
+
+# --- the configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_configurations_hold_nothing_that_deepspeed_does_not_know(file: Path) -> None:
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    config = json.loads(file.read_text(encoding="utf-8"))
+    known = {value for value in vars(constants).values() if isinstance(value, str)} | {"zero_optimization"}
+    assert not set(config) - known - {"bf16", "fp16"}
+    sizes = ("gradient_accumulation_steps", "train_micro_batch_size_per_gpu", "train_batch_size")
+    automatic = [config[name] for name in ("gradient_clipping", *sizes)]
+    assert {*automatic, config["bf16"]["enabled"], config["fp16"]["enabled"]} == {"auto"}
+    # Trainer fills in no other "auto"; these models refuse keys that they do not know.
+    zero = DeepSpeedZeroConfig(**config["zero_optimization"])
+    DeepSpeedBF16Config(**config["bf16"] | {"enabled": True})
+    fp16 = DeepSpeedFP16Config(**config["fp16"] | {"enabled": True})
+    assert (fp16.loss_scale, fp16.initial_scale_power) == (0, 16)
+    assert zero.reduce_bucket_size == footprint.BUCKET
+    if zero.stage == 3:
+        assert zero.max_live_parameters == zero.sub_group_size == footprint.LIVE
+        assert zero.prefetch_bucket_size == footprint.BUCKET
+        assert zero.gather_16bit_weights_on_model_save
+
+
+def test_configurations_are_those_that_are_planned_with() -> None:
+    work, machine = Work(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GB)
+    names = {each.config for each in plan.make_plans(work, machine)}
+    names |= {each.config for each in plan.make_plans(Work(LLAMA_7B, 2048, "fp16"), machine)}
+    assert names == {file.stem for file in CONFIGS}
+    for file in CONFIGS:
+        zero = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]
+        assert zero["stage"] == int(file.stem[4])
+        offloaded = {name: value["device"] for name, value in zero.items() if name.startswith("offload_")}
+        way = file.stem.rpartition("offload-")[2] if "offload" in file.stem else ""
+        parts = {"": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}[way]
+        assert offloaded == {f"offload_{part}": "cpu" for part in parts}
