@@ -95,7 +95,7 @@ step $OUT/corpus/all.json python pretrain/preprocess.py --mode merge --new_path_
 
 headline "3/9  Continued pretraining: ZeRO-3 on two ranks"
 resume=()
-if compgen -G "$OUT/pretrained/checkpoint-*/trainer_state.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
+if compgen -G "$OUT/pretrained/checkpoint-*/complete.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
 meet=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') # a free port
 OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json \
     deepspeed -q --num_gpus 2 --master_port "$meet" pretrain/train.py \

@@ -72,9 +72,18 @@ def _partial(checkpoint: Path) -> Path:
     return checkpoint / "universal.partial"
 
 
+def _optimizer_state(file: Path) -> dict[str, Any]:
+    """What the converter keeps of all parameters together."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum]):
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+
+
 def _without_shard(file: Path) -> None:
     """Drop rank 0's whole share of the optimizer, which stage 3 leaves in the file that every rank then reads."""
-    state = torch.load(file, map_location="cpu", mmap=True, weights_only=False)  # of our own run
+    state = _optimizer_state(file)
     inner = state.get("optimizer_state_dict")
     if inner is None:  # stages 1 and 2 leave none
         return
@@ -106,7 +115,7 @@ class Repair(TrainerCallback):
         while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's hold torch's
             optimizer = optimizer.optimizer
         folder = self.checkpoint / (self.checkpoint / LATEST).read_text().strip()
-        saved = torch.load(folder / "zero/optimizer_state.pt", map_location="cpu", mmap=True, weights_only=False)
+        saved = _optimizer_state(folder / "zero/optimizer_state.pt")
         for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
             group.update({key: value for key, value in kept.items() if key != "params"})
         on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
