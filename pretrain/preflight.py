@@ -146,12 +146,17 @@ def plan_rows(args: PretrainingArguments, corpus: Corpus, packing: Packing) -> R
     """The rows of the corpus; one process of each machine makes them where they are not there yet."""
     with args.main_process_first(local=True, desc="packing samples into rows"):
         rows = open_rows(corpus, packing, Path(str(args.output_dir)))
-    if rows.to_train_on < args.world_size:
+    check_rows(rows, args.world_size)
+    return rows
+
+
+def check_rows(rows: Rows, ranks: int) -> None:
+    """Raise ValueError where there are fewer rows than ranks."""
+    if rows.to_train_on < ranks:
         raise ValueError(
-            f"{corpus.prefix} has {rows.to_train_on} rows of {packing.block_size} tokens for {args.world_size} ranks; "
+            f"there are {rows.to_train_on} rows of {rows.packing.block_size} tokens for {ranks} ranks; "
             "start fewer, lower --block_size, or take a larger corpus"
         )
-    return rows
 
 
 def beginning(

@@ -1,0 +1,75 @@
+"""pretrain/preflight.py: what the options mean for a corpus, and where a run begins."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import preflight
+import pytest
+from checkpointing import RunState
+from corpus import Corpus
+from packing import Packing, Rows, open_rows
+from sampler import Schedule
+
+
+@pytest.fixture
+def rows(two_sources: Path, tmp_path: Path) -> Rows:
+    return open_rows(Corpus(two_sources), Packing(128), tmp_path)
+
+
+def options(**changed: Any) -> Any:
+    defaults = {"source_weights": "size", "global_batch_distributed": "", "per_device_train_batch_size": 4}
+    return SimpleNamespace(**defaults | {"world_size": 2} | changed)
+
+
+def test_weights_name_sources_or_types(rows: Rows) -> None:
+    streams, weights, notices = preflight.source_weights(options(source_weights="zh=0.6,en=0.4"), rows)
+    assert (streams.names, weights) == (["en", "zh"], {"zh": Fraction("0.6"), "en": Fraction("0.4")})
+    streams, weights, notices = preflight.source_weights(options(source_weights="0=2,1=1"), rows)
+    assert (streams.names, weights, notices) == (["0", "1"], {"0": 2, "1": 1}, [])
+    assert list(streams.sizes.values()) == [last - first for first, last in (s["rows"] for s in rows.sources)]
+
+
+def test_the_older_option_is_read_as_proportions(rows: Rows) -> None:
+    _, weights, notices = preflight.source_weights(options(global_batch_distributed="[424,80]"), rows)
+    assert weights == {"0": 424, "1": 80}
+    assert "sums to 504, and 2 ranks x 4 rows are 8" in notices[0]
+    assert not preflight.source_weights(options(global_batch_distributed="[5,3]"), rows)[2]
+    with pytest.raises(ValueError, match="give one of them"):
+        preflight.source_weights(options(global_batch_distributed="[5,3]", source_weights="0=1,1=1"), rows)
+    with pytest.raises(ValueError, match="is not a list of 2 numbers"):
+        preflight.source_weights(options(global_batch_distributed="[5,x]"), rows)
+
+
+def test_more_ranks_than_rows_are_an_error(rows: Rows) -> None:
+    preflight.check_rows(rows, 4)
+    with pytest.raises(ValueError, match="rows of 128 tokens for 1000 ranks"):
+        preflight.check_rows(rows, 1000)
+
+
+def test_accepted_weights_begin_a_segment_and_an_accepted_corpus_begins_anew(tmp_path: Path) -> None:
+    sizes, even = {"zh": 10, "en": 20}, {"zh": 1, "en": 1}
+    schedule = Schedule(sizes, even, 4)
+    saved = RunState({"bin": "a"}, {"block_size": 64}, 16, 4, schedule.state(), 160, 999, 2)
+    saved.write(tmp_path)
+    now = replace(saved, next_row=0, tokens=0)
+    assert preflight.beginning(False, now, schedule, even, None)[0].next_row == 0
+    begun, went_on = preflight.beginning(False, now, Schedule(sizes, even, 4), even, tmp_path)
+    assert (begun.next_row, begun.tokens, len(went_on.segments)) == (160, 999, 1)
+
+    heavy = {"zh": 3, "en": 1}
+    other = Schedule(sizes, heavy, 4)
+    changed = replace(now, schedule=other.state())
+    with pytest.raises(ValueError, match="gives other shares; go on all the same: --accept_changes"):
+        preflight.beginning(False, changed, other, heavy, tmp_path)
+    begun, went_on = preflight.beginning(True, changed, other, heavy, tmp_path)
+    assert begun.next_row == 160
+    assert begun.schedule["segments"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
+    assert np.bincount(went_on.at(np.arange(160, 560))[0]).tolist() == [300, 100]
+
+    another = replace(now, corpus={"bin": "b"})
+    begun, _ = preflight.beginning(True, another, schedule, even, tmp_path)
+    assert (begun.next_row, begun.tokens) == (0, 999)
