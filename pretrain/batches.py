@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import attention
 import numpy as np
 import torch
 from corpus import Corpus
@@ -130,15 +131,16 @@ class RankBatches:
 class Collator:
     """Rows to tensors, each (rows, tokens) int64 but for sources, (rows,): input_ids, labels, sources; and
 
-    packed: position_ids, and if cumulative also cu_seq_lens_q and _k, (samples + 1,) int32, where samples begin in the
-    rows put one after another, with the longest of them as max_length_q and _k. Else: attention_mask.
+    packed: position_ids, and what the attention backend must be told. Else: attention_mask.
     block_size: tokens of a packed row. pad_id: what fills a row up; it has no label, whatever token it is.
+    backend: one of FlashAttention's gets cu_seq_lens_q and _k, (samples + 1,) int32, where samples begin in the rows
+    put one after another, and the longest as max_length_q and _k; sdpa_by_sample gets sample_lengths, lists.
     """
 
     block_size: int
     pad_id: int
     packed: bool = True
-    cumulative: bool = False
+    backend: str = "sdpa"
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         lengths = [[len(sample) for sample in row.samples] for row in rows]
@@ -163,7 +165,9 @@ class Collator:
             filled = torch.tensor([[sum(each)] for each in lengths])
             return batch | {"attention_mask": (torch.arange(width) < filled).long()}
         batch["position_ids"] = torch.from_numpy(positions)
-        if self.cumulative:
+        if self.backend == attention.NAME:
+            batch["sample_lengths"] = [[*each, width - sum(each)] if sum(each) < width else each for each in lengths]
+        elif "flash" in self.backend:
             begins = np.flatnonzero(positions.reshape(-1) == 0)
             ends = torch.from_numpy(np.append(begins, positions.size).astype(np.int32))
             longest = int(positions.max()) + 1

@@ -52,7 +52,9 @@ class PretrainingArguments(TrainingArguments):
     eval_fraction: float = option(0.0, "share of each source's documents that is held out for evaluation")
     accept_changes: bool = option(False, "resume though corpus, batch, seed or weights are not those of the checkpoint")
     max_nan_steps: int = option(3, "end the run after so many steps in a row whose loss is no number")
-    attn_implementation: str = option("", "attention backend; empty: flash_attention_2 if it is installed, else sdpa")
+    attn_implementation: str = option(
+        "", "attention backend; empty: flash_attention_2 if it is installed, else by sample"
+    )
     peak_tflops: float = option(0.0, "of one GPU, for MFU in the log; 0: what is known of it")
 
     # Trainer's own, with defaults that suit the job.

@@ -38,19 +38,22 @@ def load_model(args: "PretrainingArguments") -> Any:
     Raises ValueError where the checkpoint lacks weights (transformers would draw them at random), or there is no such
     attention backend.
     """
+    import attention
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_flash_attn_2_available
 
+    attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    attention = args.attn_implementation or ("flash_attention_2" if flash else "sdpa")
+    plain = "sdpa" if args.no_packing or args.torch_compile else attention.NAME  # what is compiled keeps its shapes
+    backend = args.attn_implementation or ("flash_attention_2" if flash else plain)
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path, dtype=torch.float32, local_files_only=True, output_loading_info=True,
-            attn_implementation=attention,
+            attn_implementation=backend,
         )  # fmt: skip
     except ImportError as error:
-        raise ValueError(f"--attn_implementation {attention} cannot be had here: {error}") from None
+        raise ValueError(f"--attn_implementation {backend} cannot be had here: {error}") from None
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
@@ -128,7 +131,21 @@ def join_ranks(argv: list[str]) -> list[str]:
         return []
     if under_deepspeed:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        forget_shared_memory()
     return ["--use_cpu", "True"]
+
+
+def forget_shared_memory() -> None:
+    """Let the memory that ranks without a GPU share go with them; DeepSpeed leaves some 60 MB a rank in /dev/shm.
+
+    Every rank has opened it once all of them have met; from then on its name is of no use.
+    """
+    import torch
+
+    torch.distributed.barrier()
+    port, rank = os.environ.get("MASTER_PORT"), os.environ.get("RANK")
+    for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_{rank}"):
+        file.unlink(missing_ok=True)
 
 
 def leave_ranks() -> None:
@@ -191,13 +208,13 @@ def prepare(argv: list[str]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
     model = load_model(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    cumulative = "flash" in str(model.config._attn_implementation)
+    backend = str(model.config._attn_implementation)
     held_out = HeldOutRows(corpus, rows, Streams.of(rows, "held_out", streams.by_type))
     trainer = PretrainingTrainer(
         ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), held_out if len(held_out) else None,
         begun, checkpointing.step_of(checkpoint) if checkpoint else 0, TrainingLog(output / "train_log.jsonl"),
         preflight.seconds_per_token(args, corpus),
-        model=model, args=args, data_collator=Collator(args.block_size, pad_id, packing.packed, cumulative),
+        model=model, args=args, data_collator=Collator(args.block_size, pad_id, packing.packed, backend),
         processing_class=tokenizer, callbacks=universal.prepare(args, checkpoint) if checkpoint else None,
     )  # fmt: skip
     return trainer, checkpoint

@@ -140,6 +140,7 @@ class PretrainingTrainer(Trainer):
             self.add_callback(Progress)
         self.model_accepts_loss_kwargs = True  # that is, count the tokens of the global batch
         self.tally = Tally(len(rows.streams.names), self.args.device)
+        self._operations = 0  # per token
         self.stop = StopSignal()
         self.stopped = False  # by the signal
         self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss was no number
@@ -208,6 +209,12 @@ class PretrainingTrainer(Trainer):
             self.tally.add(losses, labels, sources)
             loss = losses.sum() / num_items_in_batch
         return loss * self.args.world_size
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's count, whose walk through all parameters is taken once."""
+        tokens = inputs["input_ids"].numel()
+        self._operations = self._operations or super().floating_point_ops(inputs) // tokens
+        return self._operations * tokens
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -133,6 +133,12 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript,
 
 
 @pytest.fixture(scope="session")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where DeepSpeed compiles its operation, once for all tests."""
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.fixture(scope="session")
 def short_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the quick start leaves in its shortest form; made once, by the command that users run."""
     from test_quickstart import quickstart

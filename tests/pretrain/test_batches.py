@@ -6,6 +6,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import attention
 import checkpointing
 import numpy as np
 import pytest
@@ -23,7 +24,15 @@ from training_log import TrainingLog
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
-BACKENDS = [("eager", False), ("sdpa", False), ("sdpa", True), ("flex_attention", False), ("flash_attention_2", False)]
+BACKENDS = [
+    ("sdpa_by_sample", False),
+    ("sdpa_by_sample", True),
+    ("eager", False),
+    ("sdpa", False),
+    ("sdpa", True),
+    ("flex_attention", False),
+    ("flash_attention_2", False),
+]
 
 
 def row_of(*lengths: int, source: int = 0) -> Row:
@@ -43,10 +52,12 @@ def test_a_packed_row_has_positions_from_0_and_no_label_at_a_sample_s_first_toke
     assert batch["labels"].tolist() == [[no, 5, 2, no, 2, no], [no, no, no, no, no, no]]
     assert batch["sources"].tolist() == [1, 0]
     assert "attention_mask" not in batch
-    told = Collator(block_size=6, pad_id=2, cumulative=True)(rows)
+    told = Collator(block_size=6, pad_id=2, backend="flash_attention_2")(rows)
     assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 5, 6, 7, 12]
     assert told["cu_seq_lens_q"].dtype == torch.int32
     assert told["max_length_q"] == told["max_length_k"] == 5
+    told = Collator(block_size=6, pad_id=2, backend="sdpa_by_sample")(rows)
+    assert told["sample_lengths"] == [[3, 2, 1], [1, 5]]
 
 
 def test_padding_is_masked_by_length_not_by_id() -> None:
@@ -91,11 +102,12 @@ def make_trainer(
     schedule = Schedule(streams.sizes, streams.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     state = checkpointing.RunState({}, {}, batch, args.seed, schedule.state(), 0, 0, 1)
+    attention.register()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=backend)
     return training.PretrainingTrainer(
         ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), None, state, 0,
         TrainingLog(tmp_path / "out/train_log.jsonl"), model=model, args=args,
-        data_collator=Collator(args.block_size, 2, packed, cumulative=backend.startswith("flash")),
+        data_collator=Collator(args.block_size, 2, packed, backend),
     )  # fmt: skip
 
 
@@ -124,6 +136,8 @@ def test_packed_logits_equal_those_of_each_sample_alone(
     )  # fmt: skip
     model: Any = trainer.model
     alone, caught = copy.deepcopy(model), []
+    if backend == attention.NAME:
+        alone.set_attn_implementation("sdpa")
     model.register_forward_hook(
         lambda model, arguments, inputs, output: caught.append((inputs, output.logits.detach().clone())),
         with_kwargs=True,

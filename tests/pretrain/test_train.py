@@ -58,8 +58,9 @@ class Launch:
         self.extensions = extensions
 
     def __call__(self, *options: object, ranks: int = 2, config: str = "zero3") -> "subprocess.Popen[str]":
+        self.port = free_port()
         command = [
-            Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", ranks, "--master_port", free_port(),
+            Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", ranks, "--master_port", self.port,
             "pretrain/train.py", "--deepspeed", f"pretrain/configs/{config}.json", *options,
         ]  # fmt: skip
         return subprocess.Popen(
@@ -73,13 +74,13 @@ class Launch:
         process = self(*options, **more)
         said, _ = process.communicate(timeout=600)
         assert process.returncode == status, said
+        assert not list(Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"))
         return said
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """DeepSpeed compiles an operation once for all runs."""
-    return Launch(tmp_path_factory.mktemp("extensions"))
+def launch(extensions: Path) -> Launch:
+    return Launch(extensions)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +97,11 @@ def undisturbed(
 
 SAVING = ("--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2)
 RESUME = ("--resume_from_checkpoint", "True")
+
+
+def train_here(*options: object) -> None:
+    """The same program in this process, which has loaded all that it needs."""
+    assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 
 def log_of(output: Path) -> list[dict[str, Any]]:
@@ -222,31 +228,36 @@ def test_twenty_kills_at_any_moment(
     assert_same_run(undisturbed, output)
 
 
-def test_another_run_is_not_resumed_unless_told_to(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
-    first = tmp_path / "first"
-    given = [*options(tiny_checkpoint, small_corpus, first, "--save_steps", 3, "--use_cpu", "True")]
-    run_script("pretrain/train.py", *given)
-    again = tmp_path / "again"
+def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    train_here(*options(tiny_checkpoint, small_corpus, first, "--save_steps", 3))
     again.mkdir()
     shutil.copytree(first / "checkpoint-3", again / "checkpoint-3")
-    given[given.index(first)] = again
-    refused = run_script("pretrain/train.py", *given, status=2)
-    assert "--resume_from_checkpoint True" in refused.stderr
+    given = options(tiny_checkpoint, small_corpus, again, "--save_steps", 3)
+    with pytest.raises(ValueError, match="--resume_from_checkpoint True"):
+        train_here(*given)
     for change, said in (
         (("--seed", 7), "--seed was 42 and is 7"),
         (("--gradient_accumulation_steps", 2), "a step had 4 rows and would have 8"),
         (("--block_size", 96), "block_size was 128 and is 96"),
         (("--eval_fraction", 0.2), "eval_fraction was 0.0 and is 0.2"),
     ):
-        refused = run_script("pretrain/train.py", *given, *RESUME, *change, status=2)
-        assert said in refused.stderr
-        assert "--accept_changes" in refused.stderr
-        assert refused.stderr.count("\n") == 1
-    run_script("pretrain/train.py", *given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes")
+        with pytest.raises(ValueError, match=f"{said}.*; go on all the same: --accept_changes"):
+            train_here(*given, *RESUME, *change)
+    train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes")
     rows = [entry["rows_small"] for entry in log_of(again) if "loss" in entry]
     assert rows == [4, 8, 12, 20, 28, 36]
+
+
+def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_here(*options(tiny_checkpoint, small_corpus, whole, "--save_steps", 3))
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+    train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
+    assert_same_run(whole, resumed)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_run(
@@ -298,7 +309,7 @@ def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
 
 
 def test_sources_come_in_their_shares_and_are_evaluated_apart(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, two_sources: Path
+    tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names, types and the older option; held-out loss by source, the same for every batch size."""
     held_out = []
@@ -306,18 +317,13 @@ def test_sources_come_in_their_shares_and_are_evaluated_apart(
         ("names", ["--source_weights", "zh=0.75,en=0.25", "--eval_fraction", 0.2], ["en", "zh"], [6, 18]),
         ("types", ["--global_batch_distributed", "[1,2]", "--per_device_eval_batch_size", 1], ["0", "1"], [8, 16]),
     ):
-        given = options(
-            tiny_checkpoint, two_sources, tmp_path / name, "--use_cpu", "True", "--save_strategy", "no", *more
-        )
-        done = run_script("pretrain/train.py", *given)
+        train_here(*options(tiny_checkpoint, two_sources, tmp_path / name, "--save_strategy", "no", *more))
         last = [entry for entry in log_of(tmp_path / name) if "loss" in entry][-1]
         assert [last[f"rows_{each}"] for each in names] == shares
-        if name == "types":
-            assert "read as proportions" in done.stderr
+    assert "read as proportions" in capsys.readouterr().err
     for rows in (1, 3):
         more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", rows, "--max_steps", 1]
-        given = options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", "--use_cpu", "True", *more)
-        run_script("pretrain/train.py", *given)
+        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", *more))
         held_out.append([entry for entry in log_of(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
@@ -383,9 +389,7 @@ def test_an_error_is_one_line_and_status_2(run_script: RunScript, tiny_checkpoin
     assert done.stderr == "error: unknown option --seeed; did you mean --seed?\n"
 
 
-def test_a_corpus_of_another_tokenizer_is_refused(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
+def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base)
     tokenizer = json.loads((base / "tokenizer.json").read_text())
@@ -393,13 +397,11 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     first, second = "<0x41>", "<0x42>"
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
-    done = run_script("pretrain/train.py", *options(base, small_corpus, tmp_path / "trained"), status=2)
-    assert "another tokenizer" in done.stderr
+    with pytest.raises(ValueError, match="another tokenizer"):
+        train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     from safetensors.torch import save_file
 
     base = tmp_path / "base"
@@ -407,5 +409,5 @@ def test_a_checkpoint_that_lacks_weights_is_refused(
     weights = load_file(base / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    done = run_script("pretrain/train.py", *options(base, small_corpus, tmp_path / "trained"), status=2)
-    assert "lacks 1 weights, model.layers.1.mlp.up_proj.weight" in done.stderr
+    with pytest.raises(ValueError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+        train_here(*options(base, small_corpus, tmp_path / "trained"))

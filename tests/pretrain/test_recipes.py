@@ -1,0 +1,282 @@
+"""pretrain/scripts/: each recipe trains, is stopped and goes on; what settings become; bad ones are one line."""
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import checkpointing
+import psutil
+import pytest
+from conftest import REPOSITORY
+
+RECIPES = REPOSITORY / "pretrain" / "scripts"
+Environment = dict[str, str]
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+class Run:
+    """A recipe that was started, with what it prints in a file."""
+
+    def __init__(self, recipe: Path, env: Environment, log: Path, *more: object) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                ["bash", str(recipe), *map(str, more)], cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def wait_for(self, text: str) -> None:
+        until = time.monotonic() + 240
+        while text not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()
+            time.sleep(0.05)
+
+    def ends(self, status: int) -> str:
+        """What it printed; fails where it does not end, or with another status."""
+        said = self.process.wait(240)
+        assert said == status, self.log.read_text()
+        return self.log.read_text()
+
+
+@contextmanager
+def running(*arguments: object, recipe: Path, env: Environment, log: Path) -> Iterator[Run]:
+    """A recipe, of which nothing is left afterwards."""
+    run = Run(recipe, env, log, *arguments)
+    try:
+        yield run
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for each in [*psutil.Process(run.process.pid).children(recursive=True), run.process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        run.process.wait()
+
+
+@pytest.fixture(scope="module")
+def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Environment:
+    """The environment of a run that is too long to end by itself; OUT is still to be named."""
+    return os.environ | {
+        "MODEL": str(tiny_checkpoint), "DATA": str(two_sources), "VENV": str(Path(sys.executable).parent.parent),
+        "TORCH_EXTENSIONS_DIR": str(extensions), "OMP_NUM_THREADS": "1",
+        "MICRO_BATCH": "4", "ACCUMULATION": "1", "BLOCK_SIZE": "128", "SOURCE_WEIGHTS": "zh=0.75,en=0.25",
+        "MAX_STEPS": "100000", "SAVE_STEPS": "100000", "LOG_STEPS": "1", "REPORT_TO": "none", "PRECISION": "fp32",
+        "MASTER_PORT": free_port(),
+    }  # fmt: skip
+
+
+def newest(output: Path) -> int:
+    """The step of the newest complete checkpoint."""
+    return max(checkpointing.step_of(path) for path in output.glob("checkpoint-*") if checkpointing.is_complete(path))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> Path:
+    """What train.sh on two ranks leaves after SIGTERM."""
+    output = tmp_path_factory.mktemp("one") / "trained"
+    env = settings | {"OUT": str(output), "RANKS": "2"}
+    with running(recipe=RECIPES / "train.sh", env=env, log=output.parent / "log") as run:
+        run.wait_for("\nstep 2/")
+        run.process.terminate()
+        said = run.ends(143)
+    assert "8 rows a step on 2 ranks (cpu), 100000 steps\n" in said
+    assert "stopped by SIGTERM after step" in said
+    return output
+
+
+def test_one_machine(stopped: Path) -> None:
+    """SIGTERM to the recipe reaches the ranks; they save, and nothing of the run is left behind."""
+    assert newest(stopped) >= 2
+    assert not (stopped / "config.json").exists()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            assert str(stopped) not in process.cmdline()
+
+
+def test_two_nodes_without_ssh(tmp_path: Path, settings: Environment, stopped: Path) -> None:
+    """Two nodes of one rank go on from one machine's checkpoint; a signal on either stops both."""
+    output = Path(shutil.copytree(stopped, tmp_path / "trained"))
+    (tmp_path / "hosts").write_text("# in the order of the ranks\nlocalhost slots=1\n\n127.0.0.1 slots=1\n")
+    env = settings | {"OUT": str(output), "HOSTFILE": str(tmp_path / "hosts"), "MASTER_ADDR": "127.0.0.1"}
+    recipe = RECIPES / "train_multinode.sh"
+    with (
+        running(recipe=recipe, env=env | {"NODE_RANK": "0"}, log=tmp_path / "0") as first,
+        running(recipe=recipe, env=env | {"NODE_RANK": "1"}, log=tmp_path / "1") as second,
+    ):
+        first.wait_for(f"\nstep {newest(stopped) + 2}/")
+        second.process.terminate()
+        said, others = first.ends(143), second.ends(143)
+    assert f"8 rows a step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in said
+    assert "node_rank=1" in others
+    assert newest(output) >= newest(stopped) + 2
+
+
+SRUN = r"""#!/bin/bash
+# In place of Slurm's srun: every task is a process of this machine, as if each had a node of its own.
+while [[ $1 == --* ]]; do shift; done
+for task in $(seq 0 $((SLURM_NTASKS - 1))); do
+    SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
+    tasks+=($!)
+done
+echo "${tasks[@]}" > "$JOB/tasks"
+status=0
+for task in "${tasks[@]}"; do
+    wait "$task" || { failed=$?; [ "$failed" -lt "$status" ] || status=$failed; }
+done
+exit "$status"
+"""
+SCONTROL = r"""#!/bin/bash
+# In place of Slurm's scontrol: the first node is this machine; what is to be requeued is noted.
+case "$1" in
+    show) echo 127.0.0.1 && echo node2 ;;
+    requeue) echo "$2" >> "$JOB/requeued" ;;
+esac
+"""
+
+
+def programs(folder: Path, **texts: str) -> Path:
+    """A folder with these programs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(text)
+        path.chmod(stat.S_IRWXU)
+    return folder
+
+
+def test_slurm(tmp_path: Path, settings: Environment, stopped: Path) -> None:
+    """SIGTERM to the tasks, as before the time is up: they save and the job is requeued; then it goes on to its end."""
+    output, work = (
+        Path(shutil.copytree(stopped, tmp_path / "trained")),
+        programs(tmp_path, srun=SRUN, scontrol=SCONTROL),
+    )
+    recipe = Path(shutil.copy(RECIPES / "train.slurm", tmp_path / "slurm_script"))  # as Slurm does
+    env = settings | {
+        "OUT": str(output), "JOB": str(work), "PATH": f"{work}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+    }  # fmt: skip
+    with running(recipe=recipe, env=env, log=tmp_path / "first") as run:
+        run.wait_for(f"\nstep {newest(stopped) + 2}/")
+        for task in (work / "tasks").read_text().split():
+            psutil.Process(int(task)).terminate()
+        said = run.ends(143)
+    assert "the job queues itself again" in said
+    assert (work / "requeued").read_text() == "7\n"
+    begun = newest(output)
+    assert begun >= newest(stopped) + 2
+    with running("--max_steps", begun + 2, recipe=recipe, env=env, log=tmp_path / "second") as run:
+        said = run.ends(0)
+    assert f"{begun + 2} steps from {output}/checkpoint-{begun}\n" in said
+    assert (output / "config.json").is_file()
+    assert (work / "requeued").read_text() == "7\n"
+
+
+# --- what settings become ---------------------------------------------------------------------------------------------
+
+SHOW = '#!/bin/bash\nprintf "%s\\n" "$@"\n[ -z "${DS_ENV_FILE:-}" ] || cat "$DS_ENV_FILE"\n'
+EIGHT_GPUS = '#!/bin/bash\nfor gpu in 0 1 2 3 4 5 6 7; do echo "GPU $gpu: a GPU"; done\n'
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Environment:
+    """An environment in which `deepspeed` prints what it is told, on a machine of eight GPUs that can reach others."""
+    for name in ("base/config.json", "corpus.json", "home/.deepspeed_env"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("NCCL_IB_HCA=mlx5\n" if name.startswith("home") else "{}")
+    (tmp_path / "hosts").write_text("node1 slots=8\nnode2 slots=8\nnode3 slots=8")
+    (tmp_path / "one").write_text("node1 slots=8\n")
+    (tmp_path / "bad").write_text("node1 slots=8\nnode2\n")
+    bare = "#!/bin/bash\n"
+    bin = programs(tmp_path / "bin", deepspeed=SHOW, nvidia_smi=EIGHT_GPUS, ssh=bare, pdsh=bare)
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA", "DS_", "SLURM"))}
+    return keep | {
+        "VENV": str(tmp_path), "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(tmp_path / "home"),
+        "MODEL": str(tmp_path / "base"), "DATA": str(tmp_path / "corpus"), "OUT": str(tmp_path / "out"),
+        "HOSTFILE": str(tmp_path / "hosts"), "MASTER_PORT": "29500",
+    }  # fmt: skip
+
+
+def run_recipe(name: str, env: Environment, *more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["bash", str(RECIPES / name), *more], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_defaults_are_those_of_the_machine(shown: Environment) -> None:
+    said = run_recipe("train.sh", shown, "--seed", "7").stdout.split()
+    assert said[:3] == ["--master_port", "29500", "pretrain/train.py"]  # so all GPUs
+    assert said[-2:] == ["--seed", "7"]
+    pairs = " ".join(said)
+    for pair in ("--bf16 True", "--gradient_checkpointing True", "--deepspeed pretrain/configs/zero3.json"):
+        assert pair in pairs
+    assert not {"--max_steps", "--block_size", "--resume_from_checkpoint"} & set(said)
+    Path(shown["OUT"], "checkpoint-5").mkdir(parents=True)
+    Path(shown["OUT"], "checkpoint-5", "complete.json").touch()
+    given = {"PRECISION": "fp16", "RANKS": "4", "MAX_STEPS": "9", "BLOCK_SIZE": "64", "WARMUP": "3", "EPOCHS": "2"}
+    pairs = " ".join(run_recipe("train.sh", shown | given).stdout.split())
+    for pair in (
+        "--num_gpus 4", "--fp16 True", "--deepspeed pretrain/configs/zero3-fp16.json", "--max_steps 9",
+        "--block_size 64", "--warmup_steps 3", "--num_train_epochs 2", "--resume_from_checkpoint True",
+    ):  # fmt: skip
+        assert pair in pairs
+
+
+def test_what_goes_to_other_nodes(shown: Environment) -> None:
+    """By ssh, what DeepSpeed does not send by itself; nothing that is nobody's business."""
+    given = {"GLOO_SOCKET_IFNAME": "ib0", "SSH_PORT": "2222", "HF_TOKEN": "secret", "MASTER_ADDR": "10.0.0.1"}
+    said = run_recipe("train_multinode.sh", shown | given).stdout.splitlines()
+    start = [
+        "--hostfile",
+        shown["HOSTFILE"],
+        "--master_port",
+        "29500",
+        "--master_addr",
+        "10.0.0.1",
+        "--ssh_port",
+        "2222",
+    ]
+    assert said[: len(start) + 1] == [*start, "pretrain/train.py"]
+    assert {"GLOO_SOCKET_IFNAME=ib0", "NCCL_IB_HCA=mlx5"} < set(said)
+    assert any(line.startswith("PATH=") for line in said)
+    assert "secret" not in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "said"),
+    [
+        ("train.sh", {"PRECISION": "int8"}, "PRECISION=int8 is not bf16, fp16 or fp32"),
+        ("train.sh", {"MICRO_BATCH": "many"}, "MICRO_BATCH=many is not a whole number"),
+        ("train.sh", {"MODEL": "nowhere"}, "MODEL=nowhere is no checkpoint folder"),
+        ("train.sh", {"DATA": "nowhere"}, "DATA=nowhere is no prefix of a corpus"),
+        ("train.sh", {"CONFIG": "nowhere.json"}, "CONFIG=nowhere.json does not exist"),
+        ("train.sh", {"OUT": "{base}"}, "holds a finished model"),
+        ("train.sh", {"RANKS": "2", "CUDA_VISIBLE_DEVICES": "4,5"}, "both say which GPUs"),
+        ("train_multinode.sh", {"HOSTFILE": "nowhere"}, "HOSTFILE=nowhere does not exist"),
+        ("train_multinode.sh", {"HOSTFILE": "{one}"}, "fewer than two nodes"),
+        ("train_multinode.sh", {"HOSTFILE": "{bad}"}, "'node2 ' is not of the form: node1 slots=8"),
+        ("train_multinode.sh", {"NODE_RANK": "3"}, "NODE_RANK=3 is not from 0 to 2"),
+        ("train_multinode.sh", {"NODE_RANK": "0"}, "MASTER_ADDR, an address of the first node"),
+        ("train_multinode.sh", {"BASH_ENV": "{no_ssh}"}, "ssh to node1 fails"),
+        ("train.slurm", {}, "submit it from the repository's top: sbatch pretrain/scripts/train.slurm"),
+    ],
+)
+def test_bad_settings_are_one_line_and_status_2(
+    tmp_path: Path, shown: Environment, recipe: str, change: Environment, said: str
+) -> None:
+    (tmp_path / "no_ssh").write_text("ssh() { return 255; }\n")
+    names = {name: str(tmp_path / name) for name in ("base", "one", "bad", "no_ssh")}
+    done = run_recipe(recipe, shown | {name: value.format(**names) for name, value in change.items()})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert not done.stdout
