@@ -81,6 +81,8 @@ SETTINGS = {
     "sdpa-16-recomputed": Setting(16, options=RECOMPUTED),
     "sdpa-8-compiled": Setting(8, options=COMPILED),
     "flex-8": Setting(8, "flex_attention"),
+    "by-sample-8": Setting(8, "sdpa_by_sample"),
+    "by-sample-liger-16": Setting(16, "sdpa_by_sample", LIGER),
     "flash-8": Setting(8, FLASH),
     "flash-16": Setting(16, FLASH),
     "liger-8": Setting(8, options=LIGER),

@@ -59,12 +59,16 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> No
     from matplotlib import pyplot
 
     names = sorted({name for entry in history for name in entry if name.startswith(("loss", "eval_loss"))})
+    sources = sorted({name.removeprefix("eval_") for name in names})
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 1))
     for name in names:
         steps, values = _series(history, name)
         label = name.replace("eval_loss", "held out").replace("loss", "training").replace("_", " ", 1).replace("_", " ")
         held = name.startswith("eval")
-        above.plot(steps, values, "--" if held else "-", marker="." if held else None, label=label, linewidth=1)
+        color = f"C{sources.index(name.removeprefix('eval_'))}"
+        above.plot(
+            steps, values, "--" if held else "-", color=color, marker="." if held else "", label=label, linewidth=1
+        )
     above.set(ylabel="loss per token", title=title)
     if names:
         above.legend(fontsize=8)
