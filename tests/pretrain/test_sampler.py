@@ -72,14 +72,16 @@ def test_a_source_begins_again_in_another_order() -> None:
     assert places[:50].tolist() != places[50:].tolist()
 
 
-def test_the_order_does_not_depend_on_the_ranks() -> None:
-    """Each step of 48 rows has the same rows in the same order on 1, 2 and 24 ranks."""
+@given(st.integers(0, 10**9), st.integers(1, 4), st.sampled_from([48, 8, 2, 1]))
+@settings(max_examples=60, deadline=None)
+def test_the_order_does_not_depend_on_the_ranks(first: int, steps: int, micro: int) -> None:
+    """Steps of 48 rows have the same rows in the same order on 1, 2 and 24 ranks, however they accumulate."""
     orders = []
-    for ranks, rows in ((1, 48), (1, 8), (2, 4), (24, 1), (24, 2)):
+    for ranks, rows in ((1, micro), (2, min(micro, 24)), (24, 2), (24, 1)):
         per_step = 48 // (ranks * rows)
-        shares = [list(RankBatches(96, 3 * per_step, rows, rank, ranks)) for rank in range(ranks)]
+        shares = [list(RankBatches(first, steps * per_step, rows, rank, ranks)) for rank in range(ranks)]
         orders.append([row for together in zip(*shares, strict=True) for batch in together for row in batch])
-    assert all(order == list(range(96, 96 + 144)) for order in orders)
+    assert all(order == list(range(first, first + 48 * steps)) for order in orders)
 
 
 def test_a_jump_is_the_same_as_walking_there() -> None:

@@ -250,13 +250,18 @@ def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoi
 
 
 def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What a killed run left half-written is removed, with a notice."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_here(*options(tiny_checkpoint, small_corpus, whole, "--save_steps", 3))
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+    shutil.copytree(whole / "checkpoint-6", resumed / "checkpoint-5")
+    (resumed / "checkpoint-5" / "optimizer.pt").unlink()
     train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
+    assert f"notice: {resumed}/checkpoint-5 was not written to its end; removed\n" in capsys.readouterr().err
+    assert not (resumed / "checkpoint-5").exists()
     assert_same_run(whole, resumed)
 
 
@@ -265,6 +270,21 @@ def test_another_number_of_ranks_goes_on_with_the_same_run(
 ) -> None:
     """One rank takes the steps that two began: weights within rounding, and the same rows in the same order."""
     go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero3", "zero2", "zero1"])
+def test_bf16_is_resumed_to_the_bit(
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, config: str
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    given = [*options(tiny_checkpoint, small_corpus, whole, *SAVING, "--bf16", "True")]
+    launch.to_the_end(*given, config=config)
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
+    given[given.index(whole)] = resumed
+    launch.to_the_end(*given, *RESUME, config=config)
+    assert_same_run(whole, resumed)
 
 
 @pytest.mark.slow
