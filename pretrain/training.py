@@ -15,7 +15,7 @@ from typing import Any
 import checkpointing
 import numpy as np
 import torch
-from batches import Collator, HeldOutRows, RankBatches, Row, ScheduledRows
+from batches import IGNORED, Collator, HeldOutRows, RankBatches, Row, ScheduledRows
 from checkpointing import RunState, wait_for_ranks
 from pretraining_arguments import PretrainingArguments
 from sampler import Schedule
@@ -32,8 +32,8 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     logits: (rows, tokens, vocabulary). labels: (rows, tokens) int64.
     """
-    wanted = pad(labels, (0, 1), value=-100)[:, 1:]
-    losses = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="none")
+    wanted = pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    losses = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(labels)
 
 
@@ -79,7 +79,7 @@ class Tally:
 
     def add(self, losses: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, weight: float = 1.0) -> None:
         """losses, labels: (rows, tokens); sources: (rows,)."""
-        counts = (labels[:, 1:] != -100).sum(1)
+        counts = (labels[:, 1:] != IGNORED).sum(1)
         values = torch.stack([losses.detach().sum(1).double(), counts.double()]) * weight
         self.sums.index_add_(1, sources, values)
 
@@ -234,11 +234,9 @@ class PretrainingTrainer(Trainer):
 
         A checkpoint is kept of weights that are numbers only: one step may spoil them before a loss shows it.
         """
-        if self.control.should_save:
-            model: Any = self.model
-            self._bad |= ~are_numbers(model)
         flags = torch.stack([torch.tensor(self.stop.came, device=self._bad.device), self._bad]).int()
         stop, bad = (count > 0 for count in summed(flags).tolist())
+        bad = bad or ((stop or self.control.should_save) and self.has_bad_weights())
         self._bad.zero_()
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         if bad:
@@ -250,6 +248,11 @@ class PretrainingTrainer(Trainer):
                 )
         elif stop:
             self.stopped = self.control.should_training_stop = self.control.should_save = True
+
+    def has_bad_weights(self) -> bool:
+        """Whether a weight is no number, on any rank; all of them call it."""
+        model: Any = self.model
+        return bool(summed((~are_numbers(model)).int().to(self._bad.device)) > 0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's entry with what only this run knows: sources, speed, data, time left."""
@@ -350,6 +353,15 @@ class PretrainingTrainer(Trainer):
         wait_for_ranks()
 
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
-        """Train, from a checkpoint or from the start; SIGTERM ends it after the step, with a checkpoint."""
+        """Train, from a checkpoint or from the start; SIGTERM ends it after the step, with a checkpoint.
+
+        Raises ValueError where the loss stays no number, or the weights end as none.
+        """
         with self.stop:
-            return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.has_bad_weights():
+            raise ValueError(
+                f"weights are no numbers after step {self.state.global_step}; "
+                "go on from the last checkpoint with a lower --learning_rate: --resume_from_checkpoint True"
+            )
+        return result

@@ -362,6 +362,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stay
     assert all(checkpointing.is_complete(path) for path in good)
     for path in good:
         assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+    ends = options(tiny_checkpoint, small_corpus, tmp_path / "ends", "--warmup_steps", 2, "--max_steps", 3)
+    ends[ends.index("1e-2")] = "1e37"
+    with pytest.raises(ValueError, match="weights are no numbers after step 3"):
+        train_here(*ends, "--max_grad_norm", 0)
+    assert not (tmp_path / "ends" / "config.json").exists()
 
 
 def test_published_spellings_are_translated_with_a_notice() -> None:
