@@ -6,9 +6,7 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,19 +14,13 @@ from typing import Any
 
 import checkpointing
 import pretraining_arguments
-import psutil
 import pytest
 import torch
 import train
-from conftest import REPOSITORY, RunScript, small_texts
+from conftest import RunScript, small_texts
+from launches import Launch, ranks_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -49,33 +41,6 @@ def options(base: Path, corpus: Path, output: Path, *more: object) -> list[objec
         "--per_device_train_batch_size", 4, "--learning_rate", "1e-2", "--logging_steps", 1, "--report_to", "none",
         "--block_size", 128, *more,
     ]  # fmt: skip
-
-
-class Launch:
-    """train.py under DeepSpeed's launcher, as users type it, in a process group of its own."""
-
-    def __init__(self, extensions: Path) -> None:
-        self.extensions = extensions
-
-    def __call__(self, *options: object, ranks: int = 2, config: str = "zero3") -> "subprocess.Popen[str]":
-        self.port = free_port()
-        command = [
-            Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", ranks, "--master_port", self.port,
-            "pretrain/train.py", "--deepspeed", f"pretrain/configs/{config}.json", *options,
-        ]  # fmt: skip
-        return subprocess.Popen(
-            list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.extensions),
-                              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"},
-        )  # fmt: skip
-
-    def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
-        process = self(*options, **more)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == status, said
-        assert not list(Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"))
-        return said
 
 
 @pytest.fixture(scope="session")
@@ -190,12 +155,6 @@ def test_killed_twice_stopped_once_and_still_the_same_run(
     assert not (output / "config.json").exists()
     launch.to_the_end(*given, *RESUME)
     assert_same_run(undisturbed, output)
-
-
-def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes of the ranks under DeepSpeed's launcher."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [each.pid for each in found if any(word.endswith("pretrain/train.py") for word in each.cmdline()[:4])]
 
 
 @pytest.mark.slow

@@ -1,0 +1,50 @@
+"""train.py as users start it on several ranks, for the tests of pretraining."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+from conftest import REPOSITORY
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Launch:
+    """train.py under DeepSpeed's launcher, as users type it, in a process group of its own."""
+
+    def __init__(self, extensions: Path) -> None:
+        self.extensions = extensions
+
+    def __call__(self, *options: object, ranks: int = 2, config: str = "zero3") -> "subprocess.Popen[str]":
+        self.port = free_port()
+        command = [
+            Path(sys.executable).parent / "deepspeed", "-q", "--num_gpus", ranks, "--master_port", self.port,
+            "pretrain/train.py", "--deepspeed", f"pretrain/configs/{config}.json", *options,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.extensions),
+                              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"},
+        )  # fmt: skip
+
+    def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
+        process = self(*options, **more)
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == status, said
+        assert not list(Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"))
+        return said
+
+
+def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes of the ranks under DeepSpeed's launcher."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [each.pid for each in found if any(word.endswith("pretrain/train.py") for word in each.cmdline()[:4])]
