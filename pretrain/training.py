@@ -186,6 +186,12 @@ class PretrainingTrainer(Trainer):
         self._waited += time.perf_counter() - begun
         return batches
 
+    def _init_training_state(self, max_steps: int, *arguments: Any, **more: Any) -> Any:
+        """Trainer's, but on a resume, too, it is the command line that says how often to log, evaluate and save."""
+        result = super()._init_training_state(max_steps, *arguments, **more)
+        self.state.compute_steps(self.args, max_steps)
+        return result
+
     def _prepare_for_training(self, *arguments: Any, **more: Any) -> Any:
         prepared = super()._prepare_for_training(*arguments, **more)
         collator: Any = self.data_collator

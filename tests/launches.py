@@ -1,20 +1,13 @@
 """train.py as users start it on several ranks, for the tests of pretraining."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import REPOSITORY
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from conftest import REPOSITORY, free_port
 
 
 class Launch:

@@ -2,18 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, RunScript
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from conftest import REPOSITORY, RunScript, free_port
 
 
 def quickstart(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":

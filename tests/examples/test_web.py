@@ -15,7 +15,7 @@ import generation
 import loading
 import pytest
 import web
-from conftest import RunScript
+from conftest import RunScript, free_port
 from generation import Decoding
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -23,12 +23,6 @@ SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import free_port
 
 START_SECONDS = 570  # about 25 s on two idle cores; test machines are seldom idle
 STOP_SECONDS = 15
@@ -74,21 +74,7 @@ StartServer = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """A port of 127.0.0.1 at which nothing listens."""
-
-    def choose() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return choose
-
-
-@pytest.fixture(scope="session")
-def start_server(
-    tmp_path_factory: pytest.TempPathFactory, repository: Path, free_port: Callable[[], int]
-) -> Iterator[StartServer]:
+def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[StartServer]:
     """start_server(folder, option, …): a server that answers /health; all are ended with the session."""
     started: list[Server] = []
 

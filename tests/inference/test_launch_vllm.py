@@ -8,12 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunScript
+from conftest import RunScript, free_port
 from launch_checks import check_model, check_port
 from launch_presets import PLUGIN, allow_plugin, bind_cores, check_heads, kv_cache_gib, preset_for_cpu, translate
 
@@ -184,9 +183,7 @@ except ValueError as error:
 """
 
 
-def test_vllms_options_work_and_wrong_ones_are_told(
-    repository: Path, tiny_checkpoint: Path, free_port: Callable[[], int], tmp_path: Path
-) -> None:
+def test_vllms_options_work_and_wrong_ones_are_told(repository: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Several command lines in one process, since importing vLLM takes seconds; none comes as far as the engine."""
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
     config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -14,18 +13,12 @@ from pathlib import Path
 import checkpointing
 import psutil
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, free_port
 
 RECIPES = REPOSITORY / "pretrain" / "scripts"
 Environment = dict[str, str]
 
 # --- real runs --------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 class Run:
@@ -73,7 +66,7 @@ def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Envi
         "TORCH_EXTENSIONS_DIR": str(extensions), "OMP_NUM_THREADS": "1",
         "MICRO_BATCH": "4", "ACCUMULATION": "1", "BLOCK_SIZE": "128", "SOURCE_WEIGHTS": "zh=0.75,en=0.25",
         "MAX_STEPS": "100000", "SAVE_STEPS": "100000", "LOG_STEPS": "1", "REPORT_TO": "none", "PRECISION": "fp32",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": str(free_port()),
     }  # fmt: skip
 
 
