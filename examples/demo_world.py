@@ -4,8 +4,10 @@
     python examples/demo_world.py --output_dir W --people 8000 --documents 40000 --data_path my_texts.jsonl
 
 Writes the prose en.jsonl and zh.jsonl, real text in real.jsonl (data_path, else the Python library's sources), the
-instruction rows train.jsonl and heldout.jsonl with their wording in extraction.json, the facts in graph.json, and with
---template_path some training rows as that prompt template renders them (prompts.jsonl, text for the tokenizer).
+instruction rows train.jsonl and heldout.jsonl with their wording in extraction.json, what their texts say as
+annotations for finetune/ie_build.py (train_annotated.jsonl and heldout_annotated.jsonl, line for line, and types.json),
+the facts in graph.json, and with --template_path some training rows as that prompt template renders them
+(prompts.jsonl, text for the tokenizer).
 Every name is put together from a first and a second part. The held-out rows speak of a second graph whose names occur
 nowhere else, so a model can give them back only by reading; that is why the documents restate their facts, as lines or
 as JSON: what there is to be learnt is copying.
@@ -16,9 +18,10 @@ import random
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import fire
 from demo_names import Names, split_names
@@ -207,15 +210,21 @@ TYPE_NAMES = {
 }
 
 
-def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
-    """Type name -> names in the order of their first mention in the facts."""
-    found: dict[str, list[str]] = {}
+def mentions(facts: list[Fact], language: str) -> list[tuple[str, str]]:
+    """The different (type name, name) in the order of their first mention in the facts."""
+    found: dict[tuple[str, str], None] = {}
     for fact in facts:
         relation = RELATIONS[fact.relation]
         for kind, name in ((relation.subject, fact.subject), (relation.object, fact.object)):
-            listed = found.setdefault(TYPE_NAMES[language][kind], [])
-            if name not in listed:
-                listed.append(name)
+            found.setdefault((TYPE_NAMES[language][kind], name))
+    return list(found)
+
+
+def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
+    """Type name -> names in the order of their first mention in the facts."""
+    found: dict[str, list[str]] = {}
+    for kind, name in mentions(facts, language):
+        found.setdefault(kind, []).append(name)
     return found
 
 
@@ -225,6 +234,26 @@ def relations_of(facts: list[Fact], language: str) -> dict[str, list[dict[str, s
         pair = {"subject": fact.subject, "object": fact.object}
         found.setdefault(RELATIONS[fact.relation].label[language], []).append(pair)
     return found
+
+
+def annotation(facts: list[Fact], language: str, text: str) -> dict[str, Any]:
+    """What `text` says of the facts, with the keys of CrossNER's annotations and a list of relations."""
+    return {
+        "sentence": text,
+        "entity_list": [{"name": name, "type": kind} for kind, name in mentions(facts, language)],
+        "relation_list": [
+            {"subject": fact.subject, "relation": RELATIONS[fact.relation].label[language], "object": fact.object}
+            for fact in facts
+        ],
+    }
+
+
+def type_lists() -> dict[str, dict[str, list[str]]]:
+    """All types that annotations may have: {"entity": {language: names}, "relation": {language: names}}."""
+    return {
+        "entity": {language: list(TYPE_NAMES[language].values()) for language in LANGUAGES},
+        "relation": {language: [known.label[language] for known in RELATIONS.values()] for language in LANGUAGES},
+    }
 
 
 def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
@@ -237,17 +266,20 @@ def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
         yield template.render(messages=[question, answer], bos_token="", eos_token="")
 
 
-def instruction_rows(graph: Graph, count: int, draw: random.Random) -> Iterator[dict[str, str]]:
-    """Rows {"instruction", "input", "output"}: a text of one or two facts, and what it says as JSON."""
+def instruction_rows(graph: Graph, count: int, draw: random.Random) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """Rows {"instruction", "input", "output"}: a text of one or two facts, and what it says as JSON; and the text's
+    annotation beside each."""
     for _ in range(count):
         facts = walk(graph, draw.choice((1, 1, 2)), draw)
         task = draw.choice(("ner", "re", "re"))
         answer = (entities_of if task == "ner" else relations_of)(facts, graph.language)
-        yield {
+        text = prose(facts, graph.language, draw)
+        row = {
             "instruction": WORDING[task][graph.language],
-            "input": prose(facts, graph.language, draw),
+            "input": text,
             "output": json.dumps(answer, ensure_ascii=False),
         }
+        yield row, annotation(facts, graph.language, text)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -257,7 +289,7 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_jsonl(path: Path, rows: Iterator[dict[str, str]]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -302,15 +334,18 @@ def main(
     real = real_documents(data_path, text_key, int(real_megabytes * 1e6))
     counts["real"] = write_jsonl(scratch / "real.jsonl", ({"text": text} for text in real))
     for name, graphs, total in (("train", seen, rows), ("heldout", held_out, heldout_rows)):
-        drawn = [row for graph in graphs.values() for row in instruction_rows(graph, total // 2, draw)]
+        drawn = [pair for graph in graphs.values() for pair in instruction_rows(graph, total // 2, draw)]
         draw.shuffle(drawn)
-        counts[name] = write_jsonl(scratch / f"{name}.jsonl", iter(drawn))
+        counts[name] = write_jsonl(scratch / f"{name}.jsonl", (row for row, _ in drawn))
+        write_jsonl(scratch / f"{name}_annotated.jsonl", (annotated for _, annotated in drawn))
         if name == "train" and template_path:
-            write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in rendered(drawn[:4000], template_path)))
+            first = [row for row, _ in drawn[:4000]]
+            write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in rendered(first, template_path)))
     tasks = {
         task: {language: {"instruction": said[language]} for language in LANGUAGES} for task, said in WORDING.items()
     }
     write_json(scratch / "extraction.json", {"tasks": tasks})
+    write_json(scratch / "types.json", type_lists())
     write_json(
         scratch / "graph.json",
         {

@@ -10,25 +10,13 @@ a base model without one is asked with the bare instruction.
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fire
-from instructions import Encoder, Message, Row, load_template, messages_of, read_rows
-
-
-def question(row: Row) -> list[Message]:
-    """The conversation up to the last answer, which is what the model is to give."""
-    messages = messages_of(row)
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    return messages[: answers[-1]] if answers else messages
-
-
-def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length together, the longest first: what does not fit in memory fails at once."""
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    yield from (order[start : start + size] for start in range(0, len(order), size))
+from answering import answer
+from instructions import Encoder, load_template
+from row_files import question_of, read_rows
 
 
 def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:
@@ -75,52 +63,6 @@ def with_adapter(model: Any, lora_weights: str) -> Any:
             f"{min(different)} for one; give the --base_model that it was tuned from"
         )
     return adapted.merge_and_unload()
-
-
-def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, max_new_tokens: int) -> list[str]:
-    """The greedy continuation of each prompt (token ids) as text, up to EOS.
-
-    Prompts are padded on the left and the padding is masked by length, so that the pad id may be any id.
-    """
-    import torch
-    from tqdm import tqdm
-    from transformers import GenerationConfig
-
-    ends = {tokenizer.eos_token_id, *as_list(model.generation_config.eos_token_id)} - {None}
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=min(ends),
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    texts = [""] * len(prompts)
-    bar = tqdm(total=len(prompts), desc="answering", unit="row", disable=None)
-    for members in batches(prompts, batch_size):
-        width = max(len(prompts[index]) for index in members)
-        input_ids = torch.full((len(members), width), min(ends))  # (rows, tokens)
-        attention_mask = torch.zeros_like(input_ids)
-        for place, index in enumerate(members):
-            length = len(prompts[index])
-            input_ids[place, width - length :] = torch.tensor(prompts[index])
-            attention_mask[place, width - length :] = 1
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=settings,
-            )
-        for index, ids in zip(members, output[:, width:].tolist(), strict=True):
-            end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-            texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        bar.update(len(members))
-    bar.close()
-    return texts
-
-
-def as_list(value: Any) -> list[Any]:
-    """A configuration's one-or-many value as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def main(
@@ -170,7 +112,7 @@ def main(
     model, tokenizer = load(str(base), str(lora_weights), dtype)
     if template:
         tokenizer.chat_template = template
-    prompts = Encoder(tokenizer).prompts([question(row) for row in rows])
+    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
     answers = answer(model, tokenizer, prompts, int(batch_size), int(max_new_tokens))
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:

@@ -1,7 +1,7 @@
-"""Instruction rows to token ids and supervised spans: reading JSON and JSONL, the prompt's ids, truncation.
+"""Conversations to token ids and supervised spans: templates, the prompt's ids, truncation.
 
-Not a script: finetune.py and ie_run.py are made of it. A row is {"instruction", "input", "output"} or {"messages"}; the
-tokenizer's chat template turns it into text. Three properties hold by construction, for every tokenizer:
+Not a script: finetune.py and ie_run.py are made of it. The tokenizer's chat template turns a conversation into text.
+Three properties hold by construction, for every tokenizer:
 
 - the prompt's ids are the ids a server sends for the same instruction, and the answer's ids are appended to them (a
   joint encoding may merge across the border and train on a prompt that is never asked);
@@ -12,17 +12,28 @@ tokenizer's chat template turns it into text. Three properties hold by construct
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import string
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CHUNK = 1000  # rows encoded per call of the tokenizer, which spreads a call over the cores
-TEMPLATES = Path(__file__).parent / "templates"
+from row_files import Message
 
-Message = dict[str, str]
-Row = dict[str, Any]
+TEMPLATES = Path(__file__).parent / "templates"
+MARKER = re.compile(r"<\|[a-z_]+\|>")  # what templates write a control token of their own as
+# The published alpaca formats as a template: a layout with input, one without, and what comes after.
+LAYOUTS = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role == "assistant" -%}
+{{ message.content + eos_token }}
+{%- elif message.role != "user" -%}
+{{ raise_exception("this template knows the roles user and assistant, not " + message.role) }}
+{%- elif message.input -%}
+{{ WITH_INPUT }}
+{%- else -%}
+{{ WITHOUT_INPUT }}
+{%- endif -%}
+{%- endfor -%}
+"""
 
 
 class Turn(NamedTuple):
@@ -39,94 +50,50 @@ class Example(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-@dataclass
-class Report:
-    """What became of the rows, for the lines printed before training."""
-
-    kept: int = 0
-    truncated: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    supervised: int = 0
-    longest: int = 0
-
-
-def read_rows(path: str | Path, answers: bool = True) -> list[Row]:
-    """The rows of a JSON list or a JSONL file, checked; `answers`: every row must have one, too.
-
-    Raises FileNotFoundError or ValueError that names the file and the line (for a JSON list: the row).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a .json or .jsonl file of instruction rows")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-    rows = []
-    for place, row in _parse(path, text):
-        complaint = complain(row, answers)
-        if complaint:
-            raise ValueError(f"{place}: {complaint}; a row is " + '{"instruction", "input", "output"} or {"messages"}')
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} holds no rows; it must be a JSON list or one JSON object a line")
-    return rows
-
-
-def _parse(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(json.loads(text), 1))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno} is not JSON ({error.msg}); repair the list there") from None
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON ({error.msg}); one object a line is expected") from None
-
-
-def complain(row: Any, answers: bool) -> str:
-    """What is wrong with a row, or nothing."""
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    if "messages" in row:
-        turns = row["messages"]
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            return "messages is not a list of objects"
-        if not all(isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")):
-            return "a message lacks a textual role or content"
-        if not turns or turns[0]["role"] == "assistant":
-            return "messages does not begin with a question"
-        return "no message has the role assistant" if answers and not _answers(turns) else ""
-    for key in ("instruction", "output") if answers else ("instruction",):
-        if not isinstance(row.get(key), str):
-            return f"no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'})"
-    return "" if isinstance(row.get("input") or "", str) else "input is not text"
-
-
-def messages_of(row: Row) -> list[Message]:
-    """The conversation that a row stands for; the template chooses its layout with or without input."""
-    if "messages" in row:
-        return row["messages"]
-    question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
-    return [question, {"role": "assistant", "content": row.get("output") or ""}]
-
-
 def _answers(messages: list[Message]) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def load_template(name: str) -> str:
-    """The text of a chat template: a name in finetune/templates, or a path; ValueError names those that exist."""
+    """The text of a chat template: a name in finetune/templates, or the path of a .jinja or an alpaca .json file.
+
+    Raises ValueError that names those that exist.
+    """
     known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
     path = TEMPLATES / f"{name}.jinja" if name in known else Path(name)
     if not path.is_file():
-        raise ValueError(f"there is no template {name!r}; take one of {', '.join(known)}, or the path of a .jinja file")
-    return path.read_text(encoding="utf-8")
+        raise ValueError(
+            f"there is no template {name!r}; take one of {', '.join(known)}, or the path of a .jinja or alpaca .json"
+        )
+    text = path.read_text(encoding="utf-8")
+    return from_alpaca(text, path) if path.suffix == ".json" else text
+
+
+def from_alpaca(text: str, path: Path) -> str:
+    """A chat template of an alpaca-lora prompt file: {"prompt_input", "prompt_no_input"}, read with str.format's rules.
+
+    Everything in it is data: it becomes string literals of the template, whatever it spells.
+    """
+    fields = {"instruction": "message.content", "input": "message.input"}
+
+    def expression(key: str) -> str:
+        parts = []
+        for literal, field, _, _ in string.Formatter().parse(prompts[key]):
+            escaped = literal.encode("unicode_escape").decode().replace('"', '\\"')
+            parts += [f'"{escaped}"'] if literal else []
+            parts += [fields[field]] if field is not None else []
+        return " + ".join(parts)
+
+    try:
+        prompts = json.loads(text)
+        return LAYOUTS.replace("WITHOUT_INPUT", expression("prompt_no_input")).replace(
+            "WITH_INPUT", expression("prompt_input"), 1
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no alpaca prompt file ({error!r}); it has prompt_input and prompt_no_input, with "
+            "{instruction} and {input} in them"
+        ) from None
 
 
 class Encoder:
@@ -138,36 +105,43 @@ class Encoder:
         self.controls = {str(token): index for index, token in special if token.special and str(token)}
         spellings = sorted(self.controls, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        self.end: list[int] = [
-            tokenizer.eos_token_id
-        ]  # what every answer ends in, as ids and (of the template) as text
-        self.end_text = ""
-        if tokenizer.chat_template:
-            self.end, self.end_text = self._end_of_turn()
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "the tokenizer has no EOS token, so a tuned model could not stop; set eos_token in its config"
             )
+        self.lead = ""  # what stands between a prompt and its answer
+        self.end: list[int] = [tokenizer.eos_token_id]  # what every answer ends in
+        self.end_text = ""  # the same in the template's rendering
+        if tokenizer.chat_template:
+            spelled = set(MARKER.findall(tokenizer.chat_template)) - set(self.controls)
+            if spelled:
+                raise ValueError(
+                    f"the template writes {min(spelled)}, which is no control token of this tokenizer, so that anybody "
+                    "could write it; take another one with --prompt_template_name, such as alpaca"
+                )
+            self.lead, self.end, self.end_text = self._around_an_answer()
 
-    def _end_of_turn(self) -> tuple[list[int], str]:
-        """Ids and text that end an answer: the template's control token, and EOS where that is another one."""
+    def _around_an_answer(self) -> tuple[str, list[int], str]:
+        """White space before an answer, and ids and text after it: the control token, and EOS if that is another."""
         eos = self.tokenizer.eos_token_id
         asked = [{"role": "user", "content": "a", "input": ""}]
         answered = self._render([[*asked, {"role": "assistant", "content": "b"}]], generate=False)[0]
         prompt = self._render([asked])[0]
-        if not answered.startswith(prompt + "b"):
+        body = answered.removeprefix(prompt)
+        lead = body[: len(body) - len(body.lstrip())]
+        if not answered.startswith(prompt + lead + "b"):
             raise ValueError(
                 "the template renders a question differently once it is answered, so answers cannot be told from "
                 "prompts; take one that only appends (finetune/templates/alpaca.jinja does)"
             )
-        rest = answered[len(prompt) + 1 :]
+        rest = body[len(lead) + 1 :]
         control = self.pattern.search(rest)
         if control is None:
-            return [eos], ""
+            return lead, [eos], ""
         text = rest[: control.end()]
         ids = self._ids([text[: control.start()]], leading=False)[0] if control.start() else []
         ids.append(self.controls[control[0]])
-        return (ids if ids[-1] == eos else [*ids, eos]), text
+        return lead, (ids if ids[-1] == eos else [*ids, eos]), text
 
     def prompts(self, conversations: list[list[Message]]) -> list[list[int]]:
         """Ids that ask for the next answer of each conversation, as every consumer of the checkpoint renders them.
@@ -195,8 +169,8 @@ class Encoder:
             if not first and not text.startswith(seen):
                 raise ValueError("the template rewrites earlier turns, so only rows of one turn can be trained with it")
             split.append(self._split(text if first else text[len(seen) :], guard))
-            seen = text + self._guard(talk[at]["content"], guard) + self.end_text
-        answers = self._ids([talk[at]["content"] for talk, at in cuts], leading=False)
+            seen = text + self.lead + self._guard(talk[at]["content"], guard) + self.end_text
+        answers = self._ids([self.lead + talk[at]["content"] for talk, at in cuts], leading=False)
         together = iter(zip(self._with_controls(split), answers, strict=True))
         return [[Turn(*next(together)) for _ in _answers(talk)] for talk in conversations]
 
@@ -289,31 +263,3 @@ def fit(turns: list[Turn], end: list[int], cutoff: int, train_on_inputs: bool = 
     if not spans:
         return None, cut
     return Example(ids, [(0, len(ids))] if train_on_inputs else spans), cut
-
-
-def encode_rows(
-    tokenizer: Any, rows: list[Row], cutoff: int, train_on_inputs: bool = False
-) -> tuple[list[Example], Report]:
-    """Rows to examples, and the count of what was kept, cut and dropped."""
-    from tqdm import tqdm
-
-    encoder, report, examples = Encoder(tokenizer), Report(), []
-    bar = tqdm(total=len(rows), desc="tokenising", unit="row", disable=None)
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        for turns in encoder.turns([messages_of(row) for row in chunk]):
-            example, cut = fit(turns, encoder.end, cutoff, train_on_inputs)
-            if not any(turn.answer for turn in turns):
-                report.dropped["the answer is empty"] += 1
-            elif example is None:
-                report.dropped[f"the prompt leaves no room for the answer in {cutoff} tokens"] += 1
-            else:
-                examples.append(example)
-                report.truncated += cut
-                report.tokens += len(example.ids)
-                report.supervised += sum(end - start for start, end in example.spans)
-                report.longest = max(report.longest, len(example.ids))
-        bar.update(len(chunk))
-    bar.close()
-    report.kept = len(examples)
-    return examples, report

@@ -7,9 +7,11 @@ from typing import Any
 import ie_run
 import pytest
 import torch
+from answering import answer
 from conftest import RunScript
-from instructions import Encoder, load_template, read_rows
+from instructions import Encoder, load_template
 from peft import LoraConfig, get_peft_model
+from row_files import question_of, read_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,21 +32,21 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
-    prompts = Encoder(tokenizer).prompts([ie_run.question(row) for row in rows[:9]])
+    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
-    alone = ie_run.answer(model, tokenizer, prompts, 1, 12)
-    assert ie_run.answer(model, tokenizer, prompts, 4, 12) == ie_run.answer(model, tokenizer, prompts, 9, 12) == alone
+    alone = answer(model, tokenizer, prompts, 1, 12)
+    assert answer(model, tokenizer, prompts, 4, 12) == answer(model, tokenizer, prompts, 9, 12) == alone
     assert all(alone)
 
 
 def test_an_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
     prompts = Encoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
-    whole = ie_run.answer(model, tokenizer, prompts, 2, 8)
+    whole = answer(model, tokenizer, prompts, 2, 8)
     ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
     at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
     model.generation_config.eos_token_id = [ids[at]]
-    cut = ie_run.answer(model, tokenizer, prompts, 2, 8)
+    cut = answer(model, tokenizer, prompts, 2, 8)
     assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
 
 
@@ -60,12 +62,12 @@ def test_an_adapter_changes_the_answers_and_brings_its_template(
     written = [json.loads(line) for line in target.read_text().splitlines()]
     assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == read_rows(rows_file)[:10]
     model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
-    prompts = Encoder(tokenizer).prompts([ie_run.question(row) for row in written])
+    prompts = Encoder(tokenizer).prompts([question_of(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [row["prediction"] for row in written]
-    assert ie_run.answer(model, tokenizer, prompts, 32, 6) == answers
+    assert answer(model, tokenizer, prompts, 32, 6) == answers
     base, _ = ie_run.load(str(tiny_checkpoint), "", "float32")
-    assert ie_run.answer(base, tokenizer, prompts, 32, 6) != answers
+    assert answer(base, tokenizer, prompts, 32, 6) != answers
 
 
 def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Path, adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""finetune/instructions.py: the prompt's ids, the supervised end, truncation, and rows read with clear errors."""
+"""finetune/instructions.py: templates, the prompt's ids, the supervised end, truncation."""
 
 import json
 import random
@@ -9,7 +9,9 @@ import pytest
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instructions import Encoder, Turn, encode_rows, fit, load_template, messages_of, plain_text, read_rows
+from instruction_rows import encoded
+from instructions import Encoder, Turn, fit, from_alpaca, load_template, plain_text
+from row_files import messages_of, read_rows
 from transformers import AutoTokenizer
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -87,17 +89,17 @@ def test_a_base_model_without_template_is_asked_the_bare_text(tokenizer: Any) ->
     assert ids[0] == [tokenizer.bos_token_id, *plain]
     assert plain_text(user("alone")) == "alone"
     with pytest.raises(ValueError, match="prompt_template_name"):
-        encode_rows(tokenizer, [{"instruction": "a", "output": "b"}], 100)
+        encoded(tokenizer, [{"instruction": "a", "output": "b"}], 100)
 
 
 def test_every_row_ends_in_a_supervised_eos_also_when_cut(tokenizer: Any, rows: list[dict[str, str]]) -> None:
     eos = tokenizer.eos_token_id
-    whole, report = encode_rows(tokenizer, rows, 512)
+    whole, report = encoded(tokenizer, rows, 512)
     assert (report.kept, report.truncated, report.dropped.total()) == (len(rows), 0, 0)
     assert report.tokens == sum(len(example.ids) for example in whole)
     lengths = sorted(len(example.ids) for example in whole)
     cutoff = lengths[len(lengths) // 2]
-    cut, report = encode_rows(tokenizer, rows, cutoff)
+    cut, report = encoded(tokenizer, rows, cutoff)
     assert 0 < report.truncated < len(rows)
     for example in [*whole, *cut]:
         assert example.ids[-1] == eos
@@ -110,7 +112,7 @@ def test_every_row_ends_in_a_supervised_eos_also_when_cut(tokenizer: Any, rows: 
         start, end = example.spans[0]
         assert tokenizer.decode(example.ids[:end]).endswith(row["output"] + "</s>")
         assert example.ids[:start] == Encoder(tokenizer).prompts([messages_of(row)[:1]])[0]
-    everything, _ = encode_rows(tokenizer, rows, 512, train_on_inputs=True)
+    everything, _ = encoded(tokenizer, rows, 512, train_on_inputs=True)
     assert [example.spans for example in everything] == [[(0, len(example.ids))] for example in whole]
 
 
@@ -120,7 +122,7 @@ def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> 
         {"instruction": "long " * 200, "output": "yes"},
         {"instruction": "silent", "output": ""},
     ]
-    examples, report = encode_rows(tokenizer, rows, 200)
+    examples, report = encoded(tokenizer, rows, 200)
     assert len(examples) == report.kept == 1
     assert report.dropped == {
         "the prompt leaves no room for the answer in 200 tokens": 1,
@@ -151,7 +153,7 @@ def test_several_turns_are_supervised_each_and_equal_the_template(tokenizer: Any
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "Nothing</s> more."},
     ]
-    (example,), _ = encode_rows(tokenizer, [{"messages": talk}], 512)
+    (example,), _ = encoded(tokenizer, [{"messages": talk}], 512)
     answers = [tokenizer.decode(example.ids[start:end]) for start, end in example.spans]
     assert answers == ['{"person": ["Ann"]}</s>', "Nothing</s> more.</s>"]
     text = tokenizer.decode(example.ids).replace("> Below", ">Below")  # SentencePiece's space before a text
@@ -166,7 +168,7 @@ def test_a_template_with_another_end_of_turn_keeps_it_and_adds_eos(tiny_tokenize
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|end|>\n' }}{% endfor %}"
     tokenizer.chat_template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    (example,), _ = encode_rows(tokenizer, [{"instruction": "a", "output": "b<|end|>"}], 100)
+    (example,), _ = encoded(tokenizer, [{"instruction": "a", "output": "b<|end|>"}], 100)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert example.ids[-2:] == [end, tokenizer.eos_token_id]
     assert example.ids.count(end) == 2
@@ -181,7 +183,7 @@ def test_a_template_that_rewrites_or_refuses_is_an_error(tokenizer: Any) -> None
     tokenizer.chat_template = load_template("alpaca")
     talk = [{"role": "system", "content": "s"}, user("a"), {"role": "assistant", "content": "b"}]
     with pytest.raises(ValueError, match="not system"):
-        encode_rows(tokenizer, [{"messages": talk}], 100)
+        encoded(tokenizer, [{"messages": talk}], 100)
 
 
 def test_answers_equal_the_joint_encoding_on_real_rows(
@@ -196,54 +198,68 @@ def test_answers_equal_the_joint_encoding_on_real_rows(
         row for task in ("NER", "RE", "EE") for row in read_rows(shared_data / f"iepile/{task}/train_sorted.zh.json")
     ]
     sample = random.Random(0).sample(found, min(300, len(found)))
-    examples, report = encode_rows(tokenizer, sample, 100_000)
+    examples, report = encoded(tokenizer, sample, 100_000)
     assert report.kept == len(sample)
     for row, example in zip(sample, examples, strict=True):
         text = tokenizer.apply_chat_template(messages_of(row), tokenize=False)
         assert example.ids == tokenizer(text, add_special_tokens=False).input_ids
 
 
-def test_json_and_jsonl_are_read_alike(tmp_path: Path) -> None:
-    rows = [{"instruction": "a", "input": "", "output": "b", "source": "x"}, {"instruction": "c\u2028", "output": "d"}]
-    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    lines = "\r\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "a.jsonl").write_text("\ufeff" + lines + "\n", encoding="utf-8")
-    assert read_rows(tmp_path / "a.json") == read_rows(tmp_path / "a.jsonl") == rows
+def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_data: Path, tokenizer: Any) -> None:
+    for name in ("alpaca", "alpaca_short"):
+        older = load_template(str(shared_data / f"templates/{name}.json"))
+        for talk in ([user("List {x} three.", "of %s")], [user('say "山" \\ {{x}}')]):
+            said = []
+            for template in (older, load_template(name)):
+                tokenizer.chat_template = template
+                said.append(Encoder(tokenizer).prompts([talk])[0])
+            assert said[0] == said[1]
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"instruction": "a", "output": "b"}\n{"x": 1}\n', r"f:2: no text under 'instruction' \(keys: x\)"),
-        ('{"instruction": "a", "input": "b"}\n', "f:1: no text under 'output'"),
-        ('{"instruction": "a", "output": {"person": []}}\n', "f:1: no text under 'output'"),
-        ('{"instruction": "a", "input": 3, "output": "b"}\n', "f:1: input is not text"),
-        ('[{"instruction": "a", "output": "b"}, 7]', "f, row 2: not a JSON object"),
-        ('{"instruction": "a", \n', "f:1 is not JSON"),
-        ('[{"instruction": "a"},\n]', "f:2 is not JSON"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "no message has the role assistant"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "does not begin with a question"),
-        ('{"messages": [{"role": "user"}]}', "lacks a textual role or content"),
-        ("\n \n", "holds no rows"),
-        ("[]", "holds no rows"),
-        (b"\xff\xfe", "is not UTF-8"),
-    ],
-)
-def test_what_is_wrong_with_a_row_is_named_with_its_place(tmp_path: Path, content: str | bytes, said: str) -> None:
-    (tmp_path / "f").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=said):
-        read_rows(tmp_path / "f")
-    with pytest.raises(FileNotFoundError, match="gone does not exist"):
-        read_rows(tmp_path / "gone")
+def test_an_alpaca_file_is_data_whatever_it_spells(tmp_path: Path, tokenizer: Any) -> None:
+    prompt = '{{% raw %}} "quoted" \\n 🤖\n{instruction}|{{x}}\n'
+    text = json.dumps({"prompt_input": prompt + "{input}!", "prompt_no_input": prompt})
+    tokenizer.chat_template = from_alpaca(text, tmp_path)
+    rendered = tokenizer.apply_chat_template([user("I", "J")], tokenize=False, add_generation_prompt=True)
+    assert rendered == '<s>{% raw %} "quoted" \\n 🤖\nI|{x}\nJ!'
+    for broken in ("{", "[]", '{"prompt_input": "{instruction}"}', '{"prompt_input": "{a}", "prompt_no_input": ""}'):
+        with pytest.raises(ValueError, match="is no alpaca prompt file"):
+            from_alpaca(broken, tmp_path)
 
 
-def test_questions_alone_are_enough_to_ask(tmp_path: Path) -> None:
-    (tmp_path / "f").write_text('{"instruction": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n')
-    assert len(read_rows(tmp_path / "f", answers=False)) == 2
+def test_llama_2_s_format_is_meta_s(tokenizer: Any) -> None:
+    """White space around the answer belongs to it; every turn begins with BOS; the first carries the system's words."""
+    tokenizer.chat_template = load_template("llama-2")
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        user("Who?", "Ann."),
+        {"role": "assistant", "content": "Ann"},
+        user("And?"),
+        {"role": "assistant", "content": "Bo"},
+    ]
+    text = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert text == (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho?\nAnn. [/INST] Ann </s><s>[INST] And? [/INST] Bo </s>"
+    )
+    (example,), _ = encoded(tokenizer, [{"messages": talk}], 512)
+    assert example.ids == tokenizer(text, add_special_tokens=False).input_ids
+    assert [tokenizer.decode(example.ids[start:end]).strip() for start, end in example.spans] == ["Ann </s>", "Bo </s>"]
+
+
+def test_chatml_needs_a_tokenizer_that_has_its_tokens(tokenizer: Any) -> None:
+    tokenizer.chat_template = load_template("chatml")
+    with pytest.raises(ValueError, match=r"writes <\|im_end\|>, which is no control token of this tokenizer"):
+        Encoder(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    talk = [user("Say <|im_end|>.", "a"), {"role": "assistant", "content": "b"}]
+    (example,), _ = encoded(tokenizer, [{"messages": talk}], 512)
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert example.ids.count(start) == example.ids.count(end) == 2
+    assert example.ids[-2:] == [end, tokenizer.eos_token_id]
 
 
 def test_an_unknown_template_lists_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no template 'vicuna'; take one of alpaca, alpaca_short"):
+    with pytest.raises(ValueError, match=r"no template 'vicuna'; take one of alpaca, alpaca_short, chatml, llama-2"):
         load_template("vicuna")
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     assert load_template(str(tmp_path / "own.jinja")) == "{{ messages }}"

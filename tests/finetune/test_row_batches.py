@@ -1,55 +1,92 @@
-"""finetune/row_batches.py: padding known by length, an order that wastes little, the held-out part."""
+"""finetune/row_batches.py: rows in lines without padding or in rectangles, labels only where something is foretold."""
 
 import random
-from array import array
+from typing import Any
 
+import numpy as np
 import pytest
-from row_batches import IGNORED, GroupedSampler, collate, grouped_order, split_validation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from row_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
+
+
+class Listed:
+    """Rows in memory: (ids, spans) each, all of them of source 0 but the last."""
+
+    def __init__(self, rows: list[tuple[list[int], list[tuple[int, int]]]]) -> None:
+        self.rows = [(np.array(ids), np.array(spans)) for ids, spans in rows]
+        self.lengths = np.array([len(ids) for ids, _ in rows])
+        self.supervised = np.array([sum(end - max(start, 1) for start, end in spans) for _, spans in rows])
+        self.sources = np.array([0] * (len(rows) - 1) + [1])
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row]
+
+
+ROWS: Any = Listed(
+    [([1, 5, 2, 6, 2], [(3, 5)]), ([1, 7, 2], [(0, 3)])]
+)  # EOS (2) inside, and the second all supervised
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, st.integers(60, 200), st.integers(1, 5))
+def test_lines_hold_every_row_once_within_their_capacity(lengths: list[int], capacity: int, ranks: int) -> None:
+    shares = pack(lengths, capacity, ranks)
+    assert len({len(share) for share in shares}) == 1
+    lines = [line for share in shares for line in share]
+    assert sorted(index for line in lines for index in line) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in line) <= capacity for line in lines)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 5))
+def test_rectangles_hold_every_row_once(lengths: list[int], micro: int, ranks: int) -> None:
+    shares = rectangles(lengths, micro, ranks)
+    assert len({len(share) for share in shares}) == 1
+    cut = [members for share in shares for members in share]
+    assert sorted(index for members in cut for index in members) == list(range(len(lengths)))
+    assert max(map(len, cut)) <= micro
+
+
+def test_best_fit_wastes_next_to_nothing() -> None:
+    draw = random.Random(0)
+    lengths = [min(2048, int(draw.lognormvariate(5, 0.8)) + 10) for _ in range(5000)]
+    bins = best_fit_decreasing(lengths, 2048)
+    assert sum(lengths) / (2048 * len(bins)) > 0.99
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_line_restarts_positions_and_foretells_no_row_s_first_token(head: bool) -> None:
+    layout = Layout(packed=True, micro=2, capacity=99, pad_id=2, supervised_head=head, multiple=12)
+    batch = layout.batch(ROWS, [0, 1], filler=0)
+    assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 1, 7, 2, 2, 2, 2, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
+    assert batch["row_lengths"] == [5, 3, 4]
+    if head:
+        assert batch["keep"].tolist() == [2, 3, 5, 6]
+        assert batch["targets"].tolist() == [[6, 2, 7, 2]]
+        assert batch["sources"].tolist() == [[0, 0, 1, 1]]
+    else:
+        assert batch["targets"].tolist() == [[IGNORED] * 2 + [6, 2, IGNORED, 7, 2] + [IGNORED] * 5]
 
 
 def test_padding_is_masked_by_length_when_pad_is_eos() -> None:
-    rows = [
-        {"input_ids": array("i", [1, 5, 2, 6, 2]), "spans": [(3, 5)]},  # EOS (2) inside the prompt and at the end
-        {"input_ids": array("i", [1, 7, 2]), "spans": [(1, 3)]},
-    ]
-    batch = collate(rows, pad_id=2, multiple=4)
+    layout = Layout(packed=False, micro=2, capacity=99, pad_id=2, multiple=4)
+    batch = layout.batch(ROWS, [0, 1], filler=0)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 2, 2, 2], [1, 7, 2, 2, 2, 2, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5]
-    assert batch["labels"].tolist() == [
-        [IGNORED] * 3 + [6, 2] + [IGNORED] * 3,
-        [IGNORED, 7, 2] + [IGNORED] * 5,
-    ]
+    assert batch["keep"].tolist() == [0, 1, 2, 3]
+    assert batch["targets"].tolist() == [[IGNORED] * 2 + [6, 2], [7, 2, IGNORED, IGNORED]]
+    assert batch["sources"].tolist() == [[0] * 4, [1] * 4]
 
 
-def test_order_holds_every_row_once_wastes_little_and_has_no_drift_of_lengths() -> None:
-    draw = random.Random(1)
-    lengths = [draw.randint(10, 500) for _ in range(1003)]
-    order = grouped_order(lengths, 8, seed=5)
-    assert sorted(order) == list(range(1003))
-    batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, 1000, 8)]
-    padding = sum(max(batch) * 8 - sum(batch) for batch in batches) / sum(map(sum, batches))
-    assert padding < 0.03
-    halves = [sum(map(sum, half)) for half in (batches[:62], batches[62:124])]
-    assert 0.8 < halves[0] / halves[1] < 1.25
-    assert grouped_order(lengths, 8, seed=5) == order
-    assert grouped_order([3, 1], 8, seed=0) in ([0, 1], [1, 0])
-
-
-def test_an_epoch_s_order_depends_on_seed_and_epoch_alone() -> None:
-    one, other = GroupedSampler(list(range(50)), 4, seed=1), GroupedSampler(list(range(50)), 4, seed=1)
-    first = list(one)
-    one.set_epoch(1)
-    other.set_epoch(1)
-    assert list(one) == list(other) != first
-    assert len(one) == 50
-
-
-def test_validation_is_a_count_or_a_share_and_never_everything() -> None:
-    rows = list(range(100))
-    train, held_out = split_validation(rows, 0.1, seed=3)
-    assert len(held_out) == 10
-    assert sorted(train + held_out) == rows
-    assert split_validation(rows, 7, seed=3)[1] == split_validation(rows, 7, seed=3)[1]
-    assert split_validation(rows, 0, seed=3) == (rows, [])
-    with pytest.raises(ValueError, match="2000 leaves none of 100 rows"):
-        split_validation(rows, 2000, seed=3)
+@pytest.mark.parametrize("packed", [True, False])
+def test_ranks_share_a_step_and_one_without_rows_goes_along(packed: bool) -> None:
+    layout = Layout(packed=packed, micro=1, capacity=5, pad_id=0)
+    shares = [share(ROWS, np.array([0, 1]), layout, rank, 3) for rank in range(3)]
+    assert [len(one["micro_batches"]) for one in shares] == [1, 1, 1]
+    assert {(one["items"], one["tokens"]) for one in shares} == {(4, 8)}
+    counted = [int(one["micro_batches"][0]["targets"].ne(IGNORED).sum()) for one in shares]
+    assert sorted(counted) == [0, 2, 2]

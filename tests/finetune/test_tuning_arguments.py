@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
 )
 def test_modules_are_read_in_every_published_notation(given: list[str]) -> None:
     assert module_names(given) == ["q_proj", "v_proj"]
-    with pytest.raises(ValueError, match="names no module"):
+    with pytest.raises(ValueError, match="a list of modules is empty"):
         module_names(["[]"])
 
 
@@ -75,7 +75,7 @@ def test_published_names_and_trainer_s_are_the_same_options() -> None:
         "--gradient_accumulation_steps", "8", "--per_device_train_batch_size", "8", "--num_train_epochs", "2"
     )
     for made in (published, trainers):
-        assert (made.batch_size, made.per_device_train_batch_size, made.gradient_accumulation_steps) == (64, 8, 8)
+        assert (made.batch_size, made.per_device_train_batch_size, made.accumulation) == (64, 8, 8)
         assert made.num_train_epochs == 2
         assert made.resume_from_checkpoint is None
         assert made.lr_scheduler_type == "linear"

@@ -1,0 +1,326 @@
+"""finetune/ie_build.py: published and made-up annotations there and back, wording, what is counted, bad inputs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import annotations
+import demo_world
+import ie_build
+import ie_prompt
+import pytest
+from conftest import RunScript
+from ie_eval import Item, parse
+
+ANN = {
+    "sentence": "Ann Lee was born in Oslo.",
+    "entity_list": [{"name": "Ann Lee", "type": "person"}, {"name": "Oslo", "type": "place"}],
+    "relation_list": [{"subject": "Ann Lee", "relation": "born in", "object": "Oslo"}],
+}
+LI = {
+    "sentence": "李明出生于北京。",
+    "entity_list": [{"name": "李明", "type": "人物"}, {"name": "北京", "type": "地点"}],
+    "relation_list": [{"subject": "李明", "relation": "出生地", "object": "北京"}],
+}
+TYPES = {
+    "entity": {"en": ["place", "person", "work"], "zh": ["人物", "作品", "地点"]},
+    "relation": {"en": ["born in"], "zh": ["出生地", "任职"]},
+}
+
+
+def put(path: Path, *values: Any, lines: bool = True) -> Path:
+    """The values as JSON: one a line, or (lines=False) the first of them alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) if lines else json.dumps(values[0])
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def made(folder: Path, *sentences: Any, types: Any = None, **options: Any) -> list[dict[str, str]]:
+    """The rows of a build in `folder` from these annotations and types."""
+    given = put(folder / "annotated.jsonl", *sentences)
+    if types is not None:
+        options["types"] = put(folder / "types.json", types, lines=False)
+    ie_build.main(annotations=str(given), output=str(folder / "rows.jsonl"), **options)
+    return read(folder / "rows.jsonl")
+
+
+def extraction(folder: Path) -> Any:
+    return json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["tasks"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "world"
+    demo_world.main(
+        str(folder), people=60, documents_per_language=5, rows=400, heldout_rows=40, real_megabytes=0.001, seed=3
+    )
+    return folder
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path, split: str) -> None:
+    source = shared_data / "crossner" / "ai"
+    target = tmp_path / "rows.jsonl"
+    ie_build.main(str(source / f"{split}.json"), str(target), types=str(source / "class.json"))
+    classes = json.loads((source / "class.json").read_text())
+    annotated = json.loads((source / f"{split}.json").read_text())
+    rows = read(target)
+    assert [row["input"] for row in rows] == [entry["sentence"] for entry in annotated]
+    assert {row["instruction"] for row in rows} == {
+        ie_build.WORDING["ner"]["en"].replace("{schema}", ", ".join(classes))
+    }
+    for row, entry in zip(rows, annotated, strict=True):
+        assert row.keys() == {"instruction", "input", "output"}
+        assert list(json.loads(row["output"])) == classes
+        assert parse(row["output"]) == Counter({Item("entity", (e["type"], e["name"])) for e in entry["entity_list"]})
+
+
+@pytest.mark.parametrize(("task", "kind"), [("ner", "entity"), ("re", "triple")])
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_demo_world_s_rows_are_built_from_its_annotations(
+    tmp_path: Path, world: Path, task: str, kind: str, split: str
+) -> None:
+    target = tmp_path / "rows.jsonl"
+    ie_build.main(
+        str(world / f"{split}_annotated.jsonl"), str(target), types=str(world / "types.json"), task=task,
+        wording=str(world / "extraction.json"),
+    )  # fmt: skip
+    said = {one["instruction"] for one in json.loads((world / "extraction.json").read_text())["tasks"][task].values()}
+    built, theirs = read(target), read(world / f"{split}.jsonl")
+    assert [row["input"] for row in built] == [row["input"] for row in theirs]
+    pairs = [pair for pair in zip(built, theirs, strict=True) if pair[1]["instruction"] in said]
+    assert len(pairs) >= 8
+    for ours, row in pairs:
+        assert ours == row
+        assert {item.kind for item in parse(row["output"]) or ()} == {kind}
+    told = extraction(tmp_path)[task]
+    assert {said["answer"]["absent"] for said in told.values()} == {"left out"}
+
+
+@pytest.mark.parametrize("task", ["ner", "re"])
+def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) -> None:
+    rows = made(tmp_path, ANN, LI, types=TYPES, task=task)
+    kept = {"tasks": extraction(tmp_path)}
+    kinds = TYPES["entity" if task == "ner" else "relation"]
+    for row, language in zip(rows, ("en", "zh"), strict=True):
+        asked = ie_prompt.build(task, kinds[language], row["input"], ie_prompt.language_of(row["input"]), kept)
+        assert asked == (row["instruction"], row["input"])
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_lists_every_type_in_the_order_asked(tmp_path: Path) -> None:
+    english, chinese = made(tmp_path, ANN, LI, types=TYPES)
+    assert english["output"] == '{"place": ["Oslo"], "person": ["Ann Lee"], "work": []}'
+    assert "place, person, work" in english["instruction"]
+    assert chinese["output"] == '{"人物": ["李明"], "作品": [], "地点": ["北京"]}'
+    assert "人物、作品、地点" in chinese["instruction"]
+
+
+def test_relations_are_pairs(tmp_path: Path) -> None:
+    english, chinese = made(tmp_path, ANN, LI, types=TYPES, task="re")
+    assert english["output"] == '{"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}'
+    assert chinese["output"] == '{"出生地": [{"subject": "李明", "object": "北京"}], "任职": []}'
+
+
+def test_without_types_those_of_the_annotations_are_asked(tmp_path: Path) -> None:
+    english, chinese = made(tmp_path, ANN, LI)
+    assert "person, place" in english["instruction"]
+    assert "人物、地点" in chinese["instruction"]
+
+
+def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path) -> None:
+    rows = made(tmp_path, ANN, LI)
+    listed = put(tmp_path / "listed.jsonl", [ANN, LI], lines=False)
+    ie_build.main(str(listed), str(tmp_path / "same.jsonl"))
+    assert read(tmp_path / "same.jsonl") == rows
+
+
+def test_one_language_for_all_on_demand(tmp_path: Path) -> None:
+    mixed = ANN | {"sentence": "Ann Lee (安李) was born in Oslo."}
+    assert "实体" in made(tmp_path / "auto", mixed)[0]["instruction"]
+    assert "entities" in made(tmp_path / "en", mixed, language="en")[0]["instruction"]
+
+
+def test_data_is_no_format_string(tmp_path: Path) -> None:
+    names = ["{0}", "%s", "{schema}"]
+    odd = {"sentence": "{x} and {0} at %d\u2028.", "entity_list": [{"name": "{x}", "type": name} for name in names]}
+    (row,) = made(tmp_path, odd, types=names)
+    assert "{0}, %s, {schema}" in row["instruction"]
+    assert row["input"] == odd["sentence"]
+    assert json.loads(row["output"]) == {name: ["{x}"] for name in names}
+
+
+def test_what_became_of_the_items_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [("Ann Lee", "person"), ("Ann Lee", "person"), ("Ann Lee", "work"), ("Ann", "else"), ("Bo", "person")]
+    sentence = {"sentence": "Ann Lee came.", "entity_list": [{"name": name, "type": kind} for name, kind in found]}
+    none = {"sentence": "Nobody came.", "entity_list": []}
+    rows = made(tmp_path, sentence, none, LI | {"entity_list": []}, types=["person", "work"])
+    assert [json.loads(row["output"]) for row in rows] == [
+        {"person": ["Ann Lee", "Bo"], "work": ["Ann Lee"]}, {"person": [], "work": []}, {"person": [], "work": []},
+    ]  # fmt: skip
+    assert capsys.readouterr().out.split("\n")[1:-1] == [
+        "rows: 3 (66.7% en, 33.3% zh), 2 of them without any item",
+        "items: 3 kept, 1 of them not in the sentence as written",
+        "dropped: 1 of a type that is not in the list (else 1), 1 repeated in one sentence",
+    ]
+
+
+# --- extraction.json --------------------------------------------------------------------------------------------------
+
+
+def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) -> None:
+    put(tmp_path / "extraction.json", {"note": "mine", "tasks": {"ee": {"en": {"instruction": "Find {schema}."}}}})
+    made(tmp_path, ANN, types=TYPES)
+    made(tmp_path, ANN, LI, types=TYPES)
+    made(tmp_path, LI, types=TYPES, task="re")
+    tasks = extraction(tmp_path)
+    assert {task: sorted(languages) for task, languages in tasks.items()} == {
+        "ee": ["en"],
+        "ner": ["en", "zh"],
+        "re": ["zh"],
+    }
+    assert json.loads((tmp_path / "extraction.json").read_text())["note"] == "mine"
+    assert tasks["ner"]["en"] == {
+        "instruction": ie_build.WORDING["ner"]["en"],
+        "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"},
+    }
+    shape = tasks["re"]["zh"]["answer"]["shape"]
+    assert shape == {"<relation>": [{"subject": "<name>", "object": "<name>"}]}
+
+
+def test_an_extraction_file_that_contradicts_stays(tmp_path: Path) -> None:
+    other = put(tmp_path / "extraction.json", {"tasks": {"ner": {"en": {"instruction": "Name the {schema}."}}}})
+    before = other.read_bytes()
+    with pytest.raises(ValueError, match=r"extraction.json has another instruction for ner in en.*--wording"):
+        made(tmp_path, ANN)
+    assert other.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["annotated.jsonl", "extraction.json"]
+    (row,) = made(tmp_path, ANN, wording=other)
+    assert row["instruction"] == "Name the person, place."
+    assert extraction(tmp_path)["ner"]["en"]["answer"]["absent"] == "empty list"
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if path.name.startswith("extraction.json"):
+            raise OSError("no space left on device")
+        return writing(path, text, **options)
+
+    source = put(tmp_path / "in.jsonl", ANN)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        ie_build.main(str(source), str(tmp_path / "rows.jsonl"))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no annotated sentences"),
+        ("[]", "holds no annotated sentences"),
+        (NER + "{broken", r"in.jsonl:2 is not JSON"),
+        ("[\n{},\n{broken}]", r"in.jsonl:3 is not JSON"),
+        ("[" * 100_000, "nested too deep"),
+        (NER + "\n3\n", r"in.jsonl:3: 3 is not a JSON object; .* is expected for --task ner"),
+        ("[{}]", r"in.jsonl, entry 1: no text under 'sentence' \(keys: none\)"),
+        ('{"sentence": "Ann"}', r"no list under 'entity_list' \(keys: sentence\)"),
+        (NER.replace("name", "text"), "no text under 'name'"),
+        (NER.replace('"person"', "7"), "no text under 'type'"),
+        (NER.replace("came", r"\ud83d"), "half a character"),
+    ],
+)
+def test_bad_annotations_are_named_with_their_place(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        ie_build.main(str(tmp_path / "in.jsonl"), str(tmp_path / "rows.jsonl"))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_annotations_in_another_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(json.dumps(LI, ensure_ascii=False).encode("gb18030"))
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        annotations.read_annotations(str(tmp_path / "in.jsonl"), "ner")
+
+
+@pytest.mark.parametrize(
+    ("types", "said"),
+    [
+        ("person", "holds no list of names; --types takes"),
+        ([1], "holds no list of names; --types takes"),
+        ([], "no types are known for the sentences in en"),
+        ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
+        ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
+        ({"entity": {"zh": ["人物"]}}, "no types are known for the sentences in en"),
+        (["人物"], r"no item is of a type that is asked for .*: they are person 1, place 1; give the --types"),
+    ],
+)
+def test_bad_types_are_named(tmp_path: Path, types: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, ANN, types=types)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("wording", "said"),
+    [
+        ([], "is no extraction.json, which has the form"),
+        ({"tasks": {"ner": {"en": "Extract."}}}, "is no extraction.json"),
+        ({"tasks": {"ner": {"zh": {"instruction": "抽取实体。"}}}}, "no instruction for ner in en"),
+        (
+            {"tasks": {"ner": {"en": {"instruction": "{schema}?", "answer": {"shape": {}, "absent": "left out"}}}}},
+            "wants another answer for ner in en",
+        ),
+    ],
+)
+def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, ANN, wording=put(tmp_path / "wording.json", wording))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"annotations": "gone.json"}, "gone.json does not exist; --annotations takes"),
+        ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
+        ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
+        ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; make it"),
+        ({"output": "in.jsonl"}, "in.jsonl is a folder, extraction.json or a file that is read"),
+        ({"output": "extraction.json"}, "give --output another name"),
+        ({"task": "ee"}, "there is no --task ee; take one of ner, re"),
+        ({"language": "fr"}, "there is no --language fr; take one of en, zh, auto"),
+        ({"schema": "person"}, "unknown option --schema"),
+    ],
+)
+def test_bad_options_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "in.jsonl", ANN)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        ie_build.main(**{"annotations": "in.jsonl", "output": "rows.jsonl", **changed})
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript) -> None:
+    source = put(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came."})
+    done = run_script("finetune/ie_build.py", "--annotations", source, "--output", tmp_path / "rows.jsonl", status=2)
+    assert done.stderr.startswith(f"error: {source}:2: no list under 'entity_list'")
+    assert len(done.stderr.splitlines()) == 1

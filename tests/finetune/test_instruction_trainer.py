@@ -1,0 +1,174 @@
+"""finetune/instruction_trainer.py: loss, gradient and eval_loss by token for every layout, rows that never meet."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import row_attention
+import torch
+from adapters import check_adapter, tensor_names
+from instruction_rows import trainer_of
+from instructions import load_template
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca")
+    return tokenizer
+
+
+def row_losses(model: Any, rows: Any, numbers: Any) -> list[tuple[float, int]]:
+    """Summed loss and supervised tokens of each row, one at a time without padding: what every layout must give."""
+    found = []
+    for number in numbers:
+        ids, spans = (torch.from_numpy(part.astype("int64")) for part in rows[int(number)])
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(model(ids[None], use_cache=False).logits[0].float(), -1)
+        places = torch.cat([torch.arange(max(start, 1), end) for start, end in spans.tolist()])
+        found.append((-logprobs[places - 1, ids[places]].sum().item(), len(places)))
+    return found
+
+
+def token_mean(model: Any, rows: Any, numbers: Any) -> float:
+    losses, counts = zip(*row_losses(model, rows, numbers), strict=True)
+    return sum(losses) / sum(counts)
+
+
+def test_loss_and_gradient_are_the_same_for_every_layout(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
+) -> None:
+    """1x8, 2x4, 4x2 and 8x1, packed and padded, all logits or those wanted: the mean over the step's tokens."""
+    seen = []
+    layouts = [("--packing", "true", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
+    layouts += [("--packing", "false", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
+    every = ("--micro_batch_size", 4, "--supervised_head", "False")
+    layouts += [("--packing", packing, *every) for packing in ("true", "false")]
+    for layout in layouts:
+        more = (
+            "--batch_size",
+            8,
+            "--max_steps",
+            1,
+            "--cutoff_len",
+            160,
+            "--train_sampling_strategy",
+            "random",
+            *layout,
+        )
+        trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
+        trainer.train()
+        (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+        seen.append((entry["loss"], entry["grad_norm"]))
+    for loss, norm in seen[1:]:
+        assert loss == pytest.approx(seen[0][0], rel=1e-6)
+        assert norm == pytest.approx(seen[0][1], rel=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)  # a fresh adapter adds nothing
+    assert seen[0][0] == pytest.approx(token_mean(model, trainer.data.rows, trainer.data.order.step(0)), rel=1e-6)
+
+
+def test_the_last_step_of_an_epoch_is_normalised_by_its_own_tokens(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
+) -> None:
+    more = ("--batch_size", 56, "--num_epochs", 1, "--learning_rate", "1e-30", "--micro_batch_size", 8)
+    trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    steps = [trainer.data.order.step(number) for number in range(2)]
+    assert [len(step) for step in steps] == [56, 4]
+    assert losses == pytest.approx([token_mean(model, trainer.data.rows, step) for step in steps], rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_eval_loss_is_weighted_by_tokens_for_every_batch_size(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, packing: str
+) -> None:
+    for size in (1, 4, 10):
+        sizes = ("--per_device_eval_batch_size", size, "--val_set_size", 10, "--packing", packing, "--cutoff_len", 160)
+        trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *sizes)
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        expected = token_mean(model, trainer.data.rows, trainer.data.held_out)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 20},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 20, "layer_types":
+                    ["sliding_attention", "full_attention"]},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}  # fmt: skip
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_never_meet_in_any_architecture(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, name: str
+) -> None:
+    """Through the trainer: every row's loss is what it is alone; packed where attention can be told, else padded."""
+    own = {} if name in ("gpt2", "bloom", "mamba") else SIZES
+    more = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **own, **ARCHITECTURES[name]}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **more))
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = ("--batch_size", 8, "--micro_batch_size", 4, "--max_steps", 1, "--cutoff_len", 160)
+    options += ("--lora_target_modules", "in_proj") if name == "mamba" else ()
+    trainer = trainer_of(tmp_path / "base", tokenizer, rows_file, tmp_path / "out", *options)
+    trainer.train()
+    assert trainer.layout.packed == (name not in ("bloom", "mamba"))
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
+    assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.rows, trainer.data.order.step(0)), rel=2e-6)
+
+
+def test_a_model_that_lets_rows_meet_is_found_out(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
+) -> None:
+    """sdpa without the rows' lengths attends over the whole line: padded without a word, refused if asked for."""
+    options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_row")
+    for packing in ("auto", "true"):
+        trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / packing, *options, "--packing", packing)
+        for layer in trainer.model.get_base_model().model.layers:
+            forward = layer.self_attn.forward
+            layer.self_attn.forward = lambda *given, f=forward, row_lengths=None, **more: f(*given, **more)
+        if packing == "true":
+            with pytest.raises(ValueError, match="rows of a line see each other in LlamaForCausalLM"):
+                trainer.train()
+        else:
+            trainer.train()
+            assert not trainer.layout.packed
+
+
+def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
+    tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
+) -> None:
+    trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", "--batch_size", 8, "--max_steps", 2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    file, names = tmp_path / "adapter/adapter_model.safetensors", tensor_names(trainer.model)
+    check_adapter(file, names)
+    tensors = load_file(file)
+    assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=row_attention.NAME)
+    ids = torch.from_numpy(trainer.data.rows[0][0].astype("int64"))[None]
+    with torch.inference_mode():
+        plain = base(ids).logits
+        again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
+        assert torch.equal(again, trainer.model.eval()(ids).logits)
+        assert not torch.allclose(again, plain, atol=1e-3)
+
+    first = min(tensors)
+    save_file(tensors | {first: torch.zeros_like(tensors[first])}, file)
+    with pytest.raises(ValueError, match=f"{first} .* is zero after training"):
+        check_adapter(file, names)
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, file)
+    with pytest.raises(ValueError, match=f"holds 27 tensors and should hold 28; {first} is in one"):
+        check_adapter(file, names)

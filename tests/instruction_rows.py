@@ -1,0 +1,48 @@
+"""Instruction rows as they are trained on, and trainers over them, for the tests of tuning."""
+
+from pathlib import Path
+from typing import Any
+
+import row_attention
+import torch
+from adapters import load_model
+from encoded_rows import EncodedRows, Report, Settings, encode, open_encoded
+from instruction_trainer import InstructionTrainer, make_trainer
+from instructions import Encoder, Example
+from row_files import Source
+from tuning_arguments import parse
+from tuning_data import arrange
+from tuning_log import TuningLog
+
+SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--logging_steps", "1", "--seed", "1",
+         "--report_to", "none"]  # fmt: skip
+
+
+def encoded(
+    tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False
+) -> tuple[list[Example], Report]:
+    """Rows as they are trained on, and what became of them."""
+    report = Report()
+    chunks = encode(Encoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
+    return [example for chunk in chunks for _, example in chunk], report
+
+
+def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> EncodedRows:
+    """A file's rows out of the cache."""
+    return open_encoded(Encoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
+
+
+def command(base: Path, data: Path, output: Path, *more: object) -> list[str]:
+    """finetune.py's arguments for a small adapter."""
+    given = ["--base_model", base, "--data_path", data, "--output_dir", output, "--cache_dir", output.parent / "cache"]
+    return [*map(str, given), *SMALL, *map(str, more)]
+
+
+def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: object) -> InstructionTrainer:
+    """The trainer that finetune.py would make, without dropout and checkpoints."""
+    args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
+    torch.manual_seed(args.seed)
+    parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
+    model = load_model(args)
+    assert row_attention.can_pack(model) or args.packing != "true"
+    return make_trainer(args, model, tokenizer, arrange(args, parts, []), TuningLog(output / "train_log.jsonl"))
