@@ -64,6 +64,9 @@ def load_model(args: "TuningArguments") -> Any:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, args.gradient_checkpointing)
+        for module in model.modules():  # evaluation would pack 4-bit weights in a form that no gradient passes (CPU)
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     elif args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model if args.method == "full" else add_adapter(model, args)

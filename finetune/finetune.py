@@ -123,6 +123,7 @@ def announce(args: "TuningArguments", trainer: Any) -> None:
 
 def main(argv: list[str]) -> None:
     """Parse, check, load, train, save."""
+    from adapters import keep_pissa_start, load_model, refuse_unservable
     from tuning_arguments import parse
 
     args, notices = parse(argv, __doc__ or "")
@@ -133,8 +134,9 @@ def main(argv: list[str]) -> None:
     sources, skipped = find_sources(args.data_path)
     apart = [Source("held_out", Path(args.eval_data_path))] if args.eval_data_path else []
     check_folders(args, sources)
+    if args.servable:
+        refuse_unservable(args)
 
-    from adapters import keep_pissa_start, load_model
     from held_out_answers import HeldOutAnswers
     from instruction_trainer import make_trainer
     from result_folder import save

@@ -140,7 +140,7 @@ class InstructionTrainer(Trainer):
         }
         if self.layout.packed:
             kind = self._base.config._attn_implementation
-            told |= row_attention.arguments_for(kind, inputs["row_lengths"], inputs["input_ids"].device)
+            told |= row_attention.arguments_for(kind, inputs["segments"], inputs["input_ids"].device)
         keep, targets = inputs["keep"], inputs["targets"]
         narrow = self._narrow_head
         logits = model(**told, use_cache=False, **({"logits_to_keep": keep} if narrow else {})).logits
@@ -189,7 +189,9 @@ class InstructionTrainer(Trainer):
         vocabulary = config.get_text_config().vocab_size
         if row_attention.can_pack(self.model):
             with self.compute_loss_context_manager():
-                if row_attention.keeps_rows_apart(self.model_wrapped, kind, vocabulary, self.args.device):
+                trial = (self.model_wrapped, kind, vocabulary, self.args.device)
+                if row_attention.keeps_rows_apart(*trial):
+                    self.layout.shared = self.layout.shared and row_attention.shares_prefixes(*trial)
                     return
         if wanted:
             raise ValueError(
@@ -307,6 +309,13 @@ def in_steps(args: TuningArguments, order: Order) -> None:
             setattr(args, name.replace("strategy", "steps"), order.steps)
 
 
+def has_dropout(model: Any, args: TuningArguments) -> bool:
+    """Whether chance is at work in a forward pass: rows that share a prefix would share its noise."""
+    config = model.config.get_text_config().to_dict()
+    rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
+    return any(rates) or (args.method != "full" and args.lora_dropout > 0)
+
+
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: Data, log: TuningLog, first: int = 0
 ) -> InstructionTrainer:
@@ -317,6 +326,7 @@ def make_trainer(
         packed=args.packing != "false" and row_attention.can_pack(model),
         micro=args.per_device_train_batch_size,
         capacity=args.per_device_train_batch_size * args.cutoff_len,
+        shared=args.share_prefixes and not has_dropout(model, args),
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         supervised_head=args.supervised_head,
         multiple=1 if args.device.type == "cpu" else 8,

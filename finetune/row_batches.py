@@ -3,7 +3,8 @@
 A step learns from the same rows either way, and its loss is the mean over their supervised tokens; how they are laid
 out changes its speed alone. Packed, rows stand one after another in a single line: best-fit decreasing (Johnson 1973)
 says how few lines of `capacity` tokens hold them, then they are spread evenly over that many. Positions restart with
-every row, and there is no mask. The output matrix is applied only where a token is foretold that has a label.
+every row, and there is no mask. What rows begin with in common may stand there once (shared_prefixes.py). The output
+matrix is applied only where a token is foretold that has a label.
 
 Not a script: instruction_trainer.py takes its batches from here.
 """
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from row_attention import Segment
 from row_order import Order, Rows
+from shared_prefixes import Family, families, lines
 from torch.utils.data import Dataset
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -70,74 +73,100 @@ def rectangles(lengths: Sequence[int], micro: int, ranks: int) -> list[list[list
 class Layout:
     """How rows become micro batches.
 
-    packed: one line of rows each, or padded rectangles. micro: rows of a rectangle. capacity: tokens of a line.
-    supervised_head: let the output matrix see only positions that foretell a label. pad_id: any id, since padding is
-    known by length. multiple: of which widths are made up, for GPUs' sake.
+    packed: one line of rows each, or padded rectangles. shared: what rows of a line begin with in common stands there
+    once. micro: rows of a rectangle. capacity: tokens of a line. supervised_head: let the output matrix see only
+    positions that foretell a label. pad_id: any id, since padding is known by length. multiple: of which widths are
+    made up, for GPUs' sake.
     """
 
     packed: bool
     micro: int
     capacity: int
     pad_id: int
+    shared: bool = False
     supervised_head: bool = True
     multiple: int = 1
 
-    def divide(self, lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
-        """For each rank its micro batches, as indices of `lengths`; every rank has as many, the last may be empty."""
-        return pack(lengths, self.capacity, ranks) if self.packed else rectangles(lengths, self.micro, ranks)
+    def divide(self, rows: Rows, members: np.ndarray, ranks: int) -> list[list[list[Family]]]:
+        """For each rank its micro batches of these rows; every rank has as many, the last may be empty."""
+        lengths = rows.lengths[members].tolist()
+        if self.packed and self.shared:
+            taken = [rows[row] for row in members.tolist()]
+            limits = [max(0, int(spans[0, 0]) - 1) for _, spans in taken]  # the token before an answer foretells it
+            filled = lines(families([ids for ids, _ in taken], limits), lengths, self.capacity, ranks)
+            shares = [filled[rank::ranks] for rank in range(ranks)]
+        else:
+            divided = pack(lengths, self.capacity, ranks) if self.packed else rectangles(lengths, self.micro, ranks)
+            shares = [[[Family([row], 0) for row in line] for line in mine] for mine in divided]
+        return [[[Family(members[rows].tolist(), prefix) for rows, prefix in line] for line in mine] for mine in shares]
 
-    def batch(self, rows: Rows, members: Sequence[int], filler: int) -> dict[str, Any]:
-        """The tensors of a micro batch; without members those of the row `filler`, of which nothing counts.
+    def batch(self, rows: Rows, line: Sequence[Family], filler: int) -> dict[str, Any]:
+        """The tensors of a micro batch; of an empty one those of the row `filler`, of which nothing counts.
 
-        input_ids (lines, width); packed: position_ids (1, width) and row_lengths, else attention_mask (lines, width);
+        input_ids (lines, width); packed: position_ids (1, width) and segments, else attention_mask (lines, width);
         keep (kept,): the columns whose logits are wanted; targets (lines, kept): the ids foretold there or IGNORED;
         sources (lines, kept).
         """
-        taken = [rows[row] for row in members or [filler]]
-        numbers = rows.sources[list(members or [filler])]
         build = self._line if self.packed else self._rectangle
-        batch, labels = build([ids for ids, _ in taken], [spans for _, spans in taken])
-        if not members:
+        batch, labels, sources = build(rows, line or [Family([filler], 0)])
+        if not line:
             labels[:] = IGNORED
         foretold = np.full_like(labels, IGNORED)
         foretold[:, :-1] = labels[:, 1:]
         keep = (foretold != IGNORED).any(0).nonzero()[0] if self.supervised_head else np.arange(labels.shape[1])
         if not len(keep):
             keep = np.zeros(1, np.int64)
-        if self.packed:
-            of_column = np.repeat(numbers, batch["row_lengths"][: len(numbers)])
-            sources = np.append(of_column, np.zeros(labels.shape[1] - len(of_column), np.int64))[None, keep]
-        else:
-            sources = np.repeat(numbers[:, None], len(keep), 1)
-        tensors = {"keep": keep, "targets": foretold[:, keep], "sources": sources}
+        tensors = {"keep": keep, "targets": foretold[:, keep], "sources": sources[:, keep]}
         return batch | {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in tensors.items()}
 
-    def _line(self, ids: list[np.ndarray], spans: list[np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-        lengths = [len(row) for row in ids]
-        padding = -sum(lengths) % self.multiple  # a last row of its own
-        lengths += [padding] if padding else []
-        starts = np.cumsum([0, *lengths])
-        line = np.full((1, starts[-1]), self.pad_id, np.int64)
-        labels = np.full_like(line, IGNORED)
-        for start, row, supervised in zip(starts, ids, spans, strict=False):
-            line[0, start : start + len(row)] = row
-            for first, last in supervised.tolist():
-                labels[0, start + max(first, 1) : start + last] = row[max(first, 1) : last]
-        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        tensors = {"input_ids": torch.from_numpy(line), "position_ids": torch.from_numpy(positions[None])}
-        return tensors | {"row_lengths": lengths}, labels
+    def _line(self, rows: Rows, line: Sequence[Family]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """Inputs, labels and sources of one line; a segment is a shared prefix, the rest of a row, or a whole row."""
+        segments: list[Segment] = []
+        parts: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # ids, labels, first position, source
+        for members, prefix in line:
+            if prefix:
+                shared, _ = rows[members[0]]
+                segments.append(Segment(prefix, None))
+                parts.append((shared[:prefix], np.full(prefix, IGNORED), 0, 0))
+            parent = len(segments) - 1 if prefix else None
+            for row in members:
+                ids, spans = rows[row]
+                segments.append(Segment(len(ids) - prefix, parent))
+                parts.append((ids[prefix:], labels_of(ids, spans)[prefix:], prefix, int(rows.sources[row])))
+        padding = -sum(segment.length for segment in segments) % self.multiple
+        if padding:
+            segments.append(Segment(padding, None))
+            parts.append((np.full(padding, self.pad_id), np.full(padding, IGNORED), 0, 0))
+        tensors = {
+            "input_ids": np.concatenate([ids for ids, *_ in parts]),
+            "position_ids": np.concatenate([np.arange(start, start + len(ids)) for ids, _, start, _ in parts]),
+        }
+        labels = np.concatenate([labels for _, labels, *_ in parts])
+        sources = np.concatenate([np.full(len(ids), source) for ids, *_, source in parts])
+        inputs = {key: torch.from_numpy(value.astype(np.int64)[None]) for key, value in tensors.items()}
+        return inputs | {"segments": segments}, labels[None], sources[None]
 
-    def _rectangle(self, ids: list[np.ndarray], spans: list[np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-        width = -(-max(map(len, ids)) // self.multiple) * self.multiple
-        lines = np.full((len(ids), width), self.pad_id, np.int64)
-        mask = np.zeros_like(lines)
-        labels = np.full_like(lines, IGNORED)
-        for index, (row, supervised) in enumerate(zip(ids, spans, strict=True)):
-            lines[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-            for first, last in supervised.tolist():
-                labels[index, max(first, 1) : last] = row[max(first, 1) : last]
-        return {"input_ids": torch.from_numpy(lines), "attention_mask": torch.from_numpy(mask)}, labels
+    def _rectangle(self, rows: Rows, line: Sequence[Family]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """Inputs, labels and sources, a row a line."""
+        members = [row for family in line for row in family.members]
+        taken = [rows[row] for row in members]
+        width = -(-max(len(ids) for ids, _ in taken) // self.multiple) * self.multiple
+        table = np.full((len(taken), width), self.pad_id, np.int64)
+        mask, labels = np.zeros_like(table), np.full_like(table, IGNORED)
+        for index, (ids, spans) in enumerate(taken):
+            table[index, : len(ids)] = ids
+            mask[index, : len(ids)] = 1
+            labels[index, : len(ids)] = labels_of(ids, spans)
+        inputs = {"input_ids": torch.from_numpy(table), "attention_mask": torch.from_numpy(mask)}
+        return inputs, labels, np.repeat(rows.sources[members][:, None], width, 1)
+
+
+def labels_of(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """A row's labels, (tokens,) int64; its first token has none, since nothing of its own stands before it."""
+    labels = np.full(len(ids), IGNORED, np.int64)
+    for first, last in spans.tolist():
+        labels[max(first, 1) : last] = ids[max(first, 1) : last]
+    return labels
 
 
 class Steps(Dataset[dict[str, Any]]):
@@ -155,10 +184,9 @@ class Steps(Dataset[dict[str, Any]]):
 
 def share(rows: Rows, members: np.ndarray, layout: Layout, rank: int, ranks: int) -> dict[str, Any]:
     """A rank's micro batches of these rows, and the tokens of all ranks."""
-    lengths = rows.lengths[members].tolist()
-    mine = layout.divide(lengths, ranks)[rank]
+    mine = layout.divide(rows, members, ranks)[rank]
     return {
-        "micro_batches": [layout.batch(rows, members[index].tolist(), int(members[0])) for index in mine],
+        "micro_batches": [layout.batch(rows, line, int(members[0])) for line in mine],
         "items": int(rows.supervised[members].sum()),
-        "tokens": sum(lengths),
+        "tokens": int(rows.lengths[members].sum()),
     }

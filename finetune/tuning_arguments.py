@@ -78,6 +78,7 @@ class TuningArguments(TrainingArguments):
         "auto",
         "rows one after another without padding, where attention keeps them apart; batch_size counts rows anyway",
     )
+    share_prefixes: bool = option(True, "compute once what rows of a line begin with in common (not FlashAttention)")
     supervised_head: bool = option(True, "apply the output matrix only where a token is foretold that has a label")
     attn_implementation: str = option("", "of transformers; without, FlashAttention where there is one, else sdpa")
     load_in: Literal["", "8bit", "4bit"] = option("", "hold the frozen base in so few bits (bitsandbytes)")
@@ -87,7 +88,7 @@ class TuningArguments(TrainingArguments):
     show_rows: bool = option(True, "print three rows as the model sees them, before training")
     lora_r: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "the adapter's output is scaled by alpha / r")
-    lora_dropout: float = option(0.05, "dropout before the adapter")
+    lora_dropout: float = option(0.0, "dropout before the adapter; above 0, prefixes are not shared")
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
         metadata={

@@ -32,7 +32,7 @@ def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str
     return open_encoded(Encoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
 
 
-def command(base: Path, data: Path, output: Path, *more: object) -> list[str]:
+def command(base: Path, data: Path | str, output: Path, *more: object) -> list[str]:
     """finetune.py's arguments for a small adapter."""
     given = ["--base_model", base, "--data_path", data, "--output_dir", output, "--cache_dir", output.parent / "cache"]
     return [*map(str, given), *SMALL, *map(str, more)]

@@ -52,9 +52,14 @@ def test_rows_that_are_dropped_leave_the_places_of_the_others(tmp_path: Path, to
 def test_rows_are_encoded_once_until_something_changes(
     tmp_path: Path, tokenizer: Any, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[Path] = []
     write = encoded_rows._write
-    monkeypatch.setattr(encoded_rows, "_write", lambda *given: (made.append(given[-1]), write(*given))[1])
+
+    def noted(*given: Any) -> None:
+        made.append(given[-1])
+        write(*given)
+
+    monkeypatch.setattr(encoded_rows, "_write", noted)
     encoder, source, cache = Encoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
     for _ in range(2):
         open_encoded(encoder, source, Settings(512), cache)

@@ -149,7 +149,7 @@ def test_what_cannot_work_is_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
         (command(base, rows_file, full), "exists and is not empty"),
         (command(base, rows_file, output, "--prompt_template_name", "vicuna"), "take one of alpaca, alpaca_short"),
         (command(base, rows_file, output, "--cutoff_len", "20"), "leaves no row to train on"),
-        (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "the model has no module w_proj"),
+        (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "model has no module w_proj"),
         (command(base, rows_file, output, "--extraction_path", "gone.json"), "gone.json does not exist"),
         (command(base, rows_file, output, "--eval_data_path", "gone.jsonl"), "gone.jsonl does not exist"),
         (command(base, rows_file, output, "--mix", "zh=1"), "the sources are rows"),

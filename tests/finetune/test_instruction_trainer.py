@@ -43,7 +43,7 @@ def test_loss_and_gradient_are_the_same_for_every_layout(
 ) -> None:
     """1x8, 2x4, 4x2 and 8x1, packed and padded, all logits or those wanted: the mean over the step's tokens."""
     seen = []
-    layouts = [("--packing", "true", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
+    layouts: list[tuple[object, ...]] = [("--packing", "true", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
     layouts += [("--packing", "false", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
     every = ("--micro_batch_size", 4, "--supervised_head", "False")
     layouts += [("--packing", packing, *every) for packing in ("true", "false")]
@@ -119,7 +119,7 @@ def test_rows_never_meet_in_any_architecture(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **more))
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    options = ("--batch_size", 8, "--micro_batch_size", 4, "--max_steps", 1, "--cutoff_len", 160)
+    options: tuple[object, ...] = ("--batch_size", 8, "--micro_batch_size", 4, "--max_steps", 1, "--cutoff_len", 160)
     options += ("--lora_target_modules", "in_proj") if name == "mamba" else ()
     trainer = trainer_of(tmp_path / "base", tokenizer, rows_file, tmp_path / "out", *options)
     trainer.train()
@@ -138,7 +138,7 @@ def test_a_model_that_lets_rows_meet_is_found_out(
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / packing, *options, "--packing", packing)
         for layer in trainer.model.get_base_model().model.layers:
             forward = layer.self_attn.forward
-            layer.self_attn.forward = lambda *given, f=forward, row_lengths=None, **more: f(*given, **more)
+            layer.self_attn.forward = lambda *given, f=forward, segments=None, **more: f(*given, **more)
         if packing == "true":
             with pytest.raises(ValueError, match="rows of a line see each other in LlamaForCausalLM"):
                 trainer.train()

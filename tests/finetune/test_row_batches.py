@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_attention import Segment
 from row_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
+from shared_prefixes import Family
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
@@ -28,6 +30,7 @@ class Listed:
 ROWS: Any = Listed(
     [([1, 5, 2, 6, 2], [(3, 5)]), ([1, 7, 2], [(0, 3)])]
 )  # EOS (2) inside, and the second all supervised
+ALONE = [Family([0], 0), Family([1], 0)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -60,10 +63,10 @@ def test_best_fit_wastes_next_to_nothing() -> None:
 @pytest.mark.parametrize("head", [True, False])
 def test_a_line_restarts_positions_and_foretells_no_row_s_first_token(head: bool) -> None:
     layout = Layout(packed=True, micro=2, capacity=99, pad_id=2, supervised_head=head, multiple=12)
-    batch = layout.batch(ROWS, [0, 1], filler=0)
+    batch = layout.batch(ROWS, ALONE, filler=0)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 1, 7, 2, 2, 2, 2, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
-    assert batch["row_lengths"] == [5, 3, 4]
+    assert batch["segments"] == [Segment(5, None), Segment(3, None), Segment(4, None)]
     if head:
         assert batch["keep"].tolist() == [2, 3, 5, 6]
         assert batch["targets"].tolist() == [[6, 2, 7, 2]]
@@ -74,7 +77,7 @@ def test_a_line_restarts_positions_and_foretells_no_row_s_first_token(head: bool
 
 def test_padding_is_masked_by_length_when_pad_is_eos() -> None:
     layout = Layout(packed=False, micro=2, capacity=99, pad_id=2, multiple=4)
-    batch = layout.batch(ROWS, [0, 1], filler=0)
+    batch = layout.batch(ROWS, ALONE, filler=0)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 2, 2, 2], [1, 7, 2, 2, 2, 2, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5]
     assert batch["keep"].tolist() == [0, 1, 2, 3]

@@ -1,0 +1,124 @@
+"""finetune/adapters.py: every variant tunes, saves what it trained and loads again; what a server would refuse."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters import keep_pissa_start, load_model, refuse_unservable
+from instruction_rows import command, trainer_of
+from instructions import load_template
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuning_arguments import parse
+
+import finetune
+
+STEPS = ("--batch_size", 8, "--max_steps", 2, "--lora_dropout", 0)
+VARIANTS: dict[str, tuple[object, ...]] = {
+    "rslora": ("--use_rslora",),
+    "dora": ("--use_dora",),
+    "loraplus": ("--loraplus_lr_ratio", 16),
+    "biases": ("--lora_bias", "all"),
+    "pissa": ("--lora_init", "pissa"),
+    "pissa-rslora": ("--lora_init", "pissa_niter_4", "--use_rslora"),
+    "qlora": ("--method", "qlora"),
+    "8bit": ("--load_in", "8bit"),
+    "whole": ("--lora_modules_to_save", "[embed_tokens,lm_head]", "--bf16"),
+}
+IDS = torch.arange(10, 40)[None]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_saves_what_it_trained(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter folder on the plain base says what the trained model said; PiSSA's files are a plain LoRA."""
+    import instruction_trainer
+
+    made: list[Any] = []
+    make = instruction_trainer.make_trainer
+
+    def noted(*given: Any, **more: Any) -> Any:
+        made.append(make(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(instruction_trainer, "make_trainer", noted)
+    output = tmp_path / "out"
+    finetune.main(command(tiny_checkpoint, rows_file, output, *STEPS, *VARIANTS[name]))
+    trained = made[0].model.eval()
+    weights = load_file(output / "adapter_model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert all(weight.dtype == torch.float32 for weight in trained.parameters() if weight.requires_grad)
+    if name in ("qlora", "8bit"):  # the base itself was another one
+        assert sum(weight.numel() for weight in weights.values()) > 0
+        return
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny_checkpoint, dtype=next(trained.get_base_model().parameters()).dtype
+    )
+    plain = PeftModel.from_pretrained(base, output).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=name == "whole"):
+        said, again = (model(IDS).logits.float() for model in (trained, plain))
+        untouched = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)(IDS).logits
+    assert (said - again).abs().max() < (1e-5 if name != "whole" else 1e-2)
+    assert (said - untouched).abs().max() > 1e-3
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True
+    assert config["r"] == (8 if "pissa" in name else 4)
+    assert not (output / "pissa_start.safetensors").exists()
+
+
+def test_loraplus_moves_b_faster_than_a(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca")
+    trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "o", *STEPS, "--loraplus_lr_ratio", 16)
+    trainer.create_optimizer()
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    rates = {
+        names[id(weight)].split("lora_")[1][0]: group["lr"]
+        for group in trainer.optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert rates["B"] == pytest.approx(16 * rates["A"])
+
+
+def test_a_pissa_run_resumes_to_the_same_adapter(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+    more = (*STEPS, "--max_steps", 4, "--save_steps", 2, "--lora_init", "pissa")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
+    shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
+    again = command(tiny_checkpoint, rows_file, broken, *more, "--resume_from_checkpoint", "True")
+    with pytest.raises(ValueError, match=r"pissa_start\.safetensors is missing or from another machine"):
+        finetune.main(again)
+    args, _ = parse(command(tiny_checkpoint, rows_file, tmp_path / "x", *more), "")
+    torch.manual_seed(args.seed)
+    keep_pissa_start(load_model(args), broken, resumed=False)  # what a run leaves that is broken off
+    finetune.main(again)
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--use_dora",), "--use_dora"),
+        (("--lora_bias", "all"), "--lora_bias all"),
+        (("--lora_modules_to_save", "lm_head"), "--lora_modules_to_save lm_head"),
+        (("--lora_init", "pissa", "--lora_r", 300), "a rank of 600"),
+        ((), ""),
+        (("--lora_init", "pissa"), ""),
+        (("--lora_target_modules", "[q_proj,lm_head]", "--use_rslora"), ""),
+    ],
+)
+def test_what_a_server_cannot_load_is_refused_when_it_is_to_serve(
+    tmp_path: Path, more: tuple[object, ...], said: str
+) -> None:
+    args, _ = parse(command(tmp_path, tmp_path, tmp_path / "out", "--servable", *more), "")
+    if said:
+        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {said}; leave it out"):
+            refuse_unservable(args)
+    else:
+        refuse_unservable(args)

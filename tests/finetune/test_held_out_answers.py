@@ -1,0 +1,75 @@
+"""--eval_generate: answers to held-out rows scored while training, by source, and the best checkpoint as the result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import held_out_answers
+import pytest
+import torch
+from held_out_answers import HeldOutAnswers, figures
+from instruction_rows import command
+from instructions import Encoder, load_template
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import finetune
+
+PERSON, PLACE = '{"person": ["Ann"]}', '{"person": [], "place": ["Oslo"]}'
+
+
+def test_figures_are_over_entities_and_triples_together() -> None:
+    triple = '{"born in": [{"subject": "Ann", "object": "Oslo"}]}'
+    found = figures([(PERSON, PERSON), ("{}", PLACE), ("no", triple), (triple, triple)])
+    assert found["f1"] == pytest.approx(2 * 2 / (2 + 4))
+    assert (found["entity_f1"], found["triple_f1"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert (found["parsed"], found["exact"]) == (0.75, 0.5)
+
+
+def test_rows_that_are_no_extraction_are_refused(tiny_checkpoint: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca")
+    with pytest.raises(ValueError, match="--eval_generate scores JSON objects of lists, and a held-out answer is 'b'"):
+        HeldOutAnswers(Encoder(tokenizer), [("x", {"instruction": "a", "output": "b"})], 4, 8)
+
+
+def test_the_best_checkpoint_by_f1_is_the_result(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Two sources in proportion, each with losses and scores; the model's answers at step 2 are made to be right."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(rows_file.read_text())
+    asked: list[int] = []
+    generate = held_out_answers.answer
+
+    def answers(model: Any, tokenizer: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
+        assert not model.training
+        said = generate(model, tokenizer, prompts[:3], size, 4)  # the real thing, with a cache and padding
+        asked.append(len(prompts))
+        return [PERSON if len(asked) == 2 else said[0]] * len(prompts)
+
+    monkeypatch.setattr(held_out_answers, "answer", answers)
+    monkeypatch.setattr(held_out_answers, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
+    more: tuple[object, ...] = (
+        "--eval_generate",
+        "--val_set_size",
+        9,
+        "--batch_size",
+        8,
+        "--max_steps",
+        3,
+        "--eval_strategy",
+        "steps",
+    )
+    more += ("--eval_strategy", "steps", "--eval_steps", 1, "--mix", "first=2,second=1", "--lora_dropout", 0)
+    finetune.main(command(tiny_checkpoint, f"first={rows_file},second={other}", tmp_path / "out", *more))
+    log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
+    assert [entry["eval_f1"] for entry in log if "eval_f1" in entry] == [0, 1, 0]
+    assert {"eval_loss_first", "eval_loss_second", "eval_f1_first", "eval_parsed_second"} <= set(log[1])
+    assert {"loss_first", "loss_second"} <= set(log[0])
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["best_checkpoint"] == {"step": 2, "metric": 1.0}
+    best, result = (load_file(tmp_path / "out" / name / "adapter_model.safetensors") for name in ("checkpoint-2", "."))
+    assert all(torch.equal(best[name], result[name]) for name in best)
+    assert "the weights of step 2, the best by f1" in capsys.readouterr().out
