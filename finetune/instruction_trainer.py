@@ -144,7 +144,7 @@ class InstructionTrainer(Trainer):
         keep, targets = inputs["keep"], inputs["targets"]
         narrow = self._narrow_head
         logits = model(**told, use_cache=False, **({"logits_to_keep": keep} if narrow else {})).logits
-        logits = (logits if narrow else logits[:, keep]).float()
+        logits = (logits if narrow or not self.layout.supervised_head else logits[:, keep]).float()
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )

@@ -1,0 +1,220 @@
+"""What our instruction tuning gains over the published script and over TRL with packing: a small LLaMA, LoRA, the CPU.
+
+    python benchmarks/bench_finetune.py
+    python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
+
+Each is a process (`--role`) that trains one epoch of the same instruction rows from the same weights, in turns: one
+thread, float32, the same LoRA, about as many rows a step, the first --warm_up steps not counted.
+
+- published, after alpaca-lora: rows are tokenised one by one, prompt and whole, and padded to the longest of their
+  micro batch, to a multiple of 8; plain Trainer, random order, logits at every place.
+- trl: SFTTrainer, packed by best fit, loss on completions only, a packed row of --pack_length each forward pass (512 is
+  faster here than 1024 or 2048), gradient checkpointing off as in the others (TRL's default is on), in an environment
+  that the first run makes (--trl_venv). On a CPU it attends by sdpa under a dense mask made of position_ids, so rows do
+  not see each other; its head scores every place (the supervised ones alone only where Triton runs, on a GPU).
+- ours: finetune.py's trainer, and without each of its parts in turn: prefixes that rows have in common computed for
+  each row (prefixes apart), rows of similar length padded (padded), the head at every place (whole head).
+
+Rows: CrossNER of ../shared/data/crossner as instructions, else the training rows of examples/demo_world.py. The model
+is tiny and has LLaMA-2's vocabulary. What a head gains shrinks with the model: it is four fifths of the products with
+weights here, in LLaMA-2 7B 2 %; what shared prefixes gain does not. The last line is JSON; figures are medians over
+the rounds:
+
+- rows_per_cpu_s, supervised_tokens_per_cpu_s: {contender: instruction rows, or tokens with a label, a CPU second};
+- padding: {contender: share of the slots (places for a token) that hold none};
+- ours_over: {contender: {rows, supervised_tokens: [ours divided by theirs within a round, the least, the greatest]}};
+- tokenising: {published, ours: rows a CPU second of datasets.map row by row, and of our encoder; ratio}.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import fire
+from finetune_contenders import ROLES, Row, Settings, read_jsonl
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
+CROSSNER = REPOSITORY.parent / "shared/data/crossner"
+TRL = "trl==1.16.0"
+COMPARED = ("published", "trl", "ours")  # the rest of ROLES is ours without one of its parts
+LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
+
+
+# --- rows and a model from nothing ------------------------------------------------------------------------------------
+
+
+def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
+    """Every sentence as an instruction to find its entities, the answer as JSON from type to names."""
+    rows = []
+    for file in sorted([*folder.glob("*/train.json"), *folder.glob("*/test.json")]):
+        types = ", ".join(json.loads((file.parent / "class.json").read_text(encoding="utf-8")))
+        instruction = f"Find the entities of these types: {types}. Answer with a JSON object from types to names."
+        for sentence in json.loads(file.read_text(encoding="utf-8")):
+            found: dict[str, list[str]] = {}
+            for entity in sentence["entity_list"]:
+                found.setdefault(entity["type"], []).append(entity["name"])
+            output = json.dumps(found, ensure_ascii=False)
+            rows.append({"instruction": instruction, "input": sentence["sentence"], "output": output})
+    return rows
+
+
+def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) -> None:
+    """Into scratch: rows.jsonl, settings.json, and base, a random LLaMA with LLaMA-2's tokenizer or one of the rows.
+
+    vocab_size: of the latter; 0: the former, if it is there. The settings also hold the prompt as the format string that
+    the published script has, with an input.
+    """
+    import build_tokenizer
+    import demo_world
+    import tiny_llama
+    from jinja2 import Environment
+
+    count, rows = settings["batch"] * (settings["warm_up"] + settings["steps"]), crossner_rows()
+    if not rows:
+        demo_world.main(str(scratch / "world"), documents_per_language=10, rows=count + 100)
+        rows = read_jsonl(scratch / "world/train.jsonl")
+    if len(rows) < count:
+        raise ValueError(f"there are {len(rows)} rows, and {count} are wanted; lower --steps, --warm_up or --batch")
+    words, pieces = str(scratch / "words"), LLAMA
+    if vocab_size or not LLAMA.is_file():
+        texts, pieces = scratch / "texts.txt", scratch / "words/tokenizer.model"
+        texts.write_text("\n".join(text for row in rows for text in row.values()), encoding="utf-8")
+        tiny_llama.tokenizer(str(texts), words, vocab_size or 4000)
+    build_tokenizer.main(str(pieces), words)
+    tiny_llama.model(words, str(scratch / "base"), **shape)
+
+    drawn = random.Random(0).sample(rows, count)
+    (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
+    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
+    (scratch / "base/chat_template.jinja").write_text(template, encoding="utf-8")
+    asked = {"role": "user", "content": "{instruction}", "input": "{input}"}
+    prompt = Environment().from_string(template).render(messages=[asked], bos_token="", eos_token="")
+    (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
+
+
+# --- the rounds -------------------------------------------------------------------------------------------------------
+
+
+def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
+    """What a role measures of itself, in a process of its own with one thread."""
+    single = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    command = [python, __file__, "--role", role, "--scratch", str(scratch)]
+    done = subprocess.run(command, env=os.environ | single, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def trl_python(folder: Path) -> str:
+    """The Python of TRL's environment, with the versions of this one; made where it is not there yet (1 GB)."""
+    python, mark = folder / "bin/python", folder / "installed.txt"
+    ours = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers", "peft", "datasets", "fire")]
+    wanted = " ".join([TRL, *ours])
+    if not (mark.is_file() and mark.read_text() == wanted):
+        print(f"{folder}: installing {wanted}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted.split()]).returncode:
+            raise ValueError(f"{folder} lacks what pip could not install; leave TRL out with --trl False")
+        mark.write_text(wanted)
+    return str(python)
+
+
+def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Medians over the rounds, and ratios within each; the keys are explained at the head of this file."""
+
+    def rates(kind: str, name: str) -> list[float]:
+        return [found[name][kind] / found[name]["cpu_s"] for found in rounds]
+
+    def ratio(kind: str, name: str) -> list[float]:
+        each = [ours / theirs for ours, theirs in zip(rates(kind, "ours"), rates(kind, name), strict=True)]
+        return [round(value, 3) for value in (median(each), min(each), max(each))]
+
+    kinds, last = ("rows", "supervised_tokens"), rounds[-1]
+    result: dict[str, Any] = {
+        f"{kind}_per_cpu_s": {name: round(median(rates(kind, name)), 2) for name in names} for kind in kinds
+    }
+    result["padding"] = {name: round(last[name]["padded_slots"] / last[name]["slots"], 4) for name in names}
+    result["ours_over"] = {name: {kind: ratio(kind, name) for kind in kinds} for name in names if name != "ours"}
+    sides = [found["tokenising"] for found in rounds]
+    result["tokenising"] = {side: round(median(found[side] for found in sides)) for side in ("published", "ours")}
+    result["tokenising"]["ratio"] = round(median(found["ours"] / found["published"] for found in sides), 2)
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table."""
+    print(f"\n{'':18}{'rows/CPU s':>11}{'supervised/CPU s':>18}{'padding':>9}  ours over it, by supervised tokens")
+    for name, rate in result["rows_per_cpu_s"].items():
+        supervised, padding = result["supervised_tokens_per_cpu_s"][name], result["padding"][name]
+        over = result["ours_over"].get(name, {"supervised_tokens": (1, 1, 1)})["supervised_tokens"]
+        print(f"{name:18}{rate:11.2f}{supervised:18.1f}{padding:9.1%}  {over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})")
+    print("tokenising, rows/CPU s: {published} by datasets.map, {ours} ours, x {ratio}".format(**result["tokenising"]))
+
+
+def main(
+    rounds: int = 3,
+    steps: int = 6,
+    warm_up: int = 1,
+    batch: int = 32,
+    micro: int = 4,
+    cutoff: int = 512,
+    pack_length: int = 512,
+    hidden_size: int = 128,
+    layers: int = 4,
+    vocab_size: int = 0,
+    ablation: bool = True,
+    trl: bool = True,
+    trl_venv: str = str(REPOSITORY / "benchmarks/.trl_venv"),
+    role: str = "",
+    scratch: str = "",
+    **unknown: object,
+) -> None:
+    """batch: rows a step; micro: in a forward pass; role, scratch: for the processes that this one starts."""
+    if unknown:
+        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
+    if role:
+        settings = json.loads(Path(scratch, "settings.json").read_text())
+        print(json.dumps(ROLES[role](Path(scratch), settings)))
+        return
+    if min(rounds, steps, warm_up, micro, layers) < 1 or batch % micro or hidden_size % 64:
+        raise ValueError("counts are at least 1, --batch a multiple of --micro, and --hidden_size a multiple of 64")
+    wanted = [
+        name
+        for name in list(ROLES)[:-1]
+        if (trl or name != "trl") and (ablation or name in ("published", "trl", "ours"))
+    ]
+    pythons = {"trl": trl_python(Path(trl_venv).absolute())} if trl else {}
+    settings = {"batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff}
+    settings["pack_length"] = pack_length
+    shape = {
+        "hidden_size": hidden_size, "intermediate_size": hidden_size * 11 // 4, "num_hidden_layers": layers,
+        "num_attention_heads": hidden_size // 64, "max_position_embeddings": max(cutoff, pack_length),
+    }  # fmt: skip
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="bench-finetune-") as folder:
+        prepare(Path(folder), settings, vocab_size, **shape)
+        for number in range(rounds):
+            print(f"round {number + 1}", flush=True)
+            found.append({"tokenising": in_a_process("tokenising", Path(folder))})
+            for name in wanted if number % 2 == 0 else reversed(wanted):
+                found[-1][name] = seen = in_a_process(name, Path(folder), pythons.get(name, sys.executable))
+                print(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in seen.items()), flush=True)
+    result = summary(found, wanted)
+    show(result)
+    print(json.dumps(result | settings | {"rounds": rounds}))
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

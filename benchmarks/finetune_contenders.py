@@ -1,0 +1,205 @@
+"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps.
+
+Not a script; `python benchmarks/bench_finetune.py` runs each of them in a process of its own.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+IGNORED = -100  # the label of a place that is not supervised
+Row = dict[str, str]
+Settings = dict[str, Any]  # cutoff, batch, micro, steps, warm_up, pack_length, prompt
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def contents(batch: dict[str, Any]) -> dict[str, int]:
+    """What a micro batch holds; rows: those with a label. TRL's packed ones start where position_ids is 0."""
+    import torch
+
+    ids = batch["input_ids"]
+    supervised = batch["targets" if "targets" in batch else "labels"] != IGNORED  # ours: of the columns `keep` alone
+    places = torch.arange(ids.shape[1])
+    if "segments" in batch:  # ours, packed: a row is a segment, or the rest of one behind a shared prefix
+        lengths = torch.tensor([segment.length for segment in batch["segments"]])
+        row = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
+    else:
+        starts = batch["position_ids"] == 0 if "position_ids" in batch else places.expand_as(ids) == 0
+        row = starts.flatten().cumsum(0).view_as(ids)  # (lines, width) the number of the row that a slot belongs to
+    return {
+        "rows": row[:, batch.get("keep", places)][supervised].unique().numel(),
+        "supervised_tokens": int(supervised.sum()),
+        "tokens": int(batch["attention_mask"].sum()) if "attention_mask" in batch else ids.numel(),
+        "slots": ids.numel(),
+    }
+
+
+def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
+    """Train; what the steps after the first ones held, their CPU seconds, and the loss of every step."""
+    from transformers import TrainerCallback
+
+    counts: Counter[str] = Counter()
+    marks: list[tuple[float, Counter[str]]] = []
+    step = trainer.training_step
+
+    def counting(model: Any, batch: Any, *more: Any, **options: Any) -> Any:
+        for micro in batch.get("micro_batches", [batch]):
+            counts.update(contents(micro))
+        return step(model, batch, *more, **options)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            marks.append((time.process_time(), counts.copy()))
+
+    trainer.training_step = counting
+    trainer.add_callback(Clock())
+    trainer.train()
+    (begun, before), (ended, after) = marks[warm_up - 1], marks[-1]
+    held = {name: after[name] - before[name] for name in after}
+    losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
+    return held | {"padded_slots": held["slots"] - held["tokens"], "cpu_s": ended - begun, "losses": losses}
+
+
+def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
+    """What all trainers are told, in Trainer's names."""
+    return {
+        "output_dir": str(scratch / "output"), "max_steps": settings["warm_up"] + settings["steps"], "seed": 1,
+        "learning_rate": 3e-4, "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
+        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def base_of(scratch: Path) -> tuple[Any, Any, Any]:
+    """The tokenizer and the float32 model of scratch/base, and the adapter that all of them train."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(scratch / "base")
+    model = AutoModelForCausalLM.from_pretrained(scratch / "base", dtype=torch.float32)
+    return tokenizer, model, LoraConfig(**ADAPTER, target_modules=LINEAR, task_type="CAUSAL_LM")
+
+
+def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row], dict[str, list[int]]]:
+    """A function for datasets.map: one row to ids and labels by two calls of the tokenizer."""
+
+    def encode(text: str, end: bool) -> list[int]:
+        ids = tokenizer(text, truncation=True, max_length=cutoff, padding=False)["input_ids"]
+        return [*ids, tokenizer.eos_token_id] if end and len(ids) < cutoff else ids
+
+    def encode_row(row: Row) -> dict[str, list[int]]:
+        asked = prompt.format(instruction=row["instruction"], input=row["input"])
+        whole, length = encode(asked + row["output"], end=True), len(encode(asked, end=False))
+        labels = [IGNORED] * length + whole[length:]
+        return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
+
+    return encode_row
+
+
+def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
+    """Trained as the published script trains."""
+    from datasets import Dataset
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+
+    tokenizer, model, adapter = base_of(scratch)
+    tokenizer.pad_token_id, tokenizer.padding_side = 0, "left"
+    encode = published_encoder(tokenizer, settings["prompt"], settings["cutoff"])
+    options = trainer_options(scratch, settings) | {
+        "per_device_train_batch_size": settings["micro"],
+        "gradient_accumulation_steps": settings["batch"] // settings["micro"],
+    }
+    set_seed(options["seed"])
+    collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, return_tensors="pt", padding=True)
+    data = Dataset.from_list(read_jsonl(scratch / "rows.jsonl")).map(encode)
+    trainer = Trainer(get_peft_model(model, adapter), TrainingArguments(**options), collator, data)
+    return measured(trainer, settings["warm_up"])
+
+
+def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
+    """Trained by TRL; a step takes as many packed rows as hold about --batch instruction rows."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer, model, adapter = base_of(scratch)
+    prompt, length = settings["prompt"], settings["pack_length"]
+    rows = [
+        {"prompt": prompt.format(instruction=row["instruction"], input=row["input"]), "completion": row["output"]}
+        for row in read_jsonl(scratch / "rows.jsonl")
+    ]
+    tokens = sum(len(ids) + 1 for ids in tokenizer([row["prompt"] + row["completion"] for row in rows])["input_ids"])
+    options = trainer_options(scratch, settings) | {
+        "gradient_accumulation_steps": max(1, round(settings["batch"] * tokens / len(rows) / length)),
+        "packing": True, "packing_strategy": "bfd", "max_length": length, "completion_only_loss": True,
+        "per_device_train_batch_size": 1, "gradient_checkpointing": False, "bf16": False,
+    }  # fmt: skip
+    data = Dataset.from_list(rows)
+    trainer = SFTTrainer(model, SFTConfig(**options), None, data, processing_class=tokenizer, peft_config=adapter)
+    return measured(trainer, settings["warm_up"])
+
+
+def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Trained by finetune.py's own functions, as its command line would have it; options: more of that."""
+    from adapters import load_model
+    from instruction_trainer import make_trainer
+    from instructions import Encoder
+    from row_files import find_sources
+    from transformers import AutoTokenizer, set_seed
+    from tuning_arguments import parse
+    from tuning_data import arrange, encode_all
+    from tuning_log import TuningLog
+
+    given = trainer_options(scratch, settings) | {
+        "base_model": scratch / "base", "data_path": scratch / "rows.jsonl", "cutoff_len": settings["cutoff"],
+        "batch_size": settings["batch"], "micro_batch_size": settings["micro"], "cache_dir": scratch / "cache",
+        **{name if name.startswith("lora_") else f"lora_{name}": value for name, value in ADAPTER.items()},
+    }  # fmt: skip
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    args, _ = parse([*words, "--lora_target_modules", *LINEAR, *options], "")
+    encoder = Encoder(AutoTokenizer.from_pretrained(args.base_model))
+    data = arrange(args, encode_all(args, encoder, find_sources(args.data_path)[0]), [])
+    set_seed(args.seed)
+    log = TuningLog(scratch / "train_log.jsonl")
+    return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, log), settings["warm_up"])
+
+
+def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
+    """Rows a CPU second of datasets.map row by row and of our encoder, on the rows repeated to at least so many."""
+    import encoded_rows
+    from datasets import Dataset
+    from instructions import Encoder
+    from transformers import AutoTokenizer
+
+    encoder = Encoder(AutoTokenizer.from_pretrained(scratch / "base"))
+    rows = read_jsonl(scratch / "rows.jsonl")
+    rows *= -(-least // len(rows))
+    data = Dataset.from_list(rows)
+    begun = time.process_time()
+    data.map(published_encoder(encoder.tokenizer, settings["prompt"], settings["cutoff"]))
+    between = time.process_time()
+    for _ in encoded_rows.encode(encoder, rows, encoded_rows.Settings(settings["cutoff"]), encoded_rows.Report()):
+        pass
+    return {"published": len(rows) / (between - begun), "ours": len(rows) / (time.process_time() - between)}
+
+
+ROLES: dict[str, Callable[[Path, Settings], dict[str, Any]]] = {
+    "published": run_published,
+    "trl": run_trl,
+    "ours": run_ours,
+    "prefixes apart": partial(run_ours, options=["--share_prefixes", "False"]),
+    "padded": partial(run_ours, options=["--packing", "False"]),
+    "whole head": partial(run_ours, options=["--supervised_head", "False"]),
+    "padded, whole head": partial(run_ours, options=["--packing", "False", "--supervised_head", "False"]),
+    "tokenising": run_tokenising,
+}

@@ -1,0 +1,65 @@
+"""benchmarks/bench_finetune.py in its smallest form: what a contender says of its steps, and what is made of that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_finetune
+import finetune_contenders
+import pytest
+import torch
+from conftest import RunScript
+
+SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512}
+SAID = {"rows", "supervised_tokens", "tokens", "slots", "padded_slots", "cpu_s", "losses"}
+TRL_VENV = bench_finetune.REPOSITORY / "benchmarks/.trl_venv"
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    bench_finetune.prepare(folder, SETTINGS, 1200, **shape)
+    return folder
+
+
+def holds(said: dict[str, Any]) -> None:
+    assert said.keys() == SAID
+    assert said["slots"] - said["padded_slots"] == said["tokens"] > said["supervised_tokens"] > said["rows"] > 0
+    assert said["cpu_s"] > 0
+    assert len(said["losses"]) == 2
+
+
+def test_contenders_and_their_comparison(scratch: Path) -> None:
+    settings = json.loads((scratch / "settings.json").read_text())
+    found = {name: finetune_contenders.ROLES[name](scratch, settings) for name in ("published", "ours")}
+    for said in found.values():
+        holds(said)
+        assert said["rows"] == 8
+    assert found["published"]["slots"] % (4 * 8) == 0
+    found["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, least=1)
+    result = bench_finetune.summary([found], ["published", "ours"])
+    assert result.keys() == {"rows_per_cpu_s", "supervised_tokens_per_cpu_s", "padding", "ours_over", "tokenising"}
+    ratio = found["ours"]["rows"] / found["ours"]["cpu_s"] * found["published"]["cpu_s"] / found["published"]["rows"]
+    assert result["ours_over"]["published"]["rows"] == [pytest.approx(ratio, abs=1e-3)] * 3
+    assert result["tokenising"].keys() == {"published", "ours", "ratio"}
+
+
+def test_packed_rows_are_counted() -> None:
+    labels = torch.tensor([[-100, -100, 5, -100, 6, 7, -100]])
+    packed = {"input_ids": torch.arange(7)[None], "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 0]])}
+    on_tokens = finetune_contenders.contents(packed | {"labels": labels})
+    kept = {"keep": torch.tensor([1, 3, 4]), "targets": torch.tensor([[5, 6, 7]])}  # where the same three are foretold
+    assert on_tokens == finetune_contenders.contents(packed | kept)
+    assert on_tokens == {"rows": 2, "supervised_tokens": 3, "tokens": 7, "slots": 7}  # the third row has no label
+
+
+@pytest.mark.skipif(not (TRL_VENV / "installed.txt").is_file(), reason="TRL's environment is not there")
+def test_trl_in_its_own_environment(scratch: Path) -> None:
+    holds(bench_finetune.in_a_process("trl", scratch, str(TRL_VENV / "bin/python")))
+
+
+def test_bad_options_are_one_line(run_script: RunScript) -> None:
+    for option, said in (("--stepz", "unknown option --stepz"), ("--micro", "counts are at least 1, --batch a mult")):
+        done = run_script("benchmarks/bench_finetune.py", option, 3, status=2)
+        assert done.stderr.startswith(f"error: {said}")
