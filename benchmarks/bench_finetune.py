@@ -69,8 +69,8 @@ def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
 def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) -> None:
     """Into scratch: rows.jsonl, settings.json, and base, a random LLaMA with LLaMA-2's tokenizer or one of the rows.
 
-    vocab_size: of the latter; 0: the former, if it is there. The settings also hold the prompt as the format string that
-    the published script has, with an input.
+    vocab_size: of the latter; 0: the former, if it is there. The settings also hold the prompt as the format string
+    that the published script has, with an input.
     """
     import build_tokenizer
     import demo_world

@@ -1,0 +1,85 @@
+"""finetune/scripts/: each recipe tunes as it stands, goes on where it was broken off, and names a bad setting."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, free_port
+from instruction_rows import command
+from safetensors.torch import load_file
+
+import finetune
+
+RECIPES = REPOSITORY / "finetune" / "scripts"
+Environment = dict[str, str]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions: Path) -> Environment:
+    return os.environ | {
+        "BASE_MODEL": str(tiny_checkpoint), "DATA_PATH": str(rows_file), "OUTPUT_DIR": str(tmp_path / "out"),
+        "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions), "REPORT_TO": "none",
+        "BATCH_SIZE": "8", "NUM_EPOCHS": "1", "SAVE_STEPS": "4", "LEARNING_RATE": "1e-3", "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }  # fmt: skip
+
+
+def start(recipe: str, env: Environment, *more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["bash", str(RECIPES / recipe), *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    said, complained = process.communicate(timeout=240)
+    assert process.returncode == 0, said + complained
+    return said
+
+
+def test_lora_goes_on_where_it_was_broken_off(
+    tmp_path: Path, settings: Environment, tiny_checkpoint: Path, rows_file: Path
+) -> None:
+    more = ("--lora_r", 16, "--batch_size", 8, "--max_steps", 4, "--save_steps", 4)
+    finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "out", *more))
+    (tmp_path / "out/adapter_model.safetensors").unlink()
+    said = ended(start("lora.sh", settings, "--logging_steps", "1"))
+    assert "step 8/8 | loss" in said
+    assert "step 1/8" not in said
+    assert (tmp_path / "out/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["qlora.sh", "full.sh"])
+def test_the_other_methods(tmp_path: Path, settings: Environment, recipe: str) -> None:
+    assert "8 steps of 8 rows" in ended(start(recipe, settings))
+    name = "model" if recipe == "full.sh" else "adapter_model"
+    assert load_file(tmp_path / f"out/{name}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_nodes(tmp_path: Path, settings: Environment) -> None:
+    meeting = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [start("lora_multinode.sh", settings | meeting | {"NODE_RANK": str(rank)}) for rank in range(2)]
+    said = [ended(node) for node in nodes]
+    assert "8 steps of 8 rows, packed into lines of at most 2048 tokens, on 2 ranks" in said[0]
+    assert "rows:" not in said[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "said"),
+    [
+        ("lora.sh", {"PRECISION": "half"}, "PRECISION=half is not bf16, fp16 or fp32"),
+        ("lora.sh", {"BASE_MODEL": "gone"}, "BASE_MODEL=gone is no checkpoint folder"),
+        ("full.sh", {"CONFIG": "gone.json"}, "CONFIG=gone.json does not exist"),
+        ("lora_multinode.sh", {"NODES": "2"}, "must say how many nodes, which, and where the first is"),
+        ("lora_multinode.sh", {"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "x"}, "NODE_RANK=2 of 2 nodes"),
+    ],
+)
+def test_a_bad_setting_is_one_line(settings: Environment, recipe: str, setting: Environment, said: str) -> None:
+    process = start(recipe, settings | setting)
+    _, complained = process.communicate()
+    assert process.returncode == 2
+    assert complained.startswith("error: ") and complained.count("\n") == 1
+    assert said in complained
