@@ -81,12 +81,17 @@ def step_of(checkpoint: str) -> int:
     return json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
 
 
-def next_step(args: "TuningArguments") -> str:
-    """The line that says how to go on from here."""
-    if args.method == "full":
-        return f"serve it: python inference/launch_vllm.py --model {args.output_dir} --port 8090"
+def next_steps(args: "TuningArguments") -> str:
+    """The lines that say how to try the result and how to serve it."""
     output = (args.output_dir or "").rstrip("/")
+    if args.method == "full":
+        return (
+            f"try it: python examples/generate_finetune.py --base_model {output} --interactive\n"
+            f"serve it: python inference/launch_vllm.py --model {output} --port 8090"
+        )
     return (
+        f"try it: python examples/generate_lora.py --base_model {args.base_model} --lora_weights {output} "
+        "--interactive\n"
         f"merge and serve it: python tools/weight_diff.py merge --path_zhixi {args.base_model} --path_lora {output} "
         f"--path_sfted {output}-merged && python inference/launch_vllm.py --model {output}-merged --port 8090"
     )
@@ -173,7 +178,7 @@ def main(argv: list[str]) -> None:
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
         print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
-        print(next_step(args))
+        print(next_steps(args))
     if launched():
         part()
 

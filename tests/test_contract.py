@@ -187,15 +187,28 @@ def test_all_folders_have_one_tokenizer(checkpoints: dict[str, Path]) -> None:
     assert all(found == ids["base"] for found in ids.values())
 
 
-PIECES = ["<s>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
+PIECES = ["<s>", "<|im_end|>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
 CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 TEXTS = st.lists(st.sampled_from(PIECES) | CHARACTERS, max_size=6).map("".join)
 
 
-@pytest.mark.parametrize("name", ["merged", "templated", "base"])
-def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("merged", ""),
+        ("templated", ""),
+        ("base", ""),
+        ("base", "alpaca_short"),
+        ("base", "llama-2"),
+        ("base", "chatml"),
+    ],
+)
+def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: str, template: str) -> None:
     """Tuning, the demos and the server give the same ids, whatever the text holds."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    if template:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = instructions.load_template(template)
     encoder, prompt = instructions.Encoder(tokenizer), generate_api.Prompt(tokenizer)
 
     @settings(max_examples=60, deadline=None)
@@ -203,7 +216,8 @@ def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: 
     def same(instruction: str, input: str) -> None:
         [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
         assert tuned == generation.prompt_ids(tokenizer, instruction, input) == prompt.ids(instruction, input)
-        assert tuned[0] == tokenizer.bos_token_id
+        first = "<|im_start|>" if template == "chatml" else tokenizer.bos_token
+        assert tuned[0] == tokenizer.convert_tokens_to_ids(first)
         assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])
 
     same()

@@ -1,6 +1,7 @@
 """inference/generate_api.py: prompts as ids, both libraries' parameters, one envelope; against the real engine."""
 
 import json
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from generate_api import DEFAULT_MAX_TOKENS, GUARDS, GenerateAnswer, Parameters, Prompt, complaint, sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_rows import encoded
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CONTEXT = 512  # of the tiny checkpoint
@@ -149,6 +151,25 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
             answer = server.generate(instruction, input, **how)
             assert answer["num_output_tokens_cf"] == tokens
             assert answer["generated_text"].partition("\ufffd")[0] == readable
+
+
+def test_the_server_asks_with_the_ids_that_were_trained_on(server: Any, tuned_checkpoint: Path) -> None:
+    """A row's ids before its answer, as tuning makes them: vLLM renders the same, and /generate sends them."""
+    tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
+    rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
+    examples, _ = encoded(tokenizer, rows, 512)
+    model = json.loads(urllib.request.urlopen(f"{server.url}/v1/models").read())["data"][0]["id"]
+    for row, example in zip(rows, examples, strict=True):
+        trained = example.ids[: example.spans[0][0]]
+        message = {"role": "user", "content": row["instruction"], "input": row["input"]}
+        if not row["input"]:  # vLLM's own path drops it
+            _, rendered = server.post("/tokenize", {"model": model, "messages": [message], "add_special_tokens": False})
+            assert rendered["tokens"] == trained
+        body = {"model": model, "prompt": trained, "temperature": 0, "max_tokens": 8}
+        _, said = server.post("/v1/completions", body)
+        assert said["usage"]["prompt_tokens"] == len(trained)
+        asked = server.generate(row["instruction"], row["input"], temperature=0, max_tokens=8)
+        assert asked["generated_text"] == said["choices"][0]["text"]
 
 
 def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
