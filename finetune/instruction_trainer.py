@@ -255,9 +255,9 @@ class InstructionTrainer(Trainer):
         seconds, steps = max(now - self._logged_at, 1e-9), max(step - self._logged_step, 1)
         means, _, tokens = self.tally.take(self.reduce)
         self._logged_at, self._logged_step = now, step
-        several = means if len(self.tally.names) > 1 else {}
+        several = self.data.order.takes[1:]  # else its loss is the loss
         return {
-            **{f"loss_{name}": round(loss, 4) for name, loss in several.items()},
+            **{f"loss_{name}": round(loss, 4) for name, loss in means.items() if several},
             "supervised_tokens_per_second": round(tokens / seconds, 1),
             "eta_seconds": round(seconds / steps * (self.args.max_steps - step)),
         }
@@ -285,7 +285,7 @@ class InstructionTrainer(Trainer):
                     tally.add(*self.token_losses(self.model_wrapped, self._prepare_inputs(micro_batch)))
         means, mean, _ = tally.take(self.reduce)
         metrics = {f"{metric_key_prefix}_loss": mean}
-        if len(rows.names) > 1:
+        if len(means) > 1:
             metrics |= {f"{metric_key_prefix}_loss_{name}": loss for name, loss in means.items()}
         if self.data.scores:
             scores = self.data.scores(self)

@@ -1,0 +1,47 @@
+"""finetune/README.md: its commands from CrossNER's annotations to a score run as they stand, on a tiny model."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import fire
+import ie_build
+import ie_eval
+import ie_run
+import pytest
+from conftest import REPOSITORY
+from test_readme import MARK, commands
+
+import finetune
+
+SCRIPTS: dict[str, Any] = {"ie_build": ie_build, "ie_run": ie_run, "ie_eval": ie_eval}
+SHORTER = {"finetune": ["--max_steps", "2"], "ie_run": ["--limit", "3", "--max_new_tokens", "8"]}
+
+
+def test_from_annotations_to_a_score(
+    tmp_path: Path, shared_data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process; of the settings only the number of steps and of answers are smaller."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("crossner").symlink_to(shared_data / "crossner")
+    Path("quickstart").mkdir()
+    Path("quickstart/recovered").symlink_to(tiny_checkpoint)
+    ran = []
+    for line in commands(REPOSITORY / "finetune/README.md", MARK):
+        words = shlex.split(line)
+        if words[0] == "mkdir":
+            Path(words[-1]).mkdir()
+            continue
+        name = Path(words[1]).stem
+        given = words[2:] + SHORTER.get(name, [])
+        if name == "finetune":
+            finetune.main(given)
+        else:
+            fire.Fire(SCRIPTS[name].main, given)
+        ran.append(name)
+    assert ran == ["ie_build", "ie_build", "finetune", "ie_run", "ie_eval"]
+    assert json.loads(Path("ie/scores.json").read_text())["rows"] == 3
+    carried = json.loads(Path("ie/adapter/extraction.json").read_text())
+    assert carried["tasks"]["ner"]["en"]["instruction"]
