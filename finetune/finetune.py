@@ -102,7 +102,8 @@ def show(args: "TuningArguments", tokenizer: Any, data: Data, skipped: list[str]
     colour = sys.stdout.isatty()
     for path in skipped:
         print(f"skipped {path}: not a file of rows")
-    print(describe(data.rows.parts) + (f"; {len(data.held_out)} rows held out" if data.held_out else ""))
+    known = len(data.order.takes)
+    print(describe(data.rows.parts[:known], len(data.held_out), data.rows.parts[known:]))
     takes = zip(data.rows.names, data.order.takes, strict=False)
     if args.mix:
         print("an epoch: " + ", ".join(f"{count} rows of {name}" for name, count in takes))

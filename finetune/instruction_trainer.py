@@ -201,6 +201,8 @@ class InstructionTrainer(Trainer):
         if kind == row_attention.NAME:
             self._base.set_attn_implementation("sdpa")
         self.layout.packed = False
+        if self.args.train_sampling_strategy == "auto":
+            self.data.order.bring_similar_together()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's, which warns of missing and unexpected weights; here they end the run."""
@@ -331,6 +333,8 @@ def make_trainer(
         supervised_head=args.supervised_head,
         multiple=1 if args.device.type == "cpu" else 8,
     )
+    if not layout.packed and args.train_sampling_strategy == "auto":
+        data.order.bring_similar_together()
     if args.packing == "true" and not layout.packed:
         kind = model.config._attn_implementation
         raise ValueError(

@@ -107,6 +107,11 @@ class Order:
         vars(self).update(state)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
+    def bring_similar_together(self) -> None:
+        """From now on as with the strategy group_by_length."""
+        self.strategy = "group_by_length"
+        self.epoch.cache_clear()
+
     def step(self, number: int) -> np.ndarray:
         """The rows of a step, counted over all epochs; an epoch's last step may have fewer."""
         epoch, place = divmod(number, self.steps)

@@ -60,9 +60,7 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
     by_source = [training[rows.sources[training] == number] for number in range(len(parts))]
     sizes = {part.name: len(mine) for part, mine in zip(parts, by_source, strict=True)}
     takes = epoch_sizes(sizes, parse_mix(args.mix, list(sizes))) if args.mix else sizes
-    strategy = args.train_sampling_strategy
-    if strategy == "auto":
-        strategy = "group_by_length" if args.packing == "false" else "random"
+    strategy = args.train_sampling_strategy.replace("auto", "random")  # the trainer knows whether rows are packed
     order = Order(by_source, list(takes.values()), args.batch_size or 1, seed, strategy, rows.lengths)
     return Data(rows, order, apart.tolist())
 

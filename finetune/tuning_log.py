@@ -17,15 +17,15 @@ GREY, BRIGHT, PLAIN = "\033[90m", "\033[1m", "\033[0m"
 SHOWN = 400  # characters of each part of a decoded row
 
 
-def describe(parts: Sequence[EncodedRows]) -> str:
-    """What became of the rows, by source where there are several, and how much of them is supervised."""
-    lines = [_described(part.report, f"{part.name}: ") for part in parts] if len(parts) > 1 else []
-    return "\n".join([*lines, _described(total(parts))])
+def describe(parts: Sequence[EncodedRows], held_out: int = 0, apart: Sequence[EncodedRows] = ()) -> str:
+    """What became of the rows, by source where there are several, and how much of them is supervised.
 
-
-def total(parts: Sequence[EncodedRows]) -> Report:
-    """The reports of all sources as one."""
-    return sum((part.report for part in parts), Report())
+    held_out: how many are kept from training; apart: they are a file of their own.
+    """
+    several = parts if len(parts) > 1 else []
+    lines = [_described(part.report, f"{part.name}: ") for part in [*several, *apart]]
+    total = _described(sum((part.report for part in parts), Report()))
+    return "\n".join([*lines, total + (f"; {held_out} rows held out" if held_out else "")])
 
 
 def _described(report: Report, name: str = "") -> str:

@@ -124,6 +124,7 @@ def test_rows_never_meet_in_any_architecture(
     trainer = trainer_of(tmp_path / "base", tokenizer, rows_file, tmp_path / "out", *options)
     trainer.train()
     assert trainer.layout.packed == (name not in ("bloom", "mamba"))
+    assert trainer.data.order.strategy == ("random" if trainer.layout.packed else "group_by_length")
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
     assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.rows, trainer.data.order.step(0)), rel=2e-6)
