@@ -41,7 +41,7 @@ done
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
 main_stamp=$(stamp_of "$requirements")
-dev_stamp=$(stamp_of tests/requirements.txt)
+dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt)
 
 # Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
 install() {
@@ -69,5 +69,6 @@ fi
 if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
     echo "setup: installing tests/requirements.txt"
     install -r tests/requirements.txt
+    install --no-deps --upgrade --target "$venv/quantised" -r tests/requirements-quantised.txt
     echo "$dev_stamp" > "$venv/.setup-dev"
 fi

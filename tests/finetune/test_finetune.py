@@ -12,7 +12,7 @@ from conftest import RunScript
 from instruction_rows import SMALL, command
 from instructions import load_template
 from result_folder import sha256
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune
@@ -103,6 +103,34 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, tiny_checkpoin
     with pytest.raises(FileNotFoundError, match="holds no checkpoint-"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", *again))
     assert not (tmp_path / "x").exists()
+
+
+def test_weights_that_are_missing_or_unknown_end_the_run(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
+    """Of the base, and of the checkpoint that a run goes on from."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    lost = "model.layers.0.mlp.up_proj.weight"
+    for changed in (
+        {name: weight for name, weight in weights.items() if name != lost},
+        weights | {"x.weight": weights[lost].clone()},
+    ):
+        save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"1 weights are missing, unknown or of another shape, .* for one"):
+            finetune.main(command(broken, rows_file, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+    more = ("--batch_size", "8", "--max_steps", "2", "--save_steps", "1")
+    finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "run", *more))
+    adapter = tmp_path / "run/checkpoint-1/adapter_model.safetensors"
+    kept = load_file(adapter)
+    kept.pop(min(kept))
+    save_file(kept, adapter, metadata={"format": "pt"})
+    again = ("--resume_from_checkpoint", str(adapter.parent))
+    with pytest.raises(ValueError, match="holds 27 tensors and should hold 28"):
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "run", *more, *again))
 
 
 def test_full_tuning_writes_a_checkpoint(

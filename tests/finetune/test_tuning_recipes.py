@@ -22,7 +22,7 @@ def settings(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions:
         "BASE_MODEL": str(tiny_checkpoint), "DATA_PATH": str(rows_file), "OUTPUT_DIR": str(tmp_path / "out"),
         "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions), "REPORT_TO": "none",
         "BATCH_SIZE": "8", "NUM_EPOCHS": "1", "SAVE_STEPS": "4", "LEARNING_RATE": "1e-3", "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(sys.prefix, "quantised")),
     }  # fmt: skip
 
 

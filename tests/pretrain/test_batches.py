@@ -30,7 +30,7 @@ BACKENDS = [
     ("eager", False),
     ("sdpa", False),
     ("sdpa", True),
-    ("flex_attention", False),
+    pytest.param("flex_attention", False, marks=pytest.mark.slow),  # its compilation takes 17 s
     ("flash_attention_2", False),
 ]
 

@@ -173,7 +173,8 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
             "--file_path", str(first), str(big),
         ]  # fmt: skip
 
-    process = subprocess.Popen(command("stopped", 2), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command("stopped", 2), stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     shards = tmp_path / "stopped/out.shards"
     while not (shards / "000000.json").exists():
         time.sleep(0.01)

@@ -173,6 +173,7 @@ def test_slurm_builds_the_same_corpus(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.slow
 def test_ray_builds_the_same_corpus(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
     source = rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
