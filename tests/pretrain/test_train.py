@@ -204,11 +204,7 @@ def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoi
         with pytest.raises(ValueError, match=f"{said}.*; go on all the same: --accept_changes"):
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
-    assert [path.name for path in sorted(again.glob("checkpoint-*"))] == [
-        "checkpoint-3",
-        "checkpoint-4",
-        "checkpoint-6",
-    ]
+    assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
     rows = [entry["rows_small"] for entry in log_of(again) if "loss" in entry]
     assert rows == [4, 8, 12, 20, 28, 36]
 
