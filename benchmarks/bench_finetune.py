@@ -8,10 +8,11 @@ thread, float32, the same LoRA, about as many rows a step, the first --warm_up s
 
 - published, after alpaca-lora: rows are tokenised one by one, prompt and whole, and padded to the longest of their
   micro batch, to a multiple of 8; plain Trainer, random order, logits at every place.
-- trl: SFTTrainer, packed by best fit, loss on completions only, a packed row of --pack_length each forward pass (512 is
-  faster here than 1024 or 2048), gradient checkpointing off as in the others (TRL's default is on), in an environment
-  that the first run makes (--trl_venv). On a CPU it attends by sdpa under a dense mask made of position_ids, so rows do
-  not see each other; its head scores every place (the supervised ones alone only where Triton runs, on a GPU).
+- trl: SFTTrainer, packed by best fit, loss on completions only, a packed row of --pack_length each forward pass (512
+  was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in the others
+  (TRL's default is on), in an environment that the first run makes (--trl_venv). On a CPU it attends by sdpa under a
+  dense mask made of position_ids, so rows do not see each other; its head scores every place (the supervised ones alone
+  only where Triton runs, on a GPU).
 - ours: finetune.py's trainer, and without each of its parts in turn: prefixes that rows have in common computed for
   each row (prefixes apart), rows of similar length padded (padded), the head at every place (whole head).
 

@@ -139,12 +139,9 @@ def open_encoded(encoder: Encoder, source: Source, settings: Settings, cache: Pa
 
 def cache_key(encoder: Encoder, path: Path, settings: Settings) -> str:
     """What the encoded rows of a file depend on, as 32 hexadecimal digits."""
-    tokenizer = encoder.tokenizer
     with path.open("rb") as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    spelled = [VERSION, content, path.suffix, asdict(settings), encoder.end, sorted(encoder.controls.items()),
-               tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token,
-               hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()]  # fmt: skip
+    spelled = [VERSION, content, path.suffix, asdict(settings), encoder.fingerprint]
     return hashlib.blake2b(json.dumps(spelled).encode(), digest_size=16).hexdigest()
 
 

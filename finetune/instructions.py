@@ -10,9 +10,11 @@ Three properties hold by construction, for every tokenizer:
 - every row ends in a supervised end-of-turn, also after truncation.
 """
 
+import hashlib
 import json
 import re
 import string
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +122,14 @@ class Encoder:
                     "could write it; take another one with --prompt_template_name, such as alpaca"
                 )
             self.lead, self.end, self.end_text = self._around_an_answer()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What ids depend on besides the text: the tokenizer with its control tokens, and the template."""
+        tokenizer = self.tokenizer
+        spelled = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.bos_token,
+                   tokenizer.eos_token, self.end, sorted(self.controls.items())]  # fmt: skip
+        return hashlib.blake2b(json.dumps(spelled).encode(), digest_size=16).hexdigest()
 
     def _around_an_answer(self) -> tuple[str, list[int], str]:
         """White space before an answer, and ids and text after it: the control token, and EOS if that is another."""

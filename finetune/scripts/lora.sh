@@ -3,7 +3,8 @@
 #
 #   BASE_MODEL=checkpoints/base DATA_PATH=train.jsonl OUTPUT_DIR=adapters/ie bash finetune/scripts/lora.sh
 #
-# On 8 V100 (fp16, found by itself), LLaMA-13B: 26 GB of weights do not leave room for much beside them in 32 GB.
+# On 8 V100 (fp16, found by itself), LLaMA-13B: 26 GB of weights do not leave room for much beside them in 32 GB
+# (these sizes are reckoned, not tried).
 #   MICRO_BATCH_SIZE=2 CUTOFF_LEN=512 BASE_MODEL=… DATA_PATH=… OUTPUT_DIR=… bash finetune/scripts/lora.sh
 # On 8 A100 or H100 (bf16) of 80 GB:
 #   MICRO_BATCH_SIZE=16 CUTOFF_LEN=1024 BASE_MODEL=… DATA_PATH=… OUTPUT_DIR=… bash finetune/scripts/lora.sh
