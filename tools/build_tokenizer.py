@@ -12,17 +12,16 @@ that order merges otherwise do not. Format of the input: sentencepiece_model.pro
 import hashlib
 import json
 import shutil
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fire
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tool_command import refuse, run
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # ModelProto.SentencePiece.Type
 
@@ -124,10 +123,11 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in table).encode()).hexdigest()
 
 
-def check(tokenizer: Tokenizer, oracle: sentencepiece.SentencePieceProcessor, texts: Iterable[str]) -> int:
+def check(tokenizer: Tokenizer, oracle: Any, texts: Iterable[str], original: str = "SentencePiece") -> int:
     """Compare ids on every text (without BOS, control spellings taken as text); returns how many texts were compared.
 
-    Raises ValueError that shows the first difference.
+    oracle: what encodes a text as the original does, which is named `original`. Raises ValueError that shows the first
+    difference.
     """
     tokenizer.encode_special_tokens = True
     count = 0
@@ -137,8 +137,8 @@ def check(tokenizer: Tokenizer, oracle: sentencepiece.SentencePieceProcessor, te
             pairs = enumerate(zip(ours, truth, strict=False))
             at = next((i for i, (our, true) in pairs if our != true), min(len(ours), len(truth)))
             raise ValueError(
-                f"the built tokenizer differs from SentencePiece at token {at} of {text[:60]!r}: "
-                f"{ours[at : at + 4]} instead of {truth[at : at + 4]}; this model needs SentencePiece itself"
+                f"the built tokenizer differs from {original} at token {at} of {text[:60]!r}: "
+                f"{ours[at : at + 4]} instead of {truth[at : at + 4]}; this model needs {original} itself"
             )
         count += 1
     tokenizer.encode_special_tokens = False
@@ -170,8 +170,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "", **unknown:
         check_path: text to compare on besides the built-in cases: .jsonl with a `text` key, or one text a line.
         unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; known: --tokenizer_model --output_dir --check_path")
+    refuse(unknown)
     proto = read_model(tokenizer_model)
     tokenizer = build(proto)
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
@@ -192,8 +191,4 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "", **unknown:
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

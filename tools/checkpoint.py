@@ -1,28 +1,34 @@
-"""Seal a checkpoint folder, verify its seal, show what it holds, compare the weights of two.
+"""Seal a checkpoint folder, verify its seal or a published list of hashes, show what it holds, compare two.
 
     python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
     python tools/checkpoint.py verify checkpoints/tuned      # exit 2 names the first file that is not as sealed
+    python tools/checkpoint.py verify checkpoints/tuned --sums md5sums.txt   # a list as md5sum or sha256sum writes it
     python tools/checkpoint.py show checkpoints/tuned
     python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit 0 equal to the bit, 1 not
 
-The seal is checkpoint.json (tools/CHECKPOINT.md): size and sha256 of every file, the parents, and one fingerprint of
-the weights that stays the same however they are sharded.
+The seal is checkpoint.json (tools/CHECKPOINT.md): size, BLAKE3 and sha256 of every file, BLAKE3 of every tensor, the
+parents, and one fingerprint of the weights that stays the same however they are sharded. With --sign_key it is signed,
+with --public_key the signature is verified (signatures.py).
 """
 
+import hashlib
 import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import fire
 import numpy as np
-from exact_diff import DIFF_FILE
-from folders import existing, read_json, refuse, write_json
+import signatures
+from bit_patterns import FLOATS, to_float32
+from blake3 import blake3
+from exact_diff import DIFF_FILES, is_exact
+from folders import existing, read_json, write_json
+from hash_lists import verify_list
+from in_order import in_order
 from seal_check import SEAL, files_of, hash_file, verify_seal
 from tensors import (
     ADAPTER_FILES,
-    FLOATS,
     MODEL_FILES,
     Tensor,
     digests,
@@ -30,16 +36,16 @@ from tensors import (
     progress,
     read_safetensors,
     read_weights,
-    to_float32,
 )  # fmt: skip
+from tool_command import refuse, run
 
-ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, DIFF_FILE)
+ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
 NOTES = 5  # lines that `compare` prints about tensors that cannot be compared bit by bit
 
 
 def kind_of(folder: Path) -> str:
     """full, adapter, diff or quantised, from the files that are there."""
-    if (folder / DIFF_FILE).is_file():
+    if is_exact(folder):
         return "diff"
     if (folder / "adapter_config.json").is_file():
         return "adapter"
@@ -50,58 +56,75 @@ def kind_of(folder: Path) -> str:
     return "quantised" if config.is_file() and read_json(config).get("quantization_config") else "full"
 
 
-def weights_of(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """A folder's tensors and their fingerprint, read from the bytes themselves."""
+def weights_of(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """A folder's tensors, their hashes and their fingerprint, read from the bytes themselves."""
     tensors = read_weights(folder, ALL_FILES)
-    return tensors, fingerprint(tensors.values(), digests(tensors, f"hashing {folder.name}"))
+    hashes = digests(tensors.values(), f"hashing {folder.name}")
+    return tensors, hashes, fingerprint(tensors.values(), hashes)
 
 
 def parent_of(folder: Path) -> dict[str, str]:
     """A parent's name and the fingerprint of its weights: from its seal where it has one, else computed."""
     seal = folder / SEAL
-    weights = read_json(seal).get("weights") if seal.is_file() else weights_of(folder)[1]
+    weights = read_json(seal).get("weights") if seal.is_file() else weights_of(folder)[2]
     return {"name": folder.resolve().name, "weights": str(weights)}
 
 
-def seal(folder: str, parents: str | tuple[str, ...] = "", **unknown: object) -> None:
+def seal(folder: str, parents: str | tuple[str, ...] = "", sign_key: str = "", **unknown: object) -> None:
     """Write checkpoint.json into a finished folder (again, if it has one).
 
     Args:
         folder: the checkpoint folder.
         parents: folders that it was made from, separated by commas.
+        sign_key: a private key (PEM, elliptic curve) to sign the folder with.
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
     path = existing(folder, "seal")
     names = parents.split(",") if isinstance(parents, str) else parents
     ancestors = [existing(name, "--parents") for name in names if name]
-    _, weights = weights_of(path)
+    signatures.remove(path)  # of an earlier seal
+    _, tensors, weights = weights_of(path)
     files = files_of(path)
+    table = {}
     with progress(sum(file.stat().st_size for file in files.values()), "hashing files") as bar:
-        table = {name: {"size": file.stat().st_size, "sha256": hash_file(file, bar)} for name, file in files.items()}
+        hashes = in_order(lambda file: hash_file(file, blake3(), hashlib.sha256()), files.values())
+        for (name, file), (ours, published) in zip(files.items(), hashes, strict=True):
+            table[name] = {"size": file.stat().st_size, "blake3": ours, "sha256": published}
+            bar.update(file.stat().st_size)
     content = {
-        "format": 1, "kind": kind_of(path), "weights": weights,
-        "parents": [parent_of(ancestor) for ancestor in ancestors], "files": table,
+        "format": 2, "kind": kind_of(path), "weights": weights,
+        "parents": [parent_of(ancestor) for ancestor in ancestors], "files": table, "tensors": tensors,
     }  # fmt: skip
     write_json(path / f".{SEAL}.partial", content)
     (path / f".{SEAL}.partial").replace(path / SEAL)
-    print(f"{path / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}")
+    signed = f", signed in {signatures.sign(path, sign_key)}" if sign_key else ""
+    print(f"{path / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}{signed}")
 
 
-def verify(folder: str, **unknown: object) -> None:
-    """Compare every file with the seal; exit status 2 names the first that is missing, changed or not listed.
+def verify(folder: str, sums: str = "", public_key: str = "", **unknown: object) -> None:
+    """Compare every file with the seal or with a published list; exit status 2 names the first that differs.
 
     Args:
-        folder: a sealed checkpoint folder.
+        folder: a checkpoint folder, sealed unless a list is given.
+        sums: a list of md5 or sha256 sums and file names, as md5sum and sha256sum write it; instead of the seal.
+        public_key: verify the seal's signature, too, with this key (PEM).
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
     path = existing(folder, "verify")
+    if sums:
+        kind, count = verify_list(path, Path(str(sums)))
+        print(f"{path}: all {count} files as listed in {sums} ({kind})")
+    if sums and not public_key:
+        return
     if not (path / SEAL).is_file():
         raise FileNotFoundError(
             f"{path} has no {SEAL}; seal it where it was made: python tools/checkpoint.py seal {path}"
         )
-    print(f"{path}: all {verify_seal(path)} files as sealed")
+    if public_key:
+        signatures.verify(path, public_key)
+    print(f"{path}: all {verify_seal(path)} files as sealed{', the signature holds' if public_key else ''}")
 
 
 def show(folder: str, **unknown: object) -> None:
@@ -113,7 +136,7 @@ def show(folder: str, **unknown: object) -> None:
     """
     refuse(unknown)
     path = existing(folder, "show")
-    tensors, weights = weights_of(path)
+    tensors, _, weights = weights_of(path)
     types = Counter[str]()
     for tensor in tensors.values():
         types[tensor.dtype] += tensor.elements
@@ -199,9 +222,4 @@ def compare(first: str, second: str, **unknown: object) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        commands = {"seal": seal, "verify": verify, "show": show, "compare": compare}
-        fire.Fire(commands, [*sys.argv[1:2], "--", "--help"] if "--help" in sys.argv[2:] else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run({"seal": seal, "verify": verify, "show": show, "compare": compare})

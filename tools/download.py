@@ -1,31 +1,36 @@
-"""Download a checkpoint from the Hugging Face hub: the published ones by name, or any other.
+"""Download a checkpoint from the Hugging Face hub or a mirror: the published ones by name, or any other.
 
     python tools/download.py --download_path checkpoints/diff --only_base --fp16
     python tools/download.py --download_path checkpoints/lora --only_lora
     python tools/download.py --download_path checkpoints --both
-    python tools/download.py --download_path checkpoints/other --specify --repo_name OWNER/NAME --revision main
+    python tools/download.py --download_path checkpoints/other --specify --repo_name OWNER/NAME --revision main \
+        --pattern "*.safetensors,*.json" --exclude "*fp32*" --endpoint https://MIRROR
 
-The files arrive in a folder DOWNLOAD_PATH.partial, are compared with the sizes and hashes that the hub publishes, and
-get their name when all of them are right. The same command goes on after an interruption (with the files that were not
-finished), and on a finished folder it only compares. Mirrors, tokens and the rest are the hub client's own variables:
-HF_ENDPOINT=https://… HF_TOKEN=… (a mirror without Xet storage also wants HF_HUB_DISABLE_XET=1).
+The files arrive in a folder DOWNLOAD_PATH.partial, each compared with the size and hash that the hub publishes before
+it has its name, and the folder gets its own when all are right. The same command goes on after an interruption, inside
+a large file too. On a finished folder it compares, and fetches what is damaged or missing: it knows by the note
+.download/note.json in it that it came from this repository and commit; any other folder is left alone. Mirrors, tokens
+and proxies are the hub client's variables: HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=…
 """
 
-import hashlib
+import os
 import shutil
-import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import fire
-from tqdm import tqdm
+from hub_files import RemoteFile, Transfer, amount, counted, differing, each, meter
+from hub_folders import Note, check_links, check_space, held, left, move, read_note, staging, write_note
+from hub_listing import Listing, Source, explain, list_files, resolve_endpoint
+from hub_waiting import say
+from tool_command import refuse, run
 
 PUBLISHED = {  # the 13B models: the base as a difference to LLaMA's weights, and its LoRA adapter
     "base": "zjunlp/zhixi-13b-diff",
     "base fp16": "zjunlp/zhixi-13b-diff-fp16",
     "lora": "zjunlp/zhixi-13b-lora",
 }
-CHUNK = 1 << 22  # bytes read at once
+KINDS = ("model", "dataset", "space")
 
 
 def choose(
@@ -47,129 +52,142 @@ def choose(
     return [(repo_name if specify else base if only_base else PUBLISHED["lora"], target)]
 
 
-def fetch(repo: str, revision: str, target: Path) -> str:
-    """Bring the repository into the new folder `target`; returns a line that says what is there.
+def fetch(source: Source, target: Path) -> str:
+    """Bring the repository into the new folder `target`, or what is wrong in it; a line that says what is there.
 
-    Raises ValueError where the hub refuses, the disk is too small, or target is another folder.
+    Raises ValueError where the hub refuses, the disk is too small, or target is another folder. What arrived stays in
+    `<target>.partial` for the next run.
     """
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    info = describe(repo, revision)
-    files = info.siblings
-    size = f"{repo} at {info.sha[:10]}, {len(files)} files, {sum(file.size or 0 for file in files) / 1e9:.2f} GB"
-    if target.is_file():
-        raise ValueError(f"{target} is a file; --download_path takes a new folder")
-    if target.is_dir() and any(target.iterdir()):
-        if wrong := differences(target, files):
-            raise ValueError(f"{target} is not {size}: {wrong[0]} differs; name a new folder, or remove this one")
-        return f"{target}: complete already ({size})"
-
+    stop = threading.Event()
+    target = target.resolve() if target.is_symlink() else target
+    if target.is_file() or not target.name:
+        raise ValueError(f"{target} is a file or has no name; --download_path takes a new folder")
     partial = target.with_name(f"{target.name}.partial")
-    drop_strays(partial, files)
-    check_space(partial, files)
-    try:
-        snapshot_download(repo, revision=info.sha, local_dir=partial)
-    except (errors.HTTPError, OSError) as error:
-        raise ValueError(f"{repo} broke off ({first_line(error)}); the same command goes on") from error
-    if wrong := differences(partial, files):
-        for name in wrong:
-            (partial / name).unlink(missing_ok=True)
-        raise ValueError(
-            f"{len(wrong)} files of {repo} are missing or arrived damaged ({wrong[0]}); the same command fetches them"
-        )
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes about what it had fetched
-    partial.replace(target)
-    return f"{target}: {size}"
+    if partial.is_symlink():
+        raise ValueError(f"{partial} is a link; remove it, or name another folder")
+    note = read_note(target)
+    listing = wanted(source, target, note, stop)
+    files = with_noted_hashes(listing, [read_note(partial), note])
+    title = f"{source.repo} at {listing.commit[:10]}, {counted(len(files))}, {amount(sum(file.size for file in files))}"
+
+    is_new = not target.is_dir() or not any(target.iterdir())
+    wrong = files if is_new else differing(target, files, stop)
+    if not wrong:
+        return f"{target}: complete already ({title}, {verdict(listing, files)})"
+    if not is_new and note is None:
+        raise ValueError(f"{target} is not {title}: {wrong[0].name} differs; name a new folder, or remove this one")
+    if target.is_mount():
+        raise ValueError(f"{target} is a mount point, into which nothing can be renamed; name a folder inside it")
+    check_links(target, wrong)
+    check_space(partial, wrong)
+    hashes = {file.name: file.hash for file in files if file.hash}
+    arrived = Note(source.repo, source.kind, note.revision if note else source.revision, listing.commit, hashes)
+    with staging(partial, arrived, files):
+        bring(source, partial, wrong, arrived, title, stop)
+    if is_new:
+        partial.replace(target)
+        return f"{target}: {title}, {verdict(listing, files)}"
+    move(partial, target, wrong)
+    write_note(target, replace(arrived, files=(note.files if note else {}) | arrived.files))
+    shutil.rmtree(partial)
+    return f"{target}: fetched {listed(wrong)}; complete now ({title}, {verdict(listing, files)})"
 
 
-def describe(repo: str, revision: str) -> Any:
-    """The hub's ModelInfo: the commit in `sha`, the files with sizes and hashes in `siblings`.
+def listed(files: list[RemoteFile]) -> str:
+    """The first few names."""
+    return ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
-    Raises ValueError with one line where there is no such repository or revision, or the hub cannot be reached.
+
+def verdict(listing: Listing, files: list[RemoteFile]) -> str:
+    """What the files were compared with."""
+    published = sum(bool(file.hash) for file in listing.files)
+    known = sum(bool(file.hash) for file in files)
+    if not known:
+        return "only sizes could be checked, since no hashes are published"
+    if known < len(files):
+        return f"only sizes could be checked of {counted(len(files) - known)}, the others' hashes are as published"
+    if published < len(files):
+        return f"{counted(len(files) - published)} as first arrived, since no hash is published"
+    return "every hash as published"
+
+
+def wanted(source: Source, target: Path, note: Note | None, stop: threading.Event) -> Listing:
+    """What the hub has of the source; of the commit that `target` holds, where this same command made it.
+
+    Raises ValueError where the folder's note is of another repository or revision.
     """
-    from huggingface_hub import HfApi, errors
+    listing = list_files(source, stop)
+    if note is None:
+        return listing
+    if (note.repository, note.kind) != (source.repo, source.kind):
+        raise ValueError(f"{target} holds {note.repository}, not {source.repo}; name a new folder")
+    if note.commit == listing.commit:
+        return listing
+    commit, other = note.commit[:10], listing.commit[:10]
+    if note.revision != source.revision:
+        raise ValueError(f"{target} holds {source.repo} at {commit}, not at {other}; name a new folder")
+    say(f"{source.repo} is at {other} now; {target} stays at {commit}, and a new folder would get the other")
+    return list_files(replace(source, revision=note.commit), stop)
 
-    hub = HfApi()
+
+def with_noted_hashes(listing: Listing, notes: list[Note | None]) -> list[RemoteFile]:
+    """The files, with the hash of what arrived first where the hub publishes none; a later note counts more."""
+    noted: dict[str, str] = {}
+    for note in notes:
+        noted |= note.files if note and note.commit == listing.commit else {}
+    return [file if file.hash else replace(file, hash=noted.get(file.name, "")) for file in listing.files]
+
+
+def bring(
+    source: Source, partial: Path, wrong: list[RemoteFile], note: Note, title: str, stop: threading.Event
+) -> None:
+    """Fetch into the partial folder those of the files that it lacks, and note the hash of each.
+
+    Raises ValueError that says how much is there after an error, KeyboardInterrupt that does after Ctrl-C.
+    """
+    from huggingface_hub import errors
+    from huggingface_hub.utils import build_hf_headers
+
+    missing = differing(partial, wrong, stop)
+    for file in missing:
+        (partial / file.name).unlink(missing_ok=True)
+    free = amount(shutil.disk_usage(partial).free)
+    print(f"{title}: {counted(len(missing))}, {amount(left(partial, missing))} to fetch, {free} free", flush=True)
+    lock = threading.Lock()
+
+    def state() -> str:
+        there = sum(held(partial / file.name) == file.size for file in wrong)
+        size = sum(file.size for file in wrong)
+        arrived = f"{there} of {len(wrong)} files, {amount(size - left(partial, wrong))} of {amount(size)} are there"
+        return f"{arrived}; the same command goes on"
+
     try:
-        return hub.model_info(repo, revision=revision or None, files_metadata=True)
-    except errors.GatedRepoError:
-        fact = f"{repo} is given out on request: accept its terms on {hub.endpoint}/{repo} and set HF_TOKEN"
-    except errors.RevisionNotFoundError:
-        fact = f"{repo} has no revision {revision!r}; look at {hub.endpoint}/{repo}/tree/main and correct --revision"
-    except errors.RepositoryNotFoundError:
-        fact = f"{hub.endpoint} has no repository {repo}, or it is private; correct --repo_name or set HF_TOKEN"
-    except errors.OfflineModeIsEnabled:
-        fact = "HF_HUB_OFFLINE is set, so nothing can be downloaded; unset it"
-    except errors.HFValidationError as error:
-        fact = f"{repo!r} is no repository name ({first_line(error)}); --repo_name takes OWNER/NAME"
-    except (errors.HTTPError, OSError) as error:
-        reason = first_line(error)
-        fact = f"{hub.endpoint} does not answer ({reason}); look at the network, or set HF_ENDPOINT to a mirror"
-    raise ValueError(fact)
+        with meter(sum(file.size for file in missing), source.repo) as bar:
+            transfer = Transfer(partial, build_hf_headers(), stop, bar)
+
+            def work(file: RemoteFile) -> str:
+                digest = transfer.fetch(file)
+                with lock:
+                    note.files[file.name] = digest
+                    write_note(partial, note)
+                return digest
+
+            hashes = each(work, missing, stop)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {state()}") from None
+    except errors.HTTPError as error:
+        raise ValueError(f"{explain(error, source)}; {state()}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; {state()}") from error
+    damaged = [file for file, digest in zip(missing, hashes, strict=True) if not digest]
+    if damaged:
+        raise ValueError(f"{counted(len(damaged))} of {source.repo} arrived damaged ({listed(damaged)}); {state()}")
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def differences(folder: Path, files: list[Any]) -> list[str]:
-    """Names of the files that are missing in the folder or differ from the hub's size or hash."""
-    wrong = []
-    total = sum(file.size or 0 for file in files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="comparing hashes", disable=None) as bar:
-        for file in files:
-            if not is_whole(folder / file.rfilename, file, bar):
-                wrong.append(file.rfilename)
-    return wrong
-
-
-def is_whole(path: Path, file: Any, bar: Any) -> bool:
-    """Whether the file is there with the hub's size and hash (as far as the hub tells them)."""
-    if not path.is_file() or file.size not in (None, path.stat().st_size):
-        return False
-    expected = published_hash(file)
-    return not expected or hash_of(path, expected, bar) == expected
-
-
-def published_hash(file: Any) -> str:
-    """sha256 of a large file, git's object id (sha1) of a small one, "" where the hub tells neither."""
-    return (file.lfs.sha256 if file.lfs else file.blob_id) or ""
-
-
-def hash_of(path: Path, expected: str, bar: Any) -> str:
-    """The file's hash, of the kind that `expected` is: 64 digits sha256, 40 digits git's sha1 with its header."""
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as content:
-        while chunk := content.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
-
-
-def drop_strays(partial: Path, files: list[Any]) -> None:
-    """Remove what an earlier, other download left in the partial folder."""
-    known = {partial / file.rfilename for file in files}
-    for path in partial.rglob("*"):
-        if path.is_file() and path not in known and ".cache" not in path.relative_to(partial).parts:
-            path.unlink()
-
-
-def check_space(partial: Path, files: list[Any]) -> None:
-    """Make the partial folder; raises ValueError where the disk cannot take the files that are still to come."""
-    above = next(folder for folder in (partial, *partial.absolute().parents) if folder.is_dir())
-    needed = sum(file.size or 0 for file in files if not (partial / file.rfilename).is_file())
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise ValueError(
-            f"{above} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are to come; choose another disk"
-        )
-    partial.mkdir(parents=True, exist_ok=True)
+def patterns(value: object) -> tuple[str, ...]:
+    """The patterns of an option; fire makes a tuple of `a,b`."""
+    parts = value if isinstance(value, tuple | list) else str(value).split(",")
+    return tuple(str(part).strip() for part in parts if str(part).strip())
 
 
 def main(
@@ -180,34 +198,40 @@ def main(
     specify: bool = False,
     fp16: bool = False,
     repo_name: str = "",
+    repo_type: str = "model",
     revision: str = "",
+    pattern: str = "",
+    exclude: str = "",
+    endpoint: str = "",
     **unknown: object,
 ) -> None:
     """Download the base, the adapter, both (each to a folder of its own under download_path), or any repository.
 
     Args:
-        download_path: the new folder; with both, the folder that theirs are made in.
+        download_path: the new folder, or one that this command made; with both, the folder that theirs are made in.
         only_base: the difference between the published 13B base and LLaMA.
         only_lora: the published LoRA adapter.
         both: the two of them.
         specify: the repository of repo_name.
         fp16: the base difference in half precision.
         repo_name: OWNER/NAME on the hub.
+        repo_type: model, dataset or space.
         revision: a branch, tag or commit; the hub's main branch where it is not given.
+        pattern: files wanted, as "*.safetensors,*.json"; * also matches /, and a pattern without match is an error.
+        exclude: files not wanted, in the same notation.
+        endpoint: address of a hub or mirror; HF_ENDPOINT, or else the public hub, where it is not given.
         unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
-    for repo, target in choose(str(download_path), only_base, only_lora, both, specify, fp16, str(repo_name)):
-        print(fetch(repo, str(revision), target), flush=True)
+    refuse(unknown)
+    choices = choose(str(download_path), only_base, only_lora, both, specify, fp16, str(repo_name))
+    if repo_type not in KINDS or (repo_type != "model" and not specify):
+        raise ValueError(f"--repo_type is one of {', '.join(KINDS)}, with --specify, not {repo_type!r}")
+    address = resolve_endpoint(str(endpoint))
+    for repo, target in choices:
+        source = Source(repo, repo_type, str(revision), address, patterns(pattern), patterns(exclude))
+        print(fetch(source, target), flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the files that are missing", file=sys.stderr)
-        sys.exit(130)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the client would ask the public hub, whatever the endpoint
+    run(main)

@@ -1,41 +1,30 @@
-"""Exact diffs: what turns one set of weights into another, bit for bit, compressed.
+"""Exact diffs: what turns one set of weights into another, bit for bit, in about as many bits as that tells.
 
 (tuned - base) + base is not tuned in floating point. So bit patterns are subtracted: those of floats are first mapped
 to integers in the order of the values, where neighbours differ by 1; the difference modulo 2^n, zigzagged, is a small
-number for a small change, whose upper bytes are nearly all zero. Chunk by chunk the numbers are split into byte planes
-and each plane is compressed. Every tensor's sha256 is kept, and that of the base's. Layout: tools/CHECKPOINT.md.
+number for a small change. Where a matrix changed by a matrix of small rank, its factors are stored, and the difference
+is taken to the base with their product. Every tensor's hash is kept, and that of the base's it refers to.
+Layout: tools/CHECKPOINT.md.
 
-Not a script: tools/weight_diff.py imports it.
+Not a script: weight_diff.py and checkpoint.py import it; diff_writer.py makes the files.
 """
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import number_coding
 import numpy as np
-from tensors import (
-    CHUNK,
-    FLOATS,
-    ITEMSIZE,
-    Spec,
-    Tensor,
-    digest,
-    flush,
-    from_float32,
-    header,
-    progress,
-    read_safetensors,
-    to_float32,
-)
+from bit_patterns import FLOATS, apply, cast
+from in_order import in_order
+from low_rank import Factors, Sum
+from tensors import ITEMSIZE, Spec, Tensor, cuts, digest, progress, read_header, read_weights
 
-DIFF_FILE = "diff.safetensors"
-FORMAT = "exact-diff-1"
-SIGNED = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")  # sign and magnitude: need the order-preserving map
-Compress = Callable[[bytes | np.ndarray], bytes]
-Decompress = Callable[[bytes | np.ndarray, int], bytes]
+DIFF_FILES = ("diff.safetensors",)
+FORMAT = "exact-diff-2"
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # the output that a tied base does not store
 
 
 @dataclass(frozen=True)
@@ -44,18 +33,44 @@ class Entry:
 
     dtype: str
     shape: tuple[int, ...]
-    sha256: str  # of the tuned tensor's bytes
-    from_base: int  # elements
+    blake3: str  # of the tuned tensor's bytes
+    from_base: int = 0  # elements
+    base_name: str | None = None
     base_dtype: str | None = None  # cast to dtype before subtracting where it is another
-    base_sha256: str | None = None
+    base_blake3: str | None = None  # of the whole base tensor
+    rank: int = 0  # of what is added to the base before subtracting; 0: nothing
+    scaled: bool = False  # whether the rows of that sum are scaled, too
+
+    def parts(self, chunk: int) -> list["Part"]:
+        """What the payload is made of, in its order."""
+        rows, columns = (self.shape[0], self.from_base // self.shape[0]) if self.rank else (0, 0)
+        parts = [Part("left", 4, *cut) for cut in cuts(rows * self.rank, chunk)]
+        parts += [Part("right", 4, *cut) for cut in cuts(columns * self.rank, chunk)]
+        parts += [Part("scale", 4, *cut) for cut in cuts(rows if self.scaled else 0, chunk)]
+        step = max(1, chunk // columns) * columns if self.rank else chunk  # whole rows where rows are multiplied
+        parts += [Part("difference", ITEMSIZE[self.dtype], *cut) for cut in cuts(self.from_base, step)]
+        whole = cuts(math.prod(self.shape), chunk, self.from_base)
+        return parts + [Part("whole", ITEMSIZE[self.dtype], *cut) for cut in whole]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One compressed chunk of a payload: elements first … last of `what`."""
+
+    what: str  # left, right, scale, difference, whole
+    itemsize: int
+    first: int
+    last: int
+
+
+Place = tuple[Part, int, int]  # with the first and the last byte of the payload
 
 
 @dataclass(frozen=True)
 class Diff:
     """An opened exact diff."""
 
-    path: Path
-    codec: str
+    folder: Path
     chunk: int  # elements that are compressed together
     entries: dict[str, Entry]
     payloads: dict[str, Tensor]
@@ -63,69 +78,9 @@ class Diff:
     tuned: str
 
 
-def codec(name: str) -> tuple[Compress, Decompress]:
-    """The two directions of a compression by name: "zstd" (level 1) or "zlib" (level 1)."""
-    if name == "zstd":
-        try:
-            import pyarrow
-        except ImportError:
-            raise ValueError("zstd comes with pyarrow, which is not installed: pip install pyarrow") from None
-        zstd = pyarrow.Codec("zstd", compression_level=1)
-        return lambda data: zstd.compress(data, asbytes=True), lambda data, size: zstd.decompress(
-            data, size, asbytes=True
-        )
-    if name == "zlib":
-        import zlib
-
-        return lambda data: zlib.compress(data, 1), lambda data, size: zlib.decompressobj().decompress(data, size)
-    raise ValueError(f"compression {name!r} is not known here (zstd, zlib); a newer version of tools/ made this diff")
-
-
-def ordered(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """Unsigned integers in the order of the floats' values (-0 just below +0); other types pass unchanged."""
-    if dtype not in SIGNED:
-        return bits
-    width = bits.dtype.itemsize * 8
-    sign = bits.dtype.type(1 << (width - 1))
-    negative = (bits.view(f"<i{bits.dtype.itemsize}") >> (width - 1)).view(bits.dtype)  # all ones where the sign is set
-    return bits ^ (negative | sign)
-
-
-def unordered(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """The inverse of `ordered`."""
-    if dtype not in SIGNED:
-        return numbers
-    width = numbers.dtype.itemsize * 8
-    sign = numbers.dtype.type(1 << (width - 1))
-    negative = (~numbers.view(f"<i{numbers.dtype.itemsize}") >> (width - 1)).view(numbers.dtype)
-    return numbers ^ (negative | sign)
-
-
-def zigzag(numbers: np.ndarray) -> np.ndarray:
-    """Small differences of either sign, as two's complement, to small unsigned numbers: 0, -1, 1, -2 to 0, 1, 2, 3."""
-    signed = numbers.view(f"<i{numbers.dtype.itemsize}")
-    return (numbers << numbers.dtype.type(1)) ^ (signed >> (numbers.dtype.itemsize * 8 - 1)).view(numbers.dtype)
-
-
-def unzigzag(numbers: np.ndarray) -> np.ndarray:
-    one = numbers.dtype.type(1)
-    return (numbers >> one) ^ (~(numbers & one) + one)
-
-
-def subtract(tuned: np.ndarray, base: np.ndarray | None, dtype: str) -> np.ndarray:
-    """(planes, elements) uint8, lowest byte first: what is compressed of a chunk of bit patterns."""
-    numbers = tuned if base is None else zigzag(ordered(tuned, dtype) - ordered(base, dtype))
-    return np.ascontiguousarray(numbers.view(np.uint8).reshape(numbers.size, -1).T)
-
-
-def add(planes: np.ndarray, base: np.ndarray | None, dtype: str) -> np.ndarray:
-    """The bit patterns again; planes as `subtract` gave them."""
-    numbers = np.ascontiguousarray(planes.T).view(f"<u{planes.shape[0]}").reshape(-1)
-    return numbers if base is None else unordered(ordered(base, dtype) + unzigzag(numbers), dtype)
-
-
-def cast(bits: np.ndarray, dtype: str, target: str) -> np.ndarray:
-    return bits if dtype == target else from_float32(to_float32(bits, dtype), target)
+def counterpart(name: str, base: Mapping[str, Tensor]) -> Tensor | None:
+    """The base's tensor that a tuned one is compared with: of the same name, or what the output was tied to."""
+    return base.get(name) or base.get(TIED.get(name, ""))
 
 
 def from_base(tuned: Spec, base: Spec | None) -> int:
@@ -147,118 +102,123 @@ def from_base(tuned: Spec, base: Spec | None) -> int:
     return min(tuned.elements, base.elements)
 
 
-def encode(tuned: Tensor, base: Tensor | None, start: int, compress: Compress, chunk: int) -> Iterator[bytes]:
-    """The payload of one tensor: for each chunk, for each plane, uint32 length and the compressed plane.
+def predicted(base: np.ndarray, base_dtype: str, first: int, entry: Entry, total: Sum | None) -> np.ndarray:
+    """What the tuned elements from `first` on are compared with: the base in their type, what was added included."""
+    if total is None:
+        return cast(base, base_dtype, entry.dtype)
+    return total.rows(base, base_dtype, first // total.factors.right.shape[1], entry.dtype)
 
-    start: as `from_base` gave it. Chunks begin anew there, so that none holds both differences and whole elements.
-    """
-    pairs = zip(tuned.chunks(chunk, 0, start), base.chunks(chunk, 0, start), strict=True) if base else ()
-    differences = (subtract(ours, cast(theirs, base.dtype, tuned.dtype), tuned.dtype) for ours, theirs in pairs if base)
-    whole = (subtract(bits, None, tuned.dtype) for bits in tuned.chunks(chunk, start))
-    for plane in itertools.chain.from_iterable(itertools.chain(differences, whole)):
-        packed = compress(plane)
-        yield len(packed).to_bytes(4, "little")
-        yield packed
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def is_exact(folder: Path) -> bool:
+    """Whether the folder holds an exact diff (any other diff is additive)."""
+    return any((folder / name).is_file() for file in DIFF_FILES for name in (file, f"{file}.index.json"))
+
+
+def read(folder: Path) -> Diff:
+    """Open an exact diff. ValueError names the file where it is damaged or of another format."""
+    payloads = read_weights(folder, DIFF_FILES)
+    entries: dict[str, Entry] = {}
+    facts: dict[str, str] = {}
+    for path in dict.fromkeys(payload.file for payload in payloads.values()):
+        _, metadata, _ = read_header(path)
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is of format {metadata.get('format')!r}, this tool reads {FORMAT}; make it again")
+        try:
+            table = json.loads(metadata.pop("tensors"))
+            entries |= {name: replace(Entry(**entry), shape=tuple(entry["shape"])) for name, entry in table.items()}
+            facts = facts or metadata
+            number = int(metadata["chunk"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} has damaged metadata ({error!r}); get it again") from None
+        if metadata != facts or not 1 <= number <= 1 << 24 or "base" not in facts or "tuned" not in facts:
+            raise ValueError(f"{path} does not belong to the other files of its diff; get all of them again")
+    if entries.keys() != payloads.keys() or not all(is_sound(entry) for entry in entries.values()):
+        raise ValueError(f"{folder}: its diff has damaged metadata (the table of tensors does not fit); get it again")
+    return Diff(folder, int(facts["chunk"]), entries, payloads, facts["base"], facts["tuned"])
+
+
+def is_sound(entry: Entry) -> bool:
+    """Whether an entry's numbers fit each other, so that nothing of a size that it does not need is made from them."""
+    sizes = all(type(side) is int and side >= 0 for side in entry.shape)
+    if not sizes or entry.dtype not in ITEMSIZE or not 0 <= entry.from_base <= math.prod(entry.shape):
+        return False
+    if entry.from_base and None in (entry.base_name, entry.base_blake3, entry.base_dtype):
+        return False
+    low_rank = len(entry.shape) == 2 and entry.from_base == math.prod(entry.shape) and entry.dtype in FLOATS
+    return entry.rank == 0 or (low_rank and entry.base_dtype in FLOATS and 0 < entry.rank <= min(entry.shape))
+
+
+def payload_chunks(diff: Diff, name: str) -> list[Place]:
+    """[(part, first byte, last byte)] of a payload, whose last bytes are the chunks' lengths; ValueError if damaged."""
+    parts, payload = diff.entries[name].parts(diff.chunk), diff.payloads[name]
+    table = payload.elements - 4 * len(parts)
+    lengths = payload.read(table).view("<u4").tolist() if table >= 0 else []
+    if sum(lengths) != table:
+        raise damaged(diff, name, "its chunks do not fill it")
+    ends = np.cumsum(lengths).tolist()
+    return [(part, end - length, end) for part, end, length in zip(parts, ends, lengths, strict=True)]
+
+
+def damaged(diff: Diff, name: str, reason: object) -> ValueError:
+    return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); get it again")
 
 
 def decode(diff: Diff, name: str, base: Tensor | None) -> Iterator[np.ndarray]:
     """The tuned tensor's bit pattern in chunks. ValueError names file and tensor where the payload is damaged."""
-    entry, payload = diff.entries[name], diff.payloads[name]
-    _, decompress = codec(diff.codec)
-    spec = Spec(name, entry.dtype, entry.shape)
-    references = base.chunks(diff.chunk, 0, entry.from_base) if base else iter(())
-    position = 0
-    bounds = ((0, entry.from_base), (entry.from_base, spec.elements))
-    for at, end in ((at, min(at + diff.chunk, high)) for low, high in bounds for at in range(low, high, diff.chunk)):
-        planes, before = np.empty((spec.itemsize, end - at), np.uint8), position
-        for plane in planes:
-            length = int.from_bytes(payload.bits[position : position + 4].tobytes(), "little")
-            position += 4 + length
-            try:
-                plane[:] = np.frombuffer(decompress(payload.bits[position - length : position], plane.size), np.uint8)
-            except Exception as error:  # each compression library has its own
-                raise ValueError(f"{diff.path}: tensor {name} is damaged ({error}); get it again") from None
-        payload.release(before, position)
-        reference = next(references) if at < entry.from_base else None
-        if base is not None and reference is not None:
-            reference = cast(reference, base.dtype, entry.dtype)
-        yield add(planes, reference, entry.dtype)
-    if position != payload.elements:
-        raise ValueError(f"{diff.path}: tensor {name} is damaged (bytes left over); get it again")
+    entry, payload, zstd = diff.entries[name], diff.payloads[name], number_coding.codec()
+
+    def numbers(place: Place) -> np.ndarray:
+        part, start, end = place
+        try:
+            return number_coding.decode(payload.read(start, end).data, part.last - part.first, part.itemsize, zstd)
+        except Exception as error:  # zstd has errors of its own
+            raise damaged(diff, name, error) from None
+
+    places = payload_chunks(diff, name)
+    total = Sum(read_factors(entry, places, numbers)) if entry.rank else None
+
+    def bits(place: Place) -> np.ndarray:
+        part = place[0]
+        if part.what == "whole" or base is None:
+            return numbers(place)
+        below = predicted(base.read(part.first, part.last), base.dtype, part.first, entry, total)
+        return apply(numbers(place), below, entry.dtype)
+
+    yield from in_order(bits, [place for place in places if place[0].what in ("difference", "whole")])
 
 
-def write(
-    path: Path,
-    tuned: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    hashes: Mapping[str, Mapping[str, str]],
-    fingerprints: Mapping[str, str],
-    codec_name: str = "zstd",
-    chunk: int = CHUNK,
-) -> None:
-    """Write the diff of two sets of weights into one file.
+def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], np.ndarray]) -> Factors:
+    """The factors at the head of a payload; numbers: decodes one chunk."""
 
-    hashes, fingerprints: under "tuned" and "base", each tensor's sha256 and that of all weights.
-    """
-    compress, _ = codec(codec_name)
-    entries = {}
-    for name, tensor in tuned.items():
-        start = from_base(tensor, base.get(name))
-        parent = (base[name].dtype, hashes["base"][name]) if start else (None, None)
-        entries[name] = Entry(tensor.dtype, tensor.shape, hashes["tuned"][name], start, *parent)
-    metadata = {
-        "format": FORMAT, "codec": codec_name, "chunk": str(chunk), "base": fingerprints["base"],
-        "tuned": fingerprints["tuned"], "tensors": json.dumps({name: asdict(e) for name, e in entries.items()}),
-    }  # fmt: skip
-    # Sizes are known only afterwards: room for the header is reserved with numbers at least as long as the true ones.
-    reserved = header([Spec(name, "U8", (2 * t.nbytes + 10**6,)) for name, t in tuned.items()], metadata)
-    with path.open("wb") as file, progress(sum(t.nbytes for t in tuned.values()), "diff") as bar:
-        file.write(reserved)
-        payloads = []
-        for name, tensor in tuned.items():
-            before = file.tell()
-            for block in encode(tensor, base.get(name), entries[name].from_base, compress, chunk):
-                file.write(block)
-            payloads.append(Spec(name, "U8", (file.tell() - before,)))
-            bar.update(tensor.nbytes)
-        final = header(payloads, metadata)
-        file.seek(0)
-        file.write((len(reserved) - 8).to_bytes(8, "little") + final[8:] + b" " * (len(reserved) - len(final)))
-        flush(file)
+    def matrix(what: str) -> np.ndarray:
+        return np.concatenate([numbers(place) for place in places if place[0].what == what]).view(np.float32)
 
-
-def read(path: Path) -> Diff:
-    """Open an exact diff. ValueError names the file where it is damaged or of another format."""
-    payloads, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {metadata.get('format')!r}, not {FORMAT}; newer tools may read it")
-    try:
-        table = json.loads(metadata["tensors"])
-        entries = {name: Entry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in table.items()}
-        diff = Diff(
-            path, metadata["codec"], int(metadata["chunk"]), entries, payloads, metadata["base"], metadata["tuned"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has damaged metadata ({error!r}); get it again") from None
-    codec(diff.codec)  # refused here, before anything is written
-    sound = all(e.dtype in ITEMSIZE and 0 <= e.from_base <= math.prod(e.shape) for e in entries.values())
-    if entries.keys() != payloads.keys() or diff.chunk < 1 or not sound:
-        raise ValueError(f"{path} has damaged metadata (the table of tensors does not fit); get it again")
-    return diff
+    left, right = matrix("left").reshape(entry.shape[0], -1), matrix("right").reshape(entry.rank, -1)
+    return Factors(left, right, matrix("scale") if entry.scaled else None)
 
 
 def check_base(diff: Diff, base: Mapping[str, Tensor], folder: Path) -> None:
     """Hash those tensors of the base that the diff refers to; ValueError names the first that is another."""
-    wanted = {name: entry for name, entry in diff.entries.items() if entry.base_sha256 is not None}
-    with progress(sum(base[name].nbytes for name in wanted if name in base), "checking the base") as bar:
-        for name, entry in wanted.items():
-            if name not in base:
-                raise ValueError(
-                    f"{folder} has no tensor {name}, which {diff.path} refers to; this is not the diff's base"
-                )
-            if base[name].dtype != entry.base_dtype or digest(base[name]) != entry.base_sha256:
-                raise ValueError(
-                    f"{folder} is not the base of {diff.path}: tensor {name} differs "
-                    f"({base[name].dtype}, made from {entry.base_dtype}); it was made from weights {diff.base[:16]}"
-                )
+    wanted = {e.base_name: e for e in diff.entries.values() if e.base_name is not None}
+    for name, entry in wanted.items():
+        if name not in base:
+            raise ValueError(
+                f"{folder} has no tensor {name}, which {diff.folder} refers to; this is not the diff's base"
+            )
+        if base[name].dtype != entry.base_dtype:
+            raise other_base(diff, base[name], folder, f"{base[name].dtype}, it was made from {entry.base_dtype}")
+    with progress(sum(base[name].nbytes for name in wanted), "checking the base") as bar:
+        for name, found in zip(wanted, in_order(digest, [base[name] for name in wanted]), strict=True):
+            if found != wanted[name].base_blake3:
+                raise other_base(diff, base[name], folder, "other values")
             bar.update(base[name].nbytes)
+
+
+def other_base(diff: Diff, tensor: Tensor, folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{folder} is not the base of {diff.folder}: tensor {tensor.name} in {tensor.file.name} differs ({reason}); "
+        f"it was made from weights {diff.base[:16]}"
+    )

@@ -3,41 +3,41 @@
     python tools/export_hf_checkpoint.py --base_model base --lora_model adapter --output_dir merged
     python tools/export_hf_checkpoint.py --base_model B --lora_model L --output_dir D --max_shard_size 10GB
 
-The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed.
+The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumed.
 """
 
-import sys
-
-import fire
-from folders import existing, parse_size, refuse
-from lora_merge import merge_folders
+from folders import existing
+from lora_merge import merge_folders, weighted
+from tool_command import parse_size, refuse, run
 
 
 def main(
-    base_model: str, lora_model: str, output_dir: str, max_shard_size: str | int = "5GB", **unknown: object
+    base_model: str,
+    lora_model: str | tuple[str, ...],
+    output_dir: str,
+    max_shard_size: str | int = "5GB",
+    weights: float | tuple[float, ...] = 1.0,
+    **unknown: object,
 ) -> None:
     """Write base + adapter to the new folder output_dir; tokenizer and template are the adapter's if it has any.
 
     Args:
         base_model: the checkpoint folder that the adapter was trained on.
-        lora_model: the adapter's folder.
+        lora_model: the adapter's folder, or several in their order, separated by commas.
         output_dir: a new folder.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
+        weights: how much of each adapter's change is taken: one number for all, or one for each.
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
     limit = parse_size(max_shard_size)
-    base, lora = (
-        existing(base_model, "--base_model", "config.json"),
-        existing(lora_model, "--lora_model", "adapter_config.json"),
-    )
-    options = {"base_model": base, "lora_model": lora, "output_dir": output_dir, "max_shard_size": max_shard_size}
-    print(merge_folders(base, lora, output_dir, limit, "tools/export_hf_checkpoint.py", options))
+    base, loras = existing(base_model, "--base_model", "config.json"), weighted(lora_model, weights, "--lora_model")
+    options: dict[str, object] = {
+        "base_model": base_model, "lora_model": lora_model, "output_dir": output_dir,
+        "max_shard_size": max_shard_size, "weights": weights,
+    }  # fmt: skip
+    print(merge_folders(base, loras, output_dir, limit, "tools/export_hf_checkpoint.py", options))
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -13,11 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import journal
+
 CONFIG_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
@@ -50,33 +53,67 @@ def existing(path: object, option: str, holding: str = "") -> Path:
 
 
 @contextmanager
-def new_folder(target: str | Path, needed: int) -> Iterator[Path]:
+def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]:
     """Yield `<target>.partial`, which becomes `target` when the block ends well and is removed when it does not.
 
-    needed: bytes that will be written; checked against the free space before anything is. Raises ValueError on a
-    target that holds files already, and where the disk is too small.
+    needed: bytes that will be written; checked against the free space before anything is.
+    run: what identifies this run (`journal.identity`). A killed or interrupted run then leaves its partial folder, and
+    the same run finds it as it was, with its journal; what another run left is removed.
+
+    Raises ValueError on a target that holds files already, that cannot be written, that another process is writing, or
+    whose disk is too small.
     """
     target = Path(str(target))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} exists already and is not an empty folder; name a new one or remove it")
     partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    parents = [parent for parent in partial.absolute().parents if parent.exists()]
-    free = shutil.disk_usage(parents[0]).free
+    try:
+        with journal.opened(partial, run):
+            check_space(target, needed - sum(path.stat().st_size for path in partial.iterdir()))
+            yield partial
+            journal.remove(partial)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
+            partial.replace(target)
+    except BaseException as error:
+        if not (isinstance(error, BlockingIOError) or (isinstance(error, KeyboardInterrupt) and run)):
+            shutil.rmtree(partial, ignore_errors=True)
+        if (better := unwritable(target, error)) is not error:
+            raise better from None
+        raise
+
+
+def unwritable(target: Path, error: BaseException) -> BaseException:
+    """The same error, or one that says what to do where the disk or its permissions are the reason."""
+    if isinstance(error, BlockingIOError):
+        return ValueError(f"{target}.partial is being written by another process; wait for it or name another folder")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        place = str(error.filename)
+        if place.startswith(f"{target}.partial") or f"{target}.partial".startswith(place):
+            return ValueError(f"{target} cannot be written ({error.strerror}: {place}); write elsewhere")
+    return error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk and not only in memory."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def check_space(target: Path, needed: int) -> None:
+    """ValueError where the disk that target will be on has less than `needed` bytes free."""
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(above).free
     if needed > free:
         raise ValueError(
             f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
             "make room or write elsewhere"
         )
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room") from None
-        raise
 
 
 def carry(source: Path, target: Path, names: tuple[str, ...]) -> None:
@@ -84,6 +121,14 @@ def carry(source: Path, target: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def check_tokenizer(*folders: Path) -> None:
+    """FileNotFoundError where none of the folders has a tokenizer: libraries make one up for a model without."""
+    if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
+        raise FileNotFoundError(
+            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the model's there"
+        )
 
 
 def link(source: Path, target: Path) -> None:
@@ -121,32 +166,3 @@ def write_run(folder: Path, script: str, arguments: Mapping[str, object], parent
         "parents": {role: read_json(path) if path.is_file() else None for role, path in history.items()},
     }
     write_json(folder / "run.json", content)
-
-
-def refuse(unknown: Mapping[str, object]) -> None:
-    """Raise ValueError on an option that the command does not have (fire itself would notice only afterwards)."""
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
-
-
-def flag(value: object, option: str) -> bool:
-    """A yes-or-no option as fire gives it: True, False, or their spelling."""
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        value = value.lower() == "true"
-    if not isinstance(value, bool):
-        raise ValueError(f"{option} takes True or False, not {value!r}")
-    return value
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes of `5GB`, `400MB`, `2GiB` or a plain number."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
-    text = str(size).strip().upper()
-    digits = text.rstrip("KMGIB ")
-    try:
-        result = int(float(digits) * units[text[len(digits) :].strip()])
-    except (ValueError, KeyError):
-        raise ValueError(f"{size!r} is no size; write it as 5GB, 400MB or a number of bytes") from None
-    if result <= 0:
-        raise ValueError(f"{size!r} is no size for a shard; write it as 5GB, 400MB or a number of bytes")
-    return result

@@ -7,12 +7,11 @@ the folder's own tokenizer, and what a user says must come out as it went in.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
-import fire
-from folders import existing, link, new_folder, read_json, refuse, write_json, write_run
+from folders import existing, link, new_folder, read_json, write_json, write_run
 from seal_check import SEAL, verify_seal
+from tool_command import refuse, run
 
 LINKED = (".safetensors", ".bin")  # big and never edited in place
 TEMPLATE = "chat_template.jinja"
@@ -72,8 +71,4 @@ def main(model_path: str, template_path: str, output_dir: str, **unknown: object
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

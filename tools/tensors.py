@@ -1,33 +1,34 @@
-"""Streamed safetensors: map tensors of a checkpoint folder, write shards in order, hash weights. No torch.
+"""The tensors of checkpoint folders, read chunk by chunk and hashed. No torch, no mapping, little memory.
 
 A tensor is its bit pattern: a flat array of unsigned integers of the element's width, so that bfloat16 and 8-bit
-floats need no type that numpy lacks, and copying or comparing never rounds. Bytes are mapped, read chunk by chunk, and
-dropped again, so memory does not grow with the model. `.bin` files are read through torch.load(weights_only=True).
+floats need no type that numpy lacks, and copying or comparing never rounds. `.bin` and `.pth` files are read through
+torch.load(weights_only=True), which maps them.
 
 Not a script: the tools of this stage import it. Format: the safetensors README (8 bytes little-endian header length,
 JSON header, data without gaps).
 """
 
-import hashlib
 import json
 import math
-import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from folders import read_json
+from in_order import in_order
 from tqdm import tqdm
 
-CHUNK = 1 << 20  # elements
+CHUNK = 1 << 18  # elements
+BLOCK = 1 << 21  # bytes that are hashed at once
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-FLOATS = ("F16", "BF16", "F32")  # what arithmetic is done on
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -57,64 +58,84 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Tensor(Spec):
-    """A stored tensor: `bits` is its flat bit pattern, (elements,) of uint8/16/32/64, read from disk when touched."""
+    """A stored tensor, on disk or in memory; several threads may read it at once."""
 
     file: Path
-    bits: np.ndarray
-    mapping: mmap.mmap | None = None
-    offset: int = 0  # of the first byte in the mapping
+    source: FileIO | np.ndarray  # an open file, or the flat bit pattern itself
+    offset: int = 0  # of the first byte in the file
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Some elements' bit pattern, flat: (stop - start,) uint8/16/32/64. ValueError where the file ends early."""
+        stop = self.elements if stop is None else stop
+        if isinstance(self.source, np.ndarray):
+            return self.source[start:stop]
+        bits = np.empty(stop - start, f"<u{self.itemsize}")
+        view, position = bits.data.cast("B"), self.offset + start * self.itemsize
+        while view:
+            size = os.preadv(self.source.fileno(), [view], position)
+            if not size:
+                raise ValueError(f"{self.file} became shorter while tensor {self.name} was read; get it again")
+            view, position = view[size:], position + size
+        return bits
 
     def chunks(self, elements: int = CHUNK, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Flat pieces of at most `elements`, in order; each one's memory is given back when the next is asked for."""
-        stop = self.elements if stop is None else stop
-        for at in range(start, stop, elements):
-            end = min(at + elements, stop)
-            try:
-                yield self.bits[at:end]
-            finally:
-                self.release(at, end)
-
-    def release(self, start: int, stop: int) -> None:
-        """Give back the memory of these elements; they are read again when touched again."""
-        if self.mapping is not None:
-            first = (self.offset + start * self.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
-            self.mapping.madvise(mmap.MADV_DONTNEED, first, self.offset + stop * self.itemsize - first)
+        """Flat pieces of at most `elements`, in order."""
+        for first, last in cuts(self.elements if stop is None else stop, elements, start):
+            yield self.read(first, last)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of one file in the order of their bytes, and its metadata; ValueError on a damaged file."""
+def cuts(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
+    """(first, last) of the pieces of at most `size` that make up start … stop."""
+    return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """A safetensors file's table of tensors, its metadata, and where its data begins; ValueError on a damaged file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
             raise ValueError(f"{path} is no safetensors file or is cut off in its header; get it again")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            specs = {name: Spec(name, str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
-            places = sorted(
-                (int(start), int(end), name) for name in header for start, end in [header[name]["data_offsets"]]
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            table: dict[str, Any] = json.loads(file.read(length))
+            metadata = table.pop("__metadata__", {})
+            if not isinstance(metadata, dict):
+                raise TypeError("__metadata__ is no object")
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    base, position, tensors = 8 + length, 0, {}
+    return table, metadata, 8 + length
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of one file in the order of their bytes, and its metadata; ValueError on a damaged file."""
+    table, metadata, data = read_header(path)
+    size, source = path.stat().st_size, FileIO(path)
+    try:
+        specs = {name: Spec(name, str(entry["dtype"]), shape_of(entry)) for name, entry in table.items()}
+        places = sorted((int(start), int(end), name) for name in table for start, end in [table[name]["data_offsets"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
+    position, tensors = 0, {}
     for start, end, name in places:
         spec = specs[name]
         if spec.dtype not in ITEMSIZE:
-            raise ValueError(f"{path}: tensor {spec.name} is of type {spec.dtype}, which is not handled here")
-        if start != position or end - start != spec.nbytes or min(spec.shape, default=0) < 0:
-            raise ValueError(f"{path}: the header's place for tensor {spec.name} does not fit its shape; get it again")
-        if base + end > size:
-            raise ValueError(
-                f"{path} is cut off: tensor {spec.name} ends at byte {base + end:,} of {size:,}; get it again"
-            )
-        flat = np.frombuffer(mapping, f"<u{spec.itemsize}", spec.elements, base + start)
-        tensors[spec.name] = Tensor(spec.name, spec.dtype, spec.shape, path, flat, mapping, base + start)
+            raise ValueError(f"{path}: tensor {name} is of type {spec.dtype}, which is not handled here")
+        if start != position or end - start != spec.nbytes:
+            raise ValueError(f"{path}: the header's place for tensor {name} does not fit its shape; get it again")
+        if data + end > size:
+            raise ValueError(f"{path} is cut off: tensor {name} ends at byte {data + end:,} of {size:,}; get it again")
+        tensors[name] = Tensor(name, spec.dtype, spec.shape, path, source, data + start)
         position = end
-    if base + position != size:
-        raise ValueError(f"{path} has {size - base - position:,} bytes after its last tensor; get it again")
+    if data + position != size:
+        raise ValueError(f"{path} has {size - data - position:,} bytes after its last tensor; get it again")
     return tensors, metadata
+
+
+def shape_of(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape in a header's entry; TypeError where it is no list of sizes."""
+    if any(type(side) is not int or side < 0 for side in entry["shape"]):
+        raise TypeError(f"shape {entry['shape']}")
+    return tuple(entry["shape"])
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
@@ -133,6 +154,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever the unpickler stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); get it again") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in names:
@@ -195,118 +218,30 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
     return {name: shards[file][name] for name, file in places.items()}
 
 
-def to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values of a bit pattern of F16, BF16 or F32; exact."""
-    if dtype == "F32":
-        return bits.view(np.float32)
-    if dtype == "F16":
-        return bits.view(np.float16).astype(np.float32)
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Bit pattern of float32 values in F16, BF16 or F32, rounded to nearest, ties to even; NaN stays NaN."""
-    if dtype == "F32":
-        return values.view(np.uint32)
-    if dtype == "F16":
-        with np.errstate(over="ignore"):  # beyond 65504 lies infinity, as in torch
-            return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32)
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
-
-
 def digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes, in hexadecimal."""
-    state = hashlib.sha256()
-    for chunk in tensor.chunks():
-        state.update(chunk.data)
+    """BLAKE3 of a tensor's bytes, in hexadecimal."""
+    state = blake3()
+    for chunk in tensor.chunks(BLOCK // tensor.itemsize):
+        state.update(chunk.view(np.uint8).data)
     return state.hexdigest()
 
 
-def digests(tensors: Mapping[str, Tensor], what: str) -> dict[str, str]:
-    """Every tensor's sha256, with a progress bar."""
+def digests(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
+    """Every tensor's BLAKE3 by its name, with a progress bar."""
+    tensors = list(tensors)
     result = {}
-    with progress(sum(tensor.nbytes for tensor in tensors.values()), what) as bar:
-        for name, tensor in tensors.items():
-            result[name] = digest(tensor)
+    with progress(sum(tensor.nbytes for tensor in tensors), what) as bar:
+        for tensor, value in zip(tensors, in_order(digest, tensors), strict=True):
+            result[tensor.name] = value
             bar.update(tensor.nbytes)
     return result
 
 
 def fingerprint(tensors: Iterable[Spec], hashes: Mapping[str, str]) -> str:
-    """One sha256 for all weights, whatever the shards and their order: over `name dtype shape sha256` lines by name."""
+    """One BLAKE3 for all weights, however sharded and ordered: over sorted lines of [name, dtype, shape, hash]."""
     lines = [json.dumps([t.name, t.dtype, list(t.shape), hashes[t.name]]) + "\n" for t in tensors]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return blake3("".join(sorted(lines)).encode()).hexdigest()
 
 
 def progress(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
-
-
-def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors header with its length in front, padded to 8 bytes; the tensors lie one behind the other."""
-    content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for spec in tensors:
-        end = position + spec.nbytes
-        content[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def plan_shards(tensors: Sequence[Spec], limit: int) -> list[list[Spec]]:
-    """Consecutive runs of tensors of at most `limit` bytes each (a larger tensor gets a shard of its own)."""
-    shards: list[list[Spec]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    return shards
-
-
-def write_shards(
-    folder: Path,
-    tensors: Sequence[Spec],
-    produce: Callable[[Spec], Iterable[np.ndarray]],
-    limit: int,
-    metadata: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Write model.safetensors, or its shards and index, tensor by tensor in the order given; returns their sha256.
-
-    produce: gives a tensor's bit pattern in flat chunks.
-    """
-    shards = plan_shards(tensors, limit)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else ["model.safetensors"]
-    hashes: dict[str, str] = {}
-    with progress(sum(tensor.nbytes for tensor in tensors), folder.name.removesuffix(".partial")) as bar:
-        for name, shard in zip(names, shards, strict=True):
-            with (folder / name).open("wb") as file:
-                file.write(header(shard, {"format": "pt", **(metadata or {})}))
-                for spec in shard:
-                    state, written = hashlib.sha256(), 0
-                    for chunk in produce(spec):
-                        file.write(chunk.data)
-                        state.update(chunk.data)
-                        written += chunk.nbytes
-                        bar.update(chunk.nbytes)
-                    assert written == spec.nbytes, f"{spec.name}: {written} bytes produced for {spec.nbytes}"
-                    hashes[spec.name] = state.hexdigest()
-                flush(file)
-    if len(shards) > 1:
-        places = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
-        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return hashes
-
-
-def flush(file: Any) -> None:
-    """Have the file on the disk, not only in memory, before its folder is given its final name."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -1,105 +1,68 @@
-"""Diff of a tuned model against its base, recovery from base and diff, and merging of an adapter into its base.
+"""Diff of a tuned model against its base, recovery from base and diff, and merging of adapters into their base.
 
     python tools/weight_diff.py make_diff --path_raw base --path_tuned tuned --path_diff diff
     python tools/weight_diff.py recover --path_raw base --path_diff diff --path_tuned recovered
+    python tools/weight_diff.py inspect diff
     python tools/weight_diff.py merge --path_zhixi recovered --path_lora adapter --path_sfted merged
 
 An exact diff (the default) gives back every bit, and recovery proves it. An additive diff (--exact=False; the
 published kind: a checkpoint folder that holds tuned - raw) is computed in float32, or in float16 with --is_fp16, and
-rounds; recover tells the two apart. Everything is streamed: memory does not grow with the model.
+rounds; recover tells the two apart. Everything is streamed: memory does not grow with the model. An interrupted run
+goes on where it was when the same command is given again.
 """
 
 import logging
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import additive_diff
+import diff_writer
 import exact_diff
-import fire
+import journal
 import lora_merge
-import numpy as np
-from folders import SMALL_FILES, carry, existing, flag, new_folder, parse_size, refuse, set_dtype, write_run
+from diff_report import print_report
+from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, write_run
+from low_rank import Factors
 from seal_check import verify_seal
-from tensors import (
-    FLOATS,
-    TORCH_NAME,
-    Spec,
-    Tensor,
-    digests,
-    fingerprint,
-    from_float32,
-    read_weights,
-    to_float32,
-    write_shards,
-)  # fmt: skip
+from tensor_files import verify_written, write_shards
+from tensors import TORCH_NAME, Spec, Tensor, read_weights
+from tool_command import flag, parse_size, refuse, run
 
 SHARD = parse_size("5GB")
 SCRIPT = "tools/weight_diff.py"
+DROPPED = ("device", "check_integrity_naively")  # published options that mean nothing here
 logger = logging.getLogger("weight_diff")
 
 
-def combine(first: Tensor, second: Tensor, sign: int, dtype: str) -> Iterator[np.ndarray]:
-    """first + sign * second in `dtype` (F16 or F32), both rounded to it before, as bit patterns in chunks.
+def refuse_unknown(unknown: dict[str, object]) -> None:
+    """ValueError on an option that does not exist; one line on a published one that is not needed any more."""
+    for option in DROPPED:
+        if option in unknown:
+            logger.warning("--%s is not needed any more: nothing runs on a GPU, and every tensor is checked", option)
+    refuse({name: value for name, value in unknown.items() if name not in DROPPED})
 
-    Elements that second lacks at the end (rows added to the vocabulary) are first's own.
+
+def opened(path_raw: str, other: str, option: str, role: str) -> dict[str, Path]:
+    """The two folders that a command reads, under their roles; a seal that is there must hold.
+
+    With an exact diff the weights' seals are not looked at: recovery compares the hash of every tensor itself.
     """
-
-    def rounded(bits: np.ndarray, source: str) -> np.ndarray:
-        values = to_float32(bits, source)
-        return values if dtype in (source, "F32") else to_float32(from_float32(values, dtype), dtype)
-
-    shared = min(first.elements, second.elements)
-    operation = np.add if sign > 0 else np.subtract
-    for ours, theirs in zip(first.chunks(stop=shared), second.chunks(stop=shared), strict=True):
-        yield from_float32(operation(rounded(ours, first.dtype), rounded(theirs, second.dtype)), dtype)
-    for rest in first.chunks(start=shared):
-        yield from_float32(to_float32(rest, first.dtype), dtype)
-
-
-def pair(tensors: dict[str, Tensor], raw: dict[str, Tensor], path_raw: Path) -> dict[str, Tensor]:
-    """Those tensors that can be added to or subtracted from one of raw; ValueError names the first that cannot.
-
-    Rotary frequencies, which checkpoints up to 2023 hold though they follow from the configuration, may be missing.
-    """
-    pairs = {}
-    for name, tensor in tensors.items():
-        if name not in raw and name.endswith("rotary_emb.inv_freq"):
-            continue
-        if name not in raw:
-            raise ValueError(f"{path_raw} has no tensor {name}; it is not the base of this model")
-        exact_diff.from_base(tensor, raw[name])  # the shapes belong together
-        if tensor.elements < raw[name].elements or {tensor.dtype, raw[name].dtype} - set(FLOATS):
-            raise ValueError(
-                f"tensor {name} is {raw[name].dtype} {list(raw[name].shape)} in {path_raw} and {tensor.dtype} "
-                f"{list(tensor.shape)} in {tensor.file}; these cannot be added: make an exact diff"
-            )
-        pairs[name] = tensor
-    return pairs
-
-
-def write_combined(
-    first: dict[str, Tensor], raw: dict[str, Tensor], sign: int, dtype: str, folder: Path, kind: str
-) -> None:
-    """Write first + sign * raw in `dtype` into folder, whose config.json then names that type."""
-    specs = [Spec(tensor.name, dtype, tensor.shape) for tensor in first.values()]
-    set_dtype(folder, TORCH_NAME[dtype])
-    write_shards(
-        folder, specs, lambda spec: combine(first[spec.name], raw[spec.name], sign, dtype), SHARD, {"kind": kind}
-    )
-
-
-def both(path_raw: str, other: str, option: str, role: str) -> dict[str, Path]:
-    """The two folders that a command reads, under their roles; a seal that is there must hold."""
     folders = {
         "raw": existing(path_raw, "--path_raw", "config.json"), role: existing(other, option, "config.json"),
     }  # fmt: skip
     for folder in folders.values():
-        verify_seal(folder)
+        verify_seal(folder, weights=not exact_diff.is_exact(folders[role]))
     return folders
 
 
 def make_diff(
-    path_raw: str, path_tuned: str, path_diff: str, is_fp16: bool = False, exact: bool = True, **unknown: object
+    path_raw: str,
+    path_tuned: str,
+    path_diff: str,
+    is_fp16: bool = False,
+    exact: bool = True,
+    adapter: str = "",
+    max_shard_size: str | int = SHARD,
+    **unknown: object,
 ) -> None:
     """Write the diff that turns path_raw into path_tuned to the new folder path_diff.
 
@@ -109,42 +72,95 @@ def make_diff(
         path_diff: a new folder.
         is_fp16: of additive diffs: compute and store in float16 instead of float32.
         exact: bit for bit, compressed; --exact=False writes the published additive kind.
+        adapter: of exact diffs: the LoRA adapter whose merging gave path_tuned; its factors are stored then. Without it
+            matrices of small rank are searched for.
+        max_shard_size: 5GB, 400MB or a number of bytes; of exact diffs, what it takes before compression.
         unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    is_fp16, exact = flag(is_fp16, "--is_fp16"), flag(exact, "--exact")
+    refuse_unknown(unknown)
+    is_fp16, exact, limit = flag(is_fp16, "--is_fp16"), flag(exact, "--exact"), parse_size(max_shard_size)
     if exact and is_fp16:
         raise ValueError("an exact diff keeps every type; leave --is_fp16 out, or make an additive one: --exact=False")
-    folders = both(path_raw, path_tuned, "--path_tuned", "tuned")
+    if adapter and not exact:
+        raise ValueError("an additive diff cannot use --adapter; leave --exact=False out")
+    folders = opened(path_raw, path_tuned, "--path_tuned", "tuned")
+    check_tokenizer(folders["tuned"])
     raw, tuned = (read_weights(folder) for folder in folders.values())
+    options = {
+        "path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff, "is_fp16": is_fp16, "exact": exact,
+        "adapter": adapter, "max_shard_size": max_shard_size,
+    }  # fmt: skip
     if exact:
-        whole = {name: tensor.elements - exact_diff.from_base(tensor, raw.get(name)) for name, tensor in tuned.items()}
-        for name, elements in whole.items():
-            if elements:
-                logger.warning("%s: %d of %d elements stored whole", name, elements, tuned[name].elements)
-        needed = 0  # how far it compresses is known only afterwards; a full disk is cleaned up behind
+        line = make_exact(raw, tuned, folders, path_diff, options, limit)
     else:
-        tuned = pair(tuned, raw, folders["raw"])
-        needed = sum(tensor.elements for tensor in tuned.values()) * (2 if is_fp16 else 4)
-    with new_folder(path_diff, needed) as folder:
+        line = make_additive(raw, tuned, folders, path_diff, options, limit)
+    print(line)
+
+
+def make_exact(
+    raw: dict[str, Tensor],
+    tuned: dict[str, Tensor],
+    folders: dict[str, Path],
+    path_diff: str,
+    options: dict[str, object],
+    limit: int,
+) -> str:
+    """Write an exact diff; returns a line that says how large it is."""
+    lora = lora_merge.read_adapter(existing(options["adapter"], "--adapter")) if options["adapter"] else None
+    for name, tensor in tuned.items():
+        elements = tensor.elements - exact_diff.from_base(tensor, exact_diff.counterpart(name, raw))
+        if elements:
+            logger.warning("%s: %d of %d elements stored whole", name, elements, tensor.elements)
+
+    def known(tensor: Tensor) -> Factors | None:
+        update = lora.updates.get(tensor.name) if lora else None
+        fits = update is not None and tensor.name in raw and update.shape() == tensor.shape == raw[tensor.name].shape
+        return lora_merge.factors(update, raw[tensor.name]) if update is not None and fits else None
+
+    run = journal.identity(SCRIPT, options, [*folders.values(), *([lora.folder] if lora else [])])
+    with new_folder(path_diff, 0, run) as folder:  # how far it compresses is known only afterwards
         carry(folders["tuned"], folder, SMALL_FILES)
-        if exact:
-            hashes = {"base": digests(raw, "hashing the base"), "tuned": digests(tuned, "hashing the tuned model")}
-            prints = {
-                "base": fingerprint(raw.values(), hashes["base"]), "tuned": fingerprint(tuned.values(), hashes["tuned"])
-            }  # fmt: skip
-            exact_diff.write(folder / exact_diff.DIFF_FILE, tuned, raw, hashes, prints)
-        else:
-            write_combined(tuned, raw, -1, "F16" if is_fp16 else "F32", folder, "additive-diff")
-        options = {"path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff}
-        write_run(folder, f"{SCRIPT} make_diff", options | {"is_fp16": is_fp16, "exact": exact}, folders)
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        ranked = diff_writer.write(folder, tuned, raw, known, limit)
+        write_run(folder, f"{SCRIPT} make_diff", options, folders)
+        size = sum(file.stat().st_size for file in folder.glob("diff*.safetensors"))
     share = size / sum(tensor.nbytes for tensor in tuned.values())
-    kind = "exact" if exact else "additive"
-    print(f"{path_diff}: {kind} diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights")
+    note = f", {ranked} matrices as a change of small rank" if ranked else ""
+    return f"{path_diff}: exact diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights{note}"
 
 
-def recover(path_raw: str, path_diff: str, path_tuned: str, is_fp16: bool = False, **unknown: object) -> None:
+def make_additive(
+    raw: dict[str, Tensor],
+    tuned: dict[str, Tensor],
+    folders: dict[str, Path],
+    path_diff: str,
+    options: dict[str, object],
+    limit: int,
+) -> str:
+    """Write an additive diff; returns a line that says how large it is and what it cannot give back."""
+    dtype = "F16" if options["is_fp16"] else "F32"
+    tuned = additive_diff.pair(tuned, raw, folders["raw"])
+    size = sum(tensor.elements for tensor in tuned.values()) * (2 if dtype == "F16" else 4)
+    with new_folder(path_diff, size) as folder:
+        carry(folders["tuned"], folder, SMALL_FILES)
+        additive_diff.set_dtype(folder, TORCH_NAME[dtype])
+        changed = additive_diff.write(folder, tuned, raw, dtype, limit)
+        write_run(folder, f"{SCRIPT} make_diff", options, folders)
+    share = size / sum(tensor.nbytes for tensor in tuned.values())
+    return (
+        f"{path_diff}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; "
+        f"{changed:.2%} of the weights will come back changed in their last bits"
+    )
+
+
+def recover(
+    path_raw: str,
+    path_diff: str,
+    path_tuned: str,
+    is_fp16: bool = False,
+    published: str = "",
+    max_shard_size: str | int = SHARD,
+    **unknown: object,
+) -> None:
     """Write the tuned model to the new folder path_tuned from its base and a diff.
 
     Args:
@@ -152,84 +168,125 @@ def recover(path_raw: str, path_diff: str, path_tuned: str, is_fp16: bool = Fals
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: of additive diffs: compute and store in float16 instead of float32.
+        published: of additive diffs: the repository it came from, when its sum was published (published_diffs.json).
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
         unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    is_fp16 = flag(is_fp16, "--is_fp16")
-    folders = both(path_raw, path_diff, "--path_diff", "diff")
-    options = {"path_raw": path_raw, "path_diff": path_diff, "path_tuned": path_tuned, "is_fp16": is_fp16}
+    refuse_unknown(unknown)
+    is_fp16, limit = flag(is_fp16, "--is_fp16"), parse_size(max_shard_size)
+    folders = opened(path_raw, path_diff, "--path_diff", "diff")
+    check_tokenizer(folders["diff"], folders["raw"])
+    options = {
+        "path_raw": path_raw, "path_diff": path_diff, "path_tuned": path_tuned, "is_fp16": is_fp16,
+        "published": published, "max_shard_size": max_shard_size,
+    }  # fmt: skip
     raw = read_weights(folders["raw"])
-    if (folders["diff"] / exact_diff.DIFF_FILE).is_file():
+    if exact_diff.is_exact(folders["diff"]):
         if is_fp16:
             raise ValueError(f"{path_diff} is an exact diff, which fixes the type of every tensor; leave --is_fp16 out")
-        recover_exact(raw, folders, path_tuned, options)
+        print(recover_exact(raw, folders, path_tuned, options, limit))
     else:
-        recover_additive(raw, folders, path_tuned, options)
+        print(recover_additive(raw, folders, path_tuned, options, limit))
 
 
 def recover_exact(
-    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object]
-) -> None:
-    """Check the base, then write the tuned weights, each tensor's hash compared with the diff's."""
-    diff = exact_diff.read(folders["diff"] / exact_diff.DIFF_FILE)
+    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object], limit: int
+) -> str:
+    """Check the base, write the tuned weights, and compare every tensor that then lies on the disk with its hash."""
+    diff = exact_diff.read(folders["diff"])
     exact_diff.check_base(diff, raw, folders["raw"])
     specs = [Spec(name, entry.dtype, entry.shape) for name, entry in diff.entries.items()]
-    with new_folder(path_tuned, sum(spec.nbytes for spec in specs)) as folder:
-        carry(folders["diff"], folder, SMALL_FILES)
+    run = journal.identity(SCRIPT, options, folders.values())
+    with new_folder(path_tuned, sum(spec.nbytes for spec in specs), run) as folder:
+        carry_small(folders, folder)
         hashes = write_shards(
-            folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw.get(spec.name)), SHARD,
-        )  # fmt: skip
+            folder,
+            specs,
+            lambda s: exact_diff.decode(diff, s.name, raw.get(diff.entries[s.name].base_name or "")),
+            limit,
+        )
         for name, entry in diff.entries.items():
-            if hashes[name] != entry.sha256:
-                raise ValueError(f"{diff.path}: tensor {name} came out with another sha256 than recorded; get it again")
+            if hashes[name] != entry.blake3:
+                raise exact_diff.damaged(diff, name, "it came out with another hash than recorded")
+        verify_written(folder, hashes)
         write_run(folder, f"{SCRIPT} recover", options, folders)
-    weights = fingerprint(specs, hashes)
-    print(f"{path_tuned}: {len(specs)} tensors, every bit as in the tuned model (weights {weights[:16]})")
+    return f"{path_tuned}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 
 
 def recover_additive(
-    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object]
-) -> None:
+    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object], limit: int
+) -> str:
     """raw + diff, in float32 or float16."""
     dtype = "F16" if options["is_fp16"] else "F32"
-    diff = pair(read_weights(folders["diff"]), raw, folders["raw"])
+    stored = read_weights(folders["diff"])
+    diff = additive_diff.pair(stored, raw, folders["raw"])
+    known = additive_diff.check_base(folders["diff"], stored, raw, folders["raw"], str(options["published"]))
     needed = sum(tensor.elements for tensor in diff.values()) * (2 if dtype == "F16" else 4)
-    with new_folder(path_tuned, needed) as folder:
-        carry(folders["diff"], folder, SMALL_FILES)
-        write_combined(diff, raw, 1, dtype, folder, "full")
+    run = journal.identity(SCRIPT, options, folders.values())
+    with new_folder(path_tuned, needed, run) as folder:
+        carry_small(folders, folder)
+        weights = additive_diff.recover(folder, diff, raw, dtype, limit)
+        same = additive_diff.check_recovered(folders["diff"], weights, dtype)
         write_run(folder, f"{SCRIPT} recover", options, folders)
-    print(
-        f"{path_tuned}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff; "
-        "its sums are rounded, so the last bits may differ from the tuned model"
-    )
+    by = f"base checked by {known}" if known else "nothing tells whether this was its base"
+    end = "as its maker got it" if same else "the last bits may differ from the tuned model"
+    return f"{path_tuned}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff; {by}; {end}"
 
 
-def merge(path_zhixi: str, path_lora: str, path_sfted: str, is_fp16: bool = False, **unknown: object) -> None:
-    """Write base + LoRA adapter to the new folder path_sfted; tokenizer and template are the adapter's if it has any.
+def carry_small(folders: dict[str, Path], folder: Path) -> None:
+    """Configuration, tokenizer and template of the diff, or of the base where the diff has no tokenizer."""
+    try:
+        check_tokenizer(folders["diff"])
+    except FileNotFoundError:
+        carry(folders["raw"], folder, SMALL_FILES)
+    carry(folders["diff"], folder, SMALL_FILES)
+
+
+def inspect(path_diff: str, picture: str = "", **unknown: object) -> None:
+    """Say what a diff needs, how large it is, and how far each layer moved.
 
     Args:
-        path_zhixi: the checkpoint folder that the adapter was trained on.
-        path_lora: the adapter's folder.
+        path_diff: a diff folder, exact or additive.
+        picture: a .png file to draw the change of every matrix of every layer into.
+        unknown: nothing; options that do not exist are refused.
+    """
+    refuse(unknown)
+    print_report(existing(path_diff, "inspect", "config.json"), str(picture))
+
+
+def merge(
+    path_zhixi: str,
+    path_lora: str | tuple[str, ...],
+    path_sfted: str,
+    is_fp16: bool = False,
+    weights: float | tuple[float, ...] = 1.0,
+    max_shard_size: str | int = SHARD,
+    **unknown: object,
+) -> None:
+    """Write base + LoRA adapters to the new folder path_sfted, with the last one's tokenizer and template, if any.
+
+    Args:
+        path_zhixi: the checkpoint folder that the adapters were trained on.
+        path_lora: the adapter's folder, or several in their order, separated by commas.
         path_sfted: a new folder.
         is_fp16: write float16 instead of the base's types.
+        weights: how much of each adapter's change is taken: one number for all, or one for each.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
     is_fp16 = flag(is_fp16, "--is_fp16")
-    base, lora = (
-        existing(path_zhixi, "--path_zhixi", "config.json"),
-        existing(path_lora, "--path_lora", "adapter_config.json"),
-    )
-    options = {"path_zhixi": path_zhixi, "path_lora": path_lora, "path_sfted": path_sfted, "is_fp16": is_fp16}
+    base = existing(path_zhixi, "--path_zhixi", "config.json")
+    loras = lora_merge.weighted(path_lora, weights, "--path_lora")
+    options: dict[str, object] = {
+        "path_zhixi": path_zhixi, "path_lora": path_lora, "path_sfted": path_sfted, "is_fp16": is_fp16,
+        "weights": weights, "max_shard_size": max_shard_size,
+    }  # fmt: skip
     dtype = "F16" if is_fp16 else None
-    print(lora_merge.merge_folders(base, lora, path_sfted, SHARD, f"{SCRIPT} merge", options, dtype))
+    limit = parse_size(max_shard_size)
+    print(lora_merge.merge_folders(base, loras, path_sfted, limit, f"{SCRIPT} merge", options, dtype))
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
-        commands = {"make_diff": make_diff, "recover": recover, "merge": merge}
-        fire.Fire(commands, [*sys.argv[1:2], "--", "--help"] if "--help" in sys.argv[2:] else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run({"make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge})

@@ -8,7 +8,8 @@ from pathlib import Path
 import checkpoint
 import pytest
 import torch
-from conftest import REPOSITORY, RunScript
+from conftest import REPOSITORY
+from in_process import RunTool
 from safetensors.torch import load_file, save_file
 
 SCRIPT, DIFF = "tools/checkpoint.py", "tools/weight_diff.py"
@@ -31,21 +32,21 @@ def shard(source: Path, target: Path, count: int = 3) -> Path:
     return target
 
 
-def test_seal_lists_files_parents_and_weights(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+def test_seal_lists_files_parents_and_weights(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     (folder / ".cache").mkdir()
     (folder / ".cache/hidden").write_text("not part of it")
     parent = shard(folder, tmp_path / "parent")
-    run_script(SCRIPT, "seal", folder, "--parents", parent)
+    run_tool(SCRIPT, "seal", folder, "--parents", parent)
     sealed = json.loads((folder / "checkpoint.json").read_text())
     assert sealed["kind"] == "full"
     assert set(sealed["files"]) == {path.name for path in folder.iterdir() if path.is_file()} - {"checkpoint.json"}
     assert sealed["parents"] == [{"name": "parent", "weights": sealed["weights"]}]
-    assert "as sealed" in run_script(SCRIPT, "verify", folder).stdout
-    shown = run_script(SCRIPT, "show", folder).stdout
+    assert "as sealed" in run_tool(SCRIPT, "verify", folder).stdout
+    shown = run_tool(SCRIPT, "show", folder).stdout
     assert sealed["weights"] in shown
     assert "the same weights" in shown
     first = (folder / "checkpoint.json").read_bytes()
-    run_script(SCRIPT, "seal", folder, "--parents", f"{parent},")
+    run_tool(SCRIPT, "seal", folder, "--parents", f"{parent},")
     assert (folder / "checkpoint.json").read_bytes() == first
 
 
@@ -65,17 +66,17 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_tool_refuses_a_folder_whose_seal_does_not_hold(
-    tiny_checkpoint: Path, adapter: Path, folder: Path, tmp_path: Path, run_script: RunScript, reader: str
+    tiny_checkpoint: Path, adapter: Path, folder: Path, tmp_path: Path, run_tool: RunTool, reader: str
 ) -> None:
-    run_script(SCRIPT, "seal", folder)
+    run_tool(SCRIPT, "seal", folder)
     places = {
         "base": tiny_checkpoint, "sealed": folder, "lora": adapter,
         "jinja": REPOSITORY / "finetune/templates/alpaca.jinja",
     }  # fmt: skip
     command = [part.format(**places) for part in READERS[reader]]
-    run_script(*command, tmp_path / "good")
+    run_tool(*command, tmp_path / "good")
     flip(folder / "tokenizer.model")
-    refused = run_script(*command, tmp_path / "bad", status=2)
+    refused = run_tool(*command, tmp_path / "bad", status=2)
     assert f"error: {folder / 'tokenizer.model'} is not as it was sealed" in refused.stderr
     assert not list(tmp_path.glob("bad*"))
 
@@ -93,11 +94,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_verify_names_the_file(folder: Path, run_script: RunScript, change: str) -> None:
+def test_verify_names_the_file(folder: Path, run_tool: RunTool, change: str) -> None:
     checkpoint.seal(str(folder))
     spoil, said = CHANGES[change]
     spoil(folder)
-    done = run_script(SCRIPT, "verify", folder, status=2)
+    done = run_tool(SCRIPT, "verify", folder, status=2)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     for part in said:
@@ -114,20 +115,20 @@ def test_kinds(folder: Path, tmp_path: Path) -> None:
     assert checkpoint.kind_of(folder) == "adapter"
 
 
-def test_resharded_weights_compare_equal(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+def test_resharded_weights_compare_equal(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     other = shard(folder, tmp_path / "shards")
     assert checkpoint.weights_of(folder)[1] == checkpoint.weights_of(other)[1]
-    assert run_script(SCRIPT, "compare", folder, other).stdout.startswith("equal: ")
+    assert run_tool(SCRIPT, "compare", folder, other).stdout.startswith("equal: ")
 
 
-def test_compare_says_how_far(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+def test_compare_says_how_far(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     state = load_file(folder / "model.safetensors")
     other = shutil.copytree(folder, tmp_path / "other")
     changed = {name: value.clone() for name, value in state.items()}
     changed["model.norm.weight"][5] += 0.25
     changed["model.layers.0.self_attn.q_proj.weight"][1, 2] += 0.125
     save_file(changed, other / "model.safetensors")
-    done = run_script(SCRIPT, "compare", folder, other, status=1)
+    done = run_tool(SCRIPT, "compare", folder, other, status=1)
     assert done.stdout.startswith("different: 2 of ")
     assert "in 2 of " in done.stdout
     assert "largest difference 0.25 in model.norm.weight" in done.stdout
@@ -136,29 +137,29 @@ def test_compare_says_how_far(folder: Path, tmp_path: Path, run_script: RunScrip
     changed["model.embed_tokens.weight"] = changed["model.embed_tokens.weight"].half()
     changed["model.layers.0.self_attn.q_proj.weight"] = torch.ones(3)
     save_file(changed, other / "model.safetensors")
-    done = run_script(SCRIPT, "compare", folder, other, status=1)
+    done = run_tool(SCRIPT, "compare", folder, other, status=1)
     assert "largest difference inf in model.norm.weight" in done.stdout
     assert f"lm_head.weight is only in {folder}" in done.stdout
     assert "model.embed_tokens.weight is F32 [800, 64] and F16 [800, 64]" in done.stdout
     assert "q_proj.weight is F32 [64, 64] and F32 [3]" in done.stdout
 
 
-def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_script: RunScript) -> None:
+def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     """Bits count: -0 is not +0, and the same NaN is equal."""
     for name, zero in (("a", 0.0), ("b", -0.0)):
         (tmp_path / name).mkdir()
         save_file({"w": torch.tensor([float("nan"), zero])}, tmp_path / name / "model.safetensors")
-    done = run_script(SCRIPT, "compare", tmp_path / "a", tmp_path / "b", status=1)
+    done = run_tool(SCRIPT, "compare", tmp_path / "a", tmp_path / "b", status=1)
     assert done.stdout.startswith("different: 1 of 2 parameters")
-    assert run_script(SCRIPT, "compare", tmp_path / "a", tmp_path / "a").stdout.startswith("equal")
+    assert run_tool(SCRIPT, "compare", tmp_path / "a", tmp_path / "a").stdout.startswith("equal")
 
 
 @pytest.mark.parametrize("command", ["seal", "verify", "show"])
-def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_script: RunScript, command: str) -> None:
-    done = run_script(SCRIPT, command, tmp_path / "none", status=2)
+def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_tool: RunTool, command: str) -> None:
+    done = run_tool(SCRIPT, command, tmp_path / "none", status=2)
     assert f"{tmp_path / 'none'} is no folder here" in done.stderr
-    done = run_script(SCRIPT, command, tmp_path, status=2)
+    done = run_tool(SCRIPT, command, tmp_path, status=2)
     assert str(tmp_path) in done.stderr
-    done = run_script(SCRIPT, command, tmp_path, "--quick", status=2)
+    done = run_tool(SCRIPT, command, tmp_path, "--quick", status=2)
     assert "unknown option --quick" in done.stderr
     assert list(tmp_path.iterdir()) == []

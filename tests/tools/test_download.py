@@ -1,142 +1,27 @@
-"""tools/download.py against a small hub on this machine: whole folders, damage, interruption, and what is refused."""
+"""tools/download.py: whole folders, repair, choices of files and revisions, and what is refused."""
 
-import hashlib
-import json
-import re
 import socket
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import download
+import hub_folders
 import pytest
 from conftest import RunScript
+from hub_files import RemoteFile
+from hub_listing import check_names
+from hub_server import DIFF, LORA, Fault, Hub, downloaded
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-DIFF = {
-    "config.json": b'{"model_type": "llama"}\n',
-    "model.safetensors": bytes(range(256)) * 4096,
-    "sub/notes.txt": "说明\n".encode(),
-}
-LORA = {"adapter_config.json": b"{}\n", "adapter_model.safetensors": b"\x01\x02" * 5000}
-
-
-@dataclass
-class Hub:
-    """The part of the hub's API that a snapshot download calls; what it answers can be spoilt."""
-
-    repositories: dict[str, dict[str, bytes]]
-    damaged: set[str] = field(default_factory=set)  # files served with another last byte
-    cut_once: set[str] = field(default_factory=set)  # files whose first transfer ends half-way
-    sent: list[tuple[str, str]] = field(default_factory=list)  # (file, Range header) of every transfer
-    url: str = ""
-
-
-def described(name: str, content: bytes) -> dict[str, Any]:
-    """Size, git id and, for weights, the LFS entry of a file, as the hub's JSON has them."""
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return {"size": len(content), "id": git, "lfs": large if name.endswith(".safetensors") else None}
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+|/tree/[^/]+)?", path):
-            repository, rest = found[1], found[2] or ""
-            if repository not in self.hub.repositories:
-                return self.refuse("RepoNotFound")
-            if rest.startswith("/revision/") and rest.split("/")[2] not in ("main", COMMIT):
-                return self.refuse("RevisionNotFound")
-            return self.answer(json.dumps(self.listing(repository, rest.startswith("/tree/"))).encode())
-        found = re.fullmatch(rf"/([^/]+/[^/]+)/resolve/{COMMIT}/(.+)", path)
-        assert found, path
-        return self.transfer(found[2], self.hub.repositories[found[1]][found[2]])
-
-    def listing(self, repository: str, is_tree: bool) -> Any:
-        files = {name: described(name, content) for name, content in self.hub.repositories[repository].items()}
-        if not is_tree:
-            siblings = [
-                {"rfilename": name, "size": d["size"], "blobId": d["id"], **({"lfs": d["lfs"]} if d["lfs"] else {})}
-                for name, d in files.items()
-            ]
-            return {"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
-        rows = []
-        for name, d in files.items():
-            large = {"lfs": {"oid": d["lfs"]["sha256"], "size": d["size"], "pointerSize": 130}} if d["lfs"] else {}
-            rows.append({"type": "file", "path": name, "size": d["size"], "oid": d["id"], **large})
-        return rows
-
-    def transfer(self, name: str, content: bytes) -> None:
-        described_as = described(name, content)
-        tag = (described_as["lfs"] or {"sha256": described_as["id"]})["sha256"]
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
-        if self.command == "HEAD":
-            return self.answer(content, headers=headers)
-        wanted = self.headers.get("Range", "")
-        self.hub.sent.append((name, wanted))
-        if name in self.hub.damaged:
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:]
-        if name in self.hub.cut_once:
-            self.hub.cut_once.discard(name)
-            self.answer(body, 206 if start else 200, headers, send=len(body) // 2)
-            self.close_connection = True
-            return None
-        return self.answer(body, 206 if start else 200, headers)
-
-    def answer(
-        self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, send: int | None = None
-    ) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[:send])
-
-    def refuse(self, code: str) -> None:
-        self.answer(b"{}", 404, {"X-Error-Code": code, "X-Error-Message": code})
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    made = Hub({"zjunlp/zhixi-13b-diff-fp16": DIFF, "zjunlp/zhixi-13b-lora": LORA, "some/thing": DIFF})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": made}))
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
+Get = Callable[..., tuple[str, str]]
 Download = Callable[..., "subprocess.CompletedProcess[str]"]
+NOTE = ".download/note.json"
 
 
 @pytest.fixture
 def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
-    """run_download("--only_lora", …): the script with the hub above for the public one."""
+    """run_download("--only_lora", …): the script with the hub on this machine for the public one."""
     environment = {
-        "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HOME": tmp_path / "home",
+        "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": tmp_path / "home", "HF_TOKEN": "",
         "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
 
@@ -146,89 +31,252 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
     return run
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+# --- whole folders ----------------------------------------------------------------------------------------------------
 
 
-def test_a_specified_repository_arrives_whole_and_a_second_run_only_compares(
-    hub: Hub, run_download: Download, tmp_path: Path
-) -> None:
-    target = tmp_path / "got/thing"
-    done = run_download("--download_path", target, "--specify", "--repo_name", "some/thing", "--revision", "main")
-    assert contents(target) == DIFF  # the client's own notes are gone, too
-    assert "3 files" in done.stdout
-    assert not target.with_name("thing.partial").exists()
-    hub.sent.clear()
-    again = run_download("--download_path", target, "--specify", "--repo_name", "some/thing")
-    assert "complete already" in again.stdout
-    assert hub.sent == []
-    (target / "config.json").write_bytes(DIFF["config.json"].upper())
-    other = run_download("--download_path", target, "--specify", "--repo_name", "some/thing", status=2)
-    assert "config.json differs" in other.stderr
-    assert (target / "config.json").read_bytes() == DIFF["config.json"].upper()
-
-
-def test_the_published_choices(run_download: Download, tmp_path: Path) -> None:
+def test_the_published_choices(run_download: Download, get: Get, tmp_path: Path) -> None:
     run_download("--download_path", tmp_path / "both", "--both", "--fp16")
-    assert contents(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
-    assert contents(tmp_path / "both/zhixi-13b-lora") == LORA
-    run_download("--download_path", tmp_path / "base", "--only_base", "--fp16")
-    assert contents(tmp_path / "base") == DIFF
-    run_download("--download_path", tmp_path / "lora", "--only_lora")
-    assert contents(tmp_path / "lora") == LORA
+    assert downloaded(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
+    assert downloaded(tmp_path / "both/zhixi-13b-lora") == LORA
+    get(tmp_path / "base", specify=False, repo_name="", only_base=True, fp16=True)
+    assert downloaded(tmp_path / "base") == DIFF
+    get(tmp_path / "lora", specify=False, repo_name="", only_lora=True)
+    assert downloaded(tmp_path / "lora") == LORA
 
 
-def test_a_transfer_that_breaks_off_is_taken_up_where_it_broke(
-    hub: Hub, run_download: Download, tmp_path: Path
+def test_a_repository_arrives_whole_and_a_second_run_only_compares(hub: Hub, get: Get, tmp_path: Path) -> None:
+    target = tmp_path / "got/thing"
+    out, _ = get(target, revision="main")
+    before, after = out.splitlines()
+    assert before.startswith("some/thing at 0123456789, 3 files, 1.05 MB: 3 files, 1.05 MB to fetch, ")
+    assert before.endswith(" GB free")
+    assert after.endswith("some/thing at 0123456789, 3 files, 1.05 MB, every hash as published")
+    assert downloaded(target) == DIFF
+    assert [path.name for path in target.parent.iterdir()] == ["thing"]
+    hub.asked.clear()
+    out, _ = get(target)
+    assert out.startswith(f"{target}: complete already (some/thing at 0123456789, 3 files, 1.05 MB, every hash")
+    assert not hub.asked
+
+
+def test_a_data_set(hub: Hub, get: Get, tmp_path: Path) -> None:
+    hub.repositories["datasets/some/rows"] = {"rows.jsonl": b"{}\n"}
+    get(tmp_path / "rows", repo_name="some/rows", repo_type="dataset")
+    assert downloaded(tmp_path / "rows") == {"rows.jsonl": b"{}\n"}
+    with pytest.raises(ValueError, match=r"--repo_type is one of model, dataset, space"):
+        get(tmp_path / "x", repo_type="sets")
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])  # known by sha256, and by git's id
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "link"])
+def test_only_the_damaged_file_of_a_finished_folder_is_fetched(
+    hub: Hub, get: Get, tmp_path: Path, name: str, damage: str
 ) -> None:
-    """The client writes 10 MiB at a time, so what lies beyond the last whole 10 MiB comes again."""
-    large = {"model.safetensors": bytes(range(256)) * (24 << 12)}
-    hub.repositories["some/large"] = large
-    hub.cut_once.add("model.safetensors")
-    run_download("--download_path", tmp_path / "large", "--specify", "--repo_name", "some/large")
-    assert contents(tmp_path / "large") == large
-    assert hub.sent == [("model.safetensors", ""), ("model.safetensors", f"bytes={10 << 20}-")]
+    target = tmp_path / "thing"
+    get(target)
+    good = {path: path.stat().st_ino for path in target.rglob("*.*") if path.is_file() and path != target / name}
+    del good[target / NOTE]
+    (target / "checkpoint.json").write_text("{}")  # a seal, written afterwards
+    bits = bytearray(DIFF[name])
+    bits[len(bits) // 2] ^= 4
+    outside = tmp_path / "outside"
+    outside.write_bytes(DIFF[name])  # the right bytes, which whoever owns that file may change
+    (target / name).unlink()
+    if damage == "flipped":
+        (target / name).write_bytes(bits)
+    elif damage == "truncated":
+        (target / name).write_bytes(DIFF[name][:-3])
+    elif damage == "link":
+        (target / name).symlink_to(outside)
+    hub.asked.clear()
+    out, _ = get(target)
+    assert hub.asked == [(name, "")]
+    assert f"{target}: fetched {name}; complete now" in out
+    assert downloaded(target) == DIFF | {"checkpoint.json": b"{}"}
+    assert {path: path.stat().st_ino for path in good} == good
+    assert outside.read_bytes() == DIFF[name]
+    assert not target.with_name("thing.partial").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])  # checked by sha256, and by git's id
-def test_a_damaged_file_is_noticed_and_alone_is_fetched_again(
-    hub: Hub, run_download: Download, tmp_path: Path, name: str
-) -> None:
-    arguments = ("--download_path", tmp_path / "thing", "--specify", "--repo_name", "some/thing")
-    hub.damaged = {name}
-    done = run_download(*arguments, status=2)
-    assert f"1 files of some/thing are missing or arrived damaged ({name})" in done.stderr
-    assert not (tmp_path / "thing").exists()
-    hub.damaged = set()
-    hub.sent.clear()
-    (tmp_path / "thing.partial/left_over.txt").write_text("of another download")
-    run_download(*arguments)
-    assert hub.sent == [(name, "")]
-    assert contents(tmp_path / "thing") == DIFF
+def test_a_damaged_file_stays_until_the_new_one_is_verified(hub: Hub, get: Get, tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    get(target)
+    (target / "model.safetensors").write_bytes(b"damaged")
+    (target / "config.json").unlink()
+    hub.faults["model.safetensors"] = [Fault(wrong=True)] * 3
+    with pytest.raises(ValueError, match=r"1 file of some/thing arrived damaged \(model.safetensors\); 1 of 2 files"):
+        get(target)
+    assert (target / "model.safetensors").read_bytes() == b"damaged"
+    hub.asked.clear()
+    get(target)
+    assert hub.asked == [("model.safetensors", "")]  # config.json lay beside, verified
+    assert downloaded(target) == DIFF
+
+
+def test_a_folder_of_another_origin_is_left_alone(hub: Hub, get: Get, tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    target.mkdir()
+    (target / "config.json").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"is not some/thing at .*: config.json differs; name a new folder"):
+        get(target)
+    assert [path.read_bytes() for path in target.rglob("*")] == [b"mine"]
+    get(tmp_path / "other", repo_name="zjunlp/zhixi-13b-lora")
+    with pytest.raises(ValueError, match=r"holds zjunlp/zhixi-13b-lora, not some/thing; name a new folder"):
+        get(tmp_path / "other")
+    (tmp_path / "other" / NOTE).write_text("{")  # unreadable is none
+    with pytest.raises(ValueError, match=r"is not some/thing"):
+        get(tmp_path / "other")
+
+
+def test_a_complete_folder_of_another_origin_is_complete(get: Get, tmp_path: Path) -> None:
+    for name, content in DIFF.items():
+        (tmp_path / "thing" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "thing" / name).write_bytes(content)
+    assert "complete already" in get(tmp_path / "thing")[0]
+
+
+def test_a_repaired_folder_stays_at_its_commit(hub: Hub, get: Get, tmp_path: Path) -> None:
+    target, new = tmp_path / "thing", "f" * 40
+    get(target)
+    hub.older[hub.commit] = {"some/thing": DIFF}
+    hub.commit, hub.repositories["some/thing"] = new, DIFF | {"config.json": b"newer"}
+    (target / "sub/notes.txt").unlink()
+    out, err = get(target)
+    assert f"some/thing is at ffffffffff now; {target} stays at 0123456789" in err
+    assert "complete now (some/thing at 0123456789" in out
+    assert downloaded(target) == DIFF
+    with pytest.raises(ValueError, match="holds some/thing at 0123456789, not at ffffffffff; name a new folder"):
+        get(target, revision=new)
+    get(tmp_path / "new", revision=new)
+    assert downloaded(tmp_path / "new") == hub.repositories["some/thing"]
+
+
+def test_links_are_not_followed(hub: Hub, get: Get, tmp_path: Path) -> None:
+    outside, target = tmp_path / "outside", tmp_path / "thing"
+    outside.mkdir()
+    (tmp_path / "thing.partial").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"thing\.partial is a link; remove it"):
+        get(target)
+    (tmp_path / "thing.partial").unlink()
+    (tmp_path / "thing.partial").mkdir()
+    (tmp_path / "thing.partial/sub").symlink_to(outside)
+    get(target)
+    assert downloaded(target) == DIFF
+    (target / "sub/notes.txt").unlink()
+    (target / "sub").rmdir()
+    (target / "sub").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"thing/sub is a link, behind which sub/notes.txt would be written"):
+        get(target)
+    assert not list(outside.iterdir())
+
+
+def test_a_link_to_a_finished_folder_is_followed(get: Get, tmp_path: Path) -> None:
+    get(tmp_path / "disk/thing")
+    (tmp_path / "link").symlink_to(tmp_path / "disk/thing")
+    (tmp_path / "link/config.json").unlink()
+    get(tmp_path / "link")
+    assert downloaded(tmp_path / "disk/thing") == DIFF
+    assert (tmp_path / "link").is_symlink()
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("pattern", "exclude", "names"),
     [
-        ((), "exactly one of --only_base, --only_lora, --both and --specify"),
-        (("--only_base", "--both"), "exactly one of"),
-        (("--only_lora", "--fp16"), "--fp16 is a choice of base weights"),
-        (("--specify",), "--specify and --repo_name OWNER/NAME go together"),
-        (("--only_base", "--repo_name", "a/b"), "go together"),
-        (("--only_base", "--fp32"), "unknown option --fp32"),
-        (("--only_base",), "has no repository zjunlp/zhixi-13b-diff, or it is private"),
-        (("--specify", "--repo_name", "some/thing", "--revision", "v9"), "has no revision 'v9'"),
-        (("--specify", "--repo_name", "a/b/c"), "'a/b/c' is no repository name"),
+        ("*.json", "", {"config.json"}),
+        ("*.json,*.safetensors", "", {"config.json", "model.safetensors"}),
+        (("*.json", "*.txt"), "", {"config.json", "sub/notes.txt"}),  # as fire gives `a,b`
+        ("", "*.safetensors,*.bin", {"config.json", "sub/notes.txt"}),
+        ("sub/", "", {"sub/notes.txt"}),
+        ("*", "*.txt, *.json", {"model.safetensors"}),
+    ],
+)
+def test_patterns(get: Get, tmp_path: Path, pattern: object, exclude: str, names: set[str]) -> None:
+    get(tmp_path / "thing", pattern=pattern, exclude=exclude)
+    assert downloaded(tmp_path / "thing").keys() == names
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pattern": "*.json,*.gguf"}, r"--pattern '\*.gguf' matches none of the 3 files .*: 'config.json', 'model"),
+        ({"exclude": "*"}, r"--exclude '\*' leaves none of the files of some/thing: 'config.json'"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_some_files(
+    get: Get, tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        get(tmp_path / "thing", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_files_come_into_a_finished_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
+    get(tmp_path / "thing", pattern="*.json")
+    hub.asked.clear()
+    get(tmp_path / "thing")
+    assert sorted(hub.asked) == [("model.safetensors", ""), ("sub/notes.txt", "")]
+    assert downloaded(tmp_path / "thing") == DIFF
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../../x", "/etc/x", "a\\..\\x", "C:x", "c:/x", "a//x", "./x", ".", "", "a/", "a\nb", "a\0b",
+     ".download/note.json", ".Download/x"],
+)  # fmt: skip
+def test_names_that_lead_out_of_the_folder_are_refused(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
+    hub.repositories["some/thing"][name] = b"evil"
+    with pytest.raises(ValueError, match="which may lead out of its folder; nothing was fetched"):
+        get(tmp_path / "in/thing")
+    assert not list(tmp_path.iterdir())
+    assert not hub.asked
+
+
+def test_plain_names_pass_and_doubtful_ones_do_not() -> None:
+    check_names(["..a/b..c", "数据/第 1 行.json", "12:30.json", ".gitattributes", "a/b", "a/c"], "some/thing")
+    for twice in (["a", "a"], ["a", "a/b"], ["a/b/c", "a"]):
+        with pytest.raises(ValueError, match="lists 'a' twice, or as a file and a folder"):
+            check_names(twice, "some/thing")
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"specify": False, "repo_name": ""}, "exactly one of --only_base, --only_lora, --both and --specify"),
+        ({"only_base": True}, "exactly one of"),
+        ({"specify": False, "repo_name": "", "only_lora": True, "fp16": True}, "--fp16 is a choice of base weights"),
+        ({"repo_name": ""}, "--specify and --repo_name OWNER/NAME go together"),
+        ({"specify": False, "only_base": True}, "go together"),
+        ({"fp32": True}, "unknown option --fp32"),
+        ({"specify": False, "repo_name": "", "only_base": True}, "no repository zjunlp/zhixi-13b-diff, or it is priv"),
+        ({"revision": "v9"}, "has no revision 'v9'"),
+        ({"repo_name": "a/b/c"}, "'a/b/c' is no repository name"),
+        ({"endpoint": "ftp://x"}, "'ftp://x' is no address of a hub"),
+        ({"endpoint": "https://me:secret@x"}, "a token goes to HF_TOKEN"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(
-    run_download: Download, tmp_path: Path, arguments: tuple[str, ...], said: str
+    get: Get, tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
-    done = run_download("--download_path", tmp_path / "out", *arguments, status=2)
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ")
-    assert not list(tmp_path.glob("out*"))
+    with pytest.raises(ValueError, match=said) as error:
+        get(tmp_path / "out", **options)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_no_folder_of_its_own(get: Get, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (Path(), tmp_path / "file"):
+        with pytest.raises(ValueError, match="is a file or has no name; --download_path takes a new folder"):
+            get(path)
 
 
 def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download, tmp_path: Path) -> None:
@@ -236,7 +284,7 @@ def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download
         taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound, and nobody listens
         done = run_download("--download_path", tmp_path / "out", "--only_lora", status=2, HF_ENDPOINT=nobody)
-    assert f"{nobody} does not answer" in done.stderr
+    assert f"error: {nobody} does not answer" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     done = run_download("--download_path", tmp_path / "out", "--only_lora", status=2, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in done.stderr
@@ -244,13 +292,7 @@ def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_transfer(tmp_path: Path) -> None:
-    @dataclass
-    class File:
-        rfilename: str
-        size: int
-
-    with pytest.raises(ValueError, match=r"GB free, 1000000\.0 GB are to come"):
-        download.check_space(tmp_path / "a/b.partial", [File("big", 10**15)])
+    with pytest.raises(ValueError, match=r"GB free, 1000000\.00 GB are to come; choose another disk"):
+        hub_folders.check_space(tmp_path / "a/b.partial", [RemoteFile("big", 10**15, "", "")])
     assert not (tmp_path / "a").exists()
-    download.check_space(tmp_path / "a/b.partial", [File("small", 10)])
-    assert (tmp_path / "a/b.partial").is_dir()
+    hub_folders.check_space(tmp_path / "a/b.partial", [RemoteFile("small", 10, "", "")])

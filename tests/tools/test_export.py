@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RunScript
+from in_process import RunTool
 from safetensors.torch import load_file
 
 SCRIPT = "tools/export_hf_checkpoint.py"
 
 
 def test_export_is_sharded_and_loads_as_the_merged_model(
-    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "merged"
     folders = ("--base_model", tiny_checkpoint, "--lora_model", adapter, "--output_dir", out)
-    run_script(SCRIPT, *folders, "--max_shard_size", "250KB")
+    run_tool(SCRIPT, *folders, "--max_shard_size", "250KB")
     shards = sorted(out.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert all(sum(t.nbytes for t in load_file(shard).values()) <= 250_000 for shard in shards)
@@ -42,17 +42,17 @@ def test_export_is_sharded_and_loads_as_the_merged_model(
 
 
 def test_one_file_by_default_and_a_sealed_export_verifies(
-    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     out = tmp_path / "merged"
-    run_script(SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", adapter, "--output_dir", out)
+    run_tool(SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", adapter, "--output_dir", out)
     assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
-    run_script("tools/checkpoint.py", "seal", out, "--parents", f"{tiny_checkpoint},{adapter}")
+    run_tool("tools/checkpoint.py", "seal", out, "--parents", f"{tiny_checkpoint},{adapter}")
     assert [parent["name"] for parent in json.loads((out / "checkpoint.json").read_text())["parents"]] == [
         "base",
         "adapter",
     ]
-    run_script("tools/checkpoint.py", "verify", out)
+    run_tool("tools/checkpoint.py", "verify", out)
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_one_file_by_default_and_a_sealed_export_verifies(
     ],
 )
 def test_bad_input(
-    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript, options: dict[str, str], said: str
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, options: dict[str, str], said: str
 ) -> None:
     given = {"--base_model": tiny_checkpoint, "--lora_model": adapter, "--output_dir": tmp_path / "out"} | options
-    done = run_script(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
+    done = run_tool(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_script: RunScript) -> None:
+def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool) -> None:
     broken = shutil.copytree(adapter, tmp_path / "adapter")
     with (broken / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(5000)
-    done = run_script(
+    done = run_tool(
         SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", broken, "--output_dir", tmp_path / "out", status=2
     )
     assert f"{broken / 'adapter_model.safetensors'} is cut off" in done.stderr

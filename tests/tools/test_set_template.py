@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import set_template
-from conftest import REPOSITORY, RunScript
+from conftest import REPOSITORY
+from in_process import RunTool
 
 SCRIPT = "tools/set_template.py"
 ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
 
 
 def test_new_folder_has_the_template_and_the_same_weights(
-    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -22,10 +23,10 @@ def test_new_folder_has_the_template_and_the_same_weights(
     (model / "extraction.json").write_text("{}")
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "older"}))
-    run_script("tools/checkpoint.py", "seal", model)
+    run_tool("tools/checkpoint.py", "seal", model)
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     out = tmp_path / "out"
-    run_script(SCRIPT, "--model_path", model, "--template_path", ALPACA, "--output_dir", out)
+    run_tool(SCRIPT, "--model_path", model, "--template_path", ALPACA, "--output_dir", out)
 
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     assert {path.name for path in out.iterdir()} == set(before) - {"checkpoint.json"}
@@ -73,7 +74,7 @@ def test_wrong_template_is_refused(tiny_checkpoint: Path, tmp_path: Path, case: 
     ],
 )
 def test_bad_input(
-    tiny_checkpoint: Path, tmp_path: Path, run_script: RunScript, option: str, value: str, said: str
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, option: str, value: str, said: str
 ) -> None:
     given = {
         "--model_path": tiny_checkpoint,
@@ -81,6 +82,6 @@ def test_bad_input(
         "--output_dir": tmp_path / "out",
         option: value,
     }
-    done = run_script(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
+    done = run_tool(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []

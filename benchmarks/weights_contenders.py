@@ -1,0 +1,63 @@
+"""What tools/weight_diff.py is measured against in bench_weights.py; each runs as a process of its own.
+
+    python benchmarks/weights_contenders.py published_recover|plain_add|peft_merge BASE OTHER TARGET
+
+- published_recover: as the published script does it: transformers loads base and additive diff whole, adds tensor by
+  tensor, and saves. Nothing is verified.
+- plain_add: the same sum without a model: torch adds the tensors of two mapped safetensors files one by one and the
+  result is appended to the new file. Nothing is verified.
+- peft_merge: transformers loads the base, peft the adapter; merge_and_unload, save_pretrained.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+
+def published_recover(base: Path, diff: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    raw, model = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16) for folder in (base, diff))
+    with torch.inference_mode():
+        states = raw.state_dict()
+        for name, value in model.state_dict().items():
+            value.add_(states[name])
+    model.save_pretrained(target)
+
+
+def plain_add(base: Path, diff: Path, target: Path) -> None:
+    from safetensors import safe_open
+    from tensor_files import header
+    from tensors import Spec
+
+    target.mkdir()
+    shutil.copy(base / "config.json", target)
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "pt") as ours, safe_open(diff / path.name, "pt") as theirs:
+            names = list(ours.keys())
+            specs = [Spec(name, "F16", tuple(ours.get_slice(name).get_shape())) for name in names]
+            with (target / path.name).open("wb") as file:
+                file.write(header(specs, {"format": "pt"}))
+                for name in names:
+                    file.write((ours.get_tensor(name) + theirs.get_tensor(name)).numpy().data)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def peft_merge(base: Path, adapter: Path, target: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    roles = {"published_recover": published_recover, "plain_add": plain_add, "peft_merge": peft_merge}
+    roles[sys.argv[1]](*map(Path, sys.argv[2:5]))

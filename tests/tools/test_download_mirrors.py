@@ -1,0 +1,214 @@
+"""tools/download.py and what hubs differ in: rate limits, refusals, mirrors without hashes, storage on another host."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import hub_waiting
+import pytest
+from hub_server import API, DIFF, Fault, Hub, downloaded, serving
+
+Get = Callable[..., tuple[str, str]]
+LARGE = "model.safetensors"
+BYTES = DIFF[LARGE]
+
+
+# --- limits and refusals ----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_limit_is_waited_for(hub: Hub, get: Get, tmp_path: Path) -> None:
+    limit = Fault(status=429, headers={"Retry-After": "1"})
+    hub.faults[API], hub.faults["config.json"] = [limit], [limit]
+    start = time.monotonic()
+    _, err = get(tmp_path / "thing")
+    assert time.monotonic() - start >= 2
+    assert "notice: some/thing: HTTP 429; going on in 1 s" in err
+    assert "notice: config.json: HTTP 429; going on in 1 s" in err
+    assert downloaded(tmp_path / "thing") == DIFF
+
+
+def test_pauses_that_are_asked_for() -> None:
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    for headers, seconds in [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "0", "RateLimit": '"api";r=0;t=55'}, 0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"RateLimit": '"api";r=0;t=55'}, 55),
+        ({"RateLimit": '"api";r=9;t=55'}, None),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ]:
+        assert hub_waiting.asked_pause(headers) == seconds, headers
+    assert 57 < (hub_waiting.asked_pause({"Retry-After": in_a_minute}) or 0) <= 60
+
+
+def test_too_long_a_pause_ends_the_run(hub: Hub, get: Get, tmp_path: Path) -> None:
+    hub.faults[LARGE] = [Fault(cut=400_000), Fault(status=429, headers={"Retry-After": "7200"})]
+    with pytest.raises(ValueError, match=r"a pause of 7200 s \(HTTP 429\); run .* after it; 0 of 1 files, 0.40 MB"):
+        get(tmp_path / "thing", pattern=LARGE)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 408, 524])
+def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: int) -> None:
+    hub.faults[API] = [Fault(status=status)] * 2
+    hub.faults["config.json"] = [Fault(status=status)] * 2
+    _, err = get(tmp_path / "thing")
+    assert err.count(f"HTTP {status}; going on in 0 s") == 4
+    assert downloaded(tmp_path / "thing") == DIFF
+
+
+def test_a_hub_that_stays_busy_is_given_up(hub: Hub, get: Get, tmp_path: Path) -> None:
+    hub.faults[LARGE] = [Fault(status=503)] * hub_waiting.TRIES
+    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); .*; \d of 3 files.* goes on"):
+        get(tmp_path / "thing")
+    assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_waiting.TRIES
+    hub.faults[API] = [Fault(status=503)] * hub_waiting.TRIES
+    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); try again later"):
+        get(tmp_path / "thing")
+
+
+GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(status=401), r"does not accept the token for some/thing \(HTTP 401\); correct HF_TOKEN, or unset it"),
+        (Fault(status=403), r"refuses some/thing \(HTTP 403\); accept its terms there, or set HF_TOKEN"),
+        (Fault(status=403, headers=GATED), "some/thing is given out on request: accept its terms on http://127.*HF_TO"),
+        (Fault(status=404), r"has no .* \(HTTP 404\); try another --endpoint or --revision"),
+    ],
+)
+@pytest.mark.parametrize("place", [API, LARGE])
+def test_refusals_are_not_repeated(hub: Hub, get: Get, tmp_path: Path, fault: Fault, said: str, place: str) -> None:
+    hub.faults[place] = [fault]
+    with pytest.raises(ValueError, match=said) as error:
+        get(tmp_path / "thing", pattern=LARGE)
+    assert "\n" not in str(error.value)
+    assert len(hub.asked) == (place == LARGE)
+    assert not list(tmp_path.iterdir())  # nothing arrived, so nothing is kept
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
+    hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"File too large; 0 of 1 files, 0.70 MB of 1.05 MB are there; the same c"):
+            get(tmp_path / "thing", pattern=LARGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    get(tmp_path / "thing", pattern=LARGE)
+    assert hub.asked[-1] == (LARGE, "bytes=700000-")
+    assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
+
+
+# --- mirrors and storage elsewhere ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(hub: Hub) -> Iterator[str]:
+    with serving(hub, "storage") as hub.storage:
+        yield hub.storage
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(
+    hub: Hub, storage: str, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.faults[LARGE] = [Fault(cut=300_000)]
+    hub.hashes = False  # so that HEAD requests are made, too
+    _, err = get(tmp_path / "thing")
+    assert f"notice: your token is sent to {hub.url}, unencrypted" in err
+    assert hub.tokens == {"hub": {"Bearer hf_secret"}, "storage": {""}}
+    assert "secret" not in err
+    assert hub.sent[LARGE] == len(BYTES)  # ranges go through redirects
+    assert downloaded(tmp_path / "thing") == DIFF
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_listing_without_hashes_is_completed_from_the_files_headers(
+    hub: Hub, get: Get, tmp_path: Path, elsewhere: bool, sizes: bool, request: pytest.FixtureRequest
+) -> None:
+    if elsewhere:
+        request.getfixturevalue("storage")
+    hub.hashes, hub.sizes = False, sizes
+    hub.faults[LARGE] = [Fault(wrong=True)]
+    out, err = get(tmp_path / "thing")
+    assert f"{LARGE} arrived damaged" in err
+    assert "every hash as published" in out
+    assert downloaded(tmp_path / "thing") == DIFF
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_without_any_hash_sizes_are_checked_and_what_arrived_is_noted(
+    hub: Hub, get: Get, tmp_path: Path, heads: bool
+) -> None:
+    hub.hashes = hub.tags = False
+    hub.heads = heads
+    target = tmp_path / "thing"
+    hub.faults[LARGE] = [Fault(body=b"short")]
+    out, err = get(target)
+    assert "the hub sends 5 bytes, published are 1,048,576" in err
+    assert "only sizes could be checked, since no hashes are published" in out
+    assert downloaded(target) == DIFF
+    (target / "config.json").unlink()
+    get(target, pattern="*.json")
+    bits = bytearray(BYTES)
+    bits[77] ^= 1
+    (target / LARGE).write_bytes(bits)
+    hub.asked.clear()
+    out, _ = get(target)
+    assert hub.asked == [(LARGE, "")]
+    assert "3 files as first arrived, since no hash is published" in out
+    assert downloaded(target) == DIFF
+
+
+def test_hashes_noted_in_an_unfinished_folder_count_after_every_interruption(
+    hub: Hub, get: Get, tmp_path: Path
+) -> None:
+    hub.hashes = hub.tags = False
+    target, small = tmp_path / "thing", tmp_path / "thing.partial/config.json"
+    for _ in range(2):
+        hub.faults[LARGE] = [Fault(body=b"short")] * 3
+        with pytest.raises(ValueError, match=r"arrived damaged .*1 of 2 files"):
+            get(target, exclude="*.txt")
+    small.write_bytes(DIFF["config.json"].upper())
+    hub.asked.clear()
+    get(target, exclude="*.txt")
+    assert ("config.json", "") in hub.asked
+    assert downloaded(target) == {name: DIFF[name] for name in (LARGE, "config.json")}
+
+
+def test_a_mirror_without_sizes_and_hashes_is_no_use(
+    hub: Hub, get: Get, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    hub.hashes = hub.sizes = hub.heads = False
+    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 405\)"):
+        get(tmp_path / "thing")
+    hub.heads, hub.linked_sizes = True, False
+    request.getfixturevalue("storage")
+    with pytest.raises(ValueError, match=r"the hub tells no size of .*, so nothing could be checked; use another --e"):
+        get(tmp_path / "thing")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, tmp_path: Path) -> None:
+    get(tmp_path / "thing")
+    (tmp_path / "thing/config.json").unlink()
+    mirror = Hub(hub.repositories)
+    with serving(mirror, "hub") as address:
+        get(tmp_path / "thing", endpoint=address + "/")
+    assert mirror.asked == [("config.json", "")]
+    assert downloaded(tmp_path / "thing") == DIFF

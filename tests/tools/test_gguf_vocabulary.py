@@ -1,0 +1,208 @@
+"""tools/gguf_vocabulary.py: llama.cpp tokenizes as SentencePiece and transformers do; what it would not is refused."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import export_gguf
+import pytest
+from build_tokenizer import HARD_TEXTS
+from conftest import REPOSITORY, RunScript, small_texts
+from gguf_files import TEMPLATE, Make, Serve, edit, ids_of, keys
+from gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+
+pytest.importorskip("gguf")
+
+
+def test_metadata_says_what_the_folder_says(make: Make, tmp_path: Path, run_script: RunScript) -> None:
+    folder, file = make(), tmp_path / "new/model.gguf"
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    run_script("tools/checkpoint.py", "seal", folder)
+    done = run_script("tools/export_gguf.py", "--model_path", folder, "--output_file", file)
+    assert done.stdout == f"{file}: 0.19 MB, 21 tensors (16 q8_0, 5 f32), 800 tokens\n"
+    found = keys(file)
+    tokens, scores = found.pop("tokenizer.ggml.tokens"), found.pop("tokenizer.ggml.scores")
+    types = found.pop("tokenizer.ggml.token_type")
+    assert found.pop("llama.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+    assert found == {
+        "general.architecture": "llama", "general.type": "model", "general.name": "model", "general.file_type": 7,
+        "general.quantization_version": 2, "llama.vocab_size": 800, "llama.context_length": 256,
+        "llama.embedding_length": 64, "llama.block_count": 2, "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.attention.key_length": 16,
+        "llama.attention.value_length": 16, "llama.rope.dimension_count": 16, "llama.rope.freq_base": 10000.0,
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False, "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.chat_template": TEMPLATE,
+    }  # fmt: skip
+    assert tokens[:5] == ["<unk>", "<s>", "</s>", "<0x00>", "<0x01>"]
+    assert types[:5] == [UNKNOWN, CONTROL, CONTROL, 6, 6]
+    assert types[-1] == NORMAL
+    assert scores[-2:] == sorted(scores[-2:], reverse=True)
+
+
+def test_ids_are_those_of_sentencepiece(make: Make, serve: Serve, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    folder = make()
+    shutil.copy(REPOSITORY / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
+    export_gguf.main(str(folder), str(tmp_path / "model.gguf"), "f16")
+    ask = serve(tmp_path / "model.gguf")
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
+    for text in (*HARD_TEXTS, *small_texts(100)):
+        assert ids_of(ask, text) == oracle.encode(text), text
+    assert ids_of(ask, "<s>山</s>", special=True, add=True) == [1, 1, *oracle.encode("山"), 2]
+    messages = [{"role": "user", "content": "Name {{ a }} {%river%}."}]
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
+    assert ask("/apply-template", {"messages": messages})["prompt"] == str(text).removeprefix("<s>")  # it adds BOS
+
+
+def test_ids_are_those_of_llama_2_on_real_documents(
+    shared_data: Path, make: Make, serve: Serve, tmp_path: Path
+) -> None:
+    import sentencepiece
+
+    model, folder = shared_data / "llama/tokenizer.model", make(vocab_size=32000, hidden_size=32, head_dim=8)
+    shutil.copy(model, folder)
+    (folder / "tokenizer.json").unlink()  # tokenizer.model is enough
+    export_gguf.main(str(folder), str(tmp_path / "model.gguf"), "q8_0")
+    ask, oracle = serve(tmp_path / "model.gguf"), sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for source in ("en", "zh", "code"):
+        with (shared_data / f"corpus/{source}.jsonl").open() as lines:
+            for line in islice(lines, 40):
+                text = json.loads(line)["text"]
+                assert ids_of(ask, text) == oracle.encode(text)
+    assert [ids_of(ask, text, add=True) for text in HARD_TEXTS] == [[1, *oracle.encode(text)] for text in HARD_TEXTS]
+
+
+def test_settings_of_older_folders(make: Make, tmp_path: Path) -> None:
+    folder, file = make(vocab_size=802), tmp_path / "model.gguf"
+    (folder / "tokenizer.json").unlink()
+    edit(
+        folder / "tokenizer_config.json", add_bos_token=False, add_eos_token=True, pad_token={"content": "<pad>"},
+        added_tokens_decoder={"801": {"content": "<pad>", "special": True}},
+        chat_template=[{"name": "rag", "template": "other"}, {"name": "default", "template": TEMPLATE}],
+    )  # fmt: skip
+    edit(folder / "config.json", rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2})
+    export_gguf.main(str(folder), str(file), "f16")
+    found = keys(file)
+    assert found["tokenizer.ggml.tokens"][800:] == ["[PAD800]", "<pad>"]
+    assert found["tokenizer.ggml.padding_token_id"] == 801
+    assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"]) == (False, True)
+    assert found["tokenizer.chat_template"] == TEMPLATE
+    scaling = {"freq_base": 5e5, "scaling.type": "linear", "scaling.factor": 2.0}
+    assert {key: found[f"llama.rope.{key}"] for key in scaling} == scaling
+
+
+def test_added_tokens_and_rows_that_no_token_has(
+    make: Make, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    folder, file = make(vocab_size=816), tmp_path / "model.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken("<▁x 1>", normalized=False), "知识"])
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 801]}')
+    export_gguf.main(str(folder), str(file), "f16")
+    notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notice:")]
+    assert notices == ["notice: llama.cpp finds '知识' wherever it stands; ids around it may differ"]
+    found = keys(file)
+    assert found["tokenizer.ggml.tokens"][800:806] == ["<pad>", "<|end|>", "< x 1>", "知识", "[PAD804]", "[PAD805]"]
+    assert found["tokenizer.ggml.token_type"][800:] == [CONTROL] * 2 + [USER_DEFINED] * 2 + [UNUSED] * 12
+    assert found["tokenizer.ggml.padding_token_id"] == 800
+    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (2, 801)
+    ask = serve(file)
+    for text in ("Hello<|end|>world  y<pad>", "<|end|> a", "a <|end|> <pad>山", "<|end|><|end|>"):
+        assert ids_of(ask, text, special=True, add=True) == tokenizer(text).input_ids
+        assert ids_of(ask, text) == tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    assert 802 in ids_of(ask, "a < x 1> b")
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> Callable[[str], Any]:
+    """byte_level(llama.cpp's name): a `tokenizers` object that cuts text in that way, of 800 rows."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer
+
+    def trained(name: str) -> Tokenizer:
+        pattern, (_, ignore_merges, _) = next(item for item in CUTS.items() if item[1][0] == name)
+        tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(small_texts(), trainer)
+        tokenizer.add_tokens([AddedToken("<tool 山>", normalized=False)])
+        tokenizer.add_special_tokens(["<|begin|>", "<|eot_id|>"])
+        if name == "qwen2":
+            tokenizer.normalizer = normalizers.NFC()
+        else:
+            begin = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+            tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=begin)
+        return tokenizer
+
+    return trained
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2"])
+def test_byte_level_tokenizers_give_the_same_ids(
+    make: Make, serve: Serve, tmp_path: Path, byte_level: Callable[[str], Any], name: str
+) -> None:
+    folder, tokenizer = make("Qwen2Config" if name == "qwen2" else "LlamaConfig"), byte_level(name)
+    (folder / "tokenizer.model").unlink()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>", "eos_token": {"content": "<|eot_id|>"}}')
+    export_gguf.main(str(folder), str(tmp_path / "model.gguf"), "q8_0")
+    found = keys(tmp_path / "model.gguf")
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", name)
+    assert found["tokenizer.ggml.eos_token_id"] == tokenizer.token_to_id("<|eot_id|>")
+    ask = serve(tmp_path / "model.gguf")
+    texts = [text.replace("e\u0301", "é") for text in HARD_TEXTS]  # llama.cpp does not put text in NFC
+    for text in (*texts, *small_texts(100), "a<tool 山>b 12345"):
+        assert ids_of(ask, text) == tokenizer.encode(text, add_special_tokens=False).ids, text
+    for text in ("<|begin|>x<|eot_id|> y", "a"):
+        assert ids_of(ask, text, special=True, add=True) == tokenizer.encode(text).ids
+
+
+def test_tokenizers_that_do_not_fit_are_refused(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:
+    def refused(folder: Path, said: str, error: type[Exception] = ValueError) -> None:
+        with pytest.raises(error, match=re.escape(said)):
+            export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")
+        assert not (tmp_path / "out.gguf").exists()
+
+    folder = make()
+    table, path = json.loads((folder / "tokenizer.json").read_text()), folder / "tokenizer.json"
+    edit(folder / "tokenizer_config.json", pad_token="<pad>")
+    refused(folder, "pad_token is '<pad>', which the tokenizer does not have")
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    added = {"content": "<more>", "special": True, "normalized": False}
+    edit(path, added_tokens=[*table["added_tokens"], {"id": 800, **added}])
+    refused(folder, "token '<more>' has id 800, but the embedding only 800 rows")
+    table["model"]["vocab"] |= {"▁": 799, list(table["model"]["vocab"])[799]: table["model"]["vocab"]["▁"]}
+    edit(path, **table)
+    refused(folder, "tokenizer.json has")
+    (folder / "tokenizer.model").unlink()
+    refused(folder, "was made from a SentencePiece model; put its tokenizer.model beside it")
+    edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
+    cut = byte_level("llama-bpe")
+    for change, said in (
+        ({"normalizer": {"type": "NFKC"}}, "normalizer NFKC is not followed"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "['ByteLevel']"),
+        ({"model": json.loads(cut.to_str())["model"] | {"ignore_merges": False}}, "with ignore_merges=True"),
+    ):
+        cut.save(str(path))
+        edit(path, **change)
+        refused(folder, said)
+    path.unlink()
+    refused(folder, "has no tokenizer.model and no tokenizer.json", FileNotFoundError)

@@ -1,0 +1,73 @@
+"""tools/low_rank.py and rank_search.py: the same sum whatever the order of work, and factors found again."""
+
+from pathlib import Path
+
+import number_coding
+import numpy as np
+import pytest
+from bit_patterns import difference, from_float32, to_float32
+from low_rank import Factors, Sum
+from rank_search import find
+from tensors import Tensor
+
+ZSTD = number_coding.codec()
+
+
+def factors(rows: int, columns: int, rank: int, size: float, seed: int = 0) -> Factors:
+    generator = np.random.default_rng(seed)
+    left = generator.standard_normal((rows, rank)) * size / np.sqrt(rank)
+    return Factors(left.astype(np.float32), generator.standard_normal((rank, columns)).astype(np.float32))
+
+
+def weights(rows: int, columns: int, dtype: str) -> np.ndarray:
+    generator = np.random.default_rng(9)
+    return from_float32(generator.standard_normal(rows * columns, dtype=np.float32) * np.float32(0.02), dtype)
+
+
+def tensor(bits: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    return Tensor("w", dtype, shape, Path("memory"), bits)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 64, 300])
+def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
+    """As near to float64 as float32 can be; cut into rows otherwise, or summed in another order, the same bits."""
+    made, base = factors(40, 90, rank, 1e-2), weights(40, 90, "F32")
+    scaled = Factors(made.left, made.right, np.linspace(0.5, 2, 40, dtype=np.float32))
+    exact = to_float32(base, "F32").reshape(40, 90).astype(np.float64) + made.left.astype(np.float64) @ made.right
+    found = Sum(made).rows(base, "F32", 0, "F32").view(np.float32).reshape(40, 90)
+    np.testing.assert_allclose(found, exact, rtol=3e-7, atol=2e-9 * np.sqrt(rank))
+    order = np.random.default_rng(1).permutation(rank)
+    again = Sum(Factors(made.left[:, order], made.right[order]))
+    assert np.array_equal(again.rows(base, "F32", 0, "F32").view(np.float32).reshape(40, 90), found)
+    total = Sum(scaled)
+    whole = total.rows(base, "F32", 0, "BF16")
+    parts = [total.rows(base[90 * at : 90 * (at + 7)], "F32", at, "BF16") for at in range(0, 40, 7)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "most"), [("F16", 16, 0.045), ("BF16", 8, 0.025), ("F32", 4, 0.08)], ids=["F16", "BF16", "F32"]
+)
+def test_the_rank_of_a_merged_adapter_is_found(dtype: str, rank: int, most: float) -> None:
+    """`most`: what factors and residual may take of the tuned weights; without them it is about half."""
+    shape = (1024, 1536)
+    base, made = weights(*shape, dtype), factors(*shape, rank, 1e-3)
+    tuned = Sum(made).rows(base, dtype, 0, dtype)
+    found = find(tensor(tuned, dtype, shape), tensor(base, dtype, shape))
+    assert found is not None
+    assert found.rank == rank
+    residual = difference(tuned, Sum(found).rows(base, dtype, 0, dtype), dtype)
+    stored = (residual, found.left.reshape(-1).view(np.uint32), found.right.reshape(-1).view(np.uint32))
+    size = sum(len(number_coding.encode(part, ZSTD)) for part in stored)
+    assert size < most * tuned.nbytes
+    assert len(number_coding.encode(difference(tuned, base, dtype), ZSTD)) > 0.3 * tuned.nbytes
+
+
+def test_no_rank_is_found_where_there_is_none() -> None:
+    shape = (600, 500)
+    base = weights(*shape, "F16")
+    moved = to_float32(base, "F16") * (1 + 1e-3 * np.random.default_rng(3).standard_normal(base.size, dtype=np.float32))
+    full = tensor(from_float32(moved, "F16"), "F16", shape)
+    assert find(full, tensor(base, "F16", shape)) is None
+    assert find(tensor(base, "F16", shape), tensor(base, "F16", shape)) is None
+    assert find(tensor(base, "F16", (base.size,)), tensor(base, "F16", (base.size,))) is None

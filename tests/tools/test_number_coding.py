@@ -1,0 +1,87 @@
+"""tools/number_coding.py: any numbers come back; numbers of little information take little more than that."""
+
+from pathlib import Path
+
+import number_coding
+import numpy as np
+import pytest
+from bit_patterns import difference, from_float32, to_float32
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from number_coding import RAW, STEP, decode, encode, entropy
+
+ZSTD = number_coding.codec()
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+def test_any_numbers_come_back(itemsize: int) -> None:
+    top = 2 ** (8 * itemsize) - 1
+    some = st.sampled_from([0, 0, 0, 0, 1, 2, 254, 255, top // 2, top]) | st.integers(0, top)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(some, max_size=100), st.integers(1, 40))
+    def back(values: list[int], times: int) -> None:
+        numbers = np.array(values * times, f"<u{itemsize}")
+        found = decode(encode(numbers, ZSTD), numbers.size, itemsize, ZSTD)
+        assert found.dtype == numbers.dtype
+        assert np.array_equal(found, numbers)
+
+    back()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "above"),
+    [("F16", 1e-3, 1.03), ("F16", 1e-4, 1.15), ("F16", 1e-2, 1.02), ("BF16", 1e-3, 1.06), ("F32", 1e-3, 1.01)],
+)
+def test_a_change_takes_little_more_than_its_entropy(dtype: str, relative: float, above: float) -> None:
+    """Weights that changed by a random part of themselves; `above`: bytes over the entropy of the steps' bytes."""
+    generator = np.random.default_rng(0)
+    base = from_float32(generator.standard_normal(1 << 20, dtype=np.float32) * np.float32(0.02), dtype)
+    factor = 1 + np.float32(relative) * generator.standard_normal(1 << 20, dtype=np.float32)
+    steps = difference(from_float32(to_float32(base, dtype) * factor, dtype), base, dtype)
+    planes = steps.view(np.uint8).reshape(steps.size, -1).T
+    least = sum(entropy(np.bincount(plane)) for plane in planes) * steps.size / 8
+    size = sum(len(encode(part, ZSTD)) for part in np.split(steps, 4))
+    assert size < above * least
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.03, 0.3, 1.0])
+def test_sparse_numbers(share: float) -> None:
+    generator = np.random.default_rng(1)
+    numbers = generator.integers(1, 9, 100_000).astype(np.uint16) * (generator.random(100_000) < share)
+    packed = encode(numbers, ZSTD)
+    assert np.array_equal(decode(packed, numbers.size, 2, ZSTD), numbers)
+    assert len(packed) < 100_000 * 3 / 8 + 200
+    assert share or len(packed) == 1
+
+
+def damages() -> dict[str, bytes]:
+    good = encode(np.arange(1000, dtype=np.uint16) % 37, ZSTD)
+    table = 1 + good[0] * STEP.size
+    return {
+        "empty": b"", "no table": good[:1], "cut table": good[: table - 1], "cut": good[:-1], "longer": good + b"x",
+        "many steps": b"\xff" + good[1:], "other step": bytes([good[0], 3]) + good[2:],
+        "other codec": bytes([good[0], good[1], 9]) + good[3:],
+        "huge": b"\x01" + STEP.pack(8, RAW, 2**32 - 1, 2**32 - 1) + b"abc",
+        "bomb": b"\x01" + STEP.pack(8, 1, 3, 2**31) + b"abc",
+        "gap beyond": b"\x01" + STEP.pack(0, RAW, 6, 6) + b"\xfe" * 6,
+        "garbage": good[:table] + bytes(len(good) - table),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", damages())
+def test_damage_is_noticed(damage: str) -> None:
+    with pytest.raises((ValueError, OSError)):
+        decode(damages()[damage], 1000, 2, ZSTD)
+
+
+def test_flipped_bits_never_crash(tmp_path: Path) -> None:
+    """Whatever a bit does, decoding ends with numbers of the right count or one of two errors."""
+    good = encode((np.random.default_rng(2).geometric(0.4, 5000) - 1).astype(np.uint16), ZSTD)
+    for at in range(0, 8 * min(len(good), 120)):
+        bad = bytearray(good)
+        bad[at // 8] ^= 1 << at % 8
+        try:
+            assert decode(bytes(bad), 5000, 2, ZSTD).size == 5000
+        except (ValueError, OSError):
+            continue
