@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tensors import CHUNK, Spec, Tensor, digest, digests, fingerprint, progress
 
 Known = Callable[[Tensor], Factors | None]  # what is known to have been added to a tuned tensor's base
 Added = Callable[[Tensor, Tensor], Factors | None]  # what is worth storing as added: known, or found
+PLANNED = 16 * CHUNK  # elements that are coded by one plan
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 
 
@@ -172,17 +174,29 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
     total = Sum(factors) if factors else None
     stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
 
+    def numbers(part: Part, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
+        if base is None or theirs is None:
+            return ours
+        return difference(ours, predicted(theirs, base.dtype, part.first, entry, total), tuned.dtype)
+
+    @cache
+    def plan(what: str, first: int) -> list[int]:
+        """How to code the parts that follow `first`: by the numbers there, so that it does not depend on threads."""
+        sample = Part(what, 0, first, min(first + number_coding.SAMPLE, tuned.elements))
+        theirs = base.read(sample.first, min(sample.last, entry.from_base)) if base and what == "difference" else None
+        ours = tuned.read(sample.first, sample.first + theirs.size if theirs is not None else sample.last)
+        return number_coding.make_plan(numbers(sample, ours, theirs))
+
     def piece(part: Part) -> Piece:
         if part.what in stored:
             values = np.asarray(stored[part.what], np.float32).reshape(-1)[part.first : part.last]
             return Piece(number_coding.encode(values.view(np.uint32), zstd))
         ours = tuned.read(part.first, part.last)
         check_finite(ours, tuned)
-        if part.what == "whole" or base is None:
-            return Piece(number_coding.encode(ours, zstd), ours)
-        theirs = base.read(part.first, part.last)
-        below = predicted(theirs, base.dtype, part.first, entry, total)
-        return Piece(number_coding.encode(difference(ours, below, tuned.dtype), zstd), ours, theirs)
+        theirs = base.read(part.first, part.last) if base and part.what == "difference" else None
+        start = part.first // PLANNED * PLANNED if part.what == "difference" else part.first
+        kinds = plan(part.what, start) if total is None and part.last - start > number_coding.SAMPLE else []
+        return Piece(number_coding.encode(numbers(part, ours, theirs), zstd, kinds), ours, theirs)
 
     return in_order(piece, entry.parts(CHUNK))
 

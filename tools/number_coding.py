@@ -14,6 +14,7 @@ Not a script: exact_diff.py imports it.
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ GAPS = 0  # the step that keeps only numbers other than 0
 RAW, ZSTD = 0, 1
 STEP = struct.Struct("<BBII")  # kind, codec, bytes stored, bytes unpacked
 STEPS_LIMIT = 64  # far above what 64-bit numbers need
-SAMPLE = 1 << 14  # numbers that a step is chosen by
+SAMPLE = 1 << 12  # numbers that a step is chosen by
 SPARSE = 0.06  # the share of numbers other than 0 below which gaps are shorter than packed bits
 FULL = 7.9  # bits of information in a byte that is not worth taking apart
 NEAR = 1.03  # wider steps are faster, so the widest is taken whose cost is this near to the least
@@ -40,27 +41,40 @@ def codec() -> Any:
     return pyarrow.Codec("zstd", compression_level=1)
 
 
-def encode(numbers: np.ndarray, zstd: Any) -> bytes:
-    """A chunk of unsigned numbers of any width, (n,) uint8/16/32/64, as bytes that `decode` reads."""
-    steps: list[tuple[int, np.ndarray]] = []
-    while numbers.size and (highest := int(numbers.max())):
-        if highest < 256:
-            numbers = numbers.astype(np.uint8, copy=False)
-        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)])
-        if kind == GAPS:
-            places = np.flatnonzero(numbers)
-            steps.append((GAPS, gap_bytes(places)))
-            numbers = numbers[places] - numbers.dtype.type(1)
-        else:
-            steps.append((kind, pack(numbers, kind)))
-            numbers = numbers >> numbers.dtype.type(kind) if highest >> kind else numbers[:0]
+def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
+    """A chunk of unsigned numbers of any width, (n,) uint8/16/32/64, as bytes that `decode` reads.
+
+    plan: the first steps' kinds, as chosen for a like chunk; any plan gives the numbers back, a good one saves time.
+    """
     table, streams = [], []
-    for kind, stream in steps:
+    for kind, stream in steps(numbers, plan):
         packed = zstd.compress(stream, asbytes=True)
         shorter = len(packed) < stream.nbytes
         table.append(STEP.pack(kind, ZSTD if shorter else RAW, min(len(packed), stream.nbytes), stream.nbytes))
         streams.append(packed if shorter else stream.tobytes())
-    return b"".join((bytes([len(steps)]), *table, *streams))
+    return b"".join((bytes([len(table)]), *table, *streams))
+
+
+def make_plan(sample: np.ndarray) -> list[int]:
+    """The steps' kinds for numbers of which these are some."""
+    return [kind for kind, _ in steps(sample, ())]
+
+
+def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(kind, stream of bytes) of each step until nothing but zeros is left."""
+    kinds = iter(plan)
+    while numbers.size and (highest := int(numbers.max())):
+        if highest < 256:
+            numbers = numbers.astype(np.uint8, copy=False)
+        kind = next(kinds, None)
+        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)]) if kind is None else kind
+        if kind == GAPS:
+            places = np.flatnonzero(numbers != 0)  # of booleans, which is many times as fast
+            yield GAPS, gap_bytes(places)
+            numbers = numbers[places] - numbers.dtype.type(1)
+        else:
+            yield kind, pack(numbers, kind)
+            numbers = numbers >> numbers.dtype.type(kind) if highest >> kind else numbers[:0]
 
 
 def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:

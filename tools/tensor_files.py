@@ -3,9 +3,11 @@
 Not a script: the tools of this stage import it. Format: the safetensors README.
 """
 
+import ctypes
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import numpy as np
 from blake3 import blake3
 from tensors import Spec, Tensor, digest, digests, progress, read_weights
 
+EARLY = 1 << 25  # bytes after which the disk is told to begin
+SYNC_FILE_RANGE_WRITE = 2  # of sync_file_range(2): begin, do not wait
 Produce = Callable[[Spec], Iterable[np.ndarray]]  # a tensor's bit pattern in flat chunks
 
 
@@ -124,9 +128,19 @@ def written_already(path: Path, head: bytes, tensors: Sequence[Spec]) -> dict[st
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
     """Write all of it: one call to the system may take less, and takes at most 2 GiB."""
-    view = memoryview(data).cast("B")
+    view, start = memoryview(data).cast("B"), file.tell()
     while view:
         view = view[file.write(view) :]
+    end = file.tell()
+    if end // EARLY != start // EARLY:
+        begin_writing(file, end // EARLY * EARLY)
+
+
+def begin_writing(file: FileIO, end: int) -> None:
+    """Have the disk begin with the last EARLY bytes before `end`; the system itself would wait for many more."""
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        offset, count = ctypes.c_int64(max(0, end - EARLY)), ctypes.c_int64(EARLY)
+        ctypes.CDLL(None).sync_file_range(file.fileno(), offset, count, SYNC_FILE_RANGE_WRITE)
 
 
 def verify_written(folder: Path, hashes: Mapping[str, str], files: Sequence[str] = ("model.safetensors",)) -> None:
