@@ -46,6 +46,7 @@ from tensors import CHUNK, TORCH_NAME, Spec, Tensor, cuts, read_weights  # noqa:
 
 SIZES = {  # hidden, intermediate, layers, heads, vocabulary
     "tiny": (256, 704, 4, 4, 4000),
+    "test": (2048, 5632, 2, 16, 2000),
     "1b": (2048, 5632, 20, 16, 32000),
     "7b": (4096, 11008, 32, 32, 32000),
 }
@@ -159,8 +160,8 @@ def watched(command: list[str], env: dict[str, str] | None = None) -> Usage:
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         try:
             for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if (key := line.partition(":")[0]) in peaks:
-                    peaks[key] = max(peaks[key], int(line.split()[1]))
+                if (key := line.partition(":")[0]) in peaks:  # VmHWM is a peak itself, anew from the program's start
+                    peaks[key] = max(peaks[key] if key == "RssAnon" else 0, int(line.split()[1]))
             lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
         except OSError:
             break
@@ -174,7 +175,7 @@ def watched(command: list[str], env: dict[str, str] | None = None) -> Usage:
         raise RuntimeError(f"{' '.join(command)} failed\n{output[-3000:]}")
     return Usage(
         time.perf_counter() - start, used.ru_utime + used.ru_stime, peaks["RssAnon"] / 1024,
-        max(peaks["VmHWM"], used.ru_maxrss) / 1024, io["read_bytes"] / 1e9, io["write_bytes"] / 1e9,
+        peaks["VmHWM"] / 1024, io["read_bytes"] / 1e9, io["write_bytes"] / 1e9,
     )  # fmt: skip
 
 

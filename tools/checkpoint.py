@@ -81,6 +81,8 @@ def seal(folder: str, parents: str | tuple[str, ...] = "", sign_key: str = "", *
     """
     refuse(unknown)
     path = existing(folder, "seal")
+    if sign_key:
+        signatures.package()  # said before anything is hashed or written
     names = parents.split(",") if isinstance(parents, str) else parents
     ancestors = [existing(name, "--parents") for name in names if name]
     signatures.remove(path)  # of an earlier seal

@@ -18,6 +18,7 @@ from pathlib import Path
 import number_coding
 import numpy as np
 from bit_patterns import FLOATS, apply, cast
+from blake3 import blake3
 from in_order import in_order
 from low_rank import Factors, Sum
 from tensors import ITEMSIZE, Spec, Tensor, cuts, digest, progress, read_header, read_weights
@@ -166,9 +167,13 @@ def damaged(diff: Diff, name: str, reason: object) -> ValueError:
     return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); get it again")
 
 
-def decode(diff: Diff, name: str, base: Tensor | None) -> Iterator[np.ndarray]:
-    """The tuned tensor's bit pattern in chunks. ValueError names file and tensor where the payload is damaged."""
+def decode(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
+    """The tuned tensor's bit pattern in chunks. ValueError names file and tensor where the payload is damaged.
+
+    weights: the base's.
+    """
     entry, payload, zstd = diff.entries[name], diff.payloads[name], number_coding.codec()
+    base = weights[entry.base_name] if entry.base_name is not None else None
 
     def numbers(place: Place) -> np.ndarray:
         part, start, end = place
@@ -188,6 +193,15 @@ def decode(diff: Diff, name: str, base: Tensor | None) -> Iterator[np.ndarray]:
         return apply(numbers(place), below, entry.dtype)
 
     yield from in_order(bits, [place for place in places if place[0].what in ("difference", "whole")])
+
+
+def check_payload(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> None:
+    """ValueError where what a payload gives has another hash than the diff says."""
+    state = blake3()
+    for bits in decode(diff, name, weights):
+        state.update(bits.view(np.uint8).data)
+    if state.hexdigest() != diff.entries[name].blake3:
+        raise damaged(diff, name, "it gives another hash than recorded")
 
 
 def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], np.ndarray]) -> Factors:

@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
 
@@ -89,7 +90,7 @@ def unwritable(target: Path, error: BaseException) -> BaseException:
         return ValueError(f"{target}.partial is being written by another process; wait for it or name another folder")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         place = str(error.filename)
         if place.startswith(f"{target}.partial") or f"{target}.partial".startswith(place):
             return ValueError(f"{target} cannot be written ({error.strerror}: {place}); write elsewhere")

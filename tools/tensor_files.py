@@ -61,18 +61,25 @@ def write_index(folder: Path, places: Mapping[str, str], size: int, stem: str = 
 
 
 def write_shards(
-    folder: Path, tensors: Sequence[Spec], produce: Produce, limit: int, metadata: Mapping[str, str] | None = None
+    folder: Path,
+    tensors: Sequence[Spec],
+    produce: Produce,
+    limit: int,
+    metadata: Mapping[str, str] | None = None,
+    expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Write model.safetensors, or its shards and index, in the order given; returns each tensor's BLAKE3.
 
-    Where the folder's journal names tensors that an interrupted run had written, they are hashed instead of made again.
+    expected: the hashes where they are known before; the caller then compares what lies on the disk (`differing`), and
+    nothing is hashed on its way there. Where the folder's journal names tensors that an interrupted run had written,
+    they are hashed instead of made again.
     """
     shards = plan_shards(tensors, limit)
     names = shard_names(len(shards))
     hashes: dict[str, str] = {}
     with progress(sum(tensor.nbytes for tensor in tensors), folder.name.removesuffix(".partial")) as bar:
         for name, shard in zip(names, shards, strict=True):
-            hashes |= write_file(folder / name, shard, produce, {"format": "pt", **(metadata or {})}, bar)
+            hashes |= write_file(folder / name, shard, produce, {"format": "pt", **(metadata or {})}, bar, expected)
     if len(shards) > 1:
         places = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
         write_index(folder, places, sum(tensor.nbytes for tensor in tensors))
@@ -80,7 +87,12 @@ def write_shards(
 
 
 def write_file(
-    path: Path, tensors: Sequence[Spec], produce: Produce, metadata: Mapping[str, str], bar: Any
+    path: Path,
+    tensors: Sequence[Spec],
+    produce: Produce,
+    metadata: Mapping[str, str],
+    bar: Any,
+    expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Write one safetensors file, or what is missing of it; returns each tensor's BLAKE3."""
     head = header(tensors, metadata)
@@ -97,11 +109,12 @@ def write_file(
             state, written = blake3(), 0
             for chunk in produce(spec):
                 write_all(file, chunk.data)
-                state.update(chunk.view(np.uint8).data)
+                if expected is None:
+                    state.update(chunk.view(np.uint8).data)
                 written += chunk.nbytes
                 bar.update(chunk.nbytes)
             assert written == spec.nbytes, f"{spec.name}: {written} bytes produced for {spec.nbytes}"
-            hashes[spec.name] = state.hexdigest()
+            hashes[spec.name] = state.hexdigest() if expected is None else expected[spec.name]
             journal.record(path.parent, spec.name, {"blake3": hashes[spec.name]})
         os.fsync(file.fileno())  # on the disk before the folder is given its name
     return hashes
@@ -143,14 +156,16 @@ def begin_writing(file: FileIO, end: int) -> None:
         ctypes.CDLL(None).sync_file_range(file.fileno(), offset, count, SYNC_FILE_RANGE_WRITE)
 
 
-def verify_written(folder: Path, hashes: Mapping[str, str], files: Sequence[str] = ("model.safetensors",)) -> None:
-    """Read a written folder back and compare every tensor's hash; ValueError names the file and tensor that differs."""
-    tensors = read_weights(folder, files)
-    found = digests(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
+def differing(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
+    """Read a written folder back: the tensors whose bytes on the disk have another hash. ValueError where some lack."""
+    tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
         raise ValueError(f"{folder} does not hold the tensors that were written; look at the disk and write it again")
-    for name, value in hashes.items():
-        if found[name] != value:
-            raise ValueError(
-                f"{tensors[name].file}: tensor {name} is not on the disk as it was written; look at the disk"
-            )
+    found = digests(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
+    return [tensors[name] for name, value in hashes.items() if found[name] != value]
+
+
+def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
+    """ValueError names the file and the tensor that does not lie on the disk as it was written."""
+    for tensor in differing(folder, hashes):
+        raise ValueError(f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk")

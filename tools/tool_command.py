@@ -18,7 +18,7 @@ def run(command: Callable[..., None] | Mapping[str, Callable[..., None]]) -> Non
     try:
         fire.Fire(component, [*named, "--", "--help"] if asked else None)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print(f"\n{str(error) or 'interrupted; the same command goes on where it was'}", file=sys.stderr)

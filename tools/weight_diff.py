@@ -23,7 +23,7 @@ from diff_report import print_report
 from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, write_run
 from low_rank import Factors
 from seal_check import verify_seal
-from tensor_files import verify_written, write_shards
+from tensor_files import differing, write_shards
 from tensors import TORCH_NAME, Spec, Tensor, read_weights
 from tool_command import flag, parse_size, refuse, run
 
@@ -199,16 +199,13 @@ def recover_exact(
     run = journal.identity(SCRIPT, options, folders.values())
     with new_folder(path_tuned, sum(spec.nbytes for spec in specs), run) as folder:
         carry_small(folders, folder)
-        hashes = write_shards(
-            folder,
-            specs,
-            lambda s: exact_diff.decode(diff, s.name, raw.get(diff.entries[s.name].base_name or "")),
-            limit,
-        )
-        for name, entry in diff.entries.items():
-            if hashes[name] != entry.blake3:
-                raise exact_diff.damaged(diff, name, "it came out with another hash than recorded")
-        verify_written(folder, hashes)
+        hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
+        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), limit, expected=hashes)
+        for tensor in differing(folder, hashes):
+            exact_diff.check_payload(diff, tensor.name, raw)
+            raise ValueError(
+                f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk"
+            )
         write_run(folder, f"{SCRIPT} recover", options, folders)
     return f"{path_tuned}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 

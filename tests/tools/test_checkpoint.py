@@ -1,7 +1,10 @@
 """tools/checkpoint.py: the seal finds every change, the fingerprint survives resharding, compare says how far."""
 
+import hashlib
+import importlib.util
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from conftest import REPOSITORY
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
+from tensors import read_weights
 
 SCRIPT, DIFF = "tools/checkpoint.py", "tools/weight_diff.py"
 
@@ -163,3 +167,83 @@ def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_tool: RunTool, 
     done = run_tool(SCRIPT, command, tmp_path, "--quick", status=2)
     assert "unknown option --quick" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def listing(folder: Path, kind: str, style: str = "  ") -> str:
+    """What md5sum or sha256sum prints for the folder's files."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return "".join(f"{hashlib.new(kind, (folder / name).read_bytes()).hexdigest()}{style}{name}\n" for name in names)
+
+
+@pytest.mark.parametrize(("kind", "style"), [("md5", "  "), ("md5", " *"), ("sha256", "  ./")])
+def test_a_published_list_is_verified(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, kind: str, style: str
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    sums = tmp_path / "sums.txt"
+    sums.write_text(listing(folder, kind, style))
+    count = len(sums.read_text().splitlines())
+    said = run_tool("tools/checkpoint.py", "verify", folder, "--sums", sums).stdout
+    assert said == f"{folder}: all {count} files as listed in {sums} ({kind})\n"
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    done = run_tool("tools/checkpoint.py", "verify", folder, "--sums", sums, status=2)
+    assert f"error: {folder / 'model.safetensors'} has {kind} " in done.stderr
+    (folder / "model.safetensors").unlink()
+    done = run_tool("tools/checkpoint.py", "verify", folder, "--sums", sums, status=2)
+    assert f"{folder / 'model.safetensors'} is missing, which {sums} lists" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<html>\n", "line 1 is no md5 or sha256 sum"), ("0" * 32 + "  ../x\n", "is not in the folder"),
+        ("0" * 40 + "  x\n", "line 1 is no md5 or sha256 sum"), ("\n# nothing\n", "lists no file"),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_none(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, text: str, said: str) -> None:
+    (tmp_path / "sums").write_text(text)
+    done = run_tool("tools/checkpoint.py", "verify", tiny_checkpoint, "--sums", tmp_path / "sums", status=2)
+    assert said in done.stderr
+
+
+def test_a_flipped_bit_is_named_by_its_tensor(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    run_tool("tools/checkpoint.py", "seal", folder)
+    sealed = json.loads((folder / "checkpoint.json").read_text())
+    assert sealed["files"]["model.safetensors"].keys() == {"size", "blake3", "sha256"}
+    assert "model.norm.weight" in sealed["tensors"]
+    tensor = read_weights(folder)["model.norm.weight"]
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[tensor.offset + 5] ^= 64
+    (folder / "model.safetensors").write_bytes(content)
+    done = run_tool("tools/checkpoint.py", "verify", folder, status=2)
+    assert "model.safetensors is not as it was sealed (tensor model.norm.weight); get it again" in done.stderr
+
+
+def test_signing_without_the_package_says_what_to_install(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    if importlib.util.find_spec("model_signing"):
+        pytest.skip("model-signing is installed")
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    done = run_tool("tools/checkpoint.py", "seal", folder, "--sign_key", tmp_path / "key.pem", status=2)
+    assert "pip install model-signing" in done.stderr
+
+
+def test_a_signature_holds_until_a_file_changes(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    pytest.importorskip("model_signing", reason="model-signing (40 packages) is not installed")
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    for name in ("key", "other"):
+        key = tmp_path / name
+        subprocess.run(["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", key], check=True)
+        subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", f"{key}.pub"], check=True, capture_output=True)
+    run_tool("tools/checkpoint.py", "seal", folder, "--sign_key", tmp_path / "key")
+    said = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "key.pub").stdout
+    assert said.endswith("files as sealed, the signature holds\n")
+    other = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "other.pub", status=2)
+    assert "the signature does not hold" in other.stderr
+    (folder / "config.json").write_text("{}")
+    changed = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "key.pub", status=2)
+    assert "the signature does not hold" in changed.stderr

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exact_diff
 import pytest
 import torch
 import weight_diff
+from conftest import RunScript
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
 
@@ -197,3 +199,107 @@ def test_swapped_folders_are_noticed(tiny_checkpoint: Path, tmp_path: Path, adap
         status=2,
     )
     assert f"{adapter} has no config.json; --path_zhixi" in done.stderr
+
+
+def test_several_adapters_are_added_in_order_with_their_weights(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
+) -> None:
+    """Half of one and twice another: the sum of their changes, rounded once, as peft's own one by one."""
+    first, second = make_adapter()[0], make_adapter(r=2, target_modules=["q_proj", "o_proj"])[0]
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    changes = {}
+    for folder in (first, second):
+        run_tool(
+            SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", folder, "--path_sfted", tmp_path / "one"
+        )
+        changes[folder] = load_file(tmp_path / "one/model.safetensors")
+        shutil.rmtree(tmp_path / "one")
+    run_tool(
+        SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", f"{first},{second}", "--weights", "0.5,2",
+        "--path_sfted", tmp_path / "both",
+    )  # fmt: skip
+    merged = load_file(tmp_path / "both/model.safetensors")
+    for name, value in base.items():
+        expected = value + 0.5 * (changes[first][name] - value) + 2 * (changes[second][name] - value)
+        torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(merged[name], changes[first][name]) for name in base)
+    run = json.loads((tmp_path / "both/run.json").read_text())
+    assert run["parents"].keys() == {"base", "adapter", "adapter1"}
+
+
+@pytest.mark.parametrize("case", ["dora", "modules_to_save"])
+def test_a_share_of_a_change_that_is_no_product(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
+) -> None:
+    """Of DoRA's and of whole tensors, a share lies between base and merged model."""
+    adapter, expected = make_adapter(**CONFIGURATIONS[case])
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--weights", 0.25)
+    run_tool(*merge, "--path_sfted", tmp_path / "out")
+    merged = load_file(tmp_path / "out/model.safetensors")
+    for name, value in base.items():
+        torch.testing.assert_close(merged[name], value + 0.25 * (expected[name] - value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weights", ["0.5", "0.5,1,2", "half,1", "nan,1"], ids=["one for two", "too many", "no number", "not finite"]
+)
+def test_weights_that_do_not_fit(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool, weights: str
+) -> None:
+    arguments = ("--path_zhixi", tiny_checkpoint, "--path_lora", f"{adapter},{adapter}", "--path_sfted", tmp_path / "o")
+    if weights == "0.5":
+        run_tool(SCRIPT, "merge", *arguments, "--weights", weights)  # one number is for all
+        return
+    done = run_tool(SCRIPT, "merge", *arguments, "--weights", weights, status=2)
+    assert "--weights takes one number, or one for each of the 2 adapters" in done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, threads: int, run_script: RunScript
+) -> None:
+    adapter, _ = make_adapter(use_dora=True, target_modules=["q_proj", "down_proj", "up_proj"])
+    hashes = set()
+    for count in (threads, 3):
+        run_script(
+            SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted",
+            tmp_path / str(count), env={"KNOWLM_THREADS": count, "OPENBLAS_NUM_THREADS": count},
+        )  # fmt: skip
+        hashes.add((tmp_path / str(count) / "model.safetensors").read_bytes())
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("case", [*CONFIGURATIONS, "published peft"])
+def test_a_diff_to_the_merged_model_takes_the_adapter(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
+) -> None:
+    """With --adapter the factors are stored and little else, and every bit comes back; also of what peft merged."""
+    adapter, expected = make_adapter(**CONFIGURATIONS.get(case, {}))
+    tuned = tmp_path / "tuned"
+    if case == "published peft":
+        shutil.copytree(tiny_checkpoint, tuned)
+        save_file(expected, tuned / "model.safetensors", {"format": "pt"})
+    else:
+        run_tool(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tuned)
+    diff, back = tmp_path / "diff", tmp_path / "back"
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
+    done = run_tool(SCRIPT, "make_diff", *pair, "--path_diff", diff, "--adapter", adapter)
+    assert "matrices as a change of small rank" in done.stdout
+    run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", back)
+    ours, theirs = load_file(back / "model.safetensors"), load_file(tuned / "model.safetensors")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    if case in ("plain", "rslora", "patterns", "embedding"):
+        size = sum(payload.nbytes for payload in exact_diff.read(diff).payloads.values())
+        assert size < 1.3 * (adapter / "adapter_model.safetensors").stat().st_size
+
+
+def test_an_adapter_that_makes_nan_is_refused(tiny_checkpoint: Path, tmp_path: Path, adapter: Path) -> None:
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    state = load_file(spoilt / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    state[name][2, 1] = float("inf")
+    save_file(state, spoilt / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight .*NaN or infinity"):
+        weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

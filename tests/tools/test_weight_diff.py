@@ -5,10 +5,12 @@ import resource
 import shutil
 from pathlib import Path
 
+import additive_diff
 import folders
 import pytest
 import torch
 import weight_diff
+from checkpoint import weights_of
 from conftest import RunScript
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
@@ -274,3 +276,123 @@ def test_disk_that_fills_up_leaves_nothing(
     )  # fmt: skip
     assert f"error: {tmp_path / 'diff'}: File too large while writing it" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_target_is_said(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    (tmp_path / "file").write_text("")
+    pair = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned")
+    assert "cannot be written" in run_tool(SCRIPT, "recover", *pair, "/proc/out", status=2).stderr
+    done = run_tool(SCRIPT, "recover", *pair, tmp_path / "file/out", status=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_published_options_that_mean_nothing_are_taken_with_a_notice(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", tmp_path / "out")
+    run_tool(SCRIPT, "recover", *pair, "--device", "cpu", "--check_integrity_naively", "False")
+    assert [record.args for record in caplog.records] == [("device",), ("check_integrity_naively",)]
+
+
+def additive(folder: Path, raw: Path, tuned: Path) -> Path:
+    """An additive diff as the published script writes it: a checkpoint folder of differences and nothing more."""
+    ours, theirs = (load_file(model / "model.safetensors") for model in (tuned, raw))
+    return variant(tuned, folder, {name: value - theirs[name] for name, value in ours.items()})
+
+
+def test_other_base_of_an_additive_diff_is_refused(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    state["model.norm.weight"].view(torch.int32)[3] ^= 1
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
+    said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
+    assert "of the weights will come back changed" in said
+    out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
+    assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("source", ["file", "download", "option"])
+def test_published_sum_tells_the_base(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
+    diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
+    total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
+    option = []
+    if source == "file":
+        (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
+    else:
+        table = tmp_path / "table.json"
+        table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
+        monkeypatch.setattr("additive_diff.PUBLISHED", table)
+        if source == "option":
+            option = ["--published", "some/diff"]
+        else:
+            (diff / ".download").mkdir()
+            (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
+    out = ("--path_diff", diff, "--path_tuned")
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
+    assert f"base checked by the published sum {total:.4f}" in done.stdout
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    state["lm_head.weight"] += 0.01
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
+    assert "the base is another, or a file is damaged" in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+def test_sums_as_published() -> None:
+    """What stands in the data file is what the recovery scripts of these diffs compare with."""
+    assert additive_diff.published_sum(Path("none"), "zjunlp/zhixi-13b-diff") == 94052.2891
+    assert additive_diff.published_sum(Path("none"), "tatsu-lab/alpaca-7b-wdiff") == 50637.1836
+    with pytest.raises(ValueError, match="has no sum for other/diff"):
+        additive_diff.published_sum(Path("none"), "other/diff")
+
+
+def test_inspect_says_what_a_diff_needs(
+    tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    picture = tmp_path / "change.png"
+    said = run_tool(SCRIPT, "inspect", diff, "--picture", picture).stdout
+    base, new = (weights_of(folder)[2] for folder in (tiny_checkpoint, tuned))
+    assert f"needs       the base with weights {base}" in said
+    assert f"gives       weights {new}" in said
+    assert "model.layers.1 " in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    added = additive(tmp_path / "added", tiny_checkpoint, tuned)
+    said = run_tool(SCRIPT, "inspect", added).stdout
+    assert "additive diff (F32); its sums round" in said
+    assert "a base that it does not name" in said
+    assert "root mean square" in said
+
+
+def test_what_a_user_says_of_shards(tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    """Diff and recovered model in shards; both are read again, and the fingerprint is that of the tuned model."""
+    few = ("--max_shard_size", "300KB")
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
+    run_tool(SCRIPT, "make_diff", *pair, "--path_diff", tmp_path / "diff", *few)
+    assert len(list((tmp_path / "diff").glob("diff-*.safetensors"))) > 2
+    out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "back")
+    run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, *few)
+    assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 2
+    assert weights_of(tmp_path / "back")[2] == weights_of(tuned)[2]
+    assert run_tool("tools/checkpoint.py", "compare", tmp_path / "back", tuned).stdout.startswith("equal: ")
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
+    from bench_weights import command_of, make_adapter, make_models, watched
+
+    make_models(tmp_path, "test", "F16", additive=False)
+    make_adapter(tmp_path, "test", "F16", rank=16)
+    for role in ("make_diff", "recover", "merge"):
+        usage = watched(command_of(role, tmp_path)[0])
+        assert usage.anonymous_mib < 64, role
+        assert usage.resident_mib < 256, role
+    tuned, back = (weights_of(tmp_path / name)[2] for name in ("tuned", "out"))
+    assert tuned == back

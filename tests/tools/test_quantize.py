@@ -1,0 +1,356 @@
+"""tools/quantize.py: rows as tuning reads them, figures that others come to as well, whole folders, clear refusals."""
+
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import calibration
+import checkpoint
+import ie_eval
+import pytest
+import quantization_methods
+import quantize
+import quantized_score
+import torch
+from conftest import REPOSITORY, RunScript
+from instructions import Encoder, load_template
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SCRIPT = "tools/quantize.py"
+QUANTISED = Path(sys.prefix, "quantised")
+OTHER = Path(os.environ.get("KNOWLM_QUANTIZE_PYTHON") or REPOSITORY / ".venv-quantize/bin/python")
+TEMPLATES = ("alpaca", "alpaca_short", "llama-2")
+ANSWER = '{"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}'
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "Extract the relations.", "input": "Ann Lee was born in Oslo.", "output": ANSWER},
+    {"instruction": "抽取实体。", "input": "李白生于碎叶。", "output": '{"人物": ["李白"], "地点": ["碎叶"]}'},
+    {"instruction": "Say </s> and <s>.", "input": "[INST] {{ x }} {% y %} {0} %s </s>", "output": "</s> <s><unk>"},
+    {"instruction": "No input.", "output": " two  spaces\nand a line"},
+    {
+        "messages": [
+            {"role": "user", "content": "Who?", "input": ""},
+            {"role": "assistant", "content": "Ann </s>."},
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "Oslo."},
+        ]
+    },
+]
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as tuning leaves one: with a template, extraction.json and run.json."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("tuned") / "merged")
+    (folder / "chat_template.jinja").write_text(load_template("alpaca"))
+    (folder / "extraction.json").write_text("{}")
+    (folder / "run.json").write_text('{"script": "before"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(model)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_ids_are_those_that_tuning_trains_on(tiny_tokenizer: Path, template: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    tokenizer.chat_template = load_template(template)
+    renderer, encoder = calibration.Renderer(tokenizer, tiny_tokenizer), Encoder(tokenizer)
+    for row in ROWS:
+        talk: Any = calibration.conversation(row)
+        example = renderer.example(row)
+        assert example.prompt == encoder.prompts([talk[:-1]])[0]
+        assert example.answer == encoder.turns([talk])[0][-1].answer + encoder.end
+        assert example.answer.count(tokenizer.eos_token_id) == 1
+        assert example.right == talk[-1]["content"]
+
+
+def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
+    example = renderer.example({"text": "Ann Lee </s> 李白"})
+    assert example.prompt == [tokenizer.bos_token_id]
+    assert tokenizer.decode(example.answer) == "Ann Lee </s> 李白"
+    assert tokenizer.eos_token_id not in example.answer
+    with pytest.raises(ValueError, match=r"no chat_template\.jinja .*set_template"):
+        renderer.example(ROWS[0])
+
+
+def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
+    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
+    with pytest.raises(ValueError, match="differently once it is answered"):
+        renderer.example(ROWS[0])
+    tokenizer.chat_template = "{{ raise_exception('not this') }}"
+    with pytest.raises(ValueError, match="refuses a row: not this"):
+        renderer.example(ROWS[0])
+
+
+def test_long_rows_are_cut_for_calibration_and_left_out_of_measuring(model: Path, tokenizer: Any) -> None:
+    renderer = calibration.Renderer(tokenizer, model)
+    whole = renderer.example(ROWS[0])
+    size = len(whole.prompt) + len(whole.answer)
+    (cut,) = calibration.encode(renderer, ROWS[:1], size - 3)
+    assert cut.prompt + cut.answer == (whole.prompt + whole.answer)[:-3]
+    (cut,) = calibration.encode(renderer, ROWS[:1], 5)
+    assert (cut.prompt, cut.answer) == (whole.prompt[:5], [])
+    assert calibration.fitting(renderer, ROWS[:1], size, "x") == [whole]
+    with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
+        calibration.fitting(renderer, ROWS[:1], size - 1, "rows.jsonl")
+
+
+def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
+    rows = [{"text": str(number)} for number in range(50)]
+    lines = written(tmp_path / "a.jsonl", rows)
+    listed = tmp_path / "a.json"
+    listed.write_text("\n" + json.dumps(rows, indent=1))
+
+    def drawn(path: Path, seed: int) -> list[int]:
+        sample, seen = calibration.sample_rows(path, "--data_path", 8, seed)
+        assert seen == 50
+        return [int(row["text"]) for row in sample]
+
+    assert calibration.sample_rows(lines, "--data_path", 50, 1) == (rows, 50)
+    assert drawn(lines, 1) == drawn(lines, 1) == drawn(listed, 1) != drawn(lines, 2)
+    assert drawn(lines, 1) == sorted(set(drawn(lines, 1)))
+    counts = [0] * 50
+    for seed in range(1000):
+        for number in drawn(lines, seed):
+            counts[number] += 1
+    assert min(counts) > 100  # 160 expected of each
+    assert max(counts) < 220
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "x.jsonl holds no rows"),
+        (b"[]", "x.jsonl holds no rows"),
+        (b'{"text": "a"}\n{"text"\n', "x.jsonl:2 is not JSON"),
+        (b'[{"text": "a"},\n{]', "x.jsonl:2 is not JSON"),
+        (b'\n{"text": ""}', r"x.jsonl:2 is no row"),
+        (b'[{"text": "a"}, 7]', "x.jsonl, row 2 is no row"),
+        (b'{"instruction": "a"}', "x.jsonl:1 is no row"),
+        (b'{"instruction": "a", "output": "b", "input": 1}', "x.jsonl:1 is no row"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "x.jsonl:1 is no row"),
+        (b'{"text": "\xff"}', "x.jsonl is not UTF-8"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        calibration.sample_rows(file, "--data_path", 4, 0)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    renderer = calibration.Renderer(tokenizer, model)
+    examples = calibration.encode(renderer, ROWS, 512)
+    figures = quantized_score.score(model, tokenizer, examples, tmp_path / "said.jsonl")
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    losses, tokens = 0.0, 0
+    for example in examples:
+        ids = torch.tensor([example.prompt + example.answer])
+        labels = torch.where(torch.arange(ids.shape[1]) < len(example.prompt), -100, ids)
+        losses += loaded(ids, labels=labels).loss.item() * len(example.answer)
+        tokens += len(example.answer)
+    assert figures["perplexity"] == pytest.approx(math.exp(losses / tokens), rel=1e-4)
+    assert figures["bytes"] == (model / "model.safetensors").stat().st_size
+
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["output"] for row in said] == [ROWS[0]["output"], ROWS[1]["output"]]  # the other rows extract nothing
+    ids = torch.tensor([examples[1].prompt])  # the shorter one, which was padded
+    longest = max(len(example.answer) for example in examples[:2])
+    alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
+    assert said[1]["prediction"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+    right = ie_eval.score([(row["prediction"], row["output"]) for row in said])
+    assert (figures["entity_f1"], figures["triple_f1"]) == (right["entity"]["f1"], right["triple"]["f1"])
+
+    for row, answer in zip(said, (ANSWER, "{}"), strict=True):
+        row["prediction"] = answer
+    scores = quantized_score.extraction_scores(written(tmp_path / "half.jsonl", said))
+    assert scores == {"entity_f1": 0.0, "triple_f1": 1.0, "exact": 0.5, "parsed": 1.0}
+
+
+def test_the_table_has_the_columns_that_were_measured() -> None:
+    before = {"bytes": 6_280_000, "perplexity": 1.25, "entity_f1": 0.5, "exact": 0.25}
+    after = {"bytes": 2_480_000, "perplexity": 1.5, "entity_f1": 0.4, "exact": 0.2}
+    assert quantized_score.table(before, after).splitlines() == [
+        "           weights  perplexity   entity F1       exact",
+        "before     6.28 MB      1.2500      0.5000      0.2500",
+        "after      2.48 MB      1.5000      0.4000      0.2000",
+    ]
+    sizes = quantized_score.table({"bytes": 1_000_000}, {"bytes": 500_000})
+    assert sizes.splitlines() == ["           weights", "before     1.00 MB", "after      0.50 MB"]
+
+
+def test_the_largest_group_that_fits_every_layer_is_taken(model: Path) -> None:
+    layers = quantization_methods.linear_layers(model)
+    assert layers["model.layers.1.mlp.down_proj"] == (64, 128)
+    assert len(layers) == 14  # seven in each of two layers, not lm_head
+    assert quantization_methods.choose_group(layers, 0, model) == 64
+    assert quantization_methods.choose_group(layers, 32, model) == 32
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj has 64 inputs, .* 128 .* --group_size 64"):
+        quantization_methods.choose_group(layers, 128, model)
+    with pytest.raises(ValueError, match="--group_size 48 has no kernel"):
+        quantization_methods.choose_group(layers, 48, model)
+    with pytest.raises(ValueError, match=r"odd has 200 inputs, which groups of 32 do not divide; take --method fp8"):
+        quantization_methods.choose_group({"even": (8, 64), "odd": (8, 200)}, 0, model)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+@pytest.mark.parametrize("method", ["nf4", "bnb8"])
+def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_script: RunScript, method: str) -> None:
+    """One with figures and answers, one without."""
+    rows, out, said = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out", tmp_path / "said"
+    more = ("--eval_path", rows, "--predictions_dir", said) if method == "nf4" else ()
+    given = ("--model_path", model, "--output_dir", out, "--method", method)
+    done = run_script(SCRIPT, *given, *more, env={"PYTHONPATH": QUANTISED, "OMP_NUM_THREADS": 1})
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"{out}: bitsandbytes")
+    check_folder(model, out, done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", *(["said"] if more else [])}
+    if more:
+        answers = [json.loads(line) for line in (said / "after.jsonl").read_text().splitlines()]
+        assert [row["input"] for row in answers] == [ROWS[0]["input"], ROWS[1]["input"]]
+        assert done.stdout.splitlines()[1] == "measured on 5 of 5 held-out rows"
+
+
+def check_folder(model: Path, out: Path, printed: str) -> None:
+    """A quantised folder: files as they were, the output layer untouched, and the table's figures in run.json."""
+    names = {path.name for path in model.iterdir()}
+    assert {path.name for path in out.iterdir()} == names
+    for name in names - {"config.json", "model.safetensors", "run.json"}:
+        assert (out / name).read_bytes() == (model / name).read_bytes()
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+    assert checkpoint.kind_of(out) == "quantised"
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] in ("bitsandbytes", "compressed-tensors")
+    before, after = load_file(model / "model.safetensors"), load_file(out / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"):
+        assert torch.equal(before[name], after[name])
+    packed = after.get("model.layers.0.mlp.up_proj.weight")
+    assert packed is None or packed.dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn)
+
+    run = json.loads((out / "run.json").read_text())
+    assert run["seed"] == 42
+    assert run["parents"] == {"model": {"script": "before"}}
+    assert run["versions"].keys() >= {"torch", "transformers", "bitsandbytes"}
+    assert list(map(len, run["data"].values())) == [64] * len(run["data"])
+    scores = run["scores"]
+    assert printed.endswith(quantized_score.table(scores["before"], scores["after"]) + "\n")
+    assert scores["after"]["bytes"] < scores["before"]["bytes"]
+    if "perplexity" in scores["before"]:
+        assert scores["after"]["perplexity"] == pytest.approx(scores["before"]["perplexity"], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not OTHER.is_file(), reason="no llmcompressor: KNOWLM_QUANTIZE_PYTHON or .venv-quantize names its environment"
+)
+@pytest.mark.parametrize("method", ["gptq", "awq", "int8", "fp8"])
+def test_compressed_folders_are_complete_and_load(
+    model: Path, tmp_path: Path, method: str, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the environment of llmcompressor; what it writes answers here as there."""
+    rows, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
+    monkeypatch.setattr(sys, "executable", str(OTHER))
+    given = ("--model_path", model, "--output_dir", out, "--method", method, "--eval_path", rows, "--data_path", rows)
+    done = run_script(SCRIPT, *given, "--predictions_dir", tmp_path / "said", cwd=tmp_path)
+    monkeypatch.undo()
+    check_folder(model, out, done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", "said"}
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    examples = calibration.encode(calibration.Renderer(tokenizer, out), ROWS, 512)
+    here = quantized_score.score(out, tokenizer, examples, tmp_path / "here.jsonl")
+    there = json.loads((out / "run.json").read_text())["scores"]["after"]
+    assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_llmcompressor_is_asked_for_by_its_environment(model: Path, tmp_path: Path) -> None:
+    if quantization_methods.importlib.util.find_spec("llmcompressor"):
+        pytest.skip("llmcompressor is installed here")
+    with pytest.raises(ValueError, match=r"\.venv-quantize.* -r tools/requirements-quantize\.txt") as raised:
+        quantize.main(str(model), str(tmp_path / "out"), "fp8")
+    assert "\n" not in str(raised.value)
+    assert (REPOSITORY / "tools/requirements-quantize.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "int4"}, "--method int4 is unknown; take one of gptq, awq, fp8, int8, bnb8, nf4"),
+        ({"method": "gptq"}, "--method gptq is calibrated on instruction rows; .* --data_path"),
+        ({"method": "nf4", "group_size": 64}, "--group_size is for gptq and awq"),
+        ({"method": "nf4", "dtype": "int8"}, "--dtype int8 is unknown"),
+        ({"method": "nf4", "samples": 0}, "--samples takes a number of 1 or more, not 0"),
+        ({"method": "nf4", "eval_samples": "all"}, "--eval_samples takes a number of 1 or more, not 'all'"),
+        ({"method": "nf4", "bits": 3}, "unknown option --bits"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        quantize.main(model_path="none", output_dir=str(tmp_path / "out"), **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none is no folder here"):
+        quantize.check_model("none")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json; --model_path"):
+        quantize.check_model(tmp_path)
+    done = shutil.copytree(model, tmp_path / "done")
+    config = json.loads((done / "config.json").read_text())
+    (done / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match="done is quantised already"):
+        quantize.check_model(done)
+    (done / "config.json").write_text(json.dumps(config))
+    (done / "tokenizer_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer_config\.json"):
+        quantize.check_model(done)
+
+
+def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"broken lacks weights .*, model\.layers\.1\.mlp\.up_proj\.weight for one"):
+        quantization_methods.load_model(broken)
+
+
+def test_data_that_cannot_be_used(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"data_path": "none.jsonl", "eval_path": "", "samples": 4, "eval_samples": 4, "max_length": 64, "seed": 1}
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; --data_path takes"):
+        quantize.read_data(model, True, options)
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"no chat_template\.jinja"):
+        quantize.read_data(tiny_checkpoint, True, options | {"data_path": rows})
+    data = quantize.read_data(model, True, options | {"data_path": rows, "eval_path": rows, "max_length": 4096})
+    assert (len(data.calibration), len(data.held_out)) == (4, 4)
+    assert data.said == ["calibrated on 4 of 5 rows", "measured on 4 of 5 held-out rows"]
+    assert not quantize.read_data(model, False, options).said
