@@ -136,15 +136,22 @@ def read(folder: Path) -> Diff:
             raise ValueError(f"{path} has damaged metadata ({error!r}); get it again") from None
         if metadata != facts or not 1 <= number <= 1 << 24 or "base" not in facts or "tuned" not in facts:
             raise ValueError(f"{path} does not belong to the other files of its diff; get all of them again")
-    if entries.keys() != payloads.keys() or not all(is_sound(entry) for entry in entries.values()):
+    number = int(facts["chunk"])
+    sound = (is_sound(entry, number, payloads[name].elements) for name, entry in entries.items() if name in payloads)
+    if entries.keys() != payloads.keys() or not all(sound):
         raise ValueError(f"{folder}: its diff has damaged metadata (the table of tensors does not fit); get it again")
-    return Diff(folder, int(facts["chunk"]), entries, payloads, facts["base"], facts["tuned"])
+    return Diff(folder, number, entries, payloads, facts["base"], facts["tuned"])
 
 
-def is_sound(entry: Entry) -> bool:
-    """Whether an entry's numbers fit each other, so that nothing of a size that it does not need is made from them."""
+def is_sound(entry: Entry, chunk: int, payload: int) -> bool:
+    """Whether an entry's numbers fit each other, so that nothing of a size that it does not need is made from them.
+
+    payload: bytes; four of them tell the length of each chunk.
+    """
     sizes = all(type(side) is int and side >= 0 for side in entry.shape)
     if not sizes or entry.dtype not in ITEMSIZE or not 0 <= entry.from_base <= math.prod(entry.shape):
+        return False
+    if math.prod(entry.shape) // chunk * 4 > payload:
         return False
     if entry.from_base and None in (entry.base_name, entry.base_blake3, entry.base_dtype):
         return False

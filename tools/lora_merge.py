@@ -36,7 +36,7 @@ from in_order import in_order
 from low_rank import Factors, Sum
 from seal_check import verify_seal
 from tensor_files import verify_written, write_shards
-from tensors import ADAPTER_FILES, CHUNK, TORCH_NAME, Spec, Tensor, cuts, read_weights
+from tensors import ADAPTER_FILES, CHUNK, TORCH_NAME, Spec, Tensor, check_complete, cuts, read_weights
 
 # Keys of adapter_config.json that do not change what is merged, or that are handled below; any other must be unset.
 HANDLED = {
@@ -306,6 +306,7 @@ def merge_folders(
     if config.get("quantization_config"):
         raise ValueError(f"{base} is quantised; merge into the model that it was made from")
     weights = read_weights(base)
+    check_complete(base, weights)
     changed = {name: adapter.folder for adapter in adapters for name in adapter.updates}
     for name, folder in changed.items():
         if name not in weights:

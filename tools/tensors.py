@@ -11,6 +11,7 @@ JSON header, data without gaps).
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -32,6 +33,8 @@ ITEMSIZE = {
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ALIKE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
 
 
@@ -216,6 +219,28 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
                     f"{index.parent / file} holds tensor {name}, which {index.name} does not say; get both again"
                 )
     return {name: shards[file][name] for name, file in places.items()}
+
+
+def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """ValueError names the first tensor that config.json calls for and that is in no shard and no index.
+
+    Looked at are architectures whose layers are all alike; what loads such a folder may draw the tensor at random.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in ALIKE:
+        return
+    kinds: dict[str, set[int]] = {}
+    for found in (LAYER.fullmatch(name) for name in weights):
+        if found and not found[2].startswith("self_attn.rotary_emb"):
+            kinds.setdefault(found[2], set()).add(int(found[1]))
+    layers = range(config.get("num_hidden_layers", 0))
+    wanted = ["model.embed_tokens.weight", "model.norm.weight"]
+    wanted += [] if config.get("tie_word_embeddings") else ["lm_head.weight"]
+    wanted += [f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds if layer not in kinds[kind]]
+    wanted += ["model.layers.0.self_attn.q_proj.weight"] if layers else []
+    for name in wanted:
+        if name not in weights:
+            raise ValueError(f"{folder} lacks tensor {name}, which its config.json calls for; get it again")
 
 
 def digest(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, w
 from low_rank import Factors
 from seal_check import verify_seal
 from tensor_files import differing, write_shards
-from tensors import TORCH_NAME, Spec, Tensor, read_weights
+from tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
 from tool_command import flag, parse_size, refuse, run
 
 SHARD = parse_size("5GB")
@@ -86,6 +86,8 @@ def make_diff(
     folders = opened(path_raw, path_tuned, "--path_tuned", "tuned")
     check_tokenizer(folders["tuned"])
     raw, tuned = (read_weights(folder) for folder in folders.values())
+    check_complete(folders["raw"], raw)
+    check_complete(folders["tuned"], tuned)
     options = {
         "path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff, "is_fp16": is_fp16, "exact": exact,
         "adapter": adapter, "max_shard_size": max_shard_size,
@@ -216,6 +218,7 @@ def recover_additive(
     """raw + diff, in float32 or float16."""
     dtype = "F16" if options["is_fp16"] else "F32"
     stored = read_weights(folders["diff"])
+    check_complete(folders["diff"], stored)
     diff = additive_diff.pair(stored, raw, folders["raw"])
     known = additive_diff.check_base(folders["diff"], stored, raw, folders["raw"], str(options["published"]))
     needed = sum(tensor.elements for tensor in diff.values()) * (2 if dtype == "F16" else 4)

@@ -135,7 +135,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "rank above the sides": {"rank": 10**9}, "rank of a vector": {"rank": 1, "shape": [600]},
     "negative": {"shape": [-1]},
     "too much from the base": {"from_base": 601}, "no base": {"base_name": None}, "other type": {"dtype": "F4"},
-    "unknown key": {"program": "x"},
+    "huge": {"shape": [1 << 30, 1 << 30]}, "unknown key": {"program": "x"},
 }  # fmt: skip
 
 

@@ -188,6 +188,12 @@ def no_tensor(raw: Path, tuned: Path) -> None:
     save_file(state, raw / "model.safetensors")
 
 
+def no_layers_tensor(raw: Path, tuned: Path) -> None:
+    state = load_file(tuned / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tuned / "model.safetensors")
+
+
 def other_shape(raw: Path, tuned: Path) -> None:
     save_file(load_file(raw / "model.safetensors") | {"model.norm.weight": torch.ones(65)}, raw / "model.safetensors")
 
@@ -201,7 +207,8 @@ BAD = {
     "no folder": (lambda raw, tuned: shutil.rmtree(tuned), [], ["tuned is no folder here", "--path_tuned"]),
     "no checkpoint": (lambda raw, tuned: (raw / "config.json").unlink(), [], ["raw has no config.json"]),
     "no weights": (lambda raw, tuned: (raw / "model.safetensors").unlink(), [], ["raw has none of model.safetensors"]),
-    "no tensor": (no_tensor, ["--exact=False"], ["no tensor model.norm.weight"]),
+    "no tensor": (no_tensor, ["--exact=False"], ["raw lacks tensor model.norm.weight", "config.json calls for"]),
+    "no tensor in a layer": (no_layers_tensor, [], ["tuned lacks tensor model.layers.1.mlp.up_proj.weight"]),
     "other shape": (other_shape, [], ["tensor model.norm.weight is [65]", "[64]"]),
     "other shape, additive": (other_shape, ["--exact=False"], ["tensor model.norm.weight is [65]", "[64]"]),
     "two kinds": (lambda raw, tuned: None, ["--is_fp16"], ["--exact=False"]),
