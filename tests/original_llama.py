@@ -8,14 +8,22 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+TINY = {"dim": 64, "n_heads": 4, "n_layers": 2, "multiple_of": 32, "norm_eps": 1e-5, "vocab_size": -1}
+GROUPED = TINY | {"n_heads": 8, "n_kv_heads": 4, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-6}
+THREE = TINY | {"n_kv_heads": 2, "rope_theta": 500000.0, "multiple_of": 64}
+SCALED = THREE | {"rope_theta": 10000.0, "use_scaled_rope": True}  # with slower waves, 200 tokens would not show it
+
+
 State = dict[str, torch.Tensor]
+Make = Callable[..., tuple[Path, State]]  # folder and whole weights of an original checkpoint
+
 SPLIT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
 
 
@@ -135,3 +143,23 @@ def logits(state: State, params: Mapping[str, Any], ids: list[int], scale: float
         gate = F.silu(F.linear(inner, own["feed_forward.w1"])) * F.linear(inner, own["feed_forward.w3"])
         hidden = hidden + F.linear(gate, own["feed_forward.w2"])
     return F.linear(norm(hidden, weights["norm"], eps), weights.get("output", weights["tok_embeddings"]))
+
+
+def change(folder: Path, edit: Callable[[State], object], *ranks: int) -> None:
+    for rank in ranks:
+        part = torch.load(folder / f"consolidated.{rank:02d}.pth", weights_only=True)
+        edit(part)
+        torch.save(part, folder / f"consolidated.{rank:02d}.pth")
+    seal(folder)
+
+
+def change_params(folder: Path, **entries: object) -> None:
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(params | entries))
+    seal(folder)
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "consolidated.01.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "consolidated.01.pth").write_bytes(content)

@@ -31,7 +31,7 @@ ITEMSIZE = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ALIKE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")

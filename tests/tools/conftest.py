@@ -4,12 +4,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import convert_llama
 import download
 import hub_waiting
+import llama_tokenizer
 import pytest
+import torch
+from conftest import small_texts
 from gguf_files import Ask, Make, Serve, started, write_model
 from hub_server import DIFF, LORA, Hub, serving
 from in_process import RunTool, run_in_process
+from model_folders import nudged, variant
+from original_llama import TINY, State, random_state, write_original, write_ranks_table
+from original_llama import Make as MakeOriginal
+from safetensors.torch import load_file
 
 Got = tuple[str, str]  # stdout, stderr
 Get = Callable[..., Got]
@@ -18,6 +26,20 @@ Get = Callable[..., Got]
 @pytest.fixture(scope="session")
 def run_tool() -> RunTool:
     return run_in_process
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint after "tuning", with everything that a tuned folder may carry."""
+    folder = variant(
+        tiny_checkpoint,
+        tmp_path_factory.mktemp("tuned") / "tuned",
+        nudged(load_file(tiny_checkpoint / "model.safetensors")),
+    )
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "extraction.json").write_text('{"tasks": {}}')
+    (folder / "run.json").write_text('{"script": "pretrain/train.py"}')
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -91,5 +113,66 @@ def get(hub: Hub, hub_client: None, capsys: pytest.CaptureFixture[str]) -> Get:
         download.main(str(folder), **asked)
         said = capsys.readouterr()
         return said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(small_texts(20)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def ranks_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model of LLaMA-3's kind: 256 bytes and the 300 most frequent joins of a small text."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    draft = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(llama_tokenizer.PATTERN), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    draft.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    draft.train_from_iterator(
+        small_texts(), trainers.BpeTrainer(vocab_size=556, initial_alphabet=alphabet, show_progress=False)
+    )
+    values = {letter: value for value, letter in enumerate(llama_tokenizer.byte_letters())}
+    pieces = sorted(draft.get_vocab().items(), key=lambda item: item[1])
+    tokens = [bytes(values[letter] for letter in piece) for piece, _ in pieces]
+    return write_ranks_table(tmp_path_factory.mktemp("ranks") / "tokenizer.model", tokens)
+
+
+@pytest.fixture
+def original(tmp_path: Path, tiny_tokenizer: Path, ranks_table: Path) -> MakeOriginal:
+    """original(params, dtype, ranks, …): an original checkpoint's folder, and its whole weights."""
+
+    def make(
+        params: dict[str, Any] = TINY,
+        dtype: torch.dtype = torch.float16,
+        ranks: int = 2,
+        tie: bool = False,
+        name: str = "in",
+    ) -> tuple[Path, State]:
+        three = "rope_theta" in params
+        rows = 556 + 256 if three else 800
+        state = random_state(params, rows, dtype)
+        if tie:
+            state["output.weight"] = state["tok_embeddings.weight"]
+        tokenizer = ranks_table if three else tiny_tokenizer / "tokenizer.model"
+        folder = write_original(tmp_path / name, params, state, tokenizer, ranks, 0 if three else 1)
+        return folder, state
+
+    return make
+
+
+@pytest.fixture
+def convert(tmp_path: Path, few_texts: Path) -> Callable[..., Path]:
+    """convert(folder, **options): the new folder, made in this process."""
+
+    def run(folder: Path, name: str = "out", **options: object) -> Path:
+        given: dict[str, Any] = {"model_size": "auto", "check_path": str(few_texts)} | options
+        convert_llama.main(input_dir=str(folder), output_dir=str(tmp_path / name), **given)
+        return tmp_path / name
 
     return run

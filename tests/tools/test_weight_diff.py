@@ -1,11 +1,11 @@
 """tools/weight_diff.py: exact recovery to the bit, additive as published; bad input leaves nothing."""
 
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
 
-import additive_diff
 import folders
 import pytest
 import torch
@@ -13,47 +13,11 @@ import weight_diff
 from checkpoint import weights_of
 from conftest import RunScript
 from in_process import RunTool
+from model_folders import additive, bytes_of, left_behind, nudged, variant
 from safetensors.torch import load_file, save_file
 
 SCRIPT = "tools/weight_diff.py"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-
-
-def variant(source: Path, target: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A copy of a checkpoint folder with other weights."""
-    shutil.copytree(source, target)
-    save_file(
-        {name: value.contiguous() for name, value in state.items()}, target / "model.safetensors", {"format": "pt"}
-    )
-    return target
-
-
-def nudged(state: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return {name: value * (1 + 1e-3 * torch.randn_like(value)) for name, value in state.items()}
-
-
-def bytes_of(folder: Path) -> dict[str, tuple[torch.dtype, list[int]]]:
-    state = load_file(folder / "model.safetensors")
-    return {name: (value.dtype, value.reshape(-1).view(torch.uint8).tolist()) for name, value in state.items()}
-
-
-def left_behind(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if "partial" in path.name]
-
-
-@pytest.fixture(scope="module")
-def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint after "tuning", with everything that a tuned folder may carry."""
-    folder = variant(
-        tiny_checkpoint,
-        tmp_path_factory.mktemp("tuned") / "tuned",
-        nudged(load_file(tiny_checkpoint / "model.safetensors")),
-    )
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    (folder / "extraction.json").write_text('{"tasks": {}}')
-    (folder / "run.json").write_text('{"script": "pretrain/train.py"}')
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -91,59 +55,6 @@ def test_exact_keeps_mixed_types_and_added_rows(tiny_checkpoint: Path, tmp_path:
         SCRIPT, "recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"
     )
     assert bytes_of(tmp_path / "recovered") == bytes_of(new)
-
-
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_additive_diff_is_the_published_arithmetic(
-    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
-) -> None:
-    flag, dtype = (["--is_fp16"], torch.float16) if half else ([], torch.float32)
-    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
-    added, out = tmp_path / "diff", tmp_path / "recovered"
-    run_tool(
-        SCRIPT,
-        "make_diff",
-        "--path_raw",
-        tiny_checkpoint,
-        "--path_tuned",
-        tuned,
-        "--path_diff",
-        added,
-        "--exact=False",
-        *flag,
-    )
-    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag)
-    assert "base checked by its fingerprint; as its maker got it" in done.stdout
-    difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
-    for name in new:
-        expected = new[name].to(dtype) - raw[name].to(dtype)
-        assert torch.equal(difference[name], expected)
-        assert torch.equal(recovered[name], expected + raw[name].to(dtype))
-    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    assert (out / "chat_template.jinja").is_file()
-
-
-def test_published_shards_of_bin_files_recover(
-    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
-) -> None:
-    """A diff as published: .bin shards with an index, rotary frequencies in it that today's base has no more."""
-    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
-    added = tmp_path / "diff"
-    shutil.copytree(tiny_checkpoint, added, ignore=shutil.ignore_patterns("*.safetensors"))
-    state = {name: new[name] - raw[name] for name in new} | {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)
-    }
-    names, places = list(state), dict[str, str]()
-    for number, part in enumerate((names[:4], names[4:]), 1):
-        file = f"pytorch_model-{number:05d}-of-00002.bin"
-        torch.save({name: state[name] for name in part}, added / file)
-        places |= dict.fromkeys(part, file)
-    (added / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    out = tmp_path / "recovered"
-    run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out)
-    recovered = load_file(out / "model.safetensors")
-    assert recovered.keys() == new.keys()
-    assert all(torch.equal(recovered[name], raw[name] + state[name]) for name in new)
 
 
 def test_wrong_base_is_refused_before_writing(
@@ -302,65 +213,6 @@ def test_published_options_that_mean_nothing_are_taken_with_a_notice(
     assert [record.args for record in caplog.records] == [("device",), ("check_integrity_naively",)]
 
 
-def additive(folder: Path, raw: Path, tuned: Path) -> Path:
-    """An additive diff as the published script writes it: a checkpoint folder of differences and nothing more."""
-    ours, theirs = (load_file(model / "model.safetensors") for model in (tuned, raw))
-    return variant(tuned, folder, {name: value - theirs[name] for name, value in ours.items()})
-
-
-def test_other_base_of_an_additive_diff_is_refused(
-    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
-) -> None:
-    state = load_file(tiny_checkpoint / "model.safetensors")
-    state["model.norm.weight"].view(torch.int32)[3] ^= 1
-    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
-    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
-    said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
-    assert "of the weights will come back changed" in said
-    out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
-    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
-    assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
-    assert left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize("source", ["file", "download", "option"])
-def test_published_sum_tells_the_base(
-    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
-    """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
-    diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
-    total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
-    option = []
-    if source == "file":
-        (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
-    else:
-        table = tmp_path / "table.json"
-        table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
-        monkeypatch.setattr("additive_diff.PUBLISHED", table)
-        if source == "option":
-            option = ["--published", "some/diff"]
-        else:
-            (diff / ".download").mkdir()
-            (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
-    out = ("--path_diff", diff, "--path_tuned")
-    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
-    assert f"base checked by the published sum {total:.4f}" in done.stdout
-    state = load_file(tiny_checkpoint / "model.safetensors")
-    state["lm_head.weight"] += 0.01
-    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
-    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
-    assert "the base is another, or a file is damaged" in done.stderr
-    assert left_behind(tmp_path) == []
-
-
-def test_sums_as_published() -> None:
-    """What stands in the data file is what the recovery scripts of these diffs compare with."""
-    assert additive_diff.published_sum(Path("none"), "zjunlp/zhixi-13b-diff") == 94052.2891
-    assert additive_diff.published_sum(Path("none"), "tatsu-lab/alpaca-7b-wdiff") == 50637.1836
-    with pytest.raises(ValueError, match="has no sum for other/diff"):
-        additive_diff.published_sum(Path("none"), "other/diff")
-
-
 def test_inspect_says_what_a_diff_needs(
     tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
@@ -403,3 +255,15 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         assert usage.resident_mib < 256, role
     tuned, back = (weights_of(tmp_path / name)[2] for name in ("tuned", "out"))
     assert tuned == back
+
+
+def test_modes_are_as_umask_says(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    before = os.umask(0o027)
+    try:
+        out = ("--path_diff", diff, "--path_tuned", tmp_path / "out")
+        run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750

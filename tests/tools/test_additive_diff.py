@@ -1,0 +1,146 @@
+"""tools/additive_diff.py: the published kind of diff, its arithmetic, and how another base is told."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import additive_diff
+import pytest
+import torch
+from in_process import RunTool
+from model_folders import additive, left_behind, variant
+from safetensors.torch import load_file
+
+SCRIPT = "tools/weight_diff.py"
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_additive_diff_is_the_published_arithmetic(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
+) -> None:
+    flag, dtype = (["--is_fp16"], torch.float16) if half else ([], torch.float32)
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    added, out = tmp_path / "diff", tmp_path / "recovered"
+    run_tool(
+        SCRIPT,
+        "make_diff",
+        "--path_raw",
+        tiny_checkpoint,
+        "--path_tuned",
+        tuned,
+        "--path_diff",
+        added,
+        "--exact=False",
+        *flag,
+    )
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag)
+    assert "base checked by its fingerprint; as its maker got it" in done.stdout
+    difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
+    for name in new:
+        expected = new[name].to(dtype) - raw[name].to(dtype)
+        assert torch.equal(difference[name], expected)
+        assert torch.equal(recovered[name], expected + raw[name].to(dtype))
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert (out / "chat_template.jinja").is_file()
+
+
+def test_published_shards_of_bin_files_recover(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    """A diff as published: .bin shards with an index, rotary frequencies in it that today's base has no more."""
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    added = tmp_path / "diff"
+    shutil.copytree(tiny_checkpoint, added, ignore=shutil.ignore_patterns("*.safetensors"))
+    state = {name: new[name] - raw[name] for name in new} | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)
+    }
+    names, places = list(state), dict[str, str]()
+    for number, part in enumerate((names[:4], names[4:]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, added / file)
+        places |= dict.fromkeys(part, file)
+    (added / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    out = tmp_path / "recovered"
+    run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out)
+    recovered = load_file(out / "model.safetensors")
+    assert recovered.keys() == new.keys()
+    assert all(torch.equal(recovered[name], raw[name] + state[name]) for name in new)
+
+
+def test_other_base_of_an_additive_diff_is_refused(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    state["model.norm.weight"].view(torch.int32)[3] ^= 1
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
+    said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
+    assert "of the weights will come back changed" in said
+    out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
+    assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("source", ["file", "download", "option"])
+def test_published_sum_tells_the_base(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
+    diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
+    total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
+    option = []
+    if source == "file":
+        (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
+    else:
+        table = tmp_path / "table.json"
+        table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
+        monkeypatch.setattr("additive_diff.PUBLISHED", table)
+        if source == "option":
+            option = ["--published", "some/diff"]
+        else:
+            (diff / ".download").mkdir()
+            (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
+    out = ("--path_diff", diff, "--path_tuned")
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
+    assert f"base checked by the published sum {total:.4f}" in done.stdout
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    state["lm_head.weight"] += 0.01
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
+    assert "the base is another, or a file is damaged" in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+def test_sums_as_published() -> None:
+    """What stands in the data file is what the recovery scripts of these diffs compare with."""
+    assert additive_diff.published_sum(Path("none"), "zjunlp/zhixi-13b-diff") == 94052.2891
+    assert additive_diff.published_sum(Path("none"), "tatsu-lab/alpaca-7b-wdiff") == 50637.1836
+    with pytest.raises(ValueError, match="has no sum for other/diff"):
+        additive_diff.published_sum(Path("none"), "other/diff")
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_a_diff_made_the_published_way_recovers(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
+) -> None:
+    """transformers loads both models, subtracts, saves; recovery gives what loading and adding gives."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def loaded(folder: Path, dtype: torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    model, raw = loaded(tuned, torch.float32), loaded(tiny_checkpoint, torch.float32).state_dict()
+    for name, value in model.state_dict().items():
+        value.add_(-raw[name])
+    model.save_pretrained(tmp_path / "diff")
+    AutoTokenizer.from_pretrained(tuned).save_pretrained(tmp_path / "diff")
+    pair = ("--path_raw", tiny_checkpoint, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
+    run_tool(SCRIPT, "recover", *pair, *(["--is_fp16", "True"] if half else []))
+    dtype = torch.float16 if half else torch.float32
+    published, raw = loaded(tmp_path / "diff", dtype), loaded(tiny_checkpoint, dtype).state_dict()
+    ours = loaded(tmp_path / "out", dtype).state_dict()
+    for name, value in published.state_dict().items():
+        assert torch.equal(ours[name], value.add_(raw[name]))
+    assert next(iter(load_file(tmp_path / "out/model.safetensors").values())).dtype == dtype

@@ -1,0 +1,211 @@
+"""tools/convert_llama.py: every fault named, nothing left behind, and little memory."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import convert_llama
+import llama_layout
+import pytest
+import torch
+from conftest import RunScript
+from original_llama import SCALED, THREE, TINY, Make, change, change_params, flip, random_state, seal, write_original
+from tensor_files import write_shards
+
+
+class Code:
+    """What would run if a file were unpickled without care."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.witness,)
+
+
+WQ = "layers.0.attention.wq.weight"
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "last file missing": (
+        lambda f: (f / "consolidated.01.pth").unlink(),
+        "consolidated.01.pth is missing: consolidated.00.pth is one part of 2",
+    ),
+    "first file missing": (lambda f: (f / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
+    "a file too many": (
+        lambda f: shutil.copyfile(f / "consolidated.01.pth", f / "consolidated.02.pth"),
+        "has 3 files consolidated.NN.pth, but consolidated.00.pth is one part of 2",
+    ),
+    "cut off": (
+        lambda f: (f / "consolidated.01.pth").write_bytes((f / "consolidated.01.pth").read_bytes()[:20000]),
+        "consolidated.01.pth is damaged or holds more than tensors",
+    ),
+    "code": (
+        lambda f: torch.save({"norm.weight": Code(f.parent / "witness")}, f / "consolidated.01.pth"),
+        "consolidated.01.pth is damaged or holds more than tensors",
+    ),
+    "tensor missing": (
+        lambda f: change(f, lambda part: part.pop("layers.1.ffn_norm.weight"), 1),
+        "consolidated.01.pth lacks tensor layers.1.ffn_norm.weight",
+    ),
+    "output missing": (
+        lambda f: change(f, lambda part: part.pop("output.weight"), 0, 1),
+        "consolidated.00.pth lacks tensor output.weight",
+    ),
+    "unknown tensor": (
+        lambda f: change(f, lambda part: part.update(bias=torch.ones(3)), 0),
+        "consolidated.00.pth holds tensor bias",
+    ),
+    "wrong shape": (
+        lambda f: change(f, lambda part: part.update({WQ: part[WQ][:-1].clone()}), 1),
+        f"consolidated.01.pth: tensor {WQ} is [31, 64], but by params.json all 2 file(s) together hold [64, 64]",
+    ),
+    "another width": (
+        lambda f: change_params(f, multiple_of=256),
+        "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight is [96, 64], but by params.json all 2 file(s) "
+        "together hold [256, 64]",
+    ),
+    "integers": (
+        lambda f: change(f, lambda part: part.update({WQ: part[WQ].view(torch.int16)}), 0),
+        f"consolidated.00.pth: tensor {WQ} is of type I16",
+    ),
+    "norms that differ": (
+        lambda f: change(f, lambda part: part["norm.weight"].add_(0.001), 1),
+        "consolidated.01.pth: model.norm.weight differs by",
+    ),
+    "one bit flipped": (flip, "checklist.chk says"),
+    "listed and missing": (
+        lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  LICENSE\n"),
+        "LICENSE is missing, which",
+    ),
+    "damaged checklist": (lambda f: (f / "checklist.chk").write_text("\n<html>\n"), "checklist.chk, line 2 is no md5"),
+    "checklist that leads away": (
+        lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  ../x\n"),
+        "checklist.chk, line 1 names '../x', which is not in the folder",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "has no tokenizer.model"),
+    "damaged tokenizer": (
+        lambda f: [(f / "tokenizer.model").write_bytes(b"x"), seal(f)],
+        "tokenizer.model is no SentencePiece model",
+    ),
+    "no params.json": (lambda f: (f / "params.json").unlink(), "has neither params.json nor auto/params.json"),
+    "another vocabulary": (
+        lambda f: change_params(f, vocab_size=32000),
+        "params.json says vocab_size 32000, the embedding has 800 rows",
+    ),
+    "unknown entry": (lambda f: change_params(f, sliding_window=4096), "params.json: sliding_window=4096 is none of"),
+    "no number": (lambda f: change_params(f, dim="64"), "params.json: dim is '64', not a positive number"),
+    "half a head": (lambda f: change_params(f, n_heads=1), "says 1 key-value heads, which 2 files cannot share"),
+    "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 do not fit"),
+    "target in use": (lambda f: (f.parent / "out").touch(), "out exists already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_and_leave_nothing(
+    original: Make, convert: Callable[..., Path], tmp_path: Path, fault: str
+) -> None:
+    spoil, said = FAULTS[fault]
+    folder, _ = original()
+    spoil(folder)
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        convert(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == before  # no witness of code either
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model_size": "13B"}, "--model_size 13B has dim 5120, 40 layers, 40 key-value heads, but"),
+        ({"model_size": "12B"}, "--model_size 12B is not known; take 1B, 3B"),
+        ({"llama_version": 3}, "--llama_version 3 cannot be: tokenizer.model is a SentencePiece model"),
+        ({"llama_version": 4}, "--llama_version 4 is not known"),
+        ({"num_shards": 4}, "--num_shards 4, but"),
+        ({"safe_serialization": False}, "only safetensors is written"),
+        ({"push_to_hub": True}, "unknown option --push_to_hub"),
+        ({"max_shard_size": "big"}, "'big' is no size"),
+        ({"instruct": "yes"}, "--instruct takes True or False"),
+    ],
+)
+def test_options_that_cannot_be(
+    original: Make, convert: Callable[..., Path], tmp_path: Path, options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        convert(original()[0], **options)
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_versions_that_contradict_the_files(original: Make, convert: Callable[..., Path]) -> None:
+    three, scaled = original(THREE, name="three")[0], original(SCALED, name="scaled")[0]
+    for folder, version, said in (
+        (three, "2", "tokenizer.model is a table of ranks"),
+        (three, 3.1, "params.json has no use_scaled_rope"),
+        (scaled, "3", "params.json has use_scaled_rope"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            convert(folder, llama_version=version)
+    (three / "tokenizer.model").write_bytes((three / "tokenizer.model").read_bytes()[:-2])
+    seal(three)
+    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged in line 556"):
+        convert(three)
+
+
+def test_another_models_tokenizer_is_refused(original: Make, convert: Callable[..., Path], ranks_table: Path) -> None:
+    folder, _ = original()
+    (folder / "tokenizer.model").write_bytes(ranks_table.read_bytes())
+    seal(folder)
+    with pytest.raises(ValueError, match=r"tokenizer.model has 812 tokens, the embedding in .* 800 rows"):
+        convert(folder)
+
+
+def test_the_command_ends_with_status_2_and_one_line(original: Make, tmp_path: Path, run_script: RunScript) -> None:
+    folder, _ = original()
+    flip(folder)
+    options = ("--input_dir", folder, "--model_size", "auto", "--output_dir", tmp_path / "out")
+    done = run_script("tools/convert_llama.py", *options, status=2)
+    assert done.stderr.startswith(f"error: {folder}/consolidated.01.pth has md5 ")
+    assert done.stderr.endswith("; get it again\n")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def anonymous() -> int:
+    """Bytes of memory that this process holds, without what is mapped from files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is told by /proc")
+def test_memory_does_not_grow_with_the_tensors(original: Make, tmp_path: Path) -> None:
+    """Less than one tensor is held besides the mapped files: here of 17 MB, in 120 MB of weights."""
+    params = TINY | {"dim": 1024, "n_heads": 8, "multiple_of": 8192}
+    state = {name: torch.zeros_like(value) for name, value in random_state(params, 800, torch.float16).items()}
+    largest = max(value.nbytes for value in state.values())
+    folder = write_original(tmp_path / "big", params, state, original()[0] / "tokenizer.model", ranks=2)
+    del state
+    found = convert_llama.read_original(folder, "auto", "")
+    weights = {weight.spec.name: weight for weight in found.weights}
+    peak, done, start = 0, threading.Event(), anonymous()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    target = tmp_path / "out"
+    target.mkdir()
+    specs = [weight.spec for weight in weights.values()]
+    write_shards(target, specs, lambda spec: llama_layout.stream(weights[spec.name]), 10**10)
+    done.set()
+    watcher.join()
+    assert 0 < peak - start < largest
