@@ -39,18 +39,25 @@ class Piece:
     base: np.ndarray | None = None
 
 
-def write(folder: Path, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], known: Known, limit: int) -> int:
+def write(
+    folder: Path,
+    tuned: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    known: Known,
+    limit: int,
+    search: Search | None,
+) -> int:
     """Write the diff of two sets of weights into diff.safetensors, or shards of about `limit` bytes of tuned weights.
 
-    Returns the number of tensors stored as a change of small rank. What an interrupted run had written is hashed
-    instead of made again. ValueError names file and tensor where a tuned float is NaN or infinite.
+    search: finds changes of small rank that are not known; None leaves them as they are. Returns the number of tensors
+    stored as such a change. What an interrupted run had written is hashed instead of made again. ValueError names file
+    and tensor where a tuned float is NaN or infinite.
     """
     shards = plan_shards(list(tuned.values()), limit)
     names = shard_names(len(shards), DIFF_FILES[0].partition(".")[0])
-    search = Search()
 
     def added(ours: Tensor, theirs: Tensor) -> Factors | None:
-        factors = known(ours) or search.find(ours, theirs)
+        factors = known(ours) or (search.find(ours, theirs) if search else None)
         return factors if factors is not None and is_worth(factors, ours, theirs) else None
 
     entries: list[dict[str, Entry]] = []

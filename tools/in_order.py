@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TypeVar
 
@@ -29,12 +29,27 @@ def threads() -> int:
 @cache
 def pool() -> ThreadPoolExecutor:
     """The threads; BLAS is told to use no more of its own, or they would wait for each other."""
+    limit_blas(1)
+    keep_memory()
+    return ThreadPoolExecutor(threads())
+
+
+def limit_blas(count: int) -> None:
+    """How many threads BLAS may use, where threadpoolctl is there to tell it."""
     with suppress(ImportError):
         import threadpoolctl
 
-        threadpoolctl.threadpool_limits(1, "blas")
-    keep_memory()
-    return ThreadPoolExecutor(threads())
+        threadpoolctl.threadpool_limits(count, "blas")
+
+
+@contextmanager
+def blas_on_all_cores() -> Iterator[None]:
+    """For products of large matrices while nothing else is worked on."""
+    limit_blas(threads())
+    try:
+        yield
+    finally:
+        limit_blas(1)
 
 
 def keep_memory() -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 
 import numpy as np
 from bit_patterns import FLOATS, to_float32
+from in_order import blas_on_all_cores
 from low_rank import Factors
 from tensors import Tensor, cuts
 
@@ -41,7 +42,8 @@ class Search:
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         if self.misses[kind] >= ENOUGH:
             return None
-        factors = find(tuned, base)
+        with blas_on_all_cores():
+            factors = find(tuned, base)
         self.misses[kind] += factors is None
         return factors
 
@@ -75,9 +77,11 @@ def matrix(tensor: Tensor) -> np.ndarray:
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
     """Whether the first rows' and columns' corner of the difference has few singular values above its noise."""
     rows, columns = (min(BLOCK, side) for side in tuned.shape)
-    ends = rows * tuned.shape[1]
-    corners = [to_float32(t.read(0, ends), t.dtype).reshape(rows, -1)[:, :columns] for t in (tuned, base)]
-    change = corners[0].astype(np.float64) - corners[1]
+    change = np.empty((rows, columns))
+    for row in range(rows):
+        first = row * tuned.shape[1]
+        ours, theirs = (to_float32(t.read(first, first + columns), t.dtype) for t in (tuned, base))
+        change[row] = ours.astype(np.float64) - theirs
     values = np.linalg.svd(change, compute_uv=False)
     return 0 < significant(values, change.shape, float(np.square(change).sum())) <= min(rows, columns) // 3
 

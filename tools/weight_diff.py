@@ -22,6 +22,7 @@ import lora_merge
 from diff_report import print_report
 from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, write_run
 from low_rank import Factors
+from rank_search import Search
 from seal_check import verify_seal
 from tensor_files import differing, write_shards
 from tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
@@ -61,6 +62,7 @@ def make_diff(
     is_fp16: bool = False,
     exact: bool = True,
     adapter: str = "",
+    low_rank: bool = True,
     max_shard_size: str | int = SHARD,
     **unknown: object,
 ) -> None:
@@ -74,6 +76,8 @@ def make_diff(
         exact: bit for bit, compressed; --exact=False writes the published additive kind.
         adapter: of exact diffs: the LoRA adapter whose merging gave path_tuned; its factors are stored then. Without it
             matrices of small rank are searched for.
+        low_rank: of exact diffs: search for changes of small rank, which takes seconds for each matrix that has one;
+            --low_rank=False does not.
         max_shard_size: 5GB, 400MB or a number of bytes; of exact diffs, what it takes before compression.
         unknown: nothing; options that do not exist are refused.
     """
@@ -90,7 +94,7 @@ def make_diff(
     check_complete(folders["tuned"], tuned)
     options = {
         "path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff, "is_fp16": is_fp16, "exact": exact,
-        "adapter": adapter, "max_shard_size": max_shard_size,
+        "adapter": adapter, "low_rank": flag(low_rank, "--low_rank"), "max_shard_size": max_shard_size,
     }  # fmt: skip
     if exact:
         line = make_exact(raw, tuned, folders, path_diff, options, limit)
@@ -122,7 +126,7 @@ def make_exact(
     run = journal.identity(SCRIPT, options, [*folders.values(), *([lora.folder] if lora else [])])
     with new_folder(path_diff, 0, run) as folder:  # how far it compresses is known only afterwards
         carry(folders["tuned"], folder, SMALL_FILES)
-        ranked = diff_writer.write(folder, tuned, raw, known, limit)
+        ranked = diff_writer.write(folder, tuned, raw, known, limit, Search() if options["low_rank"] else None)
         write_run(folder, f"{SCRIPT} make_diff", options, folders)
         size = sum(file.stat().st_size for file in folder.glob("diff*.safetensors"))
     share = size / sum(tensor.nbytes for tensor in tuned.values())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exact_diff import Diff, decode
+from rank_search import Search
 from safetensors.torch import save_file
 from tensors import Tensor, read_safetensors
 
@@ -25,7 +26,7 @@ def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit:
     folder.mkdir(exist_ok=True)
     for file in folder.iterdir():
         file.unlink()
-    diff_writer.write(folder, tuned, base, lambda tensor: None, limit)
+    diff_writer.write(folder, tuned, base, lambda tensor: None, limit, Search())
     return exact_diff.read(folder)
 
 

@@ -230,6 +230,16 @@ def test_inspect_says_what_a_diff_needs(
     assert "root mean square" in said
 
 
+def test_without_the_search_a_merged_model_is_a_diff_like_any_other(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    tuned = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "tuned")
+    run_tool(SCRIPT, "merge", *tuned)
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tmp_path / "tuned", "--path_diff")
+    assert "small rank" in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "searched").stdout
+    assert "small rank" not in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "plain", "--low_rank=False").stdout
+
+
 def test_what_a_user_says_of_shards(tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool) -> None:
     """Diff and recovered model in shards; both are read again, and the fingerprint is that of the tuned model."""
     few = ("--max_shard_size", "300KB")
