@@ -30,7 +30,7 @@ class Method(NamedTuple):
     """How a method is named in words, the library that does it, bits of a weight, and what it asks for."""
 
     words: str
-    library: str
+    package: str
     bits: int
     calibrated: bool = False
     grouped: bool = False
@@ -141,7 +141,7 @@ def quantise(job: Job, target: Path) -> None:
 
     Raises ValueError with what the library said where it fails.
     """
-    library = METHODS[job.method].library
+    library = METHODS[job.method].package
     try:
         (compress if library == "llmcompressor" else shrink)(job, target)
     except (RuntimeError, ArithmeticError) as error:

@@ -52,7 +52,7 @@ def check_options(name: str, data_path: object, group_size: object, dtype: str, 
     for option, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"--{option} takes a number of 1 or more, not {count!r}")
-    require(method.library)
+    require(method.package)
 
 
 def check_model(path: object) -> Path:

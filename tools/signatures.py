@@ -1,6 +1,6 @@
 """Optional signatures of checkpoint folders, by the OpenSSF's model-signing package and an elliptic-curve key pair.
 
-    pip install model-signing
+    pip install model-signing pyopenssl      # which 1.1.1 imports without asking for it
     openssl ecparam -genkey -name prime256v1 -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub
     python tools/checkpoint.py seal folder --sign_key key.pem
     python tools/checkpoint.py verify folder --public_key key.pub
@@ -18,18 +18,19 @@ from seal_check import SIGNATURE
 def package() -> Any:
     """ValueError where model-signing is not installed."""
     try:
-        import model_signing
+        import model_signing.signing
+        import model_signing.verifying
     except ImportError:
         raise ValueError(
-            "signatures come with model-signing, which is not installed: pip install model-signing"
+            "signatures come with model-signing, which is not installed: pip install model-signing pyopenssl"
         ) from None
     return model_signing
 
 
 def hashing(folder: Path) -> Any:
     """Hash every file but the signature itself and what is hidden."""
-    hidden = [path for path in folder.iterdir() if path.name.startswith(".")]
-    return package().hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE, *hidden])
+    hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return package().hashing.Config().set_ignored_paths(paths=[SIGNATURE, *hidden])  # relative to the folder
 
 
 def remove(folder: Path) -> None:

@@ -168,4 +168,8 @@ def differing(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
 def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
     """ValueError names the file and the tensor that does not lie on the disk as it was written."""
     for tensor in differing(folder, hashes):
-        raise ValueError(f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk")
+        raise not_as_written(tensor)
+
+
+def not_as_written(tensor: Tensor) -> ValueError:
+    return ValueError(f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk")

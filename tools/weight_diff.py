@@ -13,6 +13,7 @@ goes on where it was when the same command is given again.
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import additive_diff
 import diff_writer
@@ -20,11 +21,11 @@ import exact_diff
 import journal
 import lora_merge
 from diff_report import print_report
-from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, write_run
+from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, set_dtype, write_run
 from low_rank import Factors
 from rank_search import Search
 from seal_check import verify_seal
-from tensor_files import differing, write_shards
+from tensor_files import differing, not_as_written, write_shards
 from tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
 from tool_command import flag, parse_size, refuse, run
 
@@ -32,6 +33,15 @@ SHARD = parse_size("5GB")
 SCRIPT = "tools/weight_diff.py"
 DROPPED = ("device", "check_integrity_naively")  # published options that mean nothing here
 logger = logging.getLogger("weight_diff")
+
+
+class Job(NamedTuple):
+    """What a command was told to do."""
+
+    folders: dict[str, Path]  # that are read, under their roles
+    target: str
+    options: dict[str, object]
+    limit: int  # bytes of a shard
 
 
 def refuse_unknown(unknown: dict[str, object]) -> None:
@@ -96,23 +106,14 @@ def make_diff(
         "path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff, "is_fp16": is_fp16, "exact": exact,
         "adapter": adapter, "low_rank": flag(low_rank, "--low_rank"), "max_shard_size": max_shard_size,
     }  # fmt: skip
-    if exact:
-        line = make_exact(raw, tuned, folders, path_diff, options, limit)
-    else:
-        line = make_additive(raw, tuned, folders, path_diff, options, limit)
-    print(line)
+    job = Job(folders, path_diff, options, limit)
+    print(make_exact(job, raw, tuned) if exact else make_additive(job, raw, tuned))
 
 
-def make_exact(
-    raw: dict[str, Tensor],
-    tuned: dict[str, Tensor],
-    folders: dict[str, Path],
-    path_diff: str,
-    options: dict[str, object],
-    limit: int,
-) -> str:
+def make_exact(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) -> str:
     """Write an exact diff; returns a line that says how large it is."""
-    lora = lora_merge.read_adapter(existing(options["adapter"], "--adapter")) if options["adapter"] else None
+    adapter = job.options["adapter"]
+    lora = lora_merge.read_adapter(existing(adapter, "--adapter")) if adapter else None
     for name, tensor in tuned.items():
         elements = tensor.elements - exact_diff.from_base(tensor, exact_diff.counterpart(name, raw))
         if elements:
@@ -123,37 +124,31 @@ def make_exact(
         fits = update is not None and tensor.name in raw and update.shape() == tensor.shape == raw[tensor.name].shape
         return lora_merge.factors(update, raw[tensor.name]) if update is not None and fits else None
 
-    run = journal.identity(SCRIPT, options, [*folders.values(), *([lora.folder] if lora else [])])
-    with new_folder(path_diff, 0, run) as folder:  # how far it compresses is known only afterwards
-        carry(folders["tuned"], folder, SMALL_FILES)
-        ranked = diff_writer.write(folder, tuned, raw, known, limit, Search() if options["low_rank"] else None)
-        write_run(folder, f"{SCRIPT} make_diff", options, folders)
+    run = journal.identity(SCRIPT, job.options, [*job.folders.values(), *([lora.folder] if lora else [])])
+    search = Search() if job.options["low_rank"] else None
+    with new_folder(job.target, 0, run) as folder:  # how far it compresses is known only afterwards
+        carry(job.folders["tuned"], folder, SMALL_FILES)
+        ranked = diff_writer.write(folder, tuned, raw, known, job.limit, search)
+        write_run(folder, f"{SCRIPT} make_diff", job.options, job.folders)
         size = sum(file.stat().st_size for file in folder.glob("diff*.safetensors"))
     share = size / sum(tensor.nbytes for tensor in tuned.values())
     note = f", {ranked} matrices as a change of small rank" if ranked else ""
-    return f"{path_diff}: exact diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights{note}"
+    return f"{job.target}: exact diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights{note}"
 
 
-def make_additive(
-    raw: dict[str, Tensor],
-    tuned: dict[str, Tensor],
-    folders: dict[str, Path],
-    path_diff: str,
-    options: dict[str, object],
-    limit: int,
-) -> str:
+def make_additive(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) -> str:
     """Write an additive diff; returns a line that says how large it is and what it cannot give back."""
-    dtype = "F16" if options["is_fp16"] else "F32"
-    tuned = additive_diff.pair(tuned, raw, folders["raw"])
+    dtype = "F16" if job.options["is_fp16"] else "F32"
+    tuned = additive_diff.pair(tuned, raw, job.folders["raw"])
     size = sum(tensor.elements for tensor in tuned.values()) * (2 if dtype == "F16" else 4)
-    with new_folder(path_diff, size) as folder:
-        carry(folders["tuned"], folder, SMALL_FILES)
-        additive_diff.set_dtype(folder, TORCH_NAME[dtype])
-        changed = additive_diff.write(folder, tuned, raw, dtype, limit)
-        write_run(folder, f"{SCRIPT} make_diff", options, folders)
+    with new_folder(job.target, size) as folder:
+        carry(job.folders["tuned"], folder, SMALL_FILES)
+        set_dtype(folder, TORCH_NAME[dtype])
+        changed = additive_diff.write(folder, tuned, raw, dtype, job.limit)
+        write_run(folder, f"{SCRIPT} make_diff", job.options, job.folders)
     share = size / sum(tensor.nbytes for tensor in tuned.values())
     return (
-        f"{path_diff}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; "
+        f"{job.target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; "
         f"{changed:.2%} of the weights will come back changed in their last bits"
     )
 
@@ -190,51 +185,45 @@ def recover(
     if exact_diff.is_exact(folders["diff"]):
         if is_fp16:
             raise ValueError(f"{path_diff} is an exact diff, which fixes the type of every tensor; leave --is_fp16 out")
-        print(recover_exact(raw, folders, path_tuned, options, limit))
+        print(recover_exact(Job(folders, path_tuned, options, limit), raw))
     else:
-        print(recover_additive(raw, folders, path_tuned, options, limit))
+        print(recover_additive(Job(folders, path_tuned, options, limit), raw))
 
 
-def recover_exact(
-    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object], limit: int
-) -> str:
+def recover_exact(job: Job, raw: dict[str, Tensor]) -> str:
     """Check the base, write the tuned weights, and compare every tensor that then lies on the disk with its hash."""
-    diff = exact_diff.read(folders["diff"])
-    exact_diff.check_base(diff, raw, folders["raw"])
+    diff = exact_diff.read(job.folders["diff"])
+    exact_diff.check_base(diff, raw, job.folders["raw"])
     specs = [Spec(name, entry.dtype, entry.shape) for name, entry in diff.entries.items()]
-    run = journal.identity(SCRIPT, options, folders.values())
-    with new_folder(path_tuned, sum(spec.nbytes for spec in specs), run) as folder:
-        carry_small(folders, folder)
-        hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
-        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), limit, expected=hashes)
+    hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
+    run = journal.identity(SCRIPT, job.options, job.folders.values())
+    with new_folder(job.target, sum(spec.nbytes for spec in specs), run) as folder:
+        carry_small(job.folders, folder)
+        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), job.limit, expected=hashes)
         for tensor in differing(folder, hashes):
             exact_diff.check_payload(diff, tensor.name, raw)
-            raise ValueError(
-                f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk"
-            )
-        write_run(folder, f"{SCRIPT} recover", options, folders)
-    return f"{path_tuned}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
+            raise not_as_written(tensor)
+        write_run(folder, f"{SCRIPT} recover", job.options, job.folders)
+    return f"{job.target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 
 
-def recover_additive(
-    raw: dict[str, Tensor], folders: dict[str, Path], path_tuned: str, options: dict[str, object], limit: int
-) -> str:
+def recover_additive(job: Job, raw: dict[str, Tensor]) -> str:
     """raw + diff, in float32 or float16."""
-    dtype = "F16" if options["is_fp16"] else "F32"
-    stored = read_weights(folders["diff"])
-    check_complete(folders["diff"], stored)
-    diff = additive_diff.pair(stored, raw, folders["raw"])
-    known = additive_diff.check_base(folders["diff"], stored, raw, folders["raw"], str(options["published"]))
+    dtype, source = "F16" if job.options["is_fp16"] else "F32", job.folders["diff"]
+    stored = read_weights(source)
+    check_complete(source, stored)
+    diff = additive_diff.pair(stored, raw, job.folders["raw"])
+    known = additive_diff.check_base(source, stored, raw, job.folders["raw"], str(job.options["published"]))
     needed = sum(tensor.elements for tensor in diff.values()) * (2 if dtype == "F16" else 4)
-    run = journal.identity(SCRIPT, options, folders.values())
-    with new_folder(path_tuned, needed, run) as folder:
-        carry_small(folders, folder)
-        weights = additive_diff.recover(folder, diff, raw, dtype, limit)
-        same = additive_diff.check_recovered(folders["diff"], weights, dtype)
-        write_run(folder, f"{SCRIPT} recover", options, folders)
+    run = journal.identity(SCRIPT, job.options, job.folders.values())
+    with new_folder(job.target, needed, run) as folder:
+        carry_small(job.folders, folder)
+        weights = additive_diff.recover(folder, diff, raw, dtype, job.limit)
+        same = additive_diff.check_recovered(source, weights, dtype)
+        write_run(folder, f"{SCRIPT} recover", job.options, job.folders)
     by = f"base checked by {known}" if known else "nothing tells whether this was its base"
     end = "as its maker got it" if same else "the last bits may differ from the tuned model"
-    return f"{path_tuned}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff; {by}; {end}"
+    return f"{job.target}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff; {by}; {end}"
 
 
 def carry_small(folders: dict[str, Path], folder: Path) -> None:
