@@ -59,7 +59,7 @@ def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray
     values = np.zeros(cut[1] - cut[0], np.float32)
     end = min(cut[1], tensor.elements)
     if end > cut[0]:
-        values[: end - cut[0]] = rounded(tensor.read(cut[0], end), tensor.dtype, dtype)
+        values[: end - cut[0]] = rounded(tensor.read_once(cut[0], end), tensor.dtype, dtype)
     return values
 
 

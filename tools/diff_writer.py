@@ -198,9 +198,9 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
         if part.what in stored:
             values = np.asarray(stored[part.what], np.float32).reshape(-1)[part.first : part.last]
             return Piece(number_coding.encode(values.view(np.uint32), zstd))
-        ours = tuned.read(part.first, part.last)
+        ours = tuned.read_once(part.first, part.last)
         check_finite(ours, tuned)
-        theirs = base.read(part.first, part.last) if base and part.what == "difference" else None
+        theirs = base.read_once(part.first, part.last) if base and part.what == "difference" else None
         start = part.first // PLANNED * PLANNED if part.what == "difference" else part.first
         kinds = plan(part.what, start) if total is None and part.last - start > number_coding.SAMPLE else []
         return Piece(number_coding.encode(numbers(part, ours, theirs), zstd, kinds), ours, theirs)

@@ -196,7 +196,7 @@ def decode(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.
         part = place[0]
         if part.what == "whole" or base is None:
             return numbers(place)
-        below = predicted(base.read(part.first, part.last), base.dtype, part.first, entry, total)
+        below = predicted(base.read_once(part.first, part.last), base.dtype, part.first, entry, total)
         return apply(numbers(place), below, entry.dtype)
 
     yield from in_order(bits, [place for place in places if place[0].what in ("difference", "whole")])

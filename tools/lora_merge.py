@@ -242,7 +242,7 @@ class Steps:
     def bits(self, first: int, last: int, dtype: str) -> np.ndarray:
         """Bit pattern in `dtype` of elements first … last, which are whole rows where there are sums."""
         end = self.tensor.elements  # a vocabulary may have grown beyond it
-        bits, kind = self.tensor.read(min(first, end), min(last, end)), self.tensor.dtype
+        bits, kind = self.tensor.read_once(min(first, end), min(last, end)), self.tensor.dtype
         for whole, total, share in self.steps:
             before, blend = bits, share != 1.0
             if whole is not None:

@@ -25,6 +25,7 @@ from in_order import in_order
 from tqdm import tqdm
 
 CHUNK = 1 << 18  # elements
+BEHIND = 1 << 23  # bytes after which the system is told that what was read is not needed again
 BLOCK = 1 << 21  # bytes that are hashed at once
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -79,6 +80,20 @@ class Tensor(Spec):
             if not size:
                 raise ValueError(f"{self.file} became shorter while tensor {self.name} was read; get it again")
             view, position = view[size:], position + size
+        return bits
+
+    def read_once(self, start: int, stop: int) -> np.ndarray:
+        """As `read`, for elements that are asked for in order and not again: the system is told to forget them.
+
+        The next pages then take the same memory instead of ever new memory, which nearly halved the processor time of a
+        diff on a virtual machine.
+        """
+        bits, last = self.read(start, stop), self.offset + stop * self.itemsize
+        if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // BEHIND < last // BEHIND:
+            end = (last // BEHIND - 1) * BEHIND  # other threads may still be at what comes after
+            first = max(self.offset, end - 2 * BEHIND)
+            if end > first:
+                os.posix_fadvise(self.source.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
         return bits
 
     def chunks(self, elements: int = CHUNK, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
