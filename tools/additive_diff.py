@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from bit_patterns import FLOATS, from_float32, to_float32
 from blake3 import blake3
-from diff_writer import check_finite
 from exact_diff import from_base
 from folders import read_json, set_dtype, write_json
 from in_order import in_order
 from tensor_files import verify_written, write_shards
-from tensors import CHUNK, TORCH_NAME, Spec, Tensor, cuts, digests, fingerprint, progress
+from tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite, cuts, digests, fingerprint, progress
 
 RECORD = "additive.json"
 PUBLISHED = Path(__file__).with_name("published_diffs.json")

@@ -15,19 +15,18 @@ from typing import Any
 import journal
 import number_coding
 import numpy as np
-from bit_patterns import FLOATS, cast, difference
+from bit_patterns import cast, difference
 from blake3 import blake3
 from exact_diff import DIFF_FILES, FORMAT, Entry, Part, counterpart, from_base, predicted
 from in_order import in_order
 from low_rank import Factors, Sum
 from rank_search import Search
 from tensor_files import header, plan_shards, shard_names, write_all, write_index
-from tensors import CHUNK, Spec, Tensor, digest, digests, fingerprint, progress
+from tensors import CHUNK, Spec, Tensor, check_finite, digest, digests, fingerprint, progress
 
 Known = Callable[[Tensor], Factors | None]  # what is known to have been added to a tuned tensor's base
 Added = Callable[[Tensor, Tensor], Factors | None]  # what is worth storing as added: known, or found
 PLANNED = 16 * CHUNK  # elements that are coded by one plan
-INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 
 
 @dataclass(frozen=True)
@@ -221,12 +220,3 @@ def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
     stored = (np.ascontiguousarray(part).reshape(-1)[:CHUNK] for part in (factors.left, factors.right))
     shares = [len(number_coding.encode(part.view(np.uint32), zstd)) / part.nbytes for part in stored]
     return saved > factors.left.nbytes * shares[0] + factors.right.nbytes * shares[1]
-
-
-def check_finite(bits: np.ndarray, tensor: Spec) -> None:
-    """ValueError names file and tensor where a float is NaN or infinite."""
-    if tensor.dtype in FLOATS:
-        magnitude, exponent = INFINITE[tensor.dtype]
-        if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
-            place = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
-            raise ValueError(f"{place}tensor {tensor.name} holds NaN or infinity; these weights are broken")

@@ -18,7 +18,6 @@ from typing import Any
 import journal
 import numpy as np
 from bit_patterns import FLOATS, cast, to_float32
-from diff_writer import check_finite
 from folders import (
     CONFIG_FILES,
     PROMPT_FILES,
@@ -36,7 +35,7 @@ from in_order import in_order
 from low_rank import Factors, Sum
 from seal_check import verify_seal
 from tensor_files import verify_written, write_shards
-from tensors import ADAPTER_FILES, CHUNK, TORCH_NAME, Spec, Tensor, check_complete, cuts, read_weights
+from tensors import ADAPTER_FILES, CHUNK, TORCH_NAME, Spec, Tensor, check_complete, check_finite, cuts, read_weights
 
 # Keys of adapter_config.json that do not change what is merged, or that are handled below; any other must be unset.
 HANDLED = {
@@ -232,6 +231,11 @@ class Steps:
         for adapter in adapters:
             if (update := adapter.updates.get(tensor.name)) is None:
                 continue
+            if update.magnitude is not None and self.steps:
+                raise ValueError(
+                    f"{adapter.folder} scales the rows of {tensor.name} (DoRA), which another adapter changes before "
+                    "it; merge that one alone, then this one into the result"
+                )
             if update.whole is not None:
                 self.steps.append((update.whole, None, adapter.weight))
             blended = update.magnitude is not None

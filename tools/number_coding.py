@@ -10,7 +10,7 @@ information. Step by step, either
 until nothing but zeros is left. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G. Gallager,
 Variations on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
 
-Not a script: exact_diff.py imports it.
+Not a script: exact_diff.py and diff_writer.py import it.
 """
 
 import struct
@@ -79,11 +79,11 @@ def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.nd
 
 def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
     """The `count` numbers of a chunk, (count,) unsigned of `itemsize` bytes; ValueError where the bytes are damaged."""
-    steps = read_steps(data)
+    table = read_steps(data)
     counts = [count]
     places: dict[int, np.ndarray] = {}
     streams = []
-    for number, (kind, stored, method, unpacked) in enumerate(steps):
+    for number, (kind, stored, method, unpacked) in enumerate(table):
         wanted = counts[-1] if kind == GAPS else -(-counts[-1] * kind // 8)
         if unpacked > wanted or (kind != GAPS and unpacked != wanted):
             raise ValueError("a stream is longer or shorter than its numbers")
@@ -94,16 +94,16 @@ def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
             counts.append(places[number].size)
         else:
             counts.append(counts[-1])
-    bits = sum(kind or 1 for kind, *_ in steps)
+    bits = sum(kind or 1 for kind, *_ in table)
     numbers = np.zeros(counts[-1], np.uint8 if bits <= 8 else f"<u{itemsize}")
-    for number, (kind, *_) in reversed(list(enumerate(steps))):
+    for number, (kind, *_) in reversed(list(enumerate(table))):
         if kind == GAPS:
             full = np.zeros(counts[number], numbers.dtype)
             full[places[number]] = numbers + numbers.dtype.type(1)
             numbers = full
         else:
             low = unpack(streams[number], kind, counts[number])
-            if number < len(steps) - 1:
+            if number < len(table) - 1:
                 numbers = numbers << numbers.dtype.type(kind)
                 numbers |= low
             else:

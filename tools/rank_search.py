@@ -7,7 +7,7 @@ large one and tells the product far more exactly, so the factors are then fitted
 counts by its own rounding, rows and columns in turn.
 
 Memory: six matrices of the size of one tensor, in float32 (float64 where the tuned one is float32).
-Not a script: exact_diff.py imports it.
+Not a script: diff_writer.py and weight_diff.py import it.
 """
 
 import re

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bit_patterns import FLOATS
 from blake3 import blake3
 from folders import read_json
 from in_order import in_order
@@ -34,6 +35,7 @@ ITEMSIZE = {
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 ALIKE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
@@ -256,6 +258,15 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
     for name in wanted:
         if name not in weights:
             raise ValueError(f"{folder} lacks tensor {name}, which its config.json calls for; get it again")
+
+
+def check_finite(bits: np.ndarray, tensor: Spec) -> None:
+    """ValueError names file and tensor where a float is NaN or infinite."""
+    if tensor.dtype in FLOATS:
+        magnitude, exponent = INFINITE[tensor.dtype]
+        if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
+            place = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
+            raise ValueError(f"{place}tensor {tensor.name} holds NaN or infinity; these weights are broken")
 
 
 def digest(tensor: Tensor) -> str:

@@ -303,3 +303,15 @@ def test_an_adapter_that_makes_nan_is_refused(tiny_checkpoint: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight .*NaN or infinity"):
         weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_dora_after_another_adapter_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, run_tool: RunTool
+) -> None:
+    """Its lengths of rows are those of the weights that it was trained on; as the first it is merged."""
+    plain, dora = make_adapter()[0], make_adapter(use_dora=True)[0]
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_sfted", tmp_path / "out", "--path_lora")
+    done = run_tool(*merge, f"{plain},{dora}", status=2)
+    assert "(DoRA), which another adapter changes before it; merge that one alone" in done.stderr
+    assert not (tmp_path / "out").exists()
+    run_tool(*merge, f"{dora},{plain}")
