@@ -1,4 +1,4 @@
-"""What the launcher fills in: former options, the plugin that brings /generate, and a machine without a GPU."""
+"""What the launcher fills in: former options, the plugin that brings our routes, and a machine without a GPU."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-PLUGIN = "knowlm_generate"  # in knowlm_inference-1.dist-info/entry_points.txt
+PLUGIN = "knowlm"  # in knowlm_inference-1.dist-info/entry_points.txt
 GIB = 2**30
 # Widths of attention heads that vLLM 0.32's CPU kernel was compiled for: all multiples of 8 up to 512 were tried on it.
 CPU_HEAD_WIDTHS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -7,7 +7,7 @@
 
     --model M              a checkpoint folder, or a name on the hub; needed
     --host H --port P      where to listen: 127.0.0.1 and 8000
-    --template_path T      Jinja prompt template in place of the checkpoint's chat_template.jinja
+    --template_path T      prompt template in place of the checkpoint's chat_template.jinja: Jinja or alpaca JSON
     --help=all             every option of `vllm serve`, all of which work here; --help=WORD: those about one thing
 
 What the launcher presets is printed at the start and yields to an option or a variable of the user's; published
@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from launch_checks import check_model, check_port, check_prompt, one_line, read_json
 from launch_presets import allow_plugin, preset_for_cpu, translate
+from prompt_templates import read_template
 from vllm_imports import part
 
 DEFAULT_HOST = "127.0.0.1"
@@ -46,8 +47,8 @@ def first_look(arguments: Sequence[str]) -> None:
     except argparse.ArgumentError:
         return  # vLLM's parser will say what is wrong
     model = named.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
-    if named.template_path and not Path(named.template_path).is_file():
-        raise FileNotFoundError(f"{named.template_path} does not exist; --template_path takes a Jinja file")
+    if named.template_path:
+        read_template(named.template_path)
     if named.port and named.port.isdecimal() and not named.uds:
         check_port(named.host or DEFAULT_HOST, int(named.port))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -79,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = part("make_arg_parser")(parser)
     ours = parser.add_argument_group("KnowLM", "Options of this launcher.")
     ours.add_argument(
-        "--template-path", dest="chat_template", metavar="FILE", default=argparse.SUPPRESS,
-        help="Jinja prompt template in place of the checkpoint's chat_template.jinja",
+        "--template-path", metavar="FILE",
+        help="prompt template in place of the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
     )  # fmt: skip
     return parser
 
@@ -98,6 +99,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args.model = args.model_tag = args.model_tag or args.model
     if not args.model:
         raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
+    if args.template_path:
+        args.chat_template = read_template(args.template_path)
     is_here = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
     if not args.uds:
         check_port(args.host or "", args.port)
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     serve.validate(args)
     if Path(args.model).is_dir() and not args.skip_tokenizer_init:
         template = part("load_chat_template")(args.chat_template)
-        place = args.chat_template or f"{args.model}/chat_template.jinja"
+        place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
         check_prompt(args.tokenizer or args.model, template, place)
     allow_plugin(os.environ)
     serve.cmd(args)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import generate_api
 import generation
 import instructions
+import prompt_ids
 import pytest
 from conftest import RunScript, small_texts
 from hypothesis import given, settings
@@ -209,13 +209,17 @@ def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: 
     if template:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         tokenizer.chat_template = instructions.load_template(template)
-    encoder, prompt = instructions.Encoder(tokenizer), generate_api.Prompt(tokenizer)
+    encoder, prompt = instructions.Encoder(tokenizer), prompt_ids.Prompt(tokenizer)
 
     @settings(max_examples=60, deadline=None)
     @given(TEXTS, TEXTS)
     def same(instruction: str, input: str) -> None:
         [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
-        assert tuned == generation.prompt_ids(tokenizer, instruction, input) == prompt.ids(instruction, input)
+        assert (
+            tuned
+            == generation.prompt_ids(tokenizer, instruction, input)
+            == prompt.ids(prompt_ids.one_turn(instruction, input))
+        )
         first = "<|im_start|>" if template == "chatml" else tokenizer.bos_token
         assert tuned[0] == tokenizer.convert_tokens_to_ids(first)
         assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])

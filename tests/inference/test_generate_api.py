@@ -1,4 +1,4 @@
-"""inference/generate_api.py: prompts as ids, both libraries' parameters, one envelope; against the real engine."""
+"""inference/generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
 
 import json
 import urllib.request
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from generate_api import DEFAULT_MAX_TOKENS, GUARDS, GenerateAnswer, Parameters, Prompt, complaint, sampling
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from decoding import DEFAULT_MAX_TOKENS
+from generate_api import GenerateAnswer
 from instruction_rows import encoded
+from prompt_ids import Prompt, one_turn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CONTEXT = 512  # of the tiny checkpoint
@@ -39,97 +39,6 @@ def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str
     return tokenizer.decode(out, skip_special_tokens=True).removeprefix(before), len(out) - len(ids)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("instruction", "input"), QUESTIONS[:3])
-def test_ordinary_text_gives_the_ids_of_the_chat_template(tokenizer: Any, instruction: str, input: str) -> None:
-    message = {"role": "user", "content": instruction, "input": input}
-    templated = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
-    assert Prompt(tokenizer).ids(instruction, input) == templated
-    assert templated.count(tokenizer.bos_token_id) == 1
-
-
-def test_spelled_control_tokens_stay_text(tokenizer: Any) -> None:
-    """Whatever is written, the only control token is the template's BOS, and the rendering is the template's."""
-    prompt = Prompt(tokenizer)
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.lists(st.sampled_from(["<s>", "</s>", "<unk>", "<", "s>", "a", " ", "山", "\n", GUARDS[0]])).map("".join))
-    def holds(text: str) -> None:
-        ids = prompt.ids(text, text)
-        assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.bos_token_id]
-        rendered = prompt.render(text, text)
-        assert rendered.startswith("<s>")
-        plain = tokenizer.encode(rendered[3:], add_special_tokens=False, split_special_tokens=True)
-        assert ids == [tokenizer.bos_token_id, *plain]
-
-    holds()
-
-
-def test_without_a_template_the_prompt_is_bos_and_the_raw_text(tiny_checkpoint: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    raw = tokenizer.encode("one </s>\ntwo", add_special_tokens=False, split_special_tokens=True)
-    assert Prompt(tokenizer).ids("one </s>", "two") == [tokenizer.bos_token_id, *raw]
-    assert Prompt(tokenizer).ids("") == [tokenizer.bos_token_id]
-
-
-def test_a_given_template_overrides_and_bad_ones_are_told(tokenizer: Any) -> None:
-    assert tokenizer.decode(Prompt(tokenizer, "{{ bos_token }}Q: {{ messages[0].content }}").ids("why")) == "<s> Q: why"
-    with pytest.raises(ValueError, match="takes no input"):
-        Prompt(tokenizer, "{{ messages[0].content }}").ids("why", "because")
-    with pytest.raises(ValueError, match="cannot render the message"):
-        Prompt(tokenizer, "{{ raise_exception('no') }}").ids("why")
-    with pytest.raises(ValueError, match="noncharacters"):
-        Prompt(tokenizer).ids("".join(GUARDS))
-
-
-# --- parameters -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given_", "asked"),
-    [
-        ({}, {"max_tokens": DEFAULT_MAX_TOKENS}),
-        ({"top_p": 0.7, "max_tokens": 256}, {"top_p": 0.7, "max_tokens": 256}),
-        ({"max_new_tokens": 9, "num_beams": 1, "top_k": 0}, {"max_tokens": 9, "top_k": 0}),
-        ({"max_new_tokens": 9, "max_tokens": 9}, {"max_tokens": 9}),
-        ({"do_sample": False}, {"temperature": 0, "max_tokens": DEFAULT_MAX_TOKENS}),
-        ({"do_sample": True, "temperature": 0.3}, {"temperature": 0.3, "max_tokens": DEFAULT_MAX_TOKENS}),
-        ({"stop": ["\n"], "seed": None}, {"stop": ["\n"], "max_tokens": DEFAULT_MAX_TOKENS}),
-    ],
-)
-def test_both_libraries_names_map_to_one_set(given_: dict[str, Any], asked: dict[str, Any]) -> None:
-    assert sampling(Parameters(**given_), room=1000) == asked
-
-
-def test_the_default_length_is_what_the_context_has() -> None:
-    assert sampling(Parameters(), room=40) == {"max_tokens": 40}
-
-
-@pytest.mark.parametrize(
-    "given_",
-    [
-        {"max_tokens": 1, "max_new_tokens": 2},
-        {"do_sample": False, "temperature": 0.5},
-        {"do_sample": True, "temperature": 0},
-    ],
-)
-def test_names_that_contradict_each_other_are_refused(given_: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="contradict"):
-        sampling(Parameters(**given_), room=1000)
-
-
-def test_complaints_are_few() -> None:
-    errors = [{"loc": ("body", "parameters", f"p{i}"), "type": "extra_forbidden", "msg": "Extra"} for i in range(50)]
-    line, status = complaint(errors)
-    assert status == 422
-    assert line.startswith("unknown parameter p0, p1, p2, p3, p4; known: max_tokens, ")
-
-
-# --- the server -------------------------------------------------------------------------------------------------------
-
-
 def test_body_and_answer_are_the_published_ones(server: Any) -> None:
     body = {"instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 12}}
     status, answer = server.post("/generate", body)
@@ -144,7 +53,7 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     """The same number of tokens and the same text, up to where the bytes of a random model are no UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(instruction, input), tokens=32)
+        text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(one_turn(instruction, input)), tokens=32)
         readable = text.partition("\ufffd")[0]
         assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
@@ -186,7 +95,7 @@ def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
 def test_without_a_length_the_answer_gets_the_default_or_what_is_left(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
-    left = CONTEXT - len(Prompt(tokenizer).ids(long))
+    left = CONTEXT - len(Prompt(tokenizer).ids(one_turn(long)))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left
 
@@ -208,15 +117,27 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (b'{"instruction": ', 400, "the body is no JSON: Expecting value at character 16"),
         (b"", 422, "the body must be an object"),
         ([1], 422, "the body must be an object"),
-        ({"input": "x"}, 422, "instruction: field required"),
+        ({"input": "x"}, 422, "give either instruction (with its input) or messages"),
+        ({"instruction": "x", "messages": [{"role": "user", "content": "y"}]}, 422, "give either instruction"),
+        ({"messages": []}, 422, "messages: list should have at least 1 item"),
+        ({"messages": [{"role": "assistant", "content": "y"}]}, 422, "the last message must be the user's"),
+        ({"messages": [{"role": "tool", "content": "y"}]}, 422, "messages.0.role: input should be 'system', 'user'"),
+        ({"messages": [{"role": "user", "content": "y", "name": "z"}]}, 422, "unknown field of messages name; known: "),
+        ({"messages": [{"role": "system", "content": "y"}, {"role": "user", "content": "y"}]}, 400, "not system"),
+        ({"instruction": "x", "model": "none"}, 404, "there is no model 'none'; served: "),
+        ({"instruction": "x", "stream": "yes"}, 422, "stream: input should be a valid boolean"),
         ({"instruction": 7}, 422, "instruction: input should be a valid string"),
         ({"instruction": "x", "parameters": []}, 422, "parameters: input should be"),
-        ({"instruction": "x", "system": "y"}, 422, "unknown field system; known: instruction, input, parameters"),
+        ({"instruction": "x", "system": "y"}, 422, "unknown field system; known: instruction, input, messages, "),
         (b'{"instruction": "\\ud800"}', 422, "half of a surrogate pair"),
         (with_parameters(temprature=1), 422, "unknown parameter temprature; known: max_tokens, "),
         (with_parameters(max_tokens="12"), 422, "parameters.max_tokens: input should be a valid integer"),
         (with_parameters(temperature=True), 422, "parameters.temperature: input should be a valid number"),
-        (with_parameters(num_beams=4), 422, "parameters.num_beams: input should be 1"),
+        (with_parameters(num_beams=0), 422, "parameters.num_beams: input should be greater than or equal to 1"),
+        (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; leave them or num_beams out"),
+        (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
+        (with_parameters(num_beams=40), 400, "logprobs"),
+        (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of parameters regexp"),
         (with_parameters(seed=2**70), 422, "seed: input should be less than"),
         (with_parameters(max_tokens=0), 400, "max_tokens must be at least 1"),
         (with_parameters(max_tokens=10**6), 400, "max_model_len=512"),

@@ -1,0 +1,99 @@
+"""One envelope for every answer of a route, errors included, whoever raises them."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, ValidationError
+from vllm_imports import part
+
+SHOWN = 5  # errors told at once
+
+logger = logging.getLogger(__name__)
+
+
+def well_formed(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair; send whole characters") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(well_formed)]
+
+
+class RequestFailedError(Exception):
+    """An answer that vLLM refused or could not finish; it has a message for the envelope and an HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def complaint(errors: Sequence[Any], known: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
+    """pydantic's list of errors as one line and the HTTP status that fits: 400 for what is no JSON, else 422.
+
+    known: the model of the body under "", those of the objects in it under their field's name.
+    """
+    said: list[str] = []
+    unknown: dict[str, list[str]] = {}
+    for error in errors:
+        place = [str(step) for step in error["loc"] if step != "body"]
+        if error["type"] == "json_invalid":
+            return f"the body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}", 400
+        if error["type"] == "extra_forbidden":
+            unknown.setdefault(place[0] if len(place) > 1 else "", []).append(place[-1])
+        elif not place:
+            example = ", ".join(f'"{name}": …' for name, field in known[""].model_fields.items() if field.is_required())
+            said.append(f"the body must be an object such as {{{example or '…'}}}")
+        else:
+            fault = error["msg"].removeprefix("Value error, ")
+            said.append(f"{'.'.join(place[:3])}: {fault[0].lower()}{fault[1:]}")
+    for field, names in unknown.items():
+        kind = {"": "field", "parameters": "parameter"}.get(field, f"field of {field}")
+        fields = ", ".join(known[field].model_fields) if field in known else "see /docs"
+        said.append(f"unknown {kind} {', '.join(names[:SHOWN])}; known: {fields}")
+    return "; ".join(dict.fromkeys(said[:SHOWN])), 422
+
+
+def envelope_route(empty: type[BaseModel], known: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
+    """A route class whose errors are answered as `empty` with its `error` set."""
+
+    def failure(message: str, status: int) -> JSONResponse:
+        return JSONResponse(empty(error=" ".join(message.split())).model_dump(), status_code=status)
+
+    class EnvelopeRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+            handler = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+                if media_type != "application/json":
+                    return failure(f"the content type is {media_type or 'missing'}; send application/json", 415)
+                try:
+                    return await handler(request)
+                except (RequestValidationError, ValidationError) as error:
+                    return failure(*complaint(error.errors(), known))
+                except RequestFailedError as error:
+                    return failure(str(error), error.status)
+                except HTTPException as error:
+                    return failure(str(error.detail), error.status_code)
+                except Exception as error:
+                    return failure(*told(error, request.url.path))
+
+            return answer
+
+    return EnvelopeRoute
+
+
+def told(error: Exception, path: str) -> tuple[str, int]:
+    """An exception as vLLM words it, and its status; what is the server's own fault is logged."""
+    said = part("create_error_response")(error).error
+    if said.code >= 500:
+        logger.exception("POST %s failed", path)
+    return said.message, said.code
