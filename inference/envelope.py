@@ -47,13 +47,14 @@ def complaint(errors: Sequence[Any], known: Mapping[str, type[BaseModel]]) -> tu
         if error["type"] == "json_invalid":
             return f"the body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}", 400
         if error["type"] == "extra_forbidden":
-            unknown.setdefault(place[0] if len(place) > 1 else "", []).append(place[-1])
-        elif not place:
+            holder = [step for step in place[:-1] if not step.isdecimal()]
+            unknown.setdefault(holder[-1] if holder else "", []).append(place[-1])
+        elif not place and error["type"] != "value_error":
             example = ", ".join(f'"{name}": …' for name, field in known[""].model_fields.items() if field.is_required())
             said.append(f"the body must be an object such as {{{example or '…'}}}")
         else:
             fault = error["msg"].removeprefix("Value error, ")
-            said.append(f"{'.'.join(place[:3])}: {fault[0].lower()}{fault[1:]}")
+            said.append(": ".join(filter(None, [".".join(place[:3]), fault[0].lower() + fault[1:]])))
     for field, names in unknown.items():
         kind = {"": "field", "parameters": "parameter"}.get(field, f"field of {field}")
         fields = ", ".join(known[field].model_fields) if field in known else "see /docs"

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prompt_ids import Message, one_turn
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from served_models import completer, model_named
+from served_models import Served, completer, model_named
 from vllm_imports import part
 
 DONE = "data: [DONE]\n\n"  # the last event of a stream, as in OpenAI's interface
@@ -74,13 +74,24 @@ class GenerateAnswer(BaseModel):
     error: str | None = Field(default=None, description="one line")
 
 
-def answer_of(completion: Any, beams: bool) -> GenerateAnswer:
-    """The envelope of vLLM's CompletionResponse; of a beam search the best answer, whose own tokens count."""
+def answer_of(completion: Any) -> GenerateAnswer:
+    """The envelope of vLLM's CompletionResponse."""
+    return GenerateAnswer(
+        generated_text=completion.choices[0].text, num_output_tokens_cf=completion.usage.completion_tokens
+    )
+
+
+def best_beam(completion: Any, model: Served, prompt: list[int]) -> GenerateAnswer:
+    """The envelope of a beam search: its best answer, whose own tokens alone count.
+
+    vLLM decodes a beam apart from its prompt and all at once, so that a character cut off by the limit would show as
+    U+FFFD.
+    """
     best = completion.choices[0]
-    tokens = completion.usage.completion_tokens
-    if beams:
-        tokens = len(best.token_ids) + (best.finish_reason == "stop")  # its ids leave the end token out
-    return GenerateAnswer(generated_text=best.text, num_output_tokens_cf=tokens)
+    return GenerateAnswer(
+        generated_text=model.text(prompt, best.token_ids),
+        num_output_tokens_cf=len(best.token_ids) + (best.finish_reason == "stop"),  # its ids leave the end token out
+    )
 
 
 async def pieces(events: AsyncIterator[str], path: str) -> AsyncIterator[str]:
@@ -135,6 +146,7 @@ def generate_router() -> APIRouter:
             events = await complete(raw_request, request.model, ids, **fields, stream=True, stream_options=options)
             return StreamingResponse(pieces(events, raw_request.url.path), media_type="text/event-stream")
         completion = await complete(raw_request, request.model, ids, **fields)
-        return JSONResponse(answer_of(completion, "use_beam_search" in fields).model_dump())
+        answer = best_beam(completion, model, ids) if "use_beam_search" in fields else answer_of(completion)
+        return JSONResponse(answer.model_dump())
 
     return routes

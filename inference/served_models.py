@@ -39,6 +39,14 @@ class Served(NamedTuple):
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
 
+    def text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Text of an answer's ids behind its prompt, as vLLM streams it: leading space kept, no half characters."""
+        from tokenizers.decoders import DecodeStream
+
+        words = self.prompt.tokenizer.backend_tokenizer
+        stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+        return "".join(stream.step(words, index) or "" for index in ids)
+
 
 async def unhurried(characters: int, work: Callable[..., Any], *values: Any) -> Any:
     """The result of `work`, done in a thread where it would keep other requests waiting."""

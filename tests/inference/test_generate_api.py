@@ -1,6 +1,8 @@
 """inference/generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
 
 import json
+import socket
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,7 +124,11 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         ({"messages": []}, 422, "messages: list should have at least 1 item"),
         ({"messages": [{"role": "assistant", "content": "y"}]}, 422, "the last message must be the user's"),
         ({"messages": [{"role": "tool", "content": "y"}]}, 422, "messages.0.role: input should be 'system', 'user'"),
-        ({"messages": [{"role": "user", "content": "y", "name": "z"}]}, 422, "unknown field of messages name; known: "),
+        (
+            {"messages": [{"role": "user", "content": "y", "name": "z"}]},
+            422,
+            "unknown field of messages name; known: role, content, input",
+        ),
         ({"messages": [{"role": "system", "content": "y"}, {"role": "user", "content": "y"}]}, 400, "not system"),
         ({"instruction": "x", "model": "none"}, 404, "there is no model 'none'; served: "),
         ({"instruction": "x", "stream": "yes"}, 422, "stream: input should be a valid boolean"),
@@ -137,7 +143,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; leave them or num_beams out"),
         (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
         (with_parameters(num_beams=40), 400, "logprobs"),
-        (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of parameters regexp"),
+        (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of structured_outputs regexp"),
         (with_parameters(seed=2**70), 422, "seed: input should be less than"),
         (with_parameters(max_tokens=0), 400, "max_tokens must be at least 1"),
         (with_parameters(max_tokens=10**6), 400, "max_model_len=512"),
@@ -176,3 +182,144 @@ def test_no_prompt_and_no_answer_in_the_log(server: Any) -> None:
     assert "Kiwetu-Marolo" not in log
     assert json.dumps(answer)[1:-1] not in log
     assert answer not in log
+
+
+# --- streams, beams, conversations ------------------------------------------------------------------------------------
+
+
+def streamed(server: Any, **body: Any) -> list[dict[str, Any]]:
+    """The events of a streamed answer; it must end as streams end."""
+    request = urllib.request.Request(
+        f"{server.url}/generate", json.dumps(body | {"stream": True}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        *events, done, rest = answer.read().decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+WRITTEN = [
+    "春江潮水连海平，海上明月共潮生。",
+    "emoji 🤖🌊 with families 👩‍👩‍👧 and flags 🇨🇳!",
+    "rare 龘靐齉 and combined e\u0301\u0323, tabs\tand\nlines  ",
+    "</s> <s> as text, U+FFFD itself: \ufffd.",
+]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str) -> None:
+    """The engine is made to write the text; cut at any token it is a prefix of it, and so is every stream."""
+    body = {
+        "instruction": "write",
+        "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
+    }
+    status, whole = server.post("/generate", body)
+    assert (status, whole["generated_text"].lstrip()) == (200, text.lstrip())
+    events = streamed(server, **body)
+    assert "".join(event["generated_text"] for event in events) == whole["generated_text"]
+    assert events[-1]["num_output_tokens_cf"] == whole["num_output_tokens_cf"]
+
+    def cut(tokens: int) -> str:
+        return server.generate("write", **body["parameters"] | {"max_tokens": tokens})["generated_text"]
+
+    with ThreadPoolExecutor(8) as clients:
+        for shorter in clients.map(cut, range(1, whole["num_output_tokens_cf"], 3)):
+            assert whole["generated_text"].startswith(shorter)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 0, "max_tokens": 40},
+        {"seed": 11, "temperature": 1.3, "max_tokens": 40, "ignore_eos": True},
+        {"seed": 5, "max_tokens": 60, "stop": ["a", "山"]},
+        {"seed": 5, "max_tokens": 60, "stop": "o", "include_stop_str_in_output": True},
+    ],
+)
+def test_a_stream_is_the_unstreamed_answer_in_pieces(server: Any, parameters: dict[str, Any]) -> None:
+    events = streamed(server, instruction="Name a city.", input="山水", parameters=parameters)
+    whole = server.generate("Name a city.", "山水", **parameters)
+    assert "".join(event["generated_text"] for event in events) == whole["generated_text"]
+    assert [event["error"] for event in events] == [None] * len(events)
+    counts = [event["num_output_tokens_cf"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == whole["num_output_tokens_cf"]
+    assert "</s>" not in whole["generated_text"]
+
+
+def test_errors_before_a_stream_are_ordinary_errors(server: Any) -> None:
+    status, answer = server.post("/generate", {"instruction": "x", "stream": True, "parameters": {"top_p": 7}})
+    assert (status, answer["generated_text"]) == (400, "")
+    assert "top_p" in answer["error"]
+
+
+def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
+    """Text and tokens of the best answer alone; without a length penalty both libraries rank by likelihood."""
+    model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
+    model.generation_config.eos_token_id = (
+        None  # vLLM lets a beam end in any of its candidates, transformers in the best
+    )
+    for instruction, input in QUESTIONS[:2]:
+        ids = Prompt(tokenizer).ids(one_turn(instruction, input))
+        with torch.inference_mode():
+            out = model.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=3, max_new_tokens=10,
+                do_sample=False, length_penalty=0.0, pad_token_id=0,
+            )[0].tolist()  # fmt: skip
+        before = tokenizer.decode(ids, skip_special_tokens=True)
+        text = tokenizer.decode(out, skip_special_tokens=True).removeprefix(before)
+        answer = server.generate(
+            instruction, input, num_beams=3, max_new_tokens=10, length_penalty=0.0, ignore_eos=True
+        )
+        assert answer["num_output_tokens_cf"] == len(out) - len(ids)
+        assert answer["generated_text"].partition("\ufffd")[0] == text.partition("\ufffd")[0]
+
+
+def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokenizer: Any) -> None:
+    talk: list[Any] = [
+        {"role": "user", "content": "Where was Dabe born?", "input": "Dabe was born in Kilo."},
+        {"role": "assistant", "content": "In Kilo."},
+        {"role": "user", "content": "写出首都", "input": None},
+    ]
+    status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
+    ids = Prompt(tokenizer).ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
+    _, said = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
+    assert (status, answer["generated_text"]) == (200, said["choices"][0]["text"])
+    alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)
+    status, single = server.post(
+        "/generate", {"messages": talk[:1], "parameters": {"temperature": 0, "max_tokens": 12}}
+    )
+    assert single == alone
+
+
+# --- clients that leave -----------------------------------------------------------------------------------------------
+
+
+def tokens_computed(server: Any) -> float:
+    """All tokens that the engine has taken in and put out so far (a beam takes its text in anew at every step)."""
+    metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode().splitlines()
+    names = ("vllm:generation_tokens_total{", "vllm:prompt_tokens_total{")
+    return sum(float(line.split()[-1]) for line in metrics if line.startswith(names))
+
+
+@pytest.mark.parametrize("how", [{}, {"stream": True}, {"parameters": {"num_beams": 3}}])
+def test_a_client_that_hangs_up_frees_its_sequences(server: Any, how: dict[str, Any]) -> None:
+    """A quarter of a second after it has gone, the engine computes nothing any more."""
+    parameters = {"max_tokens": 400, "ignore_eos": True} | how.get("parameters", {})
+    body = json.dumps({"instruction": "x"} | how | {"parameters": parameters}).encode()
+    began = tokens_computed(server)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        for _ in range(1000):
+            if tokens_computed(server) > began + 20:
+                break
+        else:
+            pytest.fail("the engine did not begin")
+    time.sleep(0.25)
+    after = tokens_computed(server)
+    time.sleep(0.25)
+    assert tokens_computed(server) == after
+    assert after - began < 400
