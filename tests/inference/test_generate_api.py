@@ -210,7 +210,7 @@ WRITTEN = [
 @pytest.mark.parametrize("text", WRITTEN)
 def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str) -> None:
     """The engine is made to write the text; cut at any token it is a prefix of it, and so is every stream."""
-    body = {
+    body: dict[str, Any] = {
         "instruction": "write",
         "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
     }
