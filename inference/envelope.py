@@ -92,6 +92,12 @@ def envelope_route(empty: type[BaseModel], known: Mapping[str, type[BaseModel]])
     return EnvelopeRoute
 
 
+def described(answer: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI description says of a route's answers: the envelope, whatever the status."""
+    events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}} if streams else {}
+    return {200: {"model": answer, **events}, "4XX": {"model": answer}, "5XX": {"model": answer}}
+
+
 def told(error: Exception, path: str) -> tuple[str, int]:
     """An exception as vLLM words it, and its status; what is the server's own fault is logged."""
     said = part("create_error_response")(error).error

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from decoding import Parameters, StructuredOutputs, sampling
-from envelope import Text, envelope_route, told
+from envelope import Text, described, envelope_route, told
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prompt_ids import Message, one_turn
@@ -133,7 +133,7 @@ def generate_router() -> APIRouter:
     routes = APIRouter(route_class=envelope_route(GenerateAnswer, known))
     complete = completer()
 
-    @routes.post("/generate", response_model=None, responses={200: {"model": GenerateAnswer}})
+    @routes.post("/generate", response_model=None, responses=described(GenerateAnswer, streams=True))
     @part("with_cancellation")
     @part("load_aware_call")
     async def generate(request: GenerateRequest, raw_request: Request) -> Response:

@@ -8,6 +8,7 @@ spelling in somebody's text never becomes the control token, and a conversation 
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypedDict
 
 GUARDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))  # Unicode noncharacters: never part of a text that is meant as text
@@ -59,13 +60,14 @@ class Prompt:
             return bos + self.text_ids(text)
         if any(message.get("input") for message in messages) and not TAKES_INPUT.search(str(self.template)):
             raise ValueError("this checkpoint's chat template takes no input; put it into the instruction")
-        said = "".join(message["content"] + message.get("input", "") for message in messages)
-        guard = next((guard for guard in GUARDS if guard not in said), None)
-        if guard is None:
-            raise ValueError("the text holds every one of the noncharacters U+FDD0 to U+FDEF; take one out")
+        said = set().union(*(message["content"] + message.get("input", "") for message in messages))
+        unused = [guard for guard in GUARDS if guard not in said]
+        if len(unused) < 2:
+            raise ValueError("the text holds nearly all of the noncharacters U+FDD0 to U+FDEF; take two of them out")
+        guard, mark = unused[:2]
         guarded = [self.guarded(message, guard) for message in messages]
         rendered = self.render(guarded)
-        return self.encode(rendered, self.answers(guarded, rendered), guard)
+        return self.encode(rendered, self.answers(guarded, rendered, mark), guard)
 
     def guarded(self, message: Message, guard: str) -> Message:
         """The message with a guard behind the first character of every spelled control token."""
@@ -83,18 +85,23 @@ class Prompt:
         before, found, _ = self.render([*asked, {"role": "assistant", "content": "b"}])[len(prompt) :].partition("b")
         return before if found and not before.strip() else None
 
-    def answers(self, messages: Sequence[Message], rendered: str) -> list[int]:
+    def answers(self, messages: Sequence[Message], rendered: str, mark: str) -> list[int]:
         """Where earlier answers begin and end in the rendering, in order: tuning encodes a prompt and its answer apart.
 
-        None where the template rewrites earlier turns; nothing could be tuned on them either.
+        A mark on either side shows where they come to stand. None where the template changes or rewrites what it is given;
+        nothing could be tuned on it either.
         """
-        places: list[int] = []
-        for at, message in enumerate(messages):
-            if message["role"] == "assistant" and self.lead is not None:
-                asked = self.render(messages[:at])
-                if rendered.startswith(asked + self.lead + message["content"]):
-                    places += [len(asked), len(asked + self.lead + message["content"])]
-        return places
+        if self.lead is None or all(message["role"] != "assistant" for message in messages):
+            return []
+        marked: list[Message] = [
+            {**message, "content": mark + message["content"] + mark} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        pieces = self.render(marked).split(mark)
+        if "".join(pieces) != rendered or not all(before.endswith(self.lead) for before in pieces[:-1:2]):
+            return []
+        ends = list(accumulate(map(len, pieces[:-1])))
+        return [end - len(self.lead) if place % 2 == 0 else end for place, end in enumerate(ends)]
 
     def encode(self, rendered: str, cuts: Sequence[int], guard: str) -> list[int]:
         """Ids of a rendering: control tokens as such, the text between them in pieces that end at the cuts.
