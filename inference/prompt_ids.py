@@ -88,8 +88,8 @@ class Prompt:
     def answers(self, messages: Sequence[Message], rendered: str, mark: str) -> list[int]:
         """Where earlier answers begin and end in the rendering, in order: tuning encodes a prompt and its answer apart.
 
-        A mark on either side shows where they come to stand. None where the template changes or rewrites what it is given;
-        nothing could be tuned on it either.
+        A mark on either side shows where they come to stand. None where the template changes what it is given, or turns
+        that are over; nothing could be tuned on it either.
         """
         if self.lead is None or all(message["role"] != "assistant" for message in messages):
             return []
