@@ -6,6 +6,7 @@ vLLM serves, in one API process or in several (vllm.plugins.endpoint_plugins.int
 
 from typing import Any
 
+from extract_api import extract_router
 from fastapi import FastAPI
 from generate_api import generate_router
 from served_models import served_models
@@ -19,6 +20,7 @@ class KnowlmEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         app.include_router(generate_router())
+        app.include_router(extract_router())
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Called once the engine stands; args: the server's command line."""

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from vllm_imports import part
 
 SHOWN = 5  # errors told at once
@@ -50,23 +51,28 @@ def complaint(errors: Sequence[Any], known: Mapping[str, type[BaseModel]]) -> tu
             holder = [step for step in place[:-1] if not step.isdecimal()]
             unknown.setdefault(holder[-1] if holder else "", []).append(place[-1])
         elif not place and error["type"] != "value_error":
-            example = ", ".join(f'"{name}": …' for name, field in known[""].model_fields.items() if field.is_required())
-            said.append(f"the body must be an object such as {{{example or '…'}}}")
+            example = ", ".join(f'"{name}": …' for name in spelled(known[""]))
+            said.append(f"the body must be an object such as {{{example}}}")
         else:
             fault = error["msg"].removeprefix("Value error, ")
             said.append(": ".join(filter(None, [".".join(place[:3]), fault[0].lower() + fault[1:]])))
     for field, names in unknown.items():
         kind = {"": "field", "parameters": "parameter"}.get(field, f"field of {field}")
-        fields = ", ".join(known[field].model_fields) if field in known else "see /docs"
+        fields = ", ".join(spelled(known[field])) if field in known else "see /docs"
         said.append(f"unknown {kind} {', '.join(names[:SHOWN])}; known: {fields}")
     return "; ".join(dict.fromkeys(said[:SHOWN])), 422
+
+
+def spelled(model: type[BaseModel]) -> list[str]:
+    """A model's fields as requests spell them."""
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def envelope_route(empty: type[BaseModel], known: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
     """A route class whose errors are answered as `empty` with its `error` set."""
 
     def failure(message: str, status: int) -> JSONResponse:
-        return JSONResponse(empty(error=" ".join(message.split())).model_dump(), status_code=status)
+        return JSONResponse(empty(error=" ".join(message.split())).model_dump(exclude_none=True), status_code=status)
 
     class EnvelopeRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
@@ -82,7 +88,7 @@ def envelope_route(empty: type[BaseModel], known: Mapping[str, type[BaseModel]])
                     return failure(*complaint(error.errors(), known))
                 except RequestFailedError as error:
                     return failure(str(error), error.status)
-                except HTTPException as error:
+                except HTTPException as error:  # of a body that is no text, say
                     return failure(str(error.detail), error.status_code)
                 except Exception as error:
                     return failure(*told(error, request.url.path))

@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from extraction_form import read_extraction
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,6 +38,7 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
                 raise FileNotFoundError(f"{model} lacks {shard}, which {index.name} names; copy or download it again")
     if weights and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.pt", "*.gguf")):
         raise FileNotFoundError(f"{model} has no weights (*.safetensors); copy or download the checkpoint again")
+    read_extraction(model)
     tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
     if tokenizer and not any((folder / name).is_file() for name in tokenizers):
         raise FileNotFoundError(f"{model} has no tokenizer.json; copy the base's tokenizer files into it")

@@ -44,6 +44,11 @@ class Prompt:
         self.control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.control_ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
 
+    @property
+    def takes_input(self) -> bool:
+        """Whether an input is part of the prompt; without a template it follows the instruction."""
+        return not self.template or bool(TAKES_INPUT.search(str(self.template)))
+
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, BOS included where the template (or, without one, the tokenizer) has it.
 
@@ -58,7 +63,7 @@ class Prompt:
             text = messages[0]["content"] + ("\n" + messages[0]["input"] if messages[0].get("input") else "")
             bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
             return bos + self.text_ids(text)
-        if any(message.get("input") for message in messages) and not TAKES_INPUT.search(str(self.template)):
+        if any(message.get("input") for message in messages) and not self.takes_input:
             raise ValueError("this checkpoint's chat template takes no input; put it into the instruction")
         said = set().union(*(message["content"] + message.get("input", "") for message in messages))
         unused = [guard for guard in GUARDS if guard not in said]

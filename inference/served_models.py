@@ -5,12 +5,12 @@ tokenizer files, chat_template.jinja and extraction.json; what it lacks is the b
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from envelope import RequestFailedError
+from extraction_form import read_extraction
 from fastapi import Request
 from prompt_ids import Message, Prompt
 from vllm_imports import part
@@ -72,22 +72,6 @@ def served_models(engine_client: Any, state: Any, args: Any) -> dict[str | None,
         if not found[name].extraction:
             found[name] = found[name]._replace(extraction=base.extraction)
     return found
-
-
-def read_extraction(folder: str) -> dict[str, Any]:
-    """The folder's extraction.json, {} without one; ValueError where it is none."""
-    path = Path(folder, "extraction.json")
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tasks = content["tasks"].items()
-        if all(isinstance(said["instruction"], str) for _, languages in tasks for said in languages.values()):
-            return content
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    form = '{"tasks": {"ner": {"en": {"instruction": …}}}}'
-    raise ValueError(f"{path} is no extraction.json, which has the form {form}; correct it or take it away")
 
 
 def read_tokenizer(folder: str) -> Any:

@@ -1,0 +1,191 @@
+"""POST /extract: a text and a schema in, entities, triples or events with their places in the text out.
+
+    {"text": "Ann Lee was born in Oslo.", "task": "re", "schema": ["born in"]}
+    {"triples": [{"subject": {"name": "Ann Lee", "offsets": [[0, 7]], "in_text": true}, "relation": "born in", …}],
+     "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
+
+The model is asked in the words that it was tuned on (its extraction.json) and decoded greedily under a grammar of the
+answer's form, so that every answer parses and has the schema's types alone. A long text is cut into windows.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from envelope import Text, described, envelope_route
+from extraction_answer import read
+from extraction_form import Form, question
+from extraction_grammar import grammar
+from extraction_results import Span, result
+from extraction_schema import Kind, check_schema
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prompt_ids import Message, one_turn
+from pydantic import BaseModel, ConfigDict, Field
+from served_models import Served, completer, model_named, unhurried
+from text_windows import windows
+from vllm_imports import part
+
+ANSWER_TOKENS = 1024  # new tokens for a window at most; an answer that goes on longer goes round in circles
+WINDOW_TOKENS = 512  # of the text in a window at most; models are tuned on sentences and paragraphs
+WINDOW_SHARE = 1 / 3  # of the context's room behind the question, at most: the answer repeats what it finds
+AT_ONCE = 16  # windows of one request in the engine, so that a long text leaves room for other callers
+
+
+# What the OpenAPI description says of a schema; extraction_schema.py checks it against the task.
+NAME = {"type": "string", "minLength": 1}
+TYPED_RELATION = {
+    "type": "object", "properties": dict.fromkeys(("subject_type", "predicate", "object_type"), NAME),
+    "required": ["subject_type", "predicate", "object_type"], "additionalProperties": False,
+}  # fmt: skip
+SCHEMA: Any = {
+    "anyOf": [
+        {"type": "array", "items": {"anyOf": [NAME, TYPED_RELATION]}, "minItems": 1},
+        {"type": "object", "additionalProperties": {"type": "array", "items": NAME}, "minProperties": 1},
+    ]
+}
+
+
+class ExtractRequest(BaseModel):
+    """Body of /extract."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: Text
+    task: Literal["ner", "re", "spo", "ee"]
+    schema_: Any = Field(
+        alias="schema",
+        json_schema_extra=SCHEMA,
+        description="types (ner), relations (re, spo), event types with roles (ee)",
+    )
+    language: Literal["auto", "en", "zh"] | None = Field(default=None, description="of the question; auto: the text's")
+    model: str | None = Field(default=None, description="an adapter's name; without it the base")
+    max_tokens: int | None = Field(default=None, ge=1, description=f"for a window; {ANSWER_TOKENS}, or what there is")
+    window_tokens: int | None = Field(default=None, ge=1, description=f"of text in a window; at most {WINDOW_TOKENS}")
+
+
+class Found(BaseModel):
+    """A name and where it stands, in characters (Unicode code points) of the text."""
+
+    name: str
+    offsets: list[tuple[int, int]]
+    in_text: bool
+
+
+class Entity(Found):
+    type: str
+
+
+class End(Found):
+    type: str | None = None
+
+
+class Triple(BaseModel):
+    subject: End
+    relation: str
+    object: End
+
+
+class Argument(Found):
+    role: str
+
+
+class Event(BaseModel):
+    type: str
+    trigger: Found | None
+    arguments: list[Argument]
+
+
+class ExtractAnswer(BaseModel):
+    """Answer of /extract: the list that the task asks for, and how it came about."""
+
+    entities: list[Entity] | None = Field(default=None, description="ner")
+    triples: list[Triple] | None = Field(default=None, description="re and spo")
+    events: list[Event] | None = Field(default=None, description="ee")
+    complete: bool = Field(default=False, description="false: a window's answer was cut off by its limit of tokens")
+    windows: int = Field(default=0, description="pieces that the text was cut into")
+    num_output_tokens_cf: int = Field(default=0, description="tokens generated for all windows")
+    error: str | None = Field(default=None, description="one line")
+
+
+class Asking(NamedTuple):
+    """How one model is asked for one schema."""
+
+    model: Served
+    instruction: str
+    form: Form
+    kinds: tuple[Kind, ...]
+
+    def messages(self, text: str) -> list[Message]:
+        """The question about a window; a template without a place for an input gets it behind the instruction."""
+        if self.model.prompt.takes_input:
+            return one_turn(self.instruction, text)
+        return one_turn(f"{self.instruction}\n{text}")
+
+    def grammar(self) -> str:
+        return grammar(self.form, self.kinds, self.model.prompt.lead or "")
+
+    async def windows(self, text: str, limit: int | None) -> list[Span]:
+        """The windows of a text; ValueError where the question alone fills the context."""
+        prompt = self.model.prompt
+        question_tokens = len(await self.model.ids(self.messages("")))
+        room = int((self.model.context - question_tokens) * WINDOW_SHARE)
+        if room < 1:
+            raise ValueError(
+                f"the question has {question_tokens} tokens, the context {self.model.context}; ask for less"
+            )
+        limit = min(limit or WINDOW_TOKENS, room)
+        return await unhurried(len(text), windows, text, lambda window: len(prompt.text_ids(window)), limit)
+
+
+def asking_of(request: ExtractRequest, model: Served) -> Asking:
+    kinds = check_schema(request.task, request.schema_)
+    asked = question(request.task, kinds, request.text, request.language or "auto", model.extraction)
+    return Asking(model, asked.instruction, asked.form, kinds)
+
+
+def extract_router() -> APIRouter:
+    """The route of /extract."""
+    known: Mapping[str, type[BaseModel]] = {"": ExtractRequest}
+    routes = APIRouter(route_class=envelope_route(ExtractAnswer, known))
+    complete = completer()
+
+    @routes.post("/extract", response_model=None, responses=described(ExtractAnswer))
+    @part("with_cancellation")
+    @part("load_aware_call")
+    async def extract(request: ExtractRequest, raw_request: Request) -> Response:
+        """Extract what a schema asks for from a text, with places in the text."""
+        asking = asking_of(request, model_named(raw_request, request.model))
+        spans = await asking.windows(request.text, request.window_tokens)
+        form = {"structured_outputs": {"grammar": asking.grammar()}, "temperature": 0}
+        limit = request.max_tokens or ANSWER_TOKENS
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(span: Span) -> Any:
+            async with places:
+                ids = await asking.model.ids(asking.messages(request.text[slice(*span)]))
+                tokens = min(limit, asking.model.context - len(ids))
+                return await complete(raw_request, request.model, ids, max_tokens=tokens, **form)
+
+        done = await all_of([ask(span) for span in spans])
+        raw_request.state.knowlm_usage = sum(each.usage.total_tokens for each in done)  # for the limits of tokens
+        answers = [read(each.choices[0].text) for each in done]
+        said = [(span, answer) for span, (answer, _) in zip(spans, answers, strict=True)]
+        found = await unhurried(len(request.text), result, request.task, request.text, asking.form, asking.kinds, said)
+        about = {
+            "complete": all(whole for _, whole in answers), "windows": len(spans),
+            "num_output_tokens_cf": sum(each.usage.completion_tokens for each in done), "error": None,
+        }  # fmt: skip
+        return JSONResponse(found | about)
+
+    return routes
+
+
+async def all_of(work: list[Any]) -> list[Any]:
+    """The results in order; the first failure, or a caller that leaves, ends the rest."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

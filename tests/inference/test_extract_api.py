@@ -1,0 +1,126 @@
+"""inference/extract_api.py: whatever a model says, the answer parses, keeps to the schema and points into the text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TEXTS = {
+    "en": "Dabe Kilo was born in Marolo in 1950. She works for Atlas Salt Press.",
+    "zh": "李山水生于1950年，在国家出版公司工作。他是《日月星光》的作者。",
+}
+SCHEMAS: dict[str, Any] = {
+    "ner": ["person", "地点", 'odd "type" \\ 🤖'],
+    "re": ["born in", "任职"],
+    "spo": [{"subject_type": "person", "predicate": "born in", "object_type": "place"}, "人物_作者_作品"],
+    "ee": {"employment": ["who", "公司"], "出生": []},
+}
+
+
+def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
+    """The answer of /extract, which must be a success."""
+    body = {"text": text, "task": task, "schema": SCHEMAS[task], "max_tokens": 40} | more
+    status, answer = server.post("/extract", body)
+    assert (status, answer["error"]) == (200, None), answer
+    return answer
+
+
+def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything in an answer that has a place in the text."""
+    found = list(answer.get("entities", []))
+    for triple in answer.get("triples", []):
+        found += [triple["subject"], triple["object"]]
+    for event in answer.get("events", []):
+        found += [*filter(None, [event["trigger"]]), *event["arguments"]]
+    return found
+
+
+@pytest.mark.parametrize("task", SCHEMAS)
+@pytest.mark.parametrize("language", TEXTS)
+def test_an_answer_keeps_to_the_schema_and_points_into_the_text(server: Any, task: str, language: str) -> None:
+    """The model is random, so all order comes from the grammar; its first letters are those of names in the text."""
+    text = TEXTS[language]
+    for tokens in (1, 7, 40, 200):
+        answer = ask(server, text, task, max_tokens=tokens)
+        assert answer["windows"] == 1
+        assert 1 <= answer["num_output_tokens_cf"] <= tokens
+        [plural] = {"entities", "triples", "events"} & set(answer)
+        assert plural == {"ner": "entities", "ee": "events"}.get(task, "triples")
+        for each in names(answer):
+            assert each["in_text"] == bool(each["offsets"])
+            assert each["in_text"] == (each["name"].strip() in text)
+            assert all(text[start:end] == each["name"].strip() for start, end in each["offsets"])
+        kinds = {"born in", "作者"} if task == "spo" else set(SCHEMAS[task])
+        assert {each.get("relation") or each["type"] for each in answer[plural]} <= kinds
+        if task == "ee":
+            roles = {argument["role"] for each in answer[plural] for argument in each["arguments"]}
+            assert roles <= {"who", "公司"}
+    assert not ask(server, text, task, max_tokens=1)["complete"]
+
+
+def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(server: Any) -> None:
+    text = "".join(f"Dabe number {number} was born in Kilo. 他在公司工作。\n" for number in range(60))
+    answer = ask(server, text, "ner", window_tokens=60)
+    assert answer["windows"] > 10
+    assert answer["num_output_tokens_cf"] > answer["windows"]
+    for each in answer["entities"]:
+        assert all(text[start:end] == each["name"].strip() for start, end in each["offsets"])
+    assert ask(server, text, "ner")["windows"] < answer["windows"]
+
+
+def test_nothing_is_found_in_nothing(server: Any) -> None:
+    answer = ask(server, " \n", "re")
+    assert answer == {"triples": [], "complete": True, "windows": 0, "num_output_tokens_cf": 0, "error": None}
+
+
+def test_the_same_question_has_the_same_answer(server: Any) -> None:
+    first = ask(server, TEXTS["en"], "spo", max_tokens=60)
+    assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="auto") == first
+    assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="en") == first
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"text": "Dabe was here.", "task": "ner", "schema": ["person"]} | changes
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"{", 400, "the body is no JSON: "),
+        ([1], 422, 'the body must be an object such as {"text": …, "task": …, "schema": …'),
+        (body(task="kg"), 422, "task: input should be 'ner', 're', 'spo' or 'ee'"),
+        (body(schema=[]), 400, "the schema is empty or no list; the task ner needs one such as "),
+        (body(schema={"person": []}), 400, "the schema is empty or no list"),
+        (body(schema=["person"] * 2), 400, "the schema has 'person', or a role of it, more than once"),
+        (body(schema=[f"type {number}" for number in range(501)]), 400, "more than 500 types and roles"),
+        (body(schema=["word " * 30 + str(number) for number in range(40)]), 400, "tokens, the context 512"),
+        (body(language="fr"), 422, "language: input should be 'auto', 'en' or 'zh'"),
+        (body(parameters={}), 422, "unknown field parameters; known: text, task, schema, language, model, "),
+        (body(max_tokens=0), 422, "max_tokens: input should be greater than or equal to 1"),
+        (body(model="none"), 404, "there is no model 'none'; served: "),
+        (b'{"text": "\\ud800", "task": "ner", "schema": ["x"]}', 422, "half of a surrogate pair"),
+    ],
+)
+def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, said: str) -> None:
+    answered, answer = server.post("/extract", sent)
+    assert (answered, set(answer)) == (status, {"complete", "windows", "num_output_tokens_cf", "error"})
+    assert said in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def test_a_damaged_extraction_json_is_told_at_the_start(
+    run_script: Any, tuned_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in tuned_checkpoint.iterdir():
+        (folder / path.name).symlink_to(path)
+    for content, fault in (
+        ("{", "is damaged"),
+        ('{"tasks": {"ner": {"en": {"instruction": 7}}}}', "ner, en: an object"),
+    ):
+        (folder / "extraction.json").write_text(content)
+        error = run_script("inference/launch_vllm.py", "--model", folder, status=2).stderr
+        assert error.startswith(f"error: {folder}/extraction.json")
+        assert fault in error
+        assert error.count("\n") == 1

@@ -1,0 +1,119 @@
+"""The server under requests of every kind: what its description promises, and five hundred callers at once."""
+
+import json
+import random
+import socket
+import urllib.error
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import negative_data_rejection, not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS: list[Any] = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    negative_data_rejection,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/generate", "/extract"])
+def test_the_route_is_as_it_is_described(server: Any, path: str) -> None:
+    """Valid and invalid bodies made from the OpenAPI description: right status, right form, never a server error."""
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
+    valid, invalid = (operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
+
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(valid | invalid)
+    def holds(case: Any) -> None:
+        if isinstance(case.body, dict):  # answers as long as the context would take minutes
+            parameters = case.body.get("parameters")
+            if path == "/generate" and (parameters is None or isinstance(parameters, dict)):
+                parameters = {} if parameters is None else parameters
+                if "max_tokens" not in parameters and "max_new_tokens" not in parameters:
+                    case.body["parameters"] = parameters | {"max_tokens": 3}
+            if path == "/extract" and "max_tokens" not in case.body:
+                case.body["max_tokens"] = 3
+        case.call_and_validate(checks=CHECKS)
+
+    holds()
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+FEW = {"max_tokens": 6}
+# (path, body, statuses that are right); bytes are sent as they are, None hangs up at once.
+KINDS: list[tuple[str, Any, set[int]]] = [
+    ("/generate", {"instruction": "Name a city.", "parameters": FEW}, {200}),
+    ("/generate", {"instruction": "写", "input": "山水", "stream": True, "parameters": FEW}, {200}),
+    ("/generate", {"instruction": "beams", "parameters": FEW | {"num_beams": 2}}, {200}),
+    ("/generate", {"messages": [{"role": "user", "content": "hi"}], "parameters": FEW | {"seed": 1}}, {200}),
+    ("/generate", {"instruction": "x", "parameters": {"structured_outputs": {"choice": ["yes", "no"]}}}, {200}),
+    ("/extract", {"text": "Dabe was born in Kilo.", "task": "ner", "schema": ["person"], "max_tokens": 9}, {200}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 5}, {200}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}, {200}),
+    ("/generate", b'{"instruction": ', {400}),
+    ("/generate", b"\xff\xfe", {400, 422}),
+    ("/generate", {"instruction": "x", "parameters": {"temprature": 1}}, {422}),
+    ("/generate", {"instruction": "x", "parameters": {"top_p": 9}}, {400}),
+    ("/generate", {"instruction": "word " * 900}, {400}),
+    ("/generate", {"instruction": "x", "model": "none"}, {404}),
+    ("/generate", {"instruction": "x", "parameters": {"structured_outputs": {"regex": "(["}}}, {400}),
+    ("/extract", {"text": "x", "task": "ner", "schema": []}, {400}),
+    ("/extract", {"text": "x", "task": "none", "schema": ["a"]}, {422}),
+    ("/nowhere", {}, {404}),
+    ("/generate", None, {0}),
+    ("/extract", None, {0}),
+]
+
+
+def sent(server: Any, path: str, body: Any) -> int:
+    """Status of the answer, which must be whole; 0 for a caller that left before it came."""
+    if body is None:
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as caller:
+            text = json.dumps({"instruction": "x", "text": "x", "task": "ner", "schema": ["a"]})
+            caller.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
+            caller.sendall(f"Content-Length: {len(text)}\r\n\r\n{text}".encode())
+        return 0
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            content = answer.read().decode()
+            if body.get("stream"):
+                assert content.endswith("data: [DONE]\n\n")
+            else:
+                assert json.loads(content).get("error") is None
+            return answer.status
+    except urllib.error.HTTPError as error:
+        assert json.load(error)["error" if path != "/nowhere" else "detail"]
+        return error.code
+
+
+def test_five_hundred_mixed_requests_lose_nothing(server: Any) -> None:
+    """Good, bad and abandoned ones, 64 at a time: each has its answer, none is a server error, and nothing is left."""
+    asked = KINDS * 25
+    random.Random(5).shuffle(asked)
+    with ThreadPoolExecutor(64) as callers:
+        statuses = list(callers.map(lambda kind: sent(server, kind[0], kind[1]), asked))
+    wrong = Counter(
+        (path, str(body)[:60], status)
+        for (path, body, right), status in zip(asked, statuses, strict=True)
+        if status not in right
+    )
+    assert not wrong
+    assert server.generate("still there", max_tokens=3)["num_output_tokens_cf"] <= 3
+    metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode().splitlines()
+    left = [line for line in metrics if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))]
+    assert left
+    assert all(float(line.split()[-1]) == 0 for line in left)
+    assert "Traceback" not in server.log.read_text()
