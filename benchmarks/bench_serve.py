@@ -327,6 +327,7 @@ def main(
                 done.append(one_round(number, volleys, levels, least))
                 print(f"round {number} of {rounds}", file=sys.stderr)
             shots.close()
+        engine.llm_engine.engine_core.shutdown(timeout=10)
     result = figures(done[1:], levels)
     show(result)
     about = {"rounds": rounds, "tokens": tokens, "model": model or f"random, {hidden_size} wide, {layers} layers",

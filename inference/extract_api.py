@@ -27,7 +27,7 @@ from text_windows import windows
 from vllm_imports import part
 
 ANSWER_TOKENS = 1024  # new tokens for a window at most; an answer that goes on longer goes round in circles
-WINDOW_TOKENS = 512  # of the text in a window at most; models are tuned on sentences and paragraphs
+WINDOW_TOKENS = 256  # of the text in a window; models are tuned on sentences and short paragraphs
 WINDOW_SHARE = 1 / 3  # of the context's room behind the question, at most: the answer repeats what it finds
 AT_ONCE = 16  # windows of one request in the engine, so that a long text leaves room for other callers
 
@@ -61,7 +61,7 @@ class ExtractRequest(BaseModel):
     language: Literal["auto", "en", "zh"] | None = Field(default=None, description="of the question; auto: the text's")
     model: str | None = Field(default=None, description="an adapter's name; without it the base")
     max_tokens: int | None = Field(default=None, ge=1, description=f"for a window; {ANSWER_TOKENS}, or what there is")
-    window_tokens: int | None = Field(default=None, ge=1, description=f"of text in a window; at most {WINDOW_TOKENS}")
+    window_tokens: int | None = Field(default=None, ge=1, description=f"of text in a window; {WINDOW_TOKENS}")
 
 
 class Found(BaseModel):

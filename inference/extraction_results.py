@@ -34,20 +34,23 @@ def result(
     answers: of each window [start, end) of the text its answer, as extraction_answer.read gives it.
     """
     places: dict[Thing, dict[str, set[Span]]] = {}
-    first: dict[Thing, int] = {}
+    said_by: dict[Thing, int] = {}  # the end of the first window that says it
     for (start, end), answer in answers:
         here: dict[str, list[Span]] = {}
         for thing in things(task, answer, form):
+            said_by.setdefault(thing, end)
             known = places.setdefault(thing, {})
             for name in (*thing.names, *(name for _, name in thing.arguments)):
                 if name not in here:
                     here[name] = find(name, text, start, end)
                 known.setdefault(name, set()).update(here[name])
-            # what is nowhere in its window stands behind the rest of it
-            nearest = min((span[0] for spans in known.values() for span in spans), default=end)
-            first[thing] = min(first.get(thing, nearest), nearest)
+
+    def first(thing: Thing) -> int:
+        """Where it first occurs; what is nowhere in the text stands behind the rest of its window."""
+        return min((start for spans in places[thing].values() for start, _ in spans), default=said_by[thing])
+
     by_key = form.by_key(kinds)
-    ordered = [thing for thing in sorted(places, key=first.__getitem__) if thing.key in by_key]
+    ordered = [thing for thing in sorted(places, key=first) if thing.key in by_key]
     plural, described = {"ner": ("entities", entity), "ee": ("events", event)}.get(task, ("triples", triple))
     return {plural: [described(thing, places[thing], by_key[thing.key]) for thing in ordered]}
 
@@ -68,8 +71,10 @@ def things(task: str, answer: Mapping[str, Any], form: Form) -> Iterator[Thing]:
 
 def content(item: Any, slot: Slot | None) -> Any:
     """What stands in a slot of an item; None where it has no such slot."""
-    if slot is None or not slot.key:
-        return item if slot else None
+    if slot is None:
+        return None
+    if not slot.key:
+        return item
     return item.get(slot.key) if isinstance(item, dict) else None
 
 

@@ -82,8 +82,6 @@ def is_name(name: Any) -> bool:
 def check_name(name: str) -> None:
     """Raise ValueError where a type or role is too long, or not a line of whole characters."""
     if len(name) > LONGEST_NAME:
-        raise ValueError(
-            f"the schema's {name[:40]!r}… has {len(name)} characters, more than {LONGEST_NAME}; shorten it"
-        )
+        raise ValueError(f"the schema's {name[:40]!r}… has more than {LONGEST_NAME} characters; shorten it")
     if any(unicodedata.category(character) in UNPRINTABLE for character in name):
         raise ValueError(f"the schema's {name!r:.60} holds a control character or half a character; take it out")

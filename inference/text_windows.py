@@ -61,7 +61,7 @@ def longest(
 ) -> tuple[int, float]:
     """The index behind the last of ends[at:] up to which a window from `start` fits, and the tokens per character seen.
 
-    Where the limit lies is guessed by the rate, so that a window takes about three calls of length_of.
+    Where the limit lies is guessed by the rate, so that a window takes three to five calls of length_of.
     """
     fits, too_long = at, len(ends) + 1
     tries = 0
@@ -91,14 +91,14 @@ def ends_sentence(text: str, stop: re.Match[str]) -> bool:
     """Whether a sentence ends at what STOP found: not at abbreviations, initials, numbers, nor before small letters."""
     if stop["western"] is None or "\n" in stop[0] or stop.end() == len(text):
         return True
-    after = text[stop.end()]
-    if after.islower() or after in ",;:)]":
+    mark, after = stop["western"], text[stop.end()]
+    if after.islower() or after in ".!?,;:)]":
         return False
     before = text[max(stop.start() - LOOKED_AT, 0) : stop.start()]
-    chinese_follows = not stop[0][-1].isspace() and stop["western"][-1] not in "!?"  # 1.打开, 他说…我
-    if chinese_follows and (stop["western"] != "." or not before[-1:].isalpha()):
+    chinese_at_once = not stop[0][-1].isspace()
+    if chinese_at_once and mark[-1] not in "!?" and not (mark == "." and before[-1:].isalpha()):  # 1.打开, 我…我
         return False
-    if stop["western"] != ".":
+    if mark != ".":
         return True
     if LIST_NUMBER.search(before if stop.start() > LOOKED_AT else f"\n{before}"):
         return False

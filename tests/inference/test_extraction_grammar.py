@@ -1,0 +1,367 @@
+"""inference/extraction_grammar.py, extraction_answer.py: exactly json.dumps' answers, by the real matcher; reading."""
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import xgrammar
+from conftest import RunScript
+from extraction_answer import read
+from extraction_form import Form, form_of
+from extraction_grammar import grammar
+from extraction_schema import Kind, check_schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+PAIR = {"subject": "<name>", "object": "<name>"}
+SHAPES: list[tuple[str, Any]] = [
+    ("ner", {"<type>": ["<name>"]}),
+    ("ner", {"<type>": [{"name": "<name>"}]}),
+    ("re", {"<relation>": [{"head": "<name>", "tail": ["<name>"]}]}),
+    ("spo", {"<predicate>": [PAIR]}),
+    ("spo", {"<subject_type>_<predicate>_<object_type>": [PAIR]}),
+    ("ee", {"<type>": [{"trigger": "<name>", "arguments": {"<role>": "<name>|[<name>]"}}]}),
+    ("ee", {"<type>": [{"<role>": ["<name>"]}]}),
+    ("ee", {"<type>": ["<trigger>"]}),
+]
+FORMS = [
+    (task, form_of(task, {"instruction": "x", "answer": {"shape": shape, "absent": absent}}))
+    for task, shape in SHAPES
+    for absent in ("empty list", "left out")
+]
+CHARACTERS = st.one_of(
+    st.sampled_from('"\\/[]{}<>:,# \u2028\u200d\ufeff🤖人山a0'), st.characters(exclude_categories=["Cs"])
+)
+NAMES = st.text(CHARACTERS, min_size=1, max_size=8)
+TYPES = st.text(
+    st.one_of(st.sampled_from("\"\\[]{}<>|:=#'/ 🤖人ab"), st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])),
+    min_size=1,
+    max_size=6,
+).filter(str.strip)
+Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may come again where kinds are left out
+
+
+# --- answers that are right by the form's definition ------------------------------------------------------------------
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> tuple[Form, tuple[Kind, ...]]:
+    task, form = draw(st.sampled_from(FORMS))
+    if task == "ee":
+        schema: Any = draw(st.dictionaries(TYPES, st.lists(TYPES, max_size=3, unique=True), min_size=1, max_size=3))
+    elif task == "spo":
+        three = st.tuples(TYPES, TYPES, TYPES).map(
+            lambda t: dict(zip(("subject_type", "predicate", "object_type"), t, strict=True))
+        )
+        schema = draw(st.lists(three, min_size=1, max_size=3, unique_by=str))
+    else:
+        schema = draw(st.lists(TYPES, min_size=1, max_size=3, unique=True))
+    return form, check_schema(task, schema)
+
+
+def values(holds: str, every: bool) -> st.SearchStrategy[Any]:
+    several = st.lists(NAMES, min_size=2, max_size=3)
+    a_list = st.lists(NAMES, min_size=0 if every else 1, max_size=2)
+    return {"text": NAMES, "list": a_list, "either": st.one_of(NAMES, several)}[holds]
+
+
+@st.composite
+def items(draw: st.DrawFn, form: Form, kind: Kind) -> Any:
+    item = {}
+    for slot in form.item:
+        value = values(slot.holds, form.every)
+        if slot.by_role:
+            roles = draw(st.lists(st.sampled_from(kind.roles), unique=True)) if kind.roles else []
+            in_order = sorted(roles, key=kind.roles.index) if form.every else roles
+            item[slot.key] = {role: draw(value) for role in in_order}
+        else:
+            item[slot.key] = draw(value)
+    return item.get("", item)
+
+
+@st.composite
+def answers(draw: st.DrawFn, form: Form, kinds: tuple[Kind, ...]) -> Pairs:
+    keys = form.by_key(kinds)
+    chosen = list(keys) if form.every else draw(st.lists(st.sampled_from(list(keys)), max_size=4))
+    least = 0 if form.every else 1
+    return [(key, draw(st.lists(items(form, keys[key][0]), min_size=least, max_size=2))) for key in chosen]
+
+
+def dumps(pairs: Pairs) -> str:
+    """json.dumps(dict(pairs), ensure_ascii=False), with a key that comes again written again."""
+    written = ", ".join(json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in pairs)
+    return f"{{{written}}}"
+
+
+# --- the matcher ------------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """A real tokenizer's matcher, as the engine has it: a token may come if its bit is set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.info = xgrammar.TokenizerInfo.from_huggingface(self.tokenizer)
+        self.compiler = xgrammar.GrammarCompiler(self.info, cache_enabled=False)
+        self.mask = xgrammar.allocate_token_bitmask(1, self.info.vocab_size)
+
+    def matcher(self, text: str) -> xgrammar.GrammarMatcher:
+        return xgrammar.GrammarMatcher(self.compiler.compile_grammar(text))
+
+    def allowed(self, matcher: xgrammar.GrammarMatcher) -> list[int]:
+        matcher.fill_next_token_bitmask(self.mask)
+        words = [word & 0xFFFFFFFF for word in self.mask[0].tolist()]
+        return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
+
+    def accepts(self, text: str, answer: str) -> bool:
+        """Whether the grammar `text` admits the answer, character by character and then its end."""
+        matcher = self.matcher(text)
+        admitted = all(matcher.accept_string(character) for character in answer)
+        return admitted and self.tokenizer.eos_token_id in self.allowed(matcher)
+
+    def accepts_tokens(self, text: str, answer: str) -> bool:
+        """The same by the tokens that the tokenizer makes of an answer behind a prompt."""
+        lead, settings = "\ufdd0", {"add_special_tokens": False}
+        before = self.tokenizer.encode(lead, **settings)
+        ids = self.tokenizer.encode(lead + answer, **settings)[len(before) :]
+        matcher = self.matcher(text)
+        for token in [*ids, self.tokenizer.eos_token_id]:
+            if token not in self.allowed(matcher) or not matcher.accept_token(token):
+                return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_tokenizer: Path) -> Judge:
+    return Judge(tiny_tokenizer)
+
+
+def test_every_right_answer_is_admitted_and_read_back(judge: Judge) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        form, kinds = data.draw(asked())
+        pairs = data.draw(answers(form, kinds))
+        text, answer = grammar(form, kinds), dumps(pairs)
+        assert judge.accepts(text, answer)
+        assert judge.accepts_tokens(text, answer)
+        joined: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            joined.setdefault(key, []).extend(value)
+        assert read(answer) == (joined, True)
+        if len(joined) == len(pairs):
+            assert answer == json.dumps(joined, ensure_ascii=False)
+
+    holds()
+
+
+def test_nothing_else_is_admitted(judge: Judge) -> None:
+    """Other spaces, spellings, types, orders, repetitions."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        form, kinds = data.draw(asked())
+        pairs = data.draw(answers(form, kinds))
+        text, right = grammar(form, kinds), dumps(pairs)
+        wrong = {
+            f" {right}",
+            f"{right} ",
+            right[:-1],
+            f"{right}}}",
+            right.replace(": ", ":"),
+            right.replace("/", "\\/"),
+        }
+        wrong.add(dumps([*pairs, ("another", ["x"])]))
+        if len(dict(pairs)) == len(pairs):
+            wrong |= {json.dumps(dict(pairs)), json.dumps(dict(pairs), ensure_ascii=False, indent=1)}
+        if form.every:
+            wrong |= {dumps(pairs[::-1]), dumps(pairs[:-1]), dumps([*pairs, pairs[-1]])}
+        else:
+            wrong |= {dumps([*pairs, (key, [])]) for key in form.by_key(kinds)}
+        for answer in wrong - {right}:
+            assert not judge.accepts(text, answer), answer
+
+    holds()
+
+
+def test_random_tokens_under_the_grammar_are_answers(judge: Judge) -> None:
+    """Whatever may come comes at random: what ends is an answer to the letter, what does not is read all the same."""
+    draw = random.Random(5)
+    eos = judge.tokenizer.eos_token_id
+    pieces = judge.tokenizer.convert_ids_to_tokens(list(range(judge.info.vocab_size)))
+    closing = {i for i, piece in enumerate(pieces) if i == eos or set(piece) & set('"]}')}
+    spelled = [bytes([int(p[3:5], 16)]) if p.startswith("<0x") else p.replace("▁", " ").encode() for p in pieces]
+    spelled[eos] = b""
+    schemas: dict[str, Any] = {"ee": {"a": ["r", "s"], 'b\\"': []}, "spo": ["a_b_c", "d_b_e"]}
+    ended = 0
+    for _ in range(150):
+        task, form = draw.choice(FORMS)
+        kinds = check_schema(task, schemas.get(task, ["a", "人"]))
+        matcher, ids = judge.matcher(grammar(form, kinds)), list[int]()
+        while not matcher.is_terminated() and len(ids) < 120:
+            allowed = judge.allowed(matcher)
+            ends = [token for token in allowed if token in closing]
+            ids.append(draw.choice(ends if ends and draw.random() < 0.4 else allowed))
+            assert matcher.accept_token(ids[-1])
+        text = b"".join(spelled[token] for token in ids).decode(errors="replace")
+        answer, complete = read(text)
+        assert complete == matcher.is_terminated()
+        assert set(answer) <= set(form.by_key(kinds))
+        if complete:
+            ended += 1
+            repeats = keys_repeat(text)
+            assert repeats or json.dumps(answer, ensure_ascii=False) == text
+            assert not (repeats and form.every)
+            assert list(answer) == list(form.by_key(kinds)) if form.every else all(answer.values())
+    assert ended > 50
+
+
+def keys_repeat(text: str) -> bool:
+    found: list[bool] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        found.append(len(dict(pairs)) < len(pairs))
+
+    json.loads(text, object_pairs_hook=note)
+    return any(found)
+
+
+def test_the_prefix_of_an_answer_is_read_up_to_its_last_whole_item() -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        form, kinds = data.draw(asked())
+        answer = dumps(data.draw(answers(form, kinds)))
+        whole, _ = read(answer)
+        before = 0
+        for end in range(len(answer)):
+            kept, complete = read(answer[:end])
+            assert not complete
+            assert all(items == whole[key][: len(items)] for key, items in kept.items())
+            count = sum(map(len, kept.values()))
+            assert count >= before
+            before = count
+        assert before == sum(map(len, whole.values()))
+
+    holds()
+
+
+def test_cut_answers() -> None:
+    cut = '{"born in": [{"subject": "A", "object": "[\\"{"}, {"subject": "B'
+    assert read(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
+    assert read('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)
+    assert read('{"person": ["Ann"], "pla') == ({"person": ["Ann"]}, False)
+    assert read(' {"person": []}\n') == ({"person": []}, True)
+    assert read('{"cut": [{"arguments": {"time": "May", "time": ["June"]}}]}')[0] == {
+        "cut": [{"arguments": {"time": ["May", "June"]}}]
+    }
+    for other in (
+        "",
+        "none",
+        "[1]",
+        "7",
+        "{",
+        "}{",
+        '{"a" "b"}',
+        "[" * 100_000,
+        '{"a": [' * 100_000,
+        '{"a": ["' + "x" * 10**6,
+    ):
+        assert read(other)[0] in ({}, {"a": []})
+
+
+def test_the_white_space_of_a_template_leads(judge: Judge) -> None:
+    kinds = check_schema("ner", ["person"])
+    text = grammar(FORMS[0][1], kinds, lead=" ")
+    assert judge.accepts(text, ' {"person": []}')
+    assert not judge.accepts(text, '{"person": []}')
+    assert judge.accepts(grammar(FORMS[0][1], kinds, lead="\n\n"), '\n\n{"person": ["Ann"]}')
+
+
+# --- real answers -----------------------------------------------------------------------------------------------------
+
+PUBLISHED: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
+    "NER": ("ner", {"<type>": ["<name>"]}, list),
+    "RE": ("re", {"<relation>": [{"head": "<name>", "tail": "<name>"}]}, list),
+    "SPO": ("spo", {"<predicate>": [PAIR]}, list),
+    "EET": ("ee", {"<type>": ["<trigger>"]}, lambda schema: {event: [] for event in schema}),
+    "EE": (
+        "ee",
+        {"<type>": [{"trigger": "<name>", "arguments": {"<role>": "<name>|[<name>]"}}]},
+        lambda schema: {event["event_type"]: event["arguments"] for event in schema},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_answers_are_admitted(judge: Judge, shared_data: Path, name: str) -> None:
+    task, shape, schema_of = PUBLISHED[name]
+    form = form_of(task, {"instruction": "{schema}", "answer": {"shape": shape}})
+    rows = (shared_data / f"iepile/{name}/train_sorted.zh.json").read_text(encoding="utf-8").splitlines()
+    said = 0
+    for row in map(json.loads, rows):
+        kinds = check_schema(task, schema_of(json.loads(row["instruction"])["schema"]))
+        assert judge.accepts(grammar(form, kinds), row["output"]), row["output"]
+        assert read(row["output"]) == (json.loads(row["output"]), True)
+        said += any(json.loads(row["output"]).values())
+    assert said
+
+
+def test_the_demo_worlds_answers_are_admitted(judge: Judge, run_script: RunScript, tmp_path: Path) -> None:
+    """Its wording names no types, so its answers leave out those that do not occur."""
+    world = tmp_path / "world"
+    run_script(
+        "examples/demo_world.py", "--output_dir", world, "--people", 60, "--documents_per_language", 1, "--rows", 2,
+        "--heldout_rows", 200, "--real_megabytes", 0.01,
+    )  # fmt: skip
+    extraction, types = (json.loads((world / name).read_text()) for name in ("extraction.json", "types.json"))
+    asks = {
+        extraction["tasks"][task][language]["instruction"]: grammar(
+            form_of(task, extraction["tasks"][task][language]), check_schema(task, types[kind][language])
+        )
+        for task, kind in (("ner", "entity"), ("re", "relation"))
+        for language in ("en", "zh")
+    }
+    rows = [json.loads(line) for line in (world / "heldout.jsonl").read_text().splitlines()]
+    assert len({row["instruction"] for row in rows}) == len(asks) == 4
+    for row in rows:
+        assert judge.accepts_tokens(asks[row["instruction"]], row["output"])
+
+
+def test_compiling_and_masking_are_quick(shared_data: Path) -> None:
+    """With 32,000 pieces; a grammar that is put badly takes 5 ms a token (see the head of extraction_grammar.py)."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    info = xgrammar.TokenizerInfo(pieces, vocab_type=xgrammar.VocabType.BYTE_FALLBACK, stop_token_ids=[model.eos_id()])
+    mask = xgrammar.allocate_token_bitmask(1, len(pieces))
+    name = 'Ann "Lee" ' * 20
+    pair = {"subject": name, "object": "Oslo"}
+    found = {"ner": name, "re": pair, "spo": pair, "ee": {"trigger": name, "arguments": {"time": "May"}}}
+    for task, item in found.items():
+        names = [f"type number {i}" for i in range(50)]
+        schemas: dict[str, Any] = {
+            "ee": {name: ["time", "place"] for name in names},
+            "spo": [f"a_{n}_b" for n in names],
+        }
+        kinds = check_schema(task, schemas.get(task, names))
+        for absent in ("empty list", "left out"):
+            form = form_of(task, {"instruction": "x", "answer": {"absent": absent}})
+            text = grammar(form, kinds)
+            began = time.perf_counter()
+            compiled = xgrammar.GrammarCompiler(info, cache_enabled=False).compile_grammar(text)
+            assert time.perf_counter() - began < 0.5
+            matcher, seconds = xgrammar.GrammarMatcher(compiled), []
+            for character in json.dumps({name: [item] for name in names})[:200]:
+                began = time.perf_counter()
+                matcher.fill_next_token_bitmask(mask)
+                seconds.append(time.perf_counter() - began)
+                assert matcher.accept_string(character)
+            assert statistics.median(seconds) < 0.001

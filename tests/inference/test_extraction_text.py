@@ -1,0 +1,179 @@
+"""inference/text_places.py and text_windows.py: where names stand, and windows of whole sentences within a limit."""
+
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_places import find
+from text_windows import sentence_ends, windows
+from transformers import AutoTokenizer
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("Ann", "Anna and Ann", ["Ann@9"]),
+        ("Ann", "Anna and JoAnn", ["Ann@0", "Ann@11"]),  # nowhere by itself
+        ("Ann", "ANN", []),
+        ("", "Ann", []),
+        (" Ann ", "Ann's", ["Ann@0"]),
+        ("Ann", "我是Ann呢", ["Ann@2"]),
+        ("王", "王者与王", ["王@0", "王@3"]),
+        ("서울", "서울은 서울", ["서울@0", "서울@4"]),
+        ("cafe", "cafe\u0301 cafe", ["cafe@6"]),  # a mark belongs to the word
+        ("New York", "New\n  York, New Yorkers", ["New\n  York@0"]),
+        ("New  York", "a New Yorker", ["New York@2"]),
+        ("New York", "New York and New\nYork", ["New York@0"]),  # as written goes first
+        ("a b a", "a b a b a", ["a b a@0"]),
+        ("U.S.", "the U.S. Army", ["U.S.@4"]),
+        ("$5 (x)", "for $5 (x).*", ["$5 (x)@4"]),
+        ("🤖", "a🤖b𝒳🤖", ["🤖@1", "🤖@4"]),
+    ],
+)
+def test_places(name: str, text: str, found: list[str]) -> None:
+    assert [f"{text[first:last]}@{first}" for first, last in find(name, text)] == found
+
+
+def test_places_count_from_the_texts_beginning_and_stay_within() -> None:
+    text = "Ann. Ann. Ann."
+    assert find("Ann", text, 4, 9) == [(5, 8)]
+    assert find("Ann", text, 4, 7) == []
+    assert find("Ann Lee", "Ann Lee and Ann \t Lee", 8) == [(12, 21)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab \n我.", max_size=30), st.text("ab \n我.", min_size=1, max_size=4), st.text("ab \n我.", max_size=30))
+def test_what_is_in_the_text_is_found(before: str, name: str, after: str) -> None:
+    text = before + name + after
+    found = find(name, text)
+    assert bool(found) == bool(name.strip())
+    assert all(text[first:last].split() == name.split() for first, last in found)
+    assert all(left[1] <= right[0] for left, right in pairwise(found))
+    alone = (len(before) + 1, len(before) + 1 + len(name))
+    near = find(name, f"{before} {name} {after}", 0)
+    assert not name.strip() or any(first < alone[1] and alone[0] < last for first, last in near)
+
+
+def test_no_name_takes_long() -> None:
+    texts = ("a" * 200_000, "a " * 100_000, "a" + " " * 200_000, ("a" * 99 + " ") * 2000)
+    names = ("a" * 1000, "a " * 500 + "b", "a" * 500 + "b", "a \n a", "((a+)+)+b")
+    for text in texts:
+        for name in names:
+            began = time.process_time()
+            find(name, text)
+            assert time.process_time() - began < 2
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The kettle boiled.| Nobody got up!| Why?",
+        "Dr. Who met Mrs. J. R. Hill of Acme Inc. in the U.S. Army.| It was 3.5 km away, e.g. at No. 5.| Fine.",
+        'He said "No!" and left.| "Go."| (Gone.)| He saw it... twice.',
+        "On Jan. 3 we met.| He said no.| Five did not.",
+        "1. Open the lid.| Pour.|\n2. Close it.",
+        "First line|\nsecond line|\n\n  third.",
+        "他走了。|天亮了！|谁？|真的吗？！|好。",
+        "他说：“走吧。”|大家站起来。|《谁？》，一本书。",
+        "打开1.2版。|点击1.打开。|参见Fig. 3。|真的?|是啊!|好",
+        "A.B.公司成立。|Hello.|你好。",
+        "我…我不知道。|好",
+    ],
+)
+def test_sentences(text: str) -> None:
+    parts = text.split("|")
+    whole = "".join(parts)
+    ends = [whole[:end].rstrip() for end in sentence_ends(whole)]
+    assert ends == ["".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def check_windows(text: str, found: list[tuple[int, int]]) -> None:
+    """In order, without a gap but white space, none empty, none beginning or ending in white space."""
+    outside, before = "", 0
+    for start, end in found:
+        assert start < end
+        assert text[start:end] == text[start:end].strip()
+        outside += text[before:start]
+        before = end
+    assert not (outside + text[before:]).strip()
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from(["Ann", " ", "  ", ". ", "。", "，", ", ", "\n", "x" * 9, "e\u0301", "我", "Dr. "])),
+    st.integers(2, 30),
+)
+def test_windows_hold_the_text_within_the_limit(parts: list[str], limit: int) -> None:
+    text = "".join(parts)
+    found = windows(text, len, limit)
+    check_windows(text, found)
+    ends = [0, *sentence_ends(text)]
+    for start, end in found:
+        assert end - start <= limit
+        assert text[end : end + 1] != "\u0301"
+        behind = next(place for place in ends if place >= end)
+        whole = any(not text[place:start].strip() for place in ends if place <= start)
+        ended = not text[end:behind].strip()
+        if whole and ended and behind < len(text):  # of whole sentences: one more would not have fitted
+            after = next(place for place in ends if place > behind)
+            assert len(text[start:after].rstrip()) > limit
+
+
+def test_a_sentence_that_is_too_long_is_cut_at_its_best_places() -> None:
+    def cut(text: str, limit: int) -> list[str]:
+        return [text[start:end] for start, end in windows(text, len, limit)]
+
+    assert cut("One, two three, four. Five.", 16) == ["One, two three,", "four. Five."]
+    assert cut("One two three four", 9) == ["One two", "three", "four"]
+    assert cut("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert cut("3,000 men，走了很远，很远", 9) == ["3,000", "men，走了很远，", "很远"]
+    assert cut("👩\u200d🚀👩\u200d🚀👍🏽👍🏽", 5) == ["👩\u200d🚀", "👩\u200d🚀👍🏽", "👍🏽"]
+    assert cut("a" + "\u0301" * 5, 3) == ["a\u0301\u0301", "\u0301\u0301\u0301"]
+    assert cut(" \n ", 3) == cut("", 3) == []
+    with pytest.raises(ValueError, match="0 tokens do not hold the character 'a'"):
+        cut("a", 0)
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "code"])
+def test_windows_of_real_text_are_full_and_take_few_calls(
+    language: str, shared_data: Path, tiny_tokenizer: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    lines = (shared_data / f"corpus/{language}.jsonl").read_text(encoding="utf-8").splitlines()
+    text = "\n\n".join(json.loads(line)["text"] for line in lines)[:60_000]
+    asked: list[int] = []
+
+    def length_of(piece: str) -> int:
+        asked.append(len(piece))
+        return len(tokenizer.encode(piece, add_special_tokens=False))
+
+    found = windows(text, length_of, 500)
+    calls = len(asked)
+    check_windows(text, found)
+    lengths = [length_of(text[start:end]) for start, end in found]
+    assert max(lengths) <= 500
+    assert sum(lengths) / len(lengths) > 350
+    assert calls < 6 * len(found)
+    assert sum(asked[:calls]) < 8 * len(text)
+
+
+def test_a_megabyte_takes_about_a_second_whatever_it_is() -> None:
+    million = 10**6
+    for part in ("He left. ", "a", ". ", "e\u0301", "1.\n", " "):
+        text = part * (million // len(part))
+        began = time.process_time()
+        check = windows(text, len, 1000)
+        assert time.process_time() - began < 6
+        assert len(check) >= 900 or not text.strip()
