@@ -24,4 +24,4 @@ class KnowlmEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Called once the engine stands; args: the server's command line."""
-        state.knowlm_models = served_models(engine_client, state, args)
+        state.knowlm_models = await served_models(engine_client, state, args)

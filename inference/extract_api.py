@@ -155,7 +155,7 @@ def extract_router() -> APIRouter:
     @part("load_aware_call")
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
         """Extract what a schema asks for from a text, with places in the text."""
-        asking = asking_of(request, model_named(raw_request, request.model))
+        asking = asking_of(request, await model_named(raw_request, request.model))
         spans = await asking.windows(request.text, request.window_tokens)
         form = {"structured_outputs": {"grammar": asking.grammar()}, "temperature": 0}
         limit = request.max_tokens or ANSWER_TOKENS

@@ -104,7 +104,7 @@ def say(task: str, kinds: tuple[Kind, ...], language: str) -> str:
 
 def read_extraction(folder: str) -> dict[str, Any]:
     """The folder's extraction.json, {} without one; ValueError where it is none that can be asked."""
-    path = Path(folder, "extraction.json")
+    path = Path(folder, "extraction.json").expanduser()
     if not path.is_file():
         return {}
     try:

@@ -138,7 +138,7 @@ def generate_router() -> APIRouter:
     @part("load_aware_call")
     async def generate(request: GenerateRequest, raw_request: Request) -> Response:
         """Answer an instruction with its input, or a conversation, under the model's prompt template."""
-        model = model_named(raw_request, request.model)
+        model = await model_named(raw_request, request.model)
         ids = await model.ids(request.conversation())
         fields = sampling(request.parameters or Parameters(), model.context - len(ids), bool(request.stream))
         if request.stream:

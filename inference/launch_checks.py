@@ -26,10 +26,8 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
         return True
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{model} is a LoRA adapter; merge it into its base first: "
-                f"python tools/weight_diff.py merge --path_zhixi BASE --path_lora {model} --path_sfted NEW"
-            )
+            beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
+            raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge(model)}")
         raise FileNotFoundError(f"{model} is no checkpoint: it has no config.json; give a folder that training wrote")
     read_json(folder / "config.json")
     for index in folder.glob("*.index.json"):
@@ -43,6 +41,11 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
     if tokenizer and not any((folder / name).is_file() for name in tokenizers):
         raise FileNotFoundError(f"{model} has no tokenizer.json; copy the base's tokenizer files into it")
     return True
+
+
+def merge(adapter: str) -> str:
+    """What to do with an adapter that is not to be served, or cannot be, beside its base."""
+    return f"merge it: python tools/weight_diff.py merge --path_zhixi BASE --path_lora {adapter} --path_sfted NEW"
 
 
 def read_json(path: Path) -> dict[str, Any]:

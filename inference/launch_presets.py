@@ -8,7 +8,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from cpu_limits import check_limits, packed
+
 PLUGIN = "knowlm"  # in knowlm_inference-1.dist-info/entry_points.txt
+HUB_RESOLVER = "lora_hf_hub_resolver"  # of vLLM's; it downloads adapters, and loads only where it is named
 GIB = 2**30
 # Widths of attention heads that vLLM 0.32's CPU kernel was compiled for: all multiples of 8 up to 512 were tried on it.
 CPU_HEAD_WIDTHS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -51,7 +54,7 @@ def allow_plugin(environment: Environment) -> None:
     if allowed is None:
         found = entry_points()
         groups = [group for group in found.groups if group.startswith("vllm.") and group != "vllm.endpoint_plugins"]
-        names = sorted({entry.name for group in groups for entry in found.select(group=group)})
+        names = sorted({entry.name for group in groups for entry in found.select(group=group)} - {HUB_RESOLVER})
     else:
         names = [name for name in allowed.split(",") if name]
     environment["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*names, PLUGIN]))
@@ -102,11 +105,16 @@ def preset_for_cpu(args: argparse.Namespace, config: Mapping[str, Any], environm
     config: the checkpoint's config.json. Raises ValueError where the processes asked for do not fit the machine.
     """
     check_heads(config)
+    check_limits(args, config)
     said = []
-    if all(getattr(args, name) is None for name in ("enforce_eager", "compilation_config", "optimization_level")):
+    compiled = args.pipeline_parallel_size > 1  # vLLM 0.32's pipeline makes its buffers where it compiles
+    if not compiled and all(
+        getattr(args, name) is None for name in ("enforce_eager", "compilation_config", "optimization_level")
+    ):
         args.enforce_eager = True
         said.append("no GPU: --enforce-eager, for a start without compiling (--no-enforce-eager compiles)")
-    if args.dtype is None and config.get("dtype", config.get("torch_dtype")) == "float32":
+    stored = config.get("dtype", config.get("torch_dtype"))
+    if args.dtype is None and stored == "float32" and not packed(config):
         args.dtype = "float32"
         said.append("no GPU: --dtype float32, as the checkpoint has it (auto would round it to bfloat16)")
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):

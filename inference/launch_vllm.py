@@ -8,6 +8,7 @@
     --model M              a checkpoint folder, or a name on the hub; needed
     --host H --port P      where to listen: 127.0.0.1 and 8000
     --template_path T      prompt template in place of the checkpoint's chat_template.jinja: Jinja or alpaca JSON
+    --lora-modules A=F …   adapters' folders, served beside their base under the names A (model in a request)
     --help=all             every option of `vllm serve`, all of which work here; --help=WORD: those about one thing
 
 What the launcher presets is printed at the start and yields to an option or a variable of the user's; published
@@ -22,6 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
 from launch_checks import check_model, check_port, check_prompt, one_line, read_json
 from launch_presets import allow_plugin, preset_for_cpu, translate
 from prompt_templates import read_template
@@ -42,6 +44,8 @@ def first_look(arguments: Sequence[str]) -> None:
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path"):
         look.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
+    for name in ("lora-modules", "served-model-name"):
+        look.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
     try:
         named, _ = look.parse_known_args(arguments)
     except argparse.ArgumentError:
@@ -59,6 +63,8 @@ def first_look(arguments: Sequence[str]) -> None:
                 os.environ.setdefault("HF_HUB_OFFLINE", "1")
         else:
             say(f"there is no folder {model} here; vLLM will look for that name on the hub")
+        if named.lora_modules:
+            check_adapters(named_adapters(named.lora_modules), model, (named.served_model_name or [()])[-1])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises ValueError on unknown or contradicting options and on a CPU-only machine that is too small for them.
     """
     parser = build_parser()
-    left_open = ("dtype", "enforce_eager", "compilation_config", "optimization_level")
+    left_open = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
     usual = {name: parser.get_default(name) for name in left_open}
     parser.set_defaults(model=None, host=DEFAULT_HOST, **dict.fromkeys(usual))
     args = parser.parse_args(list(arguments))
@@ -104,6 +110,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     is_here = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
     if not args.uds:
         check_port(args.host or "", args.port)
+    for line in preset_adapters(args):
+        say(line)
     if part("current_platform").is_cpu():
         config = read_json(Path(args.model, "config.json")) if is_here and Path(args.model).is_dir() else {}
         for line in preset_for_cpu(args, config, os.environ):
@@ -133,6 +141,8 @@ def main(arguments: Sequence[str]) -> None:
         template = part("load_chat_template")(args.chat_template)
         place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
         check_prompt(args.tokenizer or args.model, template, place)
+        for line in check_adapter_prompts(args):
+            say(line)
     allow_plugin(os.environ)
     serve.cmd(args)
 

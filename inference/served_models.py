@@ -6,9 +6,11 @@ tokenizer files, chat_template.jinja and extraction.json; what it lacks is the b
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from adapter_folders import check_adapter
+from adapter_prompts import adapter_prompt, end_ids
 from envelope import RequestFailedError
 from extraction_form import read_extraction
 from fastapi import Request
@@ -25,6 +27,7 @@ class Served(NamedTuple):
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
     longest: int  # characters of the longest piece of its vocabulary
+    ends: list[int]  # ids that end its answers, beside those that end the base's
 
     async def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt; there is room for an answer behind them.
@@ -53,53 +56,88 @@ async def unhurried(characters: int, work: Callable[..., Any], *values: Any) -> 
     return work(*values) if characters <= AT_ONCE else await asyncio.to_thread(work, *values)
 
 
-def served_models(engine_client: Any, state: Any, args: Any) -> dict[str | None, Served]:
-    """All that can be named in a request, the base also under None; adapters are those of vLLM's --lora-modules."""
-    template = part("load_chat_template")(args.chat_template)
+class ServedModels:
+    """All that can be named in a request. Adapters come and go at run time, so vLLM's own list of them is asked."""
+
+    def __init__(self, base: Served, folder: str, models: Any) -> None:
+        """folder: the base's; models: vLLM's OpenAIServingModels."""
+        self.base, self.folder, self.models = base, folder, models
+        self.adapters: dict[str, tuple[Any, Served]] = {}  # by name: what vLLM loaded, and what was made of it
+
+    def names(self) -> list[str]:
+        return [*(path.name for path in self.models.base_model_paths), *self.models.lora_requests]
+
+    async def named(self, name: str | None) -> Served:
+        """The model of that name, the base without one.
+
+        Raises RequestFailedError (404) with the names there are, and ValueError or FileNotFoundError where an adapter
+        that was loaded at run time cannot be asked.
+        """
+        if name is None or self.models.is_base_model(name):
+            return self.base
+        loaded = self.models.lora_requests.get(name) or await self.looked_for(name)
+        if name not in self.adapters or self.adapters[name][0] is not loaded:  # new, or loaded again
+            self.adapters[name] = loaded, await asyncio.to_thread(self.with_adapter, name, loaded.lora_path)
+            self.adapters = {name: made for name, made in self.adapters.items() if name in self.models.lora_requests}
+        return self.adapters[name][1]
+
+    def with_adapter(self, name: str, folder: str) -> Served:
+        """The model that an adapter's folder makes of the base."""
+        check_adapter(name, folder, self.folder)
+        prompt, base = adapter_prompt(folder, self.base.prompt), self.base
+        extraction = read_extraction(folder) or base.extraction
+        return Served(prompt, extraction, base.context, longest_piece(prompt), end_ids(prompt, base.prompt))
+
+    async def looked_for(self, name: str) -> Any:
+        """What vLLM's resolvers find under a name that is not loaded; they look where the administrator told them to.
+
+        The filesystem resolver joins a folder and the name, so a name may not lead out of that folder.
+        """
+        inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+        if part("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and inside:
+            found = await self.models.resolve_lora(name)
+            if not isinstance(found, part("ErrorResponse")):
+                return found
+            if found.error.code != 404:
+                raise RequestFailedError(found.error.message, found.error.code)
+        raise RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
+
+
+async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
+    """The base and the adapters of --lora-modules, once the engine stands; ValueError where one cannot be asked."""
+    prompt = Prompt(engine_client.get_tokenizer(), part("load_chat_template")(args.chat_template))
     context = engine_client.model_config.max_model_len
-
-    def served(tokenizer: Any, template: str | None, folder: str) -> Served:
-        longest = max(map(len, tokenizer.get_vocab()))
-        return Served(Prompt(tokenizer, template), read_extraction(folder), context, longest)
-
-    base = served(engine_client.get_tokenizer(), template, args.model)
-    found: dict[str | None, Served] = {None: base}
-    found |= {path.name: base for path in state.openai_serving_models.base_model_paths}
-    for name, adapter in state.openai_serving_models.lora_requests.items():
-        own = read_tokenizer(adapter.lora_path)
-        words = own or base.prompt.tokenizer
-        found[name] = served(words, template or words.chat_template or base.prompt.template, adapter.lora_path)
-        if not found[name].extraction:
-            found[name] = found[name]._replace(extraction=base.extraction)
-    return found
+    base = Served(prompt, read_extraction(args.model), context, longest_piece(prompt), [])
+    models = ServedModels(base, args.model, state.openai_serving_models)
+    for name in list(models.models.lora_requests):
+        await models.named(name)
+    return models
 
 
-def read_tokenizer(folder: str) -> Any:
-    """The tokenizer in an adapter's folder, None where it has none."""
-    if not any(Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
+def longest_piece(prompt: Prompt) -> int:
+    return max(map(len, prompt.tokenizer.get_vocab()))
 
 
-def model_named(request: Request, name: str | None) -> Served:
+async def model_named(request: Request, name: str | None) -> Served:
     """The model that a request names; RequestFailedError (404) with the names there are."""
-    models: dict[str | None, Served] = request.app.state.knowlm_models
-    if name in models:
-        return models[name]
-    raise RequestFailedError(f"there is no model {name!r}; served: {', '.join(filter(None, models))}", 404)
+    return await request.app.state.knowlm_models.named(name)
 
 
 def completer() -> Callable[..., Awaitable[Any]]:
     """The function that asks vLLM's own handler of /v1/completions, whose validation and errors are ours too.
 
     It takes (request, model's name, prompt ids, **fields of CompletionRequest), gives a CompletionResponse or, with
-    stream, an iterator of server-sent events, and raises RequestFailedError.
+    stream, an iterator of server-sent events, and raises RequestFailedError; ValueError where a beam search would not
+    see the end of an adapter's answer.
     """
     completion_request, error_response = part("CompletionRequest"), part("ErrorResponse")
 
     async def complete(request: Request, model: str | None, ids: list[int], **fields: Any) -> Any:
+        ends = (await model_named(request, model)).ends
+        if ends and not fields.get("ignore_eos"):
+            if fields.get("use_beam_search"):
+                raise ValueError(f"beam search knows the base's end token alone, not {model}'s; leave num_beams out")
+            fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *ends]
         asked = completion_request(model=model, prompt=ids, **fields)
         result = await request.app.state.openai_serving_completion.create_completion(asked, request)
         if isinstance(result, error_response):

@@ -36,8 +36,8 @@ def test_former_options_are_left_out_or_replaced_with_a_line_each() -> None:
 def test_the_endpoint_is_allowed_beside_the_plugins_that_would_load_anyway() -> None:
     untold: dict[str, str] = {}
     allow_plugin(untold)
-    assert untold["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
-    assert "lora_filesystem_resolver" in untold["VLLM_PLUGINS"]
+    assert {PLUGIN, "lora_filesystem_resolver"} <= set(untold["VLLM_PLUGINS"].split(","))
+    assert "lora_hf_hub_resolver" not in untold["VLLM_PLUGINS"]  # vLLM loads it only where it is named
     told = {"VLLM_PLUGINS": "mine"}
     allow_plugin(told)
     assert told["VLLM_PLUGINS"] == f"mine,{PLUGIN}"
@@ -59,8 +59,9 @@ def test_cores_are_shared_out_evenly() -> None:
 
 def test_presets_without_a_gpu_yield_to_the_user() -> None:
     left_open = dict.fromkeys(
-        ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len")
-    )
+        ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len",
+         "enable_lora", "distributed_executor_backend")
+    )  # fmt: skip
     one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
     args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
     said = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
@@ -118,7 +119,7 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
     ("kind", "said"),
     [
         ("no checkpoint", "is no checkpoint: it has no config.json"),
-        ("adapter", "is a LoRA adapter; merge it into its base first: python tools/weight_diff.py merge"),
+        ("adapter", "is a LoRA adapter; serve it beside its base (--model BASE --lora-modules NAME="),
         ("no weights", "has no weights"),
         ("missing shard", "lacks model-00002-of-00002.safetensors"),
         ("no tokenizer", "has no tokenizer.json"),
