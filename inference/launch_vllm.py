@@ -16,6 +16,8 @@ options that vLLM no longer has are replaced or left out with a line. See infere
 """
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +28,9 @@ from typing import Any, NoReturn
 from launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
 from launch_checks import check_model, check_port, check_prompt, one_line, read_json
 from launch_presets import allow_plugin, preset_for_cpu, translate
+from launch_safety import add_safety_options, preset_safety
 from prompt_templates import read_template
+from supervise import supervise
 from vllm_imports import part
 
 DEFAULT_HOST = "127.0.0.1"
@@ -89,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--template-path", metavar="FILE",
         help="prompt template in place of the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
     )  # fmt: skip
+    add_safety_options(parser, ours)
     return parser
 
 
@@ -116,6 +121,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         config = read_json(Path(args.model, "config.json")) if is_here and Path(args.model).is_dir() else {}
         for line in preset_for_cpu(args, config, os.environ):
             say(line)
+    for line in preset_safety(args, os.environ):
+        say(line)
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -147,7 +154,10 @@ def main(arguments: Sequence[str]) -> None:
     serve.cmd(args)
 
 
+if __name__ == "__mp_main__":  # an engine or worker, which begins by importing this file: to free each of the millions
+    atexit.register(gc.freeze)  # of objects of a process that ends takes seconds, and its memory goes with it anyway
 if __name__ == "__main__":
+    supervise()
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:

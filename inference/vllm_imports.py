@@ -7,6 +7,8 @@ TRIED_WITH = "0.32"
 
 MODULES = {
     "ServeSubcommand": "vllm.entrypoints.cli.serve",
+    "AsyncEngineArgs": "vllm.engine.arg_utils",
+    "UsageContext": "vllm.usage.usage_lib",
     "make_arg_parser": "vllm.entrypoints.launchers.cli_args",
     "FlexibleArgumentParser": "vllm.utils.argparse_utils",
     "cli_env_setup": "vllm.entrypoints.serve.utils.api_utils",
