@@ -92,7 +92,7 @@ def prompts(count: int, draw: random.Random) -> list[str]:
 
 @contextmanager
 def server(model: Path, options: list[str], log: Path) -> Iterator[tuple[str, int]]:
-    """URL and process id of a server that answers; it is ended afterwards."""
+    """URL and API process of a server that answers; it is ended afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -109,10 +109,18 @@ def server(model: Path, options: list[str], log: Path) -> Iterator[tuple[str, in
                 if process.poll() is not None:
                     raise ValueError(f"the server did not start:\n{log.read_text()[-3000:]}") from None
                 time.sleep(0.5)
-        yield url, process.pid
+        yield url, api_process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def api_process(launcher: int) -> int:
+    """The process under the launcher that answers HTTP."""
+    import psutil
+
+    [api] = (each for each in psutil.Process(launcher).children() if "launch_vllm.py" in " ".join(each.cmdline()))
+    return api.pid
 
 
 def cpu_seconds(process: int) -> float:
