@@ -64,6 +64,14 @@ class GenerateRequest(BaseModel):
         return [{"role": turn.role, "content": turn.content, "input": turn.input or ""} for turn in self.messages]
 
 
+KNOWN: dict[str, type[BaseModel]] = {  # under what name the body has which
+    "": GenerateRequest,
+    "parameters": Parameters,
+    "messages": Turn,
+    "structured_outputs": StructuredOutputs,
+}
+
+
 class GenerateAnswer(BaseModel):
     """Answer of /generate, in success and in failure; in a stream each event is one, with the next piece of text."""
 
@@ -124,13 +132,7 @@ def event_of(text: str = "", tokens: int = 0, error: str | None = None) -> str:
 
 def generate_router() -> APIRouter:
     """The route of /generate; its decorators end the work when the client hangs up and count the server's load."""
-    known: dict[str, type[BaseModel]] = {
-        "": GenerateRequest,
-        "parameters": Parameters,
-        "messages": Turn,
-        "structured_outputs": StructuredOutputs,
-    }
-    routes = APIRouter(route_class=envelope_route(GenerateAnswer, known))
+    routes = APIRouter(route_class=envelope_route(GenerateAnswer, KNOWN))
     complete = completer()
 
     @routes.post("/generate", response_model=None, responses=described(GenerateAnswer, streams=True))

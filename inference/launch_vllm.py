@@ -71,8 +71,8 @@ def first_look(arguments: Sequence[str]) -> None:
             check_adapters(named_adapters(named.lora_modules), model, (named.served_model_name or [()])[-1])
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """vLLM's own parser with our option, without abbreviations, and with errors of one line."""
+def strict_parser(prog: str, **described: str) -> Any:
+    """A parser of vLLM's kind that takes no abbreviations and raises its errors as a ValueError of one line."""
     base: Any = part("FlexibleArgumentParser")
 
     class Parser(base):
@@ -84,9 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
                 message = f"unknown option {unknown[0]}; {hint}--help=all lists them"
             raise ValueError(message)
 
-    parser = Parser(
-        prog="launch_vllm.py", allow_abbrev=False, description=__doc__, usage="launch_vllm.py --model M [options]"
-    )
+    return Parser(prog=prog, allow_abbrev=False, **described)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of vLLM's server, with our option."""
+    parser = strict_parser("launch_vllm.py", description=__doc__, usage="launch_vllm.py --model M [options]")
     parser = part("make_arg_parser")(parser)
     ours = parser.add_argument_group("KnowLM", "Options of this launcher.")
     ours.add_argument(
@@ -97,35 +100,43 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The server's settings as `vllm serve` takes them; what depends on the machine is filled in here.
+def settle(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """What the arguments say of an engine; what they leave open and depends on the machine is filled in.
 
     Raises ValueError on unknown or contradicting options and on a CPU-only machine that is too small for them.
     """
-    parser = build_parser()
     left_open = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
     usual = {name: parser.get_default(name) for name in left_open}
-    parser.set_defaults(model=None, host=DEFAULT_HOST, **dict.fromkeys(usual))
+    parser.set_defaults(model=None, **dict.fromkeys(usual))
     args = parser.parse_args(list(arguments))
-    args.model = args.model_tag = args.model_tag or args.model
+    args.model = getattr(args, "model_tag", None) or args.model
     if not args.model:
         raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
-    if args.template_path:
-        args.chat_template = read_template(args.template_path)
     is_here = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
-    if not args.uds:
-        check_port(args.host or "", args.port)
     for line in preset_adapters(args):
         say(line)
     if part("current_platform").is_cpu():
         config = read_json(Path(args.model, "config.json")) if is_here and Path(args.model).is_dir() else {}
         for line in preset_for_cpu(args, config, os.environ):
             say(line)
-    for line in preset_safety(args, os.environ):
-        say(line)
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    return args
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The server's settings as `vllm serve` takes them; raises ValueError as `settle` does, and on a port in use."""
+    parser = build_parser()
+    parser.set_defaults(host=DEFAULT_HOST)
+    args = settle(parser, arguments)
+    args.model_tag = args.model
+    if args.template_path:
+        args.chat_template = read_template(args.template_path)
+    if not args.uds:
+        check_port(args.host or "", args.port)
+    for line in preset_safety(args, os.environ):
+        say(line)
     args.subparser = "serve"
     return args
 

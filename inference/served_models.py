@@ -29,18 +29,32 @@ class Served(NamedTuple):
     longest: int  # characters of the longest piece of its vocabulary
     ends: list[int]  # ids that end its answers, beside those that end the base's
 
-    async def ids(self, messages: Sequence[Message]) -> list[int]:
+    def ids_now(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt; there is room for an answer behind them.
 
         Raises ValueError where there is not; a text that is far too long for the context is not even tokenised.
         """
-        characters = sum(len(message["content"]) + len(message.get("input", "")) for message in messages)
-        if characters > self.context * self.longest:
+        if (characters := length(messages)) > self.context * self.longest:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = await unhurried(characters, self.prompt.ids, messages)
+        ids = self.prompt.ids(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
+
+    async def ids(self, messages: Sequence[Message]) -> list[int]:
+        """The same, among other requests: a long text does not keep them waiting."""
+        return await unhurried(length(messages), self.ids_now, messages)
+
+    def ending(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a CompletionRequest with what ends this model's answers.
+
+        Raises ValueError where a beam search would not see their end.
+        """
+        if not self.ends or fields.get("ignore_eos"):
+            return fields
+        if fields.get("use_beam_search"):
+            raise ValueError("beam search knows the base's end token alone, not this adapter's; leave num_beams out")
+        return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.ends]}
 
     def text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Text of an answer's ids behind its prompt, as vLLM streams it: leading space kept, no half characters."""
@@ -49,6 +63,11 @@ class Served(NamedTuple):
         words = self.prompt.tokenizer.backend_tokenizer
         stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
         return "".join(stream.step(words, index) or "" for index in ids)
+
+
+def length(messages: Sequence[Message]) -> int:
+    """Characters of a conversation."""
+    return sum(len(message["content"]) + len(message.get("input", "")) for message in messages)
 
 
 async def unhurried(characters: int, work: Callable[..., Any], *values: Any) -> Any:
@@ -67,19 +86,27 @@ class ServedModels:
     def names(self) -> list[str]:
         return [*(path.name for path in self.models.base_model_paths), *self.models.lora_requests]
 
-    async def named(self, name: str | None) -> Served:
-        """The model of that name, the base without one.
+    def known(self, name: str | None) -> Served | None:
+        """The model of that name, the base without one; None where there is none, or an adapter not looked at yet."""
+        if name is None or self.models.is_base_model(name):
+            return self.base
+        loaded, made = self.adapters.get(name, (None, None))
+        return made if loaded is self.models.lora_requests.get(name) else None
+
+    async def named(self, name: str) -> Served:
+        """The adapter of that name, which is looked at first where it is new or was loaded again.
 
         Raises RequestFailedError (404) with the names there are, and ValueError or FileNotFoundError where an adapter
         that was loaded at run time cannot be asked.
         """
-        if name is None or self.models.is_base_model(name):
-            return self.base
         loaded = self.models.lora_requests.get(name) or await self.looked_for(name)
-        if name not in self.adapters or self.adapters[name][0] is not loaded:  # new, or loaded again
-            self.adapters[name] = loaded, await asyncio.to_thread(self.with_adapter, name, loaded.lora_path)
-            self.adapters = {name: made for name, made in self.adapters.items() if name in self.models.lora_requests}
-        return self.adapters[name][1]
+        made = await asyncio.to_thread(self.with_adapter, name, loaded.lora_path)
+        self.adapters[name] = loaded, made
+        self.adapters = {name: each for name, each in self.adapters.items() if name in self.models.lora_requests}
+        return made
+
+    def unknown(self, name: str) -> RequestFailedError:
+        return RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
 
     def with_adapter(self, name: str, folder: str) -> Served:
         """The model that an adapter's folder makes of the base."""
@@ -100,7 +127,7 @@ class ServedModels:
                 return found
             if found.error.code != 404:
                 raise RequestFailedError(found.error.message, found.error.code)
-        raise RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
+        raise self.unknown(name)
 
 
 async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
@@ -119,25 +146,21 @@ def longest_piece(prompt: Prompt) -> int:
 
 
 async def model_named(request: Request, name: str | None) -> Served:
-    """The model that a request names; RequestFailedError (404) with the names there are."""
-    return await request.app.state.knowlm_models.named(name)
+    """The model that a request names; raises as ServedModels.named does."""
+    models: ServedModels = request.app.state.knowlm_models
+    return models.known(name) or await models.named(name or "")
 
 
 def completer() -> Callable[..., Awaitable[Any]]:
     """The function that asks vLLM's own handler of /v1/completions, whose validation and errors are ours too.
 
     It takes (request, model's name, prompt ids, **fields of CompletionRequest), gives a CompletionResponse or, with
-    stream, an iterator of server-sent events, and raises RequestFailedError; ValueError where a beam search would not
-    see the end of an adapter's answer.
+    stream, an iterator of server-sent events, and raises RequestFailedError, and ValueError as Served.ending does.
     """
     completion_request, error_response = part("CompletionRequest"), part("ErrorResponse")
 
     async def complete(request: Request, model: str | None, ids: list[int], **fields: Any) -> Any:
-        ends = (await model_named(request, model)).ends
-        if ends and not fields.get("ignore_eos"):
-            if fields.get("use_beam_search"):
-                raise ValueError(f"beam search knows the base's end token alone, not {model}'s; leave num_beams out")
-            fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *ends]
+        fields = (await model_named(request, model)).ending(fields)
         asked = completion_request(model=model, prompt=ids, **fields)
         result = await request.app.state.openai_serving_completion.create_completion(asked, request)
         if isinstance(result, error_response):

@@ -25,6 +25,13 @@ MODULES = {
     "load_aware_call": "vllm.entrypoints.serve.utils.api_utils",
     "load_chat_template": "vllm.renderers.chat_utils",
     "with_cancellation": "vllm.entrypoints.serve.utils.api_utils",
+    "EngineArgs": "vllm.engine.arg_utils",
+    "LLMEngine": "vllm.v1.engine.llm_engine",
+    "EngineDeadError": "vllm.v1.engine.exceptions",
+    "LoRAParserAction": "vllm.entrypoints.launchers.cli_args",
+    "LoRARequest": "vllm.lora.request",
+    "get_max_tokens": "vllm.entrypoints.serve.utils.api_utils",
+    "tokens_input": "vllm.inputs",
 }
 
 

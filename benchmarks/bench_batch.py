@@ -1,0 +1,177 @@
+"""Is the engine kept as busy by inference/batch.py as by vLLM itself, which is given all prompts at once?
+
+    python benchmarks/bench_batch.py
+    python benchmarks/bench_batch.py --hidden_size 512 --layers 8 --rows 4000 --rounds 12
+    python benchmarks/bench_batch.py --model runs/merged --rows 20000 --rounds 12                        # one GPU
+
+The rows have prompts of about sixty words, none like another, and answers of 8 to 8 + 2 * --tokens tokens (ignore_eos).
+In every round each contender answers the same rows, in an order that rotates:
+
+- batch: what batch.py does: rows are read from a file, checked, put into the template, handed to the engine as others
+  end, and written in order;
+- all: LLM.generate on all rows at once, which are held in memory and have been put into the template in the same time;
+- chunks: the same, --chunk rows at a time, as one does where the rows do not fit into memory.
+
+Both engines have the same settings, no prefix caching, and one is idle while the other works. The model is a random
+LLaMA made here unless --model names a folder. The smaller the model, the more a row's own cost weighs. The last line is
+JSON; figures are medians over the rounds:
+
+- tokens_per_s: {contender: new tokens a second}; cpu_ms: {contender: CPU milliseconds of this process for a row};
+- ratio: {"batch/all", "chunks/all": [median, least, greatest of the rounds' ratios of tokens a second]}.
+"""
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY / "inference"))
+
+import fire  # noqa: E402
+from batch import Tally  # noqa: E402
+from batch_file import AnswerFile  # noqa: E402
+from batch_rows import read_rows, request_of  # noqa: E402
+from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
+
+CONTENDERS = ("batch", "all", "chunks")
+IDLE_SECONDS = 2  # before a contender's turn: the other engine's worker looks for work for a second before it sleeps
+
+
+class Done(NamedTuple):
+    """What a contender took for the rows of a round."""
+
+    seconds: float
+    tokens: int
+    cpu: float  # seconds of this process
+
+
+def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, Any]]:
+    """Rows for a round, also written to a file."""
+    draw = random.Random(seed)
+    rows: list[dict[str, Any]] = [
+        {
+            "instruction": text,
+            "parameters": {"temperature": 0, "max_tokens": draw.randint(8, 8 + 2 * tokens), "ignore_eos": True},
+        }
+        for text in prompts(count, draw)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def by_batch(engine: Any, source: Path, target: Path) -> int:
+    """Answer the rows of a file as batch.py does; new tokens."""
+    with AnswerFile(target, {"input": "of this round"}, overwrite=True) as file:
+        tally = Tally(file, None)
+        tally.start()
+        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), tally.take, file.full)
+        tally.bar.close()
+        file.finish()
+    if tally.failed:
+        raise ValueError(f"{tally.failed} rows failed, see {target}")
+    return tally.tokens
+
+
+def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
+    """Answer the rows with LLM.generate, so many at a time; new tokens."""
+    from prompt_ids import one_turn
+    from vllm import SamplingParams
+
+    tokens = 0
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        ids = [{"prompt_token_ids": prompt.ids(one_turn(row["instruction"]))} for row in part]
+        params = [SamplingParams(**row["parameters"]) for row in part]
+        tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
+    return tokens
+
+
+def timed(work: Callable[[], int]) -> Done:
+    time.sleep(IDLE_SECONDS)
+    cpu, began = time.process_time(), time.perf_counter()
+    tokens = work()
+    return Done(time.perf_counter() - began, tokens, time.process_time() - cpu)
+
+
+def figures(rounds: list[dict[str, Done]], rows: int) -> dict[str, Any]:
+    """The last line's figures; see the head of this file."""
+    rate = [{name: done.tokens / done.seconds for name, done in each.items()} for each in rounds]
+    return {
+        "tokens_per_s": {name: round(median(each[name] for each in rate), 1) for name in CONTENDERS},
+        "cpu_ms": {name: round(1e3 * median(each[name].cpu for each in rounds) / rows, 3) for name in CONTENDERS},
+        "ratio": {f"{name}/all": spread([each[name] / each["all"] for each in rate]) for name in ("batch", "chunks")},
+    }
+
+
+def main(
+    model: str = "",
+    rounds: int = 8,
+    rows: int = 600,
+    tokens: int = 32,
+    chunk: int = 512,
+    hidden_size: int = 256,
+    layers: int = 4,
+    vocab_size: int = 8000,
+    **unknown: object,
+) -> None:
+    """Answer the same rows in three ways, in turns, and compare.
+
+    Args:
+        model: a tuned checkpoint folder; without it a random one is made.
+        rounds: how often every contender has its turn; the first round warms up and is not counted.
+        rows: of a round.
+        tokens: half the range of an answer's length.
+        chunk: rows that `chunks` hands over at a time.
+        hidden_size: of the random model, a multiple of 64.
+        layers: of the random model.
+        vocab_size: of the random model.
+        unknown: nothing; options that do not exist are refused.
+    """
+    if unknown:
+        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
+        from batch_engine import OfflineEngine, engine_settings
+
+        args = engine_settings(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
+        from vllm import LLM
+
+        same = {"dtype": args.dtype, "enforce_eager": args.enforce_eager, "max_model_len": 512}
+        source, target = Path(scratch, "in.jsonl"), Path(scratch, "out.jsonl")
+        done = []
+        with OfflineEngine(args) as engine:
+            llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
+            prompt = engine.models[None].prompt
+            for number in range(rounds + 1):
+                asked = make_rows(source, rows, tokens, number)
+                ways: dict[str, Callable[[], int]] = {
+                    "batch": lambda: by_batch(engine, source, target),
+                    "all": lambda asked=asked: by_generate(llm, prompt, asked, len(asked)),
+                    "chunks": lambda asked=asked: by_generate(llm, prompt, asked, chunk),
+                }
+                turn = number % len(CONTENDERS)
+                done.append({name: timed(ways[name]) for name in CONTENDERS[turn:] + CONTENDERS[:turn]})
+                print(f"round {number} of {rounds}", file=sys.stderr)
+    result = figures(done[1:], rows)
+    for name in CONTENDERS:
+        print(f"{name:8} {result['tokens_per_s'][name]:10,.1f} tokens/s   {result['cpu_ms'][name]:.3f} ms CPU a row")
+    for pair, (middle, low, high) in result["ratio"].items():
+        print(f"{pair:12} {middle:.3f}  ({low:.3f} to {high:.3f})")
+    about = {"rounds": rounds, "rows": rows, "tokens": tokens, "cores": len(os.sched_getaffinity(0)),
+             "model": model or f"random, {hidden_size} wide, {layers} layers"}  # fmt: skip
+    print(json.dumps(about | result))
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
