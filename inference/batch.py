@@ -35,7 +35,7 @@ from decoding import Parameters
 from fire.decorators import SetParseFn
 from prompt_templates import read_template
 from pydantic import ValidationError
-from supervise import report_ready, supervise
+from supervise import SERVING, report, supervise
 from tqdm import tqdm
 
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
@@ -264,7 +264,7 @@ if __name__ == "__main__":
     if not any(word.startswith("--url") for word in own):
         supervise()  # no process of the engine's outlives this one
     signal.signal(signal.SIGTERM, interrupt)
-    report_ready()
+    report(SERVING)
     try:
         if "--help" in own:
             fire.Fire(main, ["--", "--help"])

@@ -8,7 +8,6 @@ so that a page of an allowed origin can read why.
 
 import asyncio
 import hashlib
-import logging
 import os
 import secrets
 from argparse import Namespace
@@ -17,6 +16,8 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+from bounded_http import bound_heads
+from log_privacy import keep_requests_private
 from refusal import App, Message, Receive, RefusedError, Scope, Send, answer_refusal, route_path
 from request_limits import SEQUENCES, Limits, address, note_sequences, tokens_used
 from server_end import ServerEnd
@@ -98,7 +99,9 @@ class Guard:
     def open(self, state: Any) -> None:
         self.settings = Settings(state.args)
         self.end.install(state.server, state.args.shutdown_timeout)
-        logging.getLogger("uvicorn.access").addFilter(without_query)
+        bound_heads(state.server)
+        if not state.args.enable_log_requests:
+            keep_requests_private()
         if self.settings.limits and self.settings.limits.tokens:
             note_sequences(state.engine_client.output_processor)
 
@@ -267,10 +270,3 @@ def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"the key of {source} has spaces or characters that are not ASCII; choose one without")
     return keys
-
-
-def without_query(record: logging.LogRecord) -> bool:
-    """Filter of the access log that leaves out what follows a path's question mark: it may be anything of a user's."""
-    if isinstance(record.args, tuple):
-        record.args = tuple(part.partition("?")[0] if isinstance(part, str) else part for part in record.args)
-    return True

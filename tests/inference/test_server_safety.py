@@ -1,0 +1,315 @@
+"""One real server with keys and limits: what it lets in, what it says to the rest, and how it ends."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = [f"key-{number}" for number in range(250)]
+QUEUE = 8
+OPTIONS: list[object] = [
+    "--api-key", *KEYS, "--limit-requests", "5/3 seconds", "--limit-tokens", "100/hour", "--allowed-origins",
+    '["http://page.example"]', "--max-num-queued-reqs", QUEUE,
+]  # fmt: skip
+FIFTY_MB = 50_000_000
+HOSTS = count(2)
+
+
+@dataclass
+class Caller:
+    """Somebody with a key and an address of its own, where none is given; every 127.x.x.x is this machine."""
+
+    port: int
+    key: str | None = None
+    host: str = field(default_factory=lambda: f"127.0.0.{next(HOSTS)}")  # one for each key
+
+    def __post_init__(self) -> None:
+        if self.key is None:
+            self.key = KEYS[int(self.host.split(".")[-1])]
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120, source_address=(self.host, 0))
+
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+    def ask(self, path: str, body: Any = None, method: str = "", **headers: str) -> tuple[int, dict[str, str], Any]:
+        """Status, headers with names in small letters, and the answer, of JSON where it is JSON."""
+        connection = self.connect()
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection.request(method or ("GET" if body is None else "POST"), path, data, self.headers() | headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        named = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, named, json.loads(text) if text.startswith(b"{") else text
+
+    def complete(self, tokens: int, **more: Any) -> tuple[int, dict[str, str], Any]:
+        return self.ask("/v1/completions", completion(tokens, **more))
+
+    def stream(self, tokens: int, read: int | None = None) -> bytes:
+        """A streamed answer, or its beginning: then the caller hangs up after so many events."""
+        connection = self.connect()
+        connection.request("POST", "/v1/completions", json.dumps(completion(tokens, stream=True)), self.headers())
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        if read is None:
+            return answer.read()
+        text = b"".join(answer.readline() for _ in range(2 * read))
+        connection.close()
+        answer.close()
+        return text
+
+
+def completion(tokens: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": "a", "max_tokens": tokens, "ignore_eos": True, "temperature": 0} | more
+
+
+@pytest.fixture(scope="module")
+def guarded(start_server: Any, tuned_checkpoint: Path) -> Any:
+    return start_server(tuned_checkpoint, *OPTIONS)
+
+
+@pytest.fixture
+def port(guarded: Any) -> int:
+    return int(guarded.url.rpartition(":")[2])
+
+
+# --- who is let in ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_key_only_health_answers(port: int) -> None:
+    nobody = Caller(port, key="")
+    status, headers, answer = nobody.ask("/generate", {"instruction": "x"})
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    said = "no valid key; send one in the header Authorization: Bearer KEY"
+    assert answer == {"generated_text": "", "num_output_tokens_cf": 0, "error": said}
+    assert nobody.ask("/extract", {})[2] == {"error": said}
+    _, _, answer = nobody.ask("/v1/completions", {"prompt": "x"})
+    assert answer == {"error": {"message": said, "type": "Unauthorized", "param": None, "code": 401}}
+    assert nobody.ask("/health")[0] == 200
+    assert [nobody.ask(path)[0] for path in ("/metrics", "/docs")] == [401, 401]
+    for key in KEYS[:2]:
+        assert Caller(port, key).ask("/generate", {"instruction": "x", "parameters": {"max_tokens": 2}})[0] == 200
+
+
+def test_a_page_of_an_allowed_origin_reads_refusals(port: int) -> None:
+    page, evil = ({"Origin": f"http://{name}.example"} for name in ("page", "evil"))
+    nobody = Caller(port, key="")
+    status, headers, _ = nobody.ask("/generate", {}, **page)
+    assert (status, headers["access-control-allow-origin"]) == (401, "http://page.example")
+    assert "access-control-allow-origin" not in nobody.ask("/generate", {}, **evil)[1]
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    status, headers, _ = nobody.ask("/generate", method="OPTIONS", **page, **preflight)
+    assert (status, headers["access-control-allow-headers"]) == (200, "authorization")
+    assert nobody.ask("/generate", method="OPTIONS", **evil, **preflight)[0] == 400
+
+
+# --- how much is let in -----------------------------------------------------------------------------------------------
+
+
+def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False) -> tuple[bytes, bool, float]:
+    """What is answered to 50 MB, whether the connection was closed then, and the seconds that all took.
+
+    waits: for `100 Continue`, as `Expect` announces, before it sends; a peer that is refused has nothing to send.
+    """
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", caller.port), timeout=20, source_address=(caller.host, 0)) as peer:
+        lines = [head, "Host: x", f"Authorization: Bearer {caller.key}", "Content-Type: application/json"]
+        lines.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {FIFTY_MB}")
+        peer.sendall("\r\n".join([*lines, *(["Expect: 100-continue"] if waits else []), "", ""]).encode())
+        answer = peer.recv(2**16) if waits else b""
+        if not waits or answer == b"HTTP/1.1 100 Continue\r\n\r\n":
+            for _ in range(FIFTY_MB // 10**6):
+                peer.sendall((b"%x\r\n" % 10**6 if chunked else b"") + bytes(10**6) + (b"\r\n" if chunked else b""))
+            peer.sendall(b"0\r\n\r\n" if chunked else b"")
+            answer = b""
+        while more := peer.recv(2**16):
+            answer += more
+        return answer, True, time.monotonic() - began
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
+def test_fifty_megabytes_are_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
+    """A peer that sends all of it before it reads gets its answer as well as one that asks first; nothing is kept."""
+    before = resident(guarded)
+    answer, closed, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"the body is longer than the 8 MiB of --max-body-mib; send less at once" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert (b"generated_text" in answer) == (path == "/generate")
+    assert closed
+    assert seconds < 10
+    assert resident(guarded) - before < 30e6
+
+
+def test_a_head_without_an_end_is_cut_off(guarded: Any, port: int) -> None:
+    before = resident(guarded)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as peer, pytest.raises(OSError, match=r"reset|pipe"):
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
+        for _ in range(100):
+            peer.sendall(bytes(b"a" * 10**6))
+    assert resident(guarded) - before < 30e6
+
+
+def resident(server: Any) -> int:
+    """Bytes of memory of all the server's processes."""
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.living()]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- how often --------------------------------------------------------------------------------------------------------
+
+
+def test_requests_are_counted_per_key_and_per_address(port: int) -> None:
+    here = Caller(port)
+    assert [here.ask("/v1/models")[0] for _ in range(6)] == [200] * 5 + [429]
+    status, headers, answer = here.ask("/generate", {"instruction": "x"})
+    assert status == 429
+    wait = int(headers["retry-after"])
+    assert 1 <= wait <= 6
+    assert answer["error"] == f"the limit of 5 requests per 3 seconds is used up; try again in {wait} s"
+    elsewhere, another = Caller(port, here.key), Caller(port, KEYS[0], here.host)
+    assert elsewhere.ask("/v1/models")[0] == another.ask("/v1/models")[0] == 429
+    assert another.ask("/v1/models", **{"X-Forwarded-For": "192.0.2.1"})[0] == 429
+    assert Caller(port, key="wrong", host=here.host).ask("/v1/models")[0] == 429
+    assert here.ask("/health")[0] == here.ask("/metrics")[0] == 200
+    assert Caller(port).ask("/v1/models")[0] == 200
+    time.sleep(int(here.ask("/v1/models")[1]["retry-after"]))
+    assert here.ask("/v1/models")[0] == 200
+
+
+def used_up(caller: Caller) -> bool:
+    status, headers, answer = caller.complete(1)
+    assert (status == 429) == ("retry-after" in headers)
+    assert status == 200 or answer["error"]["message"].startswith("the limit of 100 tokens per hour is used up; ")
+    return status == 429
+
+
+def test_tokens_are_counted_however_an_answer_was_asked_for(port: int) -> None:
+    """100 an hour are two answers of 60, and fewer than one prompt has that a template of this model's makes."""
+    for ask in (
+        lambda caller: caller.complete(60)[0],
+        lambda caller: caller.stream(60)[:0] or 200,
+        lambda caller: caller.complete(20, n=3, temperature=1)[0],
+    ):
+        caller = Caller(port)
+        assert ask(caller) == 200
+        assert not used_up(caller)
+        assert ask(caller) == 200
+        assert used_up(caller)
+    for path, body in (("/generate", {"instruction": "x"}), ("/v1/responses", {"input": "x", "max_output_tokens": 30})):
+        caller = Caller(port)
+        assert caller.ask(path, body)[0] == 200
+        assert used_up(caller)
+
+
+def test_who_hangs_up_pays_for_what_was_made(port: int) -> None:
+    """Two thirds of a stream; then an answer that was not streamed, and is never seen."""
+    streams = Caller(port)
+    for _ in range(2):
+        assert streams.stream(300, read=60).count(b"data: ") == 60
+    waits = Caller(port)
+    for _ in range(2):
+        connection = waits.connect()
+        connection.request("POST", "/v1/completions", json.dumps(completion(400)), waits.headers())
+        time.sleep(1.5)
+        connection.close()
+    time.sleep(0.5)
+    assert used_up(streams)
+    assert used_up(waits)
+
+
+def test_a_full_queue_says_when_to_come_again(port: int) -> None:
+    """vLLM's own refusals have no Retry-After."""
+    callers = [Caller(port) for _ in range(2 * QUEUE)]
+    body = {"instruction": "x", "parameters": {"max_tokens": 90, "ignore_eos": True}}
+    with ThreadPoolExecutor(len(callers)) as pool:
+        answers = list(pool.map(lambda caller: caller.ask("/generate", body), callers))
+    refused = [(headers["retry-after"], answer["error"]) for status, headers, answer in answers if status == 503]
+    assert {status for status, _, _ in answers} == {200, 503}
+    assert {wait for wait, _ in refused} == {"1"}
+    assert all(error.startswith("The engine is currently busy") for _, error in refused)
+
+
+# --- what is written down ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_request_is_in_the_log(guarded: Any, port: int) -> None:
+    """Good ones and bad ones, in bodies, headers and behind a question mark."""
+    marker = "Kiwetu-Marolo"
+    bodies: list[Any] = [
+        {"instruction": marker, "prompt": marker, "messages": [{"role": "user", "content": marker}], "input": marker},
+        {"instruction": 7, "prompt": {"x": marker}, "messages": marker, "input": {"x": marker}, marker: marker},
+        {"prompt": marker * 900, "messages": [{"role": marker, "content": marker * 900}], "instruction": marker * 900},
+        {"prompt": marker, "max_tokens": marker, "instruction": marker, "parameters": {marker: marker}},
+        {"prompt": marker, "structured_outputs": {"regex": f"[{marker}"}, "instruction": marker, "model": marker},
+        f'{{"prompt": "{marker}'.encode(),
+    ]
+    paths = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize",
+             "/invocations", "/generate/x", "/v1/models", "/extract")  # fmt: skip
+    for path in paths:
+        for body in bodies:
+            caller = Caller(port)
+            caller.ask(f"{path}?prompt={marker}", body, **{"X-Prompt": marker})
+    log = guarded.log.read_text(errors="replace")
+    assert "POST /v1/chat/completions HTTP" in log
+    assert marker not in log
+    assert not any(f"{key}'" in log or f"{key} " in log for key in KEYS)
+    assert "Chat template rejected the request: …" in log
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tuple[int, dict[str, str], Any]]]:
+    """Signal a server while it answers in all ways; seconds from the last answer to its end, and the late answers.
+
+    Every answer that was begun must be whole.
+    """
+    port = int(server.url.rpartition(":")[2])
+    everyone = [Caller(port) for _ in range(4)]
+    late = [Caller(port) for _ in range(3)]
+    beams = {"use_beam_search": True, "n": 2}
+    generate = {"instruction": "x", "parameters": {"max_tokens": 200, "ignore_eos": True}}
+    with ThreadPoolExecutor(4) as pool:
+        plain = pool.submit(everyone[0].complete, 200)
+        streamed = pool.submit(everyone[1].stream, 200)
+        beam = pool.submit(everyone[2].complete, 20, **beams)
+        enveloped = pool.submit(everyone[3].ask, "/generate", generate)
+        time.sleep(0.5)
+        (os.killpg if group else os.kill)(server.process.pid, how)
+        time.sleep(0.3)
+        refused = [caller.complete(2) for caller in late[:2]] + [late[2].ask("/generate", {"instruction": "x"})]
+        assert not plain.done()
+        assert plain.result()[2]["usage"]["completion_tokens"] == 200
+        assert streamed.result().endswith(b"data: [DONE]\n\n")
+        assert [choice["finish_reason"] for choice in beam.result()[2]["choices"]] == ["length"] * 2
+        assert enveloped.result()[2]["num_output_tokens_cf"] == 200
+    last = time.monotonic()
+    server.process.wait(60)
+    return time.monotonic() - last, refused
+
+
+def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, str], Any]]) -> None:
+    assert [(status, headers["retry-after"]) for status, headers, _ in refused] == [(503, "30")] * 3
+    assert refused[2][2]["error"] == "the server is about to end; try again in 30 s"
+    assert server.process.returncode == 0
+    assert seconds < 2
+    assert server.living() == []
+
+
+def test_what_runs_is_finished_before_the_server_ends(guarded: Any) -> None:
+    """SIGTERM. (The last test of this server.)"""
+    seconds, refused = ending(guarded, signal.SIGTERM)
+    check_end(guarded, seconds, refused)
