@@ -93,7 +93,7 @@ def test_without_a_key_only_health_answers(port: int) -> None:
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     said = "no valid key; send one in the header Authorization: Bearer KEY"
     assert answer == {"generated_text": "", "num_output_tokens_cf": 0, "error": said}
-    assert nobody.ask("/extract", {})[2] == {"error": said}
+    assert nobody.ask("/extract", {})[2] == {"complete": False, "windows": 0, "num_output_tokens_cf": 0, "error": said}
     _, _, answer = nobody.ask("/v1/completions", {"prompt": "x"})
     assert answer == {"error": {"message": said, "type": "Unauthorized", "param": None, "code": 401}}
     assert nobody.ask("/health")[0] == 200
