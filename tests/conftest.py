@@ -23,7 +23,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 
 
+# What takes longest to make, longest first; the tests that share it run one after the other in one process.
+SHARED = ("short_quickstart", "server", "checkpoints", "extensions")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def group(item: pytest.Item) -> str:
+        return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), str(item.path))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: SHARED.index(group(item)) if group(item) in SHARED else len(SHARED))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

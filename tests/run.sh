@@ -13,5 +13,6 @@ if [ $# = 0 ] || [ "$*" = "--slow" ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
     "$bin/mypy"
+    set -- -n 2 --dist loadgroup "$@"  # two processes; what is expensive to make is made in one of them
 fi
 exec "$bin/python" -m pytest "$@"
