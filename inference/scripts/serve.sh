@@ -10,8 +10,9 @@
 #   curl -s http://127.0.0.1:8090/generate -H 'Content-Type: application/json' -d '{
 #       "instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 256}}'
 #
-# HOST=0.0.0.0 lets other machines in; nothing asks them for a key at /generate, so put it behind something that does.
-# Ctrl-C or SIGTERM ends the server and all of its processes.
+# HOST=0.0.0.0 lets other machines in; VLLM_API_KEY=KEY asks them for a key (Authorization: Bearer KEY).
+# ADAPTERS="ie=runs/adapter chat=runs/other" serves adapters beside the model; a request names one as its "model".
+# Ctrl-C or SIGTERM ends the server once what runs is finished, and all of its processes; a second one ends them at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -21,7 +22,8 @@ PORT=${PORT:-8090}
 DTYPE=${DTYPE:-}                                # half, bfloat16, float32; empty: as the checkpoint has it
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}           # GPUs that share each layer (processes, on a machine without one)
 MAX_NUM_BATCHED_TOKENS=${MAX_NUM_BATCHED_TOKENS:-}   # tokens a step of the engine takes; empty: vLLM's choice
-TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja; empty: the checkpoint's chat_template.jinja
+TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja or alpaca JSON; empty: the checkpoint's chat_template.jinja
+ADAPTERS=${ADAPTERS:-}                          # NAME=FOLDER, with spaces between several
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 [ ! -f "$MODEL/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$MODEL" # it is sealed
@@ -29,6 +31,7 @@ extra=()
 [ -z "$DTYPE" ] || extra+=(--dtype "$DTYPE")
 [ -z "$MAX_NUM_BATCHED_TOKENS" ] || extra+=(--max-num-batched-tokens "$MAX_NUM_BATCHED_TOKENS")
 [ -z "$TEMPLATE_PATH" ] || extra+=(--template_path "$TEMPLATE_PATH")
+[ -z "$ADAPTERS" ] || extra+=(--lora-modules $ADAPTERS)  # several words
 
 exec "$python" inference/launch_vllm.py --model "$MODEL" --host "$HOST" --port "$PORT" \
     --tensor-parallel-size "$TENSOR_PARALLEL" "${extra[@]}" "$@"
