@@ -41,26 +41,26 @@ def check_adapter(name: str, folder: str, base: str) -> None:
 
 def adapter_shapes(said: str, folder: Path) -> Shapes:
     """Shapes of an adapter's tensors, from its safetensors or, of old, its .bin."""
-    safetensors, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
-    try:
-        if safetensors.is_file():
-            return stored_shapes(safetensors)
-        if pickled.is_file():
-            import torch
-
-            weights = torch.load(pickled, map_location="meta", weights_only=True)
-            return {name: tuple(weight.shape) for name, weight in weights.items()}
-    except Exception as error:  # of whatever library reads it
-        raise ValueError(f"{said} has damaged weights ({' '.join(str(error).split())}); copy them again") from None
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            return stored_shapes(said, folder / name)
     raise FileNotFoundError(f"{said} has no adapter_model.safetensors; copy or train it again")
 
 
-def stored_shapes(file: Path) -> Shapes:
-    """Shapes of the tensors of a safetensors file, by its header alone."""
-    from safetensors import safe_open
+def stored_shapes(said: str, file: Path) -> Shapes:
+    """Shapes of the tensors of a file, without its numbers; said: whose file it is, for the error."""
+    try:
+        if file.suffix == ".bin":
+            import torch
 
-    with safe_open(file, framework="np") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            weights = torch.load(file, map_location="meta", weights_only=True)
+            return {name: tuple(weight.shape) for name, weight in weights.items()}
+        from safetensors import safe_open
+
+        with safe_open(file, framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except Exception as error:  # of whatever library reads it
+        raise ValueError(f"{said}/{file.name} is damaged ({' '.join(str(error).split())}); copy it again") from None
 
 
 def paired(said: str, folder: str, shapes: Shapes) -> Pairs:
@@ -89,7 +89,7 @@ def check_fit(said: str, pairs: Pairs, base: Path) -> None:
     config: dict[str, Any] = read_json(base / "config.json") if (base / "config.json").is_file() else {}
     found: Shapes = {}
     for file in [] if "text_config" in config else base.glob("*.safetensors"):
-        found |= stored_shapes(file)
+        found |= stored_shapes(str(base), file)
     modules: Shapes = {tensor.rpartition(".")[0]: () for tensor in found}
     if not config.get("quantization_config"):  # whose tensors are packed
         modules |= {tensor.removesuffix(".weight"): shape for tensor, shape in found.items() if len(shape) == 2}

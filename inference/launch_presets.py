@@ -107,10 +107,9 @@ def preset_for_cpu(args: argparse.Namespace, config: Mapping[str, Any], environm
     check_heads(config)
     check_limits(args, config)
     said = []
-    compiled = args.pipeline_parallel_size > 1  # vLLM 0.32's pipeline makes its buffers where it compiles
-    if not compiled and all(
-        getattr(args, name) is None for name in ("enforce_eager", "compilation_config", "optimization_level")
-    ):
+    compiling = ("enforce_eager", "compilation_config", "optimization_level")
+    # Without compiling, vLLM 0.32 leaves out the step in which a pipeline makes its buffers.
+    if args.pipeline_parallel_size == 1 and all(getattr(args, name) is None for name in compiling):
         args.enforce_eager = True
         said.append("no GPU: --enforce-eager, for a start without compiling (--no-enforce-eager compiles)")
     stored = config.get("dtype", config.get("torch_dtype"))

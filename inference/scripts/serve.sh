@@ -3,6 +3,7 @@
 #
 #   MODEL=checkpoints/merged bash inference/scripts/serve.sh
 #   MODEL=zjunlp/knowlm-13b-zhixi DTYPE=half TENSOR_PARALLEL=2 bash inference/scripts/serve.sh      # two GPUs
+#   MODEL=checkpoints/base ADAPTERS="ie=runs/adapter zh=runs/other" bash inference/scripts/serve.sh
 #
 # Further arguments go to inference/launch_vllm.py, and so to vLLM: … serve.sh --max-model-len 2048
 # Then, from another terminal (the answer's fields: generated_text, num_output_tokens_cf, error):
@@ -11,7 +12,6 @@
 #       "instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 256}}'
 #
 # HOST=0.0.0.0 lets other machines in; VLLM_API_KEY=KEY asks them for a key (Authorization: Bearer KEY).
-# ADAPTERS="ie=runs/adapter chat=runs/other" serves adapters beside the model; a request names one as its "model".
 # Ctrl-C or SIGTERM ends the server once what runs is finished, and all of its processes; a second one ends them at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -23,15 +23,18 @@ DTYPE=${DTYPE:-}                                # half, bfloat16, float32; empty
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}           # GPUs that share each layer (processes, on a machine without one)
 MAX_NUM_BATCHED_TOKENS=${MAX_NUM_BATCHED_TOKENS:-}   # tokens a step of the engine takes; empty: vLLM's choice
 TEMPLATE_PATH=${TEMPLATE_PATH:-}                # Jinja or alpaca JSON; empty: the checkpoint's chat_template.jinja
-ADAPTERS=${ADAPTERS:-}                          # NAME=FOLDER, with spaces between several
+ADAPTERS=${ADAPTERS:-}                          # NAME=FOLDER …, served beside MODEL; a request names one as its model
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
-[ ! -f "$MODEL/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$MODEL" # it is sealed
+read -ra adapters <<<"$ADAPTERS"
+for folder in "$MODEL" "${adapters[@]#*=}"; do
+    [ ! -f "$folder/checkpoint.json" ] || "$python" tools/checkpoint.py verify "$folder" # it is sealed
+done
 extra=()
 [ -z "$DTYPE" ] || extra+=(--dtype "$DTYPE")
 [ -z "$MAX_NUM_BATCHED_TOKENS" ] || extra+=(--max-num-batched-tokens "$MAX_NUM_BATCHED_TOKENS")
 [ -z "$TEMPLATE_PATH" ] || extra+=(--template_path "$TEMPLATE_PATH")
-[ -z "$ADAPTERS" ] || extra+=(--lora-modules $ADAPTERS)  # several words
+[ -z "$ADAPTERS" ] || extra+=(--lora-modules "${adapters[@]}")
 
 exec "$python" inference/launch_vllm.py --model "$MODEL" --host "$HOST" --port "$PORT" \
     --tensor-parallel-size "$TENSOR_PARALLEL" "${extra[@]}" "$@"

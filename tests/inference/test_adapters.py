@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from cpu_adapters import expand, product, rows_by_slot, shrunk
 from in_process import run_in_process
+from lora_adapters import NARROW, make_adapter, other_model
 from prompt_ids import Prompt, one_turn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = [
-    ("Where was Dabe Kilo born?", ""), ("写出首都", "李白生于701年。"), ("Name a city.", "a </s> b"), ("x", ""), ("", "y"),
-]  # fmt: skip
+    ("Where was Dabe Kilo born?", ""),
+    ("写出首都", "李白生于701年。"),
+    ("Name a city.", "a </s> b"),
+    ("x", ""),
+    ("", "y"),
+]
 TOKENS = 16
 EXTRACTION = {"tasks": {"re": {"en": {"instruction": "Name them."}}}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -26,21 +32,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"q_proj": 7}, "alpha_pattern": {"down_proj": 9}, "use_rslora": True,
     },
 }  # fmt: skip
-
-
-def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """A random adapter of a checkpoint, by PEFT, with an effect on every answer; with the base's tokenizer."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(whole, LoraConfig(task_type="CAUSAL_LM", **settings))
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return folder
 
 
 class Told(NamedTuple):
@@ -53,7 +44,7 @@ class Told(NamedTuple):
 def answers(folder: Path) -> list[Told]:
     """Greedy answers of a checkpoint to QUESTIONS, in float32."""
     words = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
         asked = Prompt(words).ids(one_turn(*question))
@@ -132,6 +123,24 @@ def load(server: Any, how: str, **fields: Any) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slots", [[-1, 0, 2, -1, 0], [1, 1, 1, 1, 1], [-1, -1, -1, -1, -1]])
+def test_rows_get_their_own_adapters_product_and_the_bases_none(slots: list[int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, a, b, y = (torch.randn(shape).to(dtype) for shape in ((5, 6), (3, 1, 2, 6), (3, 1, 4, 2), (5, 9)))
+    expected = y.clone()
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected[row, 5:9] += ((x[row].float() @ a[slot, 0].float().T) @ b[slot, 0].float().T).to(dtype)
+    rows = rows_by_slot(torch.tensor(slots))
+    product(rows, x, a, b, y, first=5)
+    torch.testing.assert_close(y, expected)
+    narrow = torch.zeros(5, 3, dtype=dtype)  # an output with fewer columns than the adapter's matrix
+    for slot, own in rows:
+        expand(narrow, own, shrunk(x, own, a[slot, 0]), b[slot, 0])
+    assert not narrow[torch.tensor(slots) < 0].any()
+
+
 def test_the_adapters_have_an_effect(world: World) -> None:
     for question in range(len(QUESTIONS)):
         assert len({tuple(world.expected[name][question].ids) for name in (None, "a", "b")}) == 3
@@ -205,15 +214,11 @@ def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(words)
     made = {"words": (words, "has another tokenizer than the base: 1 pieces differ; '<new>', for one, has id ")}
-    narrow = {"hidden_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64}
-    layers = {"num_hidden_layers": 3}
-    for name, other, said in (
-        ("narrow", narrow, "changes model.layers.0.mlp.down_proj as a matrix of 32 by 64, which in "),
-        ("layers", layers, "changes model.layers.2.mlp.down_proj, which "),
+    for name, changes, said in (
+        ("narrow", NARROW, "changes model.layers.0.mlp.down_proj as a matrix of 32 by 64, which in "),
+        ("layers", {"num_hidden_layers": 3}, "changes model.layers.2.mlp.down_proj, which "),
     ):
-        base = shutil.copytree(world.base, folder / f"base-{name}")
-        config = AutoConfig.from_pretrained(base, **other)
-        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+        base = other_model(world.base, folder / f"base-{name}", **changes)
         made[name] = make_adapter(base, folder / name, r=4, target_modules=["down_proj"]), said
     return made
 

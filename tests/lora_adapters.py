@@ -1,0 +1,35 @@
+"""Adapter folders as tuning leaves them, with random matrices that have an effect on every answer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
+    """A random adapter of a checkpoint, by PEFT, with the base's tokenizer; settings: LoraConfig's."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(whole, LoraConfig(task_type="CAUSAL_LM", **settings))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def other_model(base: Path, folder: Path, **changes: Any) -> Path:
+    """A random checkpoint like another one but for some settings of its config.json."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base, **changes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+NARROW = {"hidden_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64}
