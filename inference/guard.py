@@ -176,7 +176,7 @@ class Settings:
 class Passage:
     """One request on its way through: its body is counted, and its answer looked at for Retry-After."""
 
-    __slots__ = ("answered", "ending", "pass_on", "refusal", "room", "scope", "settings", "take", "task")
+    __slots__ = ("answered", "last_word", "pass_on", "refusal", "room", "scope", "settings", "take", "task")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.scope, self.take, self.pass_on, self.settings = scope, receive, send, settings
@@ -188,7 +188,7 @@ class Passage:
     async def receive(self) -> Message:
         message = await self.take()
         if message["type"] == "http.request":
-            self.room -= len(message["body"])
+            self.room -= len(message.get("body", b""))
             if self.room < 0:
                 self.refusal = self.settings.too_long()
                 raise self.refusal
@@ -197,9 +197,9 @@ class Passage:
     def send(self, message: Message) -> Awaitable[None]:
         if self.refusal:
             return nothing()
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.accept"):
             self.answered = True
-            if message["status"] in (429, 503):
+            if message.get("status") in (429, 503):
                 headers = list(message.get("headers", ()))
                 if not any(name.lower() == b"retry-after" for name, _ in headers):
                     message["headers"] = [*headers, (b"retry-after", b"%d" % BUSY_SECONDS)]
@@ -226,11 +226,11 @@ class Passage:
         return self.room == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
 
     def give_up(self) -> None:
-        """End a request before its time. To its route it looks as if the client had left."""
+        """End a request before its time: an answer that has begun breaks off, else it is refused and its route ends."""
         if self.answered and self.task:
             self.task.cancel()
         else:
-            self.ending = asyncio.ensure_future(self.refuse(ending()))
+            self.last_word = asyncio.ensure_future(self.refuse(ending()))
 
 
 def ending() -> RefusedError:

@@ -31,7 +31,7 @@ MARK = "KNOWLM_SERVER"  # in the environment: the supervisor's process id, a das
 SERVING, LEAVING = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
 SAME_SIGNAL = 0.5  # seconds; `timeout` and others signal a process and then its group, which is one wish
 TRACKER_SECONDS = 5.0  # for multiprocessing's resource tracker to unlink the shared memory of those that were killed
-CLEAR_UP_SECONDS = 1.2
+CLEAR_UP_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0  # the kernel does not let go of a process that waits for a device
 
 

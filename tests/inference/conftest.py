@@ -75,10 +75,13 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[StartServer]:
-    """start_server(folder, option, …): a server that answers /health; all are ended with the session."""
+    """start_server(folder, option, …): a server that answers /health; all are ended with the session.
+
+    wait=False: it is only just starting.
+    """
     started: list[Server] = []
 
-    def start(model: Path, *options: object) -> Server:
+    def start(model: Path, *options: object, wait: bool = True) -> Server:
         port, log = free_port(), tmp_path_factory.mktemp("server") / "server.log"
         command = [sys.executable, repository / "inference/launch_vllm.py", "--model", model, "--port", port, *options]
         with log.open("wb") as out:
@@ -88,6 +91,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
             )  # fmt: skip
         server = Server(process, f"http://127.0.0.1:{port}", log)
         started.append(server)
+        if not wait:
+            return server
         for _ in range(START_SECONDS * 5):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
                 return server

@@ -47,6 +47,14 @@ async def ask(app, path, method, headers=()):
     start = sent[0]
     return start.get("status", start["type"]), {n.decode(): v.decode() for n, v in start.get("headers", [])}
 
+def errors(options):
+    parse([*options, "--host", "0.0.0.0"])
+    for more in json.loads(os.environ["WRONG"]):
+        try:
+            parse([*options, *more])
+        except ValueError as error:
+            yield str(error)
+
 async def main(options):
     allow_plugin(os.environ)
     app = build_app(parse(options), ("generate", "realtime", "transcription"))
@@ -74,35 +82,40 @@ async def main(options):
         "with a key": [(await ask(app, path, "GET", [key]))[0] for path in ("/version", "/openapi.json", "/docs")],
         "refused": [await ask(app, "/generate", "POST", [("origin", f"http://{o}.example")]) for o in ("page", "evil")],
         "preflight": [await ask(app, "/generate", "OPTIONS", headers) for headers in (preflight, preflight[1:])],
+        "errors": list(errors(options[:4])),
+        "settings": {name: getattr(app.state.args, name) for name in os.environ["SHOWN"].split()},
+        "trusted": os.environ["FORWARDED_ALLOW_IPS"],
         "user_middleware": [middleware.cls.__name__ for middleware in app.user_middleware],
     }))
 
 asyncio.run(main(sys.argv[1:]))
 """
 
+SERVED = (
+    "/generate /v1/completions /invocations /tokenize /metrics /docs /openapi.json /ping /version /collective_rpc "
+    "/tokenizer_info /v1/realtime"
+)
+SAFE = {"trust_remote_code": False, "enable_log_requests": False, "shutdown_timeout": 600, "host": "127.0.0.1"}
+WRONG = {
+    ("--limit-requests", "60"): "--limit-requests 60 is no limit; give an amount of 1 or more and a time, such as",
+    ("--max-body-mib", "0"): "--max-body-mib 0 lets nothing in; give 1 or more",
+    ("--api-key", ""): "--api-key is empty; give it a key, or leave it out",
+    ("--grpc",): "--grpc and VLLM_USE_RUST_FRONTEND serve past keys, limits and /generate; leave them out",
+}
+
 
 def test_every_route_of_the_real_application_asks_for_a_key(repository: Path, tiny_checkpoint: Path) -> None:
     """vLLM's routes for developers included; of all, only GET and HEAD of /health are open."""
+    options = ["--model", tiny_checkpoint, "--port", "0", "--api-key", "first", "second", "--root-path", "/api"]
+    more = ["--allowed-origins", '["http://page.example"]', "--enable-offline-docs", "--enable-tokenizer-info-endpoint"]
+    told = {"PYTHONPATH": repository / "inference", "SHOWN": " ".join(SAFE), "WRONG": json.dumps(list(WRONG))}
     done = subprocess.run(
-        [sys.executable, "-c", ASK_EVERYTHING, "--model", tiny_checkpoint, "--api-key", "first", "second",
-         "--allowed-origins", '["http://page.example"]', "--root-path", "/api", "--enable-offline-docs",
-         "--enable-tokenizer-info-endpoint"],
-        env=os.environ | {"PYTHONPATH": str(repository / "inference"), "VLLM_SERVER_DEV_MODE": "1"},
-        capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", ASK_EVERYTHING, *map(str, options), *more], capture_output=True, text=True, timeout=300,
+        env=os.environ | {name: str(value) for name, value in told.items()} | {"VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
-    served = {
-        "/generate",
-        "/v1/completions",
-        "/invocations",
-        "/tokenize",
-        "/metrics",
-        "/docs",
-        "/openapi.json",
-        "/ping",
-    }
-    assert served | {"/collective_rpc", "/tokenizer_info", "/v1/realtime"} <= set(seen["paths"])
+    assert set(SERVED.split()) <= set(seen["paths"])
     assert seen["tried"] > 5000
     health = {(method, path) for method in ("GET", "HEAD") for path in ("/health", "/api/health")}
     assert {(method, path) for method, path, _ in seen["open"]} == health
@@ -114,6 +127,13 @@ def test_every_route_of_the_real_application_asks_for_a_key(repository: Path, ti
     (allowed, headers), (no_preflight, _) = seen["preflight"]
     assert (allowed, headers["access-control-allow-origin"], no_preflight) == (200, "http://page.example", 401)
     assert seen["user_middleware"][0] == "Guard"
+    assert seen["settings"] == SAFE
+    assert seen["trusted"] == ""
+    for error, said in zip(seen["errors"], WRONG.values(), strict=True):
+        assert error.startswith(said)
+    assert f"--max-num-queued-reqs {4 * 128}: requests beyond" in done.stderr or "no GPU" not in done.stderr
+    assert done.stderr.count("is served without a key") == 1
+    assert "note: --host 0.0.0.0: whoever reaches it is served without a key" in done.stderr
 
 
 @pytest.mark.parametrize(
