@@ -100,7 +100,8 @@ def deciding(options: list[str]) -> list[str]:
         if word.startswith("--"):
             counts = word.partition("=")[0].replace("_", "-") not in HOW_FAST
         if counts:
-            kept.append(word)
+            name, equals, folder = word.partition("=")  # an adapter's
+            kept.append(f"{name}={identity_of(folder)}" if equals else word)
     return kept
 
 
@@ -224,6 +225,8 @@ def main(
         parameters: temperature, max_tokens, seed and all the others of /generate.
     """
     given = check_parameters(parameters)
+    if (anew := value_of(overwrite)) not in (True, False):
+        raise ValueError(f"--overwrite is given or not, and takes no {overwrite}")
     if not input or not output:
         raise ValueError(f"--{'output' if input else 'input'} is missing; --help lists the options")
     source, target = Path(input), Path(output)
@@ -233,11 +236,10 @@ def main(
         raise ValueError(f"--output {target} is the input; name another file")
     if not model and not url:
         raise ValueError("nothing to ask; give a checkpoint's folder with --model, or a running server with --url")
-    idle = (
-        {"template_path": template_path, "engine": engine} if url else {"concurrency": concurrency, "api_key": api_key}
-    )
-    if wrong := next((name for name, value in idle.items() if value), ""):
-        raise ValueError(f"--{wrong} is {'the server’s own affair' if url else 'for --url'}; leave it out")
+    if url and (template_path or engine):
+        raise ValueError("a server has its own template and engine; leave --template_path and what is behind -- out")
+    if not url and (concurrency or api_key):
+        raise ValueError("--concurrency and --api_key are for servers; leave them out, or give --url")
 
     def request(content: dict[str, Any]) -> dict[str, Any]:
         return request_of(content, model if url else "", given)
@@ -249,7 +251,7 @@ def main(
         settings, work = ask_server(url, api_key or os.environ.get("KNOWLM_API_KEY", ""), callers, model, request)
     else:
         settings, work = ask_engine(model, template_path, shlex.split(engine), request)
-    if run(source, target, settings | {"parameters": given}, value_of(overwrite) is True, work):
+    if run(source, target, settings | {"parameters": given}, anew, work):
         sys.exit(1)
 
 

@@ -9,7 +9,9 @@ open answer was begun.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from batch_rows import SUCCESS
 
 WAITING_LINES = 32768  # at most, and as many more as are open
+LOCK_SECONDS = 2
 BLOCK = 1 << 20  # bytes
 SHOWN = 200  # characters of a setting in an error
 
@@ -47,10 +50,7 @@ class AnswerFile:
 
     def take(self, run: Mapping[str, Any], overwrite: bool) -> None:
         """Lock the file; keep the whole lines that the same run left in it, or empty it."""
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is writing {self.partial}; wait for it, or end it") from None
+        self.lock()
         left = self.left()
         size = self.file.seek(0, os.SEEK_END)
         if left == run:
@@ -67,6 +67,19 @@ class AnswerFile:
         fresh.write_text(json.dumps(run, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         fresh.replace(self.identity)
 
+    def lock(self) -> None:
+        """Keep other processes from writing; one that was just killed has a moment to be gone."""
+        began = time.monotonic()
+        while True:
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() - began > LOCK_SECONDS:
+                    said = f"another process is writing {self.partial}; wait for it, or end it"
+                    raise ValueError(said) from None
+            time.sleep(0.05)
+
     def left(self) -> dict[str, Any]:
         """What decided about the answers that are there; {} where nothing says."""
         try:
@@ -76,15 +89,22 @@ class AnswerFile:
         return content if isinstance(content, dict) else {}
 
     def put(self, number: int, line: bytes) -> None:
-        """Take a line of the output, from 1, in any order; what has all lines before it is handed to the system."""
+        """Take a line of the output, from 1, in any order; what has all lines before it is handed to the system.
+
+        Raises ValueError where the system does not take it.
+        """
         self.waiting[number] = line
         ready = []
         while (following := self.waiting.pop(self.lines + 1, None)) is not None:
             ready.append(following)
             self.lines += 1
         if ready:
-            self.file.write(b"".join(ready))
-            self.file.flush()
+            try:
+                self.file.write(b"".join(ready))
+                self.file.flush()
+            except OSError as error:
+                said = f"{self.partial} cannot be written ({error.strerror}); make room, and the same command goes on"
+                raise ValueError(said) from None
 
     def full(self) -> bool:
         """Whether so many lines wait that no further row should be begun."""
@@ -122,7 +142,8 @@ class AnswerFile:
         if kind is not None and not self.lines:
             self.partial.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
-        self.file.close()
+        with suppress(OSError):  # of a full disk, of which `put` has told
+            self.file.close()
 
 
 def count_lines(file: Any) -> tuple[int, int]:

@@ -116,8 +116,16 @@ def preset_for_cpu(args: argparse.Namespace, config: Mapping[str, Any], environm
     if args.dtype is None and stored == "float32" and not packed(config):
         args.dtype = "float32"
         said.append("no GPU: --dtype float32, as the checkpoint has it (auto would round it to bfloat16)")
+    context = args.max_model_len if args.max_model_len and args.max_model_len > 0 else None
+    if args.enable_chunked_prefill is None:
+        if (args.max_num_batched_tokens or math.inf) >= (context or config.get("max_position_embeddings", 0)):
+            args.enable_chunked_prefill = False
+            said.append("no GPU: --no-enable-chunked-prefill, for the engine dies of a prompt in parts that has a seed")
+        else:
+            said.append(
+                "no GPU: a request with a seed can end the engine; --max-num-batched-tokens is below the context"
+            )
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
-        context = args.max_model_len if args.max_model_len and args.max_model_len > 0 else None
         gib = environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib(config, context))
         said.append(f"no GPU: {gib} GiB for the cache of keys and values (VLLM_CPU_KVCACHE_SPACE sets it)")
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size

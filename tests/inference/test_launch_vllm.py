@@ -60,17 +60,23 @@ def test_cores_are_shared_out_evenly() -> None:
 def test_presets_without_a_gpu_yield_to_the_user() -> None:
     left_open = dict.fromkeys(
         ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len",
-         "enable_lora", "distributed_executor_backend")
+         "enable_lora", "distributed_executor_backend", "enable_chunked_prefill", "max_num_batched_tokens")
     )  # fmt: skip
     one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
     args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
     said = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
     assert (args.enforce_eager, args.dtype, environment) == (True, "float32", {"VLLM_CPU_KVCACHE_SPACE": "4"})
-    assert len(said) == 3
-    chosen = argparse.Namespace(**(left_open | one | {"enforce_eager": False, "dtype": "half"}))
+    assert args.enable_chunked_prefill is False
+    assert len(said) == 4
+    chosen = argparse.Namespace(
+        **(left_open | one | {"enforce_eager": False, "dtype": "half", "enable_chunked_prefill": True})
+    )
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2"}
     assert preset_for_cpu(chosen, {"dtype": "float32"}, environment) == []
     assert (chosen.enforce_eager, chosen.dtype, environment["VLLM_CPU_KVCACHE_SPACE"]) == (False, "half", "2")
+    few = argparse.Namespace(**(left_open | one | {"max_num_batched_tokens": 4000}))
+    assert any("a request with a seed can end the engine" in line for line in preset_for_cpu(few, LLAMA_2_7B, {}))
+    assert few.enable_chunked_prefill is None  # vLLM would refuse to start
 
 
 def test_heads_without_a_kernel_on_the_cpu_are_refused() -> None:

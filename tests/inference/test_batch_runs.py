@@ -1,0 +1,193 @@
+"""inference/batch.py against the real engine, its own and a server's: the same lines, and after kills the same file."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, RunScript
+
+SCRIPT = "inference/batch.py"
+GREEDY = ("--temperature", 0, "--max_tokens", 16)
+# What a row can be, by turns; the last ones fail.
+TALK = [("user", "a"), ("assistant", "b"), ("user", "c")]
+KINDS: list[dict[str, Any]] = [
+    {"instruction": "Where was Dabe Kilo born?", "input": "", "output": "kept"},
+    {"instruction": "写出首都", "input": "李白生于701年。", "parameters": {"max_new_tokens": 9}},
+    {"messages": [{"role": role, "content": content} for role, content in TALK]},
+    {"instruction": "a </s> in <s> text", "parameters": {"temperature": 1, "seed": 7}, "number": 10**30},
+    {"instruction": "Name a city.", "parameters": {"stop": "e", "ignore_eos": True, "min_tokens": 3}},
+    {"instruction": "Name a city.", "parameters": {"structured_outputs": {"choice": ["Oslo", "Rome"]}}},
+    {"instruction": "word " * 600},
+    {"instruction": "x", "parameters": {"temprature": 1}},
+    {"instruction": "x", "parameters": {"max_tokens": 10**6}},
+    {"instruction": "x", "parameters": [1]},
+    {"instruction": "x", "model": "none"},
+    {"input": "x"},
+]  # fmt: skip
+
+
+def write_rows(path: Path, count: int, failing: bool = True) -> Path:
+    """Rows of all kinds, none like another; among them, where some may fail, lines that are no row."""
+    kinds = KINDS if failing else KINDS[:6]
+    lines = []
+    for number in range(count):
+        row = {"id": number} | kinds[number % len(kinds)]
+        if row.get("instruction"):
+            row["instruction"] = f"{number} {row['instruction']}"
+        lines.append(json.dumps(row, ensure_ascii=False))
+    if failing:
+        lines[3] = "not JSON"
+        lines[5] = ""
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+class Run:
+    """A run of batch.py that leads a session of its own."""
+
+    def __init__(self, source: Path, output: Path, *options: object) -> None:
+        command = [sys.executable, REPOSITORY / SCRIPT, "--input", source, "--output", output, *options]
+        self.partial = Path(f"{output}.partial")
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={"OMP_NUM_THREADS": "1"} | os.environ,
+        )  # fmt: skip
+
+    def lines(self) -> int:
+        return self.partial.read_bytes().count(b"\n") if self.partial.exists() else 0
+
+    def stop_after(self, lines: int, number: int) -> tuple[int, str]:
+        """Send a signal once there are so many lines; exit status and what it said."""
+        for _ in range(60_000):
+            if self.lines() >= lines or self.process.poll() is not None:
+                break
+            time.sleep(0.005)
+        self.process.send_signal(number)
+        said = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, said
+
+    def living(self) -> list[int]:
+        """Processes of the session that are not dead."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(session) == self.process.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+
+def answers(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) if line.strip() else {} for line in path.read_text().splitlines()]
+
+
+def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_does(
+    server: Any, run_script: RunScript, tmp_path: Path
+) -> None:
+    """Killed twice, once with half a line left, and interrupted by Ctrl-C once; every line is the server's answer."""
+    source, whole, killed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
+    assert done.stdout.startswith(f"{whole}: 149 rows, 73 failed ({tmp_path}/whole.failed.jsonl), ")
+    assert done.stdout.endswith(" output tokens/s\n")
+    assert done.stderr == ""
+
+    options = ("--url", server.url, "--concurrency", 3, *GREEDY)
+    assert Run(source, killed, *options).stop_after(20, signal.SIGKILL)[0] == -signal.SIGKILL
+    run = Run(source, killed, *options)
+    assert run.stop_after(60, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = run.partial.read_bytes()
+    assert len(kept) > 5
+    assert whole.read_bytes().startswith(kept)
+    run.partial.write_bytes(kept[:-5])
+    status, said = Run(source, killed, *options).stop_after(100, signal.SIGINT)
+    assert status == 130
+    assert said.endswith("interrupted; the same command goes on where it was\n")
+    run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
+    assert killed.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "killed.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
+    assert not list(tmp_path.glob("*.partial*"))
+
+    rows = answers(source.with_name("whole.jsonl"))
+    for row, asked in list(zip(rows, source.read_text().splitlines(), strict=True))[:40]:
+        if row and "instruction" in row and not row["error"]:
+            given = json.loads(asked)
+            assert {name: row[name] for name in given} == given
+            parameters = {"temperature": 0, "max_tokens": 16} | given.get("parameters", {})
+            if "max_new_tokens" in parameters:
+                del parameters["max_tokens"]
+            said_ = server.generate(given["instruction"], given.get("input", ""), **parameters)
+            assert [row[name] for name in said_] == list(said_.values())
+
+
+@pytest.mark.timeout(900)
+def test_the_offline_engine_gives_the_servers_lines_also_after_a_kill(
+    server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    """The engine's processes go with the run that is killed, and the same command goes on."""
+    source, asked, computed = write_rows(tmp_path / "in.jsonl", 600), tmp_path / "url.jsonl", tmp_path / "engine.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", asked, "--url", server.url, *GREEDY, status=1)
+    options = ("--model", tuned_checkpoint, *GREEDY)
+    run = Run(source, computed, *options, "--", "--max-num-seqs", 16)
+    assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = run.partial.read_bytes()
+    before = run.lines()
+    assert 100 <= before < 600
+    for _ in range(100):
+        if not run.living():
+            break
+        time.sleep(0.1)
+    assert run.living() == []
+    done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
+    assert computed.read_bytes().startswith(kept)
+    assert computed.read_bytes() == asked.read_bytes()
+    assert f"599 rows ({before} lines from before), 301 failed" in done.stdout
+    assert " prompt and " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_at_any_moment_leave_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+    source, whole, killed = write_rows(tmp_path / "in.jsonl", 1500), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
+    draw = random.Random(3)
+    for _ in range(20):
+        run = Run(source, killed, "--url", server.url, *GREEDY)
+        time.sleep(draw.uniform(0.1, 1.5))
+        run.process.kill()
+        run.process.communicate()
+        if killed.exists():
+            killed.rename(run.partial)  # it was through before: its end is cut off, and the identity is lost
+            break
+        content = run.partial.read_bytes() if run.partial.exists() else b""
+        assert whole.read_bytes().startswith(content)
+    run_script(SCRIPT, "--input", source, "--output", killed, "--url", server.url, "--overwrite", *GREEDY, status=1)
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_offline_engine_ends_cleanly_when_it_is_told_to(
+    tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0
+        run = Run(source, output, "--model", tuned_checkpoint, *GREEDY)
+        status, said = run.stop_after(run.lines() + 50, number)
+        assert status == 130
+        assert said.endswith("interrupted; the same command goes on where it was\n")
+        assert "Traceback" not in said
+        assert run.living() == []
+        assert len(run.partial.read_bytes()) > before
+    done = run_script(SCRIPT, "--input", source, "--output", output, "--model", tuned_checkpoint, *GREEDY, timeout=500)
+    assert "3000 rows (" in done.stdout
+    assert [row["id"] for row in answers(output)] == list(range(3000))
