@@ -148,7 +148,7 @@ def main(
         done = []
         with OfflineEngine(args) as engine:
             llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            prompt = engine.models[None].prompt
+            prompt = engine.models.base.prompt
             for number in range(rounds + 1):
                 asked = make_rows(source, rows, tokens, number)
                 ways: dict[str, Callable[[], int]] = {

@@ -46,6 +46,7 @@ import fire
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = ["person", "place", "organisation", "work"]
+IDLE_SECONDS = 1.5  # where the turn goes from one engine to the other, whose worker looks for work for a second
 WORDING = "Which entities of these types does the text name: {schema}? Answer with JSON."
 
 
@@ -237,10 +238,14 @@ def one_round(
     """Every contender's volleys at every concurrency; at least `least` requests each."""
     draw = random.Random(number)
     found = {}
+    engine_was_last = None
     for level in levels:
         names = [name for name in fire_ if level == max(levels) or name not in ("free", "extract")]
         texts = [prompts(level, draw) for _ in range(max(1, least // level))]
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            if (name == "engine") != engine_was_last:
+                time.sleep(IDLE_SECONDS)
+            engine_was_last = name == "engine"
             volleys = [fire_[name](each) for each in texts]
             found[level, name] = Volley(
                 sum(v.seconds for v in volleys), sum(v.tokens for v in volleys),
