@@ -107,6 +107,6 @@ def described(answer: type[BaseModel], streams: bool = False) -> dict[int | str,
 def told(error: Exception, path: str) -> tuple[str, int]:
     """An exception as vLLM words it, and its status; what is the server's own fault is logged."""
     said = part("create_error_response")(error).error
-    if said.code >= 500:
+    if said.code == 500:
         logger.exception("POST %s failed", path)
     return said.message, said.code

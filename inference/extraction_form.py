@@ -117,7 +117,7 @@ def read_extraction(folder: str) -> dict[str, Any]:
 
 def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
     """Raise ValueError where a question of this extraction.json, found at `place`, could not be asked or answered."""
-    tasks = extraction.get("tasks", {})
+    tasks = extraction.get("tasks", {}) if isinstance(extraction, dict) else None
     if not isinstance(tasks, dict) or not all(isinstance(said, dict) for said in tasks.values()):
         raise ValueError(f'{place} has not the form {{"tasks": {{task: {{language: …}}}}}}; repair it')
     for task in filter(tasks.__contains__, TASKS):

@@ -164,6 +164,8 @@ def completer() -> Callable[..., Awaitable[Any]]:
         asked = completion_request(model=model, prompt=ids, **fields)
         result = await request.app.state.openai_serving_completion.create_completion(asked, request)
         if isinstance(result, error_response):
+            if (task := asyncio.current_task()) and task.cancelling():  # vLLM makes an answer of it that nobody awaits
+                raise asyncio.CancelledError
             raise RequestFailedError(result.error.message, result.error.code)
         if not fields.get("stream") and result.choices[0].finish_reason == "abort":
             raise RequestFailedError("the server was stopped before the answer was complete; ask again", 503)

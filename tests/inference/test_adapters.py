@@ -134,7 +134,8 @@ def test_rows_get_their_own_adapters_product_and_the_bases_none(slots: list[int]
             expected[row, 5:9] += ((x[row].float() @ a[slot, 0].float().T) @ b[slot, 0].float().T).to(dtype)
     rows = rows_by_slot(torch.tensor(slots))
     product(rows, x, a, b, y, first=5)
-    torch.testing.assert_close(y, expected)
+    exact: dict[str, Any] = {"rtol": 0.05, "atol": 0.02} if dtype == torch.bfloat16 else {}  # what bfloat16 rounds
+    torch.testing.assert_close(y, expected, **exact)
     narrow = torch.zeros(5, 3, dtype=dtype)  # an output with fewer columns than the adapter's matrix
     for slot, own in rows:
         expand(narrow, own, shrunk(x, own, a[slot, 0]), b[slot, 0])
@@ -239,4 +240,4 @@ def test_an_adapters_own_end_token_ends_its_answers(
     parameters = {"num_beams": 2, "max_tokens": TOKENS}
     status, answer = adapter_server.post("/generate", body(1, "ends") | {"parameters": parameters})
     assert status == 400
-    assert answer["error"].startswith("beam search knows the base's end token alone, not ends's")
+    assert answer["error"].startswith("beam search knows the base's end token alone, not this adapter's")

@@ -219,7 +219,7 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
     own = shutil.copytree(adapter, tmp_path / "own")
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
-    (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("{}")
+    (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
     dora, saved = {"use_dora": True}, {"modules_to_save": ["lm_head"]}
     lines: dict[str, tuple[list[str], Any]] = {
         "one": ([*here, f"a={adapter}"], (True, 16, 1, None)),
@@ -244,7 +244,7 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
             "and 5 in adapter_config.json; get both again",
         ),
         "broken": ([*here, f"a={broken.parent}"], "correct its chat_template.jinja"),
-        "tasks": ([*here, f"a={tasks.parent}"], "is no extraction.json"),
+        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json has not the form "),
     }
     results = dict(zip(lines, parsed([line for line, _ in lines.values()]), strict=True))
     for name, (_, expected) in lines.items():
