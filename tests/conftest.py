@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 SHARED = ("short_quickstart", "server", "checkpoints", "extensions")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def group(item: pytest.Item) -> str:
         return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), str(item.path))

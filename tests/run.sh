@@ -13,6 +13,7 @@ if [ $# = 0 ] || [ "$*" = "--slow" ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
     "$bin/mypy"
-    set -- -n 2 --dist loadgroup "$@"  # two processes; what is expensive to make is made in one of them
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; what is expensive to make is made in one of them
+    set -- -n 2 --dist loadgroup "$@"
 fi
 exec "$bin/python" -m pytest "$@"
