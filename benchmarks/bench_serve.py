@@ -46,7 +46,7 @@ import fire
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = ["person", "place", "organisation", "work"]
-IDLE_SECONDS = 1.5  # where the turn goes from one engine to the other, whose worker looks for work for a second
+IDLE_SECONDS = 1.1  # where the turn goes from one engine to the other, whose worker looks for work for a second
 WORDING = "Which entities of these types does the text name: {schema}? Answer with JSON."
 
 
