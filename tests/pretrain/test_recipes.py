@@ -149,7 +149,6 @@ def programs(folder: Path, **texts: str) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_slurm(tmp_path: Path, settings: Environment, stopped: Path) -> None:
     """SIGTERM to the tasks, as before the time is up: they save and the job is requeued; then it goes on to its end."""
     output, work = (
