@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from vllm_imports import part
 
 SHOWN = 5  # errors told at once
+STOPPED = "the server was stopped before the answer was complete; ask again"
 
 logger = logging.getLogger(__name__)
 

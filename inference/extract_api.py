@@ -29,7 +29,7 @@ from vllm_imports import part
 ANSWER_TOKENS = 1024  # new tokens for a window at most; an answer that goes on longer goes round in circles
 WINDOW_TOKENS = 256  # of the text in a window; models are tuned on sentences and short paragraphs
 WINDOW_SHARE = 1 / 3  # of the context's room behind the question, at most: the answer repeats what it finds
-AT_ONCE = 16  # windows of one request in the engine, so that a long text leaves room for other callers
+WINDOWS_AT_ONCE = 16  # of one request in the engine, so that a long text leaves room for other callers
 
 
 # What the OpenAPI description says of a schema; extraction_schema.py checks it against the task.
@@ -159,13 +159,13 @@ def extract_router() -> APIRouter:
         spans = await asking.windows(request.text, request.window_tokens)
         form = {"structured_outputs": {"grammar": asking.grammar()}, "temperature": 0}
         limit = request.max_tokens or ANSWER_TOKENS
-        places = asyncio.Semaphore(AT_ONCE)
+        places = asyncio.Semaphore(WINDOWS_AT_ONCE)
 
         async def ask(span: Span) -> Any:
             async with places:
                 ids = await asking.model.ids(asking.messages(request.text[slice(*span)]))
                 tokens = min(limit, asking.model.context - len(ids))
-                return await complete(raw_request, request.model, ids, max_tokens=tokens, **form)
+                return await complete(raw_request, asking.model, ids, max_tokens=tokens, **form)
 
         done = await all_of([ask(span) for span in spans])
         raw_request.state.knowlm_usage = sum(each.usage.total_tokens for each in done)  # for the limits of tokens

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from decoding import Parameters, StructuredOutputs, sampling
-from envelope import Text, described, envelope_route, told
+from envelope import STOPPED, Text, described, envelope_route, told
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prompt_ids import Message, one_turn
@@ -115,9 +115,7 @@ async def pieces(events: AsyncIterator[str], path: str) -> AsyncIterator[str]:
             elif said["choices"]:
                 choice, tokens = said["choices"][0], said["usage"]["completion_tokens"]
                 if choice["finish_reason"] == "abort":
-                    yield event_of(
-                        tokens=tokens, error="the server was stopped before the answer was complete; ask again"
-                    )
+                    yield event_of(tokens=tokens, error=STOPPED)
                 elif choice["text"] or choice["finish_reason"]:
                     yield event_of(choice["text"], tokens)
     except Exception as error:
@@ -145,9 +143,9 @@ def generate_router() -> APIRouter:
         fields = sampling(request.parameters or Parameters(), model.context - len(ids), bool(request.stream))
         if request.stream:
             options = {"include_usage": True, "continuous_usage_stats": True}
-            events = await complete(raw_request, request.model, ids, **fields, stream=True, stream_options=options)
+            events = await complete(raw_request, model, ids, **fields, stream=True, stream_options=options)
             return StreamingResponse(pieces(events, raw_request.url.path), media_type="text/event-stream")
-        completion = await complete(raw_request, request.model, ids, **fields)
+        completion = await complete(raw_request, model, ids, **fields)
         answer = best_beam(completion, model, ids) if "use_beam_search" in fields else answer_of(completion)
         return JSONResponse(answer.model_dump())
 

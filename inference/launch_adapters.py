@@ -14,7 +14,7 @@ from adapter_prompts import adapter_prompt
 from launch_checks import merge, read_json
 from vllm_imports import part
 
-AT_ONCE = 8  # adapters in one batch, unless told; each has room of the largest rank in every layer, used or not
+MOST_IN_A_BATCH = 8  # adapters, unless told; each has room of the largest rank in every layer, used or not
 
 Named = list[tuple[str, str]]  # adapters: name, folder
 
@@ -73,9 +73,9 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
     wanted = {
         "enable_lora": True,
         "max_lora_rank": next(allowed for allowed in sorted(get_args(part("MaxLoRARanks"))) if allowed >= rank),
-        "max_loras": min(len(named), AT_ONCE),
+        "max_loras": min(len(named), MOST_IN_A_BATCH),
     }
-    if len(named) > (args.max_loras or AT_ONCE):
+    if len(named) > (args.max_loras or MOST_IN_A_BATCH):
         wanted["max_cpu_loras"] = len(named)  # all stay in memory; vLLM would read those that wait from disk again
     left_open = {option: value for option, value in wanted.items() if getattr(args, option) is None}
     vars(args).update(left_open)

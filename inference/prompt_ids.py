@@ -44,7 +44,7 @@ class Prompt:
         self.control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.control_ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
 
-    @property
+    @cached_property
     def takes_input(self) -> bool:
         """Whether an input is part of the prompt; without a template it follows the instruction."""
         return not self.template or bool(TAKES_INPUT.search(str(self.template)))

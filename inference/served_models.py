@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 from adapter_folders import check_adapter
 from adapter_prompts import adapter_prompt, end_ids
-from envelope import RequestFailedError
+from envelope import STOPPED, RequestFailedError
 from extraction_form import read_extraction
 from fastapi import Request
 from prompt_ids import Message, Prompt
 from vllm_imports import part
 
-AT_ONCE = 8192  # characters that are tokenised between two other requests (about a millisecond); more go to a thread
+HURRIED_CHARACTERS = 8192  # that are tokenised between two other requests (about a millisecond); more go to a thread
 
 
 class Served(NamedTuple):
     """A model as requests name it."""
 
+    name: str | None  # None: the base
     prompt: Prompt
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
@@ -62,7 +63,14 @@ class Served(NamedTuple):
 
         words = self.prompt.tokenizer.backend_tokenizer
         stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        return "".join(stream.step(words, index) or "" for index in ids)
+        text = ""
+        for index in ids:
+            try:
+                text += stream.step(words, index) or ""
+            except Exception:  # bytes that are no text, behind bytes that were: the stream begins anew, as vLLM's does
+                stream = DecodeStream(skip_special_tokens=True)
+                text += stream.step(words, index) or ""
+        return text
 
 
 def length(messages: Sequence[Message]) -> int:
@@ -72,7 +80,7 @@ def length(messages: Sequence[Message]) -> int:
 
 async def unhurried(characters: int, work: Callable[..., Any], *values: Any) -> Any:
     """The result of `work`, done in a thread where it would keep other requests waiting."""
-    return work(*values) if characters <= AT_ONCE else await asyncio.to_thread(work, *values)
+    return work(*values) if characters <= HURRIED_CHARACTERS else await asyncio.to_thread(work, *values)
 
 
 class ServedModels:
@@ -113,7 +121,7 @@ class ServedModels:
         check_adapter(name, folder, self.folder)
         prompt, base = adapter_prompt(folder, self.base.prompt), self.base
         extraction = read_extraction(folder) or base.extraction
-        return Served(prompt, extraction, base.context, longest_piece(prompt), end_ids(prompt, base.prompt))
+        return Served(name, prompt, extraction, base.context, longest_piece(prompt), end_ids(prompt, base.prompt))
 
     async def looked_for(self, name: str) -> Any:
         """What vLLM's resolvers find under a name that is not loaded; they look where the administrator told them to.
@@ -134,7 +142,7 @@ async def served_models(engine_client: Any, state: Any, args: Any) -> ServedMode
     """The base and the adapters of --lora-modules, once the engine stands; ValueError where one cannot be asked."""
     prompt = Prompt(engine_client.get_tokenizer(), part("load_chat_template")(args.chat_template))
     context = engine_client.model_config.max_model_len
-    base = Served(prompt, read_extraction(args.model), context, longest_piece(prompt), [])
+    base = Served(None, prompt, read_extraction(args.model), context, longest_piece(prompt), [])
     models = ServedModels(base, args.model, state.openai_serving_models)
     for name in list(models.models.lora_requests):
         await models.named(name)
@@ -154,21 +162,20 @@ async def model_named(request: Request, name: str | None) -> Served:
 def completer() -> Callable[..., Awaitable[Any]]:
     """The function that asks vLLM's own handler of /v1/completions, whose validation and errors are ours too.
 
-    It takes (request, model's name, prompt ids, **fields of CompletionRequest), gives a CompletionResponse or, with
+    It takes (request, model, prompt ids, **fields of CompletionRequest), gives a CompletionResponse or, with
     stream, an iterator of server-sent events, and raises RequestFailedError, and ValueError as Served.ending does.
     """
     completion_request, error_response = part("CompletionRequest"), part("ErrorResponse")
 
-    async def complete(request: Request, model: str | None, ids: list[int], **fields: Any) -> Any:
-        fields = (await model_named(request, model)).ending(fields)
-        asked = completion_request(model=model, prompt=ids, **fields)
+    async def complete(request: Request, model: Served, ids: list[int], **fields: Any) -> Any:
+        asked = completion_request(model=model.name, prompt=ids, **model.ending(fields))
         result = await request.app.state.openai_serving_completion.create_completion(asked, request)
         if isinstance(result, error_response):
             if (task := asyncio.current_task()) and task.cancelling():  # vLLM makes an answer of it that nobody awaits
                 raise asyncio.CancelledError
             raise RequestFailedError(result.error.message, result.error.code)
         if not fields.get("stream") and result.choices[0].finish_reason == "abort":
-            raise RequestFailedError("the server was stopped before the answer was complete; ask again", 503)
+            raise RequestFailedError(STOPPED, 503)
         return result
 
     return complete
