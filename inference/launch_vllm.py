@@ -1,4 +1,4 @@
-"""Serve a checkpoint folder over HTTP: vLLM's OpenAI-compatible server, with POST /generate beside its own routes.
+"""Serve a checkpoint folder over HTTP: vLLM's OpenAI-compatible server, with /generate and /extract beside its routes.
 
     python inference/launch_vllm.py --model runs/merged                                              # CPU, or one GPU
     python inference/launch_vllm.py --model M --port 8090 --dtype half --tensor-parallel-size 2      # two GPUs
