@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 
 
-# What takes longest to make, longest first; the tests that share it run one after the other in one process.
-SHARED = ("short_quickstart", "server", "checkpoints", "extensions")
+# What is expensive to make; the tests that share it run one after the other in one process, and before the others.
+SHARED = ("extensions", "short_quickstart", "server", "checkpoints")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist's own, which reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     def group(item: pytest.Item) -> str:
-        return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), str(item.path))
+        return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
 
+    groups = {item: group(item) for item in items}
+    items.sort(key=lambda item: SHARED.index(groups[item]) if groups[item] in SHARED else len(SHARED))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: SHARED.index(group(item)) if group(item) in SHARED else len(SHARED))
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
+    yield
+    if config.getoption("loadgroup", False) and items and "@" not in items[0].nodeid:
+        raise pytest.UsageError("pytest-xdist takes no notice of groups; tests/requirements.txt has versions that do")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,6 @@ if [ $# = 0 ] || [ "$*" = "--slow" ]; then
     "$bin/ruff" format --check .
     "$bin/mypy"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; what is expensive to make is made in one of them
-    set -- -n 2 --dist loadgroup "$@"
+    set -- -n 2 --dist loadgroup --no-loadscope-reorder "$@"
 fi
 exec "$bin/python" -m pytest "$@"

@@ -16,8 +16,6 @@ from lora_adapters import NARROW, make_adapter, other_model
 from prompt_ids import Prompt, one_turn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = pytest.mark.slow  # a server or an engine of its own takes half a minute to start
-
 QUESTIONS = [
     ("Where was Dabe Kilo born?", ""),
     ("写出首都", "李白生于701年。"),

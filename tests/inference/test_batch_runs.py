@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, RunScript
 
-pytestmark = pytest.mark.slow  # a server or an engine of its own takes half a minute to start
-
 SCRIPT = "inference/batch.py"
 GREEDY = ("--temperature", 0, "--max_tokens", 16)
 # What a row can be, by turns; the last ones fail.

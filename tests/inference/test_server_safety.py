@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow  # a server or an engine of its own takes half a minute to start
-
 KEYS = [f"kivu-{number}" for number in range(250)]
 QUEUE = 8
 OPTIONS: list[object] = [
