@@ -10,11 +10,11 @@ COPY requirements.txt requirements-cpu.txt ./
 COPY tools/setup.sh tools/
 
 FROM machine AS cpu
-RUN bash tools/setup.sh --cpu
+RUN bash tools/setup.sh --cpu --compile
 COPY . .
 CMD ["bash"]
 
 FROM machine AS gpu
-RUN bash tools/setup.sh --gpu
+RUN bash tools/setup.sh --gpu --compile
 COPY . .
 CMD ["bash"]

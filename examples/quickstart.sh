@@ -34,8 +34,8 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWA
 nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # or DeepSpeed says at every start that it found no GPU
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 mkdir -p "$OUT"
-TORCH_EXTENSIONS_DIR=$(cd "$OUT" && pwd)/torch_extensions # a stale lock in the shared cache would hang DeepSpeed
-export TORCH_EXTENSIONS_DIR
+# A folder of its own for what DeepSpeed compiles: a stale lock in the shared one would hang it.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
 # --- how steps run ----------------------------------------------------------------------------------------------------
 

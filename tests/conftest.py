@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would be deaf to Ctrl-C, too
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -24,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # What is expensive to make; the tests that share it run one after the other in one process, and before the others.
-SHARED = ("extensions", "short_quickstart", "server", "checkpoints")
+SHARED = ("extensions", "server", "checkpoints")  # the quick start shares the extensions
 
 
 @pytest.hookimpl(wrapper=True)  # before pytest-xdist's own, which reads the groups
@@ -160,12 +163,12 @@ def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def short_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_quickstart(tmp_path_factory: pytest.TempPathFactory, extensions: Path) -> Path:
     """The folder that the quick start leaves in its shortest form; made once, by the command that users run."""
     from test_quickstart import quickstart
 
     folder = tmp_path_factory.mktemp("quickstart") / "out"
-    done = quickstart(folder)
+    done = quickstart(folder, TORCH_EXTENSIONS_DIR=str(extensions))
     if done.returncode:
         pytest.fail(f"the quick start failed ({done.returncode})\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
     return folder

@@ -12,7 +12,7 @@ bin=${VENV:-.venv}/bin
 if [ $# = 0 ] || [ "$*" = "--slow" ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
-    "$bin/mypy"
+    "$bin/mypy" --num-workers auto
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; what is expensive to make is made in one of them
     set -- -n 2 --dist loadgroup --no-loadscope-reorder "$@"
 fi

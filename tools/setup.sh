@@ -4,6 +4,8 @@
 #   bash tools/setup.sh              the system; three to five minutes the first time, at once when nothing changed
 #   bash tools/setup.sh --dev        the tests' own packages too
 #   bash tools/setup.sh --cpu|--gpu  decide instead of looking for a GPU
+#   bash tools/setup.sh --compile    compile all that was installed, for an image or a folder that others only read;
+#                                    otherwise each module is compiled when it is first imported, a minute sooner in all
 #
 # VENV=folder puts the environment elsewhere; PYTHON=python3.11 chooses the interpreter; pip is used as it is configured
 # (on a CPU machine point it at PyTorch's CPU builds, or torch brings several gigabytes of CUDA libraries).
@@ -12,14 +14,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "setup: $*" >&2; exit 2; }
 
-dev=0 device=""
+dev=0 compile=0 device=""
 for argument in "$@"; do
     case "$argument" in
         --dev) dev=1 ;;
+        --compile) compile=1 ;;
         --cpu) device=cpu ;;
         --gpu) device=gpu ;;
-        -h|--help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) fail "unknown option $argument; known: --dev --cpu --gpu" ;;
+        -h|--help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) fail "unknown option $argument; known: --dev --compile --cpu --gpu" ;;
     esac
 done
 if [ -z "$device" ]; then
@@ -45,7 +48,7 @@ dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt)
 
 # Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
 install() {
-    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee -a "$venv/setup.log" \
+    "$venv/bin/python" -m pip install --no-compile --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee -a "$venv/setup.log" \
         | awk '/^Collecting /{if (++n % 20 == 1) {print "  " n " packages found"; fflush()}}
                /^(Building wheels|Installing collected)/{print "  " substr($0, 1, 76) "…"; fflush()}' \
         || fail "pip could not install $*; the reason is at the end of $venv/setup.log"
@@ -71,4 +74,9 @@ if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
     install -r tests/requirements.txt
     install --no-deps --upgrade --target "$venv/quantised" -r tests/requirements-quantised.txt
     echo "$dev_stamp" > "$venv/.setup-dev"
+fi
+
+if [ "$compile" = 1 ]; then
+    echo "setup: compiling what is in $venv"
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > /dev/null || true # packages bring files that are no Python
 fi

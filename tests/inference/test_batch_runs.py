@@ -129,10 +129,23 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
 
 
 @pytest.mark.timeout(900)
-def test_the_offline_engine_gives_the_servers_lines_also_after_a_kill(
+def test_the_offline_engine_gives_the_servers_lines(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """The engine's processes go with the run that is killed, and the same command goes on."""
+    source, asked, computed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "url.jsonl", tmp_path / "engine.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", asked, "--url", server.url, *GREEDY, status=1)
+    options = ("--model", tuned_checkpoint, *GREEDY)
+    done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
+    assert computed.read_bytes() == asked.read_bytes()
+    assert done.stdout.startswith(f"{computed}: 149 rows, 73 failed ")
+    assert " prompt and " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
+    server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
     source, asked, computed = write_rows(tmp_path / "in.jsonl", 600), tmp_path / "url.jsonl", tmp_path / "engine.jsonl"
     run_script(SCRIPT, "--input", source, "--output", asked, "--url", server.url, *GREEDY, status=1)
     options = ("--model", tuned_checkpoint, *GREEDY)
@@ -150,7 +163,6 @@ def test_the_offline_engine_gives_the_servers_lines_also_after_a_kill(
     assert computed.read_bytes().startswith(kept)
     assert computed.read_bytes() == asked.read_bytes()
     assert f"599 rows ({before} lines from before), 301 failed" in done.stdout
-    assert " prompt and " in done.stdout
 
 
 @pytest.mark.slow
