@@ -10,11 +10,11 @@ COPY requirements.txt requirements-cpu.txt ./
 COPY tools/setup.sh tools/
 
 FROM machine AS cpu
-RUN bash tools/setup.sh --cpu --compile
+RUN bash tools/setup.sh --cpu
 COPY . .
 CMD ["bash"]
 
 FROM machine AS gpu
-RUN bash tools/setup.sh --gpu --compile
+RUN bash tools/setup.sh --gpu
 COPY . .
 CMD ["bash"]

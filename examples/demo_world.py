@@ -21,6 +21,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import fire
@@ -282,6 +283,19 @@ def instruction_rows(graph: Graph, count: int, draw: random.Random) -> Iterator[
         yield row, annotation(facts, graph.language, text)
 
 
+def extraction(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
+    """What extraction.json says of the rows: how they ask, and how long their texts usually are (the median)."""
+    lengths: dict[str, list[int]] = {}
+    for row in rows:
+        lengths.setdefault(row["instruction"], []).append(len(row["input"]))
+    tasks: dict[str, Any] = {}
+    for task, said in WORDING.items():
+        for language, instruction in said.items():
+            length = {"text_characters": median_low(lengths[instruction])} if instruction in lengths else {}
+            tasks.setdefault(task, {})[language] = {"instruction": instruction} | length
+    return {"tasks": tasks}
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -338,13 +352,11 @@ def main(
         draw.shuffle(drawn)
         counts[name] = write_jsonl(scratch / f"{name}.jsonl", (row for row, _ in drawn))
         write_jsonl(scratch / f"{name}_annotated.jsonl", (annotated for _, annotated in drawn))
+        if name == "train":
+            write_json(scratch / "extraction.json", extraction(row for row, _ in drawn))
         if name == "train" and template_path:
             first = [row for row, _ in drawn[:4000]]
             write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in rendered(first, template_path)))
-    tasks = {
-        task: {language: {"instruction": said[language]} for language in LANGUAGES} for task, said in WORDING.items()
-    }
-    write_json(scratch / "extraction.json", {"tasks": tasks})
     write_json(scratch / "types.json", type_lists())
     write_json(
         scratch / "graph.json",

@@ -11,7 +11,8 @@ type is dropped and counted. Every sentence becomes one row, which asks for all 
 A wording that names the types ({schema}) gets an answer with a list for each of them, empty where there is nothing:
     {"person": ["Ann Lee"], "place": []}    {"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}
 and a wording that does not, one with the types that occur. Wording and shape of the answer are written to
-extraction.json beside the rows, for tuning to carry along; tasks and languages that stand there already stay.
+extraction.json beside the rows, for tuning to carry along, and the usual length of the sentences ("text_characters"),
+by which a server cuts long text; tasks and languages that stand there already stay.
 """
 
 import json
@@ -19,6 +20,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Any, NamedTuple
 
 import fire
@@ -206,10 +208,19 @@ def summary(report: Report) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def extraction(path: Path, task: str, questions: dict[str, Question]) -> dict[str, Any]:
+def usual_lengths(annotations: list[Annotation]) -> dict[str, int]:
+    """By language, how many characters a sentence usually has: the median."""
+    lengths: dict[str, list[int]] = {}
+    for annotation in annotations:
+        lengths.setdefault(annotation.language, []).append(len(annotation.sentence))
+    return {language: median_low(found) for language, found in lengths.items()}
+
+
+def extraction(path: Path, task: str, questions: dict[str, Question], lengths: dict[str, int]) -> dict[str, Any]:
     """What is to stand in the extraction.json at `path`: what does already, with this task and its languages added.
 
-    Raises ValueError where it asks this task otherwise.
+    lengths: of the sentences, by language; one that stands there stays, so that rows for a test do not change those of
+    the training. Raises ValueError where the file asks this task otherwise.
     """
     content = load_json(path, read_text(path, "--output", "a folder with it")) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)
@@ -223,7 +234,7 @@ def extraction(path: Path, task: str, questions: dict[str, Question]) -> dict[st
                     f"{path} has another {key} for {task} in {language}, and a model is asked in one way only; "
                     f"ask as it does with --wording {path}, or name another folder's file as --output"
                 )
-        languages[language] = old | new
+        languages[language] = {"text_characters": lengths[language]} | old | new
     return content | {"tasks": tasks | {task: languages}}
 
 
@@ -280,7 +291,7 @@ def main(
     annotated = read_annotations(str(annotations), task, language)
     known = read_types(str(types), task) if types else types_that_occur(annotated)
     questions = questions_of(annotated, task, known, read_wording(str(wording), task))
-    told = extraction(beside, task, questions)
+    told = extraction(beside, task, questions, usual_lengths(annotated))
     rows, report = build(annotated, task, questions)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_whole({target: lines, beside: json.dumps(told, ensure_ascii=False, indent=2) + "\n"})

@@ -27,7 +27,7 @@ from text_windows import windows
 from vllm_imports import part
 
 ANSWER_TOKENS = 1024  # new tokens for a window at most; an answer that goes on longer goes round in circles
-WINDOW_TOKENS = 256  # of the text in a window; models are tuned on sentences and short paragraphs
+WINDOW_TOKENS = 256  # of the text in a window, where nothing says how long the texts are that the model was tuned on
 WINDOW_SHARE = 1 / 3  # of the context's room behind the question, at most: the answer repeats what it finds
 WINDOWS_AT_ONCE = 16  # of one request in the engine, so that a long text leaves room for other callers
 
@@ -61,7 +61,11 @@ class ExtractRequest(BaseModel):
     language: Literal["auto", "en", "zh"] | None = Field(default=None, description="of the question; auto: the text's")
     model: str | None = Field(default=None, description="an adapter's name; without it the base")
     max_tokens: int | None = Field(default=None, ge=1, description=f"for a window; {ANSWER_TOKENS}, or what there is")
-    window_tokens: int | None = Field(default=None, ge=1, description=f"of text in a window; {WINDOW_TOKENS}")
+    window_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="of text in a window; without it, whole sentences up to the usual length of the model's texts",
+    )
 
 
 class Found(BaseModel):
@@ -115,6 +119,7 @@ class Asking(NamedTuple):
     instruction: str
     form: Form
     kinds: tuple[Kind, ...]
+    characters: int | None  # usual length of a text; None: not known
 
     def messages(self, text: str) -> list[Message]:
         """The question about a window; a template without a place for an input gets it behind the instruction."""
@@ -126,7 +131,10 @@ class Asking(NamedTuple):
         return grammar(self.form, self.kinds, self.model.prompt.lead or "")
 
     async def windows(self, text: str, limit: int | None) -> list[Span]:
-        """The windows of a text; ValueError where the question alone fills the context."""
+        """The windows of a text, by the length of texts that the model knows, or of `limit` tokens at most.
+
+        Raises ValueError where the question alone fills the context.
+        """
         prompt = self.model.prompt
         question_tokens = len(await self.model.ids(self.messages("")))
         room = int((self.model.context - question_tokens) * WINDOW_SHARE)
@@ -134,14 +142,15 @@ class Asking(NamedTuple):
             raise ValueError(
                 f"the question has {question_tokens} tokens, the context {self.model.context}; ask for less"
             )
-        limit = min(limit or WINDOW_TOKENS, room)
-        return await unhurried(len(text), windows, text, lambda window: len(prompt.text_ids(window)), limit)
+        usual = None if limit else self.characters
+        limit = min(limit or (room if usual else WINDOW_TOKENS), room)
+        return await unhurried(len(text), windows, text, lambda window: len(prompt.text_ids(window)), limit, usual)
 
 
 def asking_of(request: ExtractRequest, model: Served) -> Asking:
     kinds = check_schema(request.task, request.schema_)
     asked = question(request.task, kinds, request.text, request.language or "auto", model.extraction)
-    return Asking(model, asked.instruction, asked.form, kinds)
+    return Asking(model, asked.instruction, asked.form, kinds, asked.characters)
 
 
 def extract_router() -> APIRouter:

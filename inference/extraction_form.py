@@ -1,8 +1,9 @@
 """The question of an extraction, in the checkpoint's own words, and the form in which it is answered.
 
 Not a script: the route /extract is made of it. An extraction.json (the checkpoint's goes before the one in this folder)
-has for each task and language the wording, and the answer with placeholders, <…>, in place of names:
-    {"tasks": {"ner": {"en": {"instruction": "… {schema} …",
+has for each task and language the wording, the answer with placeholders, <…>, in place of names, and the usual length
+of the texts:
+    {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
 """
 
@@ -59,6 +60,7 @@ class Form(NamedTuple):
 class Question(NamedTuple):
     instruction: str
     form: Form
+    characters: int | None  # usual length of the texts that the model was tuned on; None: not known
 
 
 def language_of(text: str) -> str:
@@ -89,7 +91,8 @@ def question(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} would both be answered as {key!r}"
             )
     # both are data: a format string would trip over the braces that they may hold
-    return Question(wording["instruction"].replace("{schema}", say(task, kinds, asked)), form)
+    instruction = wording["instruction"].replace("{schema}", say(task, kinds, asked))
+    return Question(instruction, form, usual_characters(wording))
 
 
 def say(task: str, kinds: tuple[Kind, ...], language: str) -> str:
@@ -124,6 +127,7 @@ def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
         for language in filter(tasks[task].__contains__, LANGUAGES):
             try:
                 form_of(task, tasks[task][language])
+                usual_characters(tasks[task][language])
             except ValueError as error:
                 raise ValueError(f"{place}, {task}, {language}: {error}") from None
 
@@ -149,6 +153,14 @@ def form_of(task: str, wording: Any) -> Form:
         written = json.dumps(shape, ensure_ascii=False)
         raise ValueError(f"the shape {written:.300} is none for {task}; write one such as {json.dumps(usual)}")
     return form
+
+
+def usual_characters(wording: Mapping[str, Any]) -> int | None:
+    """How long texts are, by the wording of an extraction.json; None where it does not say. ValueError on no length."""
+    characters = wording.get("text_characters")
+    if characters is not None and (type(characters) is not int or characters < 1):
+        raise ValueError(f'"text_characters" is {characters!r:.60}; write a number of 1 or more, or take it away')
+    return characters
 
 
 def slots_of(item: Any) -> tuple[Slot, ...]:

@@ -34,11 +34,12 @@ USUAL_RATE = 0.5  # tokens per character, for the first guess
 FEW = 4  # guesses, before the search for the longest window becomes bisection
 
 
-def windows(text: str, length_of: Callable[[str], int], limit: int) -> list[tuple[int, int]]:
+def windows(text: str, length_of: Callable[[str], int], limit: int, usual: int | None = None) -> list[tuple[int, int]]:
     """The windows [start, end) of a text, in order; outside of them is nothing but white space, and none is empty.
 
-    length_of: tokens of a text. No window has more than `limit` of them, and each takes as many sentences as fit.
-    Raises ValueError where the limit does not hold a single character.
+    length_of: tokens of a text. No window has more than `limit` of them, and each takes as many sentences as fit; no
+    second one that would bring it over `usual` characters. Raises ValueError where the limit does not hold a single
+    character.
     """
     ends = sentence_ends(text)
     found = []
@@ -46,7 +47,8 @@ def windows(text: str, length_of: Callable[[str], int], limit: int) -> list[tupl
     at = bisect_right(ends, start)  # the first of the ends behind the start
     rate = USUAL_RATE
     while at < len(ends):
-        behind, rate = longest(text, start, ends, at, length_of, limit, rate)
+        most = len(ends) if usual is None else max(at + 1, bisect_right(ends, start + usual))
+        behind, rate = longest(text, start, ends, at, most, length_of, limit, rate)
         if behind == at:
             ends[at : at + 1] = finer_ends(text, start, ends[at], limit)
             continue
@@ -57,13 +59,13 @@ def windows(text: str, length_of: Callable[[str], int], limit: int) -> list[tupl
 
 
 def longest(
-    text: str, start: int, ends: list[int], at: int, length_of: Callable[[str], int], limit: int, rate: float
+    text: str, start: int, ends: list[int], at: int, most: int, length_of: Callable[[str], int], limit: int, rate: float
 ) -> tuple[int, float]:
-    """The index behind the last of ends[at:] up to which a window from `start` fits, and the tokens per character seen.
+    """The index behind the last of ends[at:most] up to which a window from `start` fits, and the tokens per character.
 
     Where the limit lies is guessed by the rate, so that a window takes three to five calls of length_of.
     """
-    fits, too_long = at, len(ends) + 1
+    fits, too_long = at, most + 1
     tries = 0
     while too_long - fits > 1:
         tries += 1

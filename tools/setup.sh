@@ -4,8 +4,6 @@
 #   bash tools/setup.sh              the system; three to five minutes the first time, at once when nothing changed
 #   bash tools/setup.sh --dev        the tests' own packages too
 #   bash tools/setup.sh --cpu|--gpu  decide instead of looking for a GPU
-#   bash tools/setup.sh --compile    compile all that was installed, for an image or a folder that others only read;
-#                                    otherwise each module is compiled when it is first imported, a minute sooner in all
 #
 # VENV=folder puts the environment elsewhere; PYTHON=python3.11 chooses the interpreter; pip is used as it is configured
 # (on a CPU machine point it at PyTorch's CPU builds, or torch brings several gigabytes of CUDA libraries).
@@ -14,15 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "setup: $*" >&2; exit 2; }
 
-dev=0 compile=0 device=""
+dev=0 device=""
 for argument in "$@"; do
     case "$argument" in
         --dev) dev=1 ;;
-        --compile) compile=1 ;;
         --cpu) device=cpu ;;
         --gpu) device=gpu ;;
-        -h|--help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) fail "unknown option $argument; known: --dev --compile --cpu --gpu" ;;
+        -h|--help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) fail "unknown option $argument; known: --dev --cpu --gpu" ;;
     esac
 done
 if [ -z "$device" ]; then
@@ -54,6 +51,9 @@ install() {
         || fail "pip could not install $*; the reason is at the end of $venv/setup.log"
 }
 
+# Compiles what was installed, on all cores; pip would on one. (Some packages bring files that are no Python of today.)
+compile() { "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > /dev/null 2>&1 || true; }
+
 if is_current .setup-main "$main_stamp"; then
     echo "setup: $venv is up to date ($requirements)"
 else
@@ -65,6 +65,7 @@ else
     if [ "$device" = cpu ]; then
         "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec >> "$venv/setup.log" 2>&1
     fi
+    compile
     "$venv/bin/python" -c 'import torch, transformers, peft; print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")'
     echo "$main_stamp" > "$venv/.setup-main"
 fi
@@ -73,10 +74,6 @@ if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
     echo "setup: installing tests/requirements.txt"
     install -r tests/requirements.txt
     install --no-deps --upgrade --target "$venv/quantised" -r tests/requirements-quantised.txt
+    compile
     echo "$dev_stamp" > "$venv/.setup-dev"
-fi
-
-if [ "$compile" = 1 ]; then
-    echo "setup: compiling what is in $venv"
-    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > /dev/null || true # packages bring files that are no Python
 fi

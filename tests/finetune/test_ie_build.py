@@ -13,7 +13,7 @@ import pytest
 from conftest import RunScript
 from ie_eval import Item, parse
 
-ANN = {
+ANN: dict[str, Any] = {
     "sentence": "Ann Lee was born in Oslo.",
     "entity_list": [{"name": "Ann Lee", "type": "person"}, {"name": "Oslo", "type": "place"}],
     "relation_list": [{"subject": "Ann Lee", "relation": "born in", "object": "Oslo"}],
@@ -194,9 +194,18 @@ def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) ->
     assert tasks["ner"]["en"] == {
         "instruction": ie_build.WORDING["ner"]["en"],
         "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"},
+        "text_characters": len(ANN["sentence"]),
     }
     shape = tasks["re"]["zh"]["answer"]["shape"]
     assert shape == {"<relation>": [{"subject": "<name>", "object": "<name>"}]}
+
+
+def test_the_usual_length_is_the_median_of_the_first_rows(tmp_path: Path) -> None:
+    longer, longest = (ANN | {"sentence": ANN["sentence"] + " Yes." * count} for count in (3, 50))
+    made(tmp_path, ANN, longer, longest, LI, types=TYPES)
+    assert extraction(tmp_path)["ner"]["en"]["text_characters"] == len(longer["sentence"])
+    made(tmp_path, ANN, types=TYPES)
+    assert extraction(tmp_path)["ner"]["en"]["text_characters"] == len(longer["sentence"])
 
 
 def test_an_extraction_file_that_contradicts_stays(tmp_path: Path) -> None:

@@ -109,10 +109,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
 @pytest.fixture(scope="session")
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with the alpaca template, as tuning leaves it."""
+    """The tiny checkpoint as tuning leaves it: with the alpaca template, and Chinese texts of 70 characters."""
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
+    asked = json.loads((repository / "inference/extraction.json").read_text(encoding="utf-8"))["tasks"]["ner"]["zh"]
+    told = {"tasks": {"ner": {"zh": asked | {"text_characters": 70}}}}
+    (folder / "extraction.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
 
 

@@ -65,7 +65,9 @@ def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(serve
     assert answer["num_output_tokens_cf"] > answer["windows"]
     for each in answer["entities"]:
         assert all(text[start:end] == each["name"].strip() for start, end in each["offsets"])
-    assert ask(server, text, "ner")["windows"] < answer["windows"]
+    assert ask(server, text, "ner")["windows"] == 60  # as long as the texts that the model knows: a line each
+    assert ask(server, text, "ner", window_tokens=120)["windows"] < answer["windows"]
+    assert ask(server, text, "re")["windows"] < answer["windows"]
 
 
 def test_nothing_is_found_in_nothing(server: Any) -> None:

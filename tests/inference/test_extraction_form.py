@@ -177,6 +177,11 @@ def test_shapes_that_cannot_be_decoded_are_told(task: str, shape: Any) -> None:
         ({"tasks": {"ner": {"en": "Extract."}}}, "M, ner, en: an object such as"),
         ({"tasks": {"ner": {"zh": {"instruction": " "}}}}, "M, ner, zh: an object such as"),
         ({"tasks": {"ner": {"zh": {"instruction": "x", "answer": {"absent": "null"}}}}}, "\"absent\" is 'null'; write"),
+        (
+            {"tasks": {"ner": {"zh": {"instruction": "x", "text_characters": 0}}}},
+            '"text_characters" is 0; write a number',
+        ),
+        ({"tasks": {"ner": {"zh": {"instruction": "x", "text_characters": "9"}}}}, "\"text_characters\" is '9'; write"),
     ],
 )
 def test_extraction_files_of_another_form_are_told(extraction: Any, said: str) -> None:
@@ -191,8 +196,11 @@ def test_what_ie_build_writes_is_understood(tmp_path: Path) -> None:
     for task in ("ner", "re"):
         for language, said in ie_build.WORDING[task].items():
             asked = {language: ie_build.Question(said, said, ["a"], ie_build.absent_of(said))}
-            written = ie_build.extraction(tmp_path / "extraction.json", task, asked)
+            written = ie_build.extraction(tmp_path / "extraction.json", task, asked, {language: 70})
             check_extraction(written, "M")
+            kinds = check_schema(task, ["a"])
+            assert question(task, kinds, "x", language, written).characters == 70
+            assert question(task, kinds, "x", language).characters is None
             assert form_of(task, written["tasks"][task][language]) == form_of(task, OURS["tasks"][task][language])
 
 

@@ -131,6 +131,18 @@ def test_windows_hold_the_text_within_the_limit(parts: list[str], limit: int) ->
             assert len(text[start:after].rstrip()) > limit
 
 
+def test_no_second_sentence_brings_a_window_over_the_usual_length() -> None:
+    text = "One two. Three. Four five six seven eight. Nine. Ten."
+
+    def cut(limit: int, usual: int) -> list[str]:
+        return [text[start:end] for start, end in windows(text, len, limit, usual)]
+
+    assert cut(100, 16) == ["One two. Three.", "Four five six seven eight.", "Nine. Ten."]
+    assert cut(100, 1) == ["One two.", "Three.", "Four five six seven eight.", "Nine.", "Ten."]
+    assert cut(100, 1000) == [text]
+    assert cut(15, 16) == ["One two. Three.", "Four five six", "seven eight.", "Nine. Ten."]
+
+
 def test_a_sentence_that_is_too_long_is_cut_at_its_best_places() -> None:
     def cut(text: str, limit: int) -> list[str]:
         return [text[start:end] for start, end in windows(text, len, limit)]
