@@ -128,15 +128,21 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
             assert [row[name] for name in said_] == list(said_.values())
 
 
+def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) -> tuple[Path, bytes]:
+    """A file of so many rows, and what comes of it by the server."""
+    source, output = write_rows(folder / "in.jsonl", count), folder / "url.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", output, "--url", server.url, *GREEDY, status=1)
+    return source, output.read_bytes()
+
+
 @pytest.mark.timeout(900)
 def test_the_offline_engine_gives_the_servers_lines(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
-    source, asked, computed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "url.jsonl", tmp_path / "engine.jsonl"
-    run_script(SCRIPT, "--input", source, "--output", asked, "--url", server.url, *GREEDY, status=1)
-    options = ("--model", tuned_checkpoint, *GREEDY)
+    source, served = served_rows(server, run_script, tmp_path, 150)
+    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
-    assert computed.read_bytes() == asked.read_bytes()
+    assert computed.read_bytes() == served
     assert done.stdout.startswith(f"{computed}: 149 rows, 73 failed ")
     assert " prompt and " in done.stdout
 
@@ -146,9 +152,8 @@ def test_the_offline_engine_gives_the_servers_lines(
 def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
-    source, asked, computed = write_rows(tmp_path / "in.jsonl", 600), tmp_path / "url.jsonl", tmp_path / "engine.jsonl"
-    run_script(SCRIPT, "--input", source, "--output", asked, "--url", server.url, *GREEDY, status=1)
-    options = ("--model", tuned_checkpoint, *GREEDY)
+    source, served = served_rows(server, run_script, tmp_path, 600)
+    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
     run = Run(source, computed, *options, "--", "--max-num-seqs", 16)
     assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = run.partial.read_bytes()
@@ -161,7 +166,7 @@ def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
     assert run.living() == []
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
     assert computed.read_bytes().startswith(kept)
-    assert computed.read_bytes() == asked.read_bytes()
+    assert computed.read_bytes() == served
     assert f"599 rows ({before} lines from before), 301 failed" in done.stdout
 
 
