@@ -9,7 +9,7 @@ answer's form, so that every answer parses and has the schema's types alone. A l
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from envelope import Text, described, envelope_route
@@ -112,6 +112,15 @@ class ExtractAnswer(BaseModel):
     error: str | None = Field(default=None, description="one line")
 
 
+class Heard(NamedTuple):
+    """What became of a window."""
+
+    said: tuple[Span, dict[str, Any]]
+    whole: bool
+    prompt_tokens: int
+    tokens: int  # generated
+
+
 class Asking(NamedTuple):
     """How one model is asked for one schema."""
 
@@ -168,33 +177,44 @@ def extract_router() -> APIRouter:
         spans = await asking.windows(request.text, request.window_tokens)
         form = {"structured_outputs": {"grammar": asking.grammar()}, "temperature": 0}
         limit = request.max_tokens or ANSWER_TOKENS
-        places = asyncio.Semaphore(WINDOWS_AT_ONCE)
 
-        async def ask(span: Span) -> Any:
-            async with places:
-                ids = await asking.model.ids(asking.messages(request.text[slice(*span)]))
-                tokens = min(limit, asking.model.context - len(ids))
-                return await complete(raw_request, asking.model, ids, max_tokens=tokens, **form)
+        async def ask(span: Span) -> Heard:
+            ids = await asking.model.ids(asking.messages(request.text[slice(*span)]))
+            tokens = min(limit, asking.model.context - len(ids))
+            completion = await complete(raw_request, asking.model, ids, max_tokens=tokens, **form)
+            answer, whole = read(completion.choices[0].text)
+            return Heard((span, answer), whole, len(ids), completion.usage.completion_tokens)
 
-        done = await all_of([ask(span) for span in spans])
-        raw_request.state.knowlm_usage = sum(each.usage.total_tokens for each in done)  # for the limits of tokens
-        answers = [read(each.choices[0].text) for each in done]
-        said = [(span, answer) for span, (answer, _) in zip(spans, answers, strict=True)]
+        heard = await each_of(spans, ask, WINDOWS_AT_ONCE)
+        tokens = sum(each.tokens for each in heard)
+        raw_request.state.knowlm_usage = tokens + sum(each.prompt_tokens for each in heard)  # for the limits of tokens
+        said = [each.said for each in heard]
         found = await unhurried(len(request.text), result, request.task, request.text, asking.form, asking.kinds, said)
         about = {
-            "complete": all(whole for _, whole in answers), "windows": len(spans),
-            "num_output_tokens_cf": sum(each.usage.completion_tokens for each in done), "error": None,
+            "complete": all(each.whole for each in heard), "windows": len(spans), "num_output_tokens_cf": tokens,
+            "error": None,
         }  # fmt: skip
         return JSONResponse(found | about)
 
     return routes
 
 
-async def all_of(work: list[Any]) -> list[Any]:
-    """The results in order; the first failure, or a caller that leaves, ends the rest."""
-    tasks = [asyncio.ensure_future(each) for each in work]
+async def each_of(spans: Sequence[Span], ask: Callable[[Span], Awaitable[Heard]], at_once: int) -> list[Heard]:
+    """What comes of each span, in order, so many of them asked at once.
+
+    The first failure, or a caller that leaves, ends the rest.
+    """
+    heard: dict[int, Heard] = {}
+    waiting = iter(enumerate(spans))
+
+    async def next_ones() -> None:
+        for place, span in waiting:
+            heard[place] = await ask(span)
+
+    tasks = [asyncio.ensure_future(next_ones()) for _ in range(min(at_once, len(spans)))]
     try:
-        return await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
+    return [heard[place] for place in range(len(spans))]
