@@ -16,8 +16,6 @@ options that vLLM no longer has are replaced or left out with a line. See infere
 """
 
 import argparse
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from launch_checks import check_model, check_port, check_prompt, one_line, read_
 from launch_presets import allow_plugin, preset_for_cpu, translate
 from launch_safety import add_safety_options, preset_safety
 from prompt_templates import read_template
+from quick_end import end, end_when_done
 from supervise import supervise
 from vllm_imports import part
 
@@ -165,17 +164,19 @@ def main(arguments: Sequence[str]) -> None:
     serve.cmd(args)
 
 
-if __name__ == "__mp_main__":  # an engine or worker, which begins by importing this file: to free each of the millions
-    atexit.register(gc.freeze)  # of objects of a process that ends takes seconds, and its memory goes with it anyway
+if __name__ == "__mp_main__":  # an engine, a worker or an API process, which begins by importing this file
+    end_when_done()
 if __name__ == "__main__":
     supervise()
+    status = 0
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
+        status = 2
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
     except RuntimeError as error:  # the engine's process failed, and has written why
+        status = 1
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    end(status)

@@ -47,6 +47,14 @@ class Server:
         assert (status, answer["error"]) == (200, None), answer
         return answer
 
+    def counted(self, *names: str, key: str = "") -> float:
+        """The sum of these numbers of vLLM's at /metrics, without their prefix."""
+        asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(asked, timeout=120) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = tuple(f"vllm:{name}{{" for name in names)
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+
     def living(self) -> list[int]:
         """Process ids of the session that are not dead (zombies wait for their parent and do nothing)."""
         found = []

@@ -298,9 +298,7 @@ def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokeniz
 
 def tokens_computed(server: Any) -> float:
     """All tokens that the engine has taken in and put out so far (a beam takes its text in anew at every step)."""
-    metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode().splitlines()
-    names = ("vllm:generation_tokens_total{", "vllm:prompt_tokens_total{")
-    return sum(float(line.split()[-1]) for line in metrics if line.startswith(names))
+    return server.counted("generation_tokens_total", "prompt_tokens_total")
 
 
 LONG = {"max_tokens": 400, "ignore_eos": True}

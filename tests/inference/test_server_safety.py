@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -56,10 +57,11 @@ class Caller:
     def complete(self, tokens: int, **more: Any) -> tuple[int, dict[str, str], Any]:
         return self.ask("/v1/completions", completion(tokens, **more))
 
-    def stream(self, tokens: int, read: int | None = None) -> bytes:
+    def stream(self, tokens: int, read: int | None = None, **more: Any) -> bytes:
         """A streamed answer, or its beginning: then the caller hangs up after so many events."""
         connection = self.connect()
-        connection.request("POST", "/v1/completions", json.dumps(completion(tokens, stream=True)), self.headers())
+        body = completion(tokens, stream=True, **more)
+        connection.request("POST", "/v1/completions", json.dumps(body), self.headers())
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
         if read is None:
@@ -72,6 +74,13 @@ class Caller:
 
 def completion(tokens: int, **more: Any) -> dict[str, Any]:
     return {"prompt": "a", "max_tokens": tokens, "ignore_eos": True, "temperature": 0} | more
+
+
+def eventually(is_so: Callable[[], bool], pause: float = 0.02) -> None:
+    until = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(pause)
 
 
 @pytest.fixture(scope="module")
@@ -222,20 +231,17 @@ def test_tokens_are_counted_however_an_answer_was_asked_for(port: int) -> None:
         assert used_up(caller)
 
 
-def test_who_hangs_up_pays_for_what_was_made(port: int) -> None:
-    """Two thirds of a stream; then an answer that was not streamed, and is never seen."""
-    streams = Caller(port)
-    for _ in range(2):
-        assert streams.stream(300, read=60).count(b"data: ") == 60
-    waits = Caller(port)
-    for _ in range(2):
-        connection = waits.connect()
-        connection.request("POST", "/v1/completions", json.dumps(completion(400)), waits.headers())
-        time.sleep(1.5)
-        connection.close()
-    time.sleep(0.5)
-    assert used_up(streams)
-    assert used_up(waits)
+def test_who_hangs_up_pays_for_what_was_made(guarded: Any, port: int) -> None:
+    """A third of a stream; then an answer that was not streamed, and is never seen."""
+    streams, waits = Caller(port), Caller(port)
+    assert streams.stream(300, read=110).count(b"data: ") == 110
+    made = guarded.counted("generation_tokens_total", key=KEYS[0])
+    connection = waits.connect()
+    connection.request("POST", "/v1/completions", json.dumps(completion(400)), waits.headers())
+    eventually(lambda: guarded.counted("generation_tokens_total", key=KEYS[0]) > made + 150)
+    connection.close()
+    for caller in (streams, waits):
+        eventually(lambda caller=caller: used_up(caller), 1)  # type: ignore[misc]
 
 
 def test_a_full_queue_says_when_to_come_again(port: int) -> None:
@@ -289,21 +295,21 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
     everyone = [Caller(port) for _ in range(4)]
     late = [Caller(port) for _ in range(3)]
     beams = {"use_beam_search": True, "n": 2}
-    generate = {"instruction": "x", "parameters": {"max_tokens": 200, "ignore_eos": True}}
+    generate = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
     with ThreadPoolExecutor(4) as pool:
-        plain = pool.submit(everyone[0].complete, 200)
-        streamed = pool.submit(everyone[1].stream, 200)
+        plain = pool.submit(everyone[0].complete, 300)
+        streamed = pool.submit(everyone[1].stream, 300)
         beam = pool.submit(everyone[2].complete, 20, **beams)
         enveloped = pool.submit(everyone[3].ask, "/generate", generate)
-        time.sleep(0.5)
+        eventually(lambda: server.counted("num_requests_running", key=KEYS[0]) == 3)  # a beam's step is none
         (os.killpg if group else os.kill)(server.process.pid, how)
-        time.sleep(0.3)
+        eventually(lambda: all(late[0].ask("/health")[0] == 503 for _ in range(8)))  # of several processes, each one
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].ask("/generate", {"instruction": "x"})]
         assert not plain.done()
-        assert plain.result()[2]["usage"]["completion_tokens"] == 200
+        assert plain.result()[2]["usage"]["completion_tokens"] == 300
         assert streamed.result().endswith(b"data: [DONE]\n\n")
         assert [choice["finish_reason"] for choice in beam.result()[2]["choices"]] == ["length"] * 2
-        assert enveloped.result()[2]["num_output_tokens_cf"] == 200
+        assert enveloped.result()[2]["num_output_tokens_cf"] == 300
     last = time.monotonic()
     server.process.wait(60)
     return time.monotonic() - last, refused
@@ -378,9 +384,9 @@ def test_what_is_not_finished_in_time_is_told_so(start_server: Any, tuned_checkp
         idle.sendall(
             b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
-        plain = pool.submit(Caller(port).complete, 480)
-        streamed = pool.submit(Caller(port).stream, 480)
-        time.sleep(0.5)
+        plain = pool.submit(Caller(port).complete, 480, use_beam_search=True, n=2)
+        streamed = pool.submit(Caller(port).stream, 480, n=16, temperature=1)
+        eventually(lambda: server.counted("num_requests_running") == 16)
         began = time.monotonic()
         server.process.terminate()
         status, headers, answer = plain.result()
