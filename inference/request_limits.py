@@ -17,6 +17,8 @@ from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+ROUNDING = 1e-6  # seconds; what reckoning with a window's shares may be short of
+
 SEQUENCES: ContextVar[list[Any] | None] = ContextVar("SEQUENCES", default=None)
 
 
@@ -93,8 +95,8 @@ def seconds_until_room(previous: int, current: int, rest: float, amount: int, wi
     if current < amount:  # the window before slides out far enough while this one runs
         seconds = rest - (amount - current) * window / previous
     else:  # this one must end, and then slide out in turn
-        seconds = rest + window * (1 - amount / current)
-    return math.floor(seconds) + 1
+        seconds = rest + window * (current - amount) / current
+    return math.floor(seconds + ROUNDING) + 1
 
 
 def period(item: RateLimitItem) -> str:

@@ -1,7 +1,7 @@
-"""What the stages share: folders on disk. Every producer of a checkpoint against every consumer, by subprocess.
+"""What the stages share: folders on disk. Every producer of a checkpoint against every consumer.
 
-The producers write their folders once; then each consumer is given each folder. And the three stages that render a
-prompt must give the same ids for the same message, since none of them may import another.
+The producers write their folders once; then each consumer is given each folder, sixty scripts in all. And the three
+stages that render a prompt must give the same ids for the same message, since none of them may import another.
 """
 
 import json
@@ -14,6 +14,7 @@ import instructions
 import prompt_ids
 import pytest
 from conftest import RunScript, small_texts
+from forked_scripts import forked_scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -134,13 +135,15 @@ CONSUMERS: tuple[Consumer, ...] = (preprocess, pretrain, finetune, ie_run, make_
 
 @pytest.mark.timeout(1200)
 def test_every_consumer_reads_what_every_producer_writes(
-    checkpoints: dict[str, Path], material: Path, run_script: RunScript, tmp_path: Path
+    checkpoints: dict[str, Path], material: Path, tmp_path: Path
 ) -> None:
+    run = forked_scripts(tmp_path)
+
     def works(producer: str, consumer: Consumer) -> str:
         new = tmp_path / f"{producer}-{consumer.__name__}"
         new.mkdir()
         try:
-            consumer(run_script, checkpoints[producer], material, new)
+            consumer(run, checkpoints[producer], material, new)
         except (AssertionError, pytest.fail.Exception) as error:
             return f"{consumer.__name__} does not read what {producer} is: {error}"
         return ""

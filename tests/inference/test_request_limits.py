@@ -5,7 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from request_limits import Limits, address, parse_limit, seconds_until_room, tokens_used
 
@@ -20,6 +20,7 @@ def test_limits_are_read_and_what_is_none_is_told() -> None:
 
 
 @settings(max_examples=500, deadline=None)
+@example(previous=0, current=48, rest=0.0, amount=31, window=3600)
 @given(
     previous=st.integers(0, 300), current=st.integers(0, 300), rest=st.floats(0, 1), amount=st.integers(1, 100),
     window=st.sampled_from([1, 60, 3600]),

@@ -247,7 +247,7 @@ def test_who_hangs_up_pays_for_what_was_made(guarded: Any, port: int) -> None:
 def test_a_full_queue_says_when_to_come_again(port: int) -> None:
     """vLLM's own refusals have no Retry-After."""
     callers = [Caller(port) for _ in range(2 * QUEUE)]
-    body = {"instruction": "x", "parameters": {"max_tokens": 90, "ignore_eos": True}}
+    body = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
     with ThreadPoolExecutor(len(callers)) as pool:
         answers = list(pool.map(lambda caller: caller.ask("/generate", body), callers))
     refused = [(headers["retry-after"], answer["error"]) for status, headers, answer in answers if status == 503]
