@@ -40,7 +40,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     return {key: [entry[key] for entry in log if key in entry] for key in ("loss", "grad_norm", "eval_loss")}
 
 
-@pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_ranks_tune_the_same_adapter_as_one(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, alone: Path, extensions: Path, how: str
 ) -> None:

@@ -135,6 +135,7 @@ def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) ->
     return source, output.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_offline_engine_gives_the_servers_lines(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from conftest import RunScript
 
 
@@ -10,6 +11,7 @@ def last_line(said: str) -> dict[str, Any]:
     return json.loads(said.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_packing_is_measured_against_padding_and_a_bare_loop(run_script: RunScript) -> None:
     done = run_script(
         "benchmarks/bench_pretrain.py", "--rounds", 1, "--steps", 2, "--hidden_size", 64, "--layers", 1,
@@ -24,6 +26,7 @@ def test_packing_is_measured_against_padding_and_a_bare_loop(run_script: RunScri
     assert found["packed_tokens_per_cpu_s"] > 0 < found["padded_tokens_per_cpu_s"]
 
 
+@pytest.mark.slow
 def test_settings_are_lines_whether_they_run_or_not(run_script: RunScript) -> None:
     done = run_script(
         "benchmarks/bench_pretrain_gpu.py", "--tiny", "--settings", "sdpa-4,flash-8", "--rows", 4, "--steps", 2,

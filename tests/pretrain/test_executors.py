@@ -130,6 +130,7 @@ def test_slurm_jobs_are_whole_and_depend_on_each_other(
     assert [path.name for path in (tmp_path / "out.partial").iterdir()] == ["logs"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_ray_gives_the_same_and_tells_what_is_wrong(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])

@@ -89,6 +89,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> 
     return output
 
 
+@pytest.mark.slow
 def test_one_machine(stopped: Path) -> None:
     """SIGTERM to the recipe reaches the ranks; they save, and nothing of the run is left behind."""
     assert newest(stopped) >= 2
@@ -98,6 +99,7 @@ def test_one_machine(stopped: Path) -> None:
             assert str(stopped) not in process.cmdline()
 
 
+@pytest.mark.slow
 def test_two_nodes_without_ssh(tmp_path: Path, settings: Environment, stopped: Path) -> None:
     """Two nodes of one rank go on from one machine's checkpoint; a signal on either stops both."""
     output = Path(shutil.copytree(stopped, tmp_path / "trained"))
@@ -149,6 +151,7 @@ def programs(folder: Path, **texts: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_slurm(tmp_path: Path, settings: Environment, stopped: Path) -> None:
     """SIGTERM to the tasks, as before the time is up: they save and the job is requeued; then it goes on to its end."""
     output, work = (

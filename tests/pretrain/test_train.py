@@ -225,6 +225,7 @@ def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
     assert_same_run(whole, resumed)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_run(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
