@@ -231,6 +231,7 @@ def test_vllms_options_work_and_wrong_ones_are_told(repository: Path, tiny_check
 # --- the published command, on a base model, to its end ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_published_command_serves_a_base_model_and_ends_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
     """Half precision, two processes where there are two cores, an option of old; SIGTERM leaves nothing behind."""
     parallel = min(2, len(os.sched_getaffinity(0)))

@@ -130,6 +130,7 @@ def newest_complete(output: Path) -> int:
     return max(map(checkpointing.step_of, complete), default=0)
 
 
+@pytest.mark.slow
 def test_killed_twice_stopped_once_and_still_the_same_run(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
