@@ -294,7 +294,7 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
     port = int(server.url.rpartition(":")[2])
     everyone = [Caller(port) for _ in range(4)]
     late = [Caller(port) for _ in range(3)]
-    beams = {"use_beam_search": True, "n": 2}
+    beams = {"use_beam_search": True, "n": 4}
     generate = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
     with ThreadPoolExecutor(4) as pool:
         beam = pool.submit(everyone[0].complete, 250, **beams)
@@ -308,7 +308,7 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
         assert not beam.done()
         assert plain.result()[2]["usage"]["completion_tokens"] == 300
         assert streamed.result().endswith(b"data: [DONE]\n\n")
-        assert [choice["finish_reason"] for choice in beam.result()[2]["choices"]] == ["length"] * 2
+        assert [choice["finish_reason"] for choice in beam.result()[2]["choices"]] == ["length"] * 4
         assert enveloped.result()[2]["num_output_tokens_cf"] == 300
     last = time.monotonic()
     server.process.wait(60)
