@@ -51,14 +51,12 @@ install() {
         || fail "pip could not install $*; the reason is at the end of $venv/setup.log"
 }
 
-# Compiles what was installed, without the packages' own tests, on all cores; pip would on one. (Some packages bring files
-# that are no Python of today.)
-compile() { "$venv/bin/python" -m compileall -q -j 0 -x '/tests/' "$venv/lib" > /dev/null 2>&1 || true; }
-
+main_is_new=0 dev_is_new=0
 if is_current .setup-main "$main_stamp"; then
     echo "setup: $venv is up to date ($requirements)"
 else
     echo "setup: installing $requirements into $venv ($("$python" --version), three to five minutes)"
+    main_is_new=1
     rm -f "$venv/.setup-main"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" \
         || fail "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
@@ -66,15 +64,20 @@ else
     if [ "$device" = cpu ]; then
         "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec >> "$venv/setup.log" 2>&1
     fi
-    compile
-    "$venv/bin/python" -c 'import torch, transformers, peft; print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")'
-    echo "$main_stamp" > "$venv/.setup-main"
 fi
-
 if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
     echo "setup: installing tests/requirements.txt"
+    dev_is_new=1
+    rm -f "$venv/.setup-dev"
     install -r tests/requirements.txt
     install --no-deps --upgrade --target "$venv/quantised" -r tests/requirements-quantised.txt
-    compile
-    echo "$dev_stamp" > "$venv/.setup-dev"
+fi
+
+# What was installed is compiled without the packages' own tests, on all cores; pip would do it on one. (Some packages
+# bring files that are no Python of today.) An environment is stamped when all of that is done.
+if [ $((main_is_new + dev_is_new)) -gt 0 ]; then
+    "$venv/bin/python" -m compileall -q -j 0 -x '/tests/' "$venv" > /dev/null 2>&1 || true
+    "$venv/bin/python" -c 'import torch, transformers, peft; print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")'
+    if [ $main_is_new = 1 ]; then echo "$main_stamp" > "$venv/.setup-main"; fi
+    if [ $dev_is_new = 1 ]; then echo "$dev_stamp" > "$venv/.setup-dev"; fi
 fi

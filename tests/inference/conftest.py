@@ -48,12 +48,13 @@ class Server:
         return answer
 
     def counted(self, *names: str, key: str = "") -> float:
-        """The sum of these numbers of vLLM's at /metrics, without their prefix."""
+        """The sum of these numbers of vLLM's at /metrics, without their prefix. They are there after the first answer."""
         asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(asked, timeout=120) as answer:
             lines = answer.read().decode().splitlines()
-        wanted = tuple(f"vllm:{name}{{" for name in names)
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+        found = {name: [line for line in lines if line.startswith(f"vllm:{name}{{")] for name in names}
+        assert all(found.values()), names
+        return sum(float(line.split()[-1]) for each in found.values() for line in each)
 
     def living(self) -> list[int]:
         """Process ids of the session that are not dead (zombies wait for their parent and do nothing)."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def completion(tokens: int, **more: Any) -> dict[str, Any]:
 
 
 def eventually(is_so: Callable[[], bool], pause: float = 0.02, within: float = 60) -> None:
+    """Wait until it is so; pause, within: seconds."""
     until = time.monotonic() + within
     while not is_so():
         assert time.monotonic() < until
@@ -241,7 +243,7 @@ def test_who_hangs_up_pays_for_what_was_made(guarded: Any, port: int) -> None:
     eventually(lambda: guarded.counted("generation_tokens_total", key=KEYS[0]) > made + 150)
     connection.close()
     for caller in (streams, waits):
-        eventually(lambda caller=caller: used_up(caller), 1, 10)  # type: ignore[misc]  # asking costs little, not nothing
+        eventually(partial(used_up, caller), pause=1, within=10)  # to ask costs tokens, too, but few
 
 
 def test_a_full_queue_says_when_to_come_again(port: int) -> None:
@@ -296,6 +298,7 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
     late = [Caller(port) for _ in range(3)]
     beams = {"use_beam_search": True, "n": 4}
     generate = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
+    assert late[1].complete(1)[0] == 200
     with ThreadPoolExecutor(4) as pool:
         beam = pool.submit(everyone[0].complete, 250, **beams)
         plain = pool.submit(everyone[1].complete, 300)
@@ -384,6 +387,7 @@ def test_what_is_not_finished_in_time_is_told_so(start_server: Any, tuned_checkp
         idle.sendall(
             b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
+        assert Caller(port).complete(1)[0] == 200
         plain = pool.submit(Caller(port).complete, 480, use_beam_search=True, n=2)
         streamed = pool.submit(Caller(port).stream, 480, n=16, temperature=1)
         eventually(lambda: server.counted("num_requests_running") == 16)

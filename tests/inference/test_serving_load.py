@@ -112,6 +112,5 @@ def test_five_hundred_mixed_requests_lose_nothing(server: Any) -> None:
     )
     assert not wrong
     assert server.generate("still there", max_tokens=3)["num_output_tokens_cf"] <= 3
-    assert server.counted("generation_tokens_total") > 0
     assert server.counted("num_requests_running", "num_requests_waiting") == 0
     assert "Traceback" not in server.log.read_text()
