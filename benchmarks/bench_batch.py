@@ -36,8 +36,8 @@ sys.path.append(str(REPOSITORY / "inference"))
 
 import fire  # noqa: E402
 from batch import Tally  # noqa: E402
-from batch_file import AnswerFile  # noqa: E402
-from batch_rows import read_rows, request_of  # noqa: E402
+from batch_runs.batch_file import AnswerFile  # noqa: E402
+from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
 from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
 
 CONTENDERS = ("batch", "all", "chunks")
@@ -81,7 +81,7 @@ def by_batch(engine: Any, source: Path, target: Path) -> int:
 
 def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
     """Answer the rows with LLM.generate, so many at a time; new tokens."""
-    from prompt_ids import one_turn
+    from prompting.prompt_ids import one_turn
     from vllm import SamplingParams
 
     tokens = 0
@@ -138,7 +138,7 @@ def main(
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
-        from batch_engine import OfflineEngine, engine_settings
+        from batch_runs.batch_engine import OfflineEngine, engine_settings
 
         args = engine_settings(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
         from vllm import LLM

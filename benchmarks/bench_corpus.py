@@ -170,8 +170,8 @@ def main(
     """Write `megabytes` of text in every round; the slower baselines take sample_megabytes of it."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
-    import encode
     import sentencepiece
+    from corpus_building import text_encoding
 
     shared = REPOSITORY.parent / "shared/data"
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
@@ -190,7 +190,7 @@ def main(
 
         def engine() -> Callable[[], object]:
             """As at the beginning of a run: it remembers what it has seen, and would be faster the second time."""
-            fast = encode.load(tokenizer).engine.fast
+            fast = text_encoding.load(tokenizer).engine.fast
             return lambda: deque((fast.encode(text) for text in sample), maxlen=0)
 
         baselines: dict[str, Callable[[], Callable[[], object] | None]] = {

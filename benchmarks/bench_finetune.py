@@ -74,13 +74,12 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     that the published script has, with an input.
     """
     import build_tokenizer
-    import demo_world
-    import tiny_llama
+    from demo_world import tiny_llama, world_builder
     from jinja2 import Environment
 
     count, rows = settings["batch"] * (settings["warm_up"] + settings["steps"]), crossner_rows()
     if not rows:
-        demo_world.main(str(scratch / "world"), documents_per_language=10, rows=count + 100)
+        world_builder.main(str(scratch / "world"), documents_per_language=10, rows=count + 100)
         rows = read_jsonl(scratch / "world/train.jsonl")
     if len(rows) < count:
         raise ValueError(f"there are {len(rows)} rows, and {count} are wanted; lower --steps, --warm_up or --batch")

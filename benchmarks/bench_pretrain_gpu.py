@@ -127,7 +127,7 @@ class Gpu:
 
 def flops(base: Path, block_size: int) -> dict[str, float]:
     """FLOP per token, by the names of FORMULAS."""
-    from footprint import flops_per_token, read_shape
+    from pretraining.memory_estimate import flops_per_token, read_shape
 
     shape = read_shape(base)
     usual = flops_per_token(shape, block_size)

@@ -1,4 +1,4 @@
-"""Where sentences end: the compiled pattern of pretrain/segment.py against ICU, by speed and by labels made by hand.
+"""Where sentences end: the compiled pattern of segmentation.py against ICU, by speed and by labels made by hand.
 
     python benchmarks/bench_sentences.py
     python benchmarks/bench_sentences.py --megabytes 100 --rounds 15
@@ -27,7 +27,7 @@ import fire
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
-import sentences  # noqa: E402
+from corpus_building import sentences  # noqa: E402
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
 LANGUAGE = {"english": "english", "chinese": "chinese", "mixed": "auto", "code": "code"}  # of a kind of labelled text

@@ -72,10 +72,10 @@ def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int
     texts, words, model = folder / "texts.txt", folder / "words", folder / "model"
     sources = sorted(Path(os.__file__).parent.glob("*.py"))[:120]
     texts.write_text("\n".join(path.read_text(encoding="utf-8") for path in sources), encoding="utf-8")
-    run("examples/tiny_llama.py", "tokenizer", "--input", texts, "--output_dir", words, "--vocab_size", vocab_size)
+    run("examples/make_demo.py", "tokenizer", "--input", texts, "--output_dir", words, "--vocab_size", vocab_size)
     run("tools/build_tokenizer.py", "--tokenizer_model", words / "tokenizer.model", "--output_dir", words)
     run(
-        "examples/tiny_llama.py", "model", "--tokenizer_path", words, "--output_dir", model,
+        "examples/make_demo.py", "model", "--tokenizer_path", words, "--output_dir", model,
         "--hidden_size", hidden_size, "--num_hidden_layers", layers, "--num_attention_heads", hidden_size // 64,
         "--intermediate_size", hidden_size * 8 // 3 // 64 * 64, "--max_position_embeddings", 1024,
     )  # fmt: skip

@@ -39,10 +39,10 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-from bit_patterns import from_float32, to_float32  # noqa: E402
-from in_order import in_order  # noqa: E402
-from tensor_files import write_shards  # noqa: E402
-from tensors import CHUNK, TORCH_NAME, Spec, Tensor, cuts, read_weights  # noqa: E402
+from checkpoint_io.bit_patterns import from_float32, to_float32  # noqa: E402
+from checkpoint_io.ordered_parallel import in_order  # noqa: E402
+from checkpoint_io.tensor_files import write_shards  # noqa: E402
+from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, cuts, read_weights  # noqa: E402
 
 SIZES = {  # hidden, intermediate, layers, heads, vocabulary
     "tiny": (256, 704, 4, 4, 4000),

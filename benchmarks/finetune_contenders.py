@@ -151,14 +151,14 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
     """Trained by finetune.py's own functions, as its command line would have it; options: more of that."""
-    from adapters import load_model
-    from instruction_trainer import make_trainer
-    from instructions import Encoder
-    from row_files import find_sources
+    from instruction_data.instructions import Encoder
+    from instruction_data.row_files import find_sources
+    from instruction_tuning.adapters import load_model
+    from instruction_tuning.instruction_trainer import make_trainer
+    from instruction_tuning.tuning_arguments import parse
+    from instruction_tuning.tuning_data import arrange, encode_all
+    from instruction_tuning.tuning_log import TuningLog
     from transformers import AutoTokenizer, set_seed
-    from tuning_arguments import parse
-    from tuning_data import arrange, encode_all
-    from tuning_log import TuningLog
 
     given = trainer_options(scratch, settings) | {
         "base_model": scratch / "base", "data_path": scratch / "rows.jsonl", "cutoff_len": settings["cutoff"],
@@ -176,9 +176,9 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
     """Rows a CPU second of datasets.map row by row and of our encoder, on the rows repeated to at least so many."""
-    import encoded_rows
     from datasets import Dataset
-    from instructions import Encoder
+    from instruction_data import tokenized_examples
+    from instruction_data.instructions import Encoder
     from transformers import AutoTokenizer
 
     encoder = Encoder(AutoTokenizer.from_pretrained(scratch / "base"))
@@ -188,7 +188,9 @@ def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict
     begun = time.process_time()
     data.map(published_encoder(encoder.tokenizer, settings["prompt"], settings["cutoff"]))
     between = time.process_time()
-    for _ in encoded_rows.encode(encoder, rows, encoded_rows.Settings(settings["cutoff"]), encoded_rows.Report()):
+    for _ in tokenized_examples.encode(
+        encoder, rows, tokenized_examples.Settings(settings["cutoff"]), tokenized_examples.Report()
+    ):
         pass
     return {"published": len(rows) / (between - begun), "ours": len(rows) / (time.process_time() - between)}
 

@@ -31,9 +31,9 @@ def published_recover(base: Path, diff: Path, target: Path) -> None:
 
 
 def plain_add(base: Path, diff: Path, target: Path) -> None:
+    from checkpoint_io.tensor_files import header
+    from checkpoint_io.tensors import Spec
     from safetensors import safe_open
-    from tensor_files import header
-    from tensors import Spec
 
     target.mkdir()
     shutil.copy(base / "config.json", target)

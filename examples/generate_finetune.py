@@ -8,9 +8,7 @@ Decoding, where no option says otherwise, is the published one: 3 beams, repetit
 --allocate is in GiB, one number for each GPU.
 """
 
-import console
-import generation
-import loading
+from demo_pages import console, model_loading, text_generation
 
 
 def main(
@@ -32,9 +30,9 @@ def main(
     """
     suite = console.read_cases("pretraining")
     how = console.settle(suite, options)
-    checkpoint = loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     if interactive:
-        console.converse(checkpoint, how, ("Text to continue",), generation.plain_ids)
+        console.converse(checkpoint, how, ("Text to continue",), text_generation.plain_ids)
     else:
         console.run_cases(checkpoint, suite, options)
 

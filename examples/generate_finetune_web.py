@@ -6,9 +6,7 @@
 Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
 """
 
-import console
-import loading
-import web
+from demo_pages import console, model_loading, web_page
 
 
 def main(
@@ -36,10 +34,10 @@ def main(
     suites = {"pretraining": console.read_cases("pretraining")}
     streamed = {**suites["pretraining"], "decoding": suites["pretraining"]["decoding"] | {"num_beams": 1}}
     start = console.settle(streamed, options)
-    web.check(server_name, server_port, language)
-    checkpoint = loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
-    page = web.build(checkpoint, False, start, suites, language)
-    web.serve(page, server_name, server_port, share_gradio)
+    web_page.check(server_name, server_port, language)
+    checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    page = web_page.build(checkpoint, False, start, suites, language)
+    web_page.serve(page, server_name, server_port, share_gradio)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@
 Without --lora_weights the base model is a merged one.
 """
 
-import console
-import generation
-import loading
+from demo_pages import console, model_loading, text_generation
 
 
 def main(
@@ -42,10 +40,10 @@ def main(
         raise ValueError("say what to run: exactly one of --run_ie_cases, --run_general_cases and --interactive")
     suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
     how = console.settle(suite, options)
-    checkpoint = loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
-        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), generation.prompt_ids)
+        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), text_generation.prompt_ids)
     else:
         console.run_cases(checkpoint, suite, options)
 

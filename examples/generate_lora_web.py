@@ -6,9 +6,7 @@
 Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
 """
 
-import console
-import loading
-import web
+from demo_pages import console, model_loading, web_page
 
 
 def main(
@@ -38,12 +36,12 @@ def main(
         options: decoding that the page begins with, the options of generate_lora.py.
     """
     start = console.settle({"decoding": {}}, options)
-    web.check(server_name, server_port, language)
-    checkpoint = loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    web_page.check(server_name, server_port, language)
+    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     suites = {name: console.read_cases(name) for name in ("general", "ie")}
-    page = web.build(checkpoint, True, start, suites, language)
-    web.serve(page, server_name, server_port, share_gradio)
+    page = web_page.build(checkpoint, True, start, suites, language)
+    web_page.serve(page, server_name, server_port, share_gradio)
 
 
 if __name__ == "__main__":

@@ -73,14 +73,14 @@ echo "$settings" > "$OUT/settings"
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 headline "1/9  A small world, a tokenizer and a raw base model"
-step $OUT/world python examples/demo_world.py --output_dir $OUT/world --people $people --seed "$SEED" \
+step $OUT/world python examples/make_demo.py world --output_dir $OUT/world --people $people --seed "$SEED" \
     --documents_per_language $documents --rows $rows --heldout_rows $heldout --real_megabytes $real_megabytes \
     --data_path "$DATA" --template_path finetune/templates/alpaca.jinja
-step $OUT/tokenizer/tokenizer.model python examples/tiny_llama.py tokenizer --output_dir $OUT/tokenizer \
+step $OUT/tokenizer/tokenizer.model python examples/make_demo.py tokenizer --output_dir $OUT/tokenizer \
     --input $OUT/world/en.jsonl,$OUT/world/zh.jsonl,$OUT/world/real.jsonl,$OUT/world/prompts.jsonl --vocab_size $vocabulary
 step $OUT/tokenizer/tokenizer.json python tools/build_tokenizer.py --tokenizer_model $OUT/tokenizer/tokenizer.model \
     --output_dir $OUT/tokenizer
-step $OUT/base python examples/tiny_llama.py model --tokenizer_path $OUT/tokenizer --output_dir $OUT/base \
+step $OUT/base python examples/make_demo.py model --tokenizer_path $OUT/tokenizer --output_dir $OUT/base \
     --hidden_size $width --num_hidden_layers $layers --num_attention_heads $heads \
     --intermediate_size $feed_forward --initializer_range 0.04 --rope_theta $rope_theta --seed "$SEED"
 seal $OUT/base ""
@@ -158,7 +158,7 @@ print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/
 step $OUT/answer.json ask
 
 headline "9/9  What came out"
-python examples/quickstart_summary.py --folder "$OUT"
+python examples/make_demo.py summary --folder "$OUT"
 cat << EOF
 
 Play with it:

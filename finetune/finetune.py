@@ -7,9 +7,6 @@
 The folder it writes is an adapter with everything that belongs to it: weights, tokenizer, chat_template.jinja (the
 prompt format travels with the weights), extraction.json where given, run.json, the loss as train_log.jsonl and PNG.
 The loss of a step is the mean over all supervised tokens of the global batch, whatever the micro batches and ranks.
-The parts: tuning_arguments.py (options), row_files.py, instructions.py and encoded_rows.py (rows to ids), row_order.py
-and row_batches.py (ids to steps), adapters.py (the model), instruction_trainer.py (training), result_folder.py (the
-result).
 """
 
 import json
@@ -17,14 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructions import Encoder, load_template
-from ranks import is_first, launched, part
-from row_files import Source, find_sources
-from tuning_data import Data, arrange, encode_all, questions
-from tuning_log import TuningLog, decoded, describe, draw_lengths
+from instruction_data.instructions import Encoder, load_template
+from instruction_data.row_files import Source, find_sources
+from instruction_tuning.ranks import is_first, launched, part
+from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
+from instruction_tuning.tuning_log import TuningLog, decoded, describe, draw_lengths
 
 if TYPE_CHECKING:
-    from tuning_arguments import TuningArguments
+    from instruction_tuning.tuning_arguments import TuningArguments
 
 LEFT_BY_A_FAILED_START = {"train_log.jsonl", "row_lengths.png", "runs", ".partial", "pissa_start.safetensors"}
 
@@ -129,8 +126,8 @@ def announce(args: "TuningArguments", trainer: Any) -> None:
 
 def main(argv: list[str]) -> None:
     """Parse, check, load, train, save."""
-    from adapters import keep_pissa_start, load_model, refuse_unservable
-    from tuning_arguments import parse
+    from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
+    from instruction_tuning.tuning_arguments import parse
 
     args, notices = parse(argv, __doc__ or "")
     is_main = is_first()
@@ -143,9 +140,9 @@ def main(argv: list[str]) -> None:
     if args.servable:
         refuse_unservable(args)
 
-    from held_out_answers import HeldOutAnswers
-    from instruction_trainer import make_trainer
-    from result_folder import save
+    from extraction_scores.held_out_answers import HeldOutAnswers
+    from instruction_tuning.instruction_trainer import make_trainer
+    from instruction_tuning.result_folder import save
     from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging as transformers_logging
 

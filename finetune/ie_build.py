@@ -24,7 +24,7 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 import fire
-from annotations import (
+from instruction_data.annotations import (
     LANGUAGES,
     TASKS,
     Annotation,

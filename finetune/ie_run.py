@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from answering import answer
-from instructions import Encoder, load_template
-from row_files import question_of, read_rows
+from extraction_scores.answer_generation import answer
+from instruction_data.instructions import Encoder, load_template
+from instruction_data.row_files import question_of, read_rows
 
 
 def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:

@@ -29,13 +29,13 @@ from types import FrameType
 from typing import Any
 
 import fire
-from batch_file import AnswerFile
-from batch_rows import Answer, Request, Row, is_list, line_of, read_rows, request_of
-from decoding import Parameters
+from batch_runs.batch_file import AnswerFile
+from batch_runs.batch_rows import Answer, Request, Row, is_list, line_of, read_rows, request_of
 from fire.decorators import SetParseFn
-from prompt_templates import read_template
+from prompting.prompt_templates import read_template
 from pydantic import ValidationError
-from supervise import SERVING, report, supervise
+from routes.sampling_parameters import Parameters
+from server_guard.process_supervisor import SERVING, report, supervise
 from tqdm import tqdm
 
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
@@ -168,7 +168,7 @@ def ask_engine(model: str, template_path: str, options: list[str], request: Requ
     template = read_template(template_path) if template_path else None
 
     def work(rows: Iterator[Row], tally: Tally) -> None:
-        from batch_engine import OfflineEngine, engine_settings
+        from batch_runs.batch_engine import OfflineEngine, engine_settings
 
         with OfflineEngine(engine_settings(model, template_path, options)) as engine:
             tally.start()
@@ -179,7 +179,7 @@ def ask_engine(model: str, template_path: str, options: list[str], request: Requ
 
 def ask_server(url: str, key: str, callers: int, model: str, request: Request) -> tuple[dict[str, Any], Work]:
     """What decides about the answers of a server, and how it is asked; ValueError where it cannot be."""
-    from batch_client import Client
+    from batch_runs.batch_client import Client
 
     client = Client(url, key, callers)
 

@@ -23,14 +23,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
-from launch_checks import check_model, check_port, check_prompt, one_line, read_json
-from launch_presets import allow_plugin, preset_for_cpu, translate
-from launch_safety import add_safety_options, preset_safety
-from prompt_templates import read_template
-from quick_end import end, end_when_done
-from supervise import supervise
-from vllm_imports import part
+from prompting.prompt_templates import read_template
+from server_guard.process_supervisor import supervise
+from server_guard.quick_end import end, end_when_done
+from server_launch.launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
+from server_launch.launch_checks import check_model, check_port, check_prompt, one_line, read_json
+from server_launch.launch_presets import allow_plugin, preset_for_cpu, translate
+from server_launch.launch_safety import add_safety_options, preset_safety
+from vllm_bridge.vllm_imports import part
 
 DEFAULT_HOST = "127.0.0.1"
 

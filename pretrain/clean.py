@@ -17,15 +17,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import documents
-import executors
-from cleaning import LANGUAGES, read_lists
-from cleaning_report import REPORT, Finish, settings
-from cleaning_rows import Plan, divided
-from cleaning_stages import SKIPPABLE, Stage, stages
-from command_line import Parser, add_executor_options, executor_options, number_from, run_main
+from cluster_jobs import executors
+from cluster_jobs.job_commands import Parser, add_executor_options, executor_options, number_from, run_main
+from corpus_building import documents
+from corpus_building.documents import FIELD, TextSource
 from datatrove.executor.base import PipelineExecutor
-from documents import FIELD, TextSource
+from text_cleaning.cleaning_io import Plan, divided
+from text_cleaning.cleaning_report import REPORT, Finish, settings
+from text_cleaning.cleaning_rules import LANGUAGES, read_lists
+from text_cleaning.cleaning_stages import SKIPPABLE, Stage, stages
 
 SHARD_BYTES = 8_000_000  # of input: some ten seconds of work, which is what a killed worker loses
 WORD_LISTS = Path(__file__).resolve().parent / "word_lists"

@@ -3,7 +3,7 @@
     python pretrain/plan.py --model base --gpus 1 --gpu_memory 24
     python pretrain/plan.py --model checkpoints/llama-13b --gpus 24 --gpu_memory 32 --gpu v100 --block_size 1024
 
-It is arithmetic (footprint.py), not a measurement, and needs nothing but the model's config.json. A GB is 1e9 bytes.
+It is arithmetic (memory_estimate.py), not a measurement, and needs only the model's config.json. A GB is 1e9 bytes.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from command_line import Parser, number_from, run_main
-from footprint import (
+from cluster_jobs.job_commands import Parser, number_from, run_main
+from pretraining.memory_estimate import (
     Shape,
     buffer_bytes,
     flops_per_token,

@@ -24,16 +24,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import encode
-import sentences
-from building import SHARD_BYTES, Settings, submit, write
-from command_line import Parser, add_executor_options, executor_options, number_from, run_main
-from corpus import Corpus, verify
-from documents import FIELD
-from importing import import_corpus
-from merging import merge
-from pruning import prune
-from reading import draw_lengths, samples, summary
+from cluster_jobs.job_commands import Parser, add_executor_options, executor_options, number_from, run_main
+from corpus_building import sentences, text_encoding
+from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
+from corpus_building.documents import FIELD
+from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus_import import import_corpus
+from corpus_files.corpus_inspection import draw_lengths, samples, summary
+from corpus_files.corpus_merging import merge
+from corpus_files.corpus_pruning import prune
 
 NEEDED = {  # by mode: the options that must be given
     "write": ["file_path", "save_prefix", "tokenizer_path"],
@@ -102,7 +101,7 @@ def parser() -> Parser:
     )  # fmt: skip
     w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
     w.add_argument(
-        "--engine", choices=encode.ENGINES, default="auto",
+        "--engine", choices=text_encoding.ENGINES, default="auto",
         help="what encodes (default: gigatoken where it gives the same ids as SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")

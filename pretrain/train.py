@@ -7,7 +7,7 @@
 The second line is also the one for two ranks on a machine without a GPU. Samples are packed into rows, and rows come in
 the proportions of --source_weights, in an order that the seed alone decides. The result is a checkpoint folder;
 checkpoint-* in it serve --resume_from_checkpoint True, which goes on as if nothing had happened.
-Options: pretraining_arguments.py. Rows: packing.py, sampler.py, batches.py. The loop: training.py, checkpointing.py.
+Options: pretraining_arguments.py. Rows: sequence_packing/. The loop: pretraining_trainer.py, checkpointing.py.
 """
 
 import json
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from corpus import Corpus
-    from pretraining_arguments import PretrainingArguments
+    from corpus_files.corpus import Corpus
+    from pretraining.pretraining_arguments import PretrainingArguments
 
 STOPPED = 128 + 15  # the exit status of a program that SIGTERM ends
 
@@ -38,14 +38,16 @@ def load_model(args: "PretrainingArguments") -> Any:
     Raises ValueError where the checkpoint lacks weights (transformers would draw them at random), or there is no such
     attention backend.
     """
-    import attention
     import torch
+    from sequence_packing import packed_attention
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_flash_attn_2_available
 
-    attention.register()
+    packed_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    plain = "sdpa" if args.no_packing or args.torch_compile else attention.NAME  # what is compiled keeps its shapes
+    plain = (
+        "sdpa" if args.no_packing or args.torch_compile else packed_attention.NAME
+    )  # what is compiled keeps its shapes
     backend = args.attn_implementation or ("flash_attention_2" if flash else plain)
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
@@ -68,7 +70,7 @@ def write_records(
     folder: Path, args: "PretrainingArguments", corpus: "Corpus", history: list[dict[str, float]]
 ) -> None:
     """run.json and training_curves.png."""
-    from training_log import draw_curves
+    from pretraining.training_log import draw_curves
 
     run = {
         "script": "pretrain/train.py",
@@ -150,7 +152,7 @@ def forget_shared_memory() -> None:
 
 def leave_ranks() -> None:
     """Wait for the other ranks and part in order: one that ends while others still save may abort on its way out."""
-    from checkpointing import wait_for_ranks
+    from pretraining.checkpointing import wait_for_ranks
     from torch import distributed
 
     wait_for_ranks()
@@ -160,16 +162,14 @@ def leave_ranks() -> None:
 
 def prepare(argv: list[str]) -> Any:
     """Everything before the first step: parse, check, plan, load. Returns the trainer and where it goes on from."""
-    import checkpointing
-    import preflight
-    import universal
-    from batches import Collator, HeldOutRows, ScheduledRows, Streams
-    from corpus import Corpus
-    from packing import Packing
-    from pretraining_arguments import parse
-    from sampler import Schedule
-    from training import PretrainingTrainer
-    from training_log import TrainingLog
+    from corpus_files.corpus import Corpus
+    from pretraining import checkpointing, preflight, universal_checkpoint
+    from pretraining.pretraining_arguments import parse
+    from pretraining.pretraining_trainer import PretrainingTrainer
+    from pretraining.training_log import TrainingLog
+    from sequence_packing.packed_batches import Collator, HeldOutRows, ScheduledRows, Streams
+    from sequence_packing.packed_rows import Packing
+    from sequence_packing.sampler import Schedule
     from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging as transformers_logging
 
@@ -215,7 +215,7 @@ def prepare(argv: list[str]) -> Any:
         begun, checkpointing.step_of(checkpoint) if checkpoint else 0, TrainingLog(output / "train_log.jsonl"),
         preflight.seconds_per_token(args, corpus),
         model=model, args=args, data_collator=Collator(args.block_size, pad_id, packing.packed, backend),
-        processing_class=tokenizer, callbacks=universal.prepare(args, checkpoint) if checkpoint else None,
+        processing_class=tokenizer, callbacks=universal_checkpoint.prepare(args, checkpoint) if checkpoint else None,
     )  # fmt: skip
     return trainer, checkpoint
 

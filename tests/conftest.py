@@ -117,7 +117,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, run_script: RunScri
     text = folder / "texts.txt"
     sources = [Path(sysconfig.get_paths()["stdlib"], name).read_text() for name in ("json/decoder.py", "bisect.py")]
     text.write_text("\n".join(small_texts() + sources), encoding="utf-8")
-    run_script("examples/tiny_llama.py", "tokenizer", "--input", text, "--output_dir", folder, "--vocab_size", 800)
+    run_script("examples/make_demo.py", "tokenizer", "--input", text, "--output_dir", folder, "--vocab_size", 800)
     text.unlink()
     run_script("tools/build_tokenizer.py", "--tokenizer_model", folder / "tokenizer.model", "--output_dir", folder)
     return folder
@@ -131,7 +131,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScr
     """
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
     run_script(
-        "examples/tiny_llama.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
+        "examples/make_demo.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
         "--hidden_size", 64, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--intermediate_size", 128,
         "--max_position_embeddings", 512,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from corpus import Corpus, CorpusWriter
+from corpus_files.corpus import Corpus, CorpusWriter
 
 Documents = list[list[list[int]]]  # documents of samples of ids
 TOKENIZER = {"fingerprint": "f" * 64, "vocab_size": 32000, "bos_id": 1, "eos_id": 2}

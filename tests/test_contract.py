@@ -9,14 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import generation
-import instructions
-import prompt_ids
 import pytest
 from conftest import RunScript, small_texts
+from demo_pages import text_generation
 from forked_scripts import forked_scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_data import instructions
+from prompting import prompt_ids
 from transformers import AutoTokenizer
 
 ROWS = [
@@ -220,7 +220,7 @@ def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: 
         [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
         assert (
             tuned
-            == generation.prompt_ids(tokenizer, instruction, input)
+            == text_generation.prompt_ids(tokenizer, instruction, input)
             == prompt.ids(prompt_ids.one_turn(instruction, input))
         )
         first = "<|im_start|>" if template == "chatml" else tokenizer.bos_token

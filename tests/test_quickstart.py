@@ -34,7 +34,7 @@ def test_every_step_leaves_its_result(short_quickstart: Path) -> None:
 
 def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script: RunScript) -> None:
     world = tmp_path / "world"
-    run_script("examples/demo_world.py", "--output_dir", world)
+    run_script("examples/make_demo.py", "world", "--output_dir", world)
     training = "\n".join((world / f"{name}.jsonl").read_text() for name in ("en", "zh", "train"))
     training = training.replace('\\"', '"')
     held_out = {row["output"] for row in map(json.loads, (world / "heldout.jsonl").open())}
@@ -49,7 +49,7 @@ def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script: Ru
 def test_the_same_seed_makes_the_same_world(tmp_path: Path, run_script: RunScript) -> None:
     few = ("--people", 40, "--documents_per_language", 20, "--rows", 20, "--heldout_rows", 10, "--real_megabytes", 0.01)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_script("examples/demo_world.py", "--output_dir", tmp_path / name, *few, "--seed", seed)
+        run_script("examples/make_demo.py", "world", "--output_dir", tmp_path / name, *few, "--seed", seed)
     one, same, other = ((tmp_path / name / "en.jsonl").read_bytes() for name in "abc")
     assert one == same != other
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from checkpoint_io.tool_command import refuse, run
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-from tool_command import refuse, run
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # ModelProto.SentencePiece.Type
 

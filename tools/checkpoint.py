@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import signatures
-from bit_patterns import FLOATS, to_float32
 from blake3 import blake3
-from exact_diff import DIFF_FILES, is_exact
-from folders import existing, read_json, write_json
-from hash_lists import verify_list
-from in_order import in_order
-from seal_check import SEAL, files_of, hash_file, verify_seal
-from tensors import (
+from checkpoint_io import signatures
+from checkpoint_io.bit_patterns import FLOATS, to_float32
+from checkpoint_io.checkpoint_folders import existing, read_json, write_json
+from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.published_hashes import verify_list
+from checkpoint_io.seal_check import SEAL, files_of, hash_file, verify_seal
+from checkpoint_io.tensors import (
     ADAPTER_FILES,
     MODEL_FILES,
     Tensor,
@@ -37,7 +36,8 @@ from tensors import (
     read_safetensors,
     read_weights,
 )  # fmt: skip
-from tool_command import refuse, run
+from checkpoint_io.tool_command import refuse, run
+from weight_diffs.exact_diff import DIFF_FILES, is_exact
 
 ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
 NOTES = 5  # lines that `compare` prints about tensors that cannot be compared bit by bit

@@ -16,16 +16,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import journal
-from folders import carry, existing, new_folder, write_json, write_run
-from hash_lists import read_list, verify_list
-from llama_layout import EMBEDDING, Joined, compare_copies, plan, read_ranks, stream, tied
-from llama_params import Params, check_size, check_version, context_of, model_config, read_params, version_of
-from llama_tokenizer import Words, check, is_ranked, read_words
-from seal_check import verify_seal
-from tensor_files import verify_written, write_shards
-from tensors import TORCH_NAME
-from tool_command import flag, parse_size, refuse, run
+from checkpoint_io import resume_journal
+from checkpoint_io.checkpoint_folders import carry, existing, new_folder, write_json, write_run
+from checkpoint_io.published_hashes import read_list, verify_list
+from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.tensor_files import verify_written, write_shards
+from checkpoint_io.tensors import TORCH_NAME
+from checkpoint_io.tool_command import flag, parse_size, refuse, run
+from llama_conversion.llama_layout import EMBEDDING, Joined, compare_copies, plan, read_ranks, stream, tied
+from llama_conversion.llama_params import (
+    Params,
+    check_size,
+    check_version,
+    context_of,
+    model_config,
+    read_params,
+    version_of,
+)
+from llama_conversion.llama_tokenizer import Words, check, is_ranked, read_words
 
 # How far the files' copies of a norm may be apart. They are equal but in version 3's 70B, where they differ slightly
 # (AI-Hypercomputer/jetstream-pytorch #101, which takes this tolerance); the published converter takes the first file's.
@@ -148,7 +156,7 @@ def convert(
     verify_seal(source)
     lists = (source / "checklist.chk", original.tokenizer.parent / "tokenizer_checklist.chk")
     used = (*original.files, source / "params.json", original.tokenizer)
-    run = journal.identity("tools/convert_llama.py", options, {source, original.tokenizer.parent})
+    run = resume_journal.identity("tools/convert_llama.py", options, {source, original.tokenizer.parent})
     with new_folder(target, sum(weight.spec.nbytes for weight in original.weights), run) as folder:
         compared = verify_checklists(lists, used)
         weights = {weight.spec.name: weight for weight in check_weights(original)}

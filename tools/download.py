@@ -19,11 +19,11 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from hub_files import RemoteFile, Transfer, amount, counted, differing, each, meter
-from hub_folders import Note, check_links, check_space, held, left, move, read_note, staging, write_note
-from hub_listing import Listing, Source, explain, list_files, resolve_endpoint
-from hub_waiting import say
-from tool_command import refuse, run
+from checkpoint_io.tool_command import refuse, run
+from hub_download.hub_files import RemoteFile, Transfer, amount, counted, differing, each, meter
+from hub_download.hub_folders import Note, check_links, check_space, held, left, move, read_note, staging, write_note
+from hub_download.hub_listing import Listing, Source, explain, list_files, resolve_endpoint
+from hub_download.hub_retry import say
 
 PUBLISHED = {  # the 13B models: the base as a difference to LLaMA's weights, and its LoRA adapter
     "base": "zjunlp/zhixi-13b-diff",

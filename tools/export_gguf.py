@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from bit_patterns import from_float32, to_float32
-from folders import existing, sync
-from gguf_model import Model, Place, interleaved, read_model
-from gguf_vocabulary import Vocabulary, add_vocabulary, read_template, read_vocabulary
-from seal_check import verify_seal
-from tensors import CHUNK, Tensor, progress
-from tool_command import refuse, run
+from checkpoint_io.bit_patterns import from_float32, to_float32
+from checkpoint_io.checkpoint_folders import existing, sync
+from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.tensors import CHUNK, Tensor, progress
+from checkpoint_io.tool_command import refuse, run
+from gguf_files.gguf_model import Model, Place, interleaved, read_model
+from gguf_files.gguf_vocabulary import Vocabulary, add_vocabulary, read_template, read_vocabulary
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18)}  # elements, bytes

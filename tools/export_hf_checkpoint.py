@@ -6,9 +6,9 @@
 The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumed.
 """
 
-from folders import existing
-from lora_merge import merge_folders, weighted
-from tool_command import parse_size, refuse, run
+from checkpoint_io.checkpoint_folders import existing
+from checkpoint_io.tool_command import parse_size, refuse, run
+from lora_merging.lora_merge import merge_folders, weighted
 
 
 def main(

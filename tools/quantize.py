@@ -17,8 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calibration import Example, Renderer, encode, fitting, sample_rows
-from folders import (
+from checkpoint_io.checkpoint_folders import (
     PROMPT_FILES,
     TOKENIZER_FILES,
     carry,
@@ -28,11 +27,12 @@ from folders import (
     write_json,
     write_run,
 )  # fmt: skip
-from quantization_methods import METHODS, Job, choose_group, linear_layers, quantise, quiet, require
-from quantized_score import Scores, score, table, weight_bytes
-from seal_check import verify_seal
-from tensors import read_weights
-from tool_command import parse_size, refuse, run
+from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.tensors import read_weights
+from checkpoint_io.tool_command import parse_size, refuse, run
+from quantization.calibration import Example, Renderer, encode, fitting, sample_rows
+from quantization.quantization_methods import METHODS, Job, choose_group, linear_layers, quantise, quiet, require
+from quantization.quantized_score import Scores, score, table, weight_bytes
 
 CARRIED = ("generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)
 DTYPES = ("auto", "float32", "float16", "bfloat16")

@@ -9,9 +9,9 @@ the folder's own tokenizer, and what a user says must come out as it went in.
 import shutil
 from pathlib import Path
 
-from folders import existing, link, new_folder, read_json, write_json, write_run
-from seal_check import SEAL, verify_seal
-from tool_command import refuse, run
+from checkpoint_io.checkpoint_folders import existing, link, new_folder, read_json, write_json, write_run
+from checkpoint_io.seal_check import SEAL, verify_seal
+from checkpoint_io.tool_command import refuse, run
 
 LINKED = (".safetensors", ".bin")  # big and never edited in place
 TEMPLATE = "chat_template.jinja"

@@ -15,19 +15,25 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-import additive_diff
-import diff_writer
-import exact_diff
-import journal
-import lora_merge
-from diff_report import print_report
-from folders import SMALL_FILES, carry, check_tokenizer, existing, new_folder, set_dtype, write_run
-from low_rank import Factors
-from rank_search import Search
-from seal_check import verify_seal
-from tensor_files import differing, not_as_written, write_shards
-from tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
-from tool_command import flag, parse_size, refuse, run
+from checkpoint_io import resume_journal
+from checkpoint_io.checkpoint_folders import (
+    SMALL_FILES,
+    carry,
+    check_tokenizer,
+    existing,
+    new_folder,
+    set_dtype,
+    write_run,
+)
+from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.tensor_files import differing, not_as_written, write_shards
+from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
+from checkpoint_io.tool_command import flag, parse_size, refuse, run
+from lora_merging import lora_merge
+from lora_merging.low_rank import Factors
+from weight_diffs import additive_diff, diff_writer, exact_diff
+from weight_diffs.diff_report import print_report
+from weight_diffs.rank_search import Search
 
 SHARD = parse_size("5GB")
 SCRIPT = "tools/weight_diff.py"
@@ -124,7 +130,7 @@ def make_exact(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) -> st
         fits = update is not None and tensor.name in raw and update.shape() == tensor.shape == raw[tensor.name].shape
         return lora_merge.factors(update, raw[tensor.name]) if update is not None and fits else None
 
-    run = journal.identity(SCRIPT, job.options, [*job.folders.values(), *([lora.folder] if lora else [])])
+    run = resume_journal.identity(SCRIPT, job.options, [*job.folders.values(), *([lora.folder] if lora else [])])
     search = Search() if job.options["low_rank"] else None
     with new_folder(job.target, 0, run) as folder:  # how far it compresses is known only afterwards
         carry(job.folders["tuned"], folder, SMALL_FILES)
@@ -196,7 +202,7 @@ def recover_exact(job: Job, raw: dict[str, Tensor]) -> str:
     exact_diff.check_base(diff, raw, job.folders["raw"])
     specs = [Spec(name, entry.dtype, entry.shape) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
-    run = journal.identity(SCRIPT, job.options, job.folders.values())
+    run = resume_journal.identity(SCRIPT, job.options, job.folders.values())
     with new_folder(job.target, sum(spec.nbytes for spec in specs), run) as folder:
         carry_small(job.folders, folder)
         write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), job.limit, expected=hashes)
@@ -215,7 +221,7 @@ def recover_additive(job: Job, raw: dict[str, Tensor]) -> str:
     diff = additive_diff.pair(stored, raw, job.folders["raw"])
     known = additive_diff.check_base(source, stored, raw, job.folders["raw"], str(job.options["published"]))
     needed = sum(tensor.elements for tensor in diff.values()) * (2 if dtype == "F16" else 4)
-    run = journal.identity(SCRIPT, job.options, job.folders.values())
+    run = resume_journal.identity(SCRIPT, job.options, job.folders.values())
     with new_folder(job.target, needed, run) as folder:
         carry_small(job.folders, folder)
         weights = additive_diff.recover(folder, diff, raw, dtype, job.limit)

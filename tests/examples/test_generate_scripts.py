@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import generation
-import loading
 import pytest
 from conftest import RunScript
-from generation import Decoding
+from demo_pages import model_loading, text_generation
+from demo_pages.text_generation import Decoding
 
 
 def test_pretraining_cases_are_decoded_as_published(
@@ -18,9 +17,9 @@ def test_pretraining_cases_are_decoded_as_published(
     assert done.stdout.count("tokens in") == 17
     assert done.stdout.count("[17/17] reasoning") == 1
     case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
-    base = loading.load(str(tiny_checkpoint))
-    ids = generation.plain_ids(base.tokenizer, case["text"])
-    answer = generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
+    base = model_loading.load(str(tiny_checkpoint))
+    ids = text_generation.plain_ids(base.tokenizer, case["text"])
+    answer = text_generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
     assert (
         f"[1/17] translation\n> {case['text']}\n{answer.text}\n  ({answer.ending}: {answer.new_tokens} tokens"
         in done.stdout
@@ -34,10 +33,10 @@ def test_text_is_continued_line_by_line(tiny_checkpoint: Path, run_script: RunSc
         "--repetition_penalty", 1, "--max_new_tokens", 12, "--temperature", 0.5,
         input=f"Ann was born in\n\n{'too long ' * 600}\n山水\n",
     )  # fmt: skip
-    base = loading.load(str(tiny_checkpoint))
+    base = model_loading.load(str(tiny_checkpoint))
     for text in ("Ann was born in", "山水"):
-        ids = generation.plain_ids(base.tokenizer, text)
-        assert generation.generate(base, ids, Decoding(12)).text in done.stdout
+        ids = text_generation.plain_ids(base.tokenizer, text)
+        assert text_generation.generate(base, ids, Decoding(12)).text in done.stdout
     assert "error: the prompt has" in done.stderr
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
 
@@ -61,9 +60,9 @@ def test_an_adapter_answers_instructions_with_its_own_template(
     done = run_script(
         "examples/generate_lora.py", *arguments, "--lora_weights", adapter, "--interactive", input="Translate.\n山水\n"
     )
-    tuned = loading.load(str(tiny_checkpoint), str(adapter))
-    ids = generation.prompt_ids(tuned.tokenizer, "Translate.", "山水")
-    assert generation.generate(tuned, ids, Decoding(10)).text in done.stdout
+    tuned = model_loading.load(str(tiny_checkpoint), str(adapter))
+    ids = text_generation.prompt_ids(tuned.tokenizer, "Translate.", "山水")
+    assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8
     assert "has no chat_template.jinja, so instructions go in as bare text" in general.stderr

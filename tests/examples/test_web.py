@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import generation
-import loading
 import pytest
-import web
 from conftest import RunScript, free_port
-from generation import Decoding
+from demo_pages import model_loading, text_generation, web_page
+from demo_pages.text_generation import Decoding
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = (
@@ -104,9 +102,9 @@ def test_an_instruction_is_answered_as_by_the_library(tuned_demo: str, page: Any
     box(page, "input").fill(text)
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "Cut after 24 tokens")
-    loaded = loading.load(str(instructed_checkpoint))
-    ids = generation.prompt_ids(loaded.tokenizer, instruction, text)
-    assert box(page, "answer").input_value() == generation.generate(loaded, ids, Decoding(24)).text
+    loaded = model_loading.load(str(instructed_checkpoint))
+    ids = text_generation.prompt_ids(loaded.tokenizer, instruction, text)
+    assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function("document.querySelector('#answer textarea').value === ''")
     assert box(page, "instruction").input_value() == ""
@@ -136,9 +134,9 @@ def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, 
     text = box(page, "source").input_value()
     page.get_by_role("button", name="Extract", exact=True).click()
     wait_for(page, "Cut after 24 tokens")
-    loaded = loading.load(str(instructed_checkpoint))
-    ids = generation.prompt_ids(loaded.tokenizer, "List: person, place, organisation", text)
-    assert box(page, "answer").input_value() == generation.generate(loaded, ids, Decoding(24)).text
+    loaded = model_loading.load(str(instructed_checkpoint))
+    ids = text_generation.prompt_ids(loaded.tokenizer, "List: person, place, organisation", text)
+    assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     assert page.locator("#found").is_visible()
 
 
@@ -156,9 +154,9 @@ def test_continuation_can_be_stopped(pretrained_demo: str, page: Any, tiny_check
         page.locator(f"#{name} input[type=number]").blur()
     page.get_by_role("button", name="生成").click()
     wait_for(page, "已在 16 个词元处截断")
-    loaded = loading.load(str(tiny_checkpoint))
-    ids = generation.plain_ids(loaded.tokenizer, "Ann was born in")
-    answer = generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
+    loaded = model_loading.load(str(tiny_checkpoint))
+    ids = text_generation.plain_ids(loaded.tokenizer, "Ann was born in")
+    answer = text_generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
     assert box(page, "answer").input_value() == answer.text
 
 
@@ -184,7 +182,7 @@ def test_a_port_in_use_is_one_line(tiny_checkpoint: Path, run_script: RunScript)
 
 def test_both_languages_have_the_same_labels() -> None:
     """Each label in both, with the same gaps to fill, and none of them empty."""
-    english, chinese = web.LABELS["en"], web.LABELS["zh"]
+    english, chinese = web_page.LABELS["en"], web_page.LABELS["zh"]
     assert english.keys() == chinese.keys()
     for name in english:
         assert english[name] and chinese[name]
@@ -196,8 +194,8 @@ def test_a_failure_is_shown_and_not_raised() -> None:
     def fails() -> list[int]:
         raise MemoryError("out of it")
 
-    loaded = loading.Checkpoint(None, None, {})
-    states = list(web.answer(loaded, fails, {}, web.LABELS["en"]))
+    loaded = model_loading.Checkpoint(None, None, {})
+    states = list(web_page.answer(loaded, fails, {}, web_page.LABELS["en"]))
     assert states[-1] == ("", "**Error:** MemoryError: out of it")
-    assert web.table('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == [["born in", "Ann → Oslo"]]
-    assert web.table("no JSON") == []
+    assert web_page.table('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == [["born in", "Ann → Oslo"]]
+    assert web_page.table("no JSON") == []

@@ -1,4 +1,4 @@
-"""finetune/adapters.py: every variant tunes, saves what it trained and loads again; what a server would refuse."""
+"""adapters.py: every variant tunes, saves what it trained and loads again; what a server would refuse."""
 
 import json
 import shutil
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import keep_pissa_start, load_model, refuse_unservable
 from conftest import RunScript
+from instruction_data.instructions import load_template
 from instruction_rows import command, trainer_of
-from instructions import load_template
+from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
+from instruction_tuning.tuning_arguments import parse
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tuning_arguments import parse
 
 import finetune
 
@@ -38,7 +38,7 @@ def test_every_variant_saves_what_it_trained(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter folder on the plain base says what the trained model said; PiSSA's files are a plain LoRA."""
-    import instruction_trainer
+    from instruction_tuning import instruction_trainer
 
     made: list[Any] = []
     make = instruction_trainer.make_trainer

@@ -1,4 +1,4 @@
-"""finetune/encoded_rows.py: what is kept of a file, when it is made anew, and that memory does not grow with it."""
+"""tokenized_examples.py: what is kept of a file, when it is made anew, and that memory does not grow with it."""
 
 import json
 import pickle
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import encoded_rows
 import pytest
-from encoded_rows import Settings, cache_key, open_encoded
+from instruction_data import tokenized_examples
+from instruction_data.instructions import Encoder, load_template
+from instruction_data.row_files import Source
+from instruction_data.tokenized_examples import Settings, cache_key, open_encoded
 from instruction_rows import encoded, opened
-from instructions import Encoder, load_template
-from row_files import Source
 from transformers import AutoTokenizer
 
 
@@ -53,13 +53,13 @@ def test_rows_are_encoded_once_until_something_changes(
     tmp_path: Path, tokenizer: Any, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    write = encoded_rows._write
+    write = tokenized_examples._write
 
     def noted(*given: Any) -> None:
         made.append(given[-1])
         write(*given)
 
-    monkeypatch.setattr(encoded_rows, "_write", noted)
+    monkeypatch.setattr(tokenized_examples, "_write", noted)
     encoder, source, cache = Encoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
     for _ in range(2):
         open_encoded(encoder, source, Settings(512), cache)
@@ -91,9 +91,9 @@ MEASURE = """
 import resource, sys
 sys.path.insert(0, "finetune")
 from pathlib import Path
-from encoded_rows import Settings, open_encoded
-from instructions import Encoder, load_template
-from row_files import Source
+from instruction_data.tokenized_examples import Settings, open_encoded
+from instruction_data.instructions import Encoder, load_template
+from instruction_data.row_files import Source
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer.chat_template = load_template("alpaca_short")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunScript
+from instruction_data.instructions import load_template
 from instruction_rows import SMALL, command
-from instructions import load_template
-from result_folder import sha256
+from instruction_tuning.result_folder import sha256
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import held_out_answers
 import pytest
 import torch
-from held_out_answers import HeldOutAnswers, figures
+from extraction_scores import held_out_answers
+from extraction_scores.held_out_answers import HeldOutAnswers, figures
+from instruction_data.instructions import Encoder, load_template
 from instruction_rows import command
-from instructions import Encoder, load_template
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import annotations
-import demo_world
 import ie_build
-import ie_prompt
 import pytest
 from conftest import RunScript
+from demo_pages import extraction_prompts
+from demo_world import world_builder
 from ie_eval import Item, parse
+from instruction_data import annotations
 
 ANN: dict[str, Any] = {
     "sentence": "Ann Lee was born in Oslo.",
@@ -57,7 +57,7 @@ def extraction(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "world"
-    demo_world.main(
+    world_builder.main(
         str(folder), people=60, documents_per_language=5, rows=400, heldout_rows=40, real_megabytes=0.001, seed=3
     )
     return folder
@@ -112,7 +112,9 @@ def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) 
     kept = {"tasks": extraction(tmp_path)}
     kinds = TYPES["entity" if task == "ner" else "relation"]
     for row, language in zip(rows, ("en", "zh"), strict=True):
-        asked = ie_prompt.build(task, kinds[language], row["input"], ie_prompt.language_of(row["input"]), kept)
+        asked = extraction_prompts.build(
+            task, kinds[language], row["input"], extraction_prompts.language_of(row["input"]), kept
+        )
         assert asked == (row["instruction"], row["input"])
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import ie_run
 import pytest
 import torch
-from answering import answer
 from conftest import RunScript
-from instructions import Encoder, load_template
+from extraction_scores.answer_generation import answer
+from instruction_data.instructions import Encoder, load_template
+from instruction_data.row_files import question_of, read_rows
 from peft import LoraConfig, get_peft_model
-from row_files import question_of, read_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

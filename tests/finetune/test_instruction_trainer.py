@@ -1,14 +1,14 @@
-"""finetune/instruction_trainer.py: loss, gradient and eval_loss by token for every layout, rows that never meet."""
+"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout, rows that never meet."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import row_attention
 import torch
-from adapters import check_adapter, tensor_names
+from example_packing import example_attention
+from instruction_data.instructions import load_template
 from instruction_rows import trainer_of
-from instructions import load_template
+from instruction_tuning.adapters import check_adapter, tensor_names
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -158,7 +158,7 @@ def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
     check_adapter(file, names)
     tensors = load_file(file)
     assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=row_attention.NAME)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=example_attention.NAME)
     ids = torch.from_numpy(trainer.data.rows[0][0].astype("int64"))[None]
     with torch.inference_mode():
         plain = base(ids).logits

@@ -1,4 +1,4 @@
-"""finetune/instructions.py: templates, the prompt's ids, the supervised end, truncation."""
+"""finetune/instruction_data/instructions.py: templates, the prompt's ids, the supervised end, truncation."""
 
 import json
 import random
@@ -9,9 +9,9 @@ import pytest
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_data.instructions import Encoder, Turn, fit, from_alpaca, load_template, plain_text
+from instruction_data.row_files import messages_of, read_rows
 from instruction_rows import encoded
-from instructions import Encoder, Turn, fit, from_alpaca, load_template, plain_text
-from row_files import messages_of, read_rows
 from transformers import AutoTokenizer
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -1,15 +1,15 @@
-"""finetune/row_batches.py: rows in lines without padding or in rectangles, labels only where something is foretold."""
+"""example_batches.py: rows in lines without padding or in rectangles, labels only where something is foretold."""
 
 import random
 from typing import Any
 
 import numpy as np
 import pytest
+from example_packing.example_attention import Segment
+from example_packing.example_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
+from example_packing.shared_prefixes import Family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_attention import Segment
-from row_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
-from shared_prefixes import Family
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 

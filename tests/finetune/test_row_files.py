@@ -1,4 +1,4 @@
-"""finetune/row_files.py: every kind of file read alike, row by row, folders and names, errors with their place."""
+"""row_files.py: every kind of file read alike, row by row, folders and names, errors with their place."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import row_files
-from row_files import Source, find_sources, iterate_rows, read_rows
+from instruction_data import row_files
+from instruction_data.row_files import Source, find_sources, iterate_rows, read_rows
 
 
 def test_json_and_jsonl_are_read_alike(tmp_path: Path) -> None:

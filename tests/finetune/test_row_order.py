@@ -1,11 +1,11 @@
-"""finetune/row_order.py: what is held out, proportions, and an order that follows from seed and epoch alone."""
+"""example_order.py: what is held out, proportions, and an order that follows from seed and epoch alone."""
 
 import pickle
 import random
 
 import numpy as np
 import pytest
-from row_order import Order, epoch_sizes, held_out, parse_mix
+from example_packing.example_order import Order, epoch_sizes, held_out, parse_mix
 
 LENGTHS = np.array([random.Random(1).randint(10, 500) for _ in range(1003)])
 

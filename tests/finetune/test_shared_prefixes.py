@@ -1,4 +1,4 @@
-"""finetune/shared_prefixes.py: rows that begin alike stand together, every row can be read back, lines stay even."""
+"""shared_prefixes.py: rows that begin alike stand together, every row can be read back, lines stay even."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_packing.shared_prefixes import Family, families, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_data.instructions import load_template
 from instruction_rows import trainer_of
-from instructions import load_template
-from shared_prefixes import Family, families, lines
 from transformers import AutoTokenizer
 
 IDS = st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=12), min_size=1, max_size=7)

@@ -1,7 +1,7 @@
-"""finetune/tuning_arguments.py: the global batch, published spellings, and options that do not exist."""
+"""tuning_arguments.py: the global batch, published spellings, and options that do not exist."""
 
 import pytest
-from tuning_arguments import TuningArguments, accumulation, module_names, parse, translate
+from instruction_tuning.tuning_arguments import TuningArguments, accumulation, module_names, parse, translate
 
 NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
 

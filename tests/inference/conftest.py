@@ -48,7 +48,7 @@ class Server:
         return answer
 
     def counted(self, *names: str, key: str = "") -> float:
-        """The sum of these numbers of vLLM's at /metrics, without their prefix. They are there after the first answer."""
+        """The sum of these numbers of vLLM's at /metrics, without their prefix (there from the first answer on)."""
         asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(asked, timeout=120) as answer:
             lines = answer.read().decode().splitlines()

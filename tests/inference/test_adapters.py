@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cpu_adapters import expand, product, rows_by_slot, shrunk
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
-from prompt_ids import Prompt, one_turn
+from prompting.prompt_ids import Prompt, one_turn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_bridge.cpu_adapters import expand, product, rows_by_slot, shrunk
 
 QUESTIONS = [
     ("Where was Dabe Kilo born?", ""),

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import batch
-import batch_client
-import batch_file
 import pytest
-from batch_file import AnswerFile
-from batch_rows import ANSWERED, ASKED, Answer, Row, line_of, parse, read_rows, request_of
+from batch_runs import batch_client, batch_file
+from batch_runs.batch_file import AnswerFile
+from batch_runs.batch_rows import ANSWERED, ASKED, Answer, Row, line_of, parse, read_rows, request_of
 from conftest import RunScript
-from generate_api import GenerateAnswer, GenerateRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routes.generate_api import GenerateAnswer, GenerateRequest
 
 SCRIPT = "inference/batch.py"
 

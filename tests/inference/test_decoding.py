@@ -1,11 +1,11 @@
-"""inference/decoding.py: both libraries' names are one set, and none is ignored."""
+"""inference/routes/sampling_parameters.py: both libraries' names are one set, and none is ignored."""
 
 from typing import Any
 
 import pytest
-from decoding import DEFAULT_MAX_TOKENS, Parameters, sampling
-from envelope import complaint
-from generate_api import GenerateRequest
+from routes.generate_api import GenerateRequest
+from routes.response_envelope import complaint
+from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, sampling
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""inference/extract_api.py: whatever a model says, the answer parses, keeps to the schema and points into the text."""
+"""extract_api.py: whatever a model says, the answer parses, keeps to the schema and points into the text."""
 
 from pathlib import Path
 from typing import Any

@@ -1,14 +1,14 @@
-"""inference/extraction_schema.py, extraction_form.py: what can be asked for, in whose words, answered in which form."""
+"""extraction_schema.py, extraction_form.py: what can be asked for, in whose words, answered in which form."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import ie_build
-import ie_prompt
 import pytest
-from extraction_form import OURS, Slot, check_extraction, form_of, language_of, question
-from extraction_schema import EXAMPLES, MOST_NAMES, Kind, check_schema
+from demo_pages import extraction_prompts
+from extraction.extraction_form import OURS, Slot, check_extraction, form_of, language_of, question
+from extraction.extraction_schema import EXAMPLES, MOST_NAMES, Kind, check_schema
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
@@ -72,7 +72,7 @@ def ask(task: str, extraction: Any = None, text: str = "x", language: str = "aut
 def test_the_demos_and_the_server_ask_alike(task: str, language: str) -> None:
     own = {"tasks": {task: {language: {"instruction": "List {schema}, {0} %s {schema}"}}}}
     for extraction in (None, own, {}):
-        asked, _ = ie_prompt.build(task, SCHEMAS[task], "x", language, extraction)
+        asked, _ = extraction_prompts.build(task, SCHEMAS[task], "x", language, extraction)
         assert ask(task, extraction, language=language) == asked
 
 

@@ -1,4 +1,4 @@
-"""inference/extraction_grammar.py, extraction_answer.py: exactly json.dumps' answers, by the real matcher; reading."""
+"""extraction_grammar.py, extraction_answer.py: exactly json.dumps' answers, by the real matcher; reading."""
 
 import json
 import random
@@ -12,10 +12,10 @@ import pytest
 import sentencepiece
 import xgrammar
 from conftest import RunScript
-from extraction_answer import read
-from extraction_form import Form, form_of
-from extraction_grammar import grammar
-from extraction_schema import Kind, check_schema
+from extraction.extraction_answer import read
+from extraction.extraction_form import Form, form_of
+from extraction.extraction_grammar import grammar
+from extraction.extraction_schema import Kind, check_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -319,8 +319,8 @@ def test_the_demo_worlds_answers_are_admitted(judge: Judge, run_script: RunScrip
     """Its wording names no types, so its answers leave out those that do not occur."""
     world = tmp_path / "world"
     run_script(
-        "examples/demo_world.py", "--output_dir", world, "--people", 60, "--documents_per_language", 1, "--rows", 2,
-        "--heldout_rows", 200, "--real_megabytes", 0.01,
+        "examples/make_demo.py", "world", "--output_dir", world, "--people", 60, "--documents_per_language", 1,
+        "--rows", 2, "--heldout_rows", 200, "--real_megabytes", 0.01,
     )  # fmt: skip
     extraction, types = (json.loads((world / name).read_text()) for name in ("extraction.json", "types.json"))
     asks = {

@@ -1,10 +1,10 @@
-"""inference/extraction_results.py: the answers to a text's windows as one result with places."""
+"""inference/extraction/extraction_results.py: the answers to a text's windows as one result with places."""
 
 from typing import Any
 
-from extraction_form import form_of
-from extraction_results import result
-from extraction_schema import check_schema
+from extraction.extraction_form import form_of
+from extraction.extraction_results import result
+from extraction.extraction_schema import check_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""inference/text_places.py and text_windows.py: where names stand, and windows of whole sentences within a limit."""
+"""text_offsets.py and text_windows.py: where names stand, and windows of whole sentences within a limit."""
 
 import json
 import time
@@ -6,10 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from extraction.text_offsets import find
+from extraction.text_windows import sentence_ends, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_places import find
-from text_windows import sentence_ends, windows
 from transformers import AutoTokenizer
 
 # --- places -----------------------------------------------------------------------------------------------------------

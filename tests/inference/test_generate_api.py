@@ -1,4 +1,4 @@
-"""inference/generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
+"""generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
 
 import json
 import socket
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import DEFAULT_MAX_TOKENS
-from generate_api import GenerateAnswer
 from instruction_rows import encoded
-from prompt_ids import Prompt, one_turn
+from prompting.prompt_ids import Prompt, one_turn
+from routes.generate_api import GenerateAnswer
+from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CONTEXT = 512  # of the tiny checkpoint

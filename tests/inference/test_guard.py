@@ -1,4 +1,4 @@
-"""inference/guard.py: no route of the real application is open without its key; what a passage costs."""
+"""guard_middleware.py: no route of the real application is open without its key; what a passage costs."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from guard import Guard, api_keys
+from server_guard.guard_middleware import Guard, api_keys
 
 # Builds the application as the server does, without an engine, and asks it for each of its routes by each of its
 # methods, and by others, under paths that are spelled in other ways; prints what was answered.

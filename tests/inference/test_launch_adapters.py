@@ -1,4 +1,4 @@
-"""inference/launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: told before it is loaded."""
+"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: told before it is loaded."""
 
 import argparse
 import json
@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_folders import check_adapter
-from adapter_prompts import adapter_prompt
 from conftest import REPOSITORY, RunScript, free_port
-from cpu_limits import check_limits
-from launch_adapters import check_adapters, named_adapters
 from lora_adapters import NARROW, make_adapter, other_model
-from prompt_ids import Prompt
+from prompting.adapter_prompts import adapter_prompt
+from prompting.prompt_ids import Prompt
 from safetensors.torch import load_file, save_file
+from server_launch.adapter_folders import check_adapter
+from server_launch.cpu_limits import check_limits
+from server_launch.launch_adapters import check_adapters, named_adapters
 from test_readme import commands
 from transformers import AutoTokenizer
 

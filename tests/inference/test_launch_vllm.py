@@ -13,8 +13,16 @@ from typing import Any
 
 import pytest
 from conftest import RunScript, free_port
-from launch_checks import check_model, check_port
-from launch_presets import PLUGIN, allow_plugin, bind_cores, check_heads, kv_cache_gib, preset_for_cpu, translate
+from server_launch.launch_checks import check_model, check_port
+from server_launch.launch_presets import (
+    PLUGIN,
+    allow_plugin,
+    bind_cores,
+    check_heads,
+    kv_cache_gib,
+    preset_for_cpu,
+    translate,
+)
 
 LAUNCHER = "inference/launch_vllm.py"
 LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "max_position_embeddings": 4096}

@@ -1,4 +1,4 @@
-"""inference/prompt_ids.py, prompt_templates.py: the ids of a prompt are those of the template and of tuning."""
+"""prompt_ids.py, prompt_templates.py: the ids of a prompt are those of the template and of tuning."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instructions import Encoder
-from prompt_ids import GUARDS, Message, Prompt, one_turn
-from prompt_templates import read_template
+from instruction_data.instructions import Encoder
+from prompting.prompt_ids import GUARDS, Message, Prompt, one_turn
+from prompting.prompt_templates import read_template
 from transformers import AutoTokenizer
 
 QUESTIONS = [

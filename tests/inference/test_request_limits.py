@@ -1,4 +1,4 @@
-"""inference/request_limits.py: windows that slide, waits that are long enough, callers that are forgotten."""
+"""request_limits.py: windows that slide, waits that are long enough, callers that are forgotten."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from request_limits import Limits, address, parse_limit, seconds_until_room, tokens_used
+from server_guard.request_limits import Limits, address, parse_limit, seconds_until_room, tokens_used
 
 
 def test_limits_are_read_and_what_is_none_is_told() -> None:

@@ -1,4 +1,4 @@
-"""inference/supervise.py: nothing outlives the launcher, signals arrive once; with real processes, without vLLM."""
+"""process_supervisor.py: nothing outlives the launcher, signals arrive once; with real processes, without vLLM."""
 
 import os
 import secrets
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervise import CLEAR_UP_SECONDS, MARK, SAME_SIGNAL, marked
+from server_guard.process_supervisor import CLEAR_UP_SECONDS, MARK, SAME_SIGNAL, marked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
 # A server with a child and a grandchild that hide as well as vLLM's do: each leads a session, and renames itself.
 SERVER = """
 import os, signal, subprocess, sys, time
-from supervise import LEAVING, MARK, SERVING, report, supervise
+from server_guard.process_supervisor import LEAVING, MARK, SERVING, report, supervise
 
 supervise()
 HIDDEN = '''

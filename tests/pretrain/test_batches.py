@@ -1,4 +1,4 @@
-"""pretrain/batches.py and training.py: samples that share a row are as if alone, through Trainer, on every backend."""
+"""packed_batches.py and pretraining_trainer.py: samples that share a row are as if alone, on every backend."""
 
 import copy
 import itertools
@@ -6,21 +6,20 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import attention
-import checkpointing
 import numpy as np
 import pytest
 import torch
-import training
-from batches import IGNORED, Collator, RankBatches, Row, ScheduledRows, Streams
 from conftest import RunScript, small_texts
-from corpus import Corpus
+from corpus_files.corpus import Corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packing import Packing, open_rows
-from pretraining_arguments import PretrainingArguments
-from sampler import Schedule
-from training_log import TrainingLog
+from pretraining import checkpointing, pretraining_trainer
+from pretraining.pretraining_arguments import PretrainingArguments
+from pretraining.training_log import TrainingLog
+from sequence_packing import packed_attention
+from sequence_packing.packed_batches import IGNORED, Collator, RankBatches, Row, ScheduledRows, Streams
+from sequence_packing.packed_rows import Packing, open_rows
+from sequence_packing.sampler import Schedule
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
@@ -83,7 +82,7 @@ def test_every_token_but_the_first_of_each_sample_is_a_label_once(lengths: list[
 
 def make_trainer(
     tmp_path: Path, base: Path, corpus: Corpus, backend: str, packed: bool = True, **options: Any
-) -> training.PretrainingTrainer:
+) -> pretraining_trainer.PretrainingTrainer:
     """The real trainer on one process; options are Trainer's."""
     given_: dict[str, Any] = {
         "max_steps": 4,
@@ -102,9 +101,9 @@ def make_trainer(
     schedule = Schedule(streams.sizes, streams.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     state = checkpointing.RunState({}, {}, batch, args.seed, schedule.state(), 0, 0, 1)
-    attention.register()
+    packed_attention.register()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=backend)
-    return training.PretrainingTrainer(
+    return pretraining_trainer.PretrainingTrainer(
         ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), None, state, 0,
         TrainingLog(tmp_path / "out/train_log.jsonl"), model=model, args=args,
         data_collator=Collator(args.block_size, 2, packed, backend),
@@ -136,7 +135,7 @@ def test_packed_logits_equal_those_of_each_sample_alone(
     )  # fmt: skip
     model: Any = trainer.model
     alone, caught = copy.deepcopy(model), []
-    if backend == attention.NAME:
+    if backend == packed_attention.NAME:
         alone.set_attn_implementation("sdpa")
     model.register_forward_hook(
         lambda model, arguments, inputs, output: caught.append((inputs, output.logits.detach().clone())),

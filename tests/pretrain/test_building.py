@@ -1,4 +1,4 @@
-"""pretrain/building.py, documents.py: all kinds of input, shards cut anywhere, runs that are stopped and go on."""
+"""corpus_build.py, documents.py: all kinds of input, shards cut anywhere, runs that are stopped and go on."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ import pytest
 import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus import Corpus
+from corpus_files.corpus import Corpus
 from pyarrow import parquet
 
 SCRIPT = "pretrain/preprocess.py"

@@ -1,12 +1,12 @@
-"""pretrain/checkpointing.py: a checkpoint is complete or ignored; a run goes on only as what it was."""
+"""checkpointing.py: a checkpoint is complete or ignored; a run goes on only as what it was."""
 
 from dataclasses import replace
 from pathlib import Path
 
-import checkpointing
 import pytest
-from checkpointing import RunState
-from sampler import Schedule
+from pretraining import checkpointing
+from pretraining.checkpointing import RunState
+from sequence_packing.sampler import Schedule
 
 
 def make(output: Path, step: int, complete: bool = True) -> Path:

@@ -11,19 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import building
-import cleaning
 import pyarrow
 import pytest
-from cleaning_rows import divided
 from conftest import REPOSITORY, RunScript
 from corpora import rows
-from corpus import Corpus
+from corpus_building import corpus_build
+from corpus_building.documents import Shard
+from corpus_files.corpus import Corpus
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherRepetitionFilter
-from documents import Shard
 from pyarrow import parquet
+from text_cleaning import cleaning_rules
+from text_cleaning.cleaning_io import divided
 
 SCRIPT = "pretrain/clean.py"
 NAMES = (
@@ -102,7 +102,7 @@ def test_of_duplicates_the_first_is_kept_and_the_order(
     assert report["totals"]["bytes_kept"] == sum(len(row["text"].encode()) for row in kept(out))
     assert report["languages"]["chinese"]["kept"] == 2 and "b.jsonl:4, like " in (out / "report/report.md").read_text()
     assert not (tmp_path / "out.partial").exists()
-    building.write([f"{out}/*.jsonl"], str(tmp_path / "corpus"), str(tiny_tokenizer))
+    corpus_build.write([f"{out}/*.jsonl"], str(tmp_path / "corpus"), str(tiny_tokenizer))
     assert Corpus(tmp_path / "corpus").sidecar["documents"] == 6
 
 
@@ -304,17 +304,17 @@ def test_most_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, 
 
 
 def test_words_and_languages() -> None:
-    assert cleaning.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
+    assert cleaning_rules.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
         "Don't", "——", "看", "https://a.b/c?d=1", "，", "x_1", "!!",
     ]  # fmt: skip
-    assert cleaning.language_of("GNU Emacs 是一个编辑器 by GNU") == "chinese"
-    assert cleaning.language_of("He signed it 李白, as one would, in the old way") == "english"
-    assert cleaning.language_of("12 34") == "english"
+    assert cleaning_rules.language_of("GNU Emacs 是一个编辑器 by GNU") == "chinese"
+    assert cleaning_rules.language_of("He signed it 李白, as one would, in the old way") == "english"
+    assert cleaning_rules.language_of("12 34") == "english"
 
 
 def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path) -> None:
-    ours = cleaning.Signatures(str(tmp_path), cleaning.MINHASH, cleaning.WORDS)
-    theirs = MinhashDedupSignature(str(tmp_path), cleaning.MINHASH, cleaning.WORDS)
+    ours = cleaning_rules.Signatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
+    theirs = MinhashDedupSignature(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
     for sentences in (1, 14, 300):
         shingles = ours.get_shingles(english(1, sentences))
         assert ours.get_signature(shingles) == theirs.get_signature(shingles)
@@ -323,8 +323,11 @@ def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path)
 def test_repetition_is_what_datatrove_calls_so() -> None:
     draw = random.Random(1)
     for language, made in (("english", english), ("chinese", chinese)):
-        limits = cleaning.THRESHOLDS[language]["gopher_repetition"]
-        ours, theirs = cleaning.Repetition(**limits), GopherRepetitionFilter(**limits, language=cleaning.WORDS)
+        limits = cleaning_rules.THRESHOLDS[language]["gopher_repetition"]
+        ours, theirs = (
+            cleaning_rules.Repetition(**limits),
+            GopherRepetitionFilter(**limits, language=cleaning_rules.WORDS),
+        )
         results = set()
         for seed in range(120):
             parts = [made(seed, 4), made(seed, draw.randrange(1, 5))[: draw.randrange(20, 400)], made(seed + 1, 5)]
@@ -341,4 +344,4 @@ def test_tasks_are_neighbouring_shards_and_all_of_them() -> None:
 
 
 def test_normalised_text_is_the_same_but_for_white_space_and_composition() -> None:
-    assert cleaning.normalised(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"
+    assert cleaning_rules.normalised(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"

@@ -1,4 +1,4 @@
-"""pretrain/corpus.py and merging.py: Megatron's layout to the byte, what goes in comes out, damage is named."""
+"""corpus.py and corpus_merging.py: Megatron's layout to the byte, what goes in comes out, damage is named."""
 
 import json
 import pickle
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TOKENIZER, Documents, write_corpus
-from corpus import Corpus, CorpusWriter, files, require_space, verify
+from corpus_files.corpus import Corpus, CorpusWriter, files, require_space, verify
+from corpus_files.corpus_merging import merge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from merging import merge
 
 DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 31999, 4, 2]]]
 

@@ -1,4 +1,4 @@
-"""pretrain/executors.py: tasks that fail or are killed, what Slurm is given, and Ray where it is installed."""
+"""executors.py: tasks that fail or are killed, what Slurm is given, and Ray where it is installed."""
 
 import argparse
 import importlib.util
@@ -11,12 +11,12 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import executors
 import pytest
-from command_line import ExecutorOptions, add_executor_options, executor_options
+from cluster_jobs import executors
+from cluster_jobs.executors import make, run
+from cluster_jobs.job_commands import ExecutorOptions, add_executor_options, executor_options
 from conftest import RunScript
 from corpora import files_of, rows
-from executors import make, run
 
 CLEAN = "pretrain/clean.py"
 LOCAL = ExecutorOptions()

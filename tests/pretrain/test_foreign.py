@@ -1,4 +1,4 @@
-"""pretrain/importing.py, and Megatron's own reader and writer on our files: the same samples on both sides."""
+"""corpus_import.py, and Megatron's own reader and writer on our files: the same samples on both sides."""
 
 import json
 import warnings
@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import RunScript
 from corpora import Documents, document_ids, write_corpus
-from corpus import Corpus, verify
-from importing import import_corpus
+from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus_import import import_corpus
 
 SCRIPT = "pretrain/preprocess.py"
 DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 799, 4, 2]]]

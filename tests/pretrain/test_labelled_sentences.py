@@ -1,4 +1,4 @@
-"""pretrain/segment.py on texts labelled by hand: how many sentence ends are right and how many are found, by kind.
+"""segmentation.py on texts labelled by hand: how many sentence ends are right and how many are found, by kind.
 
 The floors are just under what the rules reach, so a change that makes them worse on a kind of text fails. What they get
 wrong today needs the meaning of words, which a pattern does not know: whether a sentence goes on after a quotation, an
@@ -8,8 +8,8 @@ ellipsis or "p.m.", whether "U.S." was its last word, whether a title's exclamat
 import time
 
 import pytest
-import sentences
 from bench_sentences import inner, labelled, score
+from corpus_building import sentences
 
 LABELLED = labelled()
 FLOORS = [  # kind, language, precision, recall

@@ -9,13 +9,13 @@ import preprocess
 import pytest
 from conftest import RunScript, small_texts
 from corpora import Documents, document_ids, rows, write_corpus
-from corpus import Corpus, verify
+from corpus_building.samples import chosen
+from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus_inspection import length_counts, quantile
+from corpus_files.corpus_merging import merge
+from corpus_files.corpus_pruning import prune, read_sample_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from merging import merge
-from pruning import prune, read_sample_ids
-from reading import length_counts, quantile
-from samples import chosen
 
 SCRIPT = "pretrain/preprocess.py"
 

@@ -1,4 +1,4 @@
-"""pretrain/packing.py: as few rows as best-fit decreasing needs, every sample once, made once and kept."""
+"""packed_rows.py: as few rows as best-fit decreasing needs, every sample once, made once and kept."""
 
 import json
 import time
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import Corpus
+from corpus_files.corpus import Corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packing import Packing, Rows, best_fit_decreasing, held_out, open_rows
+from sequence_packing.packed_rows import Packing, Rows, best_fit_decreasing, held_out, open_rows
 
 
 def plainly(lengths: list[int], block_size: int) -> list[int]:

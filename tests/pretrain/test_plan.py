@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import footprint
 import plan
 import pytest
 import torch
 from conftest import REPOSITORY, RunScript
-from footprint import Shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan import GB, Machine, Work
+from pretraining import memory_estimate
+from pretraining.memory_estimate import Shape
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CONFIGS = sorted((REPOSITORY / "pretrain/configs").glob("*.json"))
@@ -60,8 +60,8 @@ def test_parameters_are_those_of_the_real_model(tmp_path: Path, changes: dict[st
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     config.save_pretrained(tmp_path)
-    shape = footprint.read_shape(tmp_path)
-    assert footprint.parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
+    shape = memory_estimate.read_shape(tmp_path)
+    assert memory_estimate.parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def kept_bytes(config: LlamaConfig, rows: int, tokens: int, recompute: bool) -> int:
@@ -93,35 +93,35 @@ def test_activations_are_those_that_the_real_model_keeps(tmp_path: Path, kv_head
         num_key_value_heads=kv_heads,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    shape = footprint.read_shape(tmp_path)
+    shape = memory_estimate.read_shape(tmp_path)
     # Forward keeps the log-softmax alone of the logits' 2 + 4 + 4 bytes; recomputed, no layer is alive yet.
-    logits, layer = 512 * 6 * 1000, 512 * footprint.layer_bytes(shape, 256)
-    expected = 2 * footprint.row_bytes(shape, 256, recompute=False) - logits
+    logits, layer = 512 * 6 * 1000, 512 * memory_estimate.layer_bytes(shape, 256)
+    expected = 2 * memory_estimate.row_bytes(shape, 256, recompute=False) - logits
     assert kept_bytes(config, 2, 256, recompute=False) == pytest.approx(expected, rel=0.01)
-    expected = 2 * footprint.row_bytes(shape, 256, recompute=True) - logits - layer
+    expected = 2 * memory_estimate.row_bytes(shape, 256, recompute=True) - logits - layer
     assert kept_bytes(config, 2, 256, recompute=True) == pytest.approx(expected, rel=0.05)
 
 
 def test_states_are_the_published_ones() -> None:
-    parameters = footprint.parameter_count(LLAMA_7B)
+    parameters = memory_estimate.parameter_count(LLAMA_7B)
     assert parameters == 6_738_415_616  # what the published checkpoint has
-    assert footprint.state_bytes("zero3", parameters, 1) == pytest.approx(107.8 * GB, rel=1e-3)
-    assert footprint.state_bytes("zero3", parameters, 24) == pytest.approx(107.8 * GB / 24, rel=1e-3)
+    assert memory_estimate.state_bytes("zero3", parameters, 1) == pytest.approx(107.8 * GB, rel=1e-3)
+    assert memory_estimate.state_bytes("zero3", parameters, 24) == pytest.approx(107.8 * GB / 24, rel=1e-3)
     # Figure 1 of the ZeRO paper: 7.5 billion parameters on 64 GPUs.
     for config, published in {"zero1": 31.4, "zero2": 16.6, "zero3": 1.9}.items():
-        assert round(footprint.state_bytes(config, 7_500_000_000, 64) / GB, 1) == published
-    assert footprint.state_bytes("zero3-offload-optimizer", parameters, 8) == 2 * parameters / 8
-    assert footprint.state_bytes("zero3-offload-all", parameters, 8) == 0
+        assert round(memory_estimate.state_bytes(config, 7_500_000_000, 64) / GB, 1) == published
+    assert memory_estimate.state_bytes("zero3-offload-optimizer", parameters, 8) == 2 * parameters / 8
+    assert memory_estimate.state_bytes("zero3-offload-all", parameters, 8) == 0
 
 
 def test_traffic_is_that_of_the_paper_and_grows_with_accumulation() -> None:
     def elements(config: str, accumulation: int) -> float:
-        return footprint.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
+        return memory_estimate.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
 
     assert [elements("zero1", steps) for steps in (1, 4)] == [3, 3]
     assert [elements("zero2", steps) for steps in (1, 4)] == [3, 9]
     assert [elements("zero3", steps) for steps in (1, 4)] == [3, 12]
-    assert footprint.sent_bytes("zero3", 1000, 1, 4) == 0
+    assert memory_estimate.sent_bytes("zero3", 1000, 1, 4) == 0
 
 
 # --- recommendations --------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path,
     answer = run_script("pretrain/plan.py", *options, "--json").stdout
     assert answer.count("\n") == 1
     found = json.loads(answer)
-    assert found["parameters"] == footprint.parameter_count(LLAMA_13B)
+    assert found["parameters"] == memory_estimate.parameter_count(LLAMA_13B)
     assert found["command"] == last
     best = found["recommended"]
     assert best["states"] + best["buffers"] + best["micro_batch"] * best["row"] < 32 * GB
@@ -227,7 +227,7 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
-            footprint.read_shape(tmp_path)
+            memory_estimate.read_shape(tmp_path)
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -297,10 +297,10 @@ def test_configurations_hold_nothing_that_deepspeed_does_not_know(file: Path) ->
     DeepSpeedBF16Config(**config["bf16"] | {"enabled": True})
     fp16 = DeepSpeedFP16Config(**config["fp16"] | {"enabled": True})
     assert (fp16.loss_scale, fp16.initial_scale_power) == (0, 16)
-    assert zero.reduce_bucket_size == footprint.BUCKET
+    assert zero.reduce_bucket_size == memory_estimate.BUCKET
     if zero.stage == 3:
-        assert zero.max_live_parameters == zero.sub_group_size == footprint.LIVE
-        assert zero.prefetch_bucket_size == footprint.BUCKET
+        assert zero.max_live_parameters == zero.sub_group_size == memory_estimate.LIVE
+        assert zero.prefetch_bucket_size == memory_estimate.BUCKET
         assert zero.gather_16bit_weights_on_model_save
 
 

@@ -1,4 +1,4 @@
-"""pretrain/preflight.py: what the options mean for a corpus, and where a run begins."""
+"""pretrain/pretraining/preflight.py: what the options mean for a corpus, and where a run begins."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import preflight
 import pytest
-from checkpointing import RunState
-from corpus import Corpus
-from packing import Packing, Rows, open_rows
-from sampler import Schedule
+from corpus_files.corpus import Corpus
+from pretraining import preflight
+from pretraining.checkpointing import RunState
+from sequence_packing.packed_rows import Packing, Rows, open_rows
+from sequence_packing.sampler import Schedule
 
 
 @pytest.fixture

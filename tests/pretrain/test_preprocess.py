@@ -4,14 +4,13 @@ import gzip
 import json
 from pathlib import Path
 
-import encode
 import preprocess
 import pytest
 import sentencepiece
-import sentences
 from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus import Corpus, verify
+from corpus_building import sentences, text_encoding
+from corpus_files.corpus import Corpus, verify
 
 SCRIPT = "pretrain/preprocess.py"
 
@@ -45,7 +44,9 @@ def test_documents_are_sentencepieces_ids_between_bos_and_eos(
             "documents": len(truth), "tokens": int(corpus.lengths.sum()),
         }
     ]  # fmt: skip
-    assert corpus.sidecar["settings"]["self_checked_documents"] == encode.CHECK_FIRST + 5  # of a, and the short files
+    assert (
+        corpus.sidecar["settings"]["self_checked_documents"] == text_encoding.CHECK_FIRST + 5
+    )  # of a, and the short files
 
 
 def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> None:

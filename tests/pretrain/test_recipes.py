@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import checkpointing
 import psutil
 import pytest
 from conftest import REPOSITORY, free_port
+from pretraining import checkpointing
 
 RECIPES = REPOSITORY / "pretrain" / "scripts"
 Environment = dict[str, str]

@@ -1,4 +1,4 @@
-"""pretrain/sampler.py: sources in their proportions, each row once an epoch, one order for any number of ranks."""
+"""sampler.py: sources in their proportions, each row once an epoch, one order for any number of ranks."""
 
 import json
 import subprocess
@@ -8,12 +8,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import sampler
-from batches import RankBatches
 from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler import Schedule, parse_weights, period_counts, period_table, permuted
+from sequence_packing import sampler
+from sequence_packing.packed_batches import RankBatches
+from sequence_packing.sampler import Schedule, parse_weights, period_counts, period_table, permuted
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any))

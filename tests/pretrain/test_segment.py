@@ -1,14 +1,12 @@
-"""pretrain/segment.py: sentence ends as a reader would put them, and samples that are fewest, balanced and whole."""
+"""segmentation.py: sentence ends as a reader would put them, and samples that are fewest, balanced and whole."""
 
 import itertools
 import time
 from collections.abc import Callable
 
-import encode
 import numpy as np
 import pytest
-import segment
-import sentences
+from corpus_building import segmentation, sentences, text_encoding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +50,7 @@ def best(edges: list[int], limit: int) -> tuple[int, int]:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=11), st.integers(9, 25))
 def test_balance_is_the_best_of_all_divisions(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
-    chosen = segment.balance(edges, limit)
+    chosen = segmentation.balance(edges, limit)
     pieces = np.diff(chosen)
     assert set(chosen) <= set(edges) and pieces.max() <= limit
     assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
@@ -63,8 +61,8 @@ def in_three_ways(find: Callable[[], object]) -> None:
     found = []
     for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(segment, "_FEW", few)
-            patch.setattr(segment, "_DENSE", dense)
+            patch.setattr(segmentation, "_FEW", few)
+            patch.setattr(segmentation, "_DENSE", dense)
             found.append(find())
     assert found[0] == found[1] == found[2]
 
@@ -72,7 +70,7 @@ def in_three_ways(find: Callable[[], object]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
 def test_large_windows_give_the_same_as_whole_tables(lengths: list[int], limit: int) -> None:
-    in_three_ways(lambda: segment.balance([0, *itertools.accumulate(lengths)], limit))
+    in_three_ways(lambda: segmentation.balance([0, *itertools.accumulate(lengths)], limit))
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,12 +79,14 @@ def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit:
     columns = [[0]]
     for step in steps:
         columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
-    in_three_ways(lambda: segment._best_path(columns, limit))
+    in_three_ways(lambda: segmentation._best_path(columns, limit))
 
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
     """Where tokens end, from where they begin; -1: inside a character."""
-    return encode.ends_of([(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters)
+    return text_encoding.ends_of(
+        [(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters
+    )
 
 
 TEXTS = st.text(st.sampled_from(list("ab .,!?\n。，！“”山水🤖")), min_size=0, max_size=120)
@@ -100,7 +100,7 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
     """Lengths add up, none is over the limit, cuts fall on the best places that there are, and never inside a character
     where that can be avoided. Every UTF-8 byte of a character outside ASCII is a token here."""
     starts = [start for i, c in enumerate(text) for start in [i] + [-1] * (len(c.encode()) - 1)]
-    lengths = segment.sample_lengths(text, ends_of(starts, len(text)), limit, language, bos)
+    lengths = segmentation.sample_lengths(text, ends_of(starts, len(text)), limit, language, bos)
     total = len(starts) + bos + 1
     assert lengths.dtype == np.int32 and lengths.sum() == total and 0 < lengths.min() <= lengths.max() <= limit
     cuts = np.cumsum(lengths)[:-1] - bos
@@ -117,7 +117,7 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
 
 
 def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
-    return segment._Edges(ends, 1, len(ends) + 2).at(sentences.sentence_ends(text, language))
+    return segmentation._Edges(ends, 1, len(ends) + 2).at(sentences.sentence_ends(text, language))
 
 
 PHRASES = (
@@ -133,10 +133,10 @@ def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, languag
     inside = [end for end in sentences.sentence_ends(text, language) if start <= end <= stop]
     assert sentences.ends_within(text, language, start, stop) == inside
     ends = ends_of([at if at % 5 else -1 for at in range(len(text))], len(text))
-    near = segment.sample_lengths(text, ends, limit, language)
+    near = segmentation.sample_lengths(text, ends, limit, language)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "_near_cuts", lambda *_: None)
-        everywhere = segment.sample_lengths(text, ends, limit, language)
+        patch.setattr(segmentation, "_near_cuts", lambda *_: None)
+        everywhere = segmentation.sample_lengths(text, ends, limit, language)
     assert len(near) == len(everywhere) and (near**2).sum() == (everywhere**2).sum()
     if max(np.diff([0, *sentence_edges(text, ends, language), len(ends) + 2])) <= limit:
         assert set(np.cumsum(near)[:-1].tolist()) <= set(sentence_edges(text, ends, language))
@@ -144,7 +144,7 @@ def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, languag
 
 def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
     def pieces(text: str, limit: int) -> list[str]:
-        ends = np.cumsum(segment.sample_lengths(text, np.arange(1, len(text) + 1), limit)) - 1
+        ends = np.cumsum(segmentation.sample_lengths(text, np.arange(1, len(text) + 1), limit)) - 1
         return [text[max(0, a) : b] for a, b in itertools.pairwise([0, *ends.tolist()])]
 
     assert pieces("one two, three four, five six", 16) == ["one two,", " three four,", " five six"]
@@ -154,8 +154,8 @@ def test_an_overlong_sentence_is_cut_between_clauses_then_words() -> None:
 
 
 def test_a_document_that_fits_is_one_sample() -> None:
-    assert segment.sample_lengths("a b", np.arange(1, 4), 5).tolist() == [5]
-    assert segment.sample_lengths("", np.arange(0), 8, bos=0).tolist() == [1]
+    assert segmentation.sample_lengths("a b", np.arange(1, 4), 5).tolist() == [5]
+    assert segmentation.sample_lengths("", np.arange(0), 8, bos=0).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_time_grows_with_the_length_only(unit: str) -> None:
     text = unit * (100_000 // len(unit))
     start = time.perf_counter()
     for language in sentences.LANGUAGES:
-        lengths = segment.sample_lengths(text, np.arange(1, len(text) + 1), 1000, language)
+        lengths = segmentation.sample_lengths(text, np.arange(1, len(text) + 1), 1000, language)
         assert lengths.max() <= 1000
     assert time.perf_counter() - start < 15

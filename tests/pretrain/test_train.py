@@ -12,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import checkpointing
-import pretraining_arguments
 import pytest
 import torch
 import train
 from conftest import RunScript, small_texts
 from launches import Launch, ranks_of
+from pretraining import checkpointing, pretraining_arguments
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

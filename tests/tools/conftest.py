@@ -6,14 +6,14 @@ from typing import Any
 
 import convert_llama
 import download
-import hub_waiting
-import llama_tokenizer
 import pytest
 import torch
 from conftest import small_texts
 from gguf_files import Ask, Make, Serve, started, write_model
+from hub_download import hub_retry
 from hub_server import DIFF, LORA, Hub, serving
 from in_process import RunTool, run_in_process
+from llama_conversion import llama_tokenizer
 from model_folders import nudged, variant
 from original_llama import TINY, State, random_state, write_original, write_ranks_table
 from original_llama import Make as MakeOriginal
@@ -96,7 +96,7 @@ def hub_client() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        patch.setattr(hub_waiting, "FIRST_PAUSE", 0.001)
+        patch.setattr(hub_retry, "FIRST_PAUSE", 0.001)
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
         close_session()

@@ -1,16 +1,16 @@
-"""tools/additive_diff.py: the published kind of diff, its arithmetic, and how another base is told."""
+"""additive_diff.py: the published kind of diff, its arithmetic, and how another base is told."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import additive_diff
 import pytest
 import torch
 from in_process import RunTool
 from model_folders import additive, left_behind, variant
 from safetensors.torch import load_file
+from weight_diffs import additive_diff
 
 SCRIPT = "tools/weight_diff.py"
 

@@ -1,12 +1,12 @@
-"""tools/bit_patterns.py: conversions as torch's to the bit, differences that give every pattern back."""
+"""bit_patterns.py: conversions as torch's to the bit, differences that give every pattern back."""
 
 import numpy as np
 import pytest
 import torch
-from bit_patterns import apply, difference, from_float32, ordered, to_float32, unordered, unzigzag, zigzag
+from checkpoint_io.bit_patterns import apply, difference, from_float32, ordered, to_float32, unordered, unzigzag, zigzag
+from checkpoint_io.tensors import ITEMSIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import ITEMSIZE
 
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import checkpoint
 import pytest
 import torch
+from checkpoint_io.tensors import read_weights
 from conftest import REPOSITORY
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
-from tensors import read_weights
 
 SCRIPT, DIFF = "tools/checkpoint.py", "tools/weight_diff.py"
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import build_tokenizer
-import llama_params
-import llama_tokenizer
 import pytest
 import sentencepiece
-import tensors
 import torch
+from checkpoint_io import tensors
 from conftest import small_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_conversion import llama_params, llama_tokenizer
 from original_llama import (
     GROUPED,
     SCALED,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import convert_llama
-import llama_layout
 import pytest
 import torch
+from checkpoint_io.tensor_files import write_shards
 from conftest import RunScript
+from llama_conversion import llama_layout
 from original_llama import SCALED, THREE, TINY, Make, change, change_params, flip, random_state, seal, write_original
-from tensor_files import write_shards
 
 
 class Code:

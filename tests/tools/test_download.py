@@ -5,11 +5,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import hub_folders
 import pytest
 from conftest import RunScript
-from hub_files import RemoteFile
-from hub_listing import check_names
+from hub_download import hub_folders
+from hub_download.hub_files import RemoteFile
+from hub_download.hub_listing import check_names
 from hub_server import DIFF, LORA, Fault, Hub, downloaded
 
 Get = Callable[..., tuple[str, str]]

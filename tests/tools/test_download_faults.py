@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hub_files
 import pytest
 from conftest import REPOSITORY
 from filelock import FileLock
+from hub_download import hub_files
 from hub_server import COMMIT, DIFF, Fault, Hub, downloaded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
-import hub_waiting
 import pytest
+from hub_download import hub_retry
 from hub_server import API, DIFF, Fault, Hub, downloaded, serving
 
 Get = Callable[..., tuple[str, str]]
@@ -41,8 +41,8 @@ def test_pauses_that_are_asked_for() -> None:
         ({"Retry-After": "soon"}, None),
         ({}, None),
     ]:
-        assert hub_waiting.asked_pause(headers) == seconds, headers
-    assert 57 < (hub_waiting.asked_pause({"Retry-After": in_a_minute}) or 0) <= 60
+        assert hub_retry.asked_pause(headers) == seconds, headers
+    assert 57 < (hub_retry.asked_pause({"Retry-After": in_a_minute}) or 0) <= 60
 
 
 def test_too_long_a_pause_ends_the_run(hub: Hub, get: Get, tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: i
 
 
 def test_a_hub_that_stays_busy_is_given_up(hub: Hub, get: Get, tmp_path: Path) -> None:
-    hub.faults[LARGE] = [Fault(status=503)] * hub_waiting.TRIES
+    hub.faults[LARGE] = [Fault(status=503)] * hub_retry.TRIES
     with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); .*; \d of 3 files.* goes on"):
         get(tmp_path / "thing")
-    assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_waiting.TRIES
-    hub.faults[API] = [Fault(status=503)] * hub_waiting.TRIES
+    assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_retry.TRIES
+    hub.faults[API] = [Fault(status=503)] * hub_retry.TRIES
     with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); try again later"):
         get(tmp_path / "thing")
 

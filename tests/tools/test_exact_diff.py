@@ -1,18 +1,17 @@
-"""tools/exact_diff.py and diff_writer.py: every bit comes back, for every type; small changes make small diffs."""
+"""exact_diff.py and diff_writer.py: every bit comes back, for every type; small changes make small diffs."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import diff_writer
-import exact_diff
 import numpy as np
 import pytest
 import torch
-from exact_diff import Diff, decode
-from rank_search import Search
+from checkpoint_io.tensors import Tensor, read_safetensors
 from safetensors.torch import save_file
-from tensors import Tensor, read_safetensors
+from weight_diffs import diff_writer, exact_diff
+from weight_diffs.exact_diff import Diff, decode
+from weight_diffs.rank_search import Search
 
 LIMIT = 5 * 10**9
 

@@ -1,4 +1,4 @@
-"""tools/gguf_vocabulary.py: llama.cpp tokenizes as SentencePiece and transformers do; what it would not is refused."""
+"""gguf_vocabulary.py: llama.cpp tokenizes as SentencePiece and transformers do; what it would not is refused."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 from build_tokenizer import HARD_TEXTS
 from conftest import REPOSITORY, RunScript, small_texts
 from gguf_files import TEMPLATE, Make, Serve, edit, ids_of, keys
-from gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gguf_files.gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 pytest.importorskip("gguf")
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import exact_diff
 import pytest
 import torch
 import weight_diff
 from conftest import RunScript
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
+from weight_diffs import exact_diff
 
 SCRIPT = "tools/weight_diff.py"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")

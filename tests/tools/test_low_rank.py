@@ -1,14 +1,14 @@
-"""tools/low_rank.py and rank_search.py: the same sum whatever the order of work, and factors found again."""
+"""low_rank.py and rank_search.py: the same sum whatever the order of work, and factors found again."""
 
 from pathlib import Path
 
-import number_coding
 import numpy as np
 import pytest
-from bit_patterns import difference, from_float32, to_float32
-from low_rank import Factors, Sum
-from rank_search import find
-from tensors import Tensor
+from checkpoint_io.bit_patterns import difference, from_float32, to_float32
+from checkpoint_io.tensors import Tensor
+from lora_merging.low_rank import Factors, Sum
+from weight_diffs import number_coding
+from weight_diffs.rank_search import find
 
 ZSTD = number_coding.codec()
 

@@ -1,14 +1,14 @@
-"""tools/number_coding.py: any numbers come back; numbers of little information take little more than that."""
+"""number_coding.py: any numbers come back; numbers of little information take little more than that."""
 
 from pathlib import Path
 
-import number_coding
 import numpy as np
 import pytest
-from bit_patterns import difference, from_float32, to_float32
+from checkpoint_io.bit_patterns import difference, from_float32, to_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from number_coding import RAW, STEP, decode, encode, entropy
+from weight_diffs import number_coding
+from weight_diffs.number_coding import RAW, STEP, decode, encode, entropy
 
 ZSTD = number_coding.codec()
 

@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import calibration
 import checkpoint
 import ie_eval
 import pytest
-import quantization_methods
 import quantize
-import quantized_score
 import torch
 from conftest import REPOSITORY, RunScript
-from instructions import Encoder, load_template
+from instruction_data.instructions import Encoder, load_template
+from quantization import calibration, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import journal
 import pytest
 import torch
+from checkpoint_io import resume_journal
+from checkpoint_io.checkpoint_folders import new_folder
 from conftest import REPOSITORY
-from folders import new_folder
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
 
@@ -78,10 +78,12 @@ def killed_in_between(arguments: list[object], partial: Path, lines: int) -> int
     """Start the command, kill it when its journal has that many lines; returns how many it then has (0: it ended)."""
     process = start(arguments)
     while process.poll() is None:
-        if (partial / journal.NAME).is_file() and len((partial / journal.NAME).read_bytes().splitlines()) > lines:
+        if (partial / resume_journal.NAME).is_file() and len(
+            (partial / resume_journal.NAME).read_bytes().splitlines()
+        ) > lines:
             process.kill()
             process.wait()
-            return len(journal.finished(partial))
+            return len(resume_journal.finished(partial))
         time.sleep(0.002)
     assert process.returncode == 0, process.communicate()
     return 0
@@ -181,7 +183,7 @@ def test_other_input_begins_anew(folders: Path, made_diff: Path, tmp_path: Path,
 def test_control_c_keeps_what_is_done_and_says_so(folders: Path, tmp_path: Path) -> None:
     arguments = commands(folders, tmp_path)["make_diff"]
     process = start(arguments)
-    while not (tmp_path / "diff.partial" / journal.NAME).is_file():
+    while not (tmp_path / "diff.partial" / resume_journal.NAME).is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

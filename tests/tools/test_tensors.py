@@ -1,4 +1,4 @@
-"""tools/tensors.py: what it writes safetensors and torch read, what they write it reads, and damage is named."""
+"""tensors.py: what it writes safetensors and torch read, what they write it reads, and damage is named."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_io.tensor_files import verify_written, write_shards
+from checkpoint_io.tensors import Spec, digests, fingerprint, read_safetensors, read_weights
+from checkpoint_io.tool_command import parse_size
 from safetensors.torch import load_file, save_file
-from tensor_files import verify_written, write_shards
-from tensors import Spec, digests, fingerprint, read_safetensors, read_weights
-from tool_command import parse_size
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

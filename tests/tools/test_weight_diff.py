@@ -6,11 +6,11 @@ import resource
 import shutil
 from pathlib import Path
 
-import folders
 import pytest
 import torch
 import weight_diff
 from checkpoint import weights_of
+from checkpoint_io import checkpoint_folders
 from conftest import RunScript
 from in_process import RunTool
 from model_folders import additive, bytes_of, left_behind, nudged, variant
@@ -179,7 +179,7 @@ def test_small_disk_is_noticed_before_writing(
     tiny_checkpoint: Path, diff: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    monkeypatch.setattr(checkpoint_folders.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     with pytest.raises(ValueError, match=r"out needs 0\.00 GB and its disk has 0\.00 GB free"):
         weight_diff.recover(str(tiny_checkpoint), str(diff), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

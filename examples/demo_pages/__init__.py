@@ -1,0 +1,1 @@
+"""What the demos share: loading, decoding, console and web page. Read text_generation.py first."""

@@ -1,0 +1,123 @@
+"""The demos on a terminal: start a script, run a file of cases, or talk to the model line by line."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fire
+from tqdm import tqdm
+
+from demo_pages import extraction_prompts
+from demo_pages.model_loading import Checkpoint
+from demo_pages.text_generation import Answer, Decoding, decoding, plain_ids, prompt_ids, stream
+
+
+def run(main: Callable[..., None]) -> None:
+    """main with the command line's options; what a user did wrong is one line and exit status 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_cases(name: str) -> dict[str, Any]:
+    """The suite examples/cases/<name>.json: {"decoding": {…}, "cases": [{…}]}."""
+    path = Path(__file__).parent.parent / "cases" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, str, bool]:
+    """(text or instruction, input, whether it is an instruction) of a case of any suite."""
+    if "task" in case:
+        return *extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"], extraction), True
+    if "instruction" in case:
+        return case["instruction"], case.get("input", ""), True
+    return case["text"], "", False
+
+
+def settle(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
+    """The suite's decoding with the user's options over it; warns about options that have no effect."""
+    how = decoding(suite["decoding"], given)
+    idle = [name for name in ("temperature", "top_p", "top_k") if name in given]
+    if idle and not how.do_sample:
+        logging.warning("--%s has no effect without --do_sample", ", --".join(idle))
+    return how
+
+
+def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
+    """Log a warning where instructions would go in as bare text."""
+    if not checkpoint.tokenizer.chat_template:
+        logging.warning(
+            "%s has no chat_template.jinja, so instructions go in as bare text; for a model that was only pretrained "
+            "take examples/generate_finetune.py",
+            folder,
+        )
+
+
+def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, object]) -> None:
+    """Print every case of a suite with the model's answer, as it grows where it is decoded without beams.
+
+    given: the user's decoding options, which go before the suite's and the case's.
+    """
+    cases = suite["cases"]
+    for number, case in enumerate(tqdm(cases, unit="case", disable=None), 1):
+        first, second, is_instruction = case_text(case, checkpoint.extraction)
+        print(f"\n[{number}/{len(cases)}] {case.get('group') or '{task} ({language})'.format(**case)}")
+        print("\n".join(f"> {line}" for text in (first, second) for line in text.splitlines()))
+        how = decoding(suite["decoding"] | case.get("decoding", {}), given)
+        tokenizer = checkpoint.tokenizer
+        try:
+            ids = prompt_ids(tokenizer, first, second) if is_instruction else plain_ids(tokenizer, first)
+            answer = show(stream(checkpoint, ids, how))
+        except ValueError as error:  # the prompt does not fit into this model's context, say
+            print(f"  (not answered: {error})")
+            continue
+        if "task" in case:
+            print(
+                "  parses as JSON"
+                if extraction_prompts.read_answer(answer.text) is not None
+                else "  does not parse as JSON"
+            )
+
+
+def show(answers: Iterator[Answer]) -> Answer:
+    """Print a growing answer as it comes, then how it ended; returns the finished one."""
+    began, written, answer = time.perf_counter(), "", Answer("", 0, "")
+    for answer in answers:
+        if answer.text.startswith(written):
+            print(answer.text[len(written) :], end="", flush=True)
+            written = answer.text
+    if written != answer.text:  # the finished text reads otherwise than what was written of it
+        print(f"\n{answer.text}", end="")
+    print(f"\n  ({answer.ending}: {answer.new_tokens} tokens in {time.perf_counter() - began:.1f} s)", flush=True)
+    return answer
+
+
+def converse(
+    checkpoint: Checkpoint, how: Decoding, questions: tuple[str, ...], make_ids: Callable[..., list[int]]
+) -> None:
+    """Ask the questions (at least one) of whoever is at the keyboard and answer, over and over, until the input ends.
+
+    make_ids: gets the tokenizer and one text for each question. A prompt that cannot be answered is said and passed.
+    """
+    print("One line each; end with Ctrl-D.", file=sys.stderr)
+    while True:
+        try:
+            texts = [input(f"{question}: ") for question in questions]
+        except EOFError:
+            print()
+            return
+        if not texts[0].strip():
+            continue
+        try:
+            show(stream(checkpoint, make_ids(checkpoint.tokenizer, *texts), how))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,92 @@
+"""Gather what the quick start left on disk: a table for the eye, summary.json, and the loss curves as a picture.
+
+python examples/make_demo.py summary --folder quickstart
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read(folder: Path, name: str) -> Any:
+    """A JSON file of the quick start; raises FileNotFoundError where that step has not been run."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder / name} is missing; run the steps first: bash examples/quickstart.sh")
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def losses(folder: Path, stage: str) -> list[tuple[int, float]]:
+    """(step, loss) of a training run, from its train_log.jsonl."""
+    entries = map(json.loads, (folder / stage / "train_log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """The figures of every step."""
+    corpus = read(folder, "corpus/all.json")
+    pretraining, tuning = losses(folder, "pretrained"), losses(folder, "adapter")
+    weights = folder / "recovered" / "model.safetensors"
+    diff = sum(file.stat().st_size for file in (folder / "diff").glob("*.safetensors"))
+    seconds = [line.split("\t") for line in (folder / "steps.tsv").read_text(encoding="utf-8").splitlines()]
+    return {
+        "corpus": {"sources": [s["name"] for s in corpus["sources"]], **{k: corpus[k] for k in ("samples", "tokens")}},
+        "pretraining": {"steps": pretraining[-1][0], "first_loss": pretraining[0][1], "last_loss": pretraining[-1][1]},
+        "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").strip(),
+        "diff_share": round(diff / weights.stat().st_size, 3),
+        "tuning": {"steps": tuning[-1][0], "first_loss": tuning[0][1], "last_loss": tuning[-1][1]},
+        "before": read(folder, "scores-recovered.json"),
+        "after": read(folder, "scores-merged.json"),
+        "question": read(folder, "question.json"),
+        "answer": read(folder, "answer.json"),
+        "seconds": {step.removeprefix(f"{folder}/"): int(spent) for step, spent in seconds},
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as lines of `step | what came out`."""
+    corpus, before, after = summary["corpus"], summary["before"], summary["after"]
+    rows = [
+        ("corpus", f"{corpus['samples']:,} samples, {corpus['tokens']:,} tokens from {', '.join(corpus['sources'])}"),
+        *(
+            (name, f"{run['steps']} steps, loss {run['first_loss']:.2f} to {run['last_loss']:.3f}")
+            for name, run in (("pretraining", summary["pretraining"]), ("tuning", summary["tuning"]))
+        ),
+        ("weight diff", f"{summary['diff_share']:.0%} of the model"),
+        ("recovery", summary["recovery"].splitlines()[0]),
+        *(
+            (f"held-out {label}", f"{before_value:.3f} before tuning, {after_value:.3f} after")
+            for label, before_value, after_value in (
+                ("triple F1", before["triple"]["f1"], after["triple"]["f1"]),
+                ("entity F1", before["entity"]["f1"], after["entity"]["f1"]),
+                ("exact rows", before["exact"], after["exact"]),
+            )
+        ),
+        ("/generate", json.dumps(summary["answer"], ensure_ascii=False)),
+        ("time", f"{sum(summary['seconds'].values()) / 60:.1f} minutes"),
+    ]
+    return "\n".join(f"  {name:20} {value}" for name, value in rows)
+
+
+def draw(folder: Path, target: Path) -> None:
+    """Both loss curves side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6))
+    for axis, stage, title in zip(axes, ("pretrained", "adapter"), ("continued pretraining", "LoRA"), strict=True):
+        axis.plot(*zip(*losses(folder, stage), strict=True))
+        axis.set(xlabel="step", ylabel="loss per token", title=title, ylim=(0, None))
+    figure.savefig(target, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def summarize(folder: str = "quickstart") -> None:
+    """Print the table; write summary.json and loss_curves.png into the folder."""
+    place = Path(folder)
+    summary = gather(place)
+    draw(place, place / "loss_curves.png")
+    (place / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(summary))
+    print(f"\n  {place}/summary.json, {place}/loss_curves.png")

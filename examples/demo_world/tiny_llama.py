@@ -1,0 +1,103 @@
+"""A small LLaMA from nothing: train a SentencePiece tokenizer, then make a randomly initialised checkpoint.
+
+The tokenizer is trained as LLaMA's was: BPE, byte fallback, digits split, text taken as it is (no normalisation).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+SPLIT_AT = 4000  # characters; SentencePiece skips training lines over 4192 bytes unless told otherwise
+
+
+def texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
+    """Texts of .jsonl files (under text_key) and lines of any other file, long ones cut for training."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist; --input takes text or .jsonl files, separated by commas")
+        with Path(path).open(encoding="utf-8") as lines:
+            for line in lines:
+                text = json.loads(line)[text_key] if path.endswith(".jsonl") else line.rstrip("\n")
+                yield from (text[i : i + SPLIT_AT] for i in range(0, len(text), SPLIT_AT))
+
+
+def train_tokenizer(
+    input: str | tuple[str, ...], output_dir: str, vocab_size: int = 1000, text_key: str = "text"
+) -> None:
+    """Train output_dir/tokenizer.model on the texts of `input` (files separated by commas)."""
+    import sentencepiece
+
+    paths = input.split(",") if isinstance(input, str) else list(input)
+    target = Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".training-") as scratch:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=texts(paths, text_key), model_prefix=f"{scratch}/tokenizer", vocab_size=vocab_size,
+                model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
+                normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * SPLIT_AT + 4, minloglevel=2,
+                num_threads=os.cpu_count() or 1,
+            )  # fmt: skip
+        except RuntimeError as error:  # too little text for the vocabulary, above all
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"SentencePiece could not train {vocab_size} pieces on {','.join(paths)}: {reason}"
+            ) from None
+        Path(scratch, "tokenizer.model").replace(target / "tokenizer.model")
+    print(f"{target}/tokenizer.model: {vocab_size} pieces")
+
+
+def make_model(
+    tokenizer_path: str,
+    output_dir: str,
+    hidden_size: int = 192,
+    num_hidden_layers: int = 4,
+    num_attention_heads: int = 4,
+    intermediate_size: int = 512,
+    max_position_embeddings: int = 1024,
+    initializer_range: float = 0.02,
+    rope_theta: float = 10000.0,
+    seed: int = 0,
+) -> None:
+    """Write a randomly initialised float32 LLaMA with the tokenizer of tokenizer_path to the new folder output_dir."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if not Path(tokenizer_path, "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{tokenizer_path} has no tokenizer.json; build it: python tools/build_tokenizer.py "
+            f"--tokenizer_model {tokenizer_path}/tokenizer.model --output_dir {tokenizer_path}"
+        )
+    if Path(output_dir).exists():
+        raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
+    words = AutoTokenizer.from_pretrained(tokenizer_path)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads, num_key_value_heads=num_attention_heads,
+        intermediate_size=intermediate_size, max_position_embeddings=max_position_embeddings,
+        initializer_range=initializer_range, rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
+        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, tie_word_embeddings=False,
+    )  # fmt: skip
+    network = LlamaForCausalLM(config)
+
+    scratch = Path(f"{output_dir}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    network.save_pretrained(scratch)
+    (scratch / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
+    words.save_pretrained(scratch)
+    original = Path(tokenizer_path, "tokenizer.model")
+    if original.is_file():
+        shutil.copyfile(original, scratch / "tokenizer.model")
+    settings = {
+        "script": "examples/make_demo.py model", "seed": seed, "config": network.config.to_diff_dict(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }  # fmt: skip
+    (scratch / "run.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    scratch.replace(output_dir)
+    print(f"{output_dir}: {network.num_parameters() / 1e6:.2f}M parameters, {len(words)} pieces, seed {seed}")

@@ -1,0 +1,59 @@
+"""A model's answers to prompts: greedy, in batches padded on the left, the same on every run.
+
+ie_run.py answers files with it, instruction_trainer.py held-out rows.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices of prompts of similar length together, the longest first: what does not fit in memory fails at once."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, max_new_tokens: int) -> list[str]:
+    """The greedy continuation of each prompt (token ids) as text, up to EOS.
+
+    Prompts are padded on the left and the padding is masked by length, so that the pad id may be any id.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import GenerationConfig
+
+    ends = {tokenizer.eos_token_id, *as_list(model.generation_config.eos_token_id)} - {None}
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    texts = [""] * len(prompts)
+    bar = tqdm(total=len(prompts), desc="answering", unit="row", disable=None, leave=False)
+    for members in batches(prompts, batch_size):
+        width = max(len(prompts[index]) for index in members)
+        input_ids = torch.full((len(members), width), min(ends))  # (rows, tokens)
+        attention_mask = torch.zeros_like(input_ids)
+        for place, index in enumerate(members):
+            length = len(prompts[index])
+            input_ids[place, width - length :] = torch.tensor(prompts[index])
+            attention_mask[place, width - length :] = 1
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+            )
+        for index, ids in zip(members, output[:, width:].tolist(), strict=True):
+            end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+            texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        bar.update(len(members))
+    bar.close()
+    return texts
+
+
+def as_list(value: Any) -> list[Any]:
+    """A configuration's one-or-many value as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,1 @@
+"""Instruction rows to token ids and supervised spans. Read instructions.py first."""

@@ -1,0 +1,76 @@
+"""The rows of a run from its options: encoded, divided, in order, and the held-out ones as questions.
+
+finetune.py reads its data through it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
+from instruction_data.instructions import Encoder
+from instruction_data.row_files import Row, Source, iterate_rows
+from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
+
+if TYPE_CHECKING:
+    from instruction_tuning.tuning_arguments import TuningArguments
+
+
+@dataclass
+class Data:
+    """What a run learns from: all rows, the order of those to train on, the numbers of those held out.
+
+    scores: asks the trainer's model the held-out rows and scores its answers; None without --eval_generate.
+    """
+
+    rows: Rows
+    order: Order
+    held_out: list[int] = field(default_factory=list)
+    scores: Callable[[Any], dict[str, float]] | None = None
+
+
+def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
+    """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
+
+    Raises ValueError where nothing is left of a source.
+    """
+    cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
+    settings = Settings(args.cutoff_len, args.train_on_inputs)
+    with args.main_process_first(desc="tokenising"):
+        parts = [open_encoded(encoder, source, settings, cache) for source in sources]
+    for part, source in zip(parts, sources, strict=True):
+        if not len(part):
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in part.report.dropped.items())
+            raise ValueError(
+                f"{source.path} leaves no row to train on ({reasons}); raise --cutoff_len or mend the data"
+            )
+    return parts
+
+
+def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[EncodedRows]) -> Data:
+    """What is trained on and in which order, and what is held out: a part of `parts`, or all of `extra`."""
+    rows = Rows([*parts, *extra])
+    known = int(rows.offsets[len(parts)])
+    seed = args.seed if args.data_seed is None else args.data_seed
+    apart = np.arange(known, len(rows)) if extra else held_out(rows.sources, args.val_set_size, seed)
+    training = np.setdiff1d(np.arange(known), apart)
+    by_source = [training[rows.sources[training] == number] for number in range(len(parts))]
+    sizes = {part.name: len(mine) for part, mine in zip(parts, by_source, strict=True)}
+    takes = epoch_sizes(sizes, parse_mix(args.mix, list(sizes))) if args.mix else sizes
+    strategy = args.train_sampling_strategy.replace("auto", "random")  # the trainer knows whether rows are packed
+    order = Order(by_source, list(takes.values()), args.batch_size or 1, seed, strategy, rows.lengths)
+    return Data(rows, order, apart.tolist())
+
+
+def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
+    """The held-out rows as they stand in their files, each with its source's name."""
+    found = []
+    apart = np.array(data.held_out)
+    for number, (part, source) in enumerate(zip(data.rows.parts, sources, strict=True)):
+        mine = apart[data.rows.sources[apart] == number] - data.rows.offsets[number]
+        places = set(part.numbers[mine].tolist())
+        found += [(source.name, row) for place, row in enumerate(iterate_rows(source.path)) if place in places]
+    return found

@@ -1,0 +1,1 @@
+"""Answer a file of instructions, resumable. Read batch_engine.py first."""

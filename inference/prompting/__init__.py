@@ -1,0 +1,1 @@
+"""Requests to token ids. Read prompt_ids.py first."""

@@ -1,0 +1,1 @@
+"""The HTTP routes /generate and /extract. Read generate_api.py first."""

@@ -1,0 +1,97 @@
+"""What can be wrong with a checkpoint folder, a port or a template, told in one line before a model is loaded."""
+
+import errno
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from extraction.extraction_form import read_extraction
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> bool:
+    """Whether `model` is a folder (or file) here rather than a name on the hub; the folder is looked through.
+
+    weights, tokenizer: whether they must be in it. Raises FileNotFoundError or ValueError with what is missing.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        if HUB_NAME.fullmatch(model) and not Path(model.split("/")[0]).exists():
+            return False
+        raise FileNotFoundError(f"{model} does not exist; --model takes a checkpoint folder or a hub name (org/name)")
+    if not folder.is_dir():
+        return True
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
+            raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge(model)}")
+        raise FileNotFoundError(f"{model} is no checkpoint: it has no config.json; give a folder that training wrote")
+    read_json(folder / "config.json")
+    for index in folder.glob("*.index.json"):
+        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise FileNotFoundError(f"{model} lacks {shard}, which {index.name} names; copy or download it again")
+    if weights and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.pt", "*.gguf")):
+        raise FileNotFoundError(f"{model} has no weights (*.safetensors); copy or download the checkpoint again")
+    read_extraction(model)
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+    if tokenizer and not any((folder / name).is_file() for name in tokenizers):
+        raise FileNotFoundError(f"{model} has no tokenizer.json; copy the base's tokenizer files into it")
+    return True
+
+
+def merge(adapter: str) -> str:
+    """What to do with an adapter that is not to be served, or cannot be, beside its base."""
+    return f"merge it: python tools/weight_diff.py merge --path_zhixi BASE --path_lora {adapter} --path_sfted NEW"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (no object); copy or download the checkpoint again")
+    return content
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError where no server can listen at host:port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                remedy = "end what listens there, or choose another port with --port"
+                raise ValueError(f"port {port} on {host or 'this machine'} is in use; {remedy}") from None
+            raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from None
+
+
+def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
+    """Render one prompt with the tokenizer of a folder; template: Jinja source instead of its own, found at `place`.
+
+    Raises ValueError where the tokenizer cannot be read or the template cannot be rendered.
+    """
+    from prompting.prompt_ids import Prompt, one_turn
+    from transformers import AutoTokenizer
+
+    try:
+        words = AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:
+        raise ValueError(f"{tokenizer}: the tokenizer cannot be read ({one_line(error)})") from error
+    try:
+        Prompt(words, template).ids(one_turn("instruction"))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; correct it, or give another with --template_path") from None
+
+
+def one_line(error: Exception) -> str:
+    """An error's message in one line; of pydantic's, which vLLM's settings raise, the sentences alone."""
+    errors = getattr(error, "errors", None)
+    text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Everything this stage takes from vLLM. Read vllm_imports.py first."""

@@ -1,0 +1,256 @@
+"""Documents out of files: JSONL (.jsonl, .json), .txt with a document a line, both also as .gz or .zst, and .parquet.
+
+Plain files are cut into shards at line ends, wherever they lie, so that a large file can be worked on in many places; a
+packed file is one shard. What a shard is depends on the files' sizes alone.
+
+`pretrain/preprocess.py` is the command line.
+"""
+
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
+PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
+FIELD = re.compile(r"\{(\w+)\}")  # in a text template
+BATCH_BYTES = 1 << 18
+PARQUET_ROWS = 256  # at a time
+MOST_SHARDS = 4096  # of one file: a larger one has larger shards
+
+
+class UnreadableError(ValueError):
+    """A line or a file that has no text to give; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Bytes start to end of a file, of the size and time it had; lines that begin there belong to it. end < 0: all."""
+
+    path: str
+    file_bytes: int
+    modified: int  # ns
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.file_bytes if self.end < 0 else self.end - self.start
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where a row has its text: under `key`, or in several fields, as `template` joins them: "{title}\\n{body}".
+
+    keep_newline: in a .txt, the newline that ends a line belongs to its document.
+    """
+
+    key: str = "text"
+    template: str = ""
+    keep_newline: bool = False
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """The fields that are read."""
+        return FIELD.findall(self.template) if self.template else [self.key]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Neighbouring lines of a shard, undecoded; `first` counts from 1 at the shard's beginning."""
+
+    shard: Shard
+    first: int
+    lines: list[bytes] | list[dict[str, Any]]  # of a .parquet: rows
+
+    def place(self, number: int) -> str:
+        """File and line of the shard's line `number`, for a message: the lines before the shard are counted now."""
+        before = 0
+        with Path(self.shard.path).open("rb") as file:
+            left = _position(file, self.shard.start)
+            file.seek(0)
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                before += block.count(b"\n")
+                left -= len(block)
+        return f"{self.shard.path} line {before + number}"
+
+
+def find_files(patterns: list[str]) -> list[str]:
+    """Paths of files and globs, in order, each once; raises FileNotFoundError or ValueError for what cannot be read."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
+        if not paths:
+            raise FileNotFoundError(f"{pattern} matches no file; --file_path takes files and globs")
+        for path in paths:
+            if not Path(path).is_file():
+                raise ValueError(f"{path} is no file; name files, or all in a folder: '{path}/*.jsonl'")
+            if kind(path) not in ENDINGS:
+                raise ValueError(f"{path} is not {', '.join(ENDINGS)}, or text with .gz or .zst; convert or rename it")
+            found[path] = None
+    return list(found)
+
+
+@cache
+def kind(path: str) -> str:
+    """The ending that tells how a file is read: a packed one is named for what is in it, else taken for .jsonl."""
+    name = Path(path)
+    if name.suffix in PACKED:
+        return Path(name.stem).suffix or ".jsonl"
+    return name.suffix
+
+
+def text_bytes(path: str) -> int:
+    """How much text is in a file, at the least that is likely."""
+    return Path(path).stat().st_size * PACKED.get(Path(path).suffix, 1)
+
+
+def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
+    """The shards of files, in order, of about shard_bytes where a file can be cut."""
+    shards = []
+    for path in paths:
+        status = Path(path).stat()
+        size, modified = status.st_size, status.st_mtime_ns
+        if Path(path).suffix in PACKED:
+            shards.append(Shard(path, size, modified, 0, -1))
+            continue
+        step = max(shard_bytes, -(-size // MOST_SHARDS))
+        shards += [Shard(path, size, modified, at, min(at + step, size)) for at in range(0, size, step)]
+    return shards
+
+
+def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
+    """The lines that begin in a shard, about half a megabyte at a time; UnreadableError where a file is damaged."""
+    try:
+        raw = Path(shard.path).open("rb", BATCH_BYTES)  # noqa: SIM115 (closed by the `with` below)
+    except OSError as error:
+        raise UnreadableError(f"{shard.path} cannot be read ({error.strerror}); see to its rights") from None
+    with raw:
+        if shard.path.endswith(".parquet"):
+            yield from _rows(shard, raw, source.fields)
+        elif shard.end >= 0:
+            yield from _batches(shard, raw, _position(raw, shard.start), shard.end)
+        elif shard.path.endswith(".gz"):
+            yield from _batches(shard, gzip.GzipFile(fileobj=raw), 0, -1)
+        else:
+            import pyarrow
+
+            packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+            yield from _batches(shard, io.BufferedReader(packed), 0, -1)
+
+
+def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
+    """The rows of a .parquet, only the fields that are asked for."""
+    import pyarrow
+    from pyarrow import parquet
+
+    first = 1
+    try:
+        table = parquet.ParquetFile(raw)
+        known = [name for name in fields if name in table.schema_arrow.names]
+        for part in table.iter_batches(batch_size=PARQUET_ROWS, columns=known or table.schema_arrow.names[:6]):
+            rows = part.to_pylist()
+            yield Batch(shard, first, rows)
+            first += len(rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnreadableError(f"{shard.path} is damaged after row {first - 1} ({reason}); get it again") from None
+
+
+def _position(raw: BinaryIO, start: int) -> int:
+    """Move to the first line that begins at `start` or after it; returns where that is."""
+    if start:
+        raw.seek(start - 1)
+        raw.readline()  # the rest of the line before, or just the end of it
+    return raw.tell()
+
+
+def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
+    lines: list[bytes] = []
+    first, size = 1, 0
+    try:
+        while (end < 0 or at + size < end) and (line := stream.readline()):
+            lines.append(line)
+            size += len(line)
+            if size >= BATCH_BYTES:
+                yield Batch(shard, first, lines)
+                at, first, lines, size = at + size, first + len(lines), [], 0
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+        raise UnreadableError(
+            f"{shard.path} is damaged after line {first + len(lines) - 1} ({error}); get it again"
+        ) from None
+    if lines:
+        yield Batch(shard, first, lines)
+
+
+def text_of(batch: Batch, number: int, source: TextSource) -> str:
+    """The text of the shard's line `number`, which the batch has.
+
+    Raises UnreadableError, with file and line, on what is no UTF-8 or JSON object, or lacks what the source names.
+    """
+    line = batch.lines[number - batch.first]
+    if isinstance(line, dict):
+        return _from_row(line, source, batch, number)
+    is_text = kind(batch.shard.path) == ".txt"
+    if not is_text:
+        with suppress(ValueError):  # json says below what is wrong, or reads what orjson is too strict for
+            row = orjson.loads(line)
+            if isinstance(row, dict) and not source.template and isinstance(text := row.get(source.key), str):
+                return text  # whole characters, which orjson sees to
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start + 1}"
+        raise UnreadableError(f"{batch.place(number)} is no UTF-8 ({where}); convert the file") from None
+    if number == 1 and batch.shard.start == 0:
+        text = text.removeprefix("\ufeff")
+    if is_text:
+        return text if source.keep_newline else text.removesuffix("\n").removesuffix("\r")
+    return _from_row(_parsed(text, batch, number), source, batch, number) if text.strip() else ""
+
+
+def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
+    """The JSON object of a line."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        if not line.lstrip().startswith("["):
+            raise UnreadableError(f"{batch.place(number)} is no JSON ({error}); correct or remove that line") from None
+        row = []  # a list over several lines
+    if isinstance(row, list):
+        place = batch.place(number)
+        raise UnreadableError(f"{place}: a JSON list; one object a line is read, so write the file as JSONL")
+    if not isinstance(row, dict):
+        raise UnreadableError(f"{batch.place(number)} is no JSON object; each line needs one with its text under a key")
+    return row
+
+
+def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int) -> str:
+    """What the source makes of a row; text from a field is put in as it is, braces included."""
+    for name in source.fields:
+        if name not in row:
+            keys, option = ", ".join(list(row)[:6]), "--text_template" if source.template else "--text_key"
+            raise UnreadableError(
+                f"{batch.place(number)} has no key {name!r}; name the text's key with {option}; there are: {keys}"
+            )
+        if not isinstance(row[name], str):
+            found = type(row[name]).__name__
+            raise UnreadableError(f"{batch.place(number)}: {name!r} is {found}, not text; correct or remove that line")
+    text = FIELD.sub(lambda field: row[field[1]], source.template) if source.template else row[source.key]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        place = batch.place(number)
+        raise UnreadableError(f"{place} has half a surrogate pair (\\ud800 to \\udfff); correct that line") from None
+    return text

@@ -1,0 +1,117 @@
+"""A batch of lines to samples: encoded, cut, chosen; what is left out, and why.
+
+`pretrain/preprocess.py --mode write` is the command line.
+"""
+
+import hashlib
+import operator
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from corpus_building import segmentation, text_encoding
+from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, text_of
+
+SHOWN_CHARACTERS = 200  # of a text that is left out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a corpus is written with, apart from tokenizer and text; all but the engine decide what is in it."""
+
+    seq_length: int = 1024
+    language: str = "auto"
+    text_key: str = "text"
+    text_template: str = ""
+    min_length: int = 0
+    do_keep_newlines: bool = False
+    on_error: str = "stop"
+    num_per_doc: int | None = None
+    seed: int = 0
+    engine: str = "auto"
+
+    @property
+    def source(self) -> TextSource:
+        return TextSource(self.text_key, self.text_template, self.do_keep_newlines)
+
+
+@dataclass
+class Samples:
+    """A batch's documents: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples of each."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    per_document: np.ndarray
+    dropped: list[dict[str, Any]]
+    lines: int  # that were read
+
+
+def make_samples(batch: Batch, encoder: text_encoding.Encoder, settings: Settings) -> Samples:
+    """Encode and cut a batch's documents; all are encoded before any is cut, which keeps the encoder's tables at hand.
+
+    Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
+    """
+    texts, dropped = readable(batch, settings)
+    bos = 0 if encoder.bos_id is None else 1
+    encoded = [(number, text, encoder.encode(text, number)) for number, text in texts]
+    kept, ids, lengths = [], [], []
+    for number, text, document in encoded:
+        count = bos + len(document.ids) + 1
+        if count < settings.min_length:
+            dropped.append(left_out(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text))
+            continue
+        ends = document.ends() if count > settings.seq_length else document.ids  # their number is enough
+        cut = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, bos)
+        if settings.num_per_doc and len(cut) > settings.num_per_doc:
+            keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
+            why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
+            dropped.append(left_out(batch.shard, number, why, text))
+            kept.append(np.repeat(np.isin(np.arange(len(cut)), keep), cut))
+            cut = cut[keep]
+        elif settings.num_per_doc:
+            kept.append(np.ones(count, dtype=bool))
+        ids.append(document.ids)
+        lengths.append(cut)
+    none = np.empty(0, dtype=np.int32)
+    tokens = encoder.documents(ids)
+    return Samples(
+        tokens[np.concatenate(kept)] if kept else tokens, np.concatenate(lengths or [none]),
+        np.array([len(samples) for samples in lengths], dtype=np.int32),
+        sorted(dropped, key=operator.itemgetter("line")), len(batch.lines),
+    )  # fmt: skip
+
+
+def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
+    """The batch's texts with their lines' numbers, and a record for each line that has none."""
+    texts, dropped, source = [], [], settings.source
+    for number in range(batch.first, batch.first + len(batch.lines)):
+        try:
+            text = text_of(batch, number, source)
+        except UnreadableError as error:
+            if settings.on_error == "stop":
+                raise
+            dropped.append(left_out(batch.shard, number, str(error)))
+            continue
+        if not text or text.isspace():
+            dropped.append(left_out(batch.shard, number, "no text", text))
+        else:
+            texts.append((number, text))
+    return texts, dropped
+
+
+def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
+    """Which samples of a document stay: the first, the last, then some between, ascending; `keep` of them.
+
+    The choice follows from text and seed alone, so that it is the same wherever the document lies and whoever makes it.
+    """
+    if keep == 1:
+        return [0]
+    draw = random.Random(hashlib.sha256(f"{seed} {text}".encode()).digest())
+    return [0, *sorted(draw.sample(range(1, samples - 1), keep - 2)), samples - 1]
+
+
+def left_out(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
+    """A line of `<prefix>.dropped.jsonl`."""
+    return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}

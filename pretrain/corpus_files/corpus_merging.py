@@ -1,0 +1,67 @@
+"""Merge corpora into one: the token bytes are copied once, streaming; sources and types are renumbered.
+
+`pretrain/preprocess.py --mode merge` is the command line.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from corpus_files.corpus import Corpus, CorpusWriter, files, require_space
+
+
+def merge(
+    prefixes: Sequence[str], types: Sequence[int] | None, new_prefix: str | Path, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write one corpus out of several, in order; returns its sidecar.
+
+    types: per corpus, the type that all its sources get; None keeps theirs. A name that occurs again gets a number.
+    Raises ValueError where the corpora disagree in tokenizer or dtype.
+    """
+    if not prefixes:
+        raise ValueError("no corpus to merge; name them: --merge_path_prefix A,B")
+    if types is not None and len(types) != len(prefixes):
+        raise ValueError(f"{len(prefixes)} corpora but {len(types)} types; --merge_path_type takes one for each")
+    if types is not None and min(types, default=0) < 0:
+        raise ValueError(f"type {min(types)} is below 0; types are 0, 1, 2 …")
+    corpora = [Corpus(prefix) for prefix in prefixes]
+    first = corpora[0]
+    for other in corpora[1:]:
+        if (other.fingerprint, other.dtype) != (first.fingerprint, first.dtype):
+            raise ValueError(
+                f"{other.prefix} has tokenizer {other.fingerprint[:16]} in {other.dtype.name}, {first.prefix} has "
+                f"{first.fingerprint[:16]} in {first.dtype.name}; write one of them again with the other's tokenizer"
+            )
+    size = sum(path.stat().st_size for c in corpora for path in files(c.prefix).values() if path.exists())
+    require_space(new_prefix, size)
+    with CorpusWriter(new_prefix, first.vocab_size, overwrite) as writer:
+        sources: list[dict[str, Any]] = []
+        for number, corpus in enumerate(corpora):
+            for source in corpus.sources:
+                moved = {"start": source["start"] + writer.samples, "end": source["end"] + writer.samples}
+                kind = source["type"] if types is None else int(types[number])
+                name = _unused(source["name"], {known["name"] for known in sources})
+                sources.append(source | moved | {"name": name, "type": kind})
+            writer.add_corpus(corpus)
+            carry_dropped(corpus, writer)
+        settings = {"merged": [{"prefix": c.prefix, "settings": c.sidecar["settings"]} for c in corpora]}
+        return writer.finish(
+            sources, first.sidecar["tokenizer"], settings, first.sidecar["versions"], max(c.seq_length for c in corpora)
+        )
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    number, wanted = 2, name
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def carry_dropped(corpus: Corpus, writer: CorpusWriter) -> None:
+    """Note what was left out of a corpus in the one that takes its samples, too."""
+    path = files(corpus.prefix)["dropped.jsonl"]
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                writer.drop({"corpus": corpus.prefix} | json.loads(line))

@@ -1,0 +1,151 @@
+"""What training a LLaMA takes: parameters, bytes on a GPU and on a node, bytes sent, floating-point operations.
+
+`pretrain/plan.py` is the command line. Only config.json is read; the rest is arithmetic on what
+DeepSpeed 0.19 and transformers 5 keep, and each formula names its source.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+BUCKET = 5e7  # elements; reduce_bucket_size and stage3_prefetch_bucket_size in configs/*.json
+LIVE = 1e9  # elements; stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
+PINNED = 1.5  # what pinned host memory takes of what is asked for: additional_buffer_factor in zero/stage3.py
+FAMILY = ("llama", "mistral")  # model types whose layers are LLaMA's
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a LLaMA's config.json decides its size; widths in elements, `context` in tokens."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def read_shape(path: Path) -> Shape:
+    """The shape of a checkpoint folder or config.json; FileNotFoundError or ValueError where there is none."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; --model takes a checkpoint folder or a config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); get it again") from None
+    if not isinstance(config, dict) or config.get("model_type") not in FAMILY:
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        raise ValueError(f"{file} has model_type {kind}, whose layers are not counted here; known: {', '.join(FAMILY)}")
+
+    def number(name: str, default: int | None = None) -> int:
+        value = default if config.get(name) is None else config[name]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{file} has {name} {json.dumps(value)}, not a whole number above 0; get it again")
+        return value
+
+    hidden, heads = number("hidden_size"), number("num_attention_heads")
+    return Shape(
+        number("vocab_size"), hidden, number("intermediate_size"), number("num_hidden_layers"), heads,
+        number("num_key_value_heads", heads), number("head_dim", hidden // heads), number("max_position_embeddings"),
+        *(bool(config.get(name)) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")),
+    )  # fmt: skip
+
+
+def parameter_count(shape: Shape) -> int:
+    """Parameters of LlamaForCausalLM, the embeddings included, once where they are tied."""
+    hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * hidden * (query + key) + shape.attention_bias * (query + 2 * key + hidden)
+    mlp = 3 * hidden * shape.intermediate + shape.mlp_bias * (2 * shape.intermediate + hidden)
+    embeddings = shape.vocabulary * hidden * (1 if shape.tied else 2)
+    return embeddings + shape.layers * (attention + mlp + 2 * hidden) + hidden
+
+
+def layer_bytes(shape: Shape, block: int) -> int:
+    """Bytes that one layer keeps of a token for its backward pass, rows being `block` tokens long.
+
+    Counted as Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models) count, for what
+    transformers' LLaMA does: two norms that compute in float32 (4 + 2 + 2 bytes an element each); queries, keys, values
+    (repeated to the queries' number) and output of attention (2 each), its row sums (4 a head) and its mask, which
+    packed or padded rows have; gate, activated gate, up and their product (2 each). There is no dropout, and SDPA and
+    flash attention keep no scores.
+    """
+    query = shape.heads * shape.head_dim
+    return 16 * shape.hidden + 8 * query + 8 * shape.intermediate + 4 * shape.heads + 2 * block + 8
+
+
+def row_bytes(shape: Shape, block: int, recompute: bool) -> int:
+    """Bytes of a row's activations at the peak; recomputed, only each layer's input is kept and one layer is alive.
+
+    Logits take 2 + 4 + 4 bytes each: 16-bit, float32, and the log-softmax that cross entropy keeps (then its gradient).
+    """
+    layer = layer_bytes(shape, block)
+    layers = shape.layers * 2 * shape.hidden + layer if recompute else shape.layers * layer
+    return block * (layers + 8 * shape.hidden + 10 * shape.vocabulary)
+
+
+def flops_per_token(shape: Shape, block: int) -> float:
+    """6 a parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B)."""
+    return 6 * parameter_count(shape) + 6 * shape.layers * shape.heads * shape.head_dim * block
+
+
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def state_bytes(config: str, parameters: int, gpus: int) -> float:
+    """Bytes on a GPU of the 16 that a parameter has in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
+
+    Stage 1 divides Adam among the GPUs, 2 the gradients too, 3 all (Rajbhandari et al. 2020, figure 1). Gradients are
+    16-bit and accumulate in 16 bits; Adam's float32 weights are made from the 16-bit ones.
+    """
+    if "offload" in config:
+        return 0.0 if config.endswith("all") else 2 * parameters / gpus
+    whole, divided = {"zero1": (4, 12), "zero2": (2, 14)}.get(config, (0, 16))
+    return whole * parameters + divided * parameters / gpus
+
+
+def buffer_bytes(config: str, shape: Shape) -> float:
+    """Bytes on a GPU beside states and activations: four buckets, the largest gradient, in stage 3 gathered weights."""
+    gathered = min(parameter_count(shape), LIVE) if config.startswith("zero3") else 0
+    return 8 * BUCKET + 2 * shape.vocabulary * shape.hidden + 2 * gathered
+
+
+def step_bytes(config: str, parameters: int, gpus: int) -> float:
+    """Bytes on a GPU that Adam's step takes, after the activations are gone: its gradients in float32.
+
+    Stage 3 takes them `LIVE` at a time; what is offloaded is stepped on the host.
+    """
+    if "offload" in config:
+        return 0.0
+    return min(4 * parameters / gpus, 4 * LIVE if config.startswith("zero3") else float("inf"))
+
+
+def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
+    """Bytes on a node: while loading, and for what is offloaded.
+
+    Stages 1 and 2 load float32 weights in every rank; stage 3 maps the 16-bit file once and divides it at once.
+    Offloaded are Adam (12), float32 and 16-bit gradients (4 + 2), and with `all` the weights (2), in pinned memory.
+    """
+    if config in ("zero1", "zero2"):
+        return 4.0 * parameters * gpus / nodes
+    offloaded = 0 if "offload" not in config else 20 if config.endswith("all") else 18
+    return max(2.0 * parameters, PINNED * offloaded * parameters / nodes)
+
+
+def sent_bytes(config: str, parameters: int, gpus: int, accumulation: int) -> float:
+    """Bytes that a GPU sends in a step: 16-bit, all-reduce 2 and gather or reduce-scatter 1 of each element.
+
+    The volumes are section 7's of the ZeRO paper; stages 1 and 2 of DeepSpeed all-reduce gradients (1 once a step, 2 in
+    every micro batch) and gather weights once; stage 3 gathers them twice and reduce-scatters in every micro batch.
+    """
+    times = {"zero1": 3, "zero2": 2 * accumulation + 1}.get(config, 3 * accumulation)
+    return 2.0 * times * parameters * (gpus - 1) / gpus

@@ -1,0 +1,148 @@
+"""Go on from a DeepSpeed checkpoint with another number of ranks than wrote it, by way of a universal checkpoint.
+
+A ZeRO checkpoint holds one piece of the optimizer for each rank and can be loaded by as many only. Where the numbers
+differ, it is converted beside its place, loaded from there, and what was converted is removed. The stage must stay.
+
+`pretrain/train.py` is the command line.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpus_files.corpus import require_space
+from transformers import TrainerCallback
+
+from pretraining.checkpointing import wait_for_ranks
+from pretraining.pretraining_arguments import PretrainingArguments
+
+LATEST = "latest_universal"  # the file by which DeepSpeed finds a universal checkpoint
+PEAK = 2.5  # times the checkpoint: the disk that a conversion takes, of 68 million parameters in float32
+
+
+def writers(checkpoint: Path) -> int:
+    """How many ranks wrote the optimizer's state, by the names of the files; 0 where DeepSpeed wrote none.
+
+    Raises ValueError where a rank's file is missing.
+    """
+    if not (checkpoint / "latest").is_file():
+        return 0
+    folder = checkpoint / (checkpoint / "latest").read_text().strip()
+    names = [re.search(r"zero_pp_rank_(\d+)_mp_rank_", file.name) for file in folder.glob("*_optim_states.pt")]
+    found = {int(name[1]) for name in names if name}
+    if missing := set(range(max(found, default=-1) + 1)) - found:
+        raise ValueError(f"{folder} lacks the optimizer of rank {min(missing)}; resume from another checkpoint")
+    return len(found)
+
+
+def convert(checkpoint: Path) -> None:
+    """Write a universal checkpoint into a checkpoint's folder, its `latest_universal` last. For one rank.
+
+    In a process of its own, since the converter keeps what it has read; with relative paths, since it takes its folder
+    for a regular expression. Raises ValueError where it fails, or the disk has no room.
+    """
+    discard(checkpoint)
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    require_space(checkpoint / LATEST, int(PEAK * size))
+    tag = (checkpoint / "latest").read_text().strip()
+    partial = _partial(checkpoint)
+    partial.mkdir()
+    folder = partial / f"{tag}_universal"
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", "--input_folder", tag,
+        "--output_folder", f"{partial.name}/{folder.name}", "--num_extract_workers", "1", "--num_merge_workers", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=checkpoint, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(partial, ignore_errors=True)
+        why = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise ValueError(
+            f"{checkpoint} could not be converted for another number of ranks ({why}); use as many as before"
+        )
+    _without_shard(folder / "zero/optimizer_state.pt")
+    folder.replace(checkpoint / folder.name)
+    (partial / LATEST).replace(checkpoint / LATEST)
+    partial.rmdir()
+
+
+def _partial(checkpoint: Path) -> Path:
+    return checkpoint / "universal.partial"
+
+
+def _optimizer_state(file: Path) -> dict[str, Any]:
+    """What the converter keeps of all parameters together."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum]):
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _without_shard(file: Path) -> None:
+    """Drop rank 0's whole share of the optimizer, which stage 3 leaves in the file that every rank then reads."""
+    state = _optimizer_state(file)
+    inner = state.get("optimizer_state_dict")
+    if inner is None:  # stages 1 and 2 leave none
+        return
+    inner["state"] = {key: {"step": held["step"]} for key, held in inner["state"].items()}
+    state.pop("fp32_flat_groups", None)
+    torch.save(state, file.with_suffix(".partial"))
+    file.with_suffix(".partial").replace(file)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove what `convert` wrote, whole or not."""
+    (checkpoint / LATEST).unlink(missing_ok=True)
+    for folder in (_partial(checkpoint), *checkpoint.glob("global_step*_universal")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Repair(TrainerCallback):
+    """Puts right what DeepSpeed 0.19 gets wrong when it loads a universal checkpoint, then removes that.
+
+    Under stage 3 (runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3) all parts of the
+    optimizer share one tensor as their step, which each of them then raises, and all groups take the weight decay of
+    the first. The step also lies on the CPU, where AdamW's fused kernel does not look for it.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **more: Any) -> None:
+        while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's hold torch's
+            optimizer = optimizer.optimizer
+        folder = self.checkpoint / (self.checkpoint / LATEST).read_text().strip()
+        saved = _optimizer_state(folder / "zero/optimizer_state.pt")
+        for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({key: value for key, value in kept.items() if key != "params"})
+        on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        for parameter, held in optimizer.state.items():
+            if torch.is_tensor(held.get("step")):
+                held["step"] = held["step"].to(parameter.device if on_device else "cpu", copy=True)
+        wait_for_ranks()
+        if args.process_index == 0:
+            discard(self.checkpoint)
+
+
+def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallback]:
+    """Have DeepSpeed load the checkpoint on the ranks that there are; returns the callbacks that Trainer then needs.
+
+    Every rank calls it before Trainer is made. Where the ranks are as many as before, nothing changes. Raises
+    ValueError where a run with DeepSpeed goes on without it, or the other way round: its optimizer would begin anew.
+    """
+    ranks = writers(checkpoint)
+    if bool(ranks) != bool(args.deepspeed):
+        raise ValueError(
+            f"{checkpoint} was written {'with' if ranks else 'without'} --deepspeed; resume it in that way"
+        )
+    if ranks == (args.world_size if args.deepspeed else 0):
+        return []
+    if args.process_index == 0:
+        convert(checkpoint)
+    wait_for_ranks()
+    args.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True
+    return [Repair(checkpoint)]

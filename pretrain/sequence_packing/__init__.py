@@ -1,0 +1,1 @@
+"""Samples to batches of packed sequences: which, in which order, in which row. Read packed_rows.py first."""

@@ -1,0 +1,239 @@
+"""Documents on their way through cleaning: what is to be read, the readers, and the writers of rows.
+
+A document is known by its shard and line; text, the row's other fields and the language travel with it.
+
+`pretrain/clean.py` is the command line.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, read_shard, text_of
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from text_cleaning.cleaning_rules import language_of
+
+SHOWN_CHARACTERS = 200  # of a dropped text
+MOST_TASKS = 1000  # of a stage: datatrove merges the signatures of all with a file open for each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: shards in input order, those of each task (first, past the last), settings, word lists."""
+
+    folder: Path  # of all that lies between the stages
+    shards: list[Shard]
+    tasks: list[tuple[int, int]]
+    source: TextSource
+    language: str
+    on_error: str
+    skip: frozenset[str]
+    lists: dict[str, list[str]]
+
+
+def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
+    """Neighbouring shards put together to tasks of about task_bytes, at most MOST_TASKS."""
+    wanted = max(task_bytes, sum(shard.size for shard in shards) // (MOST_TASKS // 2))
+    tasks, first, size = [], 0, 0
+    for number, shard in enumerate(shards):
+        if number > first and size + shard.size > wanted:
+            tasks.append((first, number))
+            first, size = number, 0
+        size += shard.size
+    return [*tasks, (first, len(shards))]
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AllColumns(TextSource):
+    """Of a .parquet, every column is read."""
+
+    path: str = ""
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """The file's columns."""
+        from pyarrow import parquet
+
+        return list(parquet.read_schema(self.path).names)
+
+
+def row_of(batch: Batch, number: int, source: TextSource) -> tuple[str, dict[str, Any]]:
+    """The text of a line, and its row's other fields; raises UnreadableError as `text_of` does."""
+    line, row = batch.lines[number - batch.first], None
+    if isinstance(line, bytes) and line.lstrip()[:1] == b"{":
+        with suppress(ValueError):
+            row = json.loads(line.decode("utf-8"))
+    elif isinstance(line, dict):
+        row = line
+    if not isinstance(row, dict):  # a text file, or what text_of says is wrong with it
+        return text_of(batch, number, source), {}
+    text = text_of(replace(batch, first=number, lines=[row]), number, source)
+    return text, {key: value for key, value in row.items() if key not in source.fields and key != "text"}
+
+
+class ReadShards(PipelineStep):
+    """The documents of a task's shards; what cannot be read stops it, or is left out with the reason."""
+
+    type, name = "READER", "reader"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.writer = Dropped(plan.folder, self.name, "unreadable")
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Task `rank` of them; how much was read, of each shard, stands in read/<task>.json."""
+        read = {}
+        with self.writer:
+            for number in range(*self.plan.tasks[rank]):
+                counts: Counter[str] = Counter(lines=0, bytes=0)
+                for document in self.documents(number, counts):
+                    document.metadata["task"] = rank
+                    if document.text.strip():
+                        yield document
+                    else:
+                        self.writer.write(document, rank)
+                read[number] = counts
+        write_json(self.plan.folder / f"read/{rank:05d}.json", read)
+
+    def documents(self, number: int, counts: Counter[str]) -> Iterator[Document]:
+        """A shard's documents; those without text have the reason."""
+        plan, shard = self.plan, self.plan.shards[number]
+        try:
+            wanted = AllColumns(path=shard.path) if shard.path.endswith(".parquet") else plan.source
+            for batch in read_shard(shard, wanted):
+                for line in range(batch.first, batch.first + len(batch.lines)):
+                    counts["lines"] += 1
+                    yield self.document(batch, number, line, counts)
+        except UnreadableError as error:
+            if plan.on_error == "stop":
+                raise
+            counts["lines"] += 1  # the rest of a damaged file counts for one
+            yield self.left_out(number, counts["lines"], str(error))
+
+    def document(self, batch: Batch, number: int, line: int, counts: Counter[str]) -> Document:
+        """One line's."""
+        try:
+            with self.track_time():
+                text, row = row_of(batch, line, self.plan.source)
+        except UnreadableError as error:
+            if self.plan.on_error == "stop":
+                raise
+            return self.left_out(number, line, str(error))
+        if not text.strip():
+            return self.left_out(number, line, "no text")
+        language = language_of(text) if self.plan.language == "auto" else self.plan.language
+        size = len(text.encode())
+        counts["bytes"] += size
+        known = {"row": row, "shard": number, "line": line, "bytes": size, "language": language}
+        return Document(text, f"{number}:{line}", metadata=known)
+
+    def left_out(self, number: int, line: int, why: str) -> Document:
+        """A document without text, for the record."""
+        reason = why if why == "no text" else "unreadable"
+        known = {"shard": number, "line": line, "bytes": 0, "language": "", "filter_reason": reason, "error": why}
+        return Document("", f"{number}:{line}", metadata=known)
+
+
+class ReadRows(PipelineStep):
+    """The documents of a task that passed the filters, as `Passed` wrote them."""
+
+    type, name = "READER", "rows"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Task `rank` of them."""
+        path = self.folder / f"passed/{rank:05d}.jsonl"
+        if path.is_file():  # there is none where nothing passed
+            for line in path.open(encoding="utf-8"):
+                with self.track_time():
+                    metadata = json.loads(line)
+                yield Document(metadata.pop("text"), "", metadata=metadata)
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+class Rows(DiskWriter):
+    """Rows of JSON, a file a task; which fields, a subclass says."""
+
+    default_output_filename = "${rank}.jsonl"
+    name = "rows"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), compression=None, mode="wb")
+
+    def _write(self, document: dict[str, Any], file_handler: Any, _filename: str) -> None:
+        try:
+            line = json.dumps(document, ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:  # half a surrogate pair in some field other than the text
+            line = json.dumps(document, default=str).encode("ascii")
+        file_handler.write(line + b"\n")
+
+
+class Passed(Rows):
+    """Text and all that is known of it, for the next stage."""
+
+    def _default_adapter(self, document: Document) -> dict[str, Any]:
+        return {"text": document.text} | document.metadata
+
+
+class Kept(Rows):
+    """The result: text and its row's other fields; counted for each shard in kept/<task>.json."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "result")
+        self.folder = folder
+
+    def _default_adapter(self, document: Document) -> dict[str, Any]:
+        return {"text": document.text} | document.metadata["row"]
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Write, and let pass."""
+        counts: dict[int, Counter[str]] = {}
+        for document in super().run(data, rank, world_size):
+            counts.setdefault(document.metadata["shard"], Counter()).update(
+                {"documents": 1, "bytes": document.metadata["bytes"], document.metadata["language"]: 1}
+            )
+            yield document
+        write_json(self.folder / f"kept/{rank:05d}.json", counts)
+
+
+class Dropped(Rows):
+    """What a filter dropped, and why."""
+
+    def __init__(self, folder: Path, by: str, reason: str = "") -> None:
+        super().__init__(folder / f"dropped/{by}")
+        self.by, self.reason = by, reason
+
+    def _default_adapter(self, document: Document) -> dict[str, Any]:
+        known = document.metadata
+        record = {name: known[name] for name in ("shard", "line", "bytes", "language")}
+        reason = known.get("filter_reason", self.reason)
+        return record | {
+            "filter": self.by,
+            "reason": reason,
+            "text": known.get("error") or document.text[:SHOWN_CHARACTERS],
+        }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,216 @@
+"""What cleaning dropped and why: the files that stand beside the result, and the move that makes it all appear.
+
+`pretrain/clean.py` is the command line.
+"""
+
+import hashlib
+import heapq
+import json
+import shutil
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.stats import TimingStats
+
+from text_cleaning.cleaning_io import Plan
+from text_cleaning.cleaning_rules import HAN_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
+
+REPORT = "report"
+
+Samples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
+
+
+class Finish(PipelineStep):
+    """The last task: report.json, report.md and dropped.jsonl, then everything in its place."""
+
+    type, name = "WRITER", "report"
+
+    def __init__(self, plan: Plan, target: Path, samples: int) -> None:
+        super().__init__()
+        self.plan, self.target, self.samples = plan, target, samples
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Raises ValueError where the numbers do not add up, which no input can bring about."""
+        folder = self.plan.folder
+        result = folder / "result"
+        told = result / REPORT  # a folder of its own: what is beside the documents is taken for documents
+        told.mkdir(parents=True, exist_ok=True)
+        report, samples = summed(self.plan, told / "dropped.jsonl", self.samples)
+        totals = report["totals"]
+        if totals["read"] != totals["kept"] + totals["dropped"]:
+            raise ValueError(f"{folder}: {totals} do not add up; remove that folder and run the same command again")
+        (told / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (told / "report.md").write_text(readable(report, samples), encoding="utf-8")
+        (folder / "run.json").unlink()  # from here on there is nothing to go on from
+        if self.target.exists():
+            shutil.rmtree(folder / "replaced", ignore_errors=True)
+            self.target.rename(folder / "replaced")
+        result.rename(self.target)
+        for path in folder.iterdir():
+            if path.is_file():
+                path.unlink()
+            elif path.name != "logs":  # which tell what went on, where nobody was looking
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def summed(plan: Plan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], Samples]:
+    """The report, and of each filter and reason that many dropped documents, chosen by a hash of file and line.
+
+    Writes a line of dropped_to for each document that was dropped, in input order.
+    """
+    read, kept = _counts(plan, "read"), _counts(plan, "kept")
+    before = _lines_before(plan, read)
+    files: dict[str, Any] = {
+        shard.path: {"read": 0, "kept": 0, "dropped": 0, "bytes_read": 0, "bytes_kept": 0, "reasons": {}}
+        for shard in plan.shards
+    }
+    languages: dict[str, Counter[str]] = defaultdict(Counter)
+    for number, shard in enumerate(plan.shards):
+        counts, stays, file = read[number], kept.get(number, {}), files[shard.path]
+        file["read"] += counts["lines"]
+        file["bytes_read"] += counts["bytes"]
+        file["kept"] += stays.get("documents", 0)
+        file["bytes_kept"] += stays.get("bytes", 0)
+        for language in THRESHOLDS:
+            if language in stays:
+                languages[language]["kept"] += stays[language]
+    chosen: Samples = defaultdict(list)
+    with dropped_to.open("w", encoding="utf-8") as out:
+        for record in _dropped(plan, before):
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file, why = files[record["file"]], f"{record['filter']}: {record['reason']}"
+            file["dropped"] += 1
+            reason = file["reasons"].setdefault(why, {"documents": 0, "bytes": 0})
+            reason["documents"] += 1
+            reason["bytes"] += record["bytes"]
+            languages[record["language"] or "none"][why] += 1
+            _choose(chosen[record["filter"], record["reason"]], record, samples)
+    totals = {
+        name: sum(f[name] for f in files.values()) for name in ("read", "kept", "dropped", "bytes_read", "bytes_kept")
+    }
+    report = {
+        "totals": totals, "files": files, "languages": {name: dict(of) for name, of in sorted(languages.items())},
+        "settings": settings(plan), "versions": {name: version(name) for name in ("datatrove", "numpy")},
+        "seconds": seconds(plan.folder / "logs"),
+    }  # fmt: skip
+    return report, chosen
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """All that decides what is kept, apart from the input."""
+    return {
+        "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
+        "on_error": plan.on_error, "skip": sorted(plan.skip), "han_share": HAN_SHARE, "thresholds": THRESHOLDS,
+        "short": SHORT, "thresholds_of_short": OF_SHORT,
+        "harm": HARM, "minhash": str(MINHASH),
+        "word_lists": {
+            language: {"entries": len(entries), "sha256": hashlib.sha256("\n".join(entries).encode()).hexdigest()}
+            for language, entries in plan.lists.items()
+        },
+    }  # fmt: skip
+
+
+def seconds(logs: Path) -> dict[str, dict[str, float]]:
+    """Of each stage, the seconds in each of its steps, all tasks together, as datatrove measured them.
+
+    Left out is its exact-duplicate filter, whose clock runs on while later steps work.
+    """
+    found: dict[str, Counter[str]] = {}
+    for path in sorted(logs.glob("*/stats/[0-9]*.json")):
+        for step in json.loads(path.read_text(encoding="utf-8")):
+            stage = found.setdefault(path.parent.parent.name, Counter())
+            name = step["name"].rpartition(": ")[2].encode("ascii", "ignore").decode().strip()
+            if name != "exact-deduplication stage 3":
+                stage[name] += TimingStats.from_dict(step["time_stats"]).total
+    return {stage: {step: round(s, 2) for step, s in steps.items() if s} for stage, steps in found.items()}
+
+
+def _counts(plan: Plan, name: str) -> dict[int, dict[str, int]]:
+    """What the tasks counted, by shard."""
+    tasks = [json.loads(path.read_text()) for path in sorted((plan.folder / name).glob("*.json"))]
+    return {int(shard): counts for task in tasks for shard, counts in task.items()}
+
+
+def _lines_before(plan: Plan, read: dict[int, dict[str, int]]) -> list[int]:
+    """How many lines of its file lie before each shard."""
+    before, lines, last = [], 0, ""
+    for number, shard in enumerate(plan.shards):
+        lines = lines if shard.path == last else 0
+        before.append(lines)
+        lines, last = lines + read[number]["lines"], shard.path
+    return before
+
+
+def _dropped(plan: Plan, before: list[int]) -> Iterator[dict[str, Any]]:
+    """A record of each dropped document, in input order; of a near-duplicate, with the place of the one kept."""
+    pairs_file = plan.folder / "pairs.npy"
+    pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
+
+    def at(shard: int, line: int) -> dict[str, Any]:
+        return {"file": plan.shards[shard].path, "line": line + before[shard]}
+
+    @cache
+    def places(task: int) -> np.ndarray:
+        return np.load(plan.folder / f"places/{task:05d}.npy", mmap_mode="r")
+
+    for task in range(len(plan.tasks)):
+        records = []
+        for path in sorted((plan.folder / "dropped").glob(f"*/{task:05d}.jsonl")):
+            records += [json.loads(line) for line in path.open(encoding="utf-8")]
+        similar = {}
+        for _, place, kept_task, kept_place in pairs[pairs[:, 0] == task].tolist():
+            similar[tuple(places(task)[place].tolist())] = at(*places(kept_task)[kept_place].tolist())
+        for record in sorted(records, key=lambda r: (r["shard"], r["line"])):
+            shard, line = record.pop("shard"), record.pop("line")
+            of = {"similar_to": similar[shard, line]} if record["filter"] == "minhash" else {}
+            yield at(shard, line) | record | of
+
+
+def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], samples: int) -> None:
+    """Keep the `samples` records of highest hash: the same ones whatever the order."""
+    place = f"{Path(record['file']).name}:{record['line']}"
+    heapq.heappush(chosen, (zlib.crc32(place.encode()), f"{record['file']}:{record['line']}", record))
+    if len(chosen) > samples:
+        heapq.heappop(chosen)
+
+
+def readable(report: dict[str, Any], samples: Samples) -> str:
+    """The report in Markdown: a table of files, one of reasons, and the samples."""
+    totals = report["totals"]
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    lines = [
+        "# What was dropped, and why\n",
+        f"{totals['read']:,} documents read ({totals['bytes_read'] / 1e6:,.1f} MB), {totals['kept']:,} kept "
+        f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped; every one of these is a line of "
+        "dropped.jsonl. Settings and thresholds stand in report.json.\n",
+        "| file | read | kept | dropped | MB read | MB kept |\n| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for path, file in report["files"].items():
+        name = path.replace("|", "\\|")
+        lines.append(
+            f"| {name} | {file['read']:,} | {file['kept']:,} | {file['dropped']:,} "
+            f"| {file['bytes_read'] / 1e6:,.2f} | {file['bytes_kept'] / 1e6:,.2f} |"
+        )
+        for why, counts in file["reasons"].items():
+            reasons[why].update(counts)
+    lines.append("\n| filter: reason | documents | MB |\n| --- | ---: | ---: |")
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1]["documents"], item[0]))
+    lines += [f"| {why} | {counts['documents']:,} | {counts['bytes'] / 1e6:,.2f} |" for why, counts in ordered]
+    for why, _ in ordered:
+        filter_name, _, reason = why.partition(": ")
+        lines.append(f"\n## {why}\n")
+        for _, place, record in sorted(samples.get((filter_name, reason), []), key=lambda s: s[1]):
+            like = (
+                f", like {record['similar_to']['file']}:{record['similar_to']['line']}"
+                if "similar_to" in record
+                else ""
+            )
+            lines.append(f"- {place}{like}\n\n      {json.dumps(record['text'], ensure_ascii=False)}\n")
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,146 @@
+"""The stages of cleaning: filter, find duplicates, keep the first of each, write.
+
+A stage has as many tasks as the input has parts, whatever the number of workers.
+
+`pretrain/clean.py` is the command line.
+"""
+
+import resource
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup import (
+    ExactDedupFilter,
+    ExactDedupSignature,
+    ExactFindDedups,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+)
+from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+
+from text_cleaning.cleaning_io import Dropped, Kept, Passed, Plan, ReadRows, ReadShards
+from text_cleaning.cleaning_rules import MINHASH, WORDS, ListedWords, Signatures, by_language, normalised
+
+SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
+LINES = 256  # of a file of signatures, read at a time
+
+
+def earlier_first(document: Document) -> int:
+    """datatrove keeps the duplicate of highest priority, of several in one task the first."""
+    return 65535 - int(document.metadata["task"])
+
+
+EXACT = ExactDedupConfig(content_getter=normalised, document_priority=earlier_first)
+
+
+def allow_many_files(data: Any, rank: int, world_size: int) -> Any:
+    """A step that lets this process hold as many files as the machine allows: signatures have one a task."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return data
+
+
+class Places(PipelineStep):
+    """Notes where each document of a task came from, in places/<task>.npy: (documents, 2) int64 of shard and line."""
+
+    type, name = "DEDUP", "places"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder / "places"
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """All pass."""
+        places = array("q")
+        for document in data:
+            places.extend((document.metadata["shard"], document.metadata["line"]))
+            yield document
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.folder / f"{rank:05d}.npy", np.array(places, dtype=np.int64).reshape(-1, 2))
+
+
+class KeepFirst(PipelineStep):
+    """Of each cluster that datatrove found, let the first in input order be kept.
+
+    datatrove keeps the one its union-find ends at. This writes the lists of what to remove anew, and pairs.npy:
+    (removed, 4) int64 of task and place of a removed document, and of the one kept for it.
+    """
+
+    type, name = "DEDUP", "keep_first"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """After MinhashDedupCluster, in the one task that it has."""
+        nodes = [np.empty((0, 3), dtype=np.int64)]
+        for path in sorted((self.folder / "clusters").glob("*.clusters")):
+            members = np.fromfile(path, dtype="<u4").reshape(-1, 2).astype(np.int64)  # place, cluster
+            nodes.append(np.insert(members, 0, int(path.stem), axis=1))
+        every = np.concatenate(nodes)
+        _, first, cluster = np.unique(every[:, 2], return_index=True, return_inverse=True)
+        kept = every[first[cluster]][:, :2]
+        pairs = np.concatenate([every[:, :2], kept], axis=1)[(every[:, :2] != kept).any(axis=1)]
+        for path in (self.folder / "clusters").glob("*.remove"):
+            path.unlink()
+        for task in np.unique(pairs[:, 0]):
+            pairs[pairs[:, 0] == task, 1].astype("<u4").tofile(self.folder / f"clusters/{task:06d}.remove")
+        np.save(self.folder / "pairs.npy", pairs)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps, and how many tasks do them."""
+
+    name: str
+    steps: list[Any]
+    tasks: int
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """All of cleaning but the report, each stage after the one before it."""
+    folder, count = plan.folder, len(plan.tasks)
+    exact, minhash = "exact" not in plan.skip, "minhash" not in plan.skip
+    finders = min(64, max(1, count // 16))
+    names = [] if "quality" in plan.skip else ["gopher_quality", "fineweb_quality", "code_lines"]
+    names += [] if "repetition" in plan.skip else ["gopher_repetition"]
+    steps: list[Any] = [ReadShards(plan), *(by_language(name, Dropped(folder, name)) for name in names)]
+    if "harm" not in plan.skip:
+        steps.append(ListedWords(plan.lists, Dropped(folder, "listed_words")))
+    steps.append(Passed(folder / "passed"))
+    if exact:
+        steps.append(ExactDedupSignature(str(folder / "hashes"), EXACT, finders))
+    made = [Stage("filter", steps, count)]
+
+    def unique(**record: Any) -> list[Any]:
+        known = [ExactDedupFilter(str(folder / "exact"), EXACT, **record)] if exact else []
+        return [ReadRows(folder), *known]
+
+    if exact:
+        find = ExactFindDedups(str(folder / "hashes"), str(folder / "exact"), EXACT, lines_to_buffer=LINES)
+        made.append(Stage("exact", [allow_many_files, find], finders))
+    if minhash:
+        signatures, pairs, clusters = (str(folder / name) for name in ("signatures", "matches", "clusters"))
+        sign = Signatures(signatures, MINHASH, WORDS)
+        match = MinhashDedupBuckets(signatures, pairs, config=MINHASH, lines_to_buffer=LINES)
+        cluster = MinhashDedupCluster(pairs, clusters, MINHASH, save_cluster_id=True, lines_to_buffer=LINES)
+        made += [
+            Stage("signatures", [*unique(), Places(folder), sign], count),
+            Stage("matches", [allow_many_files, match], MINHASH.num_buckets),
+            Stage("clusters", [allow_many_files, cluster, KeepFirst(folder)], 1),
+        ]
+    last = unique(exclusion_writer=Dropped(folder, "exact", "same_text"))
+    if minhash:
+        last.append(MinhashDedupFilter(str(folder / "clusters"), Dropped(folder, "minhash", "similar_text")))
+    return [*made, Stage("write", [*last, Kept(folder)], count)]

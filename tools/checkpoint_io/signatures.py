@@ -1,0 +1,61 @@
+"""Optional signatures of checkpoint folders, by the OpenSSF's model-signing package and an elliptic-curve key pair.
+
+    pip install model-signing pyopenssl      # which 1.1.1 imports without asking for it
+    openssl ecparam -genkey -name prime256v1 -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub
+    python tools/checkpoint.py seal folder --sign_key key.pem
+    python tools/checkpoint.py verify folder --public_key key.pub
+
+The signature covers every file, the seal included, and any other tool for model-signing bundles can verify it.
+checkpoint.py imports it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from checkpoint_io.seal_check import SIGNATURE
+
+
+def package() -> Any:
+    """ValueError where model-signing is not installed."""
+    try:
+        import model_signing.signing
+        import model_signing.verifying
+    except ImportError:
+        raise ValueError(
+            "signatures come with model-signing, which is not installed: pip install model-signing pyopenssl"
+        ) from None
+    return model_signing
+
+
+def hashing(folder: Path) -> Any:
+    """Hash every file but the signature itself and what is hidden."""
+    hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return package().hashing.Config().set_ignored_paths(paths=[SIGNATURE, *hidden])  # relative to the folder
+
+
+def remove(folder: Path) -> None:
+    (folder / SIGNATURE).unlink(missing_ok=True)
+
+
+def sign(folder: Path, key: str) -> Path:
+    """Write model.sig into a sealed folder; ValueError where the key cannot be used."""
+    signer = package().signing.Config().set_hashing_config(hashing(folder))
+    try:
+        signer.use_elliptic_key_signer(private_key=Path(str(key))).sign(folder, folder / SIGNATURE)
+    except (ValueError, OSError, TypeError) as error:
+        remove(folder)
+        raise ValueError(f"{key} cannot sign ({error}); give an elliptic-curve private key in PEM form") from None
+    return folder / SIGNATURE
+
+
+def verify(folder: Path, key: str) -> None:
+    """ValueError where the folder has no signature, or one that the key or the files do not fit."""
+    if not (folder / SIGNATURE).is_file():
+        raise FileNotFoundError(f"{folder} has no {SIGNATURE}; sign it where it was made: seal --sign_key key.pem")
+    verifier = package().verifying.Config().set_hashing_config(hashing(folder))
+    try:
+        verifier.use_elliptic_key_verifier(public_key=Path(str(key))).verify(folder, folder / SIGNATURE)
+    except Exception as error:  # what a key, a bundle and a manifest may have wrong is not listed anywhere
+        raise ValueError(
+            f"{folder}: the signature does not hold for {key} ({str(error)[:160]}); do not use it"
+        ) from None

@@ -1,0 +1,299 @@
+"""The tensors of checkpoint folders, read chunk by chunk and hashed. No torch, no mapping, little memory.
+
+A tensor is its bit pattern: a flat array of unsigned integers of the element's width, so that bfloat16 and 8-bit
+floats need no type that numpy lacks, and copying or comparing never rounds. `.bin` and `.pth` files are read through
+torch.load(weights_only=True), which maps them.
+
+the tools of this stage import it. Format: the safetensors README (8 bytes little-endian header length,
+JSON header, data without gaps).
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from tqdm import tqdm
+
+from checkpoint_io.bit_patterns import FLOATS
+from checkpoint_io.checkpoint_folders import read_json
+from checkpoint_io.ordered_parallel import in_order
+
+CHUNK = 1 << 18  # elements
+BEHIND = 1 << 23  # bytes after which the system is told that what was read is not needed again
+BLOCK = 1 << 21  # bytes that are hashed at once
+ITEMSIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
+ALIKE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor is: name, element type as safetensors spells it, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor(Spec):
+    """A stored tensor, on disk or in memory; several threads may read it at once."""
+
+    file: Path
+    source: FileIO | np.ndarray  # an open file, or the flat bit pattern itself
+    offset: int = 0  # of the first byte in the file
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Some elements' bit pattern, flat: (stop - start,) uint8/16/32/64. ValueError where the file ends early."""
+        stop = self.elements if stop is None else stop
+        if isinstance(self.source, np.ndarray):
+            return self.source[start:stop]
+        bits = np.empty(stop - start, f"<u{self.itemsize}")
+        view, position = bits.data.cast("B"), self.offset + start * self.itemsize
+        while view:
+            size = os.preadv(self.source.fileno(), [view], position)
+            if not size:
+                raise ValueError(f"{self.file} became shorter while tensor {self.name} was read; get it again")
+            view, position = view[size:], position + size
+        return bits
+
+    def read_once(self, start: int, stop: int) -> np.ndarray:
+        """As `read`, for elements that are asked for in order and not again: the system is told to forget them.
+
+        The next pages then take the same memory instead of ever new memory, which nearly halved the processor time of a
+        diff on a virtual machine.
+        """
+        bits, last = self.read(start, stop), self.offset + stop * self.itemsize
+        if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // BEHIND < last // BEHIND:
+            end = (last // BEHIND - 1) * BEHIND  # other threads may still be at what comes after
+            first = max(self.offset, end - 2 * BEHIND)
+            if end > first:
+                os.posix_fadvise(self.source.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
+        return bits
+
+    def chunks(self, elements: int = CHUNK, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Flat pieces of at most `elements`, in order."""
+        for first, last in cuts(self.elements if stop is None else stop, elements, start):
+            yield self.read(first, last)
+
+
+def cuts(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
+    """(first, last) of the pieces of at most `size` that make up start … stop."""
+    return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """A safetensors file's table of tensors, its metadata, and where its data begins; ValueError on a damaged file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
+            raise ValueError(f"{path} is no safetensors file or is cut off in its header; get it again")
+        try:
+            table: dict[str, Any] = json.loads(file.read(length))
+            metadata = table.pop("__metadata__", {})
+            if not isinstance(metadata, dict):
+                raise TypeError("__metadata__ is no object")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
+    return table, metadata, 8 + length
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of one file in the order of their bytes, and its metadata; ValueError on a damaged file."""
+    table, metadata, data = read_header(path)
+    size, source = path.stat().st_size, FileIO(path)
+    try:
+        specs = {name: Spec(name, str(entry["dtype"]), shape_of(entry)) for name, entry in table.items()}
+        places = sorted((int(start), int(end), name) for name in table for start, end in [table[name]["data_offsets"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
+    position, tensors = 0, {}
+    for start, end, name in places:
+        spec = specs[name]
+        if spec.dtype not in ITEMSIZE:
+            raise ValueError(f"{path}: tensor {name} is of type {spec.dtype}, which is not handled here")
+        if start != position or end - start != spec.nbytes:
+            raise ValueError(f"{path}: the header's place for tensor {name} does not fit its shape; get it again")
+        if data + end > size:
+            raise ValueError(f"{path} is cut off: tensor {name} ends at byte {data + end:,} of {size:,}; get it again")
+        tensors[name] = Tensor(name, spec.dtype, spec.shape, path, source, data + start)
+        position = end
+    if data + position != size:
+        raise ValueError(f"{path} has {size - data - position:,} bytes after its last tensor; get it again")
+    return tensors, metadata
+
+
+def shape_of(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape in a header's entry; TypeError where it is no list of sizes."""
+    if any(type(side) is not int or side < 0 for side in entry["shape"]):
+        raise TypeError(f"shape {entry['shape']}")
+    return tuple(entry["shape"])
+
+
+def read_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch state dict; nothing in the file is executed. ValueError where it is not only tensors."""
+    import torch
+
+    names = {getattr(torch, name): dtype for dtype, name in TORCH_NAME.items()} | {
+        torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+        torch.int64: "I64", torch.float64: "F64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    }  # fmt: skip
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files from before torch 1.6 cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler stumbles over
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); get it again") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.dtype not in names:
+            raise ValueError(f"{path}: {name} is no tensor of a known type; this file is no state dict")
+        dtype = names[value.dtype]
+        flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().view(f"<u{ITEMSIZE[dtype]}")
+        tensors[name] = Tensor(name, dtype, tuple(value.shape), path, flat)
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; get it again")
+    return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_bin(path)
+
+
+def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, Tensor]:
+    """All tensors of a checkpoint folder, from an index and its shards or from one file, the first of `files` found.
+
+    Raises FileNotFoundError or ValueError that names the file and the tensor: no weights, shard missing, cut off or
+    outside the folder, tensor missing from its shard or from the index.
+    """
+    for name in files:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return read_indexed(index)
+        if (folder / name).is_file():
+            return read_file(folder / name)
+    stem, _, suffix = files[0].partition(".")
+    if any(folder.glob(f"{stem}-*.{suffix}")):
+        raise FileNotFoundError(f"{folder} has shards but no {files[0]}.index.json; get that file again")
+    raise FileNotFoundError(
+        f"{folder} has none of {', '.join(files)} (or an index of shards); it is not what is needed here"
+    )
+
+
+def read_indexed(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index names, each checked to be in its shard; see read_weights."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map; get it again")
+    shards: dict[str, dict[str, Tensor]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index}: tensor {name} is said to be in {file!r}, which is not a file of this folder")
+        if file not in shards:
+            if not (index.parent / file).is_file():
+                raise FileNotFoundError(f"{index.parent / file} is missing (it holds {name}); get it again")
+            shards[file] = read_file(index.parent / file)
+        if name not in shards[file]:
+            raise ValueError(
+                f"{index.parent / file} lacks tensor {name}, which {index.name} says it holds; get both again"
+            )
+    for file, tensors in shards.items():
+        for name in tensors:
+            if places.get(name) != file:
+                raise ValueError(
+                    f"{index.parent / file} holds tensor {name}, which {index.name} does not say; get both again"
+                )
+    return {name: shards[file][name] for name, file in places.items()}
+
+
+def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """ValueError names the first tensor that config.json calls for and that is in no shard and no index.
+
+    Looked at are architectures whose layers are all alike; what loads such a folder may draw the tensor at random.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in ALIKE:
+        return
+    kinds: dict[str, set[int]] = {}
+    for found in (LAYER.fullmatch(name) for name in weights):
+        if found and not found[2].startswith("self_attn.rotary_emb"):
+            kinds.setdefault(found[2], set()).add(int(found[1]))
+    layers = range(config.get("num_hidden_layers", 0))
+    wanted = ["model.embed_tokens.weight", "model.norm.weight"]
+    wanted += [] if config.get("tie_word_embeddings") else ["lm_head.weight"]
+    wanted += [f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds if layer not in kinds[kind]]
+    wanted += ["model.layers.0.self_attn.q_proj.weight"] if layers else []
+    for name in wanted:
+        if name not in weights:
+            raise ValueError(f"{folder} lacks tensor {name}, which its config.json calls for; get it again")
+
+
+def check_finite(bits: np.ndarray, tensor: Spec) -> None:
+    """ValueError names file and tensor where a float is NaN or infinite."""
+    if tensor.dtype in FLOATS:
+        magnitude, exponent = INFINITE[tensor.dtype]
+        if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
+            place = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
+            raise ValueError(f"{place}tensor {tensor.name} holds NaN or infinity; these weights are broken")
+
+
+def digest(tensor: Tensor) -> str:
+    """BLAKE3 of a tensor's bytes, in hexadecimal."""
+    state = blake3()
+    for chunk in tensor.chunks(BLOCK // tensor.itemsize):
+        state.update(chunk.view(np.uint8).data)
+    return state.hexdigest()
+
+
+def digests(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
+    """Every tensor's BLAKE3 by its name, with a progress bar."""
+    tensors = list(tensors)
+    result = {}
+    with progress(sum(tensor.nbytes for tensor in tensors), what) as bar:
+        for tensor, value in zip(tensors, in_order(digest, tensors), strict=True):
+            result[tensor.name] = value
+            bar.update(tensor.nbytes)
+    return result
+
+
+def fingerprint(tensors: Iterable[Spec], hashes: Mapping[str, str]) -> str:
+    """One BLAKE3 for all weights, however sharded and ordered: over sorted lines of [name, dtype, shape, hash]."""
+    lines = [json.dumps([t.name, t.dtype, list(t.shape), hashes[t.name]]) + "\n" for t in tensors]
+    return blake3("".join(sorted(lines)).encode()).hexdigest()
+
+
+def progress(total: int, what: str) -> tqdm:
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

@@ -1,0 +1,1 @@
+"""Checkpoints to GGUF files for llama.cpp. Read gguf_model.py first."""

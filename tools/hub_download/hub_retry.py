@@ -1,0 +1,85 @@
+"""Pauses of a download: how long a hub that is busy, or a line that broke, is waited for, and when it is given up.
+
+tools/download.py and what it is made of import it.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from tqdm import tqdm
+
+TRIES = 8  # without a byte of progress
+FIRST_PAUSE = 1.0  # seconds; doubled from try to try
+LONGEST_BACKOFF = 60.0  # seconds
+LONGEST_PAUSE = 3600.0  # seconds that a hub may ask for
+TRY_AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP status
+
+Result = TypeVar("Result")
+
+
+class StoppedError(Exception):
+    """Another thread failed, or the user stopped the run."""
+
+
+def say(line: str) -> None:
+    """A line on stderr that leaves the progress bar whole."""
+    tqdm.write(f"notice: {line}", file=sys.stderr)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asks to wait: Retry-After in seconds or as a date, or the hub's RateLimit header."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    if value:
+        try:
+            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):  # no date, or one without a time zone
+            return None
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
+
+
+class Patience:
+    """Waits between tries, longer each time; gives up after TRIES without progress."""
+
+    def __init__(self, what: str, stop: threading.Event) -> None:
+        self.what, self.stop, self.tries = what, stop, 0
+
+    def wait(self, error: Exception, progressed: bool = False) -> None:
+        """Say what went wrong and wait; raises `error` again where trying again does not help or helped too rarely."""
+        if self.stop.is_set():
+            raise StoppedError
+        self.tries = 1 if progressed else self.tries + 1
+        response = getattr(error, "response", None)
+        if self.tries >= TRIES or (response is not None and response.status_code not in TRY_AGAIN):
+            raise error
+        asked = asked_pause(response.headers) if response is not None else None
+        seconds = max(asked or 0.0, min(FIRST_PAUSE * 2 ** (self.tries - 1), LONGEST_BACKOFF))
+        reason = f"HTTP {response.status_code}" if response is not None else f"connection broken, {first_line(error)}"
+        if seconds > LONGEST_PAUSE:
+            fact = f"{self.what}: the hub asks for a pause of {seconds:.0f} s ({reason})"
+            raise ValueError(f"{fact}; run this command again after it") from error
+        say(f"{self.what}: {reason}; going on in {seconds:.0f} s")
+        if self.stop.wait(seconds):
+            raise StoppedError
+
+
+def patiently(ask: Callable[[], Result], what: str, stop: threading.Event, kind: type[Exception]) -> Result:
+    """What `ask` returns, asked again after a pause where it raises an error of this kind; see Patience."""
+    patience = Patience(what, stop)
+    while True:
+        try:
+            return ask()
+        except kind as error:
+            patience.wait(error)

@@ -1,0 +1,216 @@
+"""The ranks of LLaMA's original checkpoints: which part of each weight they hold, and how the parts are joined.
+
+There is one file consolidated.NN.pth for each rank of tensor parallelism. Each holds a part of every matrix and a copy
+of every norm. Joined, they are the weights of transformers' LlamaForCausalLM, but for wq and wk: the original rotates
+neighbouring rows of a head (2i, 2i + 1), transformers row i with row i + head_dim / 2; so a head's even rows are put
+before its odd ones. No value is changed.
+
+Everything is streamed: besides the files, which are mapped and whose pages the system takes back when it needs them,
+a chunk of some MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama and
+https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
+
+tools/convert_llama.py imports it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from checkpoint_io.bit_patterns import FLOATS, to_float32
+from checkpoint_io.tensors import CHUNK, Spec, Tensor, read_bin
+
+from llama_conversion.llama_params import Params
+
+# Original name, the name in transformers, and the dimension that the ranks split (None: each has a copy).
+LAYER: dict[str, tuple[str, int | None]] = {
+    "attention_norm": ("input_layernorm", None),
+    "attention.wq": ("self_attn.q_proj", 0),
+    "attention.wk": ("self_attn.k_proj", 0),
+    "attention.wv": ("self_attn.v_proj", 0),
+    "attention.wo": ("self_attn.o_proj", 1),
+    "ffn_norm": ("post_attention_layernorm", None),
+    "feed_forward.w1": ("mlp.gate_proj", 0),
+    "feed_forward.w3": ("mlp.up_proj", 0),
+    "feed_forward.w2": ("mlp.down_proj", 1),
+}
+EMBEDDING, NORM, OUTPUT = "tok_embeddings.weight", "norm.weight", "output.weight"
+COMPUTED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")  # follows from params.json
+
+Ranks = Mapping[Path, Mapping[str, Tensor]]  # each file's tensors by their original names, in the ranks' order
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A weight of the new checkpoint and the parts of it that the ranks hold, in their order."""
+
+    spec: Spec
+    parts: tuple[Tensor, ...]
+    axis: int | None  # the dimension that the ranks split; None: a copy in each
+    head_dim: int = 0  # rows of a head, where these change places
+
+
+def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
+    """The tensors of consolidated.00.pth, consolidated.01.pth, …; an error names the file missing or damaged."""
+    found = sorted(folder.glob("consolidated.*.pth"))
+    files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(found)))]
+    for file in files:
+        if file not in found:
+            raise FileNotFoundError(f"{file} is missing ({len(found)} of these files are there); get it again")
+    return {file: read_bin(file) for file in files}
+
+
+def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
+    """(original name, name in transformers, split dimension) of all weights, in the order in which they are used.
+
+    The embedding's dimension is not told here: see `split_of_embedding`.
+    """
+    yield EMBEDDING, "model.embed_tokens.weight", None
+    for layer in range(layers):
+        for name, (other, axis) in LAYER.items():
+            yield f"layers.{layer}.{name}.weight", f"model.layers.{layer}.{other}.weight", axis
+    yield NORM, "model.norm.weight", None
+    yield OUTPUT, "lm_head.weight", 0
+
+
+def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
+    """ValueError with file and name of the first tensor that a rank lacks, or that is not LLaMA's.
+
+    may_tie: the output may be the embedding and not be stored.
+    """
+    names = {name for name, _, _ in weight_names(params.layers)}
+    if may_tie and not any(OUTPUT in rank for rank in ranks.values()):
+        names.remove(OUTPUT)
+    for file, rank in ranks.items():
+        if missing := sorted(names - rank.keys()):
+            raise ValueError(f"{file} lacks tensor {missing[0]}, which params.json asks for; get both again")
+        for name in rank:
+            if name not in names and not COMPUTED.fullmatch(name):
+                raise ValueError(
+                    f"{file} holds tensor {name}, which no LLaMA of {params.layers} layers has; get it again"
+                )
+
+
+def check_count(ranks: Ranks, params: Params) -> None:
+    """FileNotFoundError where ranks are missing, by the first one's share of wq; ValueError where they are too many."""
+    first, rank = next(iter(ranks.items()))
+    shape = rank["layers.0.attention.wq.weight"].shape
+    needed = params.dim // shape[0] if len(shape) == 2 and shape[0] else 0
+    if needed > len(ranks):
+        missing_file = first.with_name(f"consolidated.{len(ranks):02d}.pth")
+        raise FileNotFoundError(f"{missing_file} is missing: {first.name} is one part of {needed}; get it again")
+    if 0 < needed < len(ranks):
+        raise ValueError(
+            f"{first.parent} has {len(ranks)} files consolidated.NN.pth, but {first.name} is one part of {needed}; "
+            "remove those that belong elsewhere"
+        )
+    if params.kv_heads % len(ranks):
+        raise ValueError(
+            f"{first.parent / 'params.json'} says {params.kv_heads} key-value heads, which {len(ranks)} files cannot "
+            "share; get it again"
+        )
+
+
+def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
+    """(the dimension that the ranks split, pieces of the vocabulary), by a rank's part of the embedding.
+
+    Version 3 splits it by rows (VocabParallelEmbedding), earlier ones by columns (ParallelEmbedding).
+    """
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    return (0, rows * ranks) if columns == dim else (1, rows)
+
+
+def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
+    """Shape of a whole weight, by its original name."""
+    dim, keys, hidden = params.dim, params.kv_heads * params.head_dim, params.hidden
+    shapes = {
+        "wq": (dim, dim), "wk": (keys, dim), "wv": (keys, dim), "wo": (dim, dim), "w1": (hidden, dim),
+        "w3": (hidden, dim), "w2": (dim, hidden), "tok_embeddings": (vocabulary, dim), "output": (vocabulary, dim),
+    }  # fmt: skip
+    return shapes.get(name.split(".")[-2], (dim,))
+
+
+def plan(ranks: Ranks, params: Params, may_tie: bool = False) -> list[Joined]:
+    """What to write, in order; an error names file and tensor where one is missing, too much or of a wrong shape."""
+    check_names(ranks, params, may_tie)
+    check_count(ranks, params)
+    first, count = next(iter(ranks.values())), len(ranks)
+    split, vocabulary = split_of_embedding(first[EMBEDDING].shape, count, params.dim)
+    joined = []
+    for original, new, axis in weight_names(params.layers):
+        if original not in first:
+            continue
+        axis = split if original == EMBEDDING else axis
+        shape = full_shape(original, params, vocabulary)
+        share = [size / count if dimension == axis else size for dimension, size in enumerate(shape)]
+        parts = tuple(rank[original] for rank in ranks.values())
+        for part in parts:
+            if list(part.shape) != share:
+                raise ValueError(
+                    f"{part.file}: tensor {original} is {list(part.shape)}, but by params.json all {count} file(s) "
+                    f"together hold {list(shape)}; get both again"
+                )
+            if part.dtype not in FLOATS or part.dtype != parts[0].dtype:
+                raise ValueError(f"{part.file}: tensor {original} is of type {part.dtype}; give the original weights")
+        rotary = original.endswith(("attention.wq.weight", "attention.wk.weight"))
+        joined.append(Joined(Spec(new, parts[0].dtype, shape), parts, axis, params.head_dim if rotary else 0))
+    if params.vocabulary not in (0, vocabulary):
+        raise ValueError(
+            f"{next(iter(ranks)).parent / 'params.json'} says vocab_size {params.vocabulary}, the embedding has "
+            f"{vocabulary} rows; get both again"
+        )
+    return joined
+
+
+def compare_copies(joined: Sequence[Joined], tolerance: float) -> float:
+    """The largest difference between two ranks' copies of a tensor, over all those of which each has one.
+
+    Raises ValueError with file and tensor where it is more than `tolerance`.
+    """
+    largest = 0.0
+    for weight in joined:
+        first, *others = weight.parts if weight.axis is None else weight.parts[:1]
+        for other in others:
+            if np.array_equal(first.read(), other.read()):
+                continue
+            gap = np.abs(to_float32(first.read(), first.dtype) - to_float32(other.read(), other.dtype)).max()
+            if not gap <= tolerance:
+                raise ValueError(
+                    f"{other.file}: {weight.spec.name} differs by {gap:.3g} from its copy in {first.file.name}; these "
+                    "files are not of one model: get them again"
+                )
+            largest = max(largest, float(gap))
+    return largest
+
+
+def tied(joined: Sequence[Joined]) -> bool:
+    """Whether the output (last) is not there, or is the embedding (first) in every bit."""
+    one, other = joined[0], joined[-1]
+    if other.spec.name != "lm_head.weight":
+        return True
+    return (one.axis, one.spec.dtype) == (other.axis, other.spec.dtype) and all(
+        np.array_equal(left, right)
+        for first, second in zip(one.parts, other.parts, strict=True)
+        for left, right in zip(first.chunks(), second.chunks(), strict=True)
+    )
+
+
+def stream(weight: Joined) -> Iterator[np.ndarray]:
+    """A whole weight as flat bit patterns in chunks, from its parts."""
+    columns = weight.spec.shape[-1]
+    if weight.axis is None:
+        yield from weight.parts[0].chunks()
+    elif weight.axis == 1:
+        rows = max(1, CHUNK // columns)
+        blocks = [part.chunks(rows * part.shape[1]) for part in weight.parts]
+        for pieces in zip(*blocks, strict=True):
+            shaped = [piece.reshape(-1, part.shape[1]) for piece, part in zip(pieces, weight.parts, strict=True)]
+            yield np.concatenate(shaped, axis=1).reshape(-1)
+    elif weight.head_dim:
+        for part in weight.parts:
+            for head in part.chunks(weight.head_dim * columns):  # its even rows, then its odd ones
+                yield np.ascontiguousarray(head.reshape(-1, 2, columns).swapaxes(0, 1)).reshape(-1)
+    else:
+        for part in weight.parts:
+            yield from part.chunks()

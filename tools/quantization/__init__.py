@@ -1,0 +1,1 @@
+"""Quantise a checkpoint and measure what it costs. Read quantization_methods.py first."""

@@ -1,0 +1,208 @@
+"""The ways to quantise: what each makes of the linear layers, what it needs, and the calls into the two libraries.
+
+quantize.py is the command. Through llmcompressor, which writes the compressed-tensors format: GPTQ
+(https://arxiv.org/abs/2210.17323), AWQ (https://arxiv.org/abs/2306.00978), SmoothQuant (https://arxiv.org/abs/2211.10438)
+and rounding to FP8. Through bitsandbytes: LLM.int8() (https://arxiv.org/abs/2208.07339) and NF4
+(https://arxiv.org/abs/2305.14314). Embedding, norms and lm_head stay as they are.
+"""
+
+import importlib.util
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OUTPUT = "lm_head"
+GROUPS = (128, 64, 32)  # group sizes that vLLM has kernels for, best compression first
+ENVIRONMENT = (
+    "python3.11 -m venv .venv-quantize && .venv-quantize/bin/pip install -r tools/requirements-quantize.txt, "
+    "then .venv-quantize/bin/python tools/quantize.py … (without a GPU, first: .venv-quantize/bin/pip install "
+    "torch==2.13.0 from PyTorch's CPU builds)"
+)
+
+
+class Method(NamedTuple):
+    """How a method is named in words, the library that does it, bits of a weight, and what it asks for."""
+
+    words: str
+    package: str
+    bits: int
+    calibrated: bool = False
+    grouped: bool = False
+
+
+METHODS = {
+    "gptq": Method("GPTQ, 4-bit weights, symmetric (W4A16)", "llmcompressor", 4, calibrated=True, grouped=True),
+    "awq": Method("AWQ, 4-bit weights with zero points (W4A16)", "llmcompressor", 4, calibrated=True, grouped=True),
+    "fp8": Method("FP8 E4M3, a scale per output channel, activations per token (W8A8)", "llmcompressor", 8),
+    "int8": Method("SmoothQuant + GPTQ, INT8, activations per token (W8A8)", "llmcompressor", 8, calibrated=True),
+    "bnb8": Method("bitsandbytes LLM.int8()", "bitsandbytes", 8),
+    "nf4": Method("bitsandbytes NF4, scales quantised too", "bitsandbytes", 4),
+}
+
+
+class Job(NamedTuple):
+    """What is to be done: the samples are token ids to calibrate on, `limit` is the largest shard in bytes."""
+
+    model: Path
+    method: str
+    group: int
+    samples: Sequence[list[int]]
+    dtype: str
+    limit: int
+
+
+def require(library: str) -> None:
+    """ValueError with the commands that make the environment, where a library is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"{library} is not installed here, and is used in an environment of its own: {ENVIRONMENT}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Of what the libraries say, only errors are shown, and progress bars on a terminal only."""
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a cast at every layer and token
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if not sys.stderr.isatty():
+            stack.enter_context(redirect_stderr(io.StringIO()))
+            stack.enter_context(redirect_stdout(io.StringIO()))
+        yield
+
+
+# --- before anything is loaded ----------------------------------------------------------------------------------------
+
+
+def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear layer but the output, by name; from config.json, no weight is read.
+
+    Raises ValueError where there is none.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
+    modules = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]
+    layers = {name: (m.out_features, m.in_features) for name, m in modules if name.split(".")[-1] != OUTPUT}
+    if not layers:
+        raise ValueError(f"{model} has no linear layers ({type(skeleton).__name__}), and only these are quantised here")
+    return layers
+
+
+def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
+    """The number of weights that share a scale: `wanted`, or for 0 the largest that every layer's inputs divide into.
+
+    Raises ValueError with the name of the first layer that stands against it.
+    """
+    fitting = [size for size in GROUPS if all(inputs % size == 0 for _, inputs in layers.values())]
+    if wanted and wanted not in GROUPS:
+        raise ValueError(f"--group_size {wanted} has no kernel in vLLM; take one of {', '.join(map(str, GROUPS))}")
+    if wanted in fitting or (fitting and not wanted):
+        return wanted or fitting[0]
+    size = wanted or GROUPS[-1]
+    name, inputs = next((name, inputs) for name, (_, inputs) in layers.items() if inputs % size)
+    remedy = f"take --group_size {fitting[0]}" if fitting else "take --method fp8, int8, bnb8 or nf4"
+    raise ValueError(f"{model}: {name} has {inputs} inputs, which groups of {size} do not divide; {remedy}")
+
+
+# --- loading and quantising -------------------------------------------------------------------------------------------
+
+
+def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: Any) -> Any:
+    """The causal language model of a folder, on the first GPU or the CPU, for inference.
+
+    Raises ValueError where the folder lacks weights, which transformers would draw at random.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
+    loading: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map={"": place}, local_files_only=True, output_loading_info=True, **more
+    )
+    model, loaded = loading
+    wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
+    if wrong:
+        raise ValueError(f"{folder} lacks weights or has them in another shape, {wrong[0]} for one; get it again")
+    return model.eval()
+
+
+def quantise(job: Job, target: Path) -> None:
+    """Write the quantised weights and config.json to the folder `target`; holds the whole model in memory.
+
+    Raises ValueError with what the library said where it fails.
+    """
+    library = METHODS[job.method].package
+    try:
+        (compress if library == "llmcompressor" else shrink)(job, target)
+    except (RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{library} could not quantise {job.model}: {str(error)[:300] or repr(error)}") from error
+    for file in target.iterdir():  # safetensors lets nobody but the owner read what it wrote
+        file.chmod((target / "config.json").stat().st_mode)
+
+
+def compress(job: Job, target: Path) -> None:
+    """Quantise with llmcompressor, layer by layer on the GPU where there is one."""
+    import torch
+    from llmcompressor import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():  # AWQ pins memory for a GPU even where there is none (0.14.0.1)
+        IntermediatesCache.pin_memory = lambda *_, **__: None
+    rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in job.samples]
+    model = load_model(job.model, job.dtype, on_cpu=True)
+    oneshot(
+        model=model,
+        recipe=recipe(job.method, job.group),
+        dataset=torch.utils.data.DataLoader(rows, batch_size=None) if rows else None,
+        num_calibration_samples=len(rows),
+    )
+    model.save_pretrained(target, max_shard_size=job.limit)
+    (target / "recipe.yaml").unlink(missing_ok=True)  # it names Python objects to be made; run.json says the same
+    for module in model.modules():  # the library holds on to the model, so its memory has to be taken from it
+        for name, _ in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+
+
+def recipe(method: str, group: int) -> list[Any]:
+    """llmcompressor's modifiers for a method; the schemes are its presets, with this group size."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform import AWQModifier, SmoothQuantModifier
+
+    presets = {"gptq": "W4A16", "awq": "W4A16_ASYM", "fp8": "FP8_DYNAMIC", "int8": "W8A8"}
+    scheme = preset_name_to_scheme(presets[method], ["Linear"])
+    if METHODS[method].grouped:
+        scheme.weights.group_size = group
+    given: Any = {"config_groups": {"group_0": scheme}, "ignore": [OUTPUT]}
+    if method == "gptq":
+        return [GPTQModifier(**given)]
+    if method == "int8":  # 0.8 is the strength in the recipes of published W8A8 models
+        return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(**given)]
+    return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
+
+
+def shrink(job: Job, target: Path) -> None:
+    """Quantise with bitsandbytes, which takes each weight as it is loaded."""
+    import torch
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    own = AutoConfig.from_pretrained(job.model, local_files_only=True).dtype or torch.float32
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if job.method == "nf4":
+        compute = own if job.dtype == "auto" else getattr(torch, job.dtype)
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        settings |= {"bnb_4bit_compute_dtype": compute}
+    config = BitsAndBytesConfig(llm_int8_skip_modules=[OUTPUT], **settings)
+    model = load_model(job.model, job.dtype, quantization_config=config)
+    model.save_pretrained(target, max_shard_size=job.limit)

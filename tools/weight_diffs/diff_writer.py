@@ -1,0 +1,223 @@
+"""Write an exact diff: one pass over base and tuned model, each byte read once, hashed and compressed on all cores.
+
+Layout: tools/CHECKPOINT.md. Not a script: weight_diff.py imports it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from checkpoint_io import resume_journal
+from checkpoint_io.bit_patterns import cast, difference
+from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.tensor_files import header, plan_shards, shard_names, write_all, write_index
+from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, digest, digests, fingerprint, progress
+from lora_merging.low_rank import Factors, Sum
+
+from weight_diffs import number_coding
+from weight_diffs.exact_diff import DIFF_FILES, FORMAT, Entry, Part, counterpart, from_base, predicted
+from weight_diffs.rank_search import Search
+
+Known = Callable[[Tensor], Factors | None]  # what is known to have been added to a tuned tensor's base
+Added = Callable[[Tensor, Tensor], Factors | None]  # what is worth storing as added: known, or found
+PLANNED = 16 * CHUNK  # elements that are coded by one plan
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A compressed part of a payload and the bytes that it was made from."""
+
+    packed: bytes
+    tuned: np.ndarray | None = None
+    base: np.ndarray | None = None
+
+
+def write(
+    folder: Path,
+    tuned: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    known: Known,
+    limit: int,
+    search: Search | None,
+) -> int:
+    """Write the diff of two sets of weights into diff.safetensors, or shards of about `limit` bytes of tuned weights.
+
+    search: finds changes of small rank that are not known; None leaves them as they are. Returns the number of tensors
+    stored as such a change. What an interrupted run had written is hashed instead of made again. ValueError names file
+    and tensor where a tuned float is NaN or infinite.
+    """
+    shards = plan_shards(list(tuned.values()), limit)
+    names = shard_names(len(shards), DIFF_FILES[0].partition(".")[0])
+
+    def added(ours: Tensor, theirs: Tensor) -> Factors | None:
+        factors = known(ours) or (search.find(ours, theirs) if search else None)
+        return factors if factors is not None and is_worth(factors, ours, theirs) else None
+
+    entries: list[dict[str, Entry]] = []
+    heads: list[tuple[list[Spec], int]] = []  # payloads of each file, and the room kept for its header
+    with progress(sum(tensor.nbytes for tensor in tuned.values()), "diff") as bar:
+        for name, shard in zip(names, shards, strict=True):
+            payloads, table, room = write_payloads(folder / name, [tuned[s.name] for s in shard], base, added, bar)
+            entries.append(table)
+            heads.append((payloads, room))
+    every = {name: entry for table in entries for name, entry in table.items()}
+    used = {entry.base_name: entry.base_blake3 for entry in every.values() if entry.base_name is not None}
+    unused = digests((tensor for name, tensor in base.items() if name not in used), "hashing the rest of the base")
+    common = {
+        "format": FORMAT, "chunk": str(CHUNK),
+        "base": fingerprint(base.values(), {**unused, **used}),  # type: ignore[dict-item]
+        "tuned": fingerprint(tuned.values(), {name: entry.blake3 for name, entry in every.items()}),
+    }  # fmt: skip
+    for name, (payloads, room), table in zip(names, heads, entries, strict=True):
+        write_head(folder / name, payloads, common | {"tensors": table_text(table)}, room)
+    if len(shards) > 1:
+        places = {spec.name: name for name, (payloads, _) in zip(names, heads, strict=True) for spec in payloads}
+        write_index(folder, places, sum(s.nbytes for payloads, _ in heads for s in payloads), "diff")
+    return sum(entry.rank > 0 for entry in every.values())
+
+
+def table_text(entries: Mapping[str, Entry]) -> str:
+    return json.dumps({name: asdict(entry) for name, entry in entries.items()})
+
+
+def head_room(tensors: list[Tensor]) -> int:
+    """Bytes that a file's header may take; sizes and hashes are known only afterwards."""
+    longest = Entry("F8_E4M3", (), "0" * 64, 10**18, "", "F8_E4M3", "0" * 64, 10**6, False)
+    entries = {t.name: replace(longest, shape=t.shape, base_name=t.name + "." * 32) for t in tensors}
+    facts = {"format": FORMAT, "chunk": "0" * 9, "base": "0" * 64, "tuned": "0" * 64, "tensors": table_text(entries)}
+    return len(header([Spec(tensor.name, "U8", (10**15,)) for tensor in tensors], facts))
+
+
+def write_head(path: Path, payloads: list[Spec], metadata: Mapping[str, str], room: int) -> None:
+    """Put the header into the room that was kept for it at the file's beginning."""
+    final = header(payloads, metadata)
+    assert len(final) <= room, f"{path}: a header of {len(final)} bytes in the room for {room}"
+    with FileIO(path, "r+") as file:
+        write_all(file, (room - 8).to_bytes(8, "little") + final[8:] + b" " * (room - len(final)))
+        os.fsync(file.fileno())
+
+
+def write_payloads(
+    path: Path, tensors: list[Tensor], base: Mapping[str, Tensor], added: Added, bar: Any
+) -> tuple[list[Spec], dict[str, Entry], int]:
+    """Write the payloads of one file behind the room for its header; returns them, their entries and that room."""
+    room, payloads, entries = head_room(tensors), list[Spec](), dict[str, Entry]()
+    done = finished(path, tensors, room)
+    with FileIO(path, "r+" if path.exists() else "x") as file:
+        for tensor in tensors:
+            if tensor.name in done:
+                entry, size = done[tensor.name]
+            else:
+                file.seek(room + sum(spec.nbytes for spec in payloads))
+                file.truncate()
+                entry, size = write_payload(file, tensor, counterpart(tensor.name, base), added)
+            entries[tensor.name] = entry
+            payloads.append(Spec(tensor.name, "U8", (size,)))
+            bar.update(tensor.nbytes)
+    return payloads, entries, room
+
+
+def finished(path: Path, tensors: list[Tensor], room: int) -> dict[str, tuple[Entry, int]]:
+    """Entry and payload bytes of those first tensors that an interrupted run left in the file, by their hashes."""
+    facts, position, found = resume_journal.finished(path.parent), room, dict[str, tuple[Entry, int]]()
+    if not facts or not path.is_file():
+        return found
+    source, size = FileIO(path), path.stat().st_size
+    for tensor in tensors:
+        fact = facts.get(tensor.name)
+        if fact is None or position + fact["bytes"] > size:
+            break
+        if digest(Tensor(tensor.name, "U8", (fact["bytes"],), path, source, position)) != fact["payload"]:
+            break
+        found[tensor.name] = replace(Entry(**fact["entry"]), shape=tensor.shape), fact["bytes"]
+        position += fact["bytes"]
+    return found
+
+
+def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added) -> tuple[Entry, int]:
+    """Write one tensor's payload at the file's position; returns its entry and the payload's bytes."""
+    start = from_base(tuned, base)
+    base = base if start else None
+    factors = added(tuned, base) if base is not None else None
+    entry = Entry(tuned.dtype, tuned.shape, "", start)
+    if base is not None:
+        scaled = factors is not None and factors.scale is not None
+        entry = replace(
+            entry, base_name=base.name, base_dtype=base.dtype, rank=factors.rank if factors else 0, scaled=scaled
+        )
+    states = {"tuned": blake3(), "base": blake3(), "payload": blake3()}
+    lengths = []
+    for piece in pieces(entry, tuned, base, factors):
+        for what, data in (("tuned", piece.tuned), ("base", piece.base)):
+            if data is not None:
+                states[what].update(data.view(np.uint8).data)
+        states["payload"].update(piece.packed)
+        write_all(file, piece.packed)
+        lengths.append(len(piece.packed))
+    table = np.array(lengths, "<u4").tobytes()
+    states["payload"].update(table)
+    write_all(file, table)
+    entry = replace(entry, blake3=states["tuned"].hexdigest())
+    if base is not None:
+        for rest in base.chunks(start=start):  # of a base with more rows
+            states["base"].update(rest.view(np.uint8).data)
+        entry = replace(entry, base_blake3=states["base"].hexdigest())
+    size = sum(lengths) + len(table)
+    fact = {"entry": asdict(entry), "bytes": size, "payload": states["payload"].hexdigest()}
+    resume_journal.record(Path(str(file.name)).parent, tuned.name, fact)
+    return entry, size
+
+
+def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | None) -> Iterator[Piece]:
+    """The payload of one tensor part by part, made on all cores."""
+    zstd = number_coding.codec()
+    total = Sum(factors) if factors else None
+    stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
+
+    def numbers(part: Part, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
+        if base is None or theirs is None:
+            return ours
+        return difference(ours, predicted(theirs, base.dtype, part.first, entry, total), tuned.dtype)
+
+    @cache
+    def plan(what: str, first: int) -> list[int]:
+        """How to code the parts that follow `first`: by the numbers there, so that it does not depend on threads."""
+        sample = Part(what, 0, first, min(first + number_coding.SAMPLE, tuned.elements))
+        theirs = base.read(sample.first, min(sample.last, entry.from_base)) if base and what == "difference" else None
+        ours = tuned.read(sample.first, sample.first + theirs.size if theirs is not None else sample.last)
+        return number_coding.make_plan(numbers(sample, ours, theirs))
+
+    def piece(part: Part) -> Piece:
+        if part.what in stored:
+            values = np.asarray(stored[part.what], np.float32).reshape(-1)[part.first : part.last]
+            return Piece(number_coding.encode(values.view(np.uint32), zstd))
+        ours = tuned.read_once(part.first, part.last)
+        check_finite(ours, tuned)
+        theirs = base.read_once(part.first, part.last) if base and part.what == "difference" else None
+        start = part.first // PLANNED * PLANNED if part.what == "difference" else part.first
+        kinds = plan(part.what, start) if total is None and part.last - start > number_coding.SAMPLE else []
+        return Piece(number_coding.encode(numbers(part, ours, theirs), zstd, kinds), ours, theirs)
+
+    return in_order(piece, entry.parts(CHUNK))
+
+
+def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
+    """Whether the factors take less room than they save, by the first rows of the matrix."""
+    zstd, columns = number_coding.codec(), tuned.shape[1]
+    rows = min(tuned.shape[0], max(1, CHUNK // columns))
+    ours, theirs = tuned.read(0, rows * columns), base.read(0, rows * columns)
+    sizes = [
+        len(number_coding.encode(difference(ours, below, tuned.dtype), zstd))
+        for below in (cast(theirs, base.dtype, tuned.dtype), Sum(factors).rows(theirs, base.dtype, 0, tuned.dtype))
+    ]
+    saved = (sizes[0] - sizes[1]) * tuned.shape[0] / rows
+    stored = (np.ascontiguousarray(part).reshape(-1)[:CHUNK] for part in (factors.left, factors.right))
+    shares = [len(number_coding.encode(part.view(np.uint32), zstd)) / part.nbytes for part in stored]
+    return saved > factors.left.nbytes * shares[0] + factors.right.nbytes * shares[1]

@@ -1,0 +1,199 @@
+"""Small unsigned numbers in as few bits as their distribution needs, by zstd and numpy alone.
+
+zstd finds no entropy by itself in numbers that take one to five bits: it looks for matches, and its Huffman code spends
+at least one bit on a byte. So a chunk of numbers is first taken apart until every byte that zstd sees is full of
+information. Step by step, either
+
+- the low k bits (1, 2, 4 or 8) of every number are packed into bytes, 8 / k numbers in each, and the rest goes on; or
+- where nearly all numbers are 0, the gaps between the others are written as bytes, and the others, less 1, go on;
+
+until nothing but zeros is left. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G. Gallager,
+Variations on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
+
+exact_diff.py and diff_writer.py import it.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+WIDTHS = (8, 4, 2, 1)  # bits of a number that may be packed in one step
+GAPS = 0  # the step that keeps only numbers other than 0
+RAW, ZSTD = 0, 1
+STEP = struct.Struct("<BBII")  # kind, codec, bytes stored, bytes unpacked
+STEPS_LIMIT = 255  # more than 64-bit numbers can need
+SAMPLE = 1 << 12  # numbers that a step is chosen by
+SPARSE = 0.06  # the share of numbers other than 0 below which gaps are shorter than packed bits
+FULL = 7.9  # bits of information in a byte that is not worth taking apart
+NEAR = 1.03  # wider steps are faster, so the widest is taken whose cost is this near to the least
+ESCAPE = 255  # a gap byte that says: 255 zeros, and the gap goes on
+Buffer = bytes | memoryview
+
+
+def codec() -> Any:
+    """zstd at level 1; ValueError where pyarrow, which brings it, is not installed."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise ValueError("zstd comes with pyarrow, which is not installed: pip install pyarrow") from None
+    return pyarrow.Codec("zstd", compression_level=1)
+
+
+def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
+    """A chunk of unsigned numbers of any width, (n,) uint8/16/32/64, as bytes that `decode` reads.
+
+    plan: the first steps' kinds, as chosen for a like chunk; any plan gives the numbers back, a good one saves time.
+    """
+    table, streams = [], []
+    for kind, stream in steps(numbers, plan):
+        packed = zstd.compress(stream, asbytes=True)
+        shorter = len(packed) < stream.nbytes
+        table.append(STEP.pack(kind, ZSTD if shorter else RAW, min(len(packed), stream.nbytes), stream.nbytes))
+        streams.append(packed if shorter else stream.tobytes())
+    return b"".join((bytes([len(table)]), *table, *streams))
+
+
+def make_plan(sample: np.ndarray) -> list[int]:
+    """The steps' kinds for numbers of which these are some."""
+    return [kind for kind, _ in steps(sample, ())]
+
+
+def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(kind, stream of bytes) of each step until nothing but zeros is left."""
+    kinds = iter(plan)
+    while numbers.size and (highest := int(numbers.max())):
+        if highest < 256:
+            numbers = numbers.astype(np.uint8, copy=False)
+        kind = next(kinds, None)
+        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)]) if kind is None else kind
+        if kind == GAPS:
+            places = np.flatnonzero(numbers != 0)  # of booleans, which is many times as fast
+            yield GAPS, gap_bytes(places)
+            numbers = numbers[places] - numbers.dtype.type(1)
+        else:
+            yield kind, pack(numbers, kind)
+            numbers = numbers >> numbers.dtype.type(kind) if highest >> kind else numbers[:0]
+
+
+def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
+    """The `count` numbers of a chunk, (count,) unsigned of `itemsize` bytes; ValueError where the bytes are damaged."""
+    table = read_steps(data)
+    counts = [count]
+    places: dict[int, np.ndarray] = {}
+    streams = []
+    for number, (kind, stored, method, unpacked) in enumerate(table):
+        wanted = counts[-1] if kind == GAPS else -(-counts[-1] * kind // 8)
+        if unpacked > wanted or (kind != GAPS and unpacked != wanted):
+            raise ValueError("a stream is longer or shorter than its numbers")
+        stream = zstd.decompress(stored, unpacked, asbytes=True) if method == ZSTD else stored
+        streams.append(np.frombuffer(stream, np.uint8))
+        if kind == GAPS:
+            places[number] = gap_places(streams[-1], counts[-1])
+            counts.append(places[number].size)
+        else:
+            counts.append(counts[-1])
+    bits = sum(kind or 1 for kind, *_ in table)
+    numbers = np.zeros(counts[-1], np.uint8 if bits <= 8 else f"<u{itemsize}")
+    for number, (kind, *_) in reversed(list(enumerate(table))):
+        if kind == GAPS:
+            full = np.zeros(counts[number], numbers.dtype)
+            full[places[number]] = numbers + numbers.dtype.type(1)
+            numbers = full
+        else:
+            low = unpack(streams[number], kind, counts[number])
+            if number < len(table) - 1:
+                numbers = numbers << numbers.dtype.type(kind)
+                numbers |= low
+            else:
+                numbers = low.astype(numbers.dtype, copy=False)
+    return numbers.astype(f"<u{itemsize}", copy=False)
+
+
+def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
+    """[(kind, bytes stored, RAW or ZSTD, bytes unpacked)]; ValueError where the table does not fit the data."""
+    view = memoryview(data)
+    number = view[0] if len(view) else STEPS_LIMIT
+    position = 1 + number * STEP.size
+    if number >= STEPS_LIMIT or position > len(view):
+        raise ValueError("its table of steps is cut off")
+    steps = []
+    for kind, method, stored, unpacked in STEP.iter_unpack(view[1:position]):
+        if kind not in (GAPS, *WIDTHS) or method not in (RAW, ZSTD) or (method == RAW and stored != unpacked):
+            raise ValueError(f"step {kind}, {method} is not known")
+        steps.append((kind, view[position : position + stored], method, unpacked))
+        position += stored
+    if position != len(view):
+        raise ValueError(f"{position} bytes are announced and {len(view)} there")
+    return steps
+
+
+def choose(sample: np.ndarray) -> int:
+    """The step that leaves fewest bits: GAPS, or how many low bits to pack, by the histogram of some numbers."""
+    if np.count_nonzero(sample) < SPARSE * sample.size:
+        return GAPS
+    if entropy(np.bincount(pack(sample, 8))) > FULL:
+        return 8
+    cost, wide = {}, sample.astype(np.uint64)
+    for width in WIDTHS:
+        beyond = np.minimum(wide >> np.uint64(width), np.uint64(1 << 16)).astype(np.int64)
+        cost[width] = huffman(np.bincount(pack(sample, width))) * width / 8 + entropy(np.bincount(beyond))
+    least = min(cost.values())
+    return next(width for width in WIDTHS if cost[width] <= least * NEAR)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits per symbol."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def huffman(counts: np.ndarray) -> float:
+    """Bits per byte that zstd will spend, nearly: entropy, Gallager's bound on Huffman's redundancy, and a measured
+    quarter bit where bytes repeat so often that zstd finds matches in them, which cost more than they save."""
+    bits, first = entropy(counts), float(counts.max() / counts.sum())
+    redundancy = 0.02 if first < 0.5 else 2 - entropy(np.array([first, 1 - first])) - first
+    return min(8.0, bits + redundancy + (0.25 if bits < 3 else 0))
+
+
+def pack(numbers: np.ndarray, width: int) -> np.ndarray:
+    """The low `width` bits of n numbers in ceil(n * width / 8) bytes; the first number of each 8 / width-th of them
+    shares the first byte, and so on."""
+    low = (numbers if width == 8 else numbers & numbers.dtype.type((1 << width) - 1)).astype(np.uint8)
+    size = -(-numbers.size * width // 8)
+    packed = low[:size].copy()
+    for part in range(1, 8 // width):
+        piece = low[part * size : (part + 1) * size]
+        packed[: piece.size] |= piece << np.uint8(part * width)
+    return packed
+
+
+def unpack(packed: np.ndarray, width: int, count: int) -> np.ndarray:
+    """The inverse of `pack`: (count,) uint8."""
+    if width == 8:
+        return packed
+    low = np.empty(count, np.uint8)
+    for part in range(8 // width):
+        piece = low[part * packed.size : (part + 1) * packed.size]
+        np.right_shift(packed[: piece.size], np.uint8(part * width), out=piece)
+    low &= np.uint8((1 << width) - 1)
+    return low
+
+
+def gap_bytes(places: np.ndarray) -> np.ndarray:
+    """Ascending places as the gaps between them: gap % 255, after as many bytes 255 as gap // 255 says."""
+    gaps = np.diff(places, prepend=-1) - 1
+    ends = np.cumsum(gaps // ESCAPE + 1) - 1
+    result = np.full(int(ends[-1]) + 1, ESCAPE, np.uint8)
+    result[ends] = gaps % ESCAPE
+    return result
+
+
+def gap_places(gaps: np.ndarray, count: int) -> np.ndarray:
+    """The inverse of `gap_bytes`; ValueError where a place lies beyond `count`."""
+    last = gaps != ESCAPE
+    places = (np.cumsum(gaps + last, dtype=np.int64) - 1)[last]
+    if places.size and places[-1] >= count:
+        raise ValueError("a gap leads beyond the chunk")
+    return places

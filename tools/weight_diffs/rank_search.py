@@ -1,0 +1,171 @@
+"""Find out whether a tuned matrix is its base plus a matrix of small rank (a merged LoRA), and which.
+
+Randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https://arxiv.org/abs/0909.4061) on the difference;
+what counts are singular values above those that the rounding of the tuned weights causes, for which the edge of random
+matrices' spectra is the measure: noise * (sqrt(rows) + sqrt(columns)). A weight near zero is rounded far less than a
+large one and tells the product far more exactly, so the factors are then fitted by least squares in which each weight
+counts by its own rounding, rows and columns in turn.
+
+Memory: six matrices of the size of one tensor, in float32 (float64 where the tuned one is float32).
+diff_writer.py and weight_diff.py import it.
+"""
+
+import re
+from collections import Counter
+
+import numpy as np
+from checkpoint_io.bit_patterns import FLOATS, to_float32
+from checkpoint_io.ordered_parallel import blas_on_all_cores
+from checkpoint_io.tensors import Tensor, cuts
+from lora_merging.low_rank import Factors
+
+BLOCK = 384  # side of the corner that tells at once whether a closer look is worth it
+LARGEST = 256  # rank; beyond it the factors are no saving worth the search
+ENOUGH = 3  # matrices of a kind without a low rank, after which no more are looked at
+ABOVE = 1.1  # times the edge of noise
+FITTED = 64  # the largest rank whose factors are fitted; the work grows with its square
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # sweep by sweep, how much finer than the median a weight's rounding may count
+ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors that are held at once
+KEPT = np.uint32(0xFFFFFF00)  # bits of a float32 factor that are stored for 16-bit types: 15 of the mantissa
+MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
+SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
+
+
+class Search:
+    """Looks for low ranks in a model, but not again in matrices of a kind (every layer's q_proj, say) without one."""
+
+    def __init__(self) -> None:
+        self.misses = Counter[str]()
+
+    def find(self, tuned: Tensor, base: Tensor) -> Factors | None:
+        """See `find`."""
+        kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
+        if self.misses[kind] >= ENOUGH:
+            return None
+        with blas_on_all_cores():
+            factors = find(tuned, base)
+        self.misses[kind] += factors is None
+        return factors
+
+
+def find(tuned: Tensor, base: Tensor) -> Factors | None:
+    """The factors whose sum with the base is the tuned matrix but for rounding; None where there are none.
+
+    None too for vectors, for matrices of another shape, and where the rank is above LARGEST.
+    """
+    if len(tuned.shape) != 2 or tuned.shape != base.shape or not {tuned.dtype, base.dtype} <= set(FLOATS):
+        return None
+    if not looks_low_rank(tuned, base):
+        return None
+    change = matrix(tuned)
+    half = half_step(change, tuned.dtype)
+    change -= matrix(base)
+    left, right = leading(change)
+    if not right.size:
+        return None
+    if right.shape[0] <= FITTED:
+        left, right = fitted(change, half, right)
+    return stored(left, right, tuned.dtype)
+
+
+def matrix(tensor: Tensor) -> np.ndarray:
+    """(rows, columns) of its own memory, in a type in which differences of its values are exact enough."""
+    values = to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
+    return values.astype(np.float64) if tensor.dtype == "F32" else np.array(values)
+
+
+def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
+    """Whether the first rows' and columns' corner of the difference has few singular values above its noise."""
+    rows, columns = (min(BLOCK, side) for side in tuned.shape)
+    change = np.empty((rows, columns))
+    for row in range(rows):
+        first = row * tuned.shape[1]
+        ours, theirs = (to_float32(t.read(first, first + columns), t.dtype) for t in (tuned, base))
+        change[row] = ours.astype(np.float64) - theirs
+    values = np.linalg.svd(change, compute_uv=False)
+    return 0 < significant(values, change.shape, float(np.square(change).sum())) <= min(rows, columns) // 3
+
+
+def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
+    """How many singular values, the largest first, stand above the noise that the others make up.
+
+    total: the sum of all squared elements. The noise is estimated from what lies beyond the values counted so far,
+    beginning with none.
+    """
+    rows, columns = shape
+    count = -1
+    kept = 0
+    while kept > count:
+        count = kept
+        rest = max(0.0, total - float(np.square(values[:count], dtype=np.float64).sum()))
+        noise = np.sqrt(rest / max(1.0, (rows - count) * (columns - count)))
+        kept = int(np.count_nonzero(values > ABOVE * noise * (np.sqrt(rows) + np.sqrt(columns))))
+    return count
+
+
+def leading(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The significant part of a matrix as left (rows, rank) and right (rank, columns); rank 0 where there is none."""
+    rows, columns = change.shape
+    total = float(np.square(change, dtype=np.float64).sum())
+    generator = np.random.default_rng(0)
+    size = 32
+    while True:
+        size = min(size, rows, columns)
+        basis = orthonormal(change @ generator.standard_normal((columns, size), dtype=np.float32))
+        basis = orthonormal(change @ (change.T @ basis))
+        left, values, right = np.linalg.svd(basis.T @ change, full_matrices=False)
+        rank = significant(values, change.shape, total)
+        if rank < size * 3 // 4:
+            return (basis @ left[:, :rank]) * values[:rank], right[:rank]
+        if size >= min(LARGEST, rows // 3, columns // 3):
+            return np.zeros((rows, 0), np.float32), np.zeros((0, columns), np.float32)
+        size *= 2
+
+
+def orthonormal(vectors: np.ndarray) -> np.ndarray:
+    return np.linalg.qr(vectors)[0]
+
+
+def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Half the distance to the next number of the type, for each of the values; same shape."""
+    _, exponents = np.frexp(values)
+    steps = np.ldexp(values.dtype.type(0.5), exponents - 1 - MANTISSA_BITS[dtype])
+    return np.maximum(steps, values.dtype.type(SMALLEST[dtype] / 2))
+
+
+def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the same rank by alternating least squares, each element counting by its rounding error `half`."""
+    middle = np.median(half)
+    left = change[:, :0]
+    for precision in PRECISIONS:
+        weights = np.maximum(half, middle / precision)
+        np.divide(middle, weights, out=weights)
+        weights *= weights
+        left = solved(change, weights, right)
+        right = np.ascontiguousarray(solved(change.T, weights.T, left.T).T)
+    return left, right
+
+
+def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left (rows, rank) with the least sum of weights * (left @ right - change)^2; right: (rank, columns)."""
+    rank, columns = right.shape
+    left = np.empty((change.shape[0], rank), change.dtype)
+    for first, last in cuts(change.shape[0], max(1, ROWS_AT_ONCE // (rank * columns))):
+        part = np.ascontiguousarray(weights[first:last])
+        squares = ((part[:, None, :] * right) @ right.T).astype(np.float64)
+        ridge = 1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny  # rows of zeros are solved, too
+        squares += np.eye(rank) * ridge[:, None, None]
+        wanted = ((part * change[first:last]) @ right.T).astype(np.float64)
+        left[first:last] = np.linalg.solve(squares, wanted[..., None])[..., 0]
+    return left
+
+
+def stored(left: np.ndarray, right: np.ndarray, dtype: str) -> Factors:
+    """Both factors with columns and rows of like size, in float32, with the bits that are worth storing."""
+    sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
+    return Factors(shortened(left / sizes, dtype), shortened(right * sizes[:, None], dtype))
+
+
+def shortened(values: np.ndarray, dtype: str) -> np.ndarray:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return bits.view(np.float32) if dtype == "F32" else ((bits + np.uint32(0x80)) & KEPT).view(np.float32)
