@@ -1,18 +1,13 @@
-"""How a command ends: an error that a user can cause is one line and exit status 2, Ctrl-C is one line and 130.
+"""How a command ends: an error that a user can cause is one line and exit status 2, Ctrl-C is one line and 130."""
 
-Importing this module in a running command also makes Ctrl-C one line while the rest of the command's modules are
-imported, so `command_line` is the first import of every command (isort's settings in pyproject.toml keep it there).
-"""
+from command_line import interrupts
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
 ERROR = 2
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def one_line(error: BaseException) -> str:
@@ -54,14 +49,15 @@ def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception
     exceptions are programming errors and pass. Ctrl-C gives 130 and prints "interrupted", or the line that the
     KeyboardInterrupt holds where the interrupted function knows more (`resumable`).
     """
-    if signal.getsignal(signal.SIGINT) is _end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
     try:
         return work() or 0
     except (KeyboardInterrupt, Exception) as error:
         if interrupt := _interrupt_behind(error):
-            return _interrupted(str(interrupt) or "interrupted")
+            interrupts.print_line(str(interrupt) or "interrupted")
+            interrupts.end_on_second_interrupt()
+            return interrupts.INTERRUPTED
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise
@@ -74,28 +70,3 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _interrupted(line: str) -> int:
-    """Print the line; a second Ctrl-C while the process ends then stops it without a traceback."""
-    print("\n" * sys.stderr.isatty() + line, file=sys.stderr)  # a terminal has printed ^C or a progress bar
-    if _is_command():
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    return INTERRUPTED
-
-
-def _end_at_once(*_: object) -> None:
-    """End the process on Ctrl-C: nothing has been written, and a KeyboardInterrupt may be lost inside an import."""
-    print("\n" * sys.stderr.isatty() + "interrupted", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
-
-
-def _is_command() -> bool:
-    """Whether the running program is a command of the stage that this copy of the package lies in."""
-    program = getattr(sys.modules["__main__"], "__file__", None) or ""
-    return os.path.dirname(os.path.abspath(program)) == os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-
-
-# A process that was started with Ctrl-C ignored, such as a job in the background, keeps ignoring it.
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end_at_once)
