@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
-from checkpoint_io import signatures
+from checkpoint_seals import signatures
 from checkpoint_io.bit_patterns import FLOATS, to_float32
-from checkpoint_io.checkpoint_folders import existing, read_json, write_json
+from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.published_hashes import verify_list
-from checkpoint_io.seal_check import SEAL, files_of, hash_file, verify_seal
+from checkpoint_seals.published_hashes import verify_list
+from checkpoint_seals.seal_check import SEAL, files_of, hash_file, verify_seal
 from checkpoint_io.tensors import (
     ADAPTER_FILES,
     MODEL_FILES,
@@ -80,11 +80,11 @@ def seal(folder: str, parents: str | tuple[str, ...] = "", sign_key: str = "", *
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    path = existing(folder, "seal")
+    path = existing_folder(folder, "seal")
     if sign_key:
         signatures.package()  # said before anything is hashed or written
     names = parents.split(",") if isinstance(parents, str) else parents
-    ancestors = [existing(name, "--parents") for name in names if name]
+    ancestors = [existing_folder(name, "--parents") for name in names if name]
     signatures.remove(path)  # of an earlier seal
     _, tensors, weights = weights_of(path)
     files = files_of(path)
@@ -114,7 +114,7 @@ def verify(folder: str, sums: str = "", public_key: str = "", **unknown: object)
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    path = existing(folder, "verify")
+    path = existing_folder(folder, "verify")
     if sums:
         kind, count = verify_list(path, Path(str(sums)))
         print(f"{path}: all {count} files as listed in {sums} ({kind})")
@@ -137,7 +137,7 @@ def show(folder: str, **unknown: object) -> None:
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    path = existing(folder, "show")
+    path = existing_folder(folder, "show")
     tensors, _, weights = weights_of(path)
     types = Counter[str]()
     for tensor in tensors.values():
@@ -199,7 +199,7 @@ def compare(first: str, second: str, **unknown: object) -> None:
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    a, b = (read_weights(existing(name, "compare"), ALL_FILES) for name in (first, second))
+    a, b = (read_weights(existing_folder(name, "compare"), ALL_FILES) for name in (first, second))
     notes = [f"{name} is only in {first}" for name in a if name not in b]
     notes += [f"{name} is only in {second}" for name in b if name not in a]
     total = Distance()

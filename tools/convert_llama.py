@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint_io import resume_journal
-from checkpoint_io.checkpoint_folders import carry, existing, new_folder, write_json, write_run
-from checkpoint_io.published_hashes import read_list, verify_list
-from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.checkpoint_folders import copy_files, existing_folder, new_folder, write_json, write_run
+from checkpoint_seals.published_hashes import read_list, verify_list
+from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME
 from checkpoint_io.tool_command import flag, parse_size, refuse, run
@@ -33,7 +33,12 @@ from llama_conversion.llama_params import (
     read_params,
     version_of,
 )
-from llama_conversion.llama_tokenizer import Words, check, is_ranked, read_words
+from tokenizer_files.llama_tokenizer import (
+    LlamaTokenizer,
+    check_llama_tokenizer,
+    is_rank_table,
+    read_llama_tokenizer,
+)
 
 # How far the files' copies of a norm may be apart. They are equal but in version 3's 70B, where they differ slightly
 # (AI-Hypercomputer/jetstream-pytorch #101, which takes this tolerance); the published converter takes the first file's.
@@ -107,7 +112,7 @@ def read_original(root: Path, size: str, version: str) -> Original:
     params = read_params(folder / "params.json")
     check_size(size, params, folder / "params.json")
     tokenizer = find_tokenizer(root, folder)
-    ranked = is_ranked(tokenizer)
+    ranked = is_rank_table(tokenizer)
     if version:
         check_version(version, params, ranked)
     ranks = read_ranks(folder)
@@ -130,7 +135,7 @@ def check_weights(original: Original) -> list[Joined]:
     return [weight for weight in original.weights if weight.spec.name != "lm_head.weight"]
 
 
-def write_tokenizer(folder: Path, original: Original, words: Words, check_path: str) -> str:
+def write_tokenizer(folder: Path, original: Original, words: LlamaTokenizer, check_path: str) -> str:
     """Write the tokenizer files, compared with the original tokenizer; a phrase that says what held."""
     rows = original.weights[0].spec.shape[0]
     if words.size != rows:
@@ -138,10 +143,10 @@ def write_tokenizer(folder: Path, original: Original, words: Words, check_path: 
             f"{original.tokenizer} has {words.size:,} tokens, the embedding in {original.folder} {rows:,} rows; "
             "they are not of one model: put the right tokenizer.model there"
         )
-    checked = check(words, check_path)
+    checked = check_llama_tokenizer(words, check_path)
     words.tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", words.config)
-    carry(original.tokenizer.parent, folder, ("tokenizer.model",))
+    copy_files(original.tokenizer.parent, folder, ("tokenizer.model",))
     return checked
 
 
@@ -156,11 +161,11 @@ def convert(
     verify_seal(source)
     lists = (source / "checklist.chk", original.tokenizer.parent / "tokenizer_checklist.chk")
     used = (*original.files, source / "params.json", original.tokenizer)
-    run = resume_journal.identity("tools/convert_llama.py", options, {source, original.tokenizer.parent})
+    run = resume_journal.run_identity("tools/convert_llama.py", options, {source, original.tokenizer.parent})
     with new_folder(target, sum(weight.spec.nbytes for weight in original.weights), run) as folder:
         compared = verify_checklists(lists, used)
         weights = {weight.spec.name: weight for weight in check_weights(original)}
-        words = read_words(original.tokenizer, version, instruct)
+        words = read_llama_tokenizer(original.tokenizer, version, instruct)
         checked = write_tokenizer(folder, original, words, check_path)
         specs = [weight.spec for weight in weights.values()]
         hashes = write_shards(folder, specs, lambda spec: stream(weights[spec.name]), limit)
@@ -212,7 +217,7 @@ def main(
         raise ValueError("--safe_serialization False is not done here; only safetensors is written")
     size, limit = str(model_size), parse_size(max_shard_size)
     chat = flag(instruct, "--instruct") or size.endswith("f")
-    original = read_original(existing(input_dir, "--input_dir"), size, str(llama_version))
+    original = read_original(existing_folder(input_dir, "--input_dir"), size, str(llama_version))
     if num_shards not in (0, len(original.files)):
         raise ValueError(
             f"--num_shards {num_shards}, but {original.folder} has {len(original.files)}; correct one of them"

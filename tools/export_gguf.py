@@ -25,8 +25,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from checkpoint_io.bit_patterns import from_float32, to_float32
-from checkpoint_io.checkpoint_folders import existing, sync
-from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.checkpoint_folders import existing_folder, fsync_path
+from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensors import CHUNK, Tensor, progress
 from checkpoint_io.tool_command import refuse, run
 from gguf_files.gguf_model import Model, Place, interleaved, read_model
@@ -138,7 +138,7 @@ def write_gguf(
                 bar.update(chunk.nbytes)
             assert file.tell() - start == tensor.nbytes, f"{tensor.place.name}: {file.tell() - start} bytes"
         align(file)
-    sync(path)
+    fsync_path(path)
 
 
 def align(file: BinaryIO) -> None:
@@ -171,7 +171,7 @@ def quantise(source: Path, target: Path) -> Counter[str]:
         llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p())  # to stderr again
     if failed:
         raise ValueError(f"llama.cpp could not quantise {source}: {''.join(said).strip().rpartition(chr(10))[2]}")
-    sync(target)
+    fsync_path(target)
     return Counter(tensor.tensor_type.name for tensor in GGUFReader(target).tensors)
 
 
@@ -231,7 +231,7 @@ def main(model_path: str, output_file: str, type: str = "q8_0", **unknown: objec
     for package, remedy in (("gguf", GET_GGUF), ("llama_cpp", GET_QUANTISER if kind == "q4_k_m" else "")):
         if remedy and find_spec(package) is None:
             raise ValueError(remedy)
-    folder = existing(model_path, "--model_path", "config.json")
+    folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
     vocabulary, template = read_vocabulary(folder, model.rows), read_template(folder)
     exact = exact_type(model)

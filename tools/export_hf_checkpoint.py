@@ -6,7 +6,7 @@
 The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumed.
 """
 
-from checkpoint_io.checkpoint_folders import existing
+from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.tool_command import parse_size, refuse, run
 from lora_merging.lora_merge import merge_folders, weighted
 
@@ -31,7 +31,7 @@ def main(
     """
     refuse(unknown)
     limit = parse_size(max_shard_size)
-    base, loras = existing(base_model, "--base_model", "config.json"), weighted(lora_model, weights, "--lora_model")
+    base, loras = existing_folder(base_model, "--base_model", "config.json"), weighted(lora_model, weights, "--lora_model")
     options: dict[str, object] = {
         "base_model": base_model, "lora_model": lora_model, "output_dir": output_dir,
         "max_shard_size": max_shard_size, "weights": weights,

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from checkpoint_io.checkpoint_folders import (
     PROMPT_FILES,
     TOKENIZER_FILES,
-    carry,
-    existing,
+    copy_files,
+    existing_folder,
     new_folder,
     read_json,
     write_json,
     write_run,
 )  # fmt: skip
-from checkpoint_io.seal_check import verify_seal
+from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensors import read_weights
 from checkpoint_io.tool_command import parse_size, refuse, run
 from quantization.calibration import Example, Renderer, encode, fitting, sample_rows
@@ -57,7 +57,7 @@ def check_options(name: str, data_path: object, group_size: object, dtype: str, 
 
 def check_model(path: object) -> Path:
     """The checkpoint folder, complete, unquantised and as it was sealed; see `existing`."""
-    model = existing(path, "--model_path", "config.json")
+    model = existing_folder(path, "--model_path", "config.json")
     if read_json(model / "config.json").get("quantization_config"):
         raise ValueError(f"{model} is quantised already; give the model that it was made from")
     if not (model / "tokenizer_config.json").is_file():
@@ -169,7 +169,7 @@ def main(
         answers = stack.enter_context(new_folder(predictions_dir, 0)) if predictions_dir else None
         before = score(model, data.tokenizer, data.held_out, answers and answers / "before.jsonl")
         quantise(Job(model, str(method), group, data.calibration, str(dtype), limit), folder)
-        carry(model, folder, CARRIED)
+        copy_files(model, folder, CARRIED)
         after = score(folder, data.tokenizer, data.held_out, answers and answers / "after.jsonl")
         record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.words}" + (f", groups of {group}" if group else "")

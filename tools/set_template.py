@@ -9,8 +9,8 @@ the folder's own tokenizer, and what a user says must come out as it went in.
 import shutil
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import existing, link, new_folder, read_json, write_json, write_run
-from checkpoint_io.seal_check import SEAL, verify_seal
+from checkpoint_io.checkpoint_folders import existing_folder, link_or_copy, new_folder, read_json, write_json, write_run
+from checkpoint_seals.seal_check import SEAL, verify_seal
 from checkpoint_io.tool_command import refuse, run
 
 LINKED = (".safetensors", ".bin")  # big and never edited in place
@@ -48,7 +48,7 @@ def main(model_path: str, template_path: str, output_dir: str, **unknown: object
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    model, template = existing(model_path, "--model_path"), Path(str(template_path))
+    model, template = existing_folder(model_path, "--model_path"), Path(str(template_path))
     if template.suffix != ".jinja" or not template.is_file():
         raise FileNotFoundError(f"{template} is no .jinja file here; finetune/templates/ has some")
     verify_seal(model)
@@ -59,7 +59,7 @@ def main(model_path: str, template_path: str, output_dir: str, **unknown: object
     small = [file for file in files if file.suffix not in LINKED]
     with new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:
-            (link if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
+            (link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         shutil.copyfile(template, folder / TEMPLATE)
         config = read_json(folder / "tokenizer_config.json")
         if config.pop("chat_template", None) is not None:  # the older place of a template; two would contradict

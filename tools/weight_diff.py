@@ -18,14 +18,14 @@ from typing import NamedTuple
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import (
     SMALL_FILES,
-    carry,
+    copy_files,
     check_tokenizer,
-    existing,
+    existing_folder,
     new_folder,
     set_dtype,
     write_run,
 )
-from checkpoint_io.seal_check import verify_seal
+from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensor_files import differing, not_as_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
 from checkpoint_io.tool_command import flag, parse_size, refuse, run
@@ -64,7 +64,7 @@ def opened(path_raw: str, other: str, option: str, role: str) -> dict[str, Path]
     With an exact diff the weights' seals are not looked at: recovery compares the hash of every tensor itself.
     """
     folders = {
-        "raw": existing(path_raw, "--path_raw", "config.json"), role: existing(other, option, "config.json"),
+        "raw": existing_folder(path_raw, "--path_raw", "config.json"), role: existing_folder(other, option, "config.json"),
     }  # fmt: skip
     for folder in folders.values():
         verify_seal(folder, weights=not exact_diff.is_exact(folders[role]))
@@ -119,7 +119,7 @@ def make_diff(
 def make_exact(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) -> str:
     """Write an exact diff; returns a line that says how large it is."""
     adapter = job.options["adapter"]
-    lora = lora_merge.read_adapter(existing(adapter, "--adapter")) if adapter else None
+    lora = lora_merge.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
     for name, tensor in tuned.items():
         elements = tensor.elements - exact_diff.from_base(tensor, exact_diff.counterpart(name, raw))
         if elements:
@@ -130,10 +130,10 @@ def make_exact(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) -> st
         fits = update is not None and tensor.name in raw and update.shape() == tensor.shape == raw[tensor.name].shape
         return lora_merge.factors(update, raw[tensor.name]) if update is not None and fits else None
 
-    run = resume_journal.identity(SCRIPT, job.options, [*job.folders.values(), *([lora.folder] if lora else [])])
+    run = resume_journal.run_identity(SCRIPT, job.options, [*job.folders.values(), *([lora.folder] if lora else [])])
     search = Search() if job.options["low_rank"] else None
     with new_folder(job.target, 0, run) as folder:  # how far it compresses is known only afterwards
-        carry(job.folders["tuned"], folder, SMALL_FILES)
+        copy_files(job.folders["tuned"], folder, SMALL_FILES)
         ranked = diff_writer.write(folder, tuned, raw, known, job.limit, search)
         write_run(folder, f"{SCRIPT} make_diff", job.options, job.folders)
         size = sum(file.stat().st_size for file in folder.glob("diff*.safetensors"))
@@ -148,7 +148,7 @@ def make_additive(job: Job, raw: dict[str, Tensor], tuned: dict[str, Tensor]) ->
     tuned = additive_diff.pair(tuned, raw, job.folders["raw"])
     size = sum(tensor.elements for tensor in tuned.values()) * (2 if dtype == "F16" else 4)
     with new_folder(job.target, size) as folder:
-        carry(job.folders["tuned"], folder, SMALL_FILES)
+        copy_files(job.folders["tuned"], folder, SMALL_FILES)
         set_dtype(folder, TORCH_NAME[dtype])
         changed = additive_diff.write(folder, tuned, raw, dtype, job.limit)
         write_run(folder, f"{SCRIPT} make_diff", job.options, job.folders)
@@ -202,7 +202,7 @@ def recover_exact(job: Job, raw: dict[str, Tensor]) -> str:
     exact_diff.check_base(diff, raw, job.folders["raw"])
     specs = [Spec(name, entry.dtype, entry.shape) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
-    run = resume_journal.identity(SCRIPT, job.options, job.folders.values())
+    run = resume_journal.run_identity(SCRIPT, job.options, job.folders.values())
     with new_folder(job.target, sum(spec.nbytes for spec in specs), run) as folder:
         carry_small(job.folders, folder)
         write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), job.limit, expected=hashes)
@@ -221,7 +221,7 @@ def recover_additive(job: Job, raw: dict[str, Tensor]) -> str:
     diff = additive_diff.pair(stored, raw, job.folders["raw"])
     known = additive_diff.check_base(source, stored, raw, job.folders["raw"], str(job.options["published"]))
     needed = sum(tensor.elements for tensor in diff.values()) * (2 if dtype == "F16" else 4)
-    run = resume_journal.identity(SCRIPT, job.options, job.folders.values())
+    run = resume_journal.run_identity(SCRIPT, job.options, job.folders.values())
     with new_folder(job.target, needed, run) as folder:
         carry_small(job.folders, folder)
         weights = additive_diff.recover(folder, diff, raw, dtype, job.limit)
@@ -237,8 +237,8 @@ def carry_small(folders: dict[str, Path], folder: Path) -> None:
     try:
         check_tokenizer(folders["diff"])
     except FileNotFoundError:
-        carry(folders["raw"], folder, SMALL_FILES)
-    carry(folders["diff"], folder, SMALL_FILES)
+        copy_files(folders["raw"], folder, SMALL_FILES)
+    copy_files(folders["diff"], folder, SMALL_FILES)
 
 
 def inspect(path_diff: str, picture: str = "", **unknown: object) -> None:
@@ -250,7 +250,7 @@ def inspect(path_diff: str, picture: str = "", **unknown: object) -> None:
         unknown: nothing; options that do not exist are refused.
     """
     refuse(unknown)
-    print_report(existing(path_diff, "inspect", "config.json"), str(picture))
+    print_report(existing_folder(path_diff, "inspect", "config.json"), str(picture))
 
 
 def merge(
@@ -275,7 +275,7 @@ def merge(
     """
     refuse(unknown)
     is_fp16 = flag(is_fp16, "--is_fp16")
-    base = existing(path_zhixi, "--path_zhixi", "config.json")
+    base = existing_folder(path_zhixi, "--path_zhixi", "config.json")
     loras = lora_merge.weighted(path_lora, weights, "--path_lora")
     options: dict[str, object] = {
         "path_zhixi": path_zhixi, "path_lora": path_lora, "path_sfted": path_sfted, "is_fp16": is_fp16,

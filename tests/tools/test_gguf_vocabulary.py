@@ -10,10 +10,11 @@ from typing import Any
 
 import export_gguf
 import pytest
-from build_tokenizer import HARD_TEXTS
 from conftest import REPOSITORY, RunScript, small_texts
-from gguf_files import TEMPLATE, Make, Serve, edit, ids_of, keys
-from gguf_files.gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gguf_files.gguf_vocabulary import CUTS
+from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
+from tokenizer_files.sentencepiece_tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from tokenizer_files.tokenizer_comparison import HARD_TEXTS
 
 pytest.importorskip("gguf")
 

@@ -78,12 +78,12 @@ def killed_in_between(arguments: list[object], partial: Path, lines: int) -> int
     """Start the command, kill it when its journal has that many lines; returns how many it then has (0: it ended)."""
     process = start(arguments)
     while process.poll() is None:
-        if (partial / resume_journal.NAME).is_file() and len(
-            (partial / resume_journal.NAME).read_bytes().splitlines()
+        if (partial / resume_journal.JOURNAL).is_file() and len(
+            (partial / resume_journal.JOURNAL).read_bytes().splitlines()
         ) > lines:
             process.kill()
             process.wait()
-            return len(resume_journal.finished(partial))
+            return len(resume_journal.finished_parts(partial))
         time.sleep(0.002)
     assert process.returncode == 0, process.communicate()
     return 0
@@ -183,7 +183,7 @@ def test_other_input_begins_anew(folders: Path, made_diff: Path, tmp_path: Path,
 def test_control_c_keeps_what_is_done_and_says_so(folders: Path, tmp_path: Path) -> None:
     arguments = commands(folders, tmp_path)["make_diff"]
     process = start(arguments)
-    while not (tmp_path / "diff.partial" / resume_journal.NAME).is_file():
+    while not (tmp_path / "diff.partial" / resume_journal.JOURNAL).is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

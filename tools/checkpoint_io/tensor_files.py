@@ -116,14 +116,14 @@ def write_file(
                 bar.update(chunk.nbytes)
             assert written == spec.nbytes, f"{spec.name}: {written} bytes produced for {spec.nbytes}"
             hashes[spec.name] = state.hexdigest() if expected is None else expected[spec.name]
-            resume_journal.record(path.parent, spec.name, {"blake3": hashes[spec.name]})
+            resume_journal.record_part(path.parent, spec.name, {"blake3": hashes[spec.name]})
         os.fsync(file.fileno())  # on the disk before the folder is given its name
     return hashes
 
 
 def written_already(path: Path, head: bytes, tensors: Sequence[Spec]) -> dict[str, str]:
     """The BLAKE3 of those first tensors of a file that lie there as the journal says."""
-    done = resume_journal.finished(path.parent)
+    done = resume_journal.finished_parts(path.parent)
     hashes: dict[str, str] = {}
     if not done or not path.is_file() or path.open("rb").read(len(head)) != head:
         return hashes

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
+from tokenizer_files.sentencepiece_tokenizer import (  # GGUF has SentencePiece's numbers for the types of tokens
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    read_sentencepiece_model,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same numbers in GGUF and in SentencePiece
 NO_SCORE = -10000.0  # of rows that SentencePiece does not know
 SPACE = "▁"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -95,9 +102,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
 
 def from_sentencepiece(folder: Path) -> Vocabulary:
     """The pieces of tokenizer.model; ValueError where the folder's tokenizer.json has other ones."""
-    from build_tokenizer import read_model  # refuses what is not BPE with byte fallback over unchanged text
-
-    proto = read_model(folder / "tokenizer.model")
+    proto = read_sentencepiece_model(folder / "tokenizer.model")
     pieces = [piece.piece for piece in proto.pieces]
     path = folder / "tokenizer.json"
     if path.is_file():

@@ -22,9 +22,9 @@ from checkpoint_io.checkpoint_folders import (
     CONFIG_FILES,
     PROMPT_FILES,
     TOKENIZER_FILES,
-    carry,
+    copy_files,
     check_tokenizer,
-    existing,
+    existing_folder,
     new_folder,
     read_json,
     set_dtype,
@@ -32,7 +32,7 @@ from checkpoint_io.checkpoint_folders import (
     write_run,
 )
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.seal_check import verify_seal
+from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import (
     ADAPTER_FILES,
@@ -297,7 +297,7 @@ def weighted(paths: str | Sequence[str], weights: float | Sequence[float], optio
     shares = [float(share) for share in given if isinstance(share, int | float) and math.isfinite(share)]
     if not len(shares) == len(given) == len(names):
         raise ValueError(f"--weights takes one number, or one for each of the {len(names)} adapters, not {weights!r}")
-    folders = [existing(name, option, "adapter_config.json") for name in names]
+    folders = [existing_folder(name, option, "adapter_config.json") for name in names]
     return list(zip(folders, shares, strict=True))
 
 
@@ -333,11 +333,11 @@ def merge_folders(
     for folder in inputs:
         verify_seal(folder)
     check_tokenizer(*inputs)
-    run = resume_journal.identity(script, options, inputs)
+    run = resume_journal.run_identity(script, options, inputs)
     with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
-        carry(base, folder, (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES))
+        copy_files(base, folder, (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES))
         for lora, _ in loras:
-            carry(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
+            copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
         if rows != config.get("vocab_size", 0):
             write_json(folder / "config.json", config | {"vocab_size": rows})
         if dtype:

@@ -126,7 +126,7 @@ def write_payloads(
 
 def finished(path: Path, tensors: list[Tensor], room: int) -> dict[str, tuple[Entry, int]]:
     """Entry and payload bytes of those first tensors that an interrupted run left in the file, by their hashes."""
-    facts, position, found = resume_journal.finished(path.parent), room, dict[str, tuple[Entry, int]]()
+    facts, position, found = resume_journal.finished_parts(path.parent), room, dict[str, tuple[Entry, int]]()
     if not facts or not path.is_file():
         return found
     source, size = FileIO(path), path.stat().st_size
@@ -171,7 +171,7 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added
         entry = replace(entry, base_blake3=states["base"].hexdigest())
     size = sum(lengths) + len(table)
     fact = {"entry": asdict(entry), "bytes": size, "payload": states["payload"].hexdigest()}
-    resume_journal.record(Path(str(file.name)).parent, tuned.name, fact)
+    resume_journal.record_part(Path(str(file.name)).parent, tuned.name, fact)
     return entry, size
 
 

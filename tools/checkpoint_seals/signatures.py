@@ -12,7 +12,7 @@ checkpoint.py imports it.
 from pathlib import Path
 from typing import Any
 
-from checkpoint_io.seal_check import SIGNATURE
+from checkpoint_seals.seal_check import SIGNATURE
 
 
 def package() -> Any:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.seal_check import hash_file
+from checkpoint_seals.seal_check import hash_file
 from checkpoint_io.tensors import progress
 
 KINDS = {32: "md5", 64: "sha256"}
