@@ -7,28 +7,27 @@ The conversion of current transformers gives other ids for half of all English t
 compared with SentencePiece on hard cases and on real text before anything is written.
 """
 
+from command_line.fire_commands import run
+
 from pathlib import Path
 
 import sentencepiece
-from checkpoint_io.tool_command import refuse, run
 from tokenizer_files import sentencepiece_tokenizer
 from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
 
 
-def main(tokenizer_model: str, output_dir: str, check_path: str = "", **unknown: object) -> None:
+def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into output_dir.
 
     Args:
         tokenizer_model: the SentencePiece model.
         output_dir: a new folder, or a checkpoint folder whose tokenizer files are to be replaced.
         check_path: text to compare on besides the built-in cases: .jsonl with a `text` key, or one text a line.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     proto = sentencepiece_tokenizer.read_sentencepiece_model(tokenizer_model)
     tokenizer = sentencepiece_tokenizer.build_fast_tokenizer(proto)
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
-    compared = check_equal_ids(tokenizer, reference, comparison_texts(str(check_path)))
+    reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
+    compared = check_equal_ids(tokenizer, reference, comparison_texts(check_path))
     config = sentencepiece_tokenizer.tokenizer_config(proto)
     sentencepiece_tokenizer.write_tokenizer_files(Path(output_dir), tokenizer, config, Path(tokenizer_model))
     print(

@@ -68,7 +68,7 @@ def test_logits_are_the_originals(original: Make, convert: Callable[..., Path], 
 def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Callable[..., Path]) -> None:
     """Every bit of them, in the type that they had: also in shards, and from files of PyTorch's old format."""
     params = TINY | {"n_heads": 8}
-    digests = []
+    tensor_hashes = []
     for ranks in (1, 2, 4, 8):
         folder, state = original(params, ranks=ranks, name=f"in{ranks}")
         if ranks == 4:
@@ -78,8 +78,8 @@ def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Cal
         out = convert(folder, f"out{ranks}", max_shard_size="60KB" if ranks == 2 else "5GB")
         assert len(list(out.glob("*.safetensors"))) == (6 if ranks == 2 else 1)  # embedding and output alone
         weights = tensors.read_weights(out)
-        digests.append(tensors.digests(weights.values(), ""))
-    assert all(digest == digests[0] for digest in digests)
+        tensor_hashes.append(tensors.tensor_hashes(weights.values(), ""))
+    assert all(digest == tensor_hashes[0] for digest in tensor_hashes)
     new = load_file(out / "model.safetensors")
     assert {value.dtype for value in new.values()} == {torch.float16}
     for name, other in (("layers.1.attention.wo", "layers.1.self_attn.o_proj"), ("norm", "norm")):

@@ -130,7 +130,7 @@ def test_added_tokens_and_rows_that_no_token_has(
 
 @pytest.fixture
 def byte_level(tmp_path: Path) -> Callable[[str], Any]:
-    """byte_level(llama.cpp's name): a `tokenizers` object that cuts text in that way, of 800 rows."""
+    """byte_level(llama.cpp's name): a `tokenizers` object that splits text in that way, of 800 rows."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
 

@@ -149,7 +149,7 @@ def check_tokenizer(*folders: Path) -> None:
     """FileNotFoundError if no folder has a tokenizer: without one, libraries load an arbitrary default."""
     if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
         raise FileNotFoundError(
-            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the tokenizer files of the model there"
+            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
         )
 
 
@@ -168,7 +168,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
     write_json(folder / "config.json", config | {key: dtype})
 
 
-def write_run(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
+def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
     """Write run.json: arguments, package versions, and the run.json of each input folder under its role."""
     versions = {}
     for name in ("numpy", "pyarrow", "torch", "transformers"):

@@ -22,17 +22,16 @@ from checkpoint_io.checkpoint_folders import (
     CONFIG_FILES,
     PROMPT_FILES,
     TOKENIZER_FILES,
-    copy_files,
     check_tokenizer,
+    copy_files,
     existing_folder,
     new_folder,
     read_json,
     set_dtype,
     write_json,
-    write_run,
+    write_run_record,
 )
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_seals.seal_check import verify_seal
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import (
     ADAPTER_FILES,
@@ -42,9 +41,10 @@ from checkpoint_io.tensors import (
     Tensor,
     check_complete,
     check_finite,
-    cuts,
+    ranges,
     read_weights,
 )
+from checkpoint_seals.seal_check import verify_seal
 
 from lora_merging.low_rank import Factors, Sum
 
@@ -140,21 +140,21 @@ def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     check_config(config, path)
     updates = collect(read_weights(folder, ADAPTER_FILES))
     if not updates:
-        raise ValueError(f"{folder} has an adapter without tensors; get it again")
+        raise ValueError(f"{folder} has an adapter without tensors; download it again")
     for name, update in updates.items():
         left, right, module = update.left, update.right, name.removesuffix(".weight")
         if left is None and right is None:
             continue
         inner = 0 if update.flipped else 1
         if left is None or right is None or {len(left.shape), len(right.shape)} != {2}:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
+            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; download the adapter again")
         if left.shape[inner] != right.shape[1 - inner]:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
+            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; download the adapter again")
         alpha = pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
         rank = pattern_value(config.get("rank_pattern"), module, config["r"])
         if rank != left.shape[inner]:
             raise ValueError(
-                f"{path} says rank {rank} for {name}, whose tensors have {left.shape[inner]}; get both again"
+                f"{path} says rank {rank} for {name}, whose tensors have {left.shape[inner]}; download both again"
             )
         update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(folder, config, updates, weight)
@@ -185,7 +185,7 @@ def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
         return np.sqrt(np.square(part, dtype=np.float64).sum(axis=1))
 
     columns = total.factors.right.shape[1]
-    parts = in_order(lengths, cuts(base.shape[0], max(1, CHUNK // columns)))
+    parts = in_order(lengths, ranges(base.shape[0], max(1, CHUNK // columns)))
     return (magnitude / np.concatenate(list(parts))).astype(np.float32)
 
 
@@ -284,19 +284,19 @@ def merged(spec: Spec, tensor: Tensor, adapters: Sequence[Adapter]) -> Iterator[
     steps = Steps(tensor, adapters)
     columns = spec.shape[-1] if len(spec.shape) > 1 else 1
     for bits in in_order(
-        lambda cut: steps.bits(*cut, spec.dtype), cuts(spec.elements, max(1, CHUNK // columns) * columns)
+        lambda cut: steps.bits(*cut, spec.dtype), ranges(spec.elements, max(1, CHUNK // columns) * columns)
     ):
         check_finite(bits, spec)
         yield bits
 
 
-def weighted(paths: str | Sequence[str], weights: float | Sequence[float], option: str) -> list[tuple[Path, float]]:
-    """Adapters' folders, separated by commas, with their weights: one for all, or one for each."""
-    names = paths.split(",") if isinstance(paths, str) else [str(path) for path in paths]
-    given: list[Any] = list(weights) if isinstance(weights, tuple | list) else [weights] * len(names)
-    shares = [float(share) for share in given if isinstance(share, int | float) and math.isfinite(share)]
-    if not len(shares) == len(given) == len(names):
-        raise ValueError(f"--weights takes one number, or one for each of the {len(names)} adapters, not {weights!r}")
+def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
+    """Adapter folders with their weights, one for all or one for each; ValueError on another number of weights."""
+    shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
+    if not names or len(shares) != len(names):
+        raise ValueError(
+            f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
+        )
     folders = [existing_folder(name, option, "adapter_config.json") for name in names]
     return list(zip(folders, shares, strict=True))
 
@@ -345,5 +345,5 @@ def merge_folders(
         hashes = write_shards(folder, specs, lambda spec: merged(spec, weights[spec.name], adapters), limit)
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
-        write_run(folder, script, options, parents)
+        write_run_record(folder, script, options, parents)
     return f"{target}: {len(specs)} tensors, {len(changed)} of them changed by the adapter{'s' * (len(loras) > 1)}"

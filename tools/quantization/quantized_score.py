@@ -1,8 +1,7 @@
-"""What a model is worth, before and after: the size of its weights, perplexity of held-out answers, F1 of extraction.
+"""Measure a model before and after: size of the weights, perplexity of held-out answers, F1 of extraction.
 
-quantize.py prints and records it. Perplexity is exp of the mean negative log-likelihood (nats) of the
-answers' tokens with the one that ends them. F1 is what finetune/ie_eval.py says of greedy answers; it is run as the
-program it is, where it lies beside this folder, and left out where it does not.
+Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tokens, their end token included. F1 is
+computed by finetune/ie_eval.py on greedy answers, which runs as a program if it exists beside this folder.
 """
 
 import json
@@ -33,7 +32,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def perplexity(model: Any, examples: Sequence[Example]) -> float:
-    """exp of the mean negative log-likelihood of all answer tokens, each row read on its own, without padding."""
+    """exp of the mean negative log-likelihood of all answer tokens, one row at a time without padding."""
     import torch
 
     total, count = 0.0, 0
@@ -57,7 +56,7 @@ def is_extraction(example: Example) -> bool:
 
 
 def answers(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
-    """The greedy answer to each prompt, at most half as long again as the longest right one (and 16 tokens)."""
+    """The greedy answer to each prompt, at most 1.5 times the longest expected one plus 16 tokens."""
     import torch
     from transformers import GenerationConfig
 
@@ -114,7 +113,7 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[Example], predictions
     figures["perplexity"] = perplexity(model, examples)
     if not math.isfinite(figures["perplexity"]):
         name = str(folder).removesuffix(".partial")
-        raise ValueError(f"{name} has no finite perplexity: its numbers overflow; try another --dtype or --method")
+        raise ValueError(f"{name} has no finite perplexity: its values overflow; try another --dtype or --method")
     asked = [example for example in examples if is_extraction(example)]
     if asked and (predictions or SCORER.is_file()):
         said = answers(model, tokenizer, asked)
@@ -129,8 +128,8 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[Example], predictions
     return figures
 
 
-def table(before: Scores, after: Scores) -> str:
-    """Both models' figures as lines for a terminal, without the columns that neither has."""
+def score_table(before: Scores, after: Scores) -> str:
+    """Both models' scores as lines for a terminal, without empty columns."""
     columns = [(key, title) for key, title in COLUMNS if key in before]
     lines = [f"{'':6}{'weights':>12}" + "".join(f"{title:>12}" for _, title in columns)]
     for name, figures in (("before", before), ("after", after)):
