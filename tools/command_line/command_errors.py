@@ -7,7 +7,8 @@ imported, so `command_line` is the first import of every command (isort's settin
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 ERROR = 2
@@ -15,8 +16,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, or the name of its class where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks, or the name of its class where it has no message.
+
+    Of the errors that pydantic raises, with an input and a link for each, only the messages.
+    """
+    errors = getattr(error, "errors", None)
+    text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def unknown_option(written: str, known: Collection[str]) -> ValueError:
@@ -27,21 +33,26 @@ def unknown_option(written: str, known: Collection[str]) -> ValueError:
     return ValueError(f"unknown option {written}; " + (f"did you mean {close[0]}?" if close else "see --help"))
 
 
-def run_command(
-    work: Callable[[], int | None], resume: str = "", failures: Mapping[type[Exception], int] | None = None
-) -> NoReturn:
+@contextmanager
+def resumable(remedy: str) -> Iterator[None]:
+    """Around work that the same command can resume: Ctrl-C then also prints how. Other work prints "interrupted"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {remedy}") from None
+
+
+def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> NoReturn:
     """Do the work of a command and exit with its status; see `exit_status`."""
-    sys.exit(exit_status(work, resume, failures))
+    sys.exit(exit_status(work, failures))
 
 
-def exit_status(
-    work: Callable[[], int | None], resume: str = "", failures: Mapping[type[Exception], int] | None = None
-) -> int:
+def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> int:
     """Do the work of a command and return its exit status: what `work` returns, or the status of the error it raises.
 
     ValueError and OSError are printed as one line and give 2, the classes in `failures` likewise their status; other
-    exceptions are programming errors and pass. Ctrl-C prints "interrupted" and gives 130. `resume` is added to that
-    line, so it must be true at any time; a function that knows better raises KeyboardInterrupt with the whole line.
+    exceptions are programming errors and pass. Ctrl-C gives 130 and prints "interrupted", or the line that the
+    KeyboardInterrupt holds where the interrupted function knows more (`resumable`).
     """
     if signal.getsignal(signal.SIGINT) is _end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +61,7 @@ def exit_status(
         return work() or 0
     except (KeyboardInterrupt, Exception) as error:
         if interrupt := _interrupt_behind(error):
-            return _interrupted(str(interrupt) or "; ".join(filter(None, ("interrupted", resume))))
+            return _interrupted(str(interrupt) or "interrupted")
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise

@@ -31,15 +31,14 @@ def run(
     *,
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
-    resume: str = "",
     failures: Mapping[type[Exception], int] | None = None,
 ) -> NoReturn:
     """Call a function, or the one that the first word names, with the options of the command line; then exit.
 
     more_options: names and types of what the function takes as **options; without it, any name with text. See
-    `read_options` for without_effect, `exit_status` for resume, failures and the exit status.
+    `read_options` for without_effect, `exit_status` for failures and the exit status.
     """
-    run_command(partial(call, command, sys.argv[1:], more_options, without_effect), resume, failures)
+    run_command(partial(call, command, sys.argv[1:], more_options, without_effect), failures)
 
 
 def call(

@@ -15,10 +15,11 @@ YES_OR_NO = {"true": True, "false": False}
 NOUNS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def value_of(option: str, text: str, kind: Any) -> Any:
+def value_of(option: str, text: str | Sequence[str], kind: Any) -> Any:
     """The value that `text` means for an option of type `kind`; raises ValueError with one line that names the option.
 
-    option: as users write it, `--samples`. An optional type takes None for None, unless it is `str | None`.
+    option: as users write it, `--samples`. text: of a list also as several words. An optional type takes None for None,
+    unless it is `str | None`.
     """
     if get_origin(kind) in (Union, UnionType):
         kinds = [one for one in get_args(kind) if one is not NoneType]
@@ -29,10 +30,11 @@ def value_of(option: str, text: str, kind: Any) -> Any:
         if get_origin(kind) in (list, tuple):
             item = get_args(kind)[0]
             return get_origin(kind)(_scalar(part, item) for part in read_list(text))
-        return _scalar(text, kind)
+        return _scalar(str(text), kind)
     except ValueError as error:
         reason = f" ({error})" if str(error) else ""
-        raise ValueError(f"{option} takes {_noun(kind)}, not {text!r}{reason}") from None
+        given = text if isinstance(text, str) else " ".join(text)
+        raise ValueError(f"{option} takes {_noun(kind)}, not {given!r}{reason}") from None
 
 
 def is_bool(kind: Any) -> bool:

@@ -9,7 +9,7 @@ from command_line.strict_parsers import ParserErrors
 import argparse
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -41,6 +41,11 @@ class PublishedOptions:
     renamed: Mapping[str, str] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)  # option -> why
     switches: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # option -> new option, on, off
+
+
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """A field of a dataclass that HfArgumentParser reads: its default, its line of help and more names of it."""
+    return field(default=default, metadata={"help": help} | ({"aliases": list(aliases)} if aliases else {}))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -99,9 +104,18 @@ def parse(
     return options(**vars(namespace)), notices
 
 
-def help_text(options: type, description: str, prog: str) -> str:
-    """The help on the options of a dataclass."""
-    return _parser(options, description, prog).format_help()
+def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], description: str, prog: str) -> str:
+    """What `--help` or `--help=all` in argv asks for, else "".
+
+    own: the dataclass of the command's own options, which imports no torch. load_all: imports the subclass of
+    TrainingArguments, which takes seconds.
+    """
+    if "--help=all" in argv:
+        return _parser(load_all(), description, prog).format_help()
+    if "--help" not in argv and "-h" not in argv:
+        return ""
+    own_options = _parser(own, description, prog).format_help()
+    return f"{own_options}\n--help=all adds the options of Trainer, such as --bf16, --seed and --deepspeed."
 
 
 def _parser(options: type, description: str, prog: str) -> argparse.ArgumentParser:
@@ -111,4 +125,5 @@ def _parser(options: type, description: str, prog: str) -> argparse.ArgumentPars
         pass
 
     any_dataclass: Any = options
-    return Parser(any_dataclass, allow_abbrev=False, description=description, prog=prog, formatter_class=_HelpFormatter)
+    words = {"description": description, "usage": f"{prog} [options]"}
+    return Parser(any_dataclass, allow_abbrev=False, formatter_class=_HelpFormatter, **words)
