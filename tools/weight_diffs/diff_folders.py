@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter_checks.base_fit import check_adapter
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import (
     SMALL_FILES,
@@ -18,7 +19,7 @@ from checkpoint_io.checkpoint_folders import (
 from checkpoint_io.tensor_files import mismatched_tensors, read_back_error, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, has_weights, read_weights
 from checkpoint_seals.seal_check import verify_seal
-from lora_merging import lora_merge
+from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
 
 from weight_diffs import additive_diff, diff_writer, exact_diff
@@ -68,7 +69,9 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     """
     check_tokenizer(inputs.folders["tuned"])
     raw, tuned = (complete_weights(folder) for folder in inputs.folders.values())
-    lora = lora_merge.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
+    if adapter:
+        check_adapter(adapter, inputs.folders["raw"])
+    lora = adapter_updates.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
     for name, tensor in tuned.items():
         elements = tensor.elements - exact_diff.from_base(tensor, exact_diff.counterpart(name, raw))
         if elements:
@@ -78,7 +81,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
         update = lora.updates.get(tensor.name) if lora else None
         if update is None or tensor.name not in raw or not update.shape() == tensor.shape == raw[tensor.name].shape:
             return None
-        return lora_merge.factors(update, raw[tensor.name])
+        return adapter_updates.factors(update, raw[tensor.name])
 
     run = inputs.identity(*([lora.folder] if lora else []))
     with new_folder(target, 0, run) as folder:  # the compressed size is not known in advance
