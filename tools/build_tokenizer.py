@@ -11,10 +11,6 @@ from command_line.fire_commands import run
 
 from pathlib import Path
 
-import sentencepiece
-from tokenizer_files import sentencepiece_tokenizer
-from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
-
 
 def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into output_dir.
@@ -24,6 +20,10 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
         output_dir: a new folder, or a checkpoint folder whose tokenizer files are to be replaced.
         check_path: text to compare on besides the built-in cases: .jsonl with a `text` key, or one text a line.
     """
+    import sentencepiece
+    from tokenizer_files import sentencepiece_tokenizer
+    from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
+
     proto = sentencepiece_tokenizer.read_sentencepiece_model(tokenizer_model)
     tokenizer = sentencepiece_tokenizer.build_fast_tokenizer(proto)
     reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)

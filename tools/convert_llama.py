@@ -14,8 +14,6 @@ from command_line.fire_commands import run
 
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.tensor_files import parse_size
-from llama_conversion.converted_folder import convert
-from llama_conversion.original_checkpoint import read_original
 
 
 def main(
@@ -43,6 +41,9 @@ def main(
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
         check_path: text to compare the tokenizer on besides the built-in cases: .jsonl with `text`, or one text a line.
     """
+    from llama_conversion.converted_folder import convert
+    from llama_conversion.original_checkpoint import read_original
+
     if not safe_serialization:
         raise ValueError("--safe_serialization False is not supported; only safetensors is written")
     limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")

@@ -13,7 +13,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -60,9 +60,14 @@ def call(
     elif not isinstance(command, Mapping):
         texts = read_options(command, words, more_options, without_effect)
         kinds = option_types(command, more_options).items()
-        SetParseFns(**{name: partial(value_of, f"--{name}", kind=kind) for name, kind in kinds})(command)
-        SetParseFn(str)(command)
-        fire.Fire(command, [f"--{name}={text}" for name, text in texts.items()])
+
+        @SetParseFn(str)
+        @SetParseFns(**{name: partial(value_of, f"--{name}", kind=kind) for name, kind in kinds})
+        @wraps(command)
+        def typed_command(*values: Any, **options: Any) -> None:
+            command(*values, **options)
+
+        fire.Fire(typed_command, [f"--{name}={text}" for name, text in texts.items()])
 
 
 def option_types(function: Command, more_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
