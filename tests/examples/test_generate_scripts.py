@@ -73,7 +73,11 @@ def test_an_adapter_answers_instructions_with_its_own_template(
     [
         ("finetune", ("--base_model", "none"), "none does not exist; --base_model takes a checkpoint folder"),
         ("finetune", ("--base_model", "CHECKPOINT", "--interactiv"), "unknown option --interactiv"),
-        ("finetune", ("--base_model", "CHECKPOINT", "--allocate", "[10,x]"), "--allocate takes GiB for each GPU"),
+        (
+            "finetune",
+            ("--base_model", "CHECKPOINT", "--allocate", "[10,x]"),
+            "--allocate takes a list of whole numbers",
+        ),
         ("finetune", ("--base_model", "CHECKPOINT", "--num_beams", "0"), "num_beams=0 is out of range"),
         (
             "lora",

@@ -232,10 +232,8 @@ def test_where_the_weights_go() -> None:
         model_loading.placement(True, [10, 10, 10], 2)
     with pytest.raises(ValueError, match="give --multi_gpu with it"):
         model_loading.placement(False, [10], 2)
-    assert model_loading.gpu_shares((10, 20)) == [10, 20]
-    for wrong in ("10,x", [1.5], [0], True, {"a": 1}):
-        with pytest.raises(ValueError, match="--allocate takes GiB for each GPU"):
-            model_loading.gpu_shares(wrong)
+    with pytest.raises(ValueError, match="--allocate takes GiB for each GPU"):
+        model_loading.load("none", allocate=[10, 0])
 
 
 def test_8_bit_names_what_is_missing() -> None:

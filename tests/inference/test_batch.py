@@ -268,7 +268,7 @@ def test_a_busy_server_is_waited_for_and_a_failing_one_tried_again(
 
     source, output = write_rows(tmp_path / "in.jsonl", 8), tmp_path / "out.jsonl"
     with pretended(reply) as url, pytest.raises(SystemExit) as end:
-        batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency="3")
+        batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency=3)
     assert end.value.code == 1
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == list(range(1, 9))
@@ -300,7 +300,7 @@ def test_a_server_that_is_gone_ends_the_run_which_goes_on_with_the_next(
         return 200, {}, envelope("x")
 
     with pretended(dies) as url, pytest.raises(batch_client.ServerGoneError, match="does not answer"):
-        batch.main(str(source), str(output), url=url, concurrency="2", temperature="0")
+        batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
     kept = (tmp_path / "out.jsonl.partial").read_bytes()
     assert kept.count(b"\n") == 10
     assert not output.exists()
@@ -343,7 +343,7 @@ def test_a_slow_row_does_not_let_the_others_run_away(tmp_path: Path, monkeypatch
         return 200, {}, envelope("x")
 
     with pretended(reply) as url:
-        batch.main(str(source), str(output), url=url, concurrency="3")
+        batch.main(str(source), str(output), url=url, concurrency=3)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
 
 
@@ -378,7 +378,7 @@ def test_a_full_disk_ends_the_run_which_goes_on_later(run_script: RunScript, tmp
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is no URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
-        ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency no is no number"),
+        ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
         ("--input in.jsonl --output o --url http://h -- --dtype half", "a server has its own template and engine"),
     ],
 )  # fmt: skip

@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
     run.partial.write_bytes(kept[:-5])
     status, said = Run(source, killed, *options).stop_after(100, signal.SIGINT)
     assert status == 130
-    assert said.endswith("interrupted; the same command goes on where it was\n")
+    assert said.endswith("interrupted; the same command resumes the run\n")
     run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
     assert killed.read_bytes() == whole.read_bytes()
     assert (tmp_path / "killed.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
@@ -202,7 +202,7 @@ def test_the_offline_engine_ends_cleanly_when_it_is_told_to(
         run = Run(source, output, "--model", tuned_checkpoint, *GREEDY)
         status, said = run.stop_after(run.lines() + 50, number)
         assert status == 130
-        assert said.endswith("interrupted; the same command goes on where it was\n")
+        assert said.endswith("interrupted; the same command resumes the run\n")
         assert "Traceback" not in said
         assert run.living() == []
         assert len(run.partial.read_bytes()) > before

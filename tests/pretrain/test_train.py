@@ -1,5 +1,7 @@
 """pretrain/train.py: real Trainer, real ZeRO-3 on two ranks, kills that change nothing, and clear refusals."""
 
+from command_line.trainer_options import translate
+
 import json
 import os
 import random
@@ -332,7 +334,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stay
 
 def test_published_spellings_are_translated_with_a_notice() -> None:
     given = "--evaluation_strategy no --warmup_ratio=0.1 --overwrite_output_dir --group_by_length True --bf16"
-    words, notices = pretraining_arguments.translate(given.split())
+    words, notices = translate(given.split(), pretraining_arguments.PUBLISHED)
     assert words == ["--eval_strategy", "no", "--warmup_steps", "0.1", "--bf16"]
     assert [notice.split()[0].strip(":") for notice in notices] == [
         "--evaluation_strategy", "--warmup_ratio", "--overwrite_output_dir", "--group_by_length",
