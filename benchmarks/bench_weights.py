@@ -42,7 +42,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 from checkpoint_io.bit_patterns import from_float32, to_float32  # noqa: E402
 from checkpoint_io.ordered_parallel import in_order  # noqa: E402
 from checkpoint_io.tensor_files import write_shards  # noqa: E402
-from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, cuts, read_weights  # noqa: E402
+from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, ranges, read_weights  # noqa: E402
 
 SIZES = {  # hidden, intermediate, layers, heads, vocabulary
     "tiny": (256, 704, 4, 4, 4000),
@@ -105,7 +105,7 @@ def make_models(folder: Path, size: str, dtype: str, additive: bool) -> None:
             write_shards(
                 target,
                 specs,
-                lambda s, role=role: in_order(lambda cut: content(role, s, cut), cuts(s.elements, CHUNK)),
+                lambda s, role=role: in_order(lambda cut: content(role, s, cut), ranges(s.elements, CHUNK)),
                 SHARD,
             )
             (target / "tokenizer.json").write_text("{}")

@@ -8,6 +8,10 @@ Decoding, where no option says otherwise, is the published one: 3 beams, repetit
 --allocate is in GiB, one number for each GPU.
 """
 
+from command_line.fire_commands import run
+
+import logging
+
 from demo_pages import console, model_loading, text_generation
 
 
@@ -38,4 +42,5 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run(main, more_options=text_generation.OPTIONS)

@@ -8,6 +8,10 @@
 Without --lora_weights the base model is a merged one.
 """
 
+from command_line.fire_commands import run
+
+import logging
+
 from demo_pages import console, model_loading, text_generation
 
 
@@ -49,4 +53,5 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run(main, more_options=text_generation.OPTIONS)

@@ -8,12 +8,13 @@ it. The prompt is the checkpoint's own chat template (the adapter's, with --lora
 a base model without one is asked with the bare instruction.
 """
 
+from command_line.fire_commands import run
+
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import fire
 from extraction_scores.answer_generation import answer
 from instruction_data.instructions import Encoder, load_template
 from instruction_data.row_files import question_of, read_rows
@@ -76,7 +77,6 @@ def main(
     limit: int = 0,
     fp16: bool = False,
     bf16: bool = False,
-    **unknown: object,
 ) -> None:
     """Write the rows of data_path with the model's answers under "prediction" to output (JSONL).
 
@@ -91,16 +91,13 @@ def main(
         limit: answer only the first rows, 0: all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
-        unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
-    base = check_folder(str(base_model), ("config.json", "tokenizer.json"), "--base_model")
+    base = check_folder(base_model, ("config.json", "tokenizer.json"), "--base_model")
     if lora_weights:
-        check_folder(str(lora_weights), ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
-    template = load_template(str(prompt_template_name)) if prompt_template_name else ""
-    rows = read_rows(str(data_path), answers=False)[: int(limit) or None]
-    target = Path(str(output))
+        check_folder(lora_weights, ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
+    template = load_template(prompt_template_name) if prompt_template_name else ""
+    rows = read_rows(data_path, answers=False)[: limit or None]
+    target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
 
@@ -109,11 +106,11 @@ def main(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load(str(base), str(lora_weights), dtype)
+    model, tokenizer = load(str(base), lora_weights, dtype)
     if template:
         tokenizer.chat_template = template
     prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
-    answers = answer(model, tokenizer, prompts, int(batch_size), int(max_new_tokens))
+    answers = answer(model, tokenizer, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):
@@ -123,8 +120,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -2,71 +2,79 @@
 
     python tools/set_template.py --model_path tuned --template_path finetune/templates/alpaca.jinja --output_dir new
 
-The weights are hard links where the disk allows it, so this takes a moment and no space. The template must render with
-the folder's own tokenizer, and what a user says must come out as it went in.
+The weights are hard links if the file system allows it, so this takes a moment and no space. The template must render
+with the folder's own tokenizer and reproduce the user's text unchanged.
 """
+
+from command_line.fire_commands import run
 
 import shutil
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import existing, link, new_folder, read_json, write_json, write_run
-from checkpoint_io.seal_check import SEAL, verify_seal
-from checkpoint_io.tool_command import refuse, run
+from checkpoint_io.checkpoint_folders import (
+    existing_folder,
+    link_or_copy,
+    new_folder,
+    read_json,
+    write_json,
+    write_run_record,
+)
+from checkpoint_seals.seal_check import SEAL, verify_seal
 
-LINKED = (".safetensors", ".bin")  # big and never edited in place
+LINKED = (".safetensors", ".bin")  # large, and never edited in place
 TEMPLATE = "chat_template.jinja"
-# An instruction and an input with template syntax, format syntax, both scripts and lines in them.
+# An instruction and an input with template syntax, format syntax, both scripts and several lines.
 INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline two"
 
 
 def check_template(folder: Path, template: Path) -> None:
-    """Render the folder's template with its tokenizer; ValueError says what goes wrong or gets lost."""
-    import jinja2
+    """Render the folder's template with its tokenizer; ValueError says what fails or changes.
+
+    An input that the template does not use is appended to the content, as in every prompt of this repository.
+    """
+    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    message = {"role": "user", "content": INSTRUCTION}
-    for row in (message, message | {"input": INPUT}):
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(folder))
+    for given in ("", INPUT):
         try:
-            text = tokenizer.apply_chat_template([row], tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ValueError(f"{template} does not render: {error}; correct it") from None
-        for key, part in (("content", INSTRUCTION), ("input", INPUT)):
-            if key in row and part not in str(text):
-                raise ValueError(f"{template} leaves out or changes a message's {key!r}; it must contain it as it is")
+            text = encoder.text(one_turn(INSTRUCTION, given))
+        except ValueError as error:
+            raise ValueError(f"{template}: {error}; correct it") from None
+        for key, part in (("content", INSTRUCTION), ("input", given)):
+            if part not in text:
+                raise ValueError(f"{template} omits or changes a message's {key!r}; it must contain it unchanged")
 
 
-def main(model_path: str, template_path: str, output_dir: str, **unknown: object) -> None:
+def main(model_path: str, template_path: str, output_dir: str) -> None:
     """Write model_path with template_path as its chat template to the new folder output_dir.
 
     Args:
         model_path: a checkpoint or adapter folder with its tokenizer.
         template_path: a .jinja file, such as one of finetune/templates/.
         output_dir: a new folder.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    model, template = existing(model_path, "--model_path"), Path(str(template_path))
+    options = dict(locals())
+    model, template = existing_folder(model_path, "--model_path"), Path(template_path)
     if template.suffix != ".jinja" or not template.is_file():
-        raise FileNotFoundError(f"{template} is no .jinja file here; finetune/templates/ has some")
+        raise FileNotFoundError(f"{template} is not a .jinja file; finetune/templates/ has some")
     verify_seal(model)
     files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
     files = [file for file in files if file.name not in (SEAL, TEMPLATE)]
     if not any(file.name in ("config.json", "adapter_config.json") for file in files):
-        raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is no checkpoint folder")
+        raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is not a checkpoint folder")
     small = [file for file in files if file.suffix not in LINKED]
     with new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:
-            (link if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
+            (link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         shutil.copyfile(template, folder / TEMPLATE)
         config = read_json(folder / "tokenizer_config.json")
-        if config.pop("chat_template", None) is not None:  # the older place of a template; two would contradict
+        if config.pop("chat_template", None) is not None:  # the older place of a template, which could contradict
             write_json(folder / "tokenizer_config.json", config)
         check_template(folder, template)
-        options = {"model_path": model, "template_path": template, "output_dir": output_dir}
-        write_run(folder, "tools/set_template.py", options, {"model": model})
+        write_run_record(folder, "tools/set_template.py", options, {"model": model})
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 
 

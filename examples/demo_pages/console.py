@@ -1,4 +1,4 @@
-"""The demos on a terminal: start a script, run a file of cases, or talk to the model line by line."""
+"""The demos on a terminal: run a file of cases, or talk to the model line by line."""
 
 import json
 import logging
@@ -8,24 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fire
 from tqdm import tqdm
 
 from demo_pages import extraction_prompts
 from demo_pages.model_loading import Checkpoint
 from demo_pages.text_generation import Answer, Decoding, decoding, plain_ids, prompt_ids, stream
-
-
-def run(main: Callable[..., None]) -> None:
-    """main with the command line's options; what a user did wrong is one line and exit status 2."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def read_cases(name: str) -> dict[str, Any]:

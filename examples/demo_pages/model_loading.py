@@ -16,15 +16,20 @@ class Checkpoint(NamedTuple):
 
 
 def load(
-    base_model: str, lora_weights: str = "", load_8bit: bool = False, multi_gpu: bool = False, allocate: object = None
+    base_model: str,
+    lora_weights: str = "",
+    load_8bit: bool = False,
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
 ) -> Checkpoint:
     """Load a checkpoint folder, with the adapter of lora_weights put on it, to the GPU if there is one.
 
     On a GPU the weights are bfloat16 (float16 before Ampere), on the CPU as they are on disk. The tokenizer and with it
     the template are the adapter's where it has them. Raises ValueError or FileNotFoundError with one line.
     """
-    base_model, lora_weights = str(base_model), str(lora_weights or "")
-    shares = gpu_shares(allocate)
+    shares = allocate or []
+    if min(shares, default=1) < 1:
+        raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {shares}")
     check_folders(base_model, lora_weights)
     import torch
     import transformers
@@ -132,16 +137,6 @@ def first_line(error: Exception) -> str:
 
 
 # --- where the weights go ---------------------------------------------------------------------------------------------
-
-
-def gpu_shares(allocate: object) -> list[int]:
-    """--allocate as whole GiB for each GPU, in order; [] where it is None. Raises ValueError on anything else."""
-    if allocate is None:
-        return []
-    shares = [allocate] if isinstance(allocate, int) else allocate
-    if not isinstance(shares, list | tuple) or not all(type(share) is int and share > 0 for share in shares):
-        raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {allocate!r}")
-    return list(shares)
 
 
 def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from demo_pages.model_loading import Checkpoint, first_line
 
@@ -36,6 +36,9 @@ class Decoding:
         for name, fits in in_range.items():
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; see Decoding in text_generation.py")
+
+
+OPTIONS = get_type_hints(Decoding)  # name -> type
 
 
 class Answer(NamedTuple):

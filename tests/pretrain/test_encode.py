@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import build_tokenizer
 import numpy as np
 import pytest
 import sentencepiece
@@ -16,6 +15,7 @@ from corpus_building.samples import Settings
 from corpus_files.corpus import verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_files import sentencepiece_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁🤖")
@@ -77,7 +77,7 @@ def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> No
 def test_fingerprint_is_build_tokenizers_from_either_file(
     tiny_tokenizer: Path, json_only: Path, tmp_path: Path
 ) -> None:
-    truth = build_tokenizer.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
+    truth = sentencepiece_tokenizer.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
     model_only = tmp_path / "model"
     model_only.mkdir()
     shutil.copy(tiny_tokenizer / "tokenizer.model", model_only)
@@ -240,7 +240,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         text_encoding.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="is no SentencePiece model"):
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
         text_encoding.load(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -9,15 +9,15 @@ import download
 import pytest
 import torch
 from conftest import small_texts
-from gguf_checks import Ask, Make, Serve, started, write_model
 from hub_download import hub_retry
 from hub_server import DIFF, LORA, Hub, serving
 from in_process import RunTool, run_in_process
-from llama_conversion import llama_tokenizer
+from llama_cpp_server import Ask, Make, Serve, started, write_model
 from model_folders import nudged, variant
 from original_llama import TINY, State, random_state, write_original, write_ranks_table
 from original_llama import Make as MakeOriginal
 from safetensors.torch import load_file
+from tokenizer_files import llama_tokenizer
 
 Got = tuple[str, str]  # stdout, stderr
 Get = Callable[..., Got]

@@ -96,7 +96,7 @@ def test_published_sum_tells_the_base(
     else:
         table = tmp_path / "table.json"
         table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
-        monkeypatch.setattr("additive_diff.PUBLISHED", table)
+        monkeypatch.setattr(additive_diff, "PUBLISHED", table)
         if source == "option":
             option = ["--published", "some/diff"]
         else:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import build_tokenizer
 import pytest
 import sentencepiece
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_files import sentencepiece_tokenizer
+from tokenizer_files.tokenizer_comparison import HARD_TEXTS, check_equal_ids
 from transformers import AutoTokenizer
 
 
@@ -35,7 +36,7 @@ def test_llama_2_tokenizer_equals_sentencepiece_on_real_documents(
     done = run_script(
         "tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", tmp_path, "--check_path", corpus
     )
-    assert f"equal to SentencePiece on {documents + len(build_tokenizer.HARD_TEXTS)} texts" in done.stdout
+    assert f"equal to SentencePiece on {documents + len(HARD_TEXTS)} texts" in done.stdout
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer("Hello").input_ids == [1, 15043]
     assert (tmp_path / "tokenizer.model").read_bytes() == model.read_bytes()
@@ -45,7 +46,7 @@ def test_saving_again_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    for text in build_tokenizer.HARD_TEXTS:
+    for text in HARD_TEXTS:
         assert again(text).input_ids == tokenizer(text).input_ids
         assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
 
@@ -58,10 +59,10 @@ def test_user_defined_pieces_and_missing_prefix(tmp_path: Path) -> None:
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
         user_defined_symbols=["<sep>"], minloglevel=2,
     )  # fmt: skip
-    proto = build_tokenizer.read_model(tmp_path / "m.model")
+    proto = sentencepiece_tokenizer.read_sentencepiece_model(tmp_path / "m.model")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     texts = ["row 3 of<sep>text", "<sep><sep> text", "plain", " plain <sep> "]
-    assert build_tokenizer.check(build_tokenizer.build(proto), oracle, texts) == len(texts)
+    assert check_equal_ids(sentencepiece_tokenizer.build_fast_tokenizer(proto), oracle, texts) == len(texts)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,10 @@ def test_what_is_not_handled_is_refused_by_name(
 
 def test_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path / "tokenizer.model", "no SentencePiece model")):
+    for path, said in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "tokenizer.model", "not a SentencePiece model"),
+    ):
         done = run_script(
             "tools/build_tokenizer.py", "--tokenizer_model", path, "--output_dir", tmp_path / "out", status=2
         )
@@ -100,7 +104,9 @@ def test_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
 
 
 def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:
-    built = build_tokenizer.build(build_tokenizer.read_model(tiny_tokenizer / "tokenizer.model"))
+    built = sentencepiece_tokenizer.build_fast_tokenizer(
+        sentencepiece_tokenizer.read_sentencepiece_model(tiny_tokenizer / "tokenizer.model")
+    )
     read = AutoTokenizer.from_pretrained(tiny_tokenizer).backend_tokenizer
-    assert build_tokenizer.fingerprint(built) == build_tokenizer.fingerprint(read)
+    assert sentencepiece_tokenizer.fingerprint(built) == sentencepiece_tokenizer.fingerprint(read)
     assert json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())["bos_token"] == "<s>"

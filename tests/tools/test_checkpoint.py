@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
 from checkpoint_io.tensors import read_weights
+from checkpoint_seals.seal_writer import hashed_weights, kind_of, write_seal
 from conftest import REPOSITORY
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
@@ -99,7 +99,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_verify_names_the_file(folder: Path, run_tool: RunTool, change: str) -> None:
-    checkpoint.seal(str(folder))
+    write_seal(folder, [])
     spoil, said = CHANGES[change]
     spoil(folder)
     done = run_tool(SCRIPT, "verify", folder, status=2)
@@ -110,18 +110,18 @@ def test_verify_names_the_file(folder: Path, run_tool: RunTool, change: str) -> 
 
 
 def test_kinds(folder: Path, tmp_path: Path) -> None:
-    assert checkpoint.kind_of(folder) == "full"
+    assert kind_of(folder) == "full"
     (folder / "config.json").write_text('{"quantization_config": {"bits": 4}}')
-    assert checkpoint.kind_of(folder) == "quantised"
+    assert kind_of(folder) == "quantised"
     save_file({"a": torch.ones(1)}, folder / "model.safetensors", {"kind": "additive-diff"})
-    assert checkpoint.kind_of(folder) == "diff"
+    assert kind_of(folder) == "diff"
     (folder / "adapter_config.json").write_text("{}")
-    assert checkpoint.kind_of(folder) == "adapter"
+    assert kind_of(folder) == "adapter"
 
 
 def test_resharded_weights_compare_equal(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     other = shard(folder, tmp_path / "shards")
-    assert checkpoint.weights_of(folder)[1] == checkpoint.weights_of(other)[1]
+    assert hashed_weights(folder)[1] == hashed_weights(other)[1]
     assert run_tool(SCRIPT, "compare", folder, other).stdout.startswith("equal: ")
 
 
@@ -219,7 +219,7 @@ def test_a_flipped_bit_is_named_by_its_tensor(tiny_checkpoint: Path, tmp_path: P
     content[tensor.offset + 5] ^= 64
     (folder / "model.safetensors").write_bytes(content)
     done = run_tool("tools/checkpoint.py", "verify", folder, status=2)
-    assert "model.safetensors is not as it was sealed (tensor model.norm.weight); get it again" in done.stderr
+    assert "model.safetensors is not as it was sealed (tensor model.norm.weight); download it again" in done.stderr
 
 
 def test_signing_without_the_package_says_what_to_install(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import build_tokenizer
 import pytest
 import sentencepiece
 import torch
@@ -16,7 +15,7 @@ from checkpoint_io import tensors
 from conftest import small_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_conversion import llama_params, llama_tokenizer
+from llama_conversion import llama_params
 from original_llama import (
     GROUPED,
     SCALED,
@@ -31,6 +30,8 @@ from original_llama import (
     write_ranks_table,
 )
 from safetensors.torch import load_file
+from tokenizer_files import llama_tokenizer
+from tokenizer_files.tokenizer_comparison import check_equal_ids
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -67,7 +68,7 @@ def test_logits_are_the_originals(original: Make, convert: Callable[..., Path], 
 def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Callable[..., Path]) -> None:
     """Every bit of them, in the type that they had: also in shards, and from files of PyTorch's old format."""
     params = TINY | {"n_heads": 8}
-    digests = []
+    tensor_hashes = []
     for ranks in (1, 2, 4, 8):
         folder, state = original(params, ranks=ranks, name=f"in{ranks}")
         if ranks == 4:
@@ -77,8 +78,8 @@ def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Cal
         out = convert(folder, f"out{ranks}", max_shard_size="60KB" if ranks == 2 else "5GB")
         assert len(list(out.glob("*.safetensors"))) == (6 if ranks == 2 else 1)  # embedding and output alone
         weights = tensors.read_weights(out)
-        digests.append(tensors.digests(weights.values(), ""))
-    assert all(digest == digests[0] for digest in digests)
+        tensor_hashes.append(tensors.tensor_hashes(weights.values(), ""))
+    assert all(digest == tensor_hashes[0] for digest in tensor_hashes)
     new = load_file(out / "model.safetensors")
     assert {value.dtype for value in new.values()} == {torch.float16}
     for name, other in (("layers.1.attention.wo", "layers.1.self_attn.o_proj"), ("norm", "norm")):
@@ -184,16 +185,16 @@ def test_released_sizes(tmp_path: Path, params: dict[str, Any], size: str, hidde
 
 def test_table_of_ranks_gives_tiktokens_ids_on_any_text(ranks_table: Path, few_texts: Path) -> None:
     pytest.importorskip("tiktoken")
-    words = llama_tokenizer.read_words(ranks_table, "3.1", instruct=False)
+    words = llama_tokenizer.read_llama_tokenizer(ranks_table, "3.1", instruct=False)
 
     @settings(max_examples=300, deadline=None)
     @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 12山水'sS\r\n<|eot_id|>"))
     def same(text: str) -> None:
-        assert build_tokenizer.check(words.tokenizer, words.oracle, [text], "tiktoken") == 1
-        assert words.tokenizer.decode(words.oracle.encode(text)) == text
+        assert check_equal_ids(words.tokenizer, words.reference, [text], "tiktoken") == 1
+        assert words.tokenizer.decode(words.reference.encode(text)) == text
 
     same()
-    assert llama_tokenizer.check(words, str(few_texts)).startswith("equal to tiktoken on")
+    assert llama_tokenizer.check_llama_tokenizer(words, str(few_texts)).startswith("equal to tiktoken on")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_without_tiktoken_it_is_said_that_nothing_was_compared(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     convert(original(THREE)[0])
-    assert "tokenizer not compared, for want of tiktoken" in capsys.readouterr().out
+    assert "tokenizer not compared, because tiktoken is not installed" in capsys.readouterr().out
 
 
 # --- notices ----------------------------------------------------------------------------------------------------------

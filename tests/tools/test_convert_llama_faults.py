@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import convert_llama
 import pytest
 import torch
 from checkpoint_io.tensor_files import write_shards
 from conftest import RunScript
 from llama_conversion import llama_layout
+from llama_conversion.original_checkpoint import read_original
 from original_llama import SCALED, THREE, TINY, Make, change, change_params, flip, random_state, seal, write_original
 
 
@@ -168,7 +168,7 @@ def test_the_command_ends_with_status_2_and_one_line(original: Make, tmp_path: P
     options = ("--input_dir", folder, "--model_size", "auto", "--output_dir", tmp_path / "out")
     done = run_script("tools/convert_llama.py", *options, status=2)
     assert done.stderr.startswith(f"error: {folder}/consolidated.01.pth has md5 ")
-    assert done.stderr.endswith("; get it again\n")
+    assert done.stderr.endswith("; download it again\n")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -191,7 +191,7 @@ def test_memory_does_not_grow_with_the_tensors(original: Make, tmp_path: Path) -
     largest = max(value.nbytes for value in state.values())
     folder = write_original(tmp_path / "big", params, state, original()[0] / "tokenizer.model", ranks=2)
     del state
-    found = convert_llama.read_original(folder, "auto", "")
+    found = read_original(folder, "auto", "")
     weights = {weight.spec.name: weight for weight in found.weights}
     peak, done, start = 0, threading.Event(), anonymous()
 

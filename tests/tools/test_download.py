@@ -293,6 +293,6 @@ def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download
 
 def test_a_disk_that_is_too_small_is_refused_before_the_transfer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GB free, 1000000\.00 GB are to come; choose another disk"):
-        hub_folders.check_space(tmp_path / "a/b.partial", [RemoteFile("big", 10**15, "", "")])
+        hub_folders.check_free_space(tmp_path / "a/b.partial", [RemoteFile("big", 10**15, "", "")])
     assert not (tmp_path / "a").exists()
-    hub_folders.check_space(tmp_path / "a/b.partial", [RemoteFile("small", 10, "", "")])
+    hub_folders.check_free_space(tmp_path / "a/b.partial", [RemoteFile("small", 10, "", "")])

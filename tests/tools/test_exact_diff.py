@@ -11,7 +11,7 @@ from checkpoint_io.tensors import Tensor, read_safetensors
 from safetensors.torch import save_file
 from weight_diffs import diff_writer, exact_diff
 from weight_diffs.exact_diff import Diff, decode
-from weight_diffs.rank_search import Search
+from weight_diffs.rank_search import RankSearch
 
 LIMIT = 5 * 10**9
 
@@ -25,8 +25,8 @@ def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit:
     folder.mkdir(exist_ok=True)
     for file in folder.iterdir():
         file.unlink()
-    diff_writer.write(folder, tuned, base, lambda tensor: None, limit, Search())
-    return exact_diff.read(folder)
+    diff_writer.write(folder, tuned, base, lambda tensor: None, limit, RankSearch())
+    return exact_diff.read_diff(folder)
 
 
 def comes_back(diff: Diff, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bool:
@@ -154,10 +154,10 @@ def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path, change: str
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     with pytest.raises(ValueError, match="damaged metadata"):
-        exact_diff.read(tmp_path / "diff")
+        exact_diff.read_diff(tmp_path / "diff")
 
 
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, tmp_path / "diff.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="format 'pt'"):
-        exact_diff.read(tmp_path)
+        exact_diff.read_diff(tmp_path)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import RunScript
-from gguf_checks import Ask, Make, Serve, edit, keys
+from gguf_files import gguf_writer
+from llama_cpp_server import Ask, Make, Serve, edit, keys
 from safetensors.torch import load_file, save_file
 
 gguf = pytest.importorskip("gguf")
@@ -173,7 +174,7 @@ def test_rows_that_are_no_whole_blocks_become_f16(
     folder, file = make(intermediate_size=80, initializer_range=0.05), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "q8_0")
     said = capsys.readouterr()
-    assert "notice: blk.1.ffn_down.weight has rows of 80, no multiple of 32; it is f16" in said.err
+    assert "notice: blk.1.ffn_down.weight has rows of 80, not a multiple of 32; it becomes f16" in said.err
     assert "21 tensors (14 q8_0, 5 f32, 2 f16)" in said.out
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     assert {name for name, kind in kinds.items() if kind == "F16"} == {f"blk.{i}.ffn_down.weight" for i in range(2)}
@@ -183,7 +184,7 @@ def test_rows_that_are_no_whole_blocks_become_f16(
 def test_chunks_change_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make()
     for size in (1 << 20, 1000):
-        monkeypatch.setattr(export_gguf, "CHUNK", size)
+        monkeypatch.setattr(gguf_writer, "CHUNK", size)
         export_gguf.main(str(folder), str(tmp_path / f"{size}.gguf"), "q4_0")
     assert (tmp_path / "1000.gguf").read_bytes() == (tmp_path / f"{1 << 20}.gguf").read_bytes()
 
@@ -235,8 +236,8 @@ def test_values_that_a_type_cannot_hold_are_refused(make: Make, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--type", "q3_k_s", "--type q3_k_s is not exported; it takes f32, f16, "),
-        ("--model_path", "none", "none is no folder here"),
+        ("--type", "q3_k_s", "--type q3_k_s is unknown; use one of f32, f16, "),
+        ("--model_path", "none", "none is not a folder"),
         ("--output_file", "model.bin", "model.bin does not end in .gguf"),
         ("--output_file", "model/config.json/out.gguf", "out.gguf cannot be written ("),
         ("--shards", "2", "unknown option --shards"),
@@ -265,7 +266,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     assert f"error: {file}: File too large while writing it; nothing was kept" in done.stderr
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(ValueError, match=r"out\.gguf needs 0\.00 GB, and 0\.00 GB are free there"):
+    with pytest.raises(ValueError, match=r"out\.gguf needs 0\.00 GB and its disk has 0\.00 GB free"):
         export_gguf.main(str(folder), str(file), "f32")
     monkeypatch.undo()
     run_script("tools/checkpoint.py", "seal", folder)
@@ -292,7 +293,7 @@ def test_q4_k_m_comes_from_llama_cpp(
     assert len(serve(file)("/completion", {"prompt": "Hello", "n_predict": 4})["content"]) > 0
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"llama\.cpp could not quantise .*no\.gguf: .*fail"):
-        export_gguf.quantise(tmp_path / "no.gguf", tmp_path / "out.gguf")
+        gguf_writer.quantise_q4_k_m(tmp_path / "no.gguf", tmp_path / "out.gguf")
 
 
 def test_q4_k_m_without_the_quantiser_says_what_to_install(make: Make, tmp_path: Path) -> None:

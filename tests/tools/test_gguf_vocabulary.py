@@ -10,10 +10,11 @@ from typing import Any
 
 import export_gguf
 import pytest
-from build_tokenizer import HARD_TEXTS
 from conftest import REPOSITORY, RunScript, small_texts
-from gguf_checks import TEMPLATE, Make, Serve, edit, ids_of, keys
-from gguf_files.gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gguf_files.gguf_vocabulary import CUTS
+from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
+from tokenizer_files.sentencepiece_tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from tokenizer_files.tokenizer_comparison import HARD_TEXTS
 
 pytest.importorskip("gguf")
 
@@ -129,7 +130,7 @@ def test_added_tokens_and_rows_that_no_token_has(
 
 @pytest.fixture
 def byte_level(tmp_path: Path) -> Callable[[str], Any]:
-    """byte_level(llama.cpp's name): a `tokenizers` object that cuts text in that way, of 800 rows."""
+    """byte_level(llama.cpp's name): a `tokenizers` object that splits text in that way, of 800 rows."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
 

@@ -290,7 +290,7 @@ def test_a_diff_to_the_merged_model_takes_the_adapter(
     ours, theirs = load_file(back / "model.safetensors"), load_file(tuned / "model.safetensors")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     if case in ("plain", "rslora", "patterns", "embedding"):
-        size = sum(payload.nbytes for payload in exact_diff.read(diff).payloads.values())
+        size = sum(payload.nbytes for payload in exact_diff.read_diff(diff).payloads.values())
         assert size < 1.3 * (adapter / "adapter_model.safetensors").stat().st_size
 
 

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import checkpoint
 import ie_eval
 import pytest
 import quantize
 import torch
+from checkpoint_seals.seal_writer import kind_of
 from conftest import REPOSITORY, RunScript
 from instruction_data.instructions import Encoder, load_template
-from quantization import calibration, quantization_methods, quantized_score
+from quantization import calibration, quantization_inputs, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -191,12 +191,12 @@ def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer
 def test_the_table_has_the_columns_that_were_measured() -> None:
     before = {"bytes": 6_280_000, "perplexity": 1.25, "entity_f1": 0.5, "exact": 0.25}
     after = {"bytes": 2_480_000, "perplexity": 1.5, "entity_f1": 0.4, "exact": 0.2}
-    assert quantized_score.table(before, after).splitlines() == [
+    assert quantized_score.score_table(before, after).splitlines() == [
         "           weights  perplexity   entity F1       exact",
         "before     6.28 MB      1.2500      0.5000      0.2500",
         "after      2.48 MB      1.5000      0.4000      0.2000",
     ]
-    sizes = quantized_score.table({"bytes": 1_000_000}, {"bytes": 500_000})
+    sizes = quantized_score.score_table({"bytes": 1_000_000}, {"bytes": 500_000})
     assert sizes.splitlines() == ["           weights", "before     1.00 MB", "after      0.50 MB"]
 
 
@@ -242,7 +242,7 @@ def check_folder(model: Path, out: Path, printed: str) -> None:
     for name in names - {"config.json", "model.safetensors", "run.json"}:
         assert (out / name).read_bytes() == (model / name).read_bytes()
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1
-    assert checkpoint.kind_of(out) == "quantised"
+    assert kind_of(out) == "quantised"
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] in ("bitsandbytes", "compressed-tensors")
     before, after = load_file(model / "model.safetensors"), load_file(out / "model.safetensors")
@@ -257,7 +257,7 @@ def check_folder(model: Path, out: Path, printed: str) -> None:
     assert run["versions"].keys() >= {"torch", "transformers", "bitsandbytes"}
     assert list(map(len, run["data"].values())) == [64] * len(run["data"])
     scores = run["scores"]
-    assert printed.endswith(quantized_score.table(scores["before"], scores["after"]) + "\n")
+    assert printed.endswith(quantized_score.score_table(scores["before"], scores["after"]) + "\n")
     assert scores["after"]["bytes"] < scores["before"]["bytes"]
     if "perplexity" in scores["before"]:
         assert scores["after"]["perplexity"] == pytest.approx(scores["before"]["perplexity"], rel=0.1)
@@ -292,10 +292,10 @@ def test_compressed_folders_are_complete_and_load(
 def test_llmcompressor_is_asked_for_by_its_environment(model: Path, tmp_path: Path) -> None:
     if quantization_methods.importlib.util.find_spec("llmcompressor"):
         pytest.skip("llmcompressor is installed here")
-    with pytest.raises(ValueError, match=r"\.venv-quantize.* -r tools/requirements-quantize\.txt") as raised:
+    with pytest.raises(ValueError, match=r"\.venv-quantize.* -r requirements-quantize\.txt") as raised:
         quantize.main(str(model), str(tmp_path / "out"), "fp8")
     assert "\n" not in str(raised.value)
-    assert (REPOSITORY / "tools/requirements-quantize.txt").is_file()
+    assert (REPOSITORY / "requirements-quantize.txt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -318,18 +318,18 @@ def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: st
 
 def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none is no folder here"):
-        quantize.check_model("none")
+        quantization_inputs.check_model("none")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; --model_path"):
-        quantize.check_model(tmp_path)
+        quantization_inputs.check_model(tmp_path)
     done = shutil.copytree(model, tmp_path / "done")
     config = json.loads((done / "config.json").read_text())
     (done / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(ValueError, match="done is quantised already"):
-        quantize.check_model(done)
+        quantization_inputs.check_model(done)
     (done / "config.json").write_text(json.dumps(config))
     (done / "tokenizer_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer_config\.json"):
-        quantize.check_model(done)
+        quantization_inputs.check_model(done)
 
 
 def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None:
@@ -344,11 +344,13 @@ def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None
 def test_data_that_cannot_be_used(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = {"data_path": "none.jsonl", "eval_path": "", "samples": 4, "eval_samples": 4, "max_length": 64, "seed": 1}
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; --data_path takes"):
-        quantize.read_data(model, True, options)
+        quantization_inputs.read_data(model, True, options)
     rows = written(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(ValueError, match=r"no chat_template\.jinja"):
-        quantize.read_data(tiny_checkpoint, True, options | {"data_path": rows})
-    data = quantize.read_data(model, True, options | {"data_path": rows, "eval_path": rows, "max_length": 4096})
+        quantization_inputs.read_data(tiny_checkpoint, True, options | {"data_path": rows})
+    data = quantization_inputs.read_data(
+        model, True, options | {"data_path": rows, "eval_path": rows, "max_length": 4096}
+    )
     assert (len(data.calibration), len(data.held_out)) == (4, 4)
-    assert data.said == ["calibrated on 4 of 5 rows", "measured on 4 of 5 held-out rows"]
-    assert not quantize.read_data(model, False, options).said
+    assert data.report == ["calibrated on 4 of 5 rows", "measured on 4 of 5 held-out rows"]
+    assert not quantization_inputs.read_data(model, False, options).report

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import Spec, digests, fingerprint, read_safetensors, read_weights
-from checkpoint_io.tool_command import parse_size
+from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
+from checkpoint_io.tensors import Spec, fingerprint, read_safetensors, read_weights, tensor_hashes
 from safetensors.torch import load_file, save_file
 
 TYPES = {
@@ -28,7 +27,7 @@ def every_type() -> dict[str, torch.Tensor]:
 
 def print_of(folder: Path) -> str:
     found = read_weights(folder)
-    return fingerprint(found.values(), digests(found.values(), ""))
+    return fingerprint(found.values(), tensor_hashes(found.values(), ""))
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -50,7 +49,7 @@ def test_safetensors_reads_what_we_write_and_we_what_it_writes(tmp_path: Path) -
     found = read_weights(tmp_path)
     hashes = write_shards(tmp_path / "ours", list(found.values()), lambda spec: found[spec.name].chunks(4), 10**9)
     assert same(load_file(tmp_path / "ours/model.safetensors"), state)
-    assert hashes == digests(found.values(), "")
+    assert hashes == tensor_hashes(found.values(), "")
 
 
 @pytest.mark.parametrize("limit", [1, 300, 10**9])
@@ -139,7 +138,7 @@ SECOND = "model-00002-of-00002.safetensors"
 FAULTS = {
     "cut off": (lambda f: os.truncate(f / SECOND, (f / SECOND).stat().st_size - 1), [SECOND, "cut off", "tensor b"]),
     "cut off in the header": (lambda f: os.truncate(f / SECOND, 20), [SECOND, "header"]),
-    "empty": (lambda f: os.truncate(f / SECOND, 0), [SECOND, "get it again"]),
+    "empty": (lambda f: os.truncate(f / SECOND, 0), [SECOND, "download it again"]),
     "too long": (lambda f: (f / SECOND).open("ab").write(b"x"), [SECOND, "after its last tensor"]),
     "garbage": (lambda f: (f / SECOND).write_bytes(b"\xff" * 500), [SECOND, "no safetensors"]),
     "no JSON": (lambda f: (f / SECOND).write_bytes(b"\x08" + bytes(7) + b"{{{{{{{{"), [SECOND, "damaged header"]),
@@ -223,7 +222,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
 
 def test_what_is_not_on_the_disk_as_it_was_written_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.arange(100), "b": torch.arange(100)}, tmp_path / "model.safetensors")
-    hashes = digests(read_weights(tmp_path).values(), "")
+    hashes = tensor_hashes(read_weights(tmp_path).values(), "")
     verify_written(tmp_path, hashes)
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-1] ^= 1

@@ -1,7 +1,4 @@
-"""Checkpoint folders as files: which small files travel with the weights, and a new folder that appears whole.
-
-the tools of this stage import it.
-"""
+"""Checkpoint folders: which small files belong to the weights, and how a new folder or file is written completely."""
 
 import errno
 import json
@@ -20,7 +17,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # each is enough for a tokenizer
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
@@ -29,13 +26,13 @@ SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; FileNotFoundError and ValueError name the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {path.parent} is incomplete or no checkpoint folder")
+        raise FileNotFoundError(f"{path} does not exist; {path.parent} is incomplete or not a checkpoint folder")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); get it again") from None
+        raise ValueError(f"{path} is damaged ({error}); download it again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; get it again")
+        raise ValueError(f"{path} does not hold a JSON object; download it again")
     return content
 
 
@@ -43,51 +40,75 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def existing(path: object, option: str, holding: str = "") -> Path:
-    """The folder that an option names; FileNotFoundError where there is none, or where it lacks the file `holding`."""
+def existing_folder(path: object, option: str, required: str = "") -> Path:
+    """The folder that an option names; FileNotFoundError if it does not exist or lacks the file `required`."""
     folder = Path(str(path))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder here; {option} takes a folder (fetch one: tools/download.py)")
-    if holding and not (folder / holding).is_file():
-        raise FileNotFoundError(f"{folder} has no {holding}; {option} takes a complete folder of that kind")
+        raise FileNotFoundError(f"{folder} is not a folder; {option} takes a folder (download one: tools/download.py)")
+    if required and not (folder / required).is_file():
+        raise FileNotFoundError(f"{folder} has no {required}; {option} takes a complete checkpoint folder")
     return folder
 
 
 @contextmanager
 def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]:
-    """Yield `<target>.partial`, which becomes `target` when the block ends well and is removed when it does not.
+    """Yield `<target>.partial`, which is renamed to `target` when the block ends without an error.
 
-    needed: bytes that will be written; checked against the free space before anything is.
-    run: what identifies this run (resume_journal.py). A killed or interrupted run then leaves its partial folder, and
-    the same run finds it as it was, with its journal; what another run left is removed.
-
-    Raises ValueError on a target that holds files already, that cannot be written, that another process is writing, or
-    whose disk is too small.
+    needed: bytes that will be written, compared with the free space first. run: see `partial_folder`. Raises ValueError
+    if the target holds files or cannot be written, another process is writing it, or its disk is too small.
     """
     target = Path(str(target))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{target} exists already and is not an empty folder; name a new one or remove it")
+        raise ValueError(f"{target} exists already and is not an empty folder; name a new folder or remove it")
+    with partial_folder(target, needed, run) as partial:
+        yield partial
+        (partial / resume_journal.JOURNAL).unlink()
+        for path in (*partial.iterdir(), partial):
+            fsync_path(path)
+        partial.replace(target)
+
+
+@contextmanager
+def new_file(target: Path, needed: int, run: str = "") -> Iterator[Path]:
+    """Yield a path in the folder `<target>.partial` whose file becomes `target`; otherwise as `new_folder`."""
+    if target.exists():
+        raise ValueError(f"{target} exists already; name a new file or remove it")
+    with partial_folder(target, needed, run) as partial:
+        yield partial / target.name
+        fsync_path(partial / target.name)
+        (partial / target.name).replace(target)
+        shutil.rmtree(partial)
+
+
+@contextmanager
+def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
+    """Yield `<target>.partial`, locked; it is removed after an error.
+
+    run: what identifies a run that can resume (`resume_journal.run_identity`), or "". If such a run is killed or
+    interrupted, its folder is kept, and the same run finds it with its journal; a different run empties it. Errors say
+    what to do; KeyboardInterrupt says whether the same command resumes.
+    """
     partial = target.with_name(target.name + ".partial")
     try:
-        with resume_journal.opened(partial, run):
+        with resume_journal.locked_folder(partial, run):
             check_space(target, needed - sum(path.stat().st_size for path in partial.iterdir()))
             yield partial
-            resume_journal.remove(partial)
-            for path in (*partial.iterdir(), partial):
-                sync(path)
-            partial.replace(target)
+    except BlockingIOError:
+        raise ValueError(f"{partial} is being written by another process; wait for it or write elsewhere") from None
+    except KeyboardInterrupt:
+        if run:
+            raise KeyboardInterrupt(f"interrupted; the same command resumes from {partial}") from None
+        shutil.rmtree(partial, ignore_errors=True)
+        raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
     except BaseException as error:
-        if not (isinstance(error, BlockingIOError) or (isinstance(error, KeyboardInterrupt) and run)):
-            shutil.rmtree(partial, ignore_errors=True)
-        if (better := unwritable(target, error)) is not error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if (better := explained_write_error(target, error)) is not error:
             raise better from None
         raise
 
 
-def unwritable(target: Path, error: BaseException) -> BaseException:
-    """The same error, or one that says what to do where the disk or its permissions are the reason."""
-    if isinstance(error, BlockingIOError):
-        return ValueError(f"{target}.partial is being written by another process; wait for it or name another folder")
+def explained_write_error(target: Path, error: BaseException) -> BaseException:
+    """A ValueError with the remedy for a full disk or missing permissions, else the same error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room")
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -97,17 +118,17 @@ def unwritable(target: Path, error: BaseException) -> BaseException:
     return error
 
 
-def sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk and not only in memory."""
-    file = os.open(path, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(file)
+        os.fsync(descriptor)
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
 def check_space(target: Path, needed: int) -> None:
-    """ValueError where the disk that target will be on has less than `needed` bytes free."""
+    """ValueError if the target's disk has less than `needed` bytes free."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(above).free
     if needed > free:
@@ -117,23 +138,23 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def carry(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy those of the named files that source has; they replace what target has of them."""
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Copy the named files that exist in source, replacing those in target."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def check_tokenizer(*folders: Path) -> None:
-    """FileNotFoundError where none of the folders has a tokenizer: libraries make one up for a model without."""
+    """FileNotFoundError if no folder has a tokenizer: without one, libraries load an arbitrary default."""
     if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
         raise FileNotFoundError(
-            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the model's there"
+            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
         )
 
 
-def link(source: Path, target: Path) -> None:
-    """The same file under a second name where the disk allows it, a copy where not."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system does not allow that."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -141,14 +162,14 @@ def link(source: Path, target: Path) -> None:
 
 
 def set_dtype(folder: Path, dtype: str) -> None:
-    """Let config.json say in which type the weights now lie ("float16", …)."""
+    """Set the type of the weights ("float16", …) in config.json."""
     config = read_json(folder / "config.json")
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"  # the older name is still everywhere
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"  # the older key is still common
     write_json(folder / "config.json", config | {key: dtype})
 
 
-def write_run(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
-    """Write run.json: what the tool was told, and the run.json of each folder that it read, under its role."""
+def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
+    """Write run.json: arguments, package versions, and the run.json of each input folder under its role."""
     versions = {}
     for name in ("numpy", "pyarrow", "torch", "transformers"):
         try:

@@ -1,9 +1,7 @@
-"""What an interrupted run had finished, so that the same command goes on there.
+"""The journal of a partial folder: which parts an interrupted run finished, so that the same command can resume.
 
-`.journal.jsonl` lies in the partial folder: a line that identifies the run, then one line for each finished part with
-its facts. It is locked while a run writes the folder and removed before the folder gets its name.
-
-the tools of this stage import it.
+`.journal.jsonl` in the partial folder holds one line that identifies the run, then one line for each finished part. The
+file is locked while a run writes the folder and is removed before the folder gets its final name.
 """
 
 import fcntl
@@ -14,22 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-NAME = ".journal.jsonl"
+JOURNAL = ".journal.jsonl"
 
 
 @contextmanager
-def opened(partial: Path, run: str) -> Iterator[None]:
-    """Make the partial folder, or take it over as it is where the same run left it; empty it where another did.
+def locked_folder(partial: Path, run: str) -> Iterator[None]:
+    """Create and lock the partial folder; keep its content if the same run left it, else empty it.
 
-    run: what `identity` gave, or "" to begin anew. BlockingIOError where another process is writing the folder.
+    run: the line from `run_identity`, or "" for a run that cannot resume. Raises BlockingIOError if another process
+    holds the lock.
     """
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / NAME).open("a+", encoding="utf-8") as file:
+    with (partial / JOURNAL).open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.seek(0)
         if not run or file.readline() != f"{run}\n":
             for path in partial.iterdir():
-                if path.name != NAME:
+                if path.name != JOURNAL:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             file.truncate(0)
             file.write(f"{run}\n")
@@ -37,20 +36,16 @@ def opened(partial: Path, run: str) -> Iterator[None]:
         yield
 
 
-def remove(partial: Path) -> None:
-    (partial / NAME).unlink()
-
-
-def record(folder: Path, part: str, facts: Mapping[str, Any]) -> None:
-    """Note that a part is finished; nothing is noted in a folder that has no journal."""
-    if (folder / NAME).is_file():
-        with (folder / NAME).open("a", encoding="utf-8") as file:
+def record_part(folder: Path, part: str, facts: Mapping[str, Any]) -> None:
+    """Record that a part is finished; does nothing in a folder without a journal."""
+    if (folder / JOURNAL).is_file():
+        with (folder / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(json.dumps([part, facts]) + "\n")
 
 
-def finished(folder: Path) -> dict[str, dict[str, Any]]:
-    """{part: its facts} as recorded, in order; a line that is cut off ends them."""
-    lines = (folder / NAME).read_text(encoding="utf-8").splitlines()[1:] if (folder / NAME).is_file() else []
+def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
+    """{part: its facts} in the order of recording, up to the first line that is cut off."""
+    lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()[1:] if (folder / JOURNAL).is_file() else []
     parts = {}
     for line in lines:
         try:
@@ -61,8 +56,8 @@ def finished(folder: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def identity(script: str, options: Mapping[str, object], folders: Iterable[Path]) -> str:
-    """One line that is the same for the same command on the same input: options, every file's size and time."""
+def run_identity(script: str, options: Mapping[str, object], folders: Iterable[Path]) -> str:
+    """One line that is equal for the same command on the same input: options, size and time of every input file."""
     inputs = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for folder in folders for file in sorted(folder.iterdir()) if file.is_file()

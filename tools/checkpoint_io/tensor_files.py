@@ -1,6 +1,6 @@
-"""Write tensors to safetensors files: one file or shards with an index, tensor by tensor, hashed, resumable.
+"""Write tensors to safetensors files: one file or shards with an index, hashed, resumable after an interruption.
 
-the tools of this stage import it. Format: the safetensors README.
+Format: the safetensors README.
 """
 
 import ctypes
@@ -16,15 +16,15 @@ import numpy as np
 from blake3 import blake3
 
 from checkpoint_io import resume_journal
-from checkpoint_io.tensors import Spec, Tensor, digest, digests, progress, read_weights
+from checkpoint_io.tensors import Spec, Tensor, progress, read_weights, tensor_hash, tensor_hashes
 
-EARLY = 1 << 25  # bytes after which the disk is told to begin
+EARLY = 1 << 25  # bytes after which writing to the disk is started
 SYNC_FILE_RANGE_WRITE = 2  # of sync_file_range(2): begin, do not wait
 Produce = Callable[[Spec], Iterable[np.ndarray]]  # a tensor's bit pattern in flat chunks
 
 
 def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors header with its length in front, padded to 8 bytes; the tensors lie one behind the other."""
+    """A safetensors header, preceded by its length and padded to 8 bytes, for tensors without gaps in this order."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for spec in tensors:
@@ -69,18 +69,18 @@ def write_shards(
     metadata: Mapping[str, str] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write model.safetensors, or its shards and index, in the order given; returns each tensor's BLAKE3.
+    """Write model.safetensors, or its shards and index, in the given order; returns each tensor's BLAKE3.
 
-    expected: the hashes where they are known before; the caller then compares what lies on the disk (`differing`), and
-    nothing is hashed on its way there. Where the folder's journal names tensors that an interrupted run had written,
-    they are hashed instead of made again.
+    expected: the hashes if they are known in advance. The caller then compares the written files with them
+    (`mismatched_tensors`), and nothing is hashed while writing.
     """
     shards = plan_shards(tensors, limit)
     names = shard_names(len(shards))
     hashes: dict[str, str] = {}
     with progress(sum(tensor.nbytes for tensor in tensors), folder.name.removesuffix(".partial")) as bar:
         for name, shard in zip(names, shards, strict=True):
-            hashes |= write_file(folder / name, shard, produce, {"format": "pt", **(metadata or {})}, bar, expected)
+            head = header(shard, {"format": "pt", **(metadata or {})})
+            hashes |= write_file(folder / name, head, shard, produce, bar, expected)
     if len(shards) > 1:
         places = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
         write_index(folder, places, sum(tensor.nbytes for tensor in tensors))
@@ -89,23 +89,27 @@ def write_shards(
 
 def write_file(
     path: Path,
+    head: bytes,
     tensors: Sequence[Spec],
     produce: Produce,
-    metadata: Mapping[str, str],
     bar: Any,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write one safetensors file, or what is missing of it; returns each tensor's BLAKE3."""
-    head = header(tensors, metadata)
-    hashes, position = written_already(path, head, tensors), len(head)
+    """Write a file of `head` and the tensors' bytes without gaps; returns each tensor's BLAKE3.
+
+    Tensors that the folder's journal lists as written by an interrupted run are hashed instead of produced again.
+    """
+    done = resume_journal.finished_parts(path.parent)
+    same_head = bool(done) and path.is_file() and path.open("rb").read(len(head)) == head
+    sizes = {spec.name: spec.nbytes for spec in tensors}
+    recorded = {name: str(facts.get("blake3")) for name, facts in done.items()}
+    hashes = intact_parts(path, len(head), sizes, recorded) if same_head else {}
     with FileIO(path, "r+" if path.exists() else "x") as file:
-        for spec in tensors[: len(hashes)]:
-            position += spec.nbytes
-            bar.update(spec.nbytes)
-        if not hashes:
+        if not same_head:
             write_all(file, head)
-        file.seek(position)
+        file.seek(len(head) + sum(sizes[name] for name in hashes))
         file.truncate()
+        bar.update(sum(sizes[name] for name in hashes))
         for spec in tensors[len(hashes) :]:
             state, written = blake3(), 0
             for chunk in produce(spec):
@@ -116,32 +120,28 @@ def write_file(
                 bar.update(chunk.nbytes)
             assert written == spec.nbytes, f"{spec.name}: {written} bytes produced for {spec.nbytes}"
             hashes[spec.name] = state.hexdigest() if expected is None else expected[spec.name]
-            resume_journal.record(path.parent, spec.name, {"blake3": hashes[spec.name]})
-        os.fsync(file.fileno())  # on the disk before the folder is given its name
+            resume_journal.record_part(path.parent, spec.name, {"blake3": hashes[spec.name]})
+        os.fsync(file.fileno())  # on the disk before the folder gets its name
     return hashes
 
 
-def written_already(path: Path, head: bytes, tensors: Sequence[Spec]) -> dict[str, str]:
-    """The BLAKE3 of those first tensors of a file that lie there as the journal says."""
-    done = resume_journal.finished(path.parent)
-    hashes: dict[str, str] = {}
-    if not done or not path.is_file() or path.open("rb").read(len(head)) != head:
-        return hashes
-    source, position = FileIO(path), len(head)
-    for spec in tensors:
-        recorded = done.get(spec.name, {}).get("blake3")
-        there = position + spec.nbytes <= path.stat().st_size
-        if not (
-            recorded and there and digest(Tensor(spec.name, spec.dtype, spec.shape, path, source, position)) == recorded
-        ):
+def intact_parts(path: Path, start: int, sizes: Mapping[str, int], recorded: Mapping[str, str]) -> dict[str, str]:
+    """{name: BLAKE3} of the leading parts of a file whose bytes still have the recorded hash.
+
+    sizes: bytes of each part in file order, the first one beginning at byte `start`.
+    """
+    source, end, intact = FileIO(path), path.stat().st_size, dict[str, str]()
+    for name, size in sizes.items():
+        part = Tensor(name, "U8", (size,), path, source, start)
+        if name not in recorded or start + size > end or tensor_hash(part) != recorded[name]:
             break
-        hashes[spec.name] = recorded
-        position += spec.nbytes
-    return hashes
+        intact[name] = recorded[name]
+        start += size
+    return intact
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
-    """Write all of it: one call to the system may take less, and takes at most 2 GiB."""
+    """Write all bytes; one system call may write fewer, and writes at most 2 GiB."""
     view, start = memoryview(data).cast("B"), file.tell()
     while view:
         view = view[file.write(view) :]
@@ -151,26 +151,40 @@ def write_all(file: FileIO, data: bytes | memoryview) -> None:
 
 
 def begin_writing(file: FileIO, end: int) -> None:
-    """Have the disk begin with the last EARLY bytes before `end`; the system itself would wait for many more."""
-    with suppress(OSError, AttributeError):  # another C library than glibc
+    """Start writing the last EARLY bytes before `end` to the disk; the kernel by itself waits for many more."""
+    with suppress(OSError, AttributeError):  # a C library other than glibc
         offset, count = ctypes.c_int64(max(0, end - EARLY)), ctypes.c_int64(EARLY)
         ctypes.CDLL(None).sync_file_range(file.fileno(), offset, count, SYNC_FILE_RANGE_WRITE)
 
 
-def differing(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
-    """Read a written folder back: the tensors whose bytes on the disk have another hash. ValueError where some lack."""
+def mismatched_tensors(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
+    """Read a written folder back; the tensors whose bytes have another hash. ValueError if tensors are missing."""
     tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
-        raise ValueError(f"{folder} does not hold the tensors that were written; look at the disk and write it again")
-    found = digests(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
+        raise ValueError(f"{folder} does not hold the tensors that were written; check the disk")
+    found = tensor_hashes(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
     return [tensors[name] for name, value in hashes.items() if found[name] != value]
 
 
 def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
-    """ValueError names the file and the tensor that does not lie on the disk as it was written."""
-    for tensor in differing(folder, hashes):
-        raise not_as_written(tensor)
+    """Read a written folder back; ValueError names the first file and tensor that differs from `hashes`."""
+    for tensor in mismatched_tensors(folder, hashes):
+        raise read_back_error(tensor)
 
 
-def not_as_written(tensor: Tensor) -> ValueError:
-    return ValueError(f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk")
+def read_back_error(tensor: Tensor) -> ValueError:
+    return ValueError(f"{tensor.file}: tensor {tensor.name} differs on the disk from what was written; check the disk")
+
+
+def parse_size(size: str) -> int:
+    """Bytes of `5GB`, `400MB`, `2GiB` or a plain number."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
+    text = size.strip().upper()
+    digits = text.rstrip("KMGIB ")
+    try:
+        result = int(float(digits) * units[text[len(digits) :].strip()])
+    except (ValueError, KeyError):
+        raise ValueError(f"{size!r} is not a size; write it as 5GB, 400MB or a number of bytes") from None
+    if result <= 0:
+        raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
+    return result

@@ -1,11 +1,10 @@
-"""The tensors of checkpoint folders, read chunk by chunk and hashed. No torch, no mapping, little memory.
+"""The tensors of checkpoint folders, read and hashed chunk by chunk, with little memory and without torch.
 
-A tensor is its bit pattern: a flat array of unsigned integers of the element's width, so that bfloat16 and 8-bit
-floats need no type that numpy lacks, and copying or comparing never rounds. `.bin` and `.pth` files are read through
-torch.load(weights_only=True), which maps them.
+A tensor is handled as its bit pattern, a flat array of unsigned integers of the element's width: numpy has no bfloat16
+or 8-bit floats, and copying and comparing must not round. `.bin` and `.pth` files are read through
+torch.load(weights_only=True), which maps them into memory.
 
-the tools of this stage import it. Format: the safetensors README (8 bytes little-endian header length,
-JSON header, data without gaps).
+Format: the safetensors README (8 bytes little-endian header length, JSON header, data without gaps).
 """
 
 import json
@@ -27,8 +26,8 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 
 CHUNK = 1 << 18  # elements
-BEHIND = 1 << 23  # bytes after which the system is told that what was read is not needed again
-BLOCK = 1 << 21  # bytes that are hashed at once
+BEHIND = 1 << 23  # bytes after which read pages are dropped from the page cache
+BLOCK = 1 << 21  # bytes hashed at once
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -36,15 +35,16 @@ ITEMSIZE = {
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+DIFF_FILES = ("diff.safetensors",)  # of an exact diff
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
-ALIKE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
+UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a tensor is: name, element type as safetensors spells it, shape."""
+    """A tensor's name, element type in safetensors' spelling, and shape."""
 
     name: str
     dtype: str
@@ -72,7 +72,7 @@ class Tensor(Spec):
     offset: int = 0  # of the first byte in the file
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Some elements' bit pattern, flat: (stop - start,) uint8/16/32/64. ValueError where the file ends early."""
+        """Bit patterns of elements start to stop: (stop - start,) uint8/16/32/64; ValueError in a truncated file."""
         stop = self.elements if stop is None else stop
         if isinstance(self.source, np.ndarray):
             return self.source[start:stop]
@@ -81,32 +81,31 @@ class Tensor(Spec):
         while view:
             size = os.preadv(self.source.fileno(), [view], position)
             if not size:
-                raise ValueError(f"{self.file} became shorter while tensor {self.name} was read; get it again")
+                raise ValueError(f"{self.file} was truncated while tensor {self.name} was read; copy it again")
             view, position = view[size:], position + size
         return bits
 
     def read_once(self, start: int, stop: int) -> np.ndarray:
-        """As `read`, for elements that are asked for in order and not again: the system is told to forget them.
+        """As `read`, for elements that are read once and in order; pages are dropped from the page cache behind them.
 
-        The next pages then take the same memory instead of ever new memory, which nearly halved the processor time of a
-        diff on a virtual machine.
+        Reusing memory nearly halved the processor time of a diff on a virtual machine.
         """
         bits, last = self.read(start, stop), self.offset + stop * self.itemsize
         if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // BEHIND < last // BEHIND:
-            end = (last // BEHIND - 1) * BEHIND  # other threads may still be at what comes after
+            end = (last // BEHIND - 1) * BEHIND  # other threads may still read the pages after it
             first = max(self.offset, end - 2 * BEHIND)
             if end > first:
                 os.posix_fadvise(self.source.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
         return bits
 
     def chunks(self, elements: int = CHUNK, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Flat pieces of at most `elements`, in order."""
-        for first, last in cuts(self.elements if stop is None else stop, elements, start):
+        """Bit patterns in chunks of at most `elements`, in order."""
+        for first, last in ranges(self.elements if stop is None else stop, elements, start):
             yield self.read(first, last)
 
 
-def cuts(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
-    """(first, last) of the pieces of at most `size` that make up start … stop."""
+def ranges(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
+    """(first, last) of consecutive ranges of at most `size` from start to stop."""
     return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
@@ -116,14 +115,14 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
-            raise ValueError(f"{path} is no safetensors file or is cut off in its header; get it again")
+            raise ValueError(f"{path} is not a safetensors file or is cut off in its header; download it again")
         try:
             table: dict[str, Any] = json.loads(file.read(length))
             metadata = table.pop("__metadata__", {})
             if not isinstance(metadata, dict):
-                raise TypeError("__metadata__ is no object")
+                raise TypeError("__metadata__ is not an object")
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
+            raise ValueError(f"{path} has a damaged header ({error!r}); download it again") from None
     return table, metadata, 8 + length
 
 
@@ -135,32 +134,34 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         specs = {name: Spec(name, str(entry["dtype"]), shape_of(entry)) for name, entry in table.items()}
         places = sorted((int(start), int(end), name) for name in table for start, end in [table[name]["data_offsets"]])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a damaged header ({error!r}); get it again") from None
+        raise ValueError(f"{path} has a damaged header ({error!r}); download it again") from None
     position, tensors = 0, {}
     for start, end, name in places:
         spec = specs[name]
         if spec.dtype not in ITEMSIZE:
-            raise ValueError(f"{path}: tensor {name} is of type {spec.dtype}, which is not handled here")
+            raise ValueError(f"{path}: tensor {name} is of type {spec.dtype}, which is not supported")
         if start != position or end - start != spec.nbytes:
-            raise ValueError(f"{path}: the header's place for tensor {name} does not fit its shape; get it again")
+            raise ValueError(f"{path}: the header's offsets of tensor {name} do not fit its shape; download it again")
         if data + end > size:
-            raise ValueError(f"{path} is cut off: tensor {name} ends at byte {data + end:,} of {size:,}; get it again")
+            raise ValueError(
+                f"{path} is cut off: tensor {name} ends at byte {data + end:,} of {size:,}; download it again"
+            )
         tensors[name] = Tensor(name, spec.dtype, spec.shape, path, source, data + start)
         position = end
     if data + position != size:
-        raise ValueError(f"{path} has {size - data - position:,} bytes after its last tensor; get it again")
+        raise ValueError(f"{path} has {size - data - position:,} bytes after its last tensor; download it again")
     return tensors, metadata
 
 
 def shape_of(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape in a header's entry; TypeError where it is no list of sizes."""
+    """The shape in a header's entry; TypeError if it is not a list of sizes."""
     if any(type(side) is not int or side < 0 for side in entry["shape"]):
         raise TypeError(f"shape {entry['shape']}")
     return tuple(entry["shape"])
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch state dict; nothing in the file is executed. ValueError where it is not only tensors."""
+    """The tensors of a PyTorch state dict, without executing code from it; ValueError if it holds anything else."""
     import torch
 
     names = {getattr(torch, name): dtype for dtype, name in TORCH_NAME.items()} | {
@@ -172,15 +173,15 @@ def read_bin(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler stumbles over
+    except Exception as error:  # the unpickler raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); get it again") from None
+        raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); download it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in names:
-            raise ValueError(f"{path}: {name} is no tensor of a known type; this file is no state dict")
+            raise ValueError(f"{path}: {name} is not a tensor of a known type; use a state dict of weights")
         dtype = names[value.dtype]
         flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().view(f"<u{ITEMSIZE[dtype]}")
         tensors[name] = Tensor(name, dtype, tuple(value.shape), path, flat)
@@ -189,8 +190,13 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; get it again")
+        raise FileNotFoundError(f"{path} is missing; download it again")
     return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_bin(path)
+
+
+def has_weights(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a folder has one of the files, or its index of shards."""
+    return any((folder / name).is_file() for file in files for name in (file, f"{file}.index.json"))
 
 
 def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, Tensor]:
@@ -207,9 +213,9 @@ def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, 
             return read_file(folder / name)
     stem, _, suffix = files[0].partition(".")
     if any(folder.glob(f"{stem}-*.{suffix}")):
-        raise FileNotFoundError(f"{folder} has shards but no {files[0]}.index.json; get that file again")
+        raise FileNotFoundError(f"{folder} has shards but no {files[0]}.index.json; download that file again")
     raise FileNotFoundError(
-        f"{folder} has none of {', '.join(files)} (or an index of shards); it is not what is needed here"
+        f"{folder} has none of {', '.join(files)} (or an index of shards); give a folder with such weights"
     )
 
 
@@ -217,35 +223,35 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
     """The tensors that an index names, each checked to be in its shard; see read_weights."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} has no weight_map; get it again")
+        raise ValueError(f"{index} has no weight_map; download it again")
     shards: dict[str, dict[str, Tensor]] = {}
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"{index}: tensor {name} is said to be in {file!r}, which is not a file of this folder")
+            raise ValueError(f"{index}: tensor {name} is listed in {file!r}, which is not a file of this folder")
         if file not in shards:
             if not (index.parent / file).is_file():
-                raise FileNotFoundError(f"{index.parent / file} is missing (it holds {name}); get it again")
+                raise FileNotFoundError(f"{index.parent / file} is missing (it holds {name}); download it again")
             shards[file] = read_file(index.parent / file)
         if name not in shards[file]:
             raise ValueError(
-                f"{index.parent / file} lacks tensor {name}, which {index.name} says it holds; get both again"
+                f"{index.parent / file} lacks tensor {name}, which {index.name} lists there; download both again"
             )
     for file, tensors in shards.items():
         for name in tensors:
             if places.get(name) != file:
                 raise ValueError(
-                    f"{index.parent / file} holds tensor {name}, which {index.name} does not say; get both again"
+                    f"{index.parent / file} holds tensor {name}, which {index.name} does not list; download both again"
                 )
     return {name: shards[file][name] for name, file in places.items()}
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """ValueError names the first tensor that config.json calls for and that is in no shard and no index.
+    """ValueError names the first tensor that config.json requires and the folder lacks; loaders may draw it at random.
 
-    Looked at are architectures whose layers are all alike; what loads such a folder may draw the tensor at random.
+    Checked for UNIFORM_TYPES only.
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in ALIKE:
+    if config.get("model_type") not in UNIFORM_TYPES:
         return
     kinds: dict[str, set[int]] = {}
     for found in (LAYER.fullmatch(name) for name in weights):
@@ -258,11 +264,11 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
     wanted += ["model.layers.0.self_attn.q_proj.weight"] if layers else []
     for name in wanted:
         if name not in weights:
-            raise ValueError(f"{folder} lacks tensor {name}, which its config.json calls for; get it again")
+            raise ValueError(f"{folder} lacks tensor {name}, which its config.json requires; download it again")
 
 
 def check_finite(bits: np.ndarray, tensor: Spec) -> None:
-    """ValueError names file and tensor where a float is NaN or infinite."""
+    """ValueError names file and tensor if a float is NaN or infinite."""
     if tensor.dtype in FLOATS:
         magnitude, exponent = INFINITE[tensor.dtype]
         if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
@@ -270,7 +276,7 @@ def check_finite(bits: np.ndarray, tensor: Spec) -> None:
             raise ValueError(f"{place}tensor {tensor.name} holds NaN or infinity; these weights are broken")
 
 
-def digest(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
     """BLAKE3 of a tensor's bytes, in hexadecimal."""
     state = blake3()
     for chunk in tensor.chunks(BLOCK // tensor.itemsize):
@@ -278,19 +284,19 @@ def digest(tensor: Tensor) -> str:
     return state.hexdigest()
 
 
-def digests(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
-    """Every tensor's BLAKE3 by its name, with a progress bar."""
+def tensor_hashes(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
+    """{name: BLAKE3} of all tensors, with a progress bar named `what`."""
     tensors = list(tensors)
     result = {}
     with progress(sum(tensor.nbytes for tensor in tensors), what) as bar:
-        for tensor, value in zip(tensors, in_order(digest, tensors), strict=True):
+        for tensor, value in zip(tensors, in_order(tensor_hash, tensors), strict=True):
             result[tensor.name] = value
             bar.update(tensor.nbytes)
     return result
 
 
 def fingerprint(tensors: Iterable[Spec], hashes: Mapping[str, str]) -> str:
-    """One BLAKE3 for all weights, however sharded and ordered: over sorted lines of [name, dtype, shape, hash]."""
+    """One BLAKE3 of all weights, independent of shards and order: over sorted lines of [name, dtype, shape, hash]."""
     lines = [json.dumps([t.name, t.dtype, list(t.shape), hashes[t.name]]) + "\n" for t in tensors]
     return blake3("".join(sorted(lines)).encode()).hexdigest()
 

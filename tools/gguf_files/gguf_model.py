@@ -1,10 +1,8 @@
-"""A checkpoint's configuration and tensors as llama.cpp names and wants them.
+"""Map a checkpoint's configuration and tensors to llama.cpp's names and layout.
 
-llama.cpp turns pairs of neighbouring rows of q and k where transformers turns row i with row i + half of the head's
-width; so for the architectures that do it in this way (LLaMA, Mistral) the rows of q and k change places. Qwen2 and
-Qwen3 keep theirs. Names and keys: docs/gguf.md of the ggml project and gguf's constants.
-
-tools/export_gguf.py imports it.
+llama.cpp rotates pairs of neighbouring rows of q and k for LLaMA and Mistral, transformers rotates row i with row
+i + head_dim / 2; so the rows of q and k are reordered for these. Qwen2 and Qwen3 keep their order. Names and keys:
+docs/gguf.md of the ggml project and gguf's constants.
 """
 
 import math
@@ -18,15 +16,16 @@ from checkpoint_io.bit_patterns import FLOATS
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.tensors import Spec, Tensor, read_weights
 
-QUANTISED = "export the model that it was made from"
+EXPORT_ORIGINAL = "export the model that it was made from"
 # transformers' class -> llama.cpp's architecture
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama", "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3",
 }  # fmt: skip
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 MLP = ("gate_proj", "up_proj", "down_proj")
-# Rotary scaling -> the parameters it needs. YaRN's further ones must be as llama.cpp has them by itself.
+# Rotary scaling -> its required parameters. YaRN's other parameters must have llama.cpp's fixed values.
 SCALING = {"default": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings")}
 SCALING["llama3"] = (*SCALING["yarn"], "low_freq_factor", "high_freq_factor")
 YARN = {
@@ -40,38 +39,38 @@ YARN = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor goes: llama.cpp's name, the shape it must have, the width of heads whose rows change places."""
+class Placement:
+    """llama.cpp's name of a tensor, its required shape, and the width of heads whose rows are reordered."""
 
     name: str
     shape: tuple[int, ...]
-    head: int = 0  # rows; 0: they stay where they are
+    head: int = 0  # rows; 0: not reordered
 
 
 @dataclass
-class Model:
-    """What is written: `settings` by GGUF key, `tensors` with their places in file order."""
+class GgufModel:
+    """The content of a GGUF file: `settings` by key, `tensors` in file order."""
 
     architecture: str
     settings: dict[str, int | float | str]
-    tensors: list[tuple[Tensor, Place]]
-    rope_factors: np.ndarray | None  # (head width / 2,) float32: what each frequency is divided by (LLaMA 3)
-    rows: int  # of the vocabulary
-    tied: bool  # the output is the embedding
+    tensors: list[tuple[Tensor, Placement]]
+    rope_factors: np.ndarray | None  # (head_dim / 2,) float32 divisors of the frequencies (LLaMA 3)
+    rows: int  # size of the vocabulary
+    tied: bool  # the output matrix is the embedding
 
 
-def read_model(folder: Path) -> Model:
-    """Map a checkpoint folder for llama.cpp; nothing of the weights is read but their headers.
+def read_model(folder: Path) -> GgufModel:
+    """Map a checkpoint folder to llama.cpp's model; of the weights only headers are read.
 
-    Raises ValueError with the setting or the tensor that llama.cpp would treat otherwise than transformers, or that is
-    missing, too much, or of another shape than config.json says.
+    Raises ValueError with the setting that llama.cpp would treat differently from transformers, or the tensor that is
+    missing, unexpected, or of another shape than config.json requires.
     """
     path = folder / "config.json"
     config = read_json(path)
     names = config.get("architectures") or [config.get("model_type")]
     if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ValueError(
-            f"{path}: {', '.join(map(str, names))} is not exported here; it takes {', '.join(ARCHITECTURES)}"
+            f"{path}: {', '.join(map(str, names))} is not supported; export one of {', '.join(ARCHITECTURES)}"
         )
     architecture = ARCHITECTURES[names[0]]
     check(config, path)
@@ -94,20 +93,20 @@ def read_model(folder: Path) -> Model:
     tied = bool(config.get("tie_word_embeddings"))
     weights = read_weights(folder)
     tensors = list(placed(weights, dict(places(config, names[0], head)), tied))
-    return Model(architecture, settings, tensors, factors, config["vocab_size"], tied)
+    return GgufModel(architecture, settings, tensors, factors, config["vocab_size"], tied)
 
 
 def number(config: Mapping[str, Any], key: str, path: Path, kind: type[int] | type[float] = int) -> Any:
-    """A number that config.json must have; ValueError where it does not."""
+    """A required number of config.json; ValueError if it is missing."""
     if not isinstance(config.get(key), kind):
-        raise ValueError(f"{path} has no number {key}; get it again")
+        raise ValueError(f"{path} has no number {key}; download it again")
     return config[key]
 
 
 def check(config: Mapping[str, Any], path: Path) -> None:
-    """ValueError with the first setting that llama.cpp does not have for these architectures."""
+    """ValueError with the first setting that llama.cpp does not support for these architectures."""
     if config.get("quantization_config"):
-        raise ValueError(f"{path.parent} is quantised; {QUANTISED}")
+        raise ValueError(f"{path.parent} is quantised; {EXPORT_ORIGINAL}")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     unhandled = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
@@ -118,24 +117,24 @@ def check(config: Mapping[str, Any], path: Path) -> None:
     }
     for key, is_so in unhandled.items():
         if is_so:
-            raise ValueError(f"{path}: {key}={config.get(key)!r} is not what llama.cpp does for it; not exported")
+            raise ValueError(f"{path}: {key}={config.get(key)!r} is not supported by llama.cpp for this architecture")
 
 
 def rope_settings(
     config: Mapping[str, Any], head: int, path: Path
 ) -> tuple[dict[str, int | float | str], np.ndarray | None]:
-    """Keys of the rotary embedding, and LLaMA 3's (head / 2,) divisors; ValueError on scaling that is not handled."""
+    """Keys of the rotary embedding, and LLaMA 3's (head / 2,) divisors; ValueError on unsupported scaling."""
     given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = given.get("rope_type") or given.get("type", "default")
     if kind not in SCALING:
-        raise ValueError(f"{path}: rotary embeddings of type {kind!r} are not handled here, only {', '.join(SCALING)}")
+        raise ValueError(f"{path}: rotary embeddings of type {kind!r} are not supported, only {', '.join(SCALING)}")
     for key in SCALING[kind]:
         if not isinstance(given.get(key), int | float):
             raise ValueError(f"{path}: rotary embeddings of type {kind} have no number {key}; correct it")
     fixed = (YARN if kind == "yarn" else {}) | {"partial_rotary_factor": 1}
     for key, value in fixed.items():
         if given.get(key) not in (None, value):
-            raise ValueError(f"{path}: {key}={given[key]!r} of the rotary embeddings is not handled here")
+            raise ValueError(f"{path}: {key}={given[key]!r} of the rotary embeddings is not supported")
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     settings: dict[str, int | float | str] = {"rope.dimension_count": head, "rope.freq_base": theta}
     if kind in ("linear", "yarn"):
@@ -146,19 +145,19 @@ def rope_settings(
 
 
 def llama3_divisors(theta: float, head: int, given: Mapping[str, Any]) -> np.ndarray:
-    """What LLaMA 3.1 divides each frequency by: `factor` for long waves, 1 for short ones, smooth between; (head / 2,).
+    """LLaMA 3.1's divisors of the frequencies, (head / 2,): `factor` for long waves, 1 for short ones, smooth between.
 
     Method: the reference code of LLaMA 3.1 (github.com/meta-llama/llama-models).
     """
     waves = 2 * math.pi * theta ** (np.arange(0, head, 2) / head)  # in positions
     low, high = given["low_freq_factor"], given["high_freq_factor"]
     share = (given["original_max_position_embeddings"] / waves - low) / (high - low)
-    share = np.clip(share, 0, 1)  # of the unchanged frequency
+    share = np.clip(share, 0, 1)  # weight of the unchanged frequency
     return (1 / ((1 - share) / given["factor"] + share)).astype(np.float32)
 
 
-def places(config: Mapping[str, Any], name: str, head: int) -> Iterator[tuple[str, Place]]:
-    """(transformers' name, place) of every tensor that the configuration calls for."""
+def places(config: Mapping[str, Any], name: str, head: int) -> Iterator[tuple[str, Placement]]:
+    """(transformers' name, placement) of every tensor that the configuration requires."""
     hidden, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     queries = config["num_attention_heads"] * head
     keys = (config.get("num_key_value_heads") or config["num_attention_heads"]) * head
@@ -169,38 +168,40 @@ def places(config: Mapping[str, Any], name: str, head: int) -> Iterator[tuple[st
     elif name != "MistralForCausalLM":
         biased = (*(ATTENTION if config.get("attention_bias") else ()), *(MLP if config.get("mlp_bias") else ()))
     matrices = {
-        "self_attn.q_proj": Place("attn_q", (queries, hidden), moved),
-        "self_attn.k_proj": Place("attn_k", (keys, hidden), moved),
-        "self_attn.v_proj": Place("attn_v", (keys, hidden)),
-        "self_attn.o_proj": Place("attn_output", (hidden, queries)),
-        "mlp.gate_proj": Place("ffn_gate", (inner, hidden)),
-        "mlp.up_proj": Place("ffn_up", (inner, hidden)),
-        "mlp.down_proj": Place("ffn_down", (hidden, inner)),
+        "self_attn.q_proj": Placement("attn_q", (queries, hidden), moved),
+        "self_attn.k_proj": Placement("attn_k", (keys, hidden), moved),
+        "self_attn.v_proj": Placement("attn_v", (keys, hidden)),
+        "self_attn.o_proj": Placement("attn_output", (hidden, queries)),
+        "mlp.gate_proj": Placement("ffn_gate", (inner, hidden)),
+        "mlp.up_proj": Placement("ffn_up", (inner, hidden)),
+        "mlp.down_proj": Placement("ffn_down", (hidden, inner)),
     }
-    norms = {"input_layernorm": Place("attn_norm", (hidden,)), "post_attention_layernorm": Place("ffn_norm", (hidden,))}
+    norms = {name: Placement(place, (hidden,)) for name, place in NORMS.items()}
     if name == "Qwen3ForCausalLM":
-        norms |= {f"self_attn.{part}_norm": Place(f"attn_{part}_norm", (head,)) for part in "qk"}
-    yield "model.embed_tokens.weight", Place("token_embd.weight", (rows, hidden))
-    yield "model.norm.weight", Place("output_norm.weight", (hidden,))
+        norms |= {f"self_attn.{part}_norm": Placement(f"attn_{part}_norm", (head,)) for part in "qk"}
+    yield "model.embed_tokens.weight", Placement("token_embd.weight", (rows, hidden))
+    yield "model.norm.weight", Placement("output_norm.weight", (hidden,))
     if not config.get("tie_word_embeddings"):
-        yield "lm_head.weight", Place("output.weight", (rows, hidden))
+        yield "lm_head.weight", Placement("output.weight", (rows, hidden))
     for layer in range(config["num_hidden_layers"]):
         for module, place in (norms | matrices).items():
             ours, theirs = f"model.layers.{layer}.{module}", f"blk.{layer}.{place.name}"
-            yield f"{ours}.weight", Place(f"{theirs}.weight", place.shape, place.head)
+            yield f"{ours}.weight", Placement(f"{theirs}.weight", place.shape, place.head)
             if module.split(".")[-1] in biased:
-                yield f"{ours}.bias", Place(f"{theirs}.bias", place.shape[:1], place.head)
+                yield f"{ours}.bias", Placement(f"{theirs}.bias", place.shape[:1], place.head)
 
 
-def placed(weights: Mapping[str, Tensor], wanted: Mapping[str, Place], tied: bool) -> Iterator[tuple[Tensor, Place]]:
-    """Each tensor with its place, in file order; ValueError names one that is missing, too much, or does not fit."""
+def placed(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Placement], tied: bool
+) -> Iterator[tuple[Tensor, Placement]]:
+    """Each tensor with its placement, in file order; ValueError names a missing, unexpected or unfit tensor."""
     for name, tensor in weights.items():
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-            continue  # follows from the configuration; what is tied is the embedding
+            continue  # computed from the configuration, or tied
         if name not in wanted:
-            raise ValueError(f"{tensor.file}: config.json calls for no tensor {name}; this is another model")
+            raise ValueError(f"{tensor.file}: config.json requires no tensor {name}; download both again")
         if tensor.dtype not in FLOATS:
-            raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; {QUANTISED}")
+            raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; {EXPORT_ORIGINAL}")
         if tensor.shape != wanted[name].shape:
             raise ValueError(
                 f"{tensor.file}: tensor {name} is {list(tensor.shape)}, by config.json {list(wanted[name].shape)}"
@@ -208,7 +209,7 @@ def placed(weights: Mapping[str, Tensor], wanted: Mapping[str, Place], tied: boo
         yield tensor, wanted[name]
     for name in wanted:
         if name not in weights:
-            raise ValueError(f"the weights have no tensor {name}, which config.json calls for; get them again")
+            raise ValueError(f"the weights have no tensor {name}, which config.json requires; download them again")
 
 
 def interleaved(bits: np.ndarray, spec: Spec, head: int) -> np.ndarray:

@@ -1,10 +1,8 @@
-"""A checkpoint's tokenizer as a GGUF file holds it: every row's text and type, scores or merges, special tokens.
+"""Map a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, special tokens.
 
-llama.cpp tokenizes by itself, from these tables. Of SentencePiece's `tokenizer.model` it takes pieces and scores; of a
-byte-level BPE `tokenizer.json` the vocabulary, the merges, and the name of one of the ways to cut text that it knows.
-A tokenizer that it would follow otherwise than transformers is refused. Format: docs/gguf.md of the ggml project.
-
-tools/export_gguf.py imports it.
+llama.cpp tokenizes with these tables. From SentencePiece's `tokenizer.model` they are pieces and scores; from a
+byte-level BPE `tokenizer.json`, vocabulary, merges, and the name of one of llama.cpp's pre-tokenizers. A tokenizer
+that llama.cpp would apply differently from transformers is refused. Format: docs/gguf.md of the ggml project.
 """
 
 from collections.abc import Mapping
@@ -13,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
+from tokenizer_files.sentencepiece_tokenizer import (  # GGUF has SentencePiece's numbers for the types of tokens
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    read_sentencepiece_model,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # the same numbers in GGUF and in SentencePiece
-NO_SCORE = -10000.0  # of rows that SentencePiece does not know
+NO_SCORE = -10000.0  # of tokens that SentencePiece does not have
 SPACE = "▁"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# How text is cut before merging: the expression -> llama.cpp's name, its fixed ignore_merges, normalizers let through.
-# (llama.cpp never normalises: with Qwen2's NFC the ids of text that is not in NFC differ.)
+# Expression of a pre-tokenizer -> llama.cpp's name, its fixed ignore_merges, accepted normalizers. (llama.cpp never
+# normalises: with Qwen2's NFC, the ids of text that is not in NFC differ.)
 CUTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     WORDS + r"\p{N}{1,3}" + REST: ("llama-bpe", True, ()),  # LLaMA 3
     WORDS + r"\p{N}" + REST: ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
@@ -28,11 +33,11 @@ CUTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 
 
 @dataclass
-class Vocabulary:
-    """Rows in id order and what stands beside them."""
+class GgufVocabulary:
+    """Tokens in id order with their types, and the tokenizer's settings."""
 
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
-    pre: str  # how text is cut before merging, by llama.cpp's name
+    pre: str  # llama.cpp's name of the pre-tokenizer
     tokens: list[str]
     types: list[int]
     scores: list[float] = field(default_factory=list)  # of SentencePiece only
@@ -44,7 +49,7 @@ class Vocabulary:
     notices: list[str] = field(default_factory=list)
 
     def pad(self, rows: int) -> None:
-        """Fill up with rows that no text gives."""
+        """Append unused tokens up to `rows`."""
         missing = range(len(self.tokens), rows)
         self.tokens += [f"[PAD{index}]" for index in missing]
         self.types += [UNUSED for _ in missing]
@@ -52,37 +57,37 @@ class Vocabulary:
             self.scores += [NO_SCORE for _ in missing]
 
 
-def optional(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty if it does not exist."""
     return read_json(path) if path.is_file() else {}
 
 
-def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
-    """The tokenizer of a checkpoint folder, filled up to the `rows` of its embedding.
+def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
+    """The tokenizer of a checkpoint folder, padded to the `rows` of its embedding.
 
-    Raises FileNotFoundError without a tokenizer; ValueError where it is of a kind that llama.cpp or this file does not
-    follow, where its files contradict each other, or where it has more tokens than the embedding rows.
+    Raises FileNotFoundError without a tokenizer; ValueError if its kind is not supported, its files contradict each
+    other, or it has more tokens than the embedding has rows.
     """
     if (folder / "tokenizer.model").is_file():
         vocabulary = from_sentencepiece(folder)
     elif (folder / "tokenizer.json").is_file():
         vocabulary = from_byte_level(folder / "tokenizer.json")
     else:
-        raise FileNotFoundError(f"{folder} has no tokenizer.model and no tokenizer.json; put its tokenizer there")
+        raise FileNotFoundError(f"{folder} has no tokenizer.model and no tokenizer.json; copy its tokenizer there")
     added = read_added(folder)
     beyond = [*enumerate(vocabulary.tokens[rows:], rows), *((entry["id"], entry["content"]) for entry in added)]
     for index, token in beyond:
         if index >= rows:
             raise ValueError(
-                f"{folder}: token {token!r} has id {index}, but the embedding only {rows} rows; remove it from the "
-                "tokenizer, or give the model its row"
+                f"{folder}: token {token!r} has id {index}, but the embedding has only {rows} rows; remove it from "
+                "the tokenizer or resize the embedding"
             )
     vocabulary.pad(rows)
     for entry in added:
         add_added(vocabulary, entry, folder)
     set_special(vocabulary, folder)
     set_ends(vocabulary, folder)
-    if vocabulary.model == "llama":  # llama.cpp looks for these in the text as it is, before spaces become pieces
+    if vocabulary.model == "llama":  # llama.cpp finds these before it replaces spaces
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
                 vocabulary.tokens[index] = vocabulary.tokens[index].replace(SPACE, " ")
@@ -93,11 +98,9 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     return vocabulary
 
 
-def from_sentencepiece(folder: Path) -> Vocabulary:
-    """The pieces of tokenizer.model; ValueError where the folder's tokenizer.json has other ones."""
-    from build_tokenizer import read_model  # refuses what is not BPE with byte fallback over unchanged text
-
-    proto = read_model(folder / "tokenizer.model")
+def from_sentencepiece(folder: Path) -> GgufVocabulary:
+    """The pieces of tokenizer.model; ValueError if the folder's tokenizer.json has different ones."""
+    proto = read_sentencepiece_model(folder / "tokenizer.model")
     pieces = [piece.piece for piece in proto.pieces]
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -107,12 +110,12 @@ def from_sentencepiece(folder: Path) -> Vocabulary:
             piece = pieces[index] if index < len(pieces) else None
             if table.get(index, added.get(index)) != piece:
                 raise ValueError(
-                    f"{path} has {table.get(index)!r} for id {index}, tokenizer.model {piece!r}; make one from the "
-                    "other: tools/build_tokenizer.py"
+                    f"{path} has {table.get(index)!r} for id {index}, tokenizer.model {piece!r}; rebuild "
+                    "tokenizer.json: tools/build_tokenizer.py"
                 )
     trainer = proto.trainer_spec
     ids = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
-    return Vocabulary(
+    return GgufVocabulary(
         "llama", "default", pieces, [piece.type for piece in proto.pieces], [piece.score for piece in proto.pieces],
         special={role: index for role, index in ids.items() if index >= 0},
         space_prefix=proto.normalizer_spec.add_dummy_prefix,
@@ -120,19 +123,19 @@ def from_sentencepiece(folder: Path) -> Vocabulary:
 
 
 def pieces_of(path: Path) -> dict[int, str]:
-    """id -> piece of a tokenizer.json, without tokens that were added; ValueError where it has no such table."""
+    """id -> piece of a tokenizer.json, without added tokens; ValueError if it is not BPE."""
     table = (read_json(path).get("model") or {}).get("vocab")
     if not isinstance(table, dict):
-        raise ValueError(f"{path} has no vocabulary as BPE has it; only BPE is exported here")
+        raise ValueError(f"{path} has no BPE vocabulary; only BPE is supported")
     return {index: token for token, index in table.items()}
 
 
-def from_byte_level(path: Path) -> Vocabulary:
-    """The vocabulary and merges of a tokenizer.json, where it cuts text as LLaMA 3 or Qwen2; ValueError otherwise."""
+def from_byte_level(path: Path) -> GgufVocabulary:
+    """The vocabulary and merges of a tokenizer.json that splits text as LLaMA 3 or Qwen2; ValueError otherwise."""
     content = read_json(path)
     model = content.get("model") or {}
     if model.get("byte_fallback"):
-        raise ValueError(f"{path} was made from a SentencePiece model; put its tokenizer.model beside it")
+        raise ValueError(f"{path} was made from a SentencePiece model; copy its tokenizer.model beside it")
     steps = content.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers") or [steps]
     pattern = (steps[0].get("pattern") or {}).get("Regex", "")
@@ -140,41 +143,41 @@ def from_byte_level(path: Path) -> Vocabulary:
     plain = len(steps) == 2 and steps[0] == cut and not steps[1].get("add_prefix_space")
     if not plain or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in CUTS:
         raise ValueError(
-            f"{path} cuts text in another way than LLaMA 3 and Qwen2 ({model.get('type')}, "
-            f"{[step.get('type') for step in steps]}); no other tokenizer.json is exported here"
+            f"{path} splits text in another way than LLaMA 3 and Qwen2 ({model.get('type')}, "
+            f"{[step.get('type') for step in steps]}); other tokenizers are not supported"
         )
     name, ignore_merges, normalizers = CUTS[pattern]
     normalizer = (content.get("normalizer") or {}).get("type")
     if model.get("type") != "BPE" or bool(model.get("ignore_merges")) != ignore_merges:
-        raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}; this is another one")
+        raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}; this one is different")
     if normalizer not in (None, *normalizers):
-        raise ValueError(f"{path}: normalizer {normalizer} is not followed by llama.cpp's {name}")
+        raise ValueError(f"{path}: normalizer {normalizer} is not supported by llama.cpp's {name}")
     table = pieces_of(path)
-    vocabulary = Vocabulary("gpt2", name, [], [])
+    vocabulary = GgufVocabulary("gpt2", name, [], [])
     vocabulary.pad(max(table, default=-1) + 1)
     for index, token in table.items():
         vocabulary.tokens[index], vocabulary.types[index] = token, NORMAL
     merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", []))
     vocabulary.merges = [f"{left} {right}" for left, right in merges]
     if normalizer:
-        vocabulary.notices.append(f"llama.cpp leaves out {normalizer}; text that is not in it gets other ids")
+        vocabulary.notices.append(f"llama.cpp does not apply {normalizer}; text not in that form gets different ids")
     return vocabulary
 
 
 def read_added(folder: Path) -> list[dict[str, Any]]:
-    """[{"id", "content", "special", …}] in id order, from the first file that tells."""
-    config = optional(folder / "tokenizer_config.json")
+    """Added tokens [{"id", "content", "special", …}] in id order, from the first file that lists them."""
+    config = read_optional_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         entries = read_json(folder / "tokenizer.json").get("added_tokens", [])
     elif "added_tokens_decoder" in config:
         entries = [{"id": int(index), **entry} for index, entry in config["added_tokens_decoder"].items()]
     else:
-        entries = [{"id": i, "content": token} for token, i in optional(folder / "added_tokens.json").items()]
+        entries = [{"id": i, "content": token} for token, i in read_optional_json(folder / "added_tokens.json").items()]
     return sorted(entries, key=lambda entry: entry["id"])
 
 
-def add_added(vocabulary: Vocabulary, entry: Mapping[str, Any], folder: Path) -> None:
-    """Give an added token its row and type; ValueError where the row is taken by another token."""
+def add_added(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path) -> None:
+    """Add a token with its type at its id; ValueError if the id belongs to another token."""
     index, content = entry["id"], entry["content"]
     kind = CONTROL if entry.get("special") else USER_DEFINED
     if vocabulary.types[index] == UNUSED:
@@ -187,13 +190,15 @@ def add_added(vocabulary: Vocabulary, entry: Mapping[str, Any], folder: Path) ->
         vocabulary.types[index] = kind
     looks = ("lstrip", "rstrip", "single_word", *(("normalized",) if vocabulary.model == "llama" else ()))
     if kind == USER_DEFINED and any(entry.get(name) for name in looks):
-        vocabulary.notices.append(f"llama.cpp finds {content!r} wherever it stands; ids around it may differ")
+        vocabulary.notices.append(f"llama.cpp matches {content!r} anywhere; ids around it may differ")
 
 
-def set_special(vocabulary: Vocabulary, folder: Path) -> None:
-    """Set bos, eos, unk and pad: as the tokenizer names them, else as the configuration numbers them."""
-    names = optional(folder / "special_tokens_map.json") | optional(folder / "tokenizer_config.json")
-    numbers = optional(folder / "config.json") | optional(folder / "generation_config.json")
+def set_special(vocabulary: GgufVocabulary, folder: Path) -> None:
+    """Set bos, eos, unk and pad by the tokenizer's names, else by the configuration's ids."""
+    names = read_optional_json(folder / "special_tokens_map.json") | read_optional_json(
+        folder / "tokenizer_config.json"
+    )
+    numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     for role in ("bos", "eos", "unk", "pad"):
         name = names.get(f"{role}_token")
@@ -205,11 +210,11 @@ def set_special(vocabulary: Vocabulary, folder: Path) -> None:
             vocabulary.special[role] = ids[name]
         elif listed and role not in vocabulary.special and 0 <= listed[0] < len(ids):
             vocabulary.special[role] = listed[0]
-    # Whatever else ends a text: llama.cpp has two more places for it.
+    # Other end tokens: llama.cpp has two more fields for them.
     ends = [i for i in as_list(numbers.get("eos_token_id")) if i != vocabulary.special.get("eos") and 0 <= i < len(ids)]
     vocabulary.special |= dict(zip(("eot", "eom"), ends, strict=False))
     vocabulary.notices += [
-        f"token {vocabulary.tokens[index]!r} ends a text for transformers, for llama.cpp only if it knows it by name"
+        f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if it knows its name"
         for index in ends[2:]
     ]
     for index in vocabulary.special.values():
@@ -218,15 +223,15 @@ def set_special(vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def as_list(value: object) -> list[int]:
-    """The ids that a configuration gives as a number, a list, or not at all."""
+    """Ids of a configuration, given as a number, a list, or not at all, as a list."""
     return [value] if isinstance(value, int) else list(value) if isinstance(value, list) else []
 
 
-def set_ends(vocabulary: Vocabulary, folder: Path) -> None:
-    """Set whether BOS and EOS are put around a text: as the settings say, else as tokenizer.json does it."""
+def set_ends(vocabulary: GgufVocabulary, folder: Path) -> None:
+    """Set whether BOS and EOS are added to a text, by the settings, else by tokenizer.json's behaviour."""
     from tokenizers import Tokenizer
 
-    config, path = optional(folder / "tokenizer_config.json"), folder / "tokenizer.json"
+    config, path = read_optional_json(folder / "tokenizer_config.json"), folder / "tokenizer.json"
     said = {role: config.get(f"add_{role}_token") for role in ("bos", "eos")}
     if any(isinstance(value, bool) for value in said.values()):
         adds = {role: bool(value) for role, value in said.items()}
@@ -234,7 +239,7 @@ def set_ends(vocabulary: Vocabulary, folder: Path) -> None:
         try:
             ids = Tokenizer.from_file(str(path)).encode("a").ids
         except Exception as error:  # tokenizers raises nothing narrower
-            raise ValueError(f"{path} is damaged ({error}); get it again") from None
+            raise ValueError(f"{path} is damaged ({error}); download it again") from None
         around = {"bos": ids[:1], "eos": ids[-1:]}
         adds = {role: around[role] == [vocabulary.special.get(role)] for role in around}
     else:
@@ -244,18 +249,18 @@ def set_ends(vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def read_template(folder: Path) -> str:
-    """The folder's chat template, "" where it has none."""
+    """The folder's chat template, "" if it has none."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    older = optional(folder / "tokenizer_config.json").get("chat_template") or ""
+    older = read_optional_json(folder / "tokenizer_config.json").get("chat_template") or ""
     if isinstance(older, list):  # several by name
         older = next((entry["template"] for entry in older if entry.get("name") == "default"), "")
     return str(older)
 
 
-def add_vocabulary(writer: Any, vocabulary: Vocabulary, template: str) -> None:
-    """Hand the tokenizer's keys to a gguf.GGUFWriter."""
+def add_vocabulary(writer: Any, vocabulary: GgufVocabulary, template: str) -> None:
+    """Add the tokenizer's keys to a gguf.GGUFWriter."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -1,7 +1,6 @@
-"""What a hub says about a repository: its commit, its files with sizes and hashes, and which of them are wanted.
+"""List a repository of a hub: its commit, and the selected files with sizes and hashes.
 
-Everything here comes from a server, so names are checked before anything is done with them, and a hub's refusals become
-lines that say what to do. Not a script: tools/download.py imports it.
+Names come from a server, so they are checked before they are used. The hub's refusals become errors of one line.
 """
 
 import re
@@ -12,41 +11,41 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from hub_download.hub_files import NOTES, RemoteFile, each
-from hub_download.hub_retry import first_line, patiently, say
+from hub_download.hub_files import NOTES, RemoteFile, run_in_threads
+from hub_download.hub_retry import first_line, notice, with_retries
 
-TIMEOUT = 60.0  # seconds for an answer of the hub's API
+TIMEOUT = 60.0  # seconds until the hub's API must answer
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")  # control characters, backslash, drive letter
 REDIRECTS = 10
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is asked for: a repository of a hub, its revision ("": the main one), and which of its files."""
+    """A repository of a hub, its revision ("": the main branch), and the selection of its files."""
 
     repo: str
     kind: str = "model"
     revision: str = ""
     endpoint: str = ""  # address of the hub, without a slash at its end
-    pattern: tuple[str, ...] = ()  # names wanted; none: all
+    pattern: tuple[str, ...] = ()  # names to download; empty: all
     exclude: tuple[str, ...] = ()
 
     @property
     def page(self) -> str:
-        """Where people look at it."""
+        """The address of the repository's page."""
         return f"{self.endpoint}/{'' if self.kind == 'model' else self.kind + 's/'}{self.repo}"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A revision: its commit, and the wanted files."""
+    """The commit of a revision and its selected files."""
 
     commit: str
     files: list[RemoteFile]
 
 
 def resolve_endpoint(endpoint: str) -> str:
-    """The hub's address: the option's, or else HF_ENDPOINT's; ValueError where it is no web address."""
+    """The hub's address from the option or HF_ENDPOINT; ValueError if it is not a web address."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
@@ -54,19 +53,19 @@ def resolve_endpoint(endpoint: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
         raise ValueError(
-            f"{address!r} is no address of a hub; --endpoint takes https://HOST (a token goes to HF_TOKEN)"
+            f"{address!r} is not the address of a hub; --endpoint takes https://HOST (put a token into HF_TOKEN)"
         )
     if address != "https://huggingface.co" and "authorization" in build_hf_headers():
         way = ", unencrypted" if parts.scheme == "http" else ""
-        say(f"your token is sent to {address}{way} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
+        notice(f"your token is sent to {address}{way} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
     return address
 
 
 def list_files(source: Source, stop: threading.Event) -> Listing:
-    """Ask the hub for the revision's commit and files.
+    """Request the revision's commit and files.
 
-    Raises ValueError with one line where there is no such repository, revision or file, a name would lead out of the
-    folder, or the hub does not answer.
+    Raises ValueError with one line if there is no such repository, revision or file, a name leads out of the folder, or
+    the hub does not answer.
     """
     from huggingface_hub import HfApi, errors, hf_hub_url
 
@@ -78,7 +77,7 @@ def list_files(source: Source, stop: threading.Event) -> Listing:
         )
 
     try:
-        info = patiently(ask, source.repo, stop, errors.HfHubHTTPError)
+        info = with_retries(ask, source.repo, stop, errors.HfHubHTTPError)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = select([sibling.rfilename for sibling in info.siblings or []], source)
         check_names(names, source.repo)
@@ -90,31 +89,31 @@ def list_files(source: Source, stop: threading.Event) -> Listing:
             hash = known_hash(lfs.sha256 if lfs else siblings[name].blob_id)
             url = hf_hub_url(source.repo, name, repo_type=source.kind, revision=commit, endpoint=source.endpoint)
             files.append(RemoteFile(name, size, hash, url))
-        return Listing(commit, each(lambda file: completed(file, stop), files, stop))
+        return Listing(commit, run_in_threads(lambda file: completed(file, stop), files, stop))
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
         raise ValueError(explain(error, source)) from error
 
 
 def known_hash(value: object) -> str:
-    """A sha256 or a git id as it is, and "" for anything else."""
+    """The value if it is a sha256 or a git id, else ""."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else ""
 
 
 def check_names(names: list[str], repo: str) -> None:
-    """ValueError names the first file that would not lie where its name says, inside a new folder."""
+    """ValueError names the first file whose name is unsafe or not unique."""
     for name in names:
         parts = name.split("/")
         if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTES:
-            raise ValueError(f"{repo} has a file {name!r}, which may lead out of its folder; nothing was fetched")
+            raise ValueError(f"{repo} has a file {name!r}, which may lead out of its folder; nothing was downloaded")
     above = {name.rsplit("/", depth)[0] for name in names for depth in range(1, name.count("/") + 1)}
     if twice := next((name for name, count in Counter(names).items() if count > 1 or name in above), ""):
-        raise ValueError(f"{repo} lists {twice!r} twice, or as a file and a folder; nothing was fetched")
+        raise ValueError(f"{repo} lists {twice!r} twice, or as a file and a folder; nothing was downloaded")
 
 
 def select(names: list[str], source: Source) -> list[str]:
     """The names that match a pattern and no exclusion (fnmatch over the whole name, so * also matches /).
 
-    Raises ValueError with some names where a pattern matches none, or nothing is left.
+    Raises ValueError with some names if a pattern matches none, or no name remains.
     """
     from huggingface_hub.utils import filter_repo_objects
 
@@ -127,34 +126,34 @@ def select(names: list[str], source: Source) -> list[str]:
     if left and not kept:
         raise ValueError(f"--exclude {','.join(source.exclude)!r} leaves none of the files of {source.repo}: {some}")
     if not kept:
-        raise ValueError(f"{source.repo} has no files at this revision; look at it there, or correct --revision")
+        raise ValueError(f"{source.repo} has no files at this revision; correct --revision")
     return kept
 
 
 def completed(file: RemoteFile, stop: threading.Event) -> RemoteFile:
-    """The file with what a mirror's listing left out, as far as the answer to a HEAD request has it."""
+    """The file with size and hash from a HEAD request if a mirror's listing lacks them."""
     from huggingface_hub import errors
 
     if file.size >= 0 and file.hash:
         return file
     try:
-        headers = patiently(lambda: head(file.url), file.name, stop, errors.HTTPError)
+        headers = with_retries(lambda: head(file.url), file.name, stop, errors.HTTPError)
     except errors.HfHubHTTPError as error:
-        if file.size >= 0 and error.response.status_code in (404, 405, 501):  # answers only GET
+        if file.size >= 0 and error.response.status_code in (404, 405, 501):  # the server allows only GET
             return file
         raise
     tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     length = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     if file.size < 0 and not length.isdecimal():
-        raise ValueError(f"the hub tells no size of {file.name}, so nothing could be checked; use another --endpoint")
+        raise ValueError(f"the hub gives no size of {file.name}, so it could not be verified; use another --endpoint")
     size = file.size if file.size >= 0 else int(length)
     return replace(file, size=size, hash=file.hash or known_hash(tag))
 
 
 def head(url: str) -> Mapping[str, str]:
-    """Headers of a HEAD request; redirects are followed on the same host only, since the hub's own answer has them.
+    """Headers of a HEAD request; redirects are followed on the same host only.
 
-    The first answer describes the file; where it redirects, it is to storage that may allow nothing but GET.
+    The hub's own response describes the file; other hosts are storage, which may allow only GET.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -168,7 +167,7 @@ def head(url: str) -> Mapping[str, str]:
             break
         response = session.send(following, follow_redirects=False)
     hf_raise_for_status(response)
-    if response.next_request is not None:  # the length is that of the redirect
+    if response.next_request is not None:  # the length of the redirect itself
         response.headers.pop("Content-Length", None)
     return response.headers
 
@@ -178,22 +177,22 @@ def origin(request: Any) -> tuple[str, bytes]:
 
 
 def explain(error: Exception, source: Source) -> str:
-    """One line with the remedy for what the hub client raises."""
+    """One line with the remedy for an exception of the hub client."""
     from huggingface_hub import errors
 
     hub, repo = source.endpoint, source.repo
     response: Any = getattr(error, "response", None)
     status = response.status_code if response is not None else 0
     if isinstance(error, errors.GatedRepoError):
-        return f"{repo} is given out on request: accept its terms on {source.page} and set HF_TOKEN"
+        return f"{repo} requires accepting its terms: accept them on {source.page} and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} has no revision {source.revision!r}; look at {source.page}/tree/main and correct --revision"
+        return f"{repo} has no revision {source.revision!r}; see {source.page}/tree/main and correct --revision"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{hub} has no repository {repo}, or it is private; correct --repo_name or set HF_TOKEN"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be downloaded; unset it"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is no repository name ({first_line(error)}); --repo_name takes OWNER/NAME"
+        return f"{repo!r} is not a repository name ({first_line(error)}); --repo_name takes OWNER/NAME"
     if status == 401:
         return f"{hub} does not accept the token for {repo} (HTTP 401); correct HF_TOKEN, or unset it"
     if status == 403:
@@ -202,5 +201,5 @@ def explain(error: Exception, source: Source) -> str:
         path = (response.history or [response])[0].url.path.lstrip("/")
         return f"{hub} has no {path} (HTTP 404); try another --endpoint or --revision"
     if status:
-        return f"{hub} does not give out {repo} (HTTP {status}); try again later, or another --endpoint"
-    return f"{hub} does not answer ({first_line(error)}); look at the network, or set HF_ENDPOINT to a mirror"
+        return f"{hub} does not deliver {repo} (HTTP {status}); try again later, or another --endpoint"
+    return f"{hub} does not answer ({first_line(error)}); check the network, or set HF_ENDPOINT to a mirror"

@@ -1,7 +1,4 @@
-"""Pauses of a download: how long a hub that is busy, or a line that broke, is waited for, and when it is given up.
-
-tools/download.py and what it is made of import it.
-"""
+"""Retries of a download: pauses after errors of the hub or the connection, and when to give up."""
 
 import sys
 import threading
@@ -12,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-TRIES = 8  # without a byte of progress
+TRIES = 8  # without progress
 FIRST_PAUSE = 1.0  # seconds; doubled from try to try
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_PAUSE = 3600.0  # seconds that a hub may ask for
@@ -25,8 +22,8 @@ class StoppedError(Exception):
     """Another thread failed, or the user stopped the run."""
 
 
-def say(line: str) -> None:
-    """A line on stderr that leaves the progress bar whole."""
+def notice(line: str) -> None:
+    """Print a line on stderr without breaking the progress bar."""
     tqdm.write(f"notice: {line}", file=sys.stderr)
 
 
@@ -35,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: Retry-After in seconds or as a date, or the hub's RateLimit header."""
+    """Seconds to wait by a response's headers: Retry-After (seconds or a date) or the hub's RateLimit."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     value = headers.get("Retry-After", "").strip()
@@ -44,20 +41,20 @@ def asked_pause(headers: Mapping[str, str]) -> float | None:
     if value:
         try:
             return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):  # no date, or one without a time zone
+        except (ValueError, TypeError):  # not a date, or one without a time zone
             return None
     limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
-class Patience:
-    """Waits between tries, longer each time; gives up after TRIES without progress."""
+class RetryPolicy:
+    """Waits between attempts, longer each time; gives up after TRIES without progress."""
 
     def __init__(self, what: str, stop: threading.Event) -> None:
         self.what, self.stop, self.tries = what, stop, 0
 
     def wait(self, error: Exception, progressed: bool = False) -> None:
-        """Say what went wrong and wait; raises `error` again where trying again does not help or helped too rarely."""
+        """Print a notice and wait; raises `error` again if a retry cannot help or too many failed."""
         if self.stop.is_set():
             raise StoppedError
         self.tries = 1 if progressed else self.tries + 1
@@ -69,17 +66,17 @@ class Patience:
         reason = f"HTTP {response.status_code}" if response is not None else f"connection broken, {first_line(error)}"
         if seconds > LONGEST_PAUSE:
             fact = f"{self.what}: the hub asks for a pause of {seconds:.0f} s ({reason})"
-            raise ValueError(f"{fact}; run this command again after it") from error
-        say(f"{self.what}: {reason}; going on in {seconds:.0f} s")
+            raise ValueError(f"{fact}; run this command again later") from error
+        notice(f"{self.what}: {reason}; retrying in {seconds:.0f} s")
         if self.stop.wait(seconds):
             raise StoppedError
 
 
-def patiently(ask: Callable[[], Result], what: str, stop: threading.Event, kind: type[Exception]) -> Result:
-    """What `ask` returns, asked again after a pause where it raises an error of this kind; see Patience."""
-    patience = Patience(what, stop)
+def with_retries(ask: Callable[[], Result], what: str, stop: threading.Event, kind: type[Exception]) -> Result:
+    """The result of `ask`, called again after a pause if it raises an error of this kind; see RetryPolicy."""
+    retries = RetryPolicy(what, stop)
     while True:
         try:
             return ask()
         except kind as error:
-            patience.wait(error)
+            retries.wait(error)

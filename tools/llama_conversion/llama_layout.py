@@ -1,15 +1,12 @@
-"""The ranks of LLaMA's original checkpoints: which part of each weight they hold, and how the parts are joined.
+"""The ranks of LLaMA's original checkpoints: the part of each weight that they hold, and how parts are joined.
 
 There is one file consolidated.NN.pth for each rank of tensor parallelism. Each holds a part of every matrix and a copy
-of every norm. Joined, they are the weights of transformers' LlamaForCausalLM, but for wq and wk: the original rotates
-neighbouring rows of a head (2i, 2i + 1), transformers row i with row i + head_dim / 2; so a head's even rows are put
-before its odd ones. No value is changed.
+of every norm. Joined, they are the weights of transformers' LlamaForCausalLM, except wq and wk: the original rotates
+neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2; so a head's even rows
+are moved before its odd rows. No value changes.
 
-Everything is streamed: besides the files, which are mapped and whose pages the system takes back when it needs them,
-a chunk of some MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama and
-https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
-
-tools/convert_llama.py imports it.
+Files are mapped, and a chunk of some MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama
+and https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
 """
 
 import re
@@ -36,35 +33,35 @@ LAYER: dict[str, tuple[str, int | None]] = {
     "feed_forward.w2": ("mlp.down_proj", 1),
 }
 EMBEDDING, NORM, OUTPUT = "tok_embeddings.weight", "norm.weight", "output.weight"
-COMPUTED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")  # follows from params.json
+COMPUTED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")  # computed from params.json
 
 Ranks = Mapping[Path, Mapping[str, Tensor]]  # each file's tensors by their original names, in the ranks' order
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A weight of the new checkpoint and the parts of it that the ranks hold, in their order."""
+class JoinedWeight:
+    """A weight of the new checkpoint and its parts in the ranks' order."""
 
     spec: Spec
     parts: tuple[Tensor, ...]
     axis: int | None  # the dimension that the ranks split; None: a copy in each
-    head_dim: int = 0  # rows of a head, where these change places
+    head_dim: int = 0  # rows of a head if they are reordered, else 0
 
 
 def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
-    """The tensors of consolidated.00.pth, consolidated.01.pth, …; an error names the file missing or damaged."""
+    """The tensors of consolidated.00.pth, consolidated.01.pth, …; an error names the missing or damaged file."""
     found = sorted(folder.glob("consolidated.*.pth"))
     files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(found)))]
     for file in files:
         if file not in found:
-            raise FileNotFoundError(f"{file} is missing ({len(found)} of these files are there); get it again")
+            raise FileNotFoundError(f"{file} is missing ({len(found)} of these files exist); download it again")
     return {file: read_bin(file) for file in files}
 
 
 def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
-    """(original name, name in transformers, split dimension) of all weights, in the order in which they are used.
+    """(original name, name in transformers, split dimension) of all weights in the order of their use.
 
-    The embedding's dimension is not told here: see `split_of_embedding`.
+    The embedding's dimension depends on the version: see `split_of_embedding`.
     """
     yield EMBEDDING, "model.embed_tokens.weight", None
     for layer in range(layers):
@@ -75,45 +72,45 @@ def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
 
 
 def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
-    """ValueError with file and name of the first tensor that a rank lacks, or that is not LLaMA's.
+    """ValueError with file and name of the first missing or unknown tensor.
 
-    may_tie: the output may be the embedding and not be stored.
+    may_tie: the output may be tied to the embedding and not stored.
     """
     names = {name for name, _, _ in weight_names(params.layers)}
     if may_tie and not any(OUTPUT in rank for rank in ranks.values()):
         names.remove(OUTPUT)
     for file, rank in ranks.items():
         if missing := sorted(names - rank.keys()):
-            raise ValueError(f"{file} lacks tensor {missing[0]}, which params.json asks for; get both again")
+            raise ValueError(f"{file} lacks tensor {missing[0]}, which params.json requires; download both again")
         for name in rank:
             if name not in names and not COMPUTED.fullmatch(name):
                 raise ValueError(
-                    f"{file} holds tensor {name}, which no LLaMA of {params.layers} layers has; get it again"
+                    f"{file} holds tensor {name}, which no LLaMA of {params.layers} layers has; download it again"
                 )
 
 
 def check_count(ranks: Ranks, params: Params) -> None:
-    """FileNotFoundError where ranks are missing, by the first one's share of wq; ValueError where they are too many."""
+    """FileNotFoundError if ranks are missing, judged by the first one's share of wq; ValueError if too many."""
     first, rank = next(iter(ranks.items()))
     shape = rank["layers.0.attention.wq.weight"].shape
     needed = params.dim // shape[0] if len(shape) == 2 and shape[0] else 0
     if needed > len(ranks):
         missing_file = first.with_name(f"consolidated.{len(ranks):02d}.pth")
-        raise FileNotFoundError(f"{missing_file} is missing: {first.name} is one part of {needed}; get it again")
+        raise FileNotFoundError(f"{missing_file} is missing: {first.name} is one part of {needed}; download it again")
     if 0 < needed < len(ranks):
         raise ValueError(
             f"{first.parent} has {len(ranks)} files consolidated.NN.pth, but {first.name} is one part of {needed}; "
-            "remove those that belong elsewhere"
+            "remove files of other checkpoints"
         )
     if params.kv_heads % len(ranks):
         raise ValueError(
             f"{first.parent / 'params.json'} says {params.kv_heads} key-value heads, which {len(ranks)} files cannot "
-            "share; get it again"
+            "share; download it again"
         )
 
 
 def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
-    """(the dimension that the ranks split, pieces of the vocabulary), by a rank's part of the embedding.
+    """(the dimension that the ranks split, size of the vocabulary), from the shape of a rank's part of the embedding.
 
     Version 3 splits it by rows (VocabParallelEmbedding), earlier ones by columns (ParallelEmbedding).
     """
@@ -131,8 +128,8 @@ def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
     return shapes.get(name.split(".")[-2], (dim,))
 
 
-def plan(ranks: Ranks, params: Params, may_tie: bool = False) -> list[Joined]:
-    """What to write, in order; an error names file and tensor where one is missing, too much or of a wrong shape."""
+def plan_weights(ranks: Ranks, params: Params, may_tie: bool = False) -> list[JoinedWeight]:
+    """The weights to write, in order; an error names a missing or unexpected tensor or one of a wrong shape."""
     check_names(ranks, params, may_tie)
     check_count(ranks, params)
     first, count = next(iter(ranks.values())), len(ranks)
@@ -149,24 +146,24 @@ def plan(ranks: Ranks, params: Params, may_tie: bool = False) -> list[Joined]:
             if list(part.shape) != share:
                 raise ValueError(
                     f"{part.file}: tensor {original} is {list(part.shape)}, but by params.json all {count} file(s) "
-                    f"together hold {list(shape)}; get both again"
+                    f"together hold {list(shape)}; download both again"
                 )
             if part.dtype not in FLOATS or part.dtype != parts[0].dtype:
                 raise ValueError(f"{part.file}: tensor {original} is of type {part.dtype}; give the original weights")
         rotary = original.endswith(("attention.wq.weight", "attention.wk.weight"))
-        joined.append(Joined(Spec(new, parts[0].dtype, shape), parts, axis, params.head_dim if rotary else 0))
+        joined.append(JoinedWeight(Spec(new, parts[0].dtype, shape), parts, axis, params.head_dim if rotary else 0))
     if params.vocabulary not in (0, vocabulary):
         raise ValueError(
             f"{next(iter(ranks)).parent / 'params.json'} says vocab_size {params.vocabulary}, the embedding has "
-            f"{vocabulary} rows; get both again"
+            f"{vocabulary} rows; download both again"
         )
     return joined
 
 
-def compare_copies(joined: Sequence[Joined], tolerance: float) -> float:
-    """The largest difference between two ranks' copies of a tensor, over all those of which each has one.
+def compare_copies(joined: Sequence[JoinedWeight], tolerance: float) -> float:
+    """The largest difference between two ranks' copies of a tensor.
 
-    Raises ValueError with file and tensor where it is more than `tolerance`.
+    Raises ValueError with file and tensor if it exceeds `tolerance`.
     """
     largest = 0.0
     for weight in joined:
@@ -178,14 +175,14 @@ def compare_copies(joined: Sequence[Joined], tolerance: float) -> float:
             if not gap <= tolerance:
                 raise ValueError(
                     f"{other.file}: {weight.spec.name} differs by {gap:.3g} from its copy in {first.file.name}; these "
-                    "files are not of one model: get them again"
+                    "files belong to different models: download them again"
                 )
             largest = max(largest, float(gap))
     return largest
 
 
-def tied(joined: Sequence[Joined]) -> bool:
-    """Whether the output (last) is not there, or is the embedding (first) in every bit."""
+def tied(joined: Sequence[JoinedWeight]) -> bool:
+    """Whether the output (last) is missing, or equals the embedding (first) in every bit."""
     one, other = joined[0], joined[-1]
     if other.spec.name != "lm_head.weight":
         return True
@@ -196,8 +193,8 @@ def tied(joined: Sequence[Joined]) -> bool:
     )
 
 
-def stream(weight: Joined) -> Iterator[np.ndarray]:
-    """A whole weight as flat bit patterns in chunks, from its parts."""
+def stream(weight: JoinedWeight) -> Iterator[np.ndarray]:
+    """A whole weight, joined from its parts, as flat bit patterns in chunks."""
     columns = weight.spec.shape[-1]
     if weight.axis is None:
         yield from weight.parts[0].chunks()
@@ -209,7 +206,7 @@ def stream(weight: Joined) -> Iterator[np.ndarray]:
             yield np.concatenate(shaped, axis=1).reshape(-1)
     elif weight.head_dim:
         for part in weight.parts:
-            for head in part.chunks(weight.head_dim * columns):  # its even rows, then its odd ones
+            for head in part.chunks(weight.head_dim * columns):  # even rows, then odd rows
                 yield np.ascontiguousarray(head.reshape(-1, 2, columns).swapaxes(0, 1)).reshape(-1)
     else:
         for part in weight.parts:

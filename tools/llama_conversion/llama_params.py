@@ -1,7 +1,6 @@
-"""LLaMA's params.json: what it says, which released size and version that is, and the config.json that means the same.
+"""LLaMA's params.json: its content, the released size and version that it belongs to, and the equivalent config.json.
 
-Sources: the params.json and model.py of the
-releases (https://github.com/meta-llama/llama, https://github.com/meta-llama/llama-models).
+Sources: params.json and model.py of https://github.com/meta-llama/llama and https://github.com/meta-llama/llama-models.
 """
 
 import math
@@ -17,13 +16,13 @@ SIZES = {
     "30B": (6656, 60, 52), "34B": (8192, 48, 8), "65B": (8192, 80, 64), "70B": (8192, 80, 8),
 }  # fmt: skip
 CONTEXT = {"1": 2048, "2": 4096, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}  # tokens, by version
-CODE_CONTEXT = 16384  # Code LLaMA, the only one before version 3 with another rope_theta than 10000
-# Of the rotary frequencies. The small models of 3.2 were trained with 32, which their params.json does not say and the
-# original code at first had as 8 (meta-llama/llama-models #166); their published config.json says it.
+CODE_CONTEXT = 16384  # Code LLaMA, the only model before version 3 whose rope_theta is not 10000
+# Factor of the rotary frequencies. The small models of 3.2 were trained with 32: their params.json lacks it, the
+# original code first had 8 (meta-llama/llama-models #166), and their published config.json has it.
 SCALE = {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}
 
-# Whose form config.json has. Without it, transformers 5 takes every tokenizer of more than 100,000 pieces for a faulty
-# one of Mistral's, and asks the user for a setting that would spoil it.
+# The version whose format config.json has. Without it, transformers 5 takes every tokenizer of more than 100,000 pieces
+# for a faulty one of Mistral's and asks for a setting that would break it.
 TRANSFORMERS = "5.19.0"
 
 KNOWN = {
@@ -34,7 +33,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Params:
-    """What params.json says, with the original code's defaults put in."""
+    """The content of params.json, with the original code's defaults filled in."""
 
     dim: int
     layers: int
@@ -44,8 +43,8 @@ class Params:
     norm_eps: float
     rope_theta: float
     scaled_rope: bool
-    scale: float | None  # of the rotary frequencies, where it says one
-    vocabulary: int  # 0 where it does not say
+    scale: float | None  # factor of the rotary frequencies, if given
+    vocabulary: int  # 0 if not given
 
     @property
     def head_dim(self) -> int:
@@ -53,7 +52,7 @@ class Params:
 
     @property
     def size(self) -> str:
-        """The released size that this is, or its measures."""
+        """The released size, or the dimensions of another model."""
         shape = (self.dim, self.layers, self.kv_heads)
         known = (name for name, entry in SIZES.items() if entry == shape)
         return next(known, f"dim {self.dim}, {self.layers} layers, {self.kv_heads} key-value heads")
@@ -68,22 +67,22 @@ def feed_forward_size(dim: int, multiple_of: int, multiplier: float | None) -> i
 
 
 def read_params(path: Path) -> Params:
-    """Read params.json; ValueError names the entry that is missing, wrong or not known."""
+    """Read params.json; ValueError names the missing, wrong or unknown entry."""
     content = read_json(path)
     for name, value in content.items():
         if name not in KNOWN:
-            raise ValueError(f"{path}: {name}={value!r} is none of a LLaMA text model; it is not handled here")
+            raise ValueError(f"{path}: {name}={value!r} is not an entry of a LLaMA text model; it is not supported")
 
     def number(name: str, default: float | None = None, whole: bool = True) -> Any:
         value = default if content.get(name) is None else content[name]
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{path}: {name} is {value!r}, not a positive number; get it again")
+            raise ValueError(f"{path}: {name} is {value!r}, not a positive number; download it again")
         return value
 
     dim, heads = number("dim"), number("n_heads")
     kv_heads = number("n_kv_heads", heads)
     if dim % heads or heads % kv_heads or dim // heads % 2:
-        raise ValueError(f"{path}: dim {dim}, n_heads {heads} and n_kv_heads {kv_heads} do not fit; get it again")
+        raise ValueError(f"{path}: dim {dim}, n_heads {heads} and n_kv_heads {kv_heads} do not fit; download it again")
     multiplier = number("ffn_dim_multiplier", whole=False) if content.get("ffn_dim_multiplier") is not None else None
     return Params(
         dim=dim,
@@ -100,14 +99,14 @@ def read_params(path: Path) -> Params:
 
 
 def check_size(size: str, params: Params, path: Path) -> None:
-    """ValueError where --model_size is unknown, or params.json is of another size; `auto` is whatever it says."""
+    """ValueError if --model_size is unknown or differs from params.json; `auto` accepts any."""
     if size == "auto":
         return
     shape = SIZES.get(size.removesuffix("f").upper())
     if shape is None:
         raise ValueError(
-            f"--model_size {size} is not known; take {', '.join(SIZES)} (7Bf and so on for chat models), or auto to go "
-            "by params.json"
+            f"--model_size {size} is unknown; use {', '.join(SIZES)} (7Bf and so on for chat models), or auto to rely "
+            "on params.json"
         )
     if shape != (params.dim, params.layers, params.kv_heads):
         raise ValueError(
@@ -117,9 +116,9 @@ def check_size(size: str, params: Params, path: Path) -> None:
 
 
 def version_of(params: Params, dtype: str, ranked: bool) -> str:
-    """The LLaMA version that a checkpoint is of, as far as it shows (3.3 is like 3.1 in everything).
+    """The LLaMA version of a checkpoint, as far as the files show it (3.3 cannot be told from 3.1).
 
-    dtype: of the weights. Version 1 was given out in float16, version 2 in bfloat16 (huggingface/transformers #25446).
+    dtype: of the weights; version 1 was released in float16, version 2 in bfloat16 (huggingface/transformers #25446).
     ranked: tokenizer.model is a table of ranks, not a SentencePiece model.
     """
     if ranked:
@@ -130,30 +129,30 @@ def version_of(params: Params, dtype: str, ranked: bool) -> str:
 
 
 def check_version(version: str, params: Params, ranked: bool) -> None:
-    """ValueError where --llama_version is unknown or contradicts what the folder holds."""
+    """ValueError if --llama_version is unknown or contradicts the files."""
     if version not in CONTEXT:
-        raise ValueError(f"--llama_version {version} is not known; take one of {', '.join(CONTEXT)}")
+        raise ValueError(f"--llama_version {version} is unknown; use one of {', '.join(CONTEXT)}")
     contradictions = {
-        "tokenizer.model is a table of ranks, as from 3 on": ranked and version < "3",
-        "tokenizer.model is a SentencePiece model, as before 3": not ranked and version >= "3",
-        "params.json has use_scaled_rope, as from 3.1 on": params.scaled_rope and version not in SCALE,
-        "params.json has no use_scaled_rope, as before 3.1": not params.scaled_rope and version in SCALE,
+        "tokenizer.model is a table of ranks, as since version 3": ranked and version < "3",
+        "tokenizer.model is a SentencePiece model, as before version 3": not ranked and version >= "3",
+        "params.json has use_scaled_rope, as since version 3.1": params.scaled_rope and version not in SCALE,
+        "params.json has no use_scaled_rope, as before version 3.1": not params.scaled_rope and version in SCALE,
     }
     for fact, is_so in contradictions.items():
         if is_so:
-            raise ValueError(f"--llama_version {version} cannot be: {fact}; leave it out to go by the files")
+            raise ValueError(f"--llama_version {version} contradicts the files: {fact}; omit it to infer the version")
 
 
 def context_of(params: Params, version: str) -> int:
-    """Tokens that the model was made for."""
+    """The context length of the model in tokens."""
     return CODE_CONTEXT if version < "3" and params.rope_theta > 10000 else CONTEXT[version]
 
 
 def model_config(params: Params, version: str, dtype: str) -> dict[str, Any]:
-    """config.json but for the vocabulary: vocab_size, token ids and tie_word_embeddings are the caller's.
+    """config.json without vocab_size, token ids and tie_word_embeddings, which the caller adds.
 
-    dtype: as PyTorch spells it. The rotary settings are there twice: transformers 5 has them in `rope_parameters`,
-    earlier versions and other readers look for `rope_theta` and `rope_scaling`. All of them read `torch_dtype`.
+    dtype: in PyTorch's spelling. The rotary settings appear twice: transformers 5 reads `rope_parameters`, earlier
+    versions and other readers `rope_theta` and `rope_scaling`. All of them read `torch_dtype`.
     """
     scaling = None
     if params.scaled_rope:

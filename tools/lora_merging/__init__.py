@@ -1,1 +1,1 @@
-"""Add LoRA deltas to the weights of their base. Read lora_merge.py first."""
+"""Add LoRA products to the weights of their base. Read lora_merge.py first."""

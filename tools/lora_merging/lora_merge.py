@@ -1,196 +1,40 @@
-"""LoRA adapters merged into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
+"""Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
-scaling is lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732). With DoRA
-(https://arxiv.org/abs/2402.09353) each row of that sum is scaled to the trained magnitude. Products are exact
-(low_rank.py), so the result is the same on every machine and with any number of threads. What an adapter's
-configuration asks beyond that is refused by name.
-
-Memory: the factors of one matrix. Not a script: weight_diff.py and export_hf_checkpoint.py import it.
+Products are exact (low_rank.py), so the result does not depend on the machine or the number of threads. Memory: the
+factors of one matrix.
 """
 
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from adapter_checks.base_fit import EMBEDDING, OUTPUT, check_adapter
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, to_float32
 from checkpoint_io.checkpoint_folders import (
-    CONFIG_FILES,
     PROMPT_FILES,
+    SMALL_FILES,
     TOKENIZER_FILES,
-    carry,
     check_tokenizer,
-    existing,
+    copy_files,
+    existing_folder,
     new_folder,
     read_json,
     set_dtype,
     write_json,
-    write_run,
+    write_run_record,
 )
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.seal_check import verify_seal
 from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import (
-    ADAPTER_FILES,
-    CHUNK,
-    TORCH_NAME,
-    Spec,
-    Tensor,
-    check_complete,
-    check_finite,
-    cuts,
-    read_weights,
-)
+from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_complete, check_finite, ranges, read_weights
+from checkpoint_seals.seal_check import verify_seal
 
-from lora_merging.low_rank import Factors, Sum
-
-# Keys of adapter_config.json that do not change what is merged, or that are handled below; any other must be unset.
-HANDLED = {
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save",
-    "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core",
-    "loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
-# Other ways to initialise (PiSSA, OLoRA, CorDA, LoftQ …) subtract something from the base first.
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+from lora_merging.adapter_updates import LoraAdapter, factors, read_adapter
+from lora_merging.low_rank import Sum
 
 
-@dataclass
-class Update:
-    """What an adapter does to one tensor of the base, its tensors still on disk."""
-
-    left: Tensor | None = None  # (rows, r), or (r, rows) where `flipped`
-    right: Tensor | None = None  # (r, columns), or (columns, r)
-    flipped: bool = False  # LoRA of an embedding is stored the other way round
-    scaling: float = 1.0
-    magnitude: Tensor | None = None  # (rows,), DoRA
-    whole: Tensor | None = None  # replaces the base's tensor (modules_to_save)
-
-    def shape(self) -> tuple[int, int] | None:
-        """(rows, columns) of the product; None where there is none."""
-        if self.left is None or self.right is None:
-            return None
-        return (self.left.shape[1], self.right.shape[0]) if self.flipped else (self.left.shape[0], self.right.shape[1])
-
-
-@dataclass
-class Adapter:
-    folder: Path
-    config: dict[str, Any]
-    updates: dict[str, Update]  # by the name of the base's tensor
-    weight: float = 1.0  # how much of its change is taken
-
-
-def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """ValueError with the name of the first setting that merging here does not handle."""
-    for name, value in config.items():
-        if name not in HANDLED and value not in (None, False, "none", [], {}):
-            raise ValueError(f"{path}: {name}={value!r} is not handled here; merge with peft's merge_and_unload")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path} is an adapter of type {config.get('peft_type')!r}; only LORA is merged here")
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
-        raise ValueError(
-            f"{path}: init_lora_weights={start!r} changes the base before training; convert the adapter to plain LoRA "
-            "with peft (path_initial_model_for_weight_conversion) first"
-        )
-
-
-def pattern_value(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
-    """A module's own rank or alpha, where a pattern of the configuration names it (peft's rule)."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def values(tensor: Tensor) -> np.ndarray:
-    """A whole adapter tensor as float32 in its shape."""
-    return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
-
-
-def collect(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
-    """An adapter's tensors by the base's tensor that they change; ValueError names the first of an unknown kind."""
-    updates: dict[str, Update] = {}
-    for name, tensor in tensors.items():
-        found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
-        module, part = found.groups() if found and tensor.dtype in FLOATS else ("", "")
-        update = updates.setdefault(module + (".bias" if part == "bias" else ".weight"), Update())
-        if part in ("weight", "bias", "base_layer"):
-            update.whole = tensor
-        elif part in ("lora_B", "lora_embedding_A"):
-            update.left, update.flipped = tensor, part == "lora_embedding_A"
-        elif part in ("lora_A", "lora_embedding_B"):
-            update.right = tensor
-        elif part == "lora_magnitude_vector" and f"base_model.model.{module}.lora_A.weight" in tensors:
-            update.magnitude = tensor
-        else:
-            raise ValueError(f"{tensor.file}: tensor {name} is not handled here; merge with peft's merge_and_unload")
-    return updates
-
-
-def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
-    """Read a LoRA adapter's folder; ValueError names the setting or tensor that is damaged or not handled."""
-    path = folder / "adapter_config.json"
-    config = read_json(path)
-    check_config(config, path)
-    updates = collect(read_weights(folder, ADAPTER_FILES))
-    if not updates:
-        raise ValueError(f"{folder} has an adapter without tensors; get it again")
-    for name, update in updates.items():
-        left, right, module = update.left, update.right, name.removesuffix(".weight")
-        if left is None and right is None:
-            continue
-        inner = 0 if update.flipped else 1
-        if left is None or right is None or {len(left.shape), len(right.shape)} != {2}:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
-        if left.shape[inner] != right.shape[1 - inner]:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
-        alpha = pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
-        rank = pattern_value(config.get("rank_pattern"), module, config["r"])
-        if rank != left.shape[inner]:
-            raise ValueError(
-                f"{path} says rank {rank} for {name}, whose tensors have {left.shape[inner]}; get both again"
-            )
-        update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(folder, config, updates, weight)
-
-
-def factors(update: Update, base: Tensor, weight: float = 1.0) -> Factors | None:
-    """What the adapter adds to the base's tensor; None where it adds no product.
-
-    weight: how much of the product is taken; with DoRA, whose sum is not linear, the caller must blend instead.
-    """
-    if update.left is None or update.right is None:
-        return None
-    left, right = values(update.left), values(update.right)
-    if update.flipped:
-        left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
-    left = left * np.float32(update.scaling * weight)
-    if update.magnitude is None:
-        return Factors(left, right)
-    return Factors(left, right, row_scales(Sum(Factors(left, right)), base, values(update.magnitude).reshape(-1)))
-
-
-def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
-    """(rows,) float32: DoRA's magnitude over the length of each row of base + product."""
-
-    def lengths(rows: tuple[int, int]) -> np.ndarray:
-        below = base.read(rows[0] * columns, rows[1] * columns)
-        part = total.rows(below, base.dtype, rows[0], "F32").view(np.float32).reshape(-1, columns)
-        return np.sqrt(np.square(part, dtype=np.float64).sum(axis=1))
-
-    columns = total.factors.right.shape[1]
-    parts = in_order(lengths, cuts(base.shape[0], max(1, CHUNK // columns)))
-    return (magnitude / np.concatenate(list(parts))).astype(np.float32)
-
-
-def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], tied: bool, dtype: str | None) -> Spec:
-    """What a base tensor is after the adapters; ValueError names it where they do not fit."""
+def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
+    """Type and shape of a base tensor after merging; ValueError names it if an adapter does not fit."""
     name, shape = tensor.name, tensor.shape
     for adapter in adapters:
         update = adapter.updates.get(name)
@@ -200,11 +44,7 @@ def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], tied: bool, dtype: 
             raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; merge into the unquantised base")
         wanted: list[tuple[int, ...]] = []
         if update.whole is not None:
-            if tied and "embed" in name and not adapter.config.get("ensure_weight_tying"):
-                raise ValueError(
-                    f"the base's output is tied to {name}, which {adapter.folder} holds a copy of; untie the base"
-                )
-            if len(shape) == 2:  # rows may have been added to the vocabulary
+            if len(shape) == 2:  # the vocabulary may have grown
                 shape = (update.whole.shape[0], *shape[1:])
             wanted.append(update.whole.shape)
         if (product := update.shape()) is not None:
@@ -218,7 +58,7 @@ def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], tied: bool, dtype: 
 
 
 def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) -> int:
-    """The vocabulary's size after merging, `rows` before; ValueError where only a part of its matrices grows."""
+    """The vocabulary's size after merging, `rows` before; ValueError if only one of its matrices grows."""
     sizes = set()
     for spec in specs:
         before = weights[spec.name].shape
@@ -227,25 +67,37 @@ def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) 
         if len(before) == 2 and before[0] == rows:
             sizes.add(spec.shape[0])
     if len(sizes) > 1:
-        raise ValueError(f"the adapter adds rows to one of embedding and output only ({rows} before, now {sizes})")
+        raise ValueError(f"the adapter adds rows to only one of embedding and output ({rows} before, now {sizes})")
     return sizes.pop() if sizes else rows
 
 
-class Steps:
-    """What the adapters, one after the other, make of one tensor of the base."""
+def refuse_half_of_tied(adapter: LoraAdapter, base: Path) -> None:
+    """ValueError if the adapter changes one use of a matrix that is both embedding and output of the base."""
+    if adapter.config.get("ensure_weight_tying"):
+        return
+    modules = (name.removesuffix(".weight").rpartition(".")[2] for name in adapter.updates)
+    changed = next((module for module in modules if module in (EMBEDDING, OUTPUT)), None)
+    if changed:
+        raise ValueError(
+            f"{base} has one matrix for embedding and output, and {adapter.folder} changes only its use as {changed}; "
+            "save the base with tie_word_embeddings=False, or use the adapter without merging it"
+        )
 
-    def __init__(self, tensor: Tensor, adapters: Sequence[Adapter]) -> None:
+
+class MergeSteps:
+    """The changes that adapters make, one after the other, to one tensor of the base."""
+
+    def __init__(self, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> None:
         self.tensor = tensor
-        self.steps: list[
-            tuple[Tensor | None, Sum | None, float]
-        ] = []  # a whole tensor, a sum, what share of the change
+        # (tensor that replaces the base's, product that is added, factor of the change)
+        self.steps: list[tuple[Tensor | None, Sum | None, float]] = []
         for adapter in adapters:
             if (update := adapter.updates.get(tensor.name)) is None:
                 continue
             if update.magnitude is not None and self.steps:
                 raise ValueError(
-                    f"{adapter.folder} scales the rows of {tensor.name} (DoRA), which another adapter changes before "
-                    "it; merge that one alone, then this one into the result"
+                    f"{adapter.folder} scales the rows of {tensor.name} (DoRA) after another adapter changed them; "
+                    "merge the other one alone, then this one into the result"
                 )
             if update.whole is not None:
                 self.steps.append((update.whole, None, adapter.weight))
@@ -255,8 +107,8 @@ class Steps:
                 self.steps.append((None, Sum(added), adapter.weight if blended else 1.0))
 
     def bits(self, first: int, last: int, dtype: str) -> np.ndarray:
-        """Bit pattern in `dtype` of elements first … last, which are whole rows where there are sums."""
-        end = self.tensor.elements  # a vocabulary may have grown beyond it
+        """Bit pattern in `dtype` of elements first to last, which must be whole rows."""
+        end = self.tensor.elements  # a grown vocabulary exceeds it
         bits, kind = self.tensor.read_once(min(first, end), min(last, end)), self.tensor.dtype
         for whole, total, share in self.steps:
             before, blend = bits, share != 1.0
@@ -272,32 +124,32 @@ class Steps:
 
 
 def blended(before: np.ndarray, dtype: str, after: np.ndarray, changed: str, share: float) -> np.ndarray:
-    """before + share * (after - before) as float32 bit patterns; elements that `before` lacks are `after`'s."""
+    """before + share * (after - before) as float32 bit patterns; elements beyond `before` are `after`'s."""
     values = np.array(to_float32(after, changed))
     old = to_float32(before, dtype)
     values[: old.size] = old + np.float32(share) * (values[: old.size] - old)
     return values.view(np.uint32)
 
 
-def merged(spec: Spec, tensor: Tensor, adapters: Sequence[Adapter]) -> Iterator[np.ndarray]:
-    """A base tensor after the adapters, as bit patterns of spec's type in chunks of whole rows."""
-    steps = Steps(tensor, adapters)
+def merged(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
+    """A merged tensor as bit patterns of spec's type, in chunks of whole rows."""
+    steps = MergeSteps(tensor, adapters)
     columns = spec.shape[-1] if len(spec.shape) > 1 else 1
     for bits in in_order(
-        lambda cut: steps.bits(*cut, spec.dtype), cuts(spec.elements, max(1, CHUNK // columns) * columns)
+        lambda cut: steps.bits(*cut, spec.dtype), ranges(spec.elements, max(1, CHUNK // columns) * columns)
     ):
         check_finite(bits, spec)
         yield bits
 
 
-def weighted(paths: str | Sequence[str], weights: float | Sequence[float], option: str) -> list[tuple[Path, float]]:
-    """Adapters' folders, separated by commas, with their weights: one for all, or one for each."""
-    names = paths.split(",") if isinstance(paths, str) else [str(path) for path in paths]
-    given: list[Any] = list(weights) if isinstance(weights, tuple | list) else [weights] * len(names)
-    shares = [float(share) for share in given if isinstance(share, int | float) and math.isfinite(share)]
-    if not len(shares) == len(given) == len(names):
-        raise ValueError(f"--weights takes one number, or one for each of the {len(names)} adapters, not {weights!r}")
-    folders = [existing(name, option, "adapter_config.json") for name in names]
+def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
+    """Adapter folders with their weights, one for all or one for each; ValueError on another number of weights."""
+    shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
+    if not names or len(shares) != len(names):
+        raise ValueError(
+            f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
+        )
+    folders = [existing_folder(name, option, "adapter_config.json") for name in names]
     return list(zip(folders, shares, strict=True))
 
 
@@ -310,34 +162,36 @@ def merge_folders(
     options: Mapping[str, object],
     dtype: str | None = None,
 ) -> str:
-    """Write base + adapters to the new folder target in shards of at most `limit` bytes; returns a line that says so.
+    """Write base + adapters to the new folder target in shards of at most `limit` bytes; returns a summary line.
 
-    loras: adapters' folders in the order in which they are merged, each with the share of its change that is taken.
-    dtype: write all floats in this type instead of the base's own. Raises ValueError and FileNotFoundError that name
-    file and tensor.
+    loras: adapter folders in merging order, each with the factor of its change. dtype: write all floats in this type
+    instead of the base's. Raises ValueError or FileNotFoundError with file and tensor.
     """
+    for lora, _ in loras:
+        check_adapter(lora, base)
     adapters = [read_adapter(lora, weight) for lora, weight in loras]
     config = read_json(base / "config.json")
     if config.get("quantization_config"):
         raise ValueError(f"{base} is quantised; merge into the model that it was made from")
     weights = read_weights(base)
     check_complete(base, weights)
+    for adapter in adapters if f"{OUTPUT}.weight" not in weights else ():
+        refuse_half_of_tied(adapter, base)
     changed = {name: adapter.folder for adapter in adapters for name in adapter.updates}
     for name, folder in changed.items():
         if name not in weights:
-            raise ValueError(f"{base} has no tensor {name}, which {folder} changes; this is not its base")
-    tied = "lm_head.weight" not in weights
-    specs = [merged_spec(tensor, adapters, tied, dtype) for tensor in weights.values()]
+            raise ValueError(f"{base} has no tensor {name}, which {folder} changes; use the adapter's base")
+    specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
     rows = vocabulary(weights, specs, config.get("vocab_size", 0))
     inputs = [base, *(lora for lora, _ in loras)]
     for folder in inputs:
         verify_seal(folder)
     check_tokenizer(*inputs)
-    run = resume_journal.identity(script, options, inputs)
+    run = resume_journal.run_identity(script, options, inputs)
     with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
-        carry(base, folder, (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES))
+        copy_files(base, folder, SMALL_FILES)
         for lora, _ in loras:
-            carry(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
+            copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
         if rows != config.get("vocab_size", 0):
             write_json(folder / "config.json", config | {"vocab_size": rows})
         if dtype:
@@ -345,5 +199,5 @@ def merge_folders(
         hashes = write_shards(folder, specs, lambda spec: merged(spec, weights[spec.name], adapters), limit)
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
-        write_run(folder, script, options, parents)
+        write_run_record(folder, script, options, parents)
     return f"{target}: {len(specs)} tensors, {len(changed)} of them changed by the adapter{'s' * (len(loras) > 1)}"

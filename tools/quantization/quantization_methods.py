@@ -1,9 +1,9 @@
-"""The ways to quantise: what each makes of the linear layers, what it needs, and the calls into the two libraries.
+"""The quantisation methods: their effect on linear layers, their requirements, and the calls into two libraries.
 
-quantize.py is the command. Through llmcompressor, which writes the compressed-tensors format: GPTQ
+Through llmcompressor, which writes the compressed-tensors format: GPTQ
 (https://arxiv.org/abs/2210.17323), AWQ (https://arxiv.org/abs/2306.00978), SmoothQuant (https://arxiv.org/abs/2211.10438)
 and rounding to FP8. Through bitsandbytes: LLM.int8() (https://arxiv.org/abs/2208.07339) and NF4
-(https://arxiv.org/abs/2305.14314). Embedding, norms and lm_head stay as they are.
+(https://arxiv.org/abs/2305.14314). Embedding, norms and lm_head are not quantised.
 """
 
 import importlib.util
@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 OUTPUT = "lm_head"
 GROUPS = (128, 64, 32)  # group sizes that vLLM has kernels for, best compression first
 ENVIRONMENT = (
-    "python3.11 -m venv .venv-quantize && .venv-quantize/bin/pip install -r tools/requirements-quantize.txt, "
+    "python3.11 -m venv .venv-quantize && .venv-quantize/bin/pip install -r requirements-quantize.txt, "
     "then .venv-quantize/bin/python tools/quantize.py … (without a GPU, first: .venv-quantize/bin/pip install "
     "torch==2.13.0 from PyTorch's CPU builds)"
 )
 
 
 class Method(NamedTuple):
-    """How a method is named in words, the library that does it, bits of a weight, and what it asks for."""
+    """A method's description, library, bits of a weight, and requirements."""
 
-    words: str
+    description: str
     package: str
     bits: int
     calibrated: bool = False
@@ -46,8 +46,8 @@ METHODS = {
 }
 
 
-class Job(NamedTuple):
-    """What is to be done: the samples are token ids to calibrate on, `limit` is the largest shard in bytes."""
+class QuantizationJob(NamedTuple):
+    """The options of a quantisation; samples: token ids to calibrate on; limit: largest shard in bytes."""
 
     model: Path
     method: str
@@ -58,17 +58,17 @@ class Job(NamedTuple):
 
 
 def require(library: str) -> None:
-    """ValueError with the commands that make the environment, where a library is missing."""
+    """ValueError with the commands that make the environment if a library is missing."""
     if importlib.util.find_spec(library) is None:
-        raise ValueError(f"{library} is not installed here, and is used in an environment of its own: {ENVIRONMENT}")
+        raise ValueError(f"{library} is not installed in this environment; make one for it: {ENVIRONMENT}")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Of what the libraries say, only errors are shown, and progress bars on a terminal only."""
+    """Suppress the libraries' output except errors, and progress bars unless stderr is a terminal."""
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a cast at every layer and token
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would log a cast at every layer and token
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -94,23 +94,23 @@ def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
     modules = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {name: (m.out_features, m.in_features) for name, m in modules if name.split(".")[-1] != OUTPUT}
     if not layers:
-        raise ValueError(f"{model} has no linear layers ({type(skeleton).__name__}), and only these are quantised here")
+        raise ValueError(f"{model} has no linear layers ({type(skeleton).__name__}) to quantise; give another model")
     return layers
 
 
 def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
-    """The number of weights that share a scale: `wanted`, or for 0 the largest that every layer's inputs divide into.
+    """The number of weights that share a scale: `wanted`, or for 0 the largest that divides every layer's inputs.
 
-    Raises ValueError with the name of the first layer that stands against it.
+    Raises ValueError with the name of the first layer that it does not divide.
     """
     fitting = [size for size in GROUPS if all(inputs % size == 0 for _, inputs in layers.values())]
     if wanted and wanted not in GROUPS:
-        raise ValueError(f"--group_size {wanted} has no kernel in vLLM; take one of {', '.join(map(str, GROUPS))}")
+        raise ValueError(f"--group_size {wanted} has no kernel in vLLM; use one of {', '.join(map(str, GROUPS))}")
     if wanted in fitting or (fitting and not wanted):
         return wanted or fitting[0]
     size = wanted or GROUPS[-1]
     name, inputs = next((name, inputs) for name, (_, inputs) in layers.items() if inputs % size)
-    remedy = f"take --group_size {fitting[0]}" if fitting else "take --method fp8, int8, bnb8 or nf4"
+    remedy = f"use --group_size {fitting[0]}" if fitting else "use --method fp8, int8, bnb8 or nf4"
     raise ValueError(f"{model}: {name} has {inputs} inputs, which groups of {size} do not divide; {remedy}")
 
 
@@ -120,7 +120,7 @@ def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -
 def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: Any) -> Any:
     """The causal language model of a folder, on the first GPU or the CPU, for inference.
 
-    Raises ValueError where the folder lacks weights, which transformers would draw at random.
+    Raises ValueError if the folder lacks weights, which transformers would initialise at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -132,25 +132,25 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
-        raise ValueError(f"{folder} lacks weights or has them in another shape, {wrong[0]} for one; get it again")
+        raise ValueError(f"{folder} lacks weights or has them in another shape, {wrong[0]} for one; download it again")
     return model.eval()
 
 
-def quantise(job: Job, target: Path) -> None:
+def quantise(job: QuantizationJob, target: Path) -> None:
     """Write the quantised weights and config.json to the folder `target`; holds the whole model in memory.
 
-    Raises ValueError with what the library said where it fails.
+    Raises ValueError with the library's message if it fails.
     """
     library = METHODS[job.method].package
     try:
         (compress if library == "llmcompressor" else shrink)(job, target)
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{library} could not quantise {job.model}: {str(error)[:300] or repr(error)}") from error
-    for file in target.iterdir():  # safetensors lets nobody but the owner read what it wrote
+    for file in target.iterdir():  # safetensors makes its files readable for the owner only
         file.chmod((target / "config.json").stat().st_mode)
 
 
-def compress(job: Job, target: Path) -> None:
+def compress(job: QuantizationJob, target: Path) -> None:
     """Quantise with llmcompressor, layer by layer on the GPU where there is one."""
     import torch
     from llmcompressor import oneshot
@@ -167,8 +167,8 @@ def compress(job: Job, target: Path) -> None:
         num_calibration_samples=len(rows),
     )
     model.save_pretrained(target, max_shard_size=job.limit)
-    (target / "recipe.yaml").unlink(missing_ok=True)  # it names Python objects to be made; run.json says the same
-    for module in model.modules():  # the library holds on to the model, so its memory has to be taken from it
+    (target / "recipe.yaml").unlink(missing_ok=True)  # it names Python objects to create; run.json has its content
+    for module in model.modules():  # the library keeps a reference to the model, so free its memory here
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
 
@@ -192,7 +192,7 @@ def recipe(method: str, group: int) -> list[Any]:
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
-def shrink(job: Job, target: Path) -> None:
+def shrink(job: QuantizationJob, target: Path) -> None:
     """Quantise with bitsandbytes, which takes each weight as it is loaded."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig

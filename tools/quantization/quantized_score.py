@@ -1,8 +1,7 @@
-"""What a model is worth, before and after: the size of its weights, perplexity of held-out answers, F1 of extraction.
+"""Measure a model before and after: size of the weights, perplexity of held-out answers, F1 of extraction.
 
-quantize.py prints and records it. Perplexity is exp of the mean negative log-likelihood (nats) of the
-answers' tokens with the one that ends them. F1 is what finetune/ie_eval.py says of greedy answers; it is run as the
-program it is, where it lies beside this folder, and left out where it does not.
+Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tokens, their end token included. F1 is
+computed by finetune/ie_eval.py on greedy answers, which runs as a program if it exists beside this folder.
 """
 
 import json
@@ -33,7 +32,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def perplexity(model: Any, examples: Sequence[Example]) -> float:
-    """exp of the mean negative log-likelihood of all answer tokens, each row read on its own, without padding."""
+    """exp of the mean negative log-likelihood of all answer tokens, one row at a time without padding."""
     import torch
 
     total, count = 0.0, 0
@@ -57,12 +56,13 @@ def is_extraction(example: Example) -> bool:
 
 
 def answers(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
-    """The greedy answer to each prompt, at most half as long again as the longest right one (and 16 tokens)."""
+    """The greedy answer to each prompt, at most 1.5 times the longest expected one plus 16 tokens."""
     import torch
     from transformers import GenerationConfig
 
     given = model.generation_config.eos_token_id
-    ends = sorted({tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None})
+    ended = {example.answer[-1] for example in examples}  # the template's end-of-turn
+    ends = sorted({tokenizer.eos_token_id, *ended, *(given if isinstance(given, list) else [given])} - {None})
     longest = max(len(example.answer) for example in examples)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=longest + longest // 2 + 16, eos_token_id=ends, pad_token_id=(ends or [0])[0]
@@ -114,7 +114,7 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[Example], predictions
     figures["perplexity"] = perplexity(model, examples)
     if not math.isfinite(figures["perplexity"]):
         name = str(folder).removesuffix(".partial")
-        raise ValueError(f"{name} has no finite perplexity: its numbers overflow; try another --dtype or --method")
+        raise ValueError(f"{name} has no finite perplexity: its values overflow; try another --dtype or --method")
     asked = [example for example in examples if is_extraction(example)]
     if asked and (predictions or SCORER.is_file()):
         said = answers(model, tokenizer, asked)
@@ -129,8 +129,8 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[Example], predictions
     return figures
 
 
-def table(before: Scores, after: Scores) -> str:
-    """Both models' figures as lines for a terminal, without the columns that neither has."""
+def score_table(before: Scores, after: Scores) -> str:
+    """Both models' scores as lines for a terminal, without empty columns."""
     columns = [(key, title) for key, title in COLUMNS if key in before]
     lines = [f"{'':6}{'weights':>12}" + "".join(f"{title:>12}" for _, title in columns)]
     for name, figures in (("before", before), ("after", after)):

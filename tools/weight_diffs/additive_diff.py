@@ -1,10 +1,8 @@
 """Additive diffs, the published kind: a checkpoint folder that holds tuned - base, in float32 or float16.
 
-Floating point rounds, so base + (tuned - base) is not always tuned. Diffs made here therefore record in additive.json
-the fingerprint of their base and of what recovery gives, and how many weights come back changed. The published ones
-record nothing; for those whose sum of all weights was published with them, published_diffs.json holds that sum.
-
-weight_diff.py imports it. Layout: tools/CHECKPOINT.md.
+Floating point rounds, so base + (tuned - base) is not always tuned. Diffs made here therefore record the fingerprints
+of their base and of the recovered weights in additive.json. Published diffs have no such record; published_diffs.json
+holds the sum of all recovered weights for those whose authors published it. Layout: tools/CHECKPOINT.md.
 """
 
 import math
@@ -14,48 +12,59 @@ from typing import Any
 
 import numpy as np
 from blake3 import blake3
+from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json, set_dtype, write_json
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite, cuts, digests, fingerprint, progress
+from checkpoint_io.tensors import (
+    CHUNK,
+    TORCH_NAME,
+    Spec,
+    Tensor,
+    check_finite,
+    fingerprint,
+    progress,
+    ranges,
+    tensor_hashes,
+)
 
 from weight_diffs.exact_diff import from_base
 
 RECORD = "additive.json"
-PUBLISHED = Path(__file__).parent.parent / "published_diffs.json"
-NOTE = ".download/note.json"  # where tools/download.py says from which repository a folder came
-SUM_FILE = "checksum_psum.txt"  # some published diffs carry their sum in a file of this name
-FREQUENCIES = "rotary_emb.inv_freq"  # which checkpoints up to 2023 hold though they follow from the configuration
-TOLERANCE = 0.5  # the published sums were added up in float32
+PUBLISHED = Path(__file__).parent / "published_diffs.json"
+NOTE = ".download/note.json"  # written by tools/download.py, with the repository of a folder
+SUM_FILE = "checksum_psum.txt"  # of some published diffs
+FREQUENCIES = "rotary_emb.inv_freq"  # in checkpoints up to 2023, although computed from the configuration
+TOLERANCE = 0.5  # the published sums were computed in float32
 
 
-def pair(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path) -> dict[str, Tensor]:
-    """Those tensors that can be added to or subtracted from one of raw; ValueError names the first that cannot."""
+def matching_tensors(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path) -> dict[str, Tensor]:
+    """The tensors that raw has, too, without FREQUENCIES; ValueError names the first that does not fit raw's."""
     pairs = {}
     for name, tensor in tensors.items():
         if name not in raw and name.endswith(FREQUENCIES):
             continue
         if name not in raw:
-            raise ValueError(f"{path_raw} has no tensor {name}; it is not the base of this model")
-        from_base(tensor, raw[name])  # the shapes belong together
+            raise ValueError(f"{path_raw} has no tensor {name}; use the base of this model")
+        from_base(tensor, raw[name])  # checks the shapes
         if tensor.elements < raw[name].elements or {tensor.dtype, raw[name].dtype} - set(FLOATS):
             raise ValueError(
                 f"tensor {name} is {raw[name].dtype} {list(raw[name].shape)} in {path_raw} and {tensor.dtype} "
-                f"{list(tensor.shape)} in {tensor.file}; these cannot be added: make an exact diff"
+                f"{list(tensor.shape)} in {tensor.file}; an additive diff is not possible: make an exact one"
             )
         pairs[name] = tensor
     return pairs
 
 
 def rounded(bits: np.ndarray, source: str, dtype: str) -> np.ndarray:
-    """float32 values of a bit pattern, rounded to `dtype` (F16 or F32) before anything is computed with them."""
+    """float32 values of a bit pattern of type `source`, rounded to `dtype` (F16 or F32)."""
     values = to_float32(bits, source)
     return values if dtype in (source, "F32") else to_float32(from_float32(values, dtype), dtype)
 
 
 def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray:
-    """float32 values of the elements in `cut`, rounded to `dtype`; 0 for those beyond the tensor's end."""
+    """float32 values of elements cut[0] to cut[1], rounded to `dtype`; 0 beyond the tensor's end."""
     values = np.zeros(cut[1] - cut[0], np.float32)
     end = min(cut[1], tensor.elements)
     if end > cut[0]:
@@ -64,11 +73,13 @@ def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray
 
 
 def write(folder: Path, tuned: Mapping[str, Tensor], raw: Mapping[str, Tensor], dtype: str, limit: int) -> float:
-    """Write tuned - raw in `dtype` and additive.json into folder; returns the share of weights that will come back
-    changed. ValueError names file and tensor where tuned holds NaN or infinity."""
+    """Write tuned - raw in `dtype` and additive.json into folder; returns the share of weights that recovery changes.
+
+    Each tensor's recovered hash and count of changed weights are also kept in the folder's journal, so that an
+    interrupted run can resume. ValueError names file and tensor if tuned holds NaN or infinity.
+    """
     specs = [Spec(tensor.name, dtype, tensor.shape) for tensor in tuned.values()]
-    recovered: dict[str, str] = {}
-    changed = 0
+    facts = resume_journal.finished_parts(folder)
 
     def difference(name: str, cut: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
         bits, kind = tuned[name].read(*cut), tuned[name].dtype
@@ -79,22 +90,24 @@ def write(folder: Path, tuned: Mapping[str, Tensor], raw: Mapping[str, Tensor], 
         return change, again, int(np.count_nonzero(to_float32(again, dtype) != to_float32(bits, kind)))
 
     def produce(spec: Spec) -> Iterator[np.ndarray]:
-        nonlocal changed
-        state = blake3()
-        for change, again, count in in_order(lambda cut: difference(spec.name, cut), cuts(spec.elements, CHUNK)):
+        state, changed = blake3(), 0
+        for change, again, count in in_order(lambda cut: difference(spec.name, cut), ranges(spec.elements, CHUNK)):
             state.update(again.view(np.uint8).data)
             changed += count
             yield change
-        recovered[spec.name] = state.hexdigest()
+        facts[f"recovered {spec.name}"] = {"blake3": state.hexdigest(), "changed": changed}
+        resume_journal.record_part(folder, f"recovered {spec.name}", facts[f"recovered {spec.name}"])
 
     write_shards(folder, specs, produce, limit, {"kind": "additive-diff"})
-    base = fingerprint(raw.values(), digests(raw.values(), "hashing the base"))
-    write_json(folder / RECORD, {"base": base, "dtype": dtype, "recovered": fingerprint(specs, recovered)})
-    return changed / max(1, sum(spec.elements for spec in specs))
+    base = fingerprint(raw.values(), tensor_hashes(raw.values(), "hashing the base"))
+    recovered = {spec.name: facts[f"recovered {spec.name}"] for spec in specs}
+    weights = fingerprint(specs, {name: fact["blake3"] for name, fact in recovered.items()})
+    write_json(folder / RECORD, {"base": base, "dtype": dtype, "recovered": weights})
+    return sum(fact["changed"] for fact in recovered.values()) / max(1, sum(spec.elements for spec in specs))
 
 
 def recover(folder: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], dtype: str, limit: int) -> str:
-    """Write raw + diff in `dtype` into folder and verify it; returns the fingerprint of what was written."""
+    """Write raw + diff in `dtype` into folder and verify the files; returns the fingerprint of the weights."""
     specs = [Spec(tensor.name, dtype, tensor.shape) for tensor in diff.values()]
 
     def sums(name: str, cut: tuple[int, int]) -> np.ndarray:
@@ -103,7 +116,7 @@ def recover(folder: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor],
         return bits
 
     def produce(spec: Spec) -> Iterator[np.ndarray]:
-        return in_order(lambda cut: sums(spec.name, cut), cuts(spec.elements, CHUNK))
+        return in_order(lambda cut: sums(spec.name, cut), ranges(spec.elements, CHUNK))
 
     set_dtype(folder, TORCH_NAME[dtype])
     hashes = write_shards(folder, specs, produce, limit)
@@ -114,14 +127,14 @@ def recover(folder: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor],
 def check_base(
     path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path, name: str
 ) -> str:
-    """Refuse another base before anything is written; returns what the check was made by.
+    """Verify the base before anything is written; returns what it was compared with, "" if nothing is known.
 
-    name: the published diff's repository, or "". ValueError where the recorded fingerprint or the published sum says
-    that path_raw is not the base.
+    name: the published diff's repository, or "". Raises ValueError if path_raw is not the base by the recorded
+    fingerprint or the published sum.
     """
     if (path_diff / RECORD).is_file():
         recorded = read_json(path_diff / RECORD).get("base")
-        if fingerprint(raw.values(), digests(raw.values(), "checking the base")) != recorded:
+        if fingerprint(raw.values(), tensor_hashes(raw.values(), "checking the base")) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "its fingerprint"
     wanted = published_sum(path_diff, name)
@@ -131,13 +144,13 @@ def check_base(
     if not abs(found - wanted) <= TOLERANCE:
         raise ValueError(
             f"{path_raw} + {path_diff} add up to {found:.4f}, the published model to {wanted:.4f}: "
-            "the base is another, or a file is damaged; compare both with their published hashes"
+            "the base is wrong or a file is damaged; compare both with their published hashes"
         )
     return f"the published sum {wanted:.4f}"
 
 
 def published_sum(path_diff: Path, name: str) -> float | None:
-    """The sum of all recovered weights as published: in the folder itself, or by repository; None where unknown.
+    """The published sum of all recovered weights, from the folder itself or by repository; None if unknown.
 
     name: the repository; "" for the one that the folder was downloaded from.
     """
@@ -153,15 +166,15 @@ def published_sum(path_diff: Path, name: str) -> float | None:
 
 
 def total(diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_diff: Path) -> float:
-    """The sum of all weights that recovery would give, in float64."""
+    """The sum of all weights that recovery would write, in float64."""
 
     def add(item: tuple[Tensor, tuple[int, int]]) -> float:
         tensor, cut = item
         return float(to_float32(tensor.read(*cut), tensor.dtype).sum(dtype=np.float64))
 
     tensors = [tensor for name in diff for tensor in (diff[name], raw.get(name)) if tensor is not None]
-    jobs = [(tensor, cut) for tensor in tensors for cut in cuts(tensor.elements, CHUNK)]
-    with progress(sum(tensor.nbytes for tensor in tensors), "adding up the weights") as bar:
+    jobs = [(tensor, cut) for tensor in tensors for cut in ranges(tensor.elements, CHUNK)]
+    with progress(sum(tensor.nbytes for tensor in tensors), "summing the weights") as bar:
         parts = []
         for (tensor, cut), part in zip(jobs, in_order(add, jobs), strict=True):
             parts.append(part)
@@ -177,12 +190,12 @@ def rotary_sum(config: Mapping[str, Any]) -> float:
 
 
 def check_recovered(path_diff: Path, weights: str, dtype: str) -> bool:
-    """Whether the recovered weights are those that the diff's maker got; False where nothing is recorded for them."""
+    """Whether the recovered weights equal those recorded when the diff was made; False without a record for `dtype`."""
     if not (path_diff / RECORD).is_file():
         return False
     record = read_json(path_diff / RECORD)
     if record.get("dtype") != dtype:
         return False
     if record.get("recovered") != weights:
-        raise ValueError(f"{path_diff}: the weights came out otherwise than recorded; get the diff again")
+        raise ValueError(f"{path_diff}: the recovered weights differ from its record; download the diff again")
     return True

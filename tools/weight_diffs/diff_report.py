@@ -1,7 +1,7 @@
-"""What a diff needs, how large it is, and how far each layer moved: as text and as a picture.
+"""Report on a diff: the base it needs, its size, and how much each layer changed, as text and as a picture.
 
-For an exact diff the size of a change is what it takes to store it, in bits per weight, which its header tells; for an
-additive one it is the root mean square of the differences, which are read. Not a script: weight_diff.py imports it.
+The change is measured in stored bits per weight for an exact diff (from its header), and as the root mean square of the
+differences for an additive one.
 """
 
 import math
@@ -14,20 +14,20 @@ import numpy as np
 from checkpoint_io.bit_patterns import to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import Spec, Tensor, read_weights
+from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, has_weights, read_weights
 
 from weight_diffs.additive_diff import RECORD
-from weight_diffs.exact_diff import Diff, is_exact, read
+from weight_diffs.exact_diff import ExactDiff, read_diff
 
 LAYER = re.compile(r"(.+?)\.(\d+)\.(.+)")  # model.layers.7.mlp.up_proj.weight
 BAR = 40  # characters of the longest bar
-Changes = dict[str, tuple[float, int]]  # tensor: how far it moved, its elements
+Changes = dict[str, tuple[float, int]]  # tensor name -> (change, elements)
 
 
 def print_report(folder: Path, picture: str) -> None:
-    """Print the report on a diff folder and draw the picture where one is asked for."""
-    if is_exact(folder):
-        diff = read(folder)
+    """Print the report on a diff folder, and draw it into the .png file `picture` unless that is ""."""
+    if has_weights(folder, DIFF_FILES):
+        diff = read_diff(folder)
         unit, changes = "bits per weight", exact_changes(diff)
         print(*exact_lines(diff), sep="\n")
     else:
@@ -41,7 +41,7 @@ def print_report(folder: Path, picture: str) -> None:
         print(f"picture     {picture}")
 
 
-def exact_lines(diff: Diff) -> list[str]:
+def exact_lines(diff: ExactDiff) -> list[str]:
     size = sum(payload.nbytes for payload in diff.payloads.values())
     whole = sum(math.prod(entry.shape) - entry.from_base for entry in diff.entries.values())
     alone = sum(not entry.from_base for entry in diff.entries.values())
@@ -52,13 +52,13 @@ def exact_lines(diff: Diff) -> list[str]:
         "kind        exact diff",
         f"needs       the base with weights {diff.base}",
         f"gives       weights {diff.tuned}",
-        f"tensors     {len(diff.entries)}, {alone} of them without the base",
-        f"parameters  {parameters:,}, {whole:,} of them stored whole",
+        f"tensors     {len(diff.entries)}, {alone} of them stored without the base",
+        f"parameters  {parameters:,}, {whole:,} of them stored without the base",
         f"bytes       {size:,}, {size / max(1, tuned):.2%} of the tuned weights' {tuned:,}",
     ]
     if ranks:
         count = sum(entry.rank > 0 for entry in diff.entries.values())
-        lines.append(f"small rank  {count} matrices changed by one of rank {', '.join(map(str, ranks))}")
+        lines.append(f"low rank    {count} matrices changed by one of rank {', '.join(map(str, ranks))}")
     return lines
 
 
@@ -66,16 +66,16 @@ def additive_lines(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     kinds = sorted({tensor.dtype for tensor in tensors.values()})
     return [
-        f"kind        additive diff ({', '.join(kinds)}); its sums round",
-        f"needs       {'the base with weights ' + record['base'] if record else 'a base that it does not name'}",
-        f"gives       {'weights ' + record['recovered'] if record else 'weights that it does not name'}",
+        f"kind        additive diff ({', '.join(kinds)}); recovery rounds",
+        f"needs       {'the base with weights ' + record['base'] if record else 'a base that is not recorded'}",
+        f"gives       {'weights ' + record['recovered'] if record else 'weights that are not recorded'}",
         f"tensors     {len(tensors)}",
         f"parameters  {sum(tensor.elements for tensor in tensors.values()):,}",
         f"bytes       {sum(tensor.nbytes for tensor in tensors.values()):,}",
     ]
 
 
-def exact_changes(diff: Diff) -> Changes:
+def exact_changes(diff: ExactDiff) -> Changes:
     return {
         name: (8 * diff.payloads[name].nbytes / max(1, math.prod(entry.shape)), math.prod(entry.shape))
         for name, entry in diff.entries.items()
@@ -92,7 +92,7 @@ def additive_changes(tensors: Mapping[str, Tensor]) -> Changes:
 
 
 def by_layer(changes: Changes) -> dict[str, float]:
-    """The change of each layer, and of each tensor outside of the layers, averaged over their elements."""
+    """The change of each layer and of each tensor outside the layers, averaged over elements."""
     groups: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for name, change in changes.items():
         found = LAYER.fullmatch(name)
@@ -109,7 +109,7 @@ def bars(layers: Mapping[str, float]) -> list[str]:
 
 
 def draw(changes: Changes, unit: str, title: str, path: Path) -> None:
-    """A heat map: layers across, the tensors of a layer down; those outside of the layers stand first and last."""
+    """Draw a heat map: a column for each layer, a row for each kind of tensor."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,6 @@
-"""Write an exact diff: one pass over base and tuned model, each byte read once, hashed and compressed on all cores.
+"""Write an exact diff in one pass over base and tuned model, hashed and compressed on all cores.
 
-Layout: tools/CHECKPOINT.md. Not a script: weight_diff.py imports it.
+Layout: tools/CHECKPOINT.md.
 """
 
 import json
@@ -17,22 +17,22 @@ from blake3 import blake3
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import cast, difference
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensor_files import header, plan_shards, shard_names, write_all, write_index
-from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, digest, digests, fingerprint, progress
+from checkpoint_io.tensor_files import header, intact_parts, plan_shards, shard_names, write_all, write_index
+from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, fingerprint, progress, tensor_hashes
 from lora_merging.low_rank import Factors, Sum
 
 from weight_diffs import number_coding
-from weight_diffs.exact_diff import DIFF_FILES, FORMAT, Entry, Part, counterpart, from_base, predicted
-from weight_diffs.rank_search import Search
+from weight_diffs.exact_diff import FORMAT, Entry, Part, counterpart, from_base, predicted
+from weight_diffs.rank_search import RankSearch
 
-Known = Callable[[Tensor], Factors | None]  # what is known to have been added to a tuned tensor's base
-Added = Callable[[Tensor, Tensor], Factors | None]  # what is worth storing as added: known, or found
-PLANNED = 16 * CHUNK  # elements that are coded by one plan
+Known = Callable[[Tensor], Factors | None]  # factors of a product known to have been added to a tensor's base
+Added = Callable[[Tensor, Tensor], Factors | None]  # factors worth storing, known or found
+PLANNED = 16 * CHUNK  # elements coded with one plan
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A compressed part of a payload and the bytes that it was made from."""
+    """A compressed part of a payload and the bit patterns that it was made from."""
 
     packed: bytes
     tuned: np.ndarray | None = None
@@ -45,23 +45,23 @@ def write(
     base: Mapping[str, Tensor],
     known: Known,
     limit: int,
-    search: Search | None,
+    search: RankSearch | None,
 ) -> int:
     """Write the diff of two sets of weights into diff.safetensors, or shards of about `limit` bytes of tuned weights.
 
-    search: finds changes of small rank that are not known; None leaves them as they are. Returns the number of tensors
-    stored as such a change. What an interrupted run had written is hashed instead of made again. ValueError names file
-    and tensor where a tuned float is NaN or infinite.
+    known: factors of changes of low rank; search: finds others, None does not search. Returns the number of tensors
+    stored with factors. Payloads that an interrupted run wrote are hashed instead of made again. ValueError names file
+    and tensor if a tuned float is NaN or infinite.
     """
     shards = plan_shards(list(tuned.values()), limit)
-    names = shard_names(len(shards), DIFF_FILES[0].partition(".")[0])
+    names = shard_names(len(shards), "diff")
 
     def added(ours: Tensor, theirs: Tensor) -> Factors | None:
         factors = known(ours) or (search.find(ours, theirs) if search else None)
         return factors if factors is not None and is_worth(factors, ours, theirs) else None
 
     entries: list[dict[str, Entry]] = []
-    heads: list[tuple[list[Spec], int]] = []  # payloads of each file, and the room kept for its header
+    heads: list[tuple[list[Spec], int]] = []  # payloads of each file, and the bytes reserved for its header
     with progress(sum(tensor.nbytes for tensor in tuned.values()), "diff") as bar:
         for name, shard in zip(names, shards, strict=True):
             payloads, table, room = write_payloads(folder / name, [tuned[s.name] for s in shard], base, added, bar)
@@ -69,7 +69,9 @@ def write(
             heads.append((payloads, room))
     every = {name: entry for table in entries for name, entry in table.items()}
     used = {entry.base_name: entry.base_blake3 for entry in every.values() if entry.base_name is not None}
-    unused = digests((tensor for name, tensor in base.items() if name not in used), "hashing the rest of the base")
+    unused = tensor_hashes(
+        (tensor for name, tensor in base.items() if name not in used), "hashing the rest of the base"
+    )
     common = {
         "format": FORMAT, "chunk": str(CHUNK),
         "base": fingerprint(base.values(), {**unused, **used}),  # type: ignore[dict-item]
@@ -88,7 +90,7 @@ def table_text(entries: Mapping[str, Entry]) -> str:
 
 
 def head_room(tensors: list[Tensor]) -> int:
-    """Bytes that a file's header may take; sizes and hashes are known only afterwards."""
+    """Bytes reserved for a file's header, whose sizes and hashes are known only at the end."""
     longest = Entry("F8_E4M3", (), "0" * 64, 10**18, "", "F8_E4M3", "0" * 64, 10**6, False)
     entries = {t.name: replace(longest, shape=t.shape, base_name=t.name + "." * 32) for t in tensors}
     facts = {"format": FORMAT, "chunk": "0" * 9, "base": "0" * 64, "tuned": "0" * 64, "tensors": table_text(entries)}
@@ -96,7 +98,7 @@ def head_room(tensors: list[Tensor]) -> int:
 
 
 def write_head(path: Path, payloads: list[Spec], metadata: Mapping[str, str], room: int) -> None:
-    """Put the header into the room that was kept for it at the file's beginning."""
+    """Write the header into the bytes reserved for it at the start of the file."""
     final = header(payloads, metadata)
     assert len(final) <= room, f"{path}: a header of {len(final)} bytes in the room for {room}"
     with FileIO(path, "r+") as file:
@@ -107,9 +109,9 @@ def write_head(path: Path, payloads: list[Spec], metadata: Mapping[str, str], ro
 def write_payloads(
     path: Path, tensors: list[Tensor], base: Mapping[str, Tensor], added: Added, bar: Any
 ) -> tuple[list[Spec], dict[str, Entry], int]:
-    """Write the payloads of one file behind the room for its header; returns them, their entries and that room."""
+    """Write the payloads of one file after `room` bytes for its header; returns payloads, entries and room."""
     room, payloads, entries = head_room(tensors), list[Spec](), dict[str, Entry]()
-    done = finished(path, tensors, room)
+    done = finished_payloads(path, tensors, room)
     with FileIO(path, "r+" if path.exists() else "x") as file:
         for tensor in tensors:
             if tensor.name in done:
@@ -124,21 +126,17 @@ def write_payloads(
     return payloads, entries, room
 
 
-def finished(path: Path, tensors: list[Tensor], room: int) -> dict[str, tuple[Entry, int]]:
-    """Entry and payload bytes of those first tensors that an interrupted run left in the file, by their hashes."""
-    facts, position, found = resume_journal.finished(path.parent), room, dict[str, tuple[Entry, int]]()
-    if not facts or not path.is_file():
-        return found
-    source, size = FileIO(path), path.stat().st_size
-    for tensor in tensors:
-        fact = facts.get(tensor.name)
-        if fact is None or position + fact["bytes"] > size:
-            break
-        if digest(Tensor(tensor.name, "U8", (fact["bytes"],), path, source, position)) != fact["payload"]:
-            break
-        found[tensor.name] = replace(Entry(**fact["entry"]), shape=tensor.shape), fact["bytes"]
-        position += fact["bytes"]
-    return found
+def finished_payloads(path: Path, tensors: list[Tensor], room: int) -> dict[str, tuple[Entry, int]]:
+    """Entry and payload bytes of the leading tensors that an interrupted run left intact in the file."""
+    facts = resume_journal.finished_parts(path.parent)
+    done = [tensor for tensor in tensors if tensor.name in facts] if path.is_file() else []
+    sizes = {tensor.name: facts[tensor.name]["bytes"] for tensor in done}
+    hashes = {tensor.name: facts[tensor.name]["payload"] for tensor in done}
+    intact = intact_parts(path, room, sizes, hashes) if done else {}
+    return {
+        tensor.name: (replace(Entry(**facts[tensor.name]["entry"]), shape=tensor.shape), sizes[tensor.name])
+        for tensor in done[: len(intact)]
+    }
 
 
 def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added) -> tuple[Entry, int]:
@@ -166,17 +164,17 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added
     write_all(file, table)
     entry = replace(entry, blake3=states["tuned"].hexdigest())
     if base is not None:
-        for rest in base.chunks(start=start):  # of a base with more rows
+        for rest in base.chunks(start=start):  # the base may have more rows
             states["base"].update(rest.view(np.uint8).data)
         entry = replace(entry, base_blake3=states["base"].hexdigest())
     size = sum(lengths) + len(table)
     fact = {"entry": asdict(entry), "bytes": size, "payload": states["payload"].hexdigest()}
-    resume_journal.record(Path(str(file.name)).parent, tuned.name, fact)
+    resume_journal.record_part(Path(str(file.name)).parent, tuned.name, fact)
     return entry, size
 
 
 def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | None) -> Iterator[Piece]:
-    """The payload of one tensor part by part, made on all cores."""
+    """The parts of one tensor's payload in order, made on all cores."""
     zstd = number_coding.codec()
     total = Sum(factors) if factors else None
     stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
@@ -188,7 +186,7 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
 
     @cache
     def plan(what: str, first: int) -> list[int]:
-        """How to code the parts that follow `first`: by the numbers there, so that it does not depend on threads."""
+        """The coding steps of parts after `first`, chosen by the numbers there, independent of threads."""
         sample = Part(what, 0, first, min(first + number_coding.SAMPLE, tuned.elements))
         theirs = base.read(sample.first, min(sample.last, entry.from_base)) if base and what == "difference" else None
         ours = tuned.read(sample.first, sample.first + theirs.size if theirs is not None else sample.last)
@@ -209,7 +207,7 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
 
 
 def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
-    """Whether the factors take less room than they save, by the first rows of the matrix."""
+    """Whether the factors take fewer bytes than they save, estimated from the first rows of the matrix."""
     zstd, columns = number_coding.codec(), tuned.shape[1]
     rows = min(tuned.shape[0], max(1, CHUNK // columns))
     ours, theirs = tuned.read(0, rows * columns), base.read(0, rows * columns)

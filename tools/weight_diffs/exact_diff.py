@@ -1,12 +1,10 @@
-"""Exact diffs: what turns one set of weights into another, bit for bit, in about as many bits as that tells.
+"""Exact diffs, read: the compressed difference that turns one set of weights into another, bit for bit.
 
-(tuned - base) + base is not tuned in floating point. So bit patterns are subtracted: those of floats are first mapped
-to integers in the order of the values, where neighbours differ by 1; the difference modulo 2^n, zigzagged, is a small
-number for a small change. Where a matrix changed by a matrix of small rank, its factors are stored, and the difference
-is taken to the base with their product. Every tensor's hash is kept, and that of the base's it refers to.
+(tuned - base) + base is not tuned in floating point. So bit patterns are subtracted: floats are first mapped to
+integers in the order of their values, where neighbours differ by 1; the zigzagged difference modulo 2^n is a small
+number for a small change. If a matrix changed by a matrix of low rank, its factors are stored, and the difference is
+taken to the base plus their product. The hashes of all tuned and base tensors are stored. Written by diff_writer.py.
 Layout: tools/CHECKPOINT.md.
-
-weight_diff.py and checkpoint.py import it; diff_writer.py makes the files.
 """
 
 import json
@@ -19,45 +17,54 @@ import numpy as np
 from blake3 import blake3
 from checkpoint_io.bit_patterns import FLOATS, apply, cast
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import ITEMSIZE, Spec, Tensor, cuts, digest, progress, read_header, read_weights
+from checkpoint_io.tensors import (
+    DIFF_FILES,
+    ITEMSIZE,
+    Spec,
+    Tensor,
+    progress,
+    ranges,
+    read_header,
+    read_weights,
+    tensor_hash,
+)
 from lora_merging.low_rank import Factors, Sum
 
 from weight_diffs import number_coding
 
-DIFF_FILES = ("diff.safetensors",)
 FORMAT = "exact-diff-2"
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # the output that a tied base does not store
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # an output that a tied base does not store
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How one tuned tensor is stored: its first `from_base` elements as differences, the others whole."""
+    """How a tuned tensor is stored: its first `from_base` elements as differences to the base, the others directly."""
 
     dtype: str
     shape: tuple[int, ...]
     blake3: str  # of the tuned tensor's bytes
     from_base: int = 0  # elements
     base_name: str | None = None
-    base_dtype: str | None = None  # cast to dtype before subtracting where it is another
+    base_dtype: str | None = None  # cast to dtype before subtracting
     base_blake3: str | None = None  # of the whole base tensor
-    rank: int = 0  # of what is added to the base before subtracting; 0: nothing
-    scaled: bool = False  # whether the rows of that sum are scaled, too
+    rank: int = 0  # of the product added to the base before subtracting; 0: none
+    scaled: bool = False  # whether the rows of that sum are scaled
 
     def parts(self, chunk: int) -> list["Part"]:
-        """What the payload is made of, in its order."""
+        """The parts of the payload in order."""
         rows, columns = (self.shape[0], self.from_base // self.shape[0]) if self.rank else (0, 0)
-        parts = [Part("left", 4, *cut) for cut in cuts(rows * self.rank, chunk)]
-        parts += [Part("right", 4, *cut) for cut in cuts(columns * self.rank, chunk)]
-        parts += [Part("scale", 4, *cut) for cut in cuts(rows if self.scaled else 0, chunk)]
-        step = max(1, chunk // columns) * columns if self.rank else chunk  # whole rows where rows are multiplied
-        parts += [Part("difference", ITEMSIZE[self.dtype], *cut) for cut in cuts(self.from_base, step)]
-        whole = cuts(math.prod(self.shape), chunk, self.from_base)
+        parts = [Part("left", 4, *cut) for cut in ranges(rows * self.rank, chunk)]
+        parts += [Part("right", 4, *cut) for cut in ranges(columns * self.rank, chunk)]
+        parts += [Part("scale", 4, *cut) for cut in ranges(rows if self.scaled else 0, chunk)]
+        step = max(1, chunk // columns) * columns if self.rank else chunk  # whole rows if there is a product
+        parts += [Part("difference", ITEMSIZE[self.dtype], *cut) for cut in ranges(self.from_base, step)]
+        whole = ranges(math.prod(self.shape), chunk, self.from_base)
         return parts + [Part("whole", ITEMSIZE[self.dtype], *cut) for cut in whole]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One compressed chunk of a payload: elements first … last of `what`."""
+    """One compressed chunk of a payload: elements first to last of `what`."""
 
     what: str  # left, right, scale, difference, whole
     itemsize: int
@@ -65,15 +72,15 @@ class Part:
     last: int
 
 
-Place = tuple[Part, int, int]  # with the first and the last byte of the payload
+Place = tuple[Part, int, int]  # a part and its byte range in the payload
 
 
 @dataclass(frozen=True)
-class Diff:
+class ExactDiff:
     """An opened exact diff."""
 
     folder: Path
-    chunk: int  # elements that are compressed together
+    chunk: int  # elements compressed together
     entries: dict[str, Entry]
     payloads: dict[str, Tensor]
     base: str  # fingerprint of all weights of the base
@@ -81,15 +88,15 @@ class Diff:
 
 
 def counterpart(name: str, base: Mapping[str, Tensor]) -> Tensor | None:
-    """The base's tensor that a tuned one is compared with: of the same name, or what the output was tied to."""
+    """The base's tensor that a tuned one is compared with: the same name, or the embedding for a tied output."""
     return base.get(name) or base.get(TIED.get(name, ""))
 
 
 def from_base(tuned: Spec, base: Spec | None) -> int:
-    """How many of the tuned tensor's elements, from the first on, have a counterpart in the base.
+    """The number of the tuned tensor's leading elements that have a counterpart in the base.
 
-    Rows added to a matrix have none; nor has a tensor that the base lacks, or whose type is neither the same nor a
-    float of the same kind. Raises ValueError where the shapes do not belong together.
+    Added rows have none, nor has a tensor that the base lacks or has in an incompatible type. Raises ValueError if the
+    shapes are incompatible.
     """
     if base is None:
         return 0
@@ -97,7 +104,7 @@ def from_base(tuned: Spec, base: Spec | None) -> int:
     if tuned.shape != base.shape and not same_rows:
         raise ValueError(
             f"tensor {tuned.name} is {list(base.shape)} in the base and {list(tuned.shape)} in the tuned model; "
-            "these two are not one model before and after tuning"
+            "use the base of the tuned model"
         )
     if tuned.dtype != base.dtype and not (tuned.dtype in FLOATS and base.dtype in FLOATS):
         return 0
@@ -105,7 +112,7 @@ def from_base(tuned: Spec, base: Spec | None) -> int:
 
 
 def predicted(base: np.ndarray, base_dtype: str, first: int, entry: Entry, total: Sum | None) -> np.ndarray:
-    """What the tuned elements from `first` on are compared with: the base in their type, what was added included."""
+    """The bit patterns that the tuned elements from `first` on are compared with: base (+ product) in their type."""
     if total is None:
         return cast(base, base_dtype, entry.dtype)
     return total.rows(base, base_dtype, first // total.factors.right.shape[1], entry.dtype)
@@ -114,40 +121,39 @@ def predicted(base: np.ndarray, base_dtype: str, first: int, entry: Entry, total
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def is_exact(folder: Path) -> bool:
-    """Whether the folder holds an exact diff (any other diff is additive)."""
-    return any((folder / name).is_file() for file in DIFF_FILES for name in (file, f"{file}.index.json"))
-
-
-def read(folder: Path) -> Diff:
-    """Open an exact diff. ValueError names the file where it is damaged or of another format."""
+def read_diff(folder: Path) -> ExactDiff:
+    """Open an exact diff; ValueError names a file that is damaged or has another format."""
     payloads = read_weights(folder, DIFF_FILES)
     entries: dict[str, Entry] = {}
     facts: dict[str, str] = {}
     for path in dict.fromkeys(payload.file for payload in payloads.values()):
         _, metadata, _ = read_header(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is of format {metadata.get('format')!r}, this tool reads {FORMAT}; make it again")
+            raise ValueError(
+                f"{path} is of format {metadata.get('format')!r}, this version reads {FORMAT}; make the diff again"
+            )
         try:
             table = json.loads(metadata.pop("tensors"))
             entries |= {name: replace(Entry(**entry), shape=tuple(entry["shape"])) for name, entry in table.items()}
             facts = facts or metadata
             number = int(metadata["chunk"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} has damaged metadata ({error!r}); get it again") from None
+            raise ValueError(f"{path} has damaged metadata ({error!r}); download it again") from None
         if metadata != facts or not 1 <= number <= 1 << 24 or "base" not in facts or "tuned" not in facts:
-            raise ValueError(f"{path} does not belong to the other files of its diff; get all of them again")
+            raise ValueError(f"{path} does not belong to the other files of its diff; download all of them again")
     number = int(facts["chunk"])
     sound = (is_sound(entry, number, payloads[name].elements) for name, entry in entries.items() if name in payloads)
     if entries.keys() != payloads.keys() or not all(sound):
-        raise ValueError(f"{folder}: its diff has damaged metadata (the table of tensors does not fit); get it again")
-    return Diff(folder, number, entries, payloads, facts["base"], facts["tuned"])
+        raise ValueError(
+            f"{folder}: its diff has damaged metadata (the table of tensors does not fit); download it again"
+        )
+    return ExactDiff(folder, number, entries, payloads, facts["base"], facts["tuned"])
 
 
 def is_sound(entry: Entry, chunk: int, payload: int) -> bool:
-    """Whether an entry's numbers fit each other, so that nothing of a size that it does not need is made from them.
+    """Whether an entry's numbers are consistent, so that a damaged one cannot cause huge allocations.
 
-    payload: bytes; four of them tell the length of each chunk.
+    payload: bytes; four for the length of each chunk.
     """
     sizes = all(type(side) is int and side >= 0 for side in entry.shape)
     if not sizes or entry.dtype not in ITEMSIZE or not 0 <= entry.from_base <= math.prod(entry.shape):
@@ -160,8 +166,8 @@ def is_sound(entry: Entry, chunk: int, payload: int) -> bool:
     return entry.rank == 0 or (low_rank and entry.base_dtype in FLOATS and 0 < entry.rank <= min(entry.shape))
 
 
-def payload_chunks(diff: Diff, name: str) -> list[Place]:
-    """[(part, first byte, last byte)] of a payload, whose last bytes are the chunks' lengths; ValueError if damaged."""
+def payload_chunks(diff: ExactDiff, name: str) -> list[Place]:
+    """[(part, first byte, last byte)] of a payload, which ends with the chunks' lengths; ValueError if damaged."""
     parts, payload = diff.entries[name].parts(diff.chunk), diff.payloads[name]
     table = payload.elements - 4 * len(parts)
     lengths = payload.read(table).view("<u4").tolist() if table >= 0 else []
@@ -171,12 +177,12 @@ def payload_chunks(diff: Diff, name: str) -> list[Place]:
     return [(part, end - length, end) for part, end, length in zip(parts, ends, lengths, strict=True)]
 
 
-def damaged(diff: Diff, name: str, reason: object) -> ValueError:
-    return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); get it again")
+def damaged(diff: ExactDiff, name: str, reason: object) -> ValueError:
+    return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); download it again")
 
 
-def decode(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
-    """The tuned tensor's bit pattern in chunks. ValueError names file and tensor where the payload is damaged.
+def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
+    """The tuned tensor's bit pattern in chunks; ValueError names file and tensor if the payload is damaged.
 
     weights: the base's.
     """
@@ -187,7 +193,7 @@ def decode(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.
         part, start, end = place
         try:
             return number_coding.decode(payload.read(start, end).data, part.last - part.first, part.itemsize, zstd)
-        except Exception as error:  # zstd has errors of its own
+        except Exception as error:  # zstd raises its own classes
             raise damaged(diff, name, error) from None
 
     places = payload_chunks(diff, name)
@@ -203,17 +209,17 @@ def decode(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.
     yield from in_order(bits, [place for place in places if place[0].what in ("difference", "whole")])
 
 
-def check_payload(diff: Diff, name: str, weights: Mapping[str, Tensor]) -> None:
-    """ValueError where what a payload gives has another hash than the diff says."""
+def check_payload(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> None:
+    """ValueError if a decoded payload does not have the recorded hash."""
     state = blake3()
     for bits in decode(diff, name, weights):
         state.update(bits.view(np.uint8).data)
     if state.hexdigest() != diff.entries[name].blake3:
-        raise damaged(diff, name, "it gives another hash than recorded")
+        raise damaged(diff, name, "its content does not have the recorded hash")
 
 
 def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], np.ndarray]) -> Factors:
-    """The factors at the head of a payload; numbers: decodes one chunk."""
+    """The factors at the start of a payload; numbers: decodes one chunk."""
 
     def matrix(what: str) -> np.ndarray:
         return np.concatenate([numbers(place) for place in places if place[0].what == what]).view(np.float32)
@@ -222,24 +228,22 @@ def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], n
     return Factors(left, right, matrix("scale") if entry.scaled else None)
 
 
-def check_base(diff: Diff, base: Mapping[str, Tensor], folder: Path) -> None:
-    """Hash those tensors of the base that the diff refers to; ValueError names the first that is another."""
+def check_base(diff: ExactDiff, base: Mapping[str, Tensor], folder: Path) -> None:
+    """Hash the base's tensors that the diff refers to; ValueError names the first that differs."""
     wanted = {e.base_name: e for e in diff.entries.values() if e.base_name is not None}
     for name, entry in wanted.items():
         if name not in base:
-            raise ValueError(
-                f"{folder} has no tensor {name}, which {diff.folder} refers to; this is not the diff's base"
-            )
+            raise ValueError(f"{folder} has no tensor {name}, which {diff.folder} refers to; use the diff's base")
         if base[name].dtype != entry.base_dtype:
-            raise other_base(diff, base[name], folder, f"{base[name].dtype}, it was made from {entry.base_dtype}")
+            raise wrong_base(diff, base[name], folder, f"{base[name].dtype}, it was made from {entry.base_dtype}")
     with progress(sum(base[name].nbytes for name in wanted), "checking the base") as bar:
-        for name, found in zip(wanted, in_order(digest, [base[name] for name in wanted]), strict=True):
+        for name, found in zip(wanted, in_order(tensor_hash, [base[name] for name in wanted]), strict=True):
             if found != wanted[name].base_blake3:
-                raise other_base(diff, base[name], folder, "other values")
+                raise wrong_base(diff, base[name], folder, "different values")
             bar.update(base[name].nbytes)
 
 
-def other_base(diff: Diff, tensor: Tensor, folder: Path, reason: str) -> ValueError:
+def wrong_base(diff: ExactDiff, tensor: Tensor, folder: Path, reason: str) -> ValueError:
     return ValueError(
         f"{folder} is not the base of {diff.folder}: tensor {tensor.name} in {tensor.file.name} differs ({reason}); "
         f"it was made from weights {diff.base[:16]}"

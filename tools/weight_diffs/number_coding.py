@@ -1,16 +1,14 @@
-"""Small unsigned numbers in as few bits as their distribution needs, by zstd and numpy alone.
+"""Compress small unsigned numbers to nearly their entropy with zstd and numpy.
 
-zstd finds no entropy by itself in numbers that take one to five bits: it looks for matches, and its Huffman code spends
-at least one bit on a byte. So a chunk of numbers is first taken apart until every byte that zstd sees is full of
-information. Step by step, either
+zstd alone compresses numbers of one to five bits poorly: it looks for matches, and its Huffman code spends at least one
+bit on a byte. So a chunk of numbers is first split into streams of bytes that are dense with information. Each step
+either
 
-- the low k bits (1, 2, 4 or 8) of every number are packed into bytes, 8 / k numbers in each, and the rest goes on; or
-- where nearly all numbers are 0, the gaps between the others are written as bytes, and the others, less 1, go on;
+- packs the low k bits (1, 2, 4 or 8) of every number into bytes, 8 / k numbers in each, and leaves the higher bits; or
+- if nearly all numbers are 0, writes the gaps between the others as bytes, and leaves the others, each less 1;
 
-until nothing but zeros is left. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G. Gallager,
-Variations on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
-
-exact_diff.py and diff_writer.py import it.
+until only zeros are left. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G. Gallager, Variations
+on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
 """
 
 import struct
@@ -19,32 +17,32 @@ from typing import Any
 
 import numpy as np
 
-WIDTHS = (8, 4, 2, 1)  # bits of a number that may be packed in one step
-GAPS = 0  # the step that keeps only numbers other than 0
+WIDTHS = (8, 4, 2, 1)  # bits of each number that a step may pack
+GAPS = 0  # the step that keeps only nonzero numbers
 RAW, ZSTD = 0, 1
 STEP = struct.Struct("<BBII")  # kind, codec, bytes stored, bytes unpacked
-STEPS_LIMIT = 255  # more than 64-bit numbers can need
-SAMPLE = 1 << 12  # numbers that a step is chosen by
-SPARSE = 0.06  # the share of numbers other than 0 below which gaps are shorter than packed bits
-FULL = 7.9  # bits of information in a byte that is not worth taking apart
-NEAR = 1.03  # wider steps are faster, so the widest is taken whose cost is this near to the least
-ESCAPE = 255  # a gap byte that says: 255 zeros, and the gap goes on
+STEPS_LIMIT = 255  # more than 64-bit numbers need
+SAMPLE = 1 << 12  # numbers by which a step is chosen
+SPARSE = 0.06  # the share of nonzero numbers below which gaps are shorter than packed bits
+FULL = 7.9  # entropy of a byte, in bits, that is not worth splitting
+NEAR = 1.03  # the widest step whose cost is within this factor of the least is used, because wider steps are faster
+ESCAPE = 255  # a gap byte for 255 zeros of a longer gap
 Buffer = bytes | memoryview
 
 
 def codec() -> Any:
-    """zstd at level 1; ValueError where pyarrow, which brings it, is not installed."""
+    """zstd at level 1, from pyarrow; ValueError if pyarrow is not installed."""
     try:
         import pyarrow
     except ImportError:
-        raise ValueError("zstd comes with pyarrow, which is not installed: pip install pyarrow") from None
+        raise ValueError("exact diffs need zstd from pyarrow, which is not installed: pip install pyarrow") from None
     return pyarrow.Codec("zstd", compression_level=1)
 
 
 def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
-    """A chunk of unsigned numbers of any width, (n,) uint8/16/32/64, as bytes that `decode` reads.
+    """Compress a chunk of unsigned numbers, (n,) uint8/16/32/64; `decode` is the inverse.
 
-    plan: the first steps' kinds, as chosen for a like chunk; any plan gives the numbers back, a good one saves time.
+    plan: kinds of the first steps, chosen for a similar chunk, which saves choosing them; any plan is valid.
     """
     table, streams = [], []
     for kind, stream in steps(numbers, plan):
@@ -56,12 +54,12 @@ def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
 
 
 def make_plan(sample: np.ndarray) -> list[int]:
-    """The steps' kinds for numbers of which these are some."""
+    """Kinds of the steps for numbers like this sample."""
     return [kind for kind, _ in steps(sample, ())]
 
 
 def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(kind, stream of bytes) of each step until nothing but zeros is left."""
+    """(kind, stream of bytes) of each step until only zeros are left."""
     kinds = iter(plan)
     while numbers.size and (highest := int(numbers.max())):
         if highest < 256:
@@ -69,7 +67,7 @@ def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.nd
         kind = next(kinds, None)
         kind = choose(numbers[:: max(1, numbers.size // SAMPLE)]) if kind is None else kind
         if kind == GAPS:
-            places = np.flatnonzero(numbers != 0)  # of booleans, which is many times as fast
+            places = np.flatnonzero(numbers != 0)  # many times as fast on booleans
             yield GAPS, gap_bytes(places)
             numbers = numbers[places] - numbers.dtype.type(1)
         else:
@@ -78,7 +76,7 @@ def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.nd
 
 
 def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
-    """The `count` numbers of a chunk, (count,) unsigned of `itemsize` bytes; ValueError where the bytes are damaged."""
+    """The `count` numbers of a chunk, (count,) unsigned of `itemsize` bytes; ValueError if the bytes are damaged."""
     table = read_steps(data)
     counts = [count]
     places: dict[int, np.ndarray] = {}
@@ -112,7 +110,7 @@ def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
 
 
 def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
-    """[(kind, bytes stored, RAW or ZSTD, bytes unpacked)]; ValueError where the table does not fit the data."""
+    """[(kind, bytes stored, RAW or ZSTD, bytes unpacked)]; ValueError if the table does not fit the data."""
     view = memoryview(data)
     number = view[0] if len(view) else STEPS_LIMIT
     position = 1 + number * STEP.size
@@ -121,16 +119,16 @@ def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
     steps = []
     for kind, method, stored, unpacked in STEP.iter_unpack(view[1:position]):
         if kind not in (GAPS, *WIDTHS) or method not in (RAW, ZSTD) or (method == RAW and stored != unpacked):
-            raise ValueError(f"step {kind}, {method} is not known")
+            raise ValueError(f"step {kind}, {method} is unknown")
         steps.append((kind, view[position : position + stored], method, unpacked))
         position += stored
     if position != len(view):
-        raise ValueError(f"{position} bytes are announced and {len(view)} there")
+        raise ValueError(f"{position} bytes are listed, {len(view)} exist")
     return steps
 
 
 def choose(sample: np.ndarray) -> int:
-    """The step that leaves fewest bits: GAPS, or how many low bits to pack, by the histogram of some numbers."""
+    """The cheapest step for numbers like this sample: GAPS, or the number of low bits to pack."""
     if np.count_nonzero(sample) < SPARSE * sample.size:
         return GAPS
     if entropy(np.bincount(pack(sample, 8))) > FULL:
@@ -150,16 +148,15 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def huffman(counts: np.ndarray) -> float:
-    """Bits per byte that zstd will spend, nearly: entropy, Gallager's bound on Huffman's redundancy, and a measured
-    quarter bit where bytes repeat so often that zstd finds matches in them, which cost more than they save."""
+    """Estimated bits per byte after zstd: entropy, Gallager's bound on Huffman's redundancy, and a measured quarter
+    bit if bytes repeat so often that zstd finds matches, which cost more than they save."""
     bits, first = entropy(counts), float(counts.max() / counts.sum())
     redundancy = 0.02 if first < 0.5 else 2 - entropy(np.array([first, 1 - first])) - first
     return min(8.0, bits + redundancy + (0.25 if bits < 3 else 0))
 
 
 def pack(numbers: np.ndarray, width: int) -> np.ndarray:
-    """The low `width` bits of n numbers in ceil(n * width / 8) bytes; the first number of each 8 / width-th of them
-    shares the first byte, and so on."""
+    """The low `width` bits of n numbers in size = ceil(n * width / 8) bytes; byte i holds numbers i, i + size, …"""
     low = (numbers if width == 8 else numbers & numbers.dtype.type((1 << width) - 1)).astype(np.uint8)
     size = -(-numbers.size * width // 8)
     packed = low[:size].copy()
@@ -182,7 +179,7 @@ def unpack(packed: np.ndarray, width: int, count: int) -> np.ndarray:
 
 
 def gap_bytes(places: np.ndarray) -> np.ndarray:
-    """Ascending places as the gaps between them: gap % 255, after as many bytes 255 as gap // 255 says."""
+    """The gaps between ascending places: gap // 255 bytes of value 255, then one of value gap % 255."""
     gaps = np.diff(places, prepend=-1) - 1
     ends = np.cumsum(gaps // ESCAPE + 1) - 1
     result = np.full(int(ends[-1]) + 1, ESCAPE, np.uint8)
@@ -191,7 +188,7 @@ def gap_bytes(places: np.ndarray) -> np.ndarray:
 
 
 def gap_places(gaps: np.ndarray, count: int) -> np.ndarray:
-    """The inverse of `gap_bytes`; ValueError where a place lies beyond `count`."""
+    """The inverse of `gap_bytes`; ValueError if a place is not below `count`."""
     last = gaps != ESCAPE
     places = (np.cumsum(gaps + last, dtype=np.int64) - 1)[last]
     if places.size and places[-1] >= count:

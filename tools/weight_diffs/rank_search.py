@@ -1,13 +1,11 @@
-"""Find out whether a tuned matrix is its base plus a matrix of small rank (a merged LoRA), and which.
+"""Find out whether a tuned matrix is its base plus a matrix of low rank, such as a merged LoRA, and its factors.
 
-Randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https://arxiv.org/abs/0909.4061) on the difference;
-what counts are singular values above those that the rounding of the tuned weights causes, for which the edge of random
-matrices' spectra is the measure: noise * (sqrt(rows) + sqrt(columns)). A weight near zero is rounded far less than a
-large one and tells the product far more exactly, so the factors are then fitted by least squares in which each weight
-counts by its own rounding, rows and columns in turn.
+Method: randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https://arxiv.org/abs/0909.4061) on the
+difference. Singular values count if they exceed the noise from rounding the tuned weights, bounded by the edge of
+random matrices' spectra: noise * (sqrt(rows) + sqrt(columns)). Weights near zero have smaller rounding errors, so the
+factors are then fitted by alternating least squares in which each weight counts by its own rounding error.
 
-Memory: six matrices of the size of one tensor, in float32 (float64 where the tuned one is float32).
-diff_writer.py and weight_diff.py import it.
+Memory: six matrices of the size of one tensor, in float32 (float64 if the tuned one is float32).
 """
 
 import re
@@ -16,23 +14,23 @@ from collections import Counter
 import numpy as np
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.ordered_parallel import blas_on_all_cores
-from checkpoint_io.tensors import Tensor, cuts
+from checkpoint_io.tensors import Tensor, ranges
 from lora_merging.low_rank import Factors
 
-BLOCK = 384  # side of the corner that tells at once whether a closer look is worth it
-LARGEST = 256  # rank; beyond it the factors are no saving worth the search
-ENOUGH = 3  # matrices of a kind without a low rank, after which no more are looked at
+BLOCK = 384  # side of the corner that is tested first
+LARGEST = 256  # rank; larger factors save too little
+ENOUGH = 3  # matrices of a kind without a low rank after which the others are skipped
 ABOVE = 1.1  # times the edge of noise
-FITTED = 64  # the largest rank whose factors are fitted; the work grows with its square
-PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # sweep by sweep, how much finer than the median a weight's rounding may count
-ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors that are held at once
+FITTED = 64  # largest rank whose factors are fitted; the work grows with its square
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # of each sweep: largest ratio of the median rounding error to a weight's own
+ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors held at once
 KEPT = np.uint32(0xFFFFFF00)  # bits of a float32 factor that are stored for 16-bit types: 15 of the mantissa
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
 SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
 
 
-class Search:
-    """Looks for low ranks in a model, but not again in matrices of a kind (every layer's q_proj, say) without one."""
+class RankSearch:
+    """Searches a model for changes of low rank; kinds of matrices (such as q_proj) without one are soon skipped."""
 
     def __init__(self) -> None:
         self.misses = Counter[str]()
@@ -49,9 +47,9 @@ class Search:
 
 
 def find(tuned: Tensor, base: Tensor) -> Factors | None:
-    """The factors whose sum with the base is the tuned matrix but for rounding; None where there are none.
+    """Factors whose product plus the base is the tuned matrix except for rounding, or None.
 
-    None too for vectors, for matrices of another shape, and where the rank is above LARGEST.
+    None also for vectors, matrices of different shapes, and ranks above LARGEST.
     """
     if len(tuned.shape) != 2 or tuned.shape != base.shape or not {tuned.dtype, base.dtype} <= set(FLOATS):
         return None
@@ -69,13 +67,13 @@ def find(tuned: Tensor, base: Tensor) -> Factors | None:
 
 
 def matrix(tensor: Tensor) -> np.ndarray:
-    """(rows, columns) of its own memory, in a type in which differences of its values are exact enough."""
+    """A writable copy (rows, columns), float32, or float64 for a float32 tensor, so that differences are exact."""
     values = to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
     return values.astype(np.float64) if tensor.dtype == "F32" else np.array(values)
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
-    """Whether the first rows' and columns' corner of the difference has few singular values above its noise."""
+    """Whether the top left corner of the difference has few singular values above its noise."""
     rows, columns = (min(BLOCK, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):
@@ -87,10 +85,9 @@ def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
 
 
 def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
-    """How many singular values, the largest first, stand above the noise that the others make up.
+    """The number of singular values (largest first) above the noise of the others.
 
-    total: the sum of all squared elements. The noise is estimated from what lies beyond the values counted so far,
-    beginning with none.
+    total: the sum of all squared elements. The noise is estimated from the values not counted so far, repeatedly.
     """
     rows, columns = shape
     count = -1
@@ -104,7 +101,7 @@ def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int
 
 
 def leading(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The significant part of a matrix as left (rows, rank) and right (rank, columns); rank 0 where there is none."""
+    """The significant part of a matrix as left (rows, rank) and right (rank, columns); rank 0 if there is none."""
     rows, columns = change.shape
     total = float(np.square(change, dtype=np.float64).sum())
     generator = np.random.default_rng(0)
@@ -134,7 +131,7 @@ def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the same rank by alternating least squares, each element counting by its rounding error `half`."""
+    """Factors of the same rank by alternating least squares, weighted by the rounding error `half` of each element."""
     middle = np.median(half)
     left = change[:, :0]
     for precision in PRECISIONS:
@@ -150,10 +147,12 @@ def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.nda
     """left (rows, rank) with the least sum of weights * (left @ right - change)^2; right: (rank, columns)."""
     rank, columns = right.shape
     left = np.empty((change.shape[0], rank), change.dtype)
-    for first, last in cuts(change.shape[0], max(1, ROWS_AT_ONCE // (rank * columns))):
+    for first, last in ranges(change.shape[0], max(1, ROWS_AT_ONCE // (rank * columns))):
         part = np.ascontiguousarray(weights[first:last])
         squares = ((part[:, None, :] * right) @ right.T).astype(np.float64)
-        ridge = 1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny  # rows of zeros are solved, too
+        ridge = (
+            1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny
+        )  # so that rows of zeros can be solved
         squares += np.eye(rank) * ridge[:, None, None]
         wanted = ((part * change[first:last]) @ right.T).astype(np.float64)
         left[first:last] = np.linalg.solve(squares, wanted[..., None])[..., 0]
@@ -161,7 +160,7 @@ def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.nda
 
 
 def stored(left: np.ndarray, right: np.ndarray, dtype: str) -> Factors:
-    """Both factors with columns and rows of like size, in float32, with the bits that are worth storing."""
+    """Both factors in float32, balanced in size, without bits that are not worth storing."""
     sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
     return Factors(shortened(left / sizes, dtype), shortened(right * sizes[:, None], dtype))
 

@@ -1,24 +1,20 @@
-"""The seal of a checkpoint folder, read: are all its files as they were when it was sealed?
-
-the tools of this stage import it. `tools/checkpoint.py` writes seals; tools/CHECKPOINT.md has the format.
-"""
+"""Verify the seal of a checkpoint folder (format: tools/CHECKPOINT.md; written by seal_writer.py)."""
 
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
-
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import BLOCK, digest, progress, read_safetensors
+from checkpoint_io.tensors import BLOCK, progress, read_safetensors, tensor_hash
 
 SEAL = "checkpoint.json"
-SIGNATURE = "model.sig"  # of everything else in the folder, the seal included
+SIGNATURE = "model.sig"  # covers all other files, the seal included
 WEIGHTS = (".safetensors", ".bin")
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """Every file below the folder by its relative name, without seal, signature and what is hidden (.git, .cache)."""
+def sealed_files(folder: Path) -> dict[str, Path]:
+    """Every file below the folder by relative name, except seal, signature and hidden files (.git, .cache)."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -42,9 +38,9 @@ def hash_file(path: Path, *states: Any) -> list[str]:
 
 
 def verify_seal(folder: Path, weights: bool = True) -> int:
-    """How many files the seal covers, all as sealed; 0 where there is no seal.
+    """Verify a folder's seal; returns the number of files that it covers, 0 without a seal.
 
-    weights: False where the caller compares the tensors' hashes itself: of files of weights only the size is looked at.
+    weights: False if the caller verifies the tensors itself; files of weights are then checked for their size only.
     Raises FileNotFoundError or ValueError with the first file (and tensor) that is missing, changed or not listed.
     """
     if not (folder / SEAL).is_file():
@@ -52,30 +48,30 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     sealed = read_json(folder / SEAL)
     table = sealed.get("files")
     if not isinstance(table, dict) or not all("blake3" in entry for entry in table.values()):
-        raise ValueError(f"{folder / SEAL} lists no files with their hashes; seal the folder again where it was made")
-    files = files_of(folder)
-    for name, entry in table.items():  # sizes first: most damage shows without reading
+        raise ValueError(f"{folder / SEAL} lists no files with their hashes; seal the original folder again")
+    files = sealed_files(folder)
+    for name, entry in table.items():  # sizes first, which finds most damage without reading
         if name not in files:
-            raise FileNotFoundError(f"{folder / name} is missing, which the seal lists; get it again")
+            raise FileNotFoundError(f"{folder / name} is missing, which the seal lists; download it again")
         size = files[name].stat().st_size
         if size != entry["size"]:
-            raise ValueError(f"{folder / name} has {size:,} bytes, the seal says {entry['size']:,}; get it again")
+            raise ValueError(f"{folder / name} has {size:,} bytes, the seal says {entry['size']:,}; download it again")
     for name in files:
         if name not in table:
             raise ValueError(f"{folder / name} is not in the seal; remove it, or seal the folder again")
-    looked_at = [name for name in table if weights or Path(name).suffix not in WEIGHTS]
-    with progress(sum(table[name]["size"] for name in looked_at), f"verifying {folder.name}") as bar:
-        hashes = in_order(lambda name: hash_file(files[name], blake3())[0], looked_at)
-        for name, found in zip(looked_at, hashes, strict=True):
+    checked = [name for name in table if weights or Path(name).suffix not in WEIGHTS]
+    with progress(sum(table[name]["size"] for name in checked), f"verifying {folder.name}") as bar:
+        hashes = in_order(lambda name: hash_file(files[name], blake3())[0], checked)
+        for name, found in zip(checked, hashes, strict=True):
             if found != table[name]["blake3"]:
                 place = changed_tensor(files[name], sealed.get("tensors", {}))
-                raise ValueError(f"{folder / name} is not as it was sealed ({place or 'other bytes'}); get it again")
+                raise ValueError(f"{folder / name} differs from its seal ({place or 'other bytes'}); download it again")
             bar.update(table[name]["size"])
     return len(table)
 
 
 def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
-    """Which tensor of a damaged file differs from its sealed hash; "" where none does or the file cannot be read so."""
+    """A phrase naming the first tensor of a damaged file that differs from its sealed hash; "" if unreadable."""
     if path.suffix != ".safetensors":
         return ""
     try:
@@ -83,5 +79,5 @@ def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
     except ValueError as error:
         return str(error)
     return next(
-        (f"tensor {name}" for name, tensor in tensors.items() if digest(tensor) != hashes.get(name)), "its header"
+        (f"tensor {name}" for name, tensor in tensors.items() if tensor_hash(tensor) != hashes.get(name)), "its header"
     )

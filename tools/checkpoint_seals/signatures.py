@@ -1,36 +1,35 @@
 """Optional signatures of checkpoint folders, by the OpenSSF's model-signing package and an elliptic-curve key pair.
 
-    pip install model-signing pyopenssl      # which 1.1.1 imports without asking for it
+    pip install model-signing pyopenssl      # model-signing 1.1.1 needs it without declaring it
     openssl ecparam -genkey -name prime256v1 -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub
     python tools/checkpoint.py seal folder --sign_key key.pem
     python tools/checkpoint.py verify folder --public_key key.pub
 
-The signature covers every file, the seal included, and any other tool for model-signing bundles can verify it.
-checkpoint.py imports it.
+The signature covers every file, the seal included, and any tool for model-signing bundles can verify it.
 """
 
 from pathlib import Path
 from typing import Any
 
-from checkpoint_io.seal_check import SIGNATURE
+from checkpoint_seals.seal_check import SIGNATURE
 
 
-def package() -> Any:
-    """ValueError where model-signing is not installed."""
+def require_package() -> Any:
+    """The package model_signing; ValueError if it is not installed."""
     try:
         import model_signing.signing
         import model_signing.verifying
     except ImportError:
         raise ValueError(
-            "signatures come with model-signing, which is not installed: pip install model-signing pyopenssl"
+            "signatures need model-signing, which is not installed: pip install model-signing pyopenssl"
         ) from None
     return model_signing
 
 
 def hashing(folder: Path) -> Any:
-    """Hash every file but the signature itself and what is hidden."""
+    """Hashing of every file except the signature itself and hidden files."""
     hidden = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    return package().hashing.Config().set_ignored_paths(paths=[SIGNATURE, *hidden])  # relative to the folder
+    return require_package().hashing.Config().set_ignored_paths(paths=[SIGNATURE, *hidden])  # relative to the folder
 
 
 def remove(folder: Path) -> None:
@@ -38,8 +37,8 @@ def remove(folder: Path) -> None:
 
 
 def sign(folder: Path, key: str) -> Path:
-    """Write model.sig into a sealed folder; ValueError where the key cannot be used."""
-    signer = package().signing.Config().set_hashing_config(hashing(folder))
+    """Write model.sig into a sealed folder; ValueError if the key cannot be used."""
+    signer = require_package().signing.Config().set_hashing_config(hashing(folder))
     try:
         signer.use_elliptic_key_signer(private_key=Path(str(key))).sign(folder, folder / SIGNATURE)
     except (ValueError, OSError, TypeError) as error:
@@ -49,13 +48,13 @@ def sign(folder: Path, key: str) -> Path:
 
 
 def verify(folder: Path, key: str) -> None:
-    """ValueError where the folder has no signature, or one that the key or the files do not fit."""
+    """Verify the signature; ValueError if it is missing or does not match the key or the files."""
     if not (folder / SIGNATURE).is_file():
-        raise FileNotFoundError(f"{folder} has no {SIGNATURE}; sign it where it was made: seal --sign_key key.pem")
-    verifier = package().verifying.Config().set_hashing_config(hashing(folder))
+        raise FileNotFoundError(f"{folder} has no {SIGNATURE}; sign the original: seal --sign_key key.pem")
+    verifier = require_package().verifying.Config().set_hashing_config(hashing(folder))
     try:
         verifier.use_elliptic_key_verifier(public_key=Path(str(key))).verify(folder, folder / SIGNATURE)
-    except Exception as error:  # what a key, a bundle and a manifest may have wrong is not listed anywhere
+    except Exception as error:  # the package documents no narrower classes
         raise ValueError(
-            f"{folder}: the signature does not hold for {key} ({str(error)[:160]}); do not use it"
+            f"{folder}: the signature is not valid for {key} ({str(error)[:160]}); do not use it"
         ) from None

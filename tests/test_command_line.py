@@ -1,0 +1,462 @@
+"""command_line/: options keep their text, mistakes and Ctrl-C are one line, and a command starts quickly."""
+
+from command_line.command_errors import exit_status, one_line, resumable
+from command_line.fire_commands import call
+from command_line.option_values import read_list, value_of
+from command_line.strict_parsers import StrictParser, number_from
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from conftest import REPOSITORY, RunScript
+from lora_adapters import make_adapter
+
+STAGES = ("pretrain", "finetune", "tools", "examples", "inference")
+COMMANDS = sorted(path for stage in STAGES for path in (REPOSITORY / stage).glob("*.py"))
+HEAVY = [
+    "torch",
+    "transformers",
+    "datasets",
+    "vllm",
+    "peft",
+    "sentencepiece",
+    "tokenizers",
+    "datatrove",
+    "gradio",
+    "matplotlib",
+    "deepspeed",
+]
+TRAINERS = ("train", "finetune")
+CPU_SECONDS = dict.fromkeys(TRAINERS, 3.0)  # user + system, of --help; 0.5 for all other commands
+SLACK = 2  # for slow and busy machines
+
+# Folder names that Python would read as another name, a number, a constant or a container.
+TEXTS = [
+    "run#2", "2026_11_29", "o,1", "5e61787", "500", "0x10", "1e5", "007", "None", "True", "False", "[a]", "{a}",
+    "{a: 1}", "(1,2)", "'quoted'", '"x', "a b", "", "-", "-1", "a=b", "~", "*", "__import__('os')", "李白",
+]  # fmt: skip
+
+
+class Calls(list[dict[str, Any]]):
+    """What a command was called with."""
+
+    def command(
+        self,
+        folder: str,
+        output: str = "out",
+        samples: int = 3,
+        share: float = 0.5,
+        fast: bool = False,
+        names: tuple[str, ...] = (),
+        sizes: list[int] | None = None,
+        kind: Literal["a", "b"] = "a",
+    ) -> None:
+        """Record the values.
+
+        Args:
+            folder: the first value.
+        """
+        given = dict(locals())
+        del given["self"]
+        self.append(given)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_option_keeps_its_text(calls: Calls, text: str) -> None:
+    call(calls.command, [text, "--output", text])
+    call(calls.command, [f"--folder={text}", f"--output={text}"])
+    assert [(one["folder"], one["output"]) for one in calls] == [(text, text)] * 2
+
+
+@pytest.mark.parametrize("text", ["-x", "--deep", "--", "-e=1"])
+def test_text_that_looks_like_an_option_is_written_with_an_equals_sign(calls: Calls, text: str) -> None:
+    call(calls.command, [f"--folder={text}"])
+    assert calls[0]["folder"] == text
+    with pytest.raises(ValueError, match=r"^--folder needs a value; .*--folder=-VALUE$"):
+        call(calls.command, ["--folder", text])
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--samples", "12"], "samples", 12),
+        (["--samples=-1"], "samples", -1),
+        (["--samples", "-1"], "samples", -1),
+        (["--share", "1"], "share", 1.0),
+        (["--share", "-2.5e-1"], "share", -0.25),
+        (["--fast"], "fast", True),
+        (["--nofast"], "fast", False),
+        (["--fast", "True"], "fast", True),
+        (["--fast=false"], "fast", False),
+        (["--names", "a,b"], "names", ("a", "b")),
+        (["--names", "[a,b]"], "names", ("a", "b")),
+        (["--names", "['a', 'o,1']"], "names", ("a", "o,1")),
+        (["--names="], "names", ()),
+        (["--sizes", "[10, 20]"], "sizes", [10, 20]),
+        (["--sizes", "10"], "sizes", [10]),
+        (["--sizes", "None"], "sizes", None),
+        (["--kind", "b"], "kind", "b"),
+    ],
+)
+def test_option_is_read_by_the_type_of_its_parameter(calls: Calls, words: list[str], name: str, value: object) -> None:
+    call(calls.command, ["folder", *words])
+    assert calls[0][name] == value and type(calls[0][name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "x"], "--samples takes a whole number, not 'x'"),
+        (["--samples", "3.0"], "--samples takes a whole number, not '3.0'"),
+        (["--samples="], "--samples takes a whole number, not ''"),
+        (["--samples", "1_000"], "--samples takes a whole number, not '1_000'"),
+        (["--samples", "٣"], "--samples takes a whole number, not '٣'"),
+        (["--share", "nan"], "--share takes a number, not 'nan'"),
+        (["--share", "1e999"], "--share takes a number, not '1e999'"),
+        (["--fast", "yes"], "--fast takes True or False, not 'yes'"),
+        (["--kind", "c"], "--kind takes one of a, b, not 'c'"),
+        (["--sizes", "[1,x]"], "--sizes takes a list of whole numbers such as [1,2], not '[1,x]'"),
+        (["--names", "[a"], "--names takes a list of text such as [a,b], not '[a' ([ is not closed)"),
+        (["--names", "a,,b"], "--names takes a list of text such as [a,b], not 'a,,b' (an item is empty)"),
+        (["--sample", "1"], "unknown option --sample; did you mean --samples?"),
+        (["-s", "1"], "unknown option -s; see --help"),
+        (["--nosamples"], "unknown option --nosamples; did you mean --samples?"),
+        (["--zzzz", "1"], "unknown option --zzzz; see --help"),
+        (["--samples"], "--samples needs a value; one that begins with - is written --samples=-VALUE"),
+        (["--output", "--fast"], "--output needs a value; one that begins with - is written --output=-VALUE"),
+        (["out", "1", "0.5", "True", "a", "1", "a", "more"], "'more' is one value too many; see --help"),
+    ],
+)
+def test_mistake_is_an_error_before_the_command_runs(calls: Calls, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call(calls.command, ["folder", *words])
+    assert str(error.value) == message
+    assert not calls
+
+
+def test_missing_option_is_an_error(calls: Calls) -> None:
+    with pytest.raises(ValueError, match=r"^--folder is missing; see --help$"):
+        call(calls.command, ["--output", "x"])
+
+
+def test_dashes_in_option_names_are_underscores(calls: Calls) -> None:
+    def command(max_new_tokens: int) -> None:
+        calls.append({"max_new_tokens": max_new_tokens})
+
+    call(command, ["--max-new-tokens", "7"])
+    assert calls == [{"max_new_tokens": 7}]
+
+
+def test_published_option_without_effect_is_a_notice(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    call(
+        calls.command, ["--device", "cuda", "folder", "--check"], None, {"device": "no GPU is used", "check": "always"}
+    )
+    assert calls[0]["folder"] == "folder"
+    assert capsys.readouterr().err == (
+        "notice: --device has no effect: no GPU is used\nnotice: --check has no effect: always\n"
+    )
+
+
+def test_more_options_are_read_by_their_types_and_other_names_refused(calls: Calls) -> None:
+    def command(folder: str, **options: object) -> None:
+        calls.append({"folder": folder, **options})
+
+    call(command, ["x", "--top_k", "5", "--do_sample"], {"top_k": int, "do_sample": bool})
+    call(command, ["x", "--top_k", "5", "--do_sample"])
+    assert calls == [
+        {"folder": "x", "top_k": 5, "do_sample": True}, {"folder": "x", "top_k": "5", "do_sample": "True"}
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="unknown option --top_p; did you mean --top_k"):
+        call(command, ["x", "--top_p", "5"], {"top_k": int})
+
+
+def test_unknown_command_lists_the_commands(calls: Calls) -> None:
+    for words, said in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
+        with pytest.raises(ValueError, match=f"^{said}; take one of seal, show$"):
+            call({"seal": calls.command, "show": calls.command}, words)
+
+
+def test_help_names_types_and_defaults_and_no_abbreviations(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    call({"seal": calls.command}, ["seal", "--samples", "x", "--help"])
+    text = capsys.readouterr().out
+    assert "--samples=SAMPLES" in text and "Type: int" in text and "Default: 3" in text
+    assert not re.search(r"^ *-\w,", text, re.MULTILINE)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("q_proj,k_proj", ["q_proj", "k_proj"]),
+        ("[q_proj,k_proj]", ["q_proj", "k_proj"]),
+        ("['corpus/en','corpus/zh']", ["corpus/en", "corpus/zh"]),
+        ('("a", "b",)', ["a", "b"]),
+        ("'a,b', c d ,it's", ["a,b", "c d", "it's"]),
+        ("['[x]', '(', \"it's\"]", ["[x]", "(", "it's"]),
+        (" [ ] ", []),
+        ("", []),
+        ("__import__('os').system('true')", ["__import__('os').system('true')"]),
+        (["a,b", "c"], ["a", "b", "c"]),
+        (["['a',", "'b c']"], ["a", "b c"]),
+        ([], []),
+    ],
+)
+def test_list_notations(text: str | list[str], items: list[str]) -> None:
+    assert read_list(text) == items
+
+
+@pytest.mark.parametrize("text", ["[a", "(a]", "a,,b", ",", "['a' b]", "'a", "['a','b]"])
+def test_list_with_an_open_bracket_quote_or_empty_item_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        read_list(text)
+
+
+def test_lists_and_numbers_are_read_in_linear_time() -> None:
+    started = time.process_time()
+    for hostile in ("[" * 200_000, "'" * 200_001, "a," * 200_000, " " * 200_000 + ",", "'a' " * 100_000):
+        for kind in (list[str], float, int):
+            try:
+                value_of("--x", hostile, kind)
+            except ValueError:
+                continue
+    for kind in (float, int):
+        with pytest.raises(ValueError):
+            value_of("--x", "1" * 1_000_000 + "x", kind)
+    assert time.process_time() - started < 5
+
+
+# --- errors and exit status -------------------------------------------------------------------------------------------
+
+
+def raised(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(raised(ValueError("x is\n  wrong; mend it"))) == 2
+    assert exit_status(raised(FileNotFoundError("x does not exist"))) == 2
+    assert exit_status(raised(RuntimeError("the engine failed")), {RuntimeError: 1}) == 1
+    lines = ["x is wrong; mend it", "x does not exist", "the engine failed"]
+    assert capsys.readouterr().err == "".join(f"error: {line}\n" for line in lines)
+    with pytest.raises(RuntimeError):
+        exit_status(raised(RuntimeError("a bug")))
+    assert one_line(KeyError()) == "KeyError"
+
+
+def test_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def resumes() -> None:
+        with resumable("the same command resumes"):
+            raise KeyboardInterrupt
+
+    def hidden_by_a_library() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core failed") from None
+
+    for work, line in (
+        (raised(KeyboardInterrupt()), "interrupted"),
+        (resumes, "interrupted; the same command resumes"),
+        (hidden_by_a_library, "interrupted"),
+    ):
+        assert exit_status(work) == 130
+        assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
+    parser = StrictParser("a description")
+    parser.add_argument("--samples", type=number_from(1))
+    assert parser.parse_args(["--samples", "2"]).samples == 2
+    for words, message in (
+        (["--sample", "2"], "unknown option --sample; did you mean --samples?"),
+        (["--samples", "0"], "argument --samples: '0' is not a whole number of 1 or more; see --help"),
+        (["--samples", "1_0"], "argument --samples: '1_0' is not a whole number of 1 or more; see --help"),
+        (["x"], "unrecognized arguments: x; see --help"),
+    ):
+        with pytest.raises(ValueError) as error:
+            parser.parse_args(words)
+        assert str(error.value) == message
+
+
+# --- real commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run#2", "2026_11_29", "o,1", "500", "None", "[a]", "{a}"])
+def test_tokenizer_is_written_to_the_folder_as_it_was_named(
+    tiny_tokenizer: Path, run_script: RunScript, tmp_path: Path, name: str
+) -> None:
+    model, short = tiny_tokenizer / "tokenizer.model", tmp_path / "t.jsonl"
+    short.write_text('{"text": "short"}\n')
+    words = ("--tokenizer_model", model, "--output_dir", name, "--check_path", short)
+    run_script("tools/build_tokenizer.py", *words, cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "t.jsonl"])
+
+
+def test_compare_reads_both_folders_as_they_are_named(
+    tiny_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    for name in ("base", "base#1"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    file = tmp_path / "base#1" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    done = run_script("tools/checkpoint.py", "compare", "base", "base#1", cwd=tmp_path, status=1)
+    assert done.stdout.startswith("different: 1 of ")
+    surplus = run_script("tools/checkpoint.py", "compare", "base", "base", "base#1", cwd=tmp_path, status=2)
+    assert (surplus.stdout, surplus.stderr) == ("", "error: 'base#1' is one value too many; see --help\n")
+
+
+def test_merge_takes_an_adapter_and_a_target_with_any_name(
+    tiny_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "2026_11_29")
+    make_adapter(tiny_checkpoint, tmp_path / "500")
+    words = ("merge", "--path_zhixi", "2026_11_29", "--path_lora", "500", "--path_sfted", "run#2")
+    run_script("tools/weight_diff.py", *words, cwd=tmp_path)
+    assert (tmp_path / "run#2/model.safetensors").is_file()
+    assert not (tmp_path / "run").exists()
+
+
+def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: RunScript, tmp_path: Path) -> None:
+    done = run_script(
+        "tools/download.py", "--download_path", tmp_path / "x", "--specify", "--repo_name", "some/thing",
+        "--revision", "5e61787", "--endpoint", "http://127.0.0.1:9", status=2,
+    )  # fmt: skip
+    assert "inf" not in re.findall(r"\w+", done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "line"),
+    [
+        ("tools/checkpoint.py", ["show", "--folde", "x"], "unknown option --folde; did you mean --folder?"),
+        ("tools/checkpoint.py", ["-f", "x"], "there is no command '-f'; take one of seal, verify, show, compare"),
+        ("examples/make_demo.py", ["world", "--people", "x"], "--output_dir is missing; see --help"),
+        ("examples/make_demo.py", ["world", "o", "--people", "x"], "--people takes a whole number, not 'x'"),
+        ("examples/generate_lora.py", ["--base", "x"], "unknown option --base; did you mean --base_model?"),
+        ("examples/generate_finetune.py", ["b", "--top_k", "x"], "--top_k takes a whole number, not 'x'"),
+        ("finetune/ie_eval.py", ["p", "g", "o", "more"], "'more' is one value too many; see --help"),
+        ("inference/batch.py", ["--input", "--output", "o"], "--input needs a value; one that begins with - "),
+        ("pretrain/plan.py", ["--gpu", "x", "--gpus", "0"], "argument --gpu: invalid choice: 'x'"),
+        ("pretrain/clean.py", ["--skip", "speed"], "argument --skip: speed is not one of quality, repetition"),
+        ("pretrain/preprocess.py", ["--mod", "read"], "the following arguments are required: --mode; see --help"),
+    ],
+)  # fmt: skip
+def test_commands_answer_a_mistake_with_one_line(
+    run_script: RunScript, tmp_path: Path, script: str, words: list[str], line: str
+) -> None:
+    done = run_script(script, *words, cwd=tmp_path, status=2)
+    assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
+    assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def interrupted(words: list[str], seconds: float, cwd: Path) -> tuple[int, str]:
+    """Exit status and stderr of a command that gets SIGINT after so many seconds."""
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6, 3.0])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain/train.py", "--model_name_or_path", "CHECKPOINT", "--data_path", "none", "--output_dir", "OUT"],
+        ["finetune/finetune.py", "--base_model", "CHECKPOINT", "--data_path", "ROWS", "--output_dir", "OUT"],
+        ["examples/generate_finetune.py", "--base_model", "CHECKPOINT", "--interactive"],
+    ],
+    ids=lambda words: Path(words[0]).stem,
+)
+def test_interrupt_while_a_command_starts_is_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, words: list[str], seconds: float
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 20_000)
+    values = {"CHECKPOINT": str(tiny_checkpoint), "ROWS": str(rows), "OUT": str(tmp_path / "out")}
+    command = [values.get(word, word) for word in words]
+    status, err = interrupted([str(REPOSITORY / command[0]), *command[1:]], seconds, tmp_path)
+    if status == 2:
+        pytest.skip("this machine reached the command's own error first")
+    assert (status, err) == (130, "interrupted\n")
+
+
+# --- start-up ---------------------------------------------------------------------------------------------------------
+
+
+def test_command_line_is_the_first_import_of_every_command() -> None:
+    late = []
+    for path in COMMANDS:
+        imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        first = imports[0].module if isinstance(imports[0], ast.ImportFrom) else imports[0].names[0].name
+        late += [] if (first or "").split(".")[0] == "command_line" else [str(path.relative_to(REPOSITORY))]
+    assert not late
+
+
+@pytest.fixture(scope="module")
+def stages_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each stage that holds a copy of the stage and nothing else."""
+    folder = tmp_path_factory.mktemp("stages")
+    for stage in STAGES:
+        shutil.copytree(REPOSITORY / stage, folder / stage / stage, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
+def test_help_is_quick_and_needs_only_the_command_s_own_stage(stages_alone: Path, command: Path) -> None:
+    stage = command.parent.name
+    cwd = stages_alone / stage
+    words = [sys.executable, f"{stage}/{command.name}", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(words, cwd=cwd, env=environment, capture_output=True)  # compiles the modules
+    out, err = cwd / f"{command.stem}.out", cwd / f"{command.stem}.err"
+    to_files = [
+        (os.POSIX_SPAWN_OPEN, number, str(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for number, file in ((1, out), (2, err))
+    ]
+    here = Path.cwd()
+    os.chdir(cwd)
+    try:
+        pid = os.posix_spawn(
+            sys.executable, [words[0], "-X", "importtime", *words[1:]], environment, file_actions=to_files
+        )
+    finally:
+        os.chdir(here)
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, err.read_text()[-1500:]
+    assert command.stem in out.read_text()
+    said = [line for line in err.read_text().splitlines() if not line.startswith("import time:")]
+    assert not said
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in err.read_text().splitlines()}
+    allowed = {"transformers", "tokenizers"} if command.stem in TRAINERS else set()  # HfArgumentParser
+    assert not imported & set(HEAVY) - allowed
+    assert usage.ru_utime + usage.ru_stime < CPU_SECONDS.get(command.stem, 0.5) * SLACK

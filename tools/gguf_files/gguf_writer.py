@@ -1,0 +1,192 @@
+"""Write a GGUF file: metadata through the gguf package, tensors streamed; quantise one with llama.cpp's own code.
+
+The file is a head (metadata and table of tensors), then each tensor padded to 32 bytes. Apart from the tokenizer, about
+a million weights are held in memory at a time.
+"""
+
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checkpoint_io.bit_patterns import from_float32, to_float32
+from checkpoint_io.tensor_files import write_file
+from checkpoint_io.tensors import CHUNK, Spec, Tensor, progress
+
+from gguf_files.gguf_model import GgufModel, Placement, interleaved
+from gguf_files.gguf_vocabulary import GgufVocabulary, add_vocabulary
+
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
+BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18)}  # elements, bytes
+# The largest value of each type; the scales of the quantised ones are float16.
+LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
+ALIGNMENT = 32  # bytes, GGUF's default
+INSTALL_GGUF = "gguf is not installed; python -m pip install gguf"
+INSTALL_QUANTISER = "q4_k_m needs llama.cpp's quantiser; python -m pip install llama-cpp-python (compiles for minutes)"
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor, its placement in the file, and its GGUF type."""
+
+    source: Tensor
+    place: Placement
+    kind: str  # a key of BLOCKS
+
+    @property
+    def nbytes(self) -> int:
+        elements, size = BLOCKS[self.kind]
+        return self.source.elements // elements * size
+
+
+def require_packages(kind: str) -> None:
+    """ValueError with the command that installs the package that a file type needs."""
+    for package, remedy in (("gguf", INSTALL_GGUF), ("llama_cpp", INSTALL_QUANTISER if kind == "q4_k_m" else "")):
+        if remedy and find_spec(package) is None:
+            raise ValueError(remedy)
+
+
+def choose_types(model: GgufModel, kind: str) -> list[GgufTensor]:
+    """The GGUF type of every tensor in a file of type `kind`."""
+    chosen = []
+    for tensor, place in model.tensors:
+        wanted = kind.upper()
+        if kind == "q4_0" and place.name == ("token_embd.weight" if model.tied else "output.weight"):
+            wanted = "Q8_0"
+        if len(place.shape) == 1:
+            wanted = "F32"
+        elif place.shape[1] % BLOCKS[wanted][0]:
+            columns = place.shape[1]
+            print(f"notice: {place.name} has rows of {columns}, not a multiple of 32; it becomes f16", file=sys.stderr)
+            wanted = "F16"
+        chosen.append(GgufTensor(tensor, place, wanted))
+    return chosen
+
+
+def lossless_type(model: GgufModel) -> str:
+    """The smallest file type that holds all matrices without rounding."""
+    found = {tensor.dtype.lower() for tensor, place in model.tensors if len(place.shape) == 2}
+    return found.pop() if len(found) == 1 else "f32"
+
+
+def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
+    """The tensor's bytes in GGUF in chunks of whole rows; ValueError if its type cannot hold a value."""
+    from gguf import GGMLQuantizationType, quants
+
+    source, place, kind = tensor.source, tensor.place, tensor.kind
+    columns = source.shape[1] if len(source.shape) == 2 else 1
+    unit = max(1, place.head) * columns
+    for piece in source.chunks(max(unit, CHUNK // unit * unit)):
+        bits = interleaved(piece, source, place.head)
+        if source.dtype == kind:
+            yield bits
+            continue
+        values = to_float32(bits, source.dtype)
+        largest = np.abs(values).max()
+        if not largest <= LARGEST[kind]:  # true for NaN, too
+            raise ValueError(
+                f"{source.file}: tensor {source.name} holds {largest:.4g}, which {kind.lower()} cannot hold; use bf16 "
+                "or f32, or download the weights again if they are damaged"
+            )
+        if kind.startswith("Q"):
+            yield quants.quantize(values.reshape(-1, columns), GGMLQuantizationType[kind])
+        else:
+            yield from_float32(values, kind)
+
+
+def gguf_head(
+    scratch: Path,
+    name: str,
+    model: GgufModel,
+    vocabulary: GgufVocabulary,
+    template: str,
+    tensors: list[GgufTensor],
+    file_type: int,
+) -> bytes:
+    """Metadata and table of tensors, padded, as the gguf package writes them to the file `scratch`."""
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
+
+    writer: Any = GGUFWriter(scratch, model.architecture)
+    try:
+        writer.add_type("model")
+        writer.add_name(name)
+        writer.add_file_type(file_type)
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        for key, value in model.settings.items():
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(key, value)
+        add_vocabulary(writer, vocabulary, template)
+        float32: Any = np.dtype(np.float32)
+        factors = model.rope_factors
+        if factors is not None:
+            writer.add_tensor_info("rope_freqs.weight", factors.shape, float32, factors.nbytes)
+        for tensor in tensors:
+            kind = GGMLQuantizationType[tensor.kind]
+            writer.add_tensor_info(tensor.place.name, tensor.place.shape, float32, tensor.nbytes, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+    head = scratch.read_bytes()
+    scratch.unlink()
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], name: str) -> None:
+    """Write the file, or what an interrupted run left unwritten; factors: of `GgufModel.rope_factors`."""
+    sources = {tensor.place.name: tensor for tensor in tensors}
+    sizes = ({} if factors is None else {"rope_freqs.weight": factors.nbytes}) | {
+        place: tensor.nbytes for place, tensor in sources.items()
+    }
+
+    def produce(spec: Spec) -> Iterator[np.ndarray]:
+        if spec.name in sources:
+            yield from map(np.ascontiguousarray, encoded_chunks(sources[spec.name]))
+        elif factors is not None:
+            yield factors
+        yield np.zeros(spec.nbytes - sizes[spec.name], np.uint8)
+
+    padded = [Spec(place, "U8", (size + -size % ALIGNMENT,)) for place, size in sizes.items()]
+    with progress(sum(spec.nbytes for spec in padded), name) as bar:
+        write_file(path, head, padded, produce, bar)
+
+
+def quantise_q4_k_m(source: Path, target: Path) -> Counter[str]:
+    """Quantise a GGUF file to Q4_K_M with llama.cpp; returns the number of tensors of each type.
+
+    Raises ValueError with llama.cpp's message. The work is done in a thread, because Ctrl-C cannot stop the C code.
+    """
+    import ctypes
+
+    import llama_cpp
+    from gguf import GGUFReader
+
+    messages: list[str] = []
+    result: list[int] = []
+
+    @llama_cpp.llama_log_callback
+    def log(_level: int, text: bytes, _data: object) -> None:
+        messages.append(text.decode(errors="replace"))
+
+    def work() -> None:
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = FILE_TYPES["q4_k_m"]
+        files = os.fsencode(source), os.fsencode(target)
+        result.append(llama_cpp.llama_model_quantize(*files, ctypes.byref(options)))
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p())
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join()
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p())  # the default, stderr
+    if result != [0]:
+        message = "".join(messages).strip().rpartition("\n")[2]
+        raise ValueError(f"llama.cpp could not quantise {source}: {message}")
+    return Counter(tensor.tensor_type.name for tensor in GGUFReader(target).tensors)

@@ -1,0 +1,101 @@
+"""Find and read LLaMA's original files: params.json, consolidated.NN.pth, tokenizer.model, checklists."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint_seals.published_hashes import read_list, verify_list
+from tokenizer_files.llama_tokenizer import is_rank_table
+
+from llama_conversion.llama_layout import EMBEDDING, JoinedWeight, compare_copies, plan_weights, read_ranks, tied
+from llama_conversion.llama_params import Params, check_size, check_version, read_params, version_of
+
+# Largest difference between the files' copies of a norm. They are equal except in version 3's 70B (source of the
+# tolerance: AI-Hypercomputer/jetstream-pytorch #101); the published converter uses the first file's.
+TOLERANCE = 0.01
+
+
+def notice(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class OriginalCheckpoint:
+    """An original checkpoint whose tensors are mapped and fit together."""
+
+    folder: Path
+    params: Params
+    tokenizer: Path
+    version: str
+    files: tuple[Path, ...]  # one for each rank
+    weights: list[JoinedWeight]
+
+    def checklists(self) -> tuple[Path, Path]:
+        return self.folder / "checklist.chk", self.tokenizer.parent / "tokenizer_checklist.chk"
+
+
+def find_weights(root: Path, size: str) -> Path:
+    """The folder of params.json: root or root/size; FileNotFoundError lists folders that have one."""
+    for folder in (root, root / size):
+        if (folder / "params.json").is_file():
+            return folder
+    others = ", ".join(sorted(str(path.parent) for path in root.glob("*/params.json")))
+    raise FileNotFoundError(
+        f"{root} has neither params.json nor {size}/params.json; --input_dir takes the folder of the original files"
+        + (f", such as {others}" if others else "")
+    )
+
+
+def find_tokenizer(root: Path, weights: Path) -> Path:
+    """tokenizer.model beside the weights, in root, or in the folder above the weights (as LLaMA-2 is distributed)."""
+    for folder in (weights, root, weights.absolute().parent):
+        if (folder / "tokenizer.model").is_file():
+            return folder / "tokenizer.model"
+    raise FileNotFoundError(f"neither {weights} nor the folder above has tokenizer.model; copy the original one there")
+
+
+def verify_checklists(original: OriginalCheckpoint) -> int:
+    """Compare all files that the checklists name, and print a notice about used files that none names.
+
+    Returns the number of compared files. Raises FileNotFoundError or ValueError with the first file that is missing or
+    differs.
+    """
+    named, count = set[Path](), 0
+    for path in (path for path in original.checklists() if path.is_file()):
+        count += verify_list(path.parent, path)[1]
+        named |= {(path.parent / name).resolve() for name in read_list(path)}
+    used = (*original.files, original.folder / "params.json", original.tokenizer)
+    if unlisted := [file.name for file in used if file.resolve() not in named]:
+        notice(f"no checklist names {', '.join(unlisted)}, so these files could not be verified")
+    return count
+
+
+def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
+    """Find and read an original checkpoint; an error names what is missing, damaged or does not fit.
+
+    version: --llama_version, or "" to infer it from the files.
+    """
+    folder = find_weights(root, size)
+    params = read_params(folder / "params.json")
+    check_size(size, params, folder / "params.json")
+    tokenizer = find_tokenizer(root, folder)
+    ranked = is_rank_table(tokenizer)
+    if version:
+        check_version(version, params, ranked)
+    ranks = read_ranks(folder)
+    embedding = next(iter(ranks.values())).get(EMBEDDING)
+    version = version or version_of(params, embedding.dtype if embedding else "", ranked)
+    if version == "2" and params.norm_eps == 1e-6:  # meta-llama/llama #771
+        notice("params.json has norm_eps 1e-06, an error of LLaMA-2 7B's first release for 1e-05; download it again")
+    weights = plan_weights(ranks, params, may_tie=version == "3.2")
+    return OriginalCheckpoint(folder, params, tokenizer, version, tuple(ranks), weights)
+
+
+def weights_to_write(original: OriginalCheckpoint) -> list[JoinedWeight]:
+    """All weights, without the output if it equals the embedding; ValueError if the files' copies of a norm differ."""
+    gap = compare_copies(original.weights, TOLERANCE if original.version >= "3" else 0.0)
+    if gap:
+        notice(f"the files' copies of the norms differ by up to {gap:.2g}; {original.files[0].name}'s are used")
+    if not tied(original.weights):
+        return original.weights
+    return [weight for weight in original.weights if weight.spec.name != "lm_head.weight"]

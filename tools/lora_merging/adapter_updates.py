@@ -1,0 +1,143 @@
+"""Read LoRA adapters: the change of each tensor of the base, and the factors of its product.
+
+The scaling is lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732). With DoRA
+(https://arxiv.org/abs/2402.09353) each row of base + product is scaled to the trained magnitude. Settings that would
+change the result in another way are refused by name.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adapter_checks.adapter_folder import matching_value
+from checkpoint_io.bit_patterns import FLOATS, to_float32
+from checkpoint_io.checkpoint_folders import read_json
+from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.tensors import ADAPTER_FILES, CHUNK, Tensor, ranges, read_weights
+
+from lora_merging.low_rank import Factors, Sum
+
+# Keys of adapter_config.json that do not affect merging or are supported; any other must be unset.
+SUPPORTED = {
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save",
+    "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core",
+    "loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+# Other initialisations (PiSSA, OLoRA, CorDA, LoftQ …) change the base before training.
+PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+@dataclass
+class TensorUpdate:
+    """An adapter's change of one tensor of the base; its tensors are on disk."""
+
+    left: Tensor | None = None  # (rows, r), or (r, rows) if `flipped`
+    right: Tensor | None = None  # (r, columns), or (columns, r)
+    flipped: bool = False  # LoRA of an embedding is stored transposed
+    scaling: float = 1.0
+    magnitude: Tensor | None = None  # (rows,), DoRA
+    whole: Tensor | None = None  # replaces the base's tensor (modules_to_save)
+
+    def shape(self) -> tuple[int, int] | None:
+        """(rows, columns) of the product; None without a product."""
+        if self.left is None or self.right is None:
+            return None
+        return (self.left.shape[1], self.right.shape[0]) if self.flipped else (self.left.shape[0], self.right.shape[1])
+
+
+@dataclass
+class LoraAdapter:
+    """An adapter's configuration and its updates."""
+
+    folder: Path
+    config: dict[str, Any]
+    updates: dict[str, TensorUpdate]  # by the name of the base's tensor
+    weight: float = 1.0  # factor of its change
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    """ValueError with the name of the first setting that is not supported."""
+    for name, value in config.items():
+        if name not in SUPPORTED and value not in (None, False, "none", [], {}):
+            raise ValueError(f"{path}: {name}={value!r} is not supported; merge with peft's merge_and_unload")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{path} is an adapter of type {config.get('peft_type')!r}; only LORA is supported")
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_INITIALISATIONS:
+        raise ValueError(
+            f"{path}: init_lora_weights={start!r} changes the base before training; convert the adapter to plain LoRA "
+            "with peft (path_initial_model_for_weight_conversion) first"
+        )
+
+
+def values(tensor: Tensor) -> np.ndarray:
+    """A whole adapter tensor as float32 in its shape."""
+    return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
+
+
+def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
+    """An adapter's updates by the base's tensor that they change; ValueError names a tensor of an unknown kind."""
+    updates: dict[str, TensorUpdate] = {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
+        module, part = found.groups() if found and tensor.dtype in FLOATS else ("", "")
+        update = updates.setdefault(module + (".bias" if part == "bias" else ".weight"), TensorUpdate())
+        if part in ("weight", "bias", "base_layer"):
+            update.whole = tensor
+        elif part in ("lora_B", "lora_embedding_A"):
+            update.left, update.flipped = tensor, part == "lora_embedding_A"
+        elif part in ("lora_A", "lora_embedding_B"):
+            update.right = tensor
+        elif part == "lora_magnitude_vector" and f"base_model.model.{module}.lora_A.weight" in tensors:
+            update.magnitude = tensor
+        else:
+            raise ValueError(f"{tensor.file}: tensor {name} is not supported; merge with peft's merge_and_unload")
+    return updates
+
+
+def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
+    """Read an adapter's folder that `adapter_checks` accepted; ValueError names an unsupported setting or tensor."""
+    path = folder / "adapter_config.json"
+    config = read_json(path)
+    check_config(config, path)
+    updates = updates_by_tensor(read_weights(folder, ADAPTER_FILES))
+    for name, update in updates.items():
+        module = name.removesuffix(".weight")
+        alpha = matching_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+        rank = matching_value(config.get("rank_pattern"), module, config["r"])
+        update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LoraAdapter(folder, config, updates, weight)
+
+
+def factors(update: TensorUpdate, base: Tensor, weight: float = 1.0) -> Factors | None:
+    """The product that the adapter adds to the base's tensor; None without one.
+
+    weight: factor of the product. With DoRA, which is not linear in it, it must be 1, and the caller blends instead.
+    """
+    if update.left is None or update.right is None:
+        return None
+    left, right = values(update.left), values(update.right)
+    if update.flipped:
+        left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
+    left = left * np.float32(update.scaling * weight)
+    if update.magnitude is None:
+        return Factors(left, right)
+    return Factors(left, right, row_scales(Sum(Factors(left, right)), base, values(update.magnitude).reshape(-1)))
+
+
+def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
+    """(rows,) float32: DoRA's magnitude divided by the length of each row of base + product."""
+
+    def lengths(rows: tuple[int, int]) -> np.ndarray:
+        below = base.read(rows[0] * columns, rows[1] * columns)
+        part = total.rows(below, base.dtype, rows[0], "F32").view(np.float32).reshape(-1, columns)
+        return np.sqrt(np.square(part, dtype=np.float64).sum(axis=1))
+
+    columns = total.factors.right.shape[1]
+    parts = in_order(lengths, ranges(base.shape[0], max(1, CHUNK // columns)))
+    return (magnitude / np.concatenate(list(parts))).astype(np.float32)

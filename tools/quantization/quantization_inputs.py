@@ -1,0 +1,101 @@
+"""Check the inputs of a quantisation, read its rows, and record it in run.json."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
+from checkpoint_io.tensors import read_weights
+from checkpoint_seals.seal_check import verify_seal
+
+from quantization.calibration import Example, RowEncoder, encode, fitting, sample_rows
+from quantization.quantization_methods import METHODS, require
+from quantization.quantized_score import Scores, weight_bytes
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
+    """ValueError with the first option that does not fit the method; counts must be positive."""
+    if name not in METHODS:
+        raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    if method.calibrated and not data_path:
+        raise ValueError(f"--method {name} is calibrated on instruction rows; give a file with --data_path")
+    if group_size and not method.grouped:
+        raise ValueError(f"--group_size is for gptq and awq; --method {name} has no groups")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is unknown; use one of {', '.join(DTYPES)}")
+    for option, count in counts.items():
+        if count < 1:
+            raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
+    require(method.package)
+
+
+def check_model(path: object) -> Path:
+    """The checkpoint folder, checked to be complete, not quantised, and as sealed."""
+    model = existing_folder(path, "--model_path", "config.json")
+    if read_json(model / "config.json").get("quantization_config"):
+        raise ValueError(f"{model} is already quantised; give the model that it was made from")
+    if not (model / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"{model} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
+    verify_seal(model)
+    return model
+
+
+class QuantizationData(NamedTuple):
+    """Rows as token ids, and lines for the report."""
+
+    tokenizer: Any
+    calibration: list[list[int]]
+    held_out: list[Example]
+    report: list[str]
+
+
+def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> QuantizationData:
+    """The rows that the options name, as token ids; ValueError or FileNotFoundError names file and line."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    encoder, seed = RowEncoder(tokenizer, model), options["seed"]
+    context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
+    data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)
+    if calibrated:
+        rows, seen = sample_rows(options["data_path"], "--data_path", options["samples"], seed)
+        data.calibration.extend(one.prompt + one.answer for one in encode(encoder, rows, limit))
+        data.report.append(f"calibrated on {len(rows):,} of {seen:,} rows")
+    if options["eval_path"]:
+        rows, seen = sample_rows(options["eval_path"], "--eval_path", options["eval_samples"], seed)
+        data.held_out.extend(fitting(encoder, rows, limit, options["eval_path"]))
+        data.report.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
+    return data
+
+
+def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> int:
+    """Upper bound for the bytes of the quantised weights, with their scales (28 % in groups of 32 in float32)."""
+    weights = read_weights(model)
+    linear = [weights[f"{name}.weight"] for name in layers if f"{name}.weight" in weights]
+    saved = sum(tensor.nbytes - tensor.elements * bits * 1.3 / 8 for tensor in linear)
+    return int(weight_bytes(model) - max(saved, 0))
+
+
+def file_hash(path: str) -> str:
+    """sha256 of a data file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_record(folder: Path, options: dict[str, object], model: Path, figures: dict[str, Scores]) -> None:
+    """Write run.json as every tool does, with seed, library versions, hashes of the data, and the scores."""
+    write_run_record(folder, "tools/quantize.py", options, {"model": model})
+    run = read_json(folder / "run.json")
+    for name in ("llmcompressor", "compressed-tensors", "bitsandbytes"):
+        try:
+            run["versions"][name] = version(name)
+        except PackageNotFoundError:
+            continue
+    read = [options["data_path"]] if METHODS[str(options["method"])].calibrated else []
+    data = {str(path): file_hash(str(path)) for path in (*read, options["eval_path"]) if path}
+    write_json(folder / "run.json", run | {"seed": options["seed"], "data": data, "scores": figures})

@@ -1,0 +1,170 @@
+"""LLaMA's tokenizer.model as an exact tokenizer.json: SentencePiece up to version 2, a table of ranks from version 3.
+
+Each line of the table holds a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits text
+into words with a regular expression and repeatedly joins the neighbouring tokens of a word whose joined token has the
+lowest rank. A merge list of every split of every token into two, ordered by the joined token's rank, is equivalent.
+The ids after the table are 256 special tokens. Source of the expression and the special tokens: tokenizer.py of
+https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models; names for 3.1 as in its
+published tokenizer.json.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from tokenizer_files import sentencepiece_tokenizer
+from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+HARD_LLAMA3_TEXTS = (
+    "<|begin_of_text|>literal<|eot_id|>",
+    "I'LL we'Ve it'ſ o'clock",
+    " \r\n\r\n  x\r",
+    "12345 1234567",
+    "!!\n\n?",
+)
+SPECIALS = 256
+# By position after the table; all others are <|reserved_special_token_N|>, N counting from 0.
+NAMED_SPECIALS = {
+    "3": {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"},
+    "3.1": {
+        0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id", 6: "start_header_id", 7: "end_header_id",
+        8: "eom_id", 9: "eot_id", 10: "python_tag",
+    },
+}  # fmt: skip
+CHAT_ENDS = {"3": (1, 9), "3.1": (1, 8, 9)}  # tokens that end an answer: end_of_text, eom_id, eot_id
+
+
+@dataclass(frozen=True)
+class LlamaTokenizer:
+    """A tokenizer that is ready to be written, and what the model's configuration needs of it."""
+
+    tokenizer: Tokenizer
+    config: Mapping[str, Any]  # tokenizer_config.json
+    bos: int
+    eos: int | list[int]
+    reference: Any  # encodes text as the original does; None if it is not installed
+    reference_name: str
+
+    @property
+    def size(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+
+def is_rank_table(path: Path) -> bool:
+    """Whether a tokenizer.model is a table of ranks, judged by its first line."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
+
+
+def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaTokenizer:
+    """Read a tokenizer.model of either kind; ValueError names the file if it is damaged.
+
+    instruct: use the end tokens of a chat model (from version 3 on).
+    """
+    if is_rank_table(path):
+        return from_rank_table(read_rank_table(path), "3" if version == "3" else "3.1", instruct)
+    proto = sentencepiece_tokenizer.read_sentencepiece_model(path)
+    if proto.trainer_spec.bos_id < 0 or proto.trainer_spec.eos_id < 0:
+        raise ValueError(f"{path} has no BOS or no EOS piece; use LLaMA's original tokenizer.model")
+    return LlamaTokenizer(
+        tokenizer=sentencepiece_tokenizer.build_fast_tokenizer(proto),
+        config=sentencepiece_tokenizer.tokenizer_config(proto),
+        bos=proto.trainer_spec.bos_id,
+        eos=proto.trainer_spec.eos_id,
+        reference=sentencepiece.SentencePieceProcessor(model_file=str(path)),
+        reference_name="SentencePiece",
+    )
+
+
+def read_rank_table(path: Path) -> list[bytes]:
+    """The tokens of a table of ranks in order; ValueError names the first damaged line."""
+    tokens: list[bytes] = []
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        text, _, rank = line.partition(b" ")
+        try:
+            tokens.append(base64.b64decode(text, validate=True))
+        except binascii.Error:
+            rank = b""
+        if rank != str(number).encode():
+            raise ValueError(
+                f"{path} is damaged in line {number + 1}: not a token in base64 and rank {number}; download it again"
+            )
+    if len(set(tokens)) != len(tokens) or not {bytes([value]) for value in range(256)} <= set(tokens):
+        raise ValueError(f"{path} is damaged: a token is repeated or a single byte is missing; download it again")
+    return tokens
+
+
+def byte_letters() -> list[str]:
+    """The letter of each byte in a byte-level tokenizer.json: itself if printable, else the next one from U+0100."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [value for value in range(256) if value not in printable]
+    return [chr(value if value in printable else 256 + others.index(value)) for value in range(256)]
+
+
+def special_tokens(release: str) -> list[str]:
+    """The 256 special tokens of release "3", or "3.1" for all later ones, in id order."""
+    named = NAMED_SPECIALS[release]
+    reserved = (f"reserved_special_token_{number}" for number in range(SPECIALS))
+    return [f"<|{named[place] if place in named else next(reserved)}|>" for place in range(SPECIALS)]
+
+
+def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaTokenizer:
+    """A `tokenizers` object that gives tiktoken's ids after BOS; `release` is "3" or "3.1"."""
+    letters = byte_letters()
+    texts = ["".join(letters[value] for value in token) for token in tokens]
+    pieces = [(text, -float(rank), sentencepiece_tokenizer.NORMAL) for rank, text in enumerate(texts)]
+    vocabulary = {text: rank for rank, text in enumerate(texts)}
+    merges = sentencepiece_tokenizer.ranked_merges(pieces)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    words = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = special_tokens(release)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    bos, first = specials[0], len(tokens)
+    tokenizer.post_processor = sentencepiece_tokenizer.bos_template(bos, first)
+    ends = [first + place for place in CHAT_ENDS[release]]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": bos,
+        "eos_token": "<|eot_id|>" if instruct else "<|end_of_text|>",
+    }  # fmt: skip
+    eos = ends if instruct else ends[0]
+    return LlamaTokenizer(tokenizer, config, first, eos, tiktoken_reference(tokens), "tiktoken")
+
+
+def tiktoken_reference(tokens: list[bytes]) -> Any:
+    """tiktoken with the same table, spelt special tokens read as text; None if it is not installed."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    encoding = tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return SimpleNamespace(encode=encoding.encode_ordinary)
+
+
+def check_llama_tokenizer(llama: LlamaTokenizer, check_path: str) -> str:
+    """Compare ids with the original's on hard and real text; returns the result as a phrase.
+
+    check_path: see `comparison_texts`. Raises ValueError with the first difference.
+    """
+    if llama.reference is None:
+        return f"not compared, because {llama.reference_name} is not installed"
+    texts = chain(HARD_LLAMA3_TEXTS, comparison_texts(check_path))
+    count = check_equal_ids(llama.tokenizer, llama.reference, texts, llama.reference_name)
+    return f"equal to {llama.reference_name} on {count} texts"

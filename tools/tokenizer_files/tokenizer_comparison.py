@@ -1,0 +1,58 @@
+"""Compare a built tokenizer with the original one, token id by token id, on hard cases and on real text."""
+
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+LIBRARY_CHARACTERS = 2_000_000  # of the Python library's sources that are compared
+
+# Cases that converters often get wrong: spaces, spelt control tokens, byte fallback, Chinese, emoji, code, digits.
+HARD_TEXTS = (
+    "", " ", "  two  spaces  ", "\n\n", "\ttab", "▁", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "\u0000 nul", "{{ x }} %s",
+    "<s>literal</s> <unk> tokens", "<0x0A> is text", "def f(x):\n    return x  # ▁ underline", "3.14159 2,000 1e-5",
+    "李白乘舟将欲行，忽闻岸上踏歌声。", "𠮷野家 🤖👩‍👩‍👧 e\u0301 \u200b \ufeff", "ａｂｃ全角 １２３", "don't—“quote”…",
+    "Ünïcödé ﷺ naïve café Ⅷ ½",
+)  # fmt: skip
+
+
+def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], name: str = "SentencePiece") -> int:
+    """Compare ids on every text, without BOS and with spelt control tokens as text; returns the number of texts.
+
+    reference: an object whose `encode` gives the original's ids; name: of the original, for the message. Raises
+    ValueError with the first difference.
+    """
+    tokenizer.encode_special_tokens = True
+    count = 0
+    for text in texts:
+        ids, expected = tokenizer.encode(text, add_special_tokens=False).ids, reference.encode(text)
+        if ids != expected:
+            pairs = enumerate(zip(ids, expected, strict=False))
+            at = next((i for i, (one, other) in pairs if one != other), min(len(ids), len(expected)))
+            raise ValueError(
+                f"the built tokenizer differs from {name} at token {at} of {text[:60]!r}: "
+                f"{ids[at : at + 4]} instead of {expected[at : at + 4]}; use {name} itself for this model"
+            )
+        count += 1
+    tokenizer.encode_special_tokens = False
+    return count
+
+
+def comparison_texts(check_path: str = "") -> Iterator[str]:
+    """HARD_TEXTS, then the lines of check_path (.jsonl with `text`, or plain), else the Python library's sources."""
+    yield from HARD_TEXTS
+    if check_path:
+        with Path(check_path).open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)["text"] if check_path.endswith(".jsonl") else line.rstrip("\n")
+        return
+    remaining = LIBRARY_CHARACTERS
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text = source.read_text(encoding="utf-8", errors="ignore")
+        yield text
+        remaining -= len(text)
+        if remaining < 0:
+            return
