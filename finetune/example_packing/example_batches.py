@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from packed_attention.segment_attention import Segment
 from torch.utils.data import Dataset
 
-from example_packing.example_attention import Segment
 from example_packing.example_order import Order, Rows
 from example_packing.shared_prefixes import Family, families, lines
 

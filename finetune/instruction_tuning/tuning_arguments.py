@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rank_group.ranks import join_ranks, launched_ranks
 from transformers import HfArgumentParser, TrainingArguments
-
-from instruction_tuning.ranks import meet
 
 # What transformers 5 renamed, and what it dropped without a successor that we would need.
 RENAMED = {
@@ -140,7 +139,7 @@ class TuningArguments(TrainingArguments):
         for name, least in (("cutoff_len", 2), ("lora_r", 1), ("val_set_size", 0), ("num_train_epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} is too small; it must be at least {least}")
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
         )
@@ -148,14 +147,11 @@ class TuningArguments(TrainingArguments):
         self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1  # see Steps
         self.lora_target_modules = module_names(self.lora_target_modules)
         self.lora_modules_to_save = module_names(self.lora_modules_to_save) if self.lora_modules_to_save else []
-        self.resume_from_checkpoint = {"false": None, "none": None, "": None, "true": "last"}.get(
-            str(self.resume_from_checkpoint or "").lower(), self.resume_from_checkpoint
-        )
         self._plan_evaluation()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         self._log_to_wandb()
-        meet(self.deepspeed)
+        join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer runs CPU ranks side by side without averaging their gradients
         super().__post_init__()

@@ -11,6 +11,8 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
+import torch
+from rank_group.ranks import join_ranks
 from transformers import HfArgumentParser, TrainingArguments
 
 # Options of published command lines that transformers 5 no longer has: the new spelling, or why none is needed.
@@ -98,6 +100,9 @@ class PretrainingArguments(TrainingArguments):
             raise FileNotFoundError(
                 f"{self.deepspeed} does not exist; --deepspeed takes a file such as pretrain/configs/*"
             )
+        join_ranks(self.deepspeed)
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise Trainer trains each CPU rank by itself, without averaging gradients
         super().__post_init__()
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from corpus_files.corpus import require_space
+from rank_group.ranks import wait_for_ranks
 from transformers import TrainerCallback
 
-from pretraining.checkpointing import wait_for_ranks
 from pretraining.pretraining_arguments import PretrainingArguments
 
 LATEST = "latest_universal"  # the file by which DeepSpeed finds a universal checkpoint

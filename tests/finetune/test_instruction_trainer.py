@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from example_packing import example_attention
 from instruction_data.instructions import load_template
 from instruction_rows import trainer_of
 from instruction_tuning.adapters import check_adapter, tensor_names
+from packed_attention import segment_attention
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -134,7 +134,7 @@ def test_a_model_that_lets_rows_meet_is_found_out(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
     """sdpa without the rows' lengths attends over the whole line: padded without a word, refused if asked for."""
-    options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_row")
+    options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_segment")
     for packing in ("auto", "true"):
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / packing, *options, "--packing", packing)
         for layer in trainer.model.get_base_model().model.layers:
@@ -158,7 +158,7 @@ def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
     check_adapter(file, names)
     tensors = load_file(file)
     assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=example_attention.NAME)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=segment_attention.NAME)
     ids = torch.from_numpy(trainer.data.rows[0][0].astype("int64"))[None]
     with torch.inference_mode():
         plain = base(ids).logits

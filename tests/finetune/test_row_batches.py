@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_packing.example_attention import Segment
 from example_packing.example_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
 from example_packing.shared_prefixes import Family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_attention.segment_attention import Segment
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 

@@ -17,8 +17,10 @@ import torch
 import train
 from conftest import RunScript, small_texts
 from launches import Launch, ranks_of
-from pretraining import checkpointing, pretraining_arguments
+from pretraining import pretraining_arguments
+from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file
+from sigterm import only_checkpoint, stop_by_sigterm
 from transformers import AutoModelForCausalLM
 
 
@@ -115,7 +117,7 @@ def test_zero_3_on_two_ranks(undisturbed: Path, tiny_checkpoint: Path, small_cor
 def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:
     """Kill -9 all of a run so many seconds after it began to write the checkpoint of a step later than `after`."""
     while process.poll() is None:
-        if any(checkpointing.step_of(path) > after for path in checkpointing.checkpoints(output)):
+        if any(checkpoints.step_of(path) > after for path in checkpoints.list_checkpoints(output)):
             break
         time.sleep(0.002)
     time.sleep(delay)
@@ -125,8 +127,7 @@ def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int
 
 
 def newest_complete(output: Path) -> int:
-    complete = filter(checkpointing.is_complete, checkpointing.checkpoints(output))
-    return max(map(checkpointing.step_of, complete), default=0)
+    return max(map(checkpoints.step_of, checkpoints.list_complete(output)), default=0)
 
 
 @pytest.mark.slow
@@ -197,11 +198,11 @@ def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoi
         train_here(*given)
     for change, said in (
         (("--seed", 7), "--seed was 42 and is 7"),
-        (("--gradient_accumulation_steps", 2), "a step had 4 rows and would have 8"),
-        (("--block_size", 96), "block_size was 128 and is 96"),
-        (("--eval_fraction", 0.2), "eval_fraction was 0.0 and is 0.2"),
+        (("--gradient_accumulation_steps", 2), r"rows of a step \(.*\) was 4 and is 8"),
+        (("--block_size", 96), "--block_size was 128 and is 96"),
+        (("--eval_fraction", 0.2), "--eval_fraction was 0.0 and is 0.2"),
     ):
-        with pytest.raises(ValueError, match=f"{said}.*; go on all the same: --accept_changes"):
+        with pytest.raises(ValueError, match=f"{said}.*; to resume it with these changes, give --accept_changes"):
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
     assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
@@ -220,7 +221,10 @@ def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
     shutil.copytree(whole / "checkpoint-6", resumed / "checkpoint-5")
     (resumed / "checkpoint-5" / "optimizer.pt").unlink()
     train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
-    assert f"notice: {resumed}/checkpoint-5 was not written to its end; removed\n" in capsys.readouterr().err
+    assert (
+        f"notice: {resumed}/checkpoint-5 is incomplete, the run was killed while saving it; removed\n"
+        in capsys.readouterr().err
+    )
     assert not (resumed / "checkpoint-5").exists()
     assert_same_run(whole, resumed)
 
@@ -256,7 +260,7 @@ def test_more_ranks_go_on_with_the_same_run(
     if ranks == 4:
         go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
     else:
-        with pytest.raises(AssertionError, match="a step had 8 rows and would have 6"):
+        with pytest.raises(AssertionError, match=r"rows of a step \(.*\) was 8 and is 6"):
             go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
 
 
@@ -284,6 +288,23 @@ def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
     given[given.index("--per_device_train_batch_size") + 1] = 8
     with pytest.raises(ValueError, match="was written with --deepspeed"):
         train.prepare(list(map(str, given)))
+
+
+def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    more = ("--save_strategy", "no", "--max_steps", 30)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
+    given = options(tiny_checkpoint, small_corpus, stopped, *more)
+    status, errors = stop_by_sigterm("pretrain/train.py", *given)
+    assert status == 143, errors
+    assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
+    checkpoint = only_checkpoint(stopped)
+    assert checkpoints.is_complete(checkpoint)
+    assert 0 < checkpoints.step_of(checkpoint) < 30
+    train_here(*given, *RESUME)
+    assert_same_run(whole, stopped)
 
 
 # --- what rows there are, and from where ------------------------------------------------------------------------------
@@ -317,15 +338,15 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stay
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
     given[given.index("1e-2")] = "1e37"
     done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
-    assert "the loss is no number, 3 steps in a row" in done.stderr
-    good = checkpointing.checkpoints(tmp_path / "trained")
+    assert "the loss or a weight is not finite for 3 steps" in done.stderr
+    good = checkpoints.list_checkpoints(tmp_path / "trained")
     assert good
-    assert all(checkpointing.is_complete(path) for path in good)
+    assert all(checkpoints.is_complete(path) for path in good)
     for path in good:
         assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
     ends = options(tiny_checkpoint, small_corpus, tmp_path / "ends", "--warmup_steps", 2, "--max_steps", 3)
     ends[ends.index("1e-2")] = "1e37"
-    with pytest.raises(ValueError, match="weights are no numbers after step 3"):
+    with pytest.raises(ValueError, match="weights are not finite after step 3"):
         train_here(*ends, "--max_grad_norm", 0)
     assert not (tmp_path / "ends" / "config.json").exists()
 
@@ -350,7 +371,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--source_weights": "zh=1"}, "no source zh"),
         ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
         ({"--eval_fraction": "1"}, "not from 0 to below 1"),
-        ({"--attn_implementation": "flash_attention_2"}, "cannot be had here"),
+        ({"--attn_implementation": "flash_attention_2"}, "is not available here"),
         ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
         ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),
         ({"--deepspeed": "nowhere.json"}, "nowhere.json does not exist"),
