@@ -116,7 +116,7 @@ class Gpu:
     @property
     def peak(self) -> float | None:
         """Dense 16-bit TFLOP/s, by plan.py's table."""
-        from plan import SPEEDS
+        from pretraining.memory_estimate import SPEEDS
 
         return next((peak / 1e12 for kind, (peak, _) in SPEEDS.items() if kind in self.name.lower()), None)
 

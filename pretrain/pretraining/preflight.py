@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
-from plan import SPEEDS
 from resumable_checkpoints.complete_checkpoints import step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_batches import Streams
 from sequence_packing.packed_rows import Packing, Rows, open_rows
 from sequence_packing.sampler import Schedule, parse_weights
 
-from pretraining.memory_estimate import flops_per_token, read_shape
+from pretraining.memory_estimate import SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
 from pretraining.pretraining_trainer import StartPoint
 
