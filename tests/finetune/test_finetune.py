@@ -1,4 +1,4 @@
-"""finetune/finetune.py: the folder it writes, loss and eval_loss by token, resuming, and what it refuses."""
+"""finetune/finetune.py: the result folder, resuming, SIGTERM, and refusals."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def tuned(
     return done, folder / "a"
 
 
-def test_the_folder_holds_the_adapter_and_all_that_belongs_to_it(
+def test_result_folder_holds_adapter_tokenizer_template_and_records(
     tuned: Any, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     _, folder = tuned
@@ -61,7 +61,7 @@ def test_the_folder_holds_the_adapter_and_all_that_belongs_to_it(
     assert any("eval_loss" in entry for entry in log)
 
 
-def test_the_run_says_what_it_trains_on_and_how_to_go_on(tuned: Any) -> None:
+def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
     assert "rows: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
     assert re.search(r"tokens: \d+, \d\d\.\d% of them supervised; longest row \d+; 6 rows held out", done.stdout)
@@ -73,7 +73,7 @@ def test_the_run_says_what_it_trains_on_and_how_to_go_on(tuned: Any) -> None:
     assert "notice: --evaluation_strategy is now --eval_strategy steps" in done.stderr
 
 
-def test_an_adapter_of_the_output_matrix_leaves_the_matrix_to_the_base(
+def test_adapter_on_lm_head_stores_no_copy_of_lm_head(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:
     """peft would store all of lm_head beside its adapter; what is stored merges to what was trained."""
@@ -90,7 +90,9 @@ def test_an_adapter_of_the_output_matrix_leaves_the_matrix_to_the_base(
     }  # fmt: skip
 
 
-def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_resumed_run_writes_the_same_adapter_to_the_byte(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     """With dropout on, and the break in the middle of an epoch: the files are the same to the byte."""
     more = ["--batch_size", "8", "--micro_batch_size", "4", "--max_steps", "10", "--save_steps", "3"]
     more += ["--save_total_limit", "9"]
@@ -132,7 +134,7 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     assert losses[0] == losses[1]
 
 
-def test_weights_that_are_missing_or_unknown_end_the_run(
+def test_base_with_missing_or_unknown_weights_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -161,7 +163,9 @@ def test_full_tuning_writes_a_checkpoint(
     assert "serve it: python inference/launch_vllm.py" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_non_finite_loss_ends_the_run_without_an_adapter(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     more = ("--learning_rate", "1e30", "--batch_size", "4", "--max_steps", "6", "--warmup_steps", "0")
     with pytest.raises(ValueError, match=r"not finite .* step \d; lower --learning_rate"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "nan", *more))
@@ -177,7 +181,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_work_is_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     no_tokenizer, adapter, empty, full = (tmp_path / name for name in ("no_tokenizer", "adapter", "empty", "full"))
     for folder, file in ((no_tokenizer, "config.json"), (adapter, "adapter_config.json"), (full, "x")):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""pretrain/pretraining/preflight.py: what the options mean for a corpus, and where a run begins."""
+"""preflight.py: checks of options against a corpus, and where a run starts or resumes."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_weights_name_sources_or_types(rows: Rows) -> None:
     assert list(streams.sizes.values()) == [last - first for first, last in (s["rows"] for s in rows.sources)]
 
 
-def test_the_older_option_is_read_as_proportions(rows: Rows) -> None:
+def test_global_batch_distributed_is_read_as_proportions(rows: Rows) -> None:
     _, weights, notices = preflight.source_weights(options(global_batch_distributed="[424,80]"), rows)
     assert weights == {"0": 424, "1": 80}
     assert "sums to 504, and 2 ranks x 4 rows are 8" in notices[0]
@@ -44,13 +44,13 @@ def test_the_older_option_is_read_as_proportions(rows: Rows) -> None:
         preflight.source_weights(options(global_batch_distributed="[5,x]"), rows)
 
 
-def test_more_ranks_than_rows_are_an_error(rows: Rows) -> None:
+def test_more_ranks_than_rows_are_refused(rows: Rows) -> None:
     preflight.check_rows(rows, 4)
     with pytest.raises(ValueError, match="rows of 128 tokens for 1000 ranks"):
         preflight.check_rows(rows, 1000)
 
 
-def test_accepted_weights_start_a_segment_and_an_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
+def test_accepted_weights_start_a_segment_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
     sizes, even = {"zh": 10, "en": 20}, {"zh": 1, "en": 1}
     schedule, checkpoint = Schedule(sizes, even, 4), tmp_path / "checkpoint-10"
     checkpoint.mkdir()

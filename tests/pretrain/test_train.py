@@ -1,4 +1,4 @@
-"""pretrain/train.py: real Trainer, real ZeRO-3 on two ranks, kills that change nothing, and clear refusals."""
+"""pretrain/train.py: real Trainer, ZeRO-3 on two ranks, interrupted runs that end at the same weights, and refusals."""
 
 import json
 import os
@@ -70,25 +70,27 @@ def train_here(*options: object) -> None:
     assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 
-def log_of(output: Path) -> list[dict[str, Any]]:
+def read_log(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
 
 
-def what_is_exact(output: Path) -> list[list[Any]]:
+def exact_entries(output: Path) -> list[list[Any]]:
     """Of each step what a resumed run must repeat to the bit; speeds are not among it."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "rows_small", "epochs_small")
-    return [[entry.get(name) for name in names] for entry in log_of(output) if "loss" in entry]
+    return [[entry.get(name) for name in names] for entry in read_log(output) if "loss" in entry]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert what_is_exact(one) == what_is_exact(other)
+    assert exact_entries(one) == exact_entries(other)
 
 
-def test_zero_3_on_two_ranks(undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
+    undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     """Both ranks train one model, and one complete checkpoint folder comes out, with a log of what happened."""
-    entries = [entry for entry in log_of(undisturbed) if "loss" in entry]
+    entries = [entry for entry in read_log(undisturbed) if "loss" in entry]
     losses = [entry["loss"] for entry in entries]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
@@ -131,7 +133,7 @@ def newest_complete(output: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_twice_stopped_once_and_still_the_same_run(
+def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """Two ranks: kill -9 within the writing of a checkpoint, twice, then SIGTERM; the end is equal to the bit."""
@@ -159,7 +161,7 @@ def test_killed_twice_stopped_once_and_still_the_same_run(
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment(
+def test_run_killed_twenty_times_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """Start-up, steps and saving included; what was complete is never lost, and the end is equal to the bit."""
@@ -188,7 +190,9 @@ def test_twenty_kills_at_any_moment(
     assert_same_run(undisturbed, output)
 
 
-def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_resuming_another_run_is_refused_without_accept_changes(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     train_here(*options(tiny_checkpoint, small_corpus, first, "--save_steps", 3))
     again.mkdir()
@@ -206,11 +210,11 @@ def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoi
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
     assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
-    rows = [entry["rows_small"] for entry in log_of(again) if "loss" in entry]
+    rows = [entry["rows_small"] for entry in read_log(again) if "loss" in entry]
     assert rows == [4, 8, 12, 20, 28, 36]
 
 
-def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
+def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a killed run left half-written is removed, with a notice."""
@@ -230,16 +234,16 @@ def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_goes_on_with_the_same_run(
+def test_one_rank_resumes_the_run_of_two(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """One rank takes the steps that two began: weights within rounding, and the same rows in the same order."""
-    go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
+    resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero3", "zero2", "zero1"])
-def test_bf16_is_resumed_to_the_bit(
+def test_resumed_bf16_run_is_equal_to_the_bit(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, config: str
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -254,17 +258,17 @@ def test_bf16_is_resumed_to_the_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_more_ranks_go_on_with_the_same_run(
+def test_four_ranks_resume_the_run_of_two_and_three_are_refused(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path, ranks: int
 ) -> None:
     if ranks == 4:
-        go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
+        resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
     else:
         with pytest.raises(AssertionError, match=r"rows of a step \(.*\) was 8 and is 6"):
-            go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
+            resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
 
 
-def go_on_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
+def resume_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
     output = tmp_path / "trained"
     output.mkdir()
     shutil.copytree(undisturbed / "checkpoint-4", output / "checkpoint-4")
@@ -274,12 +278,12 @@ def go_on_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, 
     launch.to_the_end(*given, ranks=ranks)
     one, other = load_file(undisturbed / "model.safetensors"), load_file(output / "model.safetensors")
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
-    for mine, theirs in zip(what_is_exact(output), what_is_exact(undisturbed), strict=True):
+    for mine, theirs in zip(exact_entries(output), exact_entries(undisturbed), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
     assert sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before  # nothing is left of it
 
 
-def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
+def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """The optimizer would begin anew without a word."""
@@ -310,7 +314,7 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
 # --- what rows there are, and from where ------------------------------------------------------------------------------
 
 
-def test_sources_come_in_their_shares_and_are_evaluated_apart(
+def test_rows_follow_the_source_weights_and_held_out_loss_is_by_source(
     tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names, types and the older option; held-out loss by source, the same for every batch size."""
@@ -320,19 +324,19 @@ def test_sources_come_in_their_shares_and_are_evaluated_apart(
         ("types", ["--global_batch_distributed", "[1,2]", "--per_device_eval_batch_size", 1], ["0", "1"], [8, 16]),
     ):
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / name, "--save_strategy", "no", *more))
-        last = [entry for entry in log_of(tmp_path / name) if "loss" in entry][-1]
+        last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
         assert [last[f"rows_{each}"] for each in names] == shares
     assert "read as proportions" in capsys.readouterr().err
     for rows in (1, 3):
         more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", rows, "--max_steps", 1]
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", *more))
-        held_out.append([entry for entry in log_of(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
+        held_out.append([entry for entry in read_log(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
         assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stays(
+def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
@@ -379,7 +383,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--max_steps": "many"}, "invalid int value"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(
+def test_bad_input_is_refused_before_anything_is_written(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], said: str
 ) -> None:
     words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
@@ -389,14 +393,16 @@ def test_bad_input_is_told_before_anything_is_written(
     assert not (tmp_path / "trained").exists()
 
 
-def test_an_error_is_one_line_and_status_2(run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_unknown_option_is_one_line_and_status_2(
+    run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     done = run_script(
         "pretrain/train.py", *options(tiny_checkpoint, small_corpus, Path("tests")), "--seeed", 1, status=2
     )
     assert done.stderr == "error: unknown option --seeed; did you mean --seed?\n"
 
 
-def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base)
     tokenizer = json.loads((base / "tokenizer.json").read_text())
@@ -408,7 +414,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoin
         train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     from safetensors.torch import save_file
 
     base = tmp_path / "base"

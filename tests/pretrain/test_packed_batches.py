@@ -1,4 +1,4 @@
-"""packed_batches.py and pretraining_trainer.py: samples that share a row are as if alone, on every backend."""
+"""packed_batches.py, packed_attention/: logits of packed samples equal those of each sample alone, on every backend."""
 
 import copy
 import itertools
@@ -42,7 +42,7 @@ def row_of(*lengths: int, source: int = 0) -> Row:
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_packed_row_has_positions_from_0_and_no_label_at_a_sample_s_first_token() -> None:
+def test_packed_row_restarts_positions_and_labels_no_first_token_of_a_sample() -> None:
     rows = [Row([np.array([1, 5, 2], np.uint16), np.array([1, 2], np.uint16)], 1), Row([np.array([1], np.uint16)], 0)]
     batch = Collator(block_size=6, pad_id=2)(rows)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 1, 2, 2], [1, 2, 2, 2, 2, 2]]
@@ -162,7 +162,7 @@ def test_packed_logits_equal_those_of_each_sample_alone(
     assert compared >= 8 + 6 * trains
 
 
-def test_a_model_whose_samples_see_one_another_is_refused(
+def test_attention_that_mixes_samples_of_a_row_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
 ) -> None:
     """As with a backend that has no mask function of its own: transformers then makes no mask for packed rows."""
@@ -201,7 +201,7 @@ def test_packed_and_single_rows_give_the_same_gradients(
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(8, 1), (4, 2), (1, 8)])
-def test_the_loss_is_by_token_over_the_whole_global_batch(
+def test_loss_is_the_mean_over_tokens_of_the_whole_global_batch(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, rows: int, accumulation: int
 ) -> None:
     """Eight rows of very different fill, in one micro batch or eight: the loss and gradients of their tokens' mean."""
@@ -222,5 +222,5 @@ def test_the_loss_is_by_token_over_the_whole_global_batch(
     assert entry["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
 
 
-def test_batches_of_ranks_are_the_global_rows_in_turn() -> None:
+def test_ranks_take_global_rows_in_turn() -> None:
     assert list(RankBatches(first=10, count=2, rows=2, rank=1, ranks=3)) == [[12, 13], [18, 19]]
