@@ -89,7 +89,7 @@ class PretrainingArguments(TrainingArguments):
             raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.save_steps
-        self.ignore_data_skip = True  # the sampler goes on at its row; nothing needs to be skipped
+        self.ignore_data_skip = True  # the sampler continues at its row; no data needs to be skipped
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if (
