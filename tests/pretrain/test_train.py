@@ -422,5 +422,5 @@ def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: 
     weights = load_file(base / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as model\.layers\.1\.mlp\.up_proj\.weight"):
         train_here(*options(base, small_corpus, tmp_path / "trained"))
