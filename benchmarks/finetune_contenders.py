@@ -157,7 +157,6 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     from instruction_tuning.instruction_trainer import make_trainer
     from instruction_tuning.tuning_arguments import parse
     from instruction_tuning.tuning_data import arrange, encode_all
-    from instruction_tuning.tuning_log import TuningLog
     from transformers import AutoTokenizer, set_seed
 
     given = trainer_options(scratch, settings) | {
@@ -170,8 +169,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     encoder = Encoder(AutoTokenizer.from_pretrained(args.base_model))
     data = arrange(args, encode_all(args, encoder, find_sources(args.data_path)[0]), [])
     set_seed(args.seed)
-    log = TuningLog(scratch / "train_log.jsonl")
-    return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, log), settings["warm_up"])
+    return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretraining.memory_estimate import (
+    SPEEDS,
     Shape,
     buffer_bytes,
     flops_per_token,
@@ -35,14 +36,6 @@ USEFUL_TOKENS = 2048  # of a micro batch on a GPU; with fewer its matrices are t
 STEP_TOKENS = 2**19  # of a global batch, unless --global_batch_rows says otherwise
 LARGEST_BLOCK = 4096  # tokens of a row unless --block_size says otherwise: train.py's default
 MOST_GPUS = 4096  # how far to look for a machine that would do
-
-# Dense 16-bit peak in FLOP/s (NVIDIA's data sheets, SXM; A800 and H800 differ in NVLink only), and the share of it
-# that a published training run made of it: V100 15 PFLOP/s on 400 (Rajbhandari et al. 2020), A100 380 tokens/s of
-# LLaMA-65B (Touvron et al. 2023), H100 38 to 43 % (Llama Team 2024).
-SPEEDS = {
-    "v100": (125e12, 0.30), "a100": (312e12, 0.47), "a800": (312e12, 0.47),
-    "h100": (989e12, 0.40), "h800": (989e12, 0.40), "h200": (989e12, 0.40),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

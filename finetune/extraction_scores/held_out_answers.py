@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from example_packing import example_attention
 from ie_eval import parse, score
 from instruction_data.instructions import Encoder
 from instruction_data.row_files import Row, messages_of, question_of
+from packed_attention.segment_attention import NAME, attention_of
 
 from extraction_scores.answer_generation import answer
 
@@ -80,9 +80,9 @@ def everything(mine: dict[int, str], ranks: int) -> dict[int, str]:
 @contextmanager
 def generating(trainer: Any) -> Iterator[None]:
     """The model with a cache and ordinary attention, since prompts of a batch are padded."""
-    base = trainer._base
-    before = base.config._attn_implementation
-    if before == example_attention.NAME:
+    base = trainer.base_model
+    before = attention_of(base)
+    if before == NAME:
         base.set_attn_implementation("sdpa")
     checkpointed = base.is_gradient_checkpointing
     if checkpointed:
@@ -92,5 +92,5 @@ def generating(trainer: Any) -> Iterator[None]:
     finally:
         if checkpointed:
             base.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-        if before == example_attention.NAME:
+        if before == NAME:
             base.set_attn_implementation(before)

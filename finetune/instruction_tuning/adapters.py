@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from example_packing import example_attention
+from packed_attention import segment_attention
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -48,7 +48,7 @@ def load_model(args: "TuningArguments") -> Any:
 
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half  # a frozen base needs no master weights
-    example_attention.register()
+    segment_attention.register()
     loading: Any = AutoModelForCausalLM.from_pretrained(
         args.base_model, dtype=dtype, local_files_only=True, output_loading_info=True,
         attn_implementation=implementation(args), **quantised(args, half),
@@ -92,7 +92,7 @@ def implementation(args: "TuningArguments") -> str:
         return "flash_attention_2"
     if not getattr(architecture, "_supports_sdpa", False):
         return "eager"
-    return "sdpa" if args.packing == "false" else example_attention.NAME
+    return "sdpa" if args.packing == "false" else segment_attention.NAME
 
 
 def quantised(args: "TuningArguments", compute: Any) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""The rows of a run from its options: encoded, divided, in order, and the held-out ones as questions.
-
-finetune.py reads its data through it.
-"""
+"""The rows of a run from its options: encoded, split, ordered, and the held-out rows as questions."""
 
 import os
 from collections.abc import Callable
@@ -21,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Data:
-    """What a run learns from: all rows, the order of those to train on, the numbers of those held out.
+    """The data of a run: all rows, the order of the training rows, the numbers of the held-out rows.
 
-    scores: asks the trainer's model the held-out rows and scores its answers; None without --eval_generate.
+    scores: answers the held-out rows with the trainer's model and scores the answers; None without --eval_generate.
     """
 
     rows: Rows
@@ -33,9 +30,9 @@ class Data:
 
 
 def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
-    """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
+    """The encoded rows of all sources; one rank of each machine encodes what is not in the cache, the others wait.
 
-    Raises ValueError where nothing is left of a source.
+    Raises ValueError where no row of a source is left.
     """
     cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
     settings = Settings(args.cutoff_len, args.train_on_inputs)
@@ -51,7 +48,7 @@ def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source])
 
 
 def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[EncodedRows]) -> Data:
-    """What is trained on and in which order, and what is held out: a part of `parts`, or all of `extra`."""
+    """Order of the training rows, and the held-out rows: a part of `parts`, or all of `extra`."""
     rows = Rows([*parts, *extra])
     known = int(rows.offsets[len(parts)])
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -66,7 +63,7 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
 
 
 def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
-    """The held-out rows as they stand in their files, each with its source's name."""
+    """The held-out rows as read from their files, each with its source's name."""
     found = []
     apart = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.rows.parts, sources, strict=True)):

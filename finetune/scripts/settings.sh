@@ -66,7 +66,7 @@ options=(--base_model "$BASE_MODEL" --data_path "$DATA_PATH" --output_dir "$OUTP
 [ -z "$CONFIG" ] || options+=(--deepspeed "$CONFIG")
 [ "$PRECISION" = fp32 ] || options+=("--$PRECISION" True)
 [ "$gpus" = 0 ] || options+=(--gradient_checkpointing True) # a third more work for a fraction of the memory
-if compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" > /dev/null; then
+if compgen -G "$OUTPUT_DIR/checkpoint-*/complete.json" > /dev/null; then
     options+=(--resume_from_checkpoint True)
 elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # it is sealed
     python tools/checkpoint.py verify "$BASE_MODEL"

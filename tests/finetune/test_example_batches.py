@@ -1,15 +1,15 @@
-"""example_batches.py: rows in lines without padding or in rectangles, labels only where something is foretold."""
+"""example_batches.py: packed lines and padded rectangles, and targets where the next token has a label."""
 
 import random
 from typing import Any
 
 import numpy as np
 import pytest
-from example_packing.example_attention import Segment
 from example_packing.example_batches import IGNORED, Layout, best_fit_decreasing, pack, rectangles, share
 from example_packing.shared_prefixes import Family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_attention.segment_attention import Segment
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
@@ -53,7 +53,7 @@ def test_rectangles_hold_every_row_once(lengths: list[int], micro: int, ranks: i
     assert max(map(len, cut)) <= micro
 
 
-def test_best_fit_wastes_next_to_nothing() -> None:
+def test_best_fit_bins_are_more_than_99_percent_full() -> None:
     draw = random.Random(0)
     lengths = [min(2048, int(draw.lognormvariate(5, 0.8)) + 10) for _ in range(5000)]
     bins = best_fit_decreasing(lengths, 2048)
@@ -61,7 +61,7 @@ def test_best_fit_wastes_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_a_line_restarts_positions_and_foretells_no_row_s_first_token(head: bool) -> None:
+def test_line_restarts_positions_and_has_no_target_for_first_tokens(head: bool) -> None:
     layout = Layout(packed=True, micro=2, capacity=99, pad_id=2, supervised_head=head, multiple=12)
     batch = layout.batch(ROWS, ALONE, filler=0)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 1, 7, 2, 2, 2, 2, 2]]
@@ -86,7 +86,7 @@ def test_padding_is_masked_by_length_when_pad_is_eos() -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_ranks_share_a_step_and_one_without_rows_goes_along(packed: bool) -> None:
+def test_ranks_share_a_step_and_a_rank_without_rows_gets_an_empty_batch(packed: bool) -> None:
     layout = Layout(packed=packed, micro=1, capacity=5, pad_id=0)
     shares = [share(ROWS, np.array([0, 1]), layout, rank, 3) for rank in range(3)]
     assert [len(one["micro_batches"]) for one in shares] == [1, 1, 1]

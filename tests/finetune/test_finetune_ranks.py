@@ -1,4 +1,4 @@
-"""finetune.py on two real ranks: DDP, ZeRO-2 and ZeRO-3 tune the same adapter as one process; FSDP is what it says."""
+"""finetune.py on two ranks: DDP, ZeRO-2 and ZeRO-3 tune the same adapter as one process."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_two_ranks_tune_the_same_adapter_as_one(
 
 
 @pytest.mark.slow
-def test_fsdp_that_silently_becomes_ddp_is_an_error(
+def test_fsdp_that_has_no_effect_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions: Path
 ) -> None:
     more = (*MORE, "--fsdp", "full_shard")

@@ -1,4 +1,4 @@
-"""packed_batches.py and pretraining_trainer.py: samples that share a row are as if alone, on every backend."""
+"""packed_batches.py, packed_attention/: logits of packed samples equal those of each sample alone, on every backend."""
 
 import copy
 import itertools
@@ -13,10 +13,10 @@ from conftest import RunScript, small_texts
 from corpus_files.corpus import Corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretraining import checkpointing, pretraining_trainer
+from packed_attention import segment_attention
+from packed_attention.segment_attention import Segment, attention_arguments
 from pretraining.pretraining_arguments import PretrainingArguments
-from pretraining.training_log import TrainingLog
-from sequence_packing import packed_attention
+from pretraining.pretraining_trainer import PretrainingTrainer, StartPoint
 from sequence_packing.packed_batches import IGNORED, Collator, RankBatches, Row, ScheduledRows, Streams
 from sequence_packing.packed_rows import Packing, open_rows
 from sequence_packing.sampler import Schedule
@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 BACKENDS = [
-    ("sdpa_by_sample", False),
-    ("sdpa_by_sample", True),
+    ("sdpa_by_segment", False),
+    ("sdpa_by_segment", True),
     ("eager", False),
     ("sdpa", False),
     ("sdpa", True),
@@ -42,7 +42,7 @@ def row_of(*lengths: int, source: int = 0) -> Row:
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_packed_row_has_positions_from_0_and_no_label_at_a_sample_s_first_token() -> None:
+def test_packed_row_restarts_positions_and_labels_no_first_token_of_a_sample() -> None:
     rows = [Row([np.array([1, 5, 2], np.uint16), np.array([1, 2], np.uint16)], 1), Row([np.array([1], np.uint16)], 0)]
     batch = Collator(block_size=6, pad_id=2)(rows)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 1, 2, 2], [1, 2, 2, 2, 2, 2]]
@@ -51,12 +51,17 @@ def test_a_packed_row_has_positions_from_0_and_no_label_at_a_sample_s_first_toke
     assert batch["labels"].tolist() == [[no, 5, 2, no, 2, no], [no, no, no, no, no, no]]
     assert batch["sources"].tolist() == [1, 0]
     assert "attention_mask" not in batch
-    told = Collator(block_size=6, pad_id=2, backend="flash_attention_2")(rows)
-    assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 5, 6, 7, 12]
-    assert told["cu_seq_lens_q"].dtype == torch.int32
-    assert told["max_length_q"] == told["max_length_k"] == 5
-    told = Collator(block_size=6, pad_id=2, backend="sdpa_by_sample")(rows)
-    assert told["sample_lengths"] == [[3, 2, 1], [1, 5]]
+    assert batch["segments"] == [[Segment(3), Segment(2), Segment(1)], [Segment(1), Segment(5)]]
+
+
+def test_backends_get_segments_or_boundaries() -> None:
+    segments, device = [[Segment(3), Segment(2), Segment(1)], [Segment(1), Segment(5)]], torch.device("cpu")
+    given = attention_arguments("flash_attention_2", segments, device)
+    assert given["cu_seq_lens_q"].tolist() == given["cu_seq_lens_k"].tolist() == [0, 3, 5, 6, 7, 12]
+    assert given["cu_seq_lens_q"].dtype == torch.int32
+    assert given["max_length_q"] == given["max_length_k"] == 5
+    assert attention_arguments(segment_attention.NAME, segments, device) == {"segments": segments}
+    assert attention_arguments("eager", segments, device) == {}
 
 
 def test_padding_is_masked_by_length_not_by_id() -> None:
@@ -82,7 +87,7 @@ def test_every_token_but_the_first_of_each_sample_is_a_label_once(lengths: list[
 
 def make_trainer(
     tmp_path: Path, base: Path, corpus: Corpus, backend: str, packed: bool = True, **options: Any
-) -> pretraining_trainer.PretrainingTrainer:
+) -> PretrainingTrainer:
     """The real trainer on one process; options are Trainer's."""
     given_: dict[str, Any] = {
         "max_steps": 4,
@@ -100,13 +105,12 @@ def make_trainer(
     streams = Streams.of(rows, "rows")
     schedule = Schedule(streams.sizes, streams.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    state = checkpointing.RunState({}, {}, batch, args.seed, schedule.state(), 0, 0, 1)
-    packed_attention.register()
+    segment_attention.register()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=backend)
-    return pretraining_trainer.PretrainingTrainer(
-        ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), None, state, 0,
-        TrainingLog(tmp_path / "out/train_log.jsonl"), model=model, args=args,
-        data_collator=Collator(args.block_size, 2, packed, backend),
+    return PretrainingTrainer(
+        ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), None, {}, StartPoint(),
+        log_path=tmp_path / "out/train_log.jsonl", model=model, args=args,
+        data_collator=Collator(args.block_size, 2, packed),
     )  # fmt: skip
 
 
@@ -135,7 +139,7 @@ def test_packed_logits_equal_those_of_each_sample_alone(
     )  # fmt: skip
     model: Any = trainer.model
     alone, caught = copy.deepcopy(model), []
-    if backend == packed_attention.NAME:
+    if backend == segment_attention.NAME:
         alone.set_attn_implementation("sdpa")
     model.register_forward_hook(
         lambda model, arguments, inputs, output: caught.append((inputs, output.logits.detach().clone())),
@@ -158,7 +162,7 @@ def test_packed_logits_equal_those_of_each_sample_alone(
     assert compared >= 8 + 6 * trains
 
 
-def test_a_model_whose_samples_see_one_another_is_refused(
+def test_attention_that_mixes_samples_of_a_row_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
 ) -> None:
     """As with a backend that has no mask function of its own: transformers then makes no mask for packed rows."""
@@ -172,7 +176,7 @@ def test_a_model_whose_samples_see_one_another_is_refused(
 
     AttentionInterface.register("overlooks_positions", causal_over_all)
     trainer = make_trainer(tmp_path, tiny_checkpoint, short_samples, "overlooks_positions")
-    with pytest.raises(ValueError, match="see one another"):
+    with pytest.raises(ValueError, match="samples of a row see each other"):
         trainer.train_until_stopped(None)
 
 
@@ -181,7 +185,7 @@ def test_packed_and_single_rows_give_the_same_gradients(
 ) -> None:
     """The same samples in one step, packed or padded: one loss, one gradient norm."""
     packed = make_trainer(tmp_path / "a", tiny_checkpoint, short_samples, "sdpa", max_steps=1)
-    samples = [int(s) for g in range(2) for s in packed.rows.rows[packed.schedule.at(np.array([g]))[1][0]]]
+    samples = [int(s) for g in range(2) for s in packed.rows.rows[packed.rows.schedule.at(np.array([g]))[1][0]]]
     packed.train_until_stopped(None)
     single = make_trainer(
         tmp_path / "b", tiny_checkpoint, short_samples, "sdpa", packed=False, max_steps=1,
@@ -197,7 +201,7 @@ def test_packed_and_single_rows_give_the_same_gradients(
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(8, 1), (4, 2), (1, 8)])
-def test_the_loss_is_by_token_over_the_whole_global_batch(
+def test_loss_is_the_mean_over_tokens_of_the_whole_global_batch(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, rows: int, accumulation: int
 ) -> None:
     """Eight rows of very different fill, in one micro batch or eight: the loss and gradients of their tokens' mean."""
@@ -218,5 +222,5 @@ def test_the_loss_is_by_token_over_the_whole_global_batch(
     assert entry["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
 
 
-def test_batches_of_ranks_are_the_global_rows_in_turn() -> None:
+def test_ranks_take_global_rows_in_turn() -> None:
     assert list(RankBatches(first=10, count=2, rows=2, rank=1, ranks=3)) == [[12, 13], [18, 19]]

@@ -1,4 +1,4 @@
-"""example_order.py: what is held out, proportions, and an order that follows from seed and epoch alone."""
+"""example_order.py: held-out rows, proportions, and an order that depends on seed and epoch only."""
 
 import pickle
 import random
@@ -17,7 +17,7 @@ def order(sizes: list[int], takes: list[int], batch: int = 8, strategy: str = "r
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
-def test_an_epoch_has_every_row_once(strategy: str) -> None:
+def test_epoch_has_every_row_once(strategy: str) -> None:
     made = order([1000, 3], [1000, 3], strategy=strategy)
     for epoch in range(2):
         assert sorted(made.epoch(epoch).tolist()) == list(range(1003))
@@ -44,7 +44,7 @@ def test_proportions_hold_and_rows_come_once_before_any_comes_again() -> None:
     assert set(np.bincount(first[first < 10]).tolist()) == {2, 3}
 
 
-def test_similar_lengths_come_together_without_a_drift() -> None:
+def test_group_by_length_groups_without_a_drift_of_lengths() -> None:
     epoch = order([1003], [1003], strategy="group_by_length").epoch(0)
     batches = LENGTHS[epoch][:1000].reshape(-1, 8)
     assert (batches.max(1) * 8 - batches.sum(1)).sum() / batches.sum() < 0.03
@@ -52,7 +52,7 @@ def test_similar_lengths_come_together_without_a_drift() -> None:
     assert 0.8 < halves[0] / halves[1] < 1.25
 
 
-def test_held_out_rows_are_a_count_or_a_share_of_every_source() -> None:
+def test_held_out_rows_are_a_count_or_a_fraction_of_every_source() -> None:
     sources = np.repeat([0, 1], [90, 10])
     apart = held_out(sources, 0.1, seed=3)
     assert np.bincount(sources[apart]).tolist() == [9, 1]
