@@ -10,7 +10,7 @@ import torch
 from checkpoint_io.tensors import Tensor, read_safetensors
 from safetensors.torch import save_file
 from weight_diffs import diff_writer, exact_diff
-from weight_diffs.exact_diff import Diff, decode
+from weight_diffs.exact_diff import ExactDiff, decode
 from weight_diffs.rank_search import RankSearch
 
 LIMIT = 5 * 10**9
@@ -21,7 +21,7 @@ def stored(folder: Path, name: str, state: Mapping[str, torch.Tensor]) -> dict[s
     return read_safetensors(folder / f"{name}.safetensors")[0]
 
 
-def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit: int = LIMIT) -> Diff:
+def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit: int = LIMIT) -> ExactDiff:
     folder.mkdir(exist_ok=True)
     for file in folder.iterdir():
         file.unlink()
@@ -29,7 +29,7 @@ def make(folder: Path, tuned: dict[str, Tensor], base: dict[str, Tensor], limit:
     return exact_diff.read_diff(folder)
 
 
-def comes_back(diff: Diff, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bool:
+def comes_back(diff: ExactDiff, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bool:
     return all(
         np.array_equal(np.concatenate([*decode(diff, name, base), t.read(0, 0)]), t.read()) for name, t in tuned.items()
     )

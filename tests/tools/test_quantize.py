@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ie_eval
 import pytest
 import quantize
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_seals.seal_writer import kind_of
 from conftest import REPOSITORY, RunScript
-from instruction_data.instructions import Encoder, load_template
+from extraction_metrics.answer_scores import score_answers
+from json_rows.instruction_rows import messages_of
 from quantization import calibration, quantization_inputs, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,6 +41,10 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+def template_text(name: str) -> str:
+    return (REPOSITORY / f"finetune/templates/{name}.jinja").read_text(encoding="utf-8")
+
+
 def written(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -49,7 +54,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 def model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as tuning leaves one: with a template, extraction.json and run.json."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("tuned") / "merged")
-    (folder / "chat_template.jinja").write_text(load_template("alpaca"))
+    (folder / "chat_template.jinja").write_text(template_text("alpaca"))
     (folder / "extraction.json").write_text("{}")
     (folder / "run.json").write_text('{"script": "before"}')
     return folder
@@ -66,50 +71,51 @@ def tokenizer(model: Path) -> Any:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_ids_are_those_that_tuning_trains_on(tiny_tokenizer: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    tokenizer.chat_template = load_template(template)
-    renderer, encoder = calibration.Renderer(tokenizer, tiny_tokenizer), Encoder(tokenizer)
+    tokenizer.chat_template = template_text(template)
+    rows, prompts = calibration.RowEncoder(tokenizer, tiny_tokenizer), PromptEncoder(tokenizer)
     for row in ROWS:
-        talk: Any = calibration.conversation(row)
-        example = renderer.example(row)
-        assert example.prompt == encoder.prompts([talk[:-1]])[0]
-        assert example.answer == encoder.turns([talk])[0][-1].answer + encoder.end
+        messages = messages_of(row)
+        example = rows.example(row)
+        assert example.prompt == prompts.prompt(messages[:-1])
+        (turn,) = prompts.last_turns([messages])
+        assert example.answer == turn.answer + turn.end
         assert example.answer.count(tokenizer.eos_token_id) == 1
-        assert example.right == talk[-1]["content"]
+        assert example.expected == messages[-1]["content"]
 
 
 def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
-    example = renderer.example({"text": "Ann Lee </s> 李白"})
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    example = encoder.example({"text": "Ann Lee </s> 李白"})
     assert example.prompt == [tokenizer.bos_token_id]
     assert tokenizer.decode(example.answer) == "Ann Lee </s> 李白"
     assert tokenizer.eos_token_id not in example.answer
     with pytest.raises(ValueError, match=r"no chat_template\.jinja .*set_template"):
-        renderer.example(ROWS[0])
+        encoder.example(ROWS[0])
 
 
 def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
     with pytest.raises(ValueError, match="differently once it is answered"):
-        renderer.example(ROWS[0])
+        encoder.example(ROWS[0])
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
     with pytest.raises(ValueError, match="refuses a row: not this"):
-        renderer.example(ROWS[0])
+        encoder.example(ROWS[0])
 
 
 def test_long_rows_are_cut_for_calibration_and_left_out_of_measuring(model: Path, tokenizer: Any) -> None:
-    renderer = calibration.Renderer(tokenizer, model)
-    whole = renderer.example(ROWS[0])
+    encoder = calibration.RowEncoder(tokenizer, model)
+    whole = encoder.example(ROWS[0])
     size = len(whole.prompt) + len(whole.answer)
-    (cut,) = calibration.encode(renderer, ROWS[:1], size - 3)
+    (cut,) = calibration.truncated_examples(encoder, ROWS[:1], size - 3)
     assert cut.prompt + cut.answer == (whole.prompt + whole.answer)[:-3]
-    (cut,) = calibration.encode(renderer, ROWS[:1], 5)
+    (cut,) = calibration.truncated_examples(encoder, ROWS[:1], 5)
     assert (cut.prompt, cut.answer) == (whole.prompt[:5], [])
-    assert calibration.fitting(renderer, ROWS[:1], size, "x") == [whole]
+    assert calibration.fitting_examples(encoder, ROWS[:1], size, "x") == [whole]
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
-        calibration.fitting(renderer, ROWS[:1], size - 1, "rows.jsonl")
+        calibration.fitting_examples(encoder, ROWS[:1], size - 1, "rows.jsonl")
 
 
 def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
@@ -119,11 +125,11 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
     listed.write_text("\n" + json.dumps(rows, indent=1))
 
     def drawn(path: Path, seed: int) -> list[int]:
-        sample, seen = calibration.sample_rows(path, "--data_path", 8, seed)
+        sample, seen = calibration.sample_rows(path, 8, seed)
         assert seen == 50
         return [int(row["text"]) for row in sample]
 
-    assert calibration.sample_rows(lines, "--data_path", 50, 1) == (rows, 50)
+    assert calibration.sample_rows(lines, 50, 1) == (rows, 50)
     assert drawn(lines, 1) == drawn(lines, 1) == drawn(listed, 1) != drawn(lines, 2)
     assert drawn(lines, 1) == sorted(set(drawn(lines, 1)))
     counts = [0] * 50
@@ -153,15 +159,15 @@ def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> No
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=said):
-        calibration.sample_rows(file, "--data_path", 4, 0)
+        calibration.sample_rows(file, 4, 0)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    renderer = calibration.Renderer(tokenizer, model)
-    examples = calibration.encode(renderer, ROWS, 512)
+    encoder = calibration.RowEncoder(tokenizer, model)
+    examples = calibration.truncated_examples(encoder, ROWS, 512)
     figures = quantized_score.score(model, tokenizer, examples, tmp_path / "said.jsonl")
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     losses, tokens = 0.0, 0
@@ -179,7 +185,7 @@ def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer
     longest = max(len(example.answer) for example in examples[:2])
     alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
     assert said[1]["prediction"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
-    right = ie_eval.score([(row["prediction"], row["output"]) for row in said])
+    right = score_answers([(row["prediction"], row["output"]) for row in said])
     assert (figures["entity_f1"], figures["triple_f1"]) == (right["entity"]["f1"], right["triple"]["f1"])
 
     for row, answer in zip(said, (ANSWER, "{}"), strict=True):
@@ -280,7 +286,7 @@ def test_compressed_folders_are_complete_and_load(
     check_folder(model, out, done.stdout)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", "said"}
     tokenizer = AutoTokenizer.from_pretrained(out)
-    examples = calibration.encode(calibration.Renderer(tokenizer, out), ROWS, 512)
+    examples = calibration.truncated_examples(calibration.RowEncoder(tokenizer, out), ROWS, 512)
     here = quantized_score.score(out, tokenizer, examples, tmp_path / "here.jsonl")
     there = json.loads((out / "run.json").read_text())["scores"]["after"]
     assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import weight_diff
-from checkpoint import weights_of
 from checkpoint_io import checkpoint_folders
+from checkpoint_seals.seal_writer import hashed_weights
 from conftest import RunScript
 from in_process import RunTool
 from model_folders import additive, bytes_of, left_behind, nudged, variant
@@ -218,7 +218,7 @@ def test_inspect_says_what_a_diff_needs(
 ) -> None:
     picture = tmp_path / "change.png"
     said = run_tool(SCRIPT, "inspect", diff, "--picture", picture).stdout
-    base, new = (weights_of(folder)[2] for folder in (tiny_checkpoint, tuned))
+    base, new = (hashed_weights(folder)[2] for folder in (tiny_checkpoint, tuned))
     assert f"needs       the base with weights {base}" in said
     assert f"gives       weights {new}" in said
     assert "model.layers.1 " in said
@@ -249,7 +249,7 @@ def test_what_a_user_says_of_shards(tiny_checkpoint: Path, tuned: Path, tmp_path
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "back")
     run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, *few)
     assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 2
-    assert weights_of(tmp_path / "back")[2] == weights_of(tuned)[2]
+    assert hashed_weights(tmp_path / "back")[2] == hashed_weights(tuned)[2]
     assert run_tool("tools/checkpoint.py", "compare", tmp_path / "back", tuned).stdout.startswith("equal: ")
 
 
@@ -263,7 +263,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         usage = watched(command_of(role, tmp_path)[0])
         assert usage.anonymous_mib < 64, role
         assert usage.resident_mib < 256, role
-    tuned, back = (weights_of(tmp_path / name)[2] for name in ("tuned", "out"))
+    tuned, back = (hashed_weights(tmp_path / name)[2] for name in ("tuned", "out"))
     assert tuned == back
 
 

@@ -1,124 +1,68 @@
 """Sample instruction rows and turn them into token ids with a checkpoint's own chat template.
 
-A row is {"instruction", "input", "output"}, {"messages"} or,
-for models without a template, {"text"}. The ids equal those of tuning and serving (chat_prompts).
+A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}. The ids equal
+those of tuning and serving (chat_prompts).
 """
 
-import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
-
-SHAPE = '{"instruction", "input", "output"}, {"messages"} that end in an answer, or {"text"}'
-
-Row = dict[str, Any]
+from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
 
 
-class Example(NamedTuple):
-    """A row as token ids: the prompt, and the answer with its end token; `right` is the answer's text."""
+class CalibrationExample(NamedTuple):
+    """A row as token ids: the prompt, and the answer with its end token; `expected` is the answer's text."""
 
-    row: Row
+    row: InstructionRow
     prompt: list[int]
     answer: list[int]
-    right: str | None  # None: plain text without a question
+    expected: str | None  # None: plain text without a question
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
+    """At most `count` rows of a file, drawn with `seed`, in the file's order, and the number of its rows.
 
-
-def placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON list or of JSONL, each with the words that say where it stands."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if (first := next((line for line in file if line.strip()), "")).lstrip()[:1] == "[":
-                file.seek(0)
-                yield from ((f"{path}, row {number}", row) for number, row in enumerate(json.load(file), 1))
-                return
-            if not first:
-                return
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{number}" if first.lstrip()[:1] != "[" else f"{path}:{error.lineno}"
-        raise ValueError(f"{place} is not JSON ({error.msg}); a JSON list or one object a line is expected") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-
-
-def conversation(row: Any) -> list[dict[str, str]] | str | None:
-    """A row's messages, the answer last; the text of a row of plain text; None where it is neither."""
-    if not isinstance(row, dict):
-        return None
-    messages = row.get("messages")
-    if messages is None and "instruction" in row:
-        question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
-        messages = [question, {"role": "assistant", "content": row.get("output")}]
-    if messages is None:
-        return row["text"] if isinstance(row.get("text"), str) and row["text"].strip() else None
-    if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(part, dict) for part in messages):
-        return None
-    texts = [value for part in messages for value in (part.get("role"), part.get("content"), part.get("input", ""))]
-    return messages if all(isinstance(text, str) for text in texts) and messages[-1]["role"] == "assistant" else None
-
-
-def sample_rows(path: object, option: str, count: int, seed: int) -> tuple[list[Row], int]:
-    """At most `count` rows of a file, drawn with `seed`, in the file's order, and how many rows it has.
-
-    JSONL is read line by line and only the drawn rows are held (algorithm R: Vitter 1985); a JSON list is held whole.
-    Raises FileNotFoundError or ValueError that names the file and the place.
+    Only the drawn rows are held in memory (algorithm R: Vitter 1985). Raises FileNotFoundError, or ValueError with file
+    and line.
     """
-    file = Path(str(path))
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; {option} takes a JSON or JSONL file of {SHAPE}")
     draw, seen = random.Random(seed), 0
-    kept: list[tuple[int, Row]] = []
-    for place, row in placed_rows(file):
-        if conversation(row) is None:
-            raise ValueError(f"{place} is no row of {SHAPE}; correct it or take it out")
+    kept: list[tuple[int, InstructionRow]] = []
+    for seen, row in enumerate(iterate_instructions(path, plain_text=True)):
         at = seen if seen < count else draw.randint(0, seen)
         if at < len(kept):
             kept[at] = (seen, row)
         elif at < count:
             kept.append((seen, row))
-        seen += 1
-    if not kept:
-        raise ValueError(f"{file} holds no rows; {option} takes a JSON or JSONL file of {SHAPE}")
-    return [row for _, row in sorted(kept, key=lambda pair: pair[0])], seen
-
-
-# --- ids --------------------------------------------------------------------------------------------------------------
+    return [row for _, row in sorted(kept, key=lambda pair: pair[0])], seen + 1
 
 
 class RowEncoder:
-    """Rows to ids with one tokenizer and its chat template."""
+    """Encodes rows with one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: Any, folder: Path) -> None:
         self.prompts, self.folder = PromptEncoder(tokenizer), folder
 
-    def example(self, row: Row) -> Example:
-        """A row's ids; ValueError if the folder has no template, or one that changes questions or answers."""
-        content = conversation(row)
-        assert content is not None, "sample_rows lets no other row through"
-        if isinstance(content, str):
-            return Example(row, self.prompts.plain(""), self.prompts.text_ids(content), None)
+    def example(self, row: InstructionRow) -> CalibrationExample:
+        """A row as token ids; ValueError if the folder has no template, or one that changes questions or answers."""
+        if is_plain_text(row):
+            return CalibrationExample(row, self.prompts.plain(""), self.prompts.text_ids(row["text"]), None)
         if not self.prompts.template:
             raise ValueError(
                 f"{self.folder} has no chat_template.jinja to render instructions with; add one "
                 '(tools/set_template.py), or give rows of {"text"}'
             )
+        messages = messages_of(row)
         try:
-            [turn] = self.prompts.last_turns([content])
+            [turn] = self.prompts.last_turns([messages])
         except ValueError as error:
             raise ValueError(f"{self.folder}: {error}; choose another template with tools/set_template.py") from None
-        return Example(row, turn.prompt, turn.answer + turn.end, content[-1]["content"])
+        return CalibrationExample(row, turn.prompt, turn.answer + turn.end, messages[-1]["content"])
 
 
-def encode(encoder: RowEncoder, rows: list[Row], limit: int) -> list[Example]:
+def truncated_examples(encoder: RowEncoder, rows: Iterable[InstructionRow], limit: int) -> list[CalibrationExample]:
     """Rows as examples of at most `limit` tokens; longer ones are truncated at their end."""
     examples = []
     for example in map(encoder.example, rows):
@@ -127,7 +71,9 @@ def encode(encoder: RowEncoder, rows: list[Row], limit: int) -> list[Example]:
     return examples
 
 
-def fitting(encoder: RowEncoder, rows: list[Row], limit: int, path: object) -> list[Example]:
+def fitting_examples(
+    encoder: RowEncoder, rows: Iterable[InstructionRow], limit: int, path: object
+) -> list[CalibrationExample]:
     """The rows of at most `limit` tokens as examples; ValueError if there are none."""
     examples = [example for example in map(encoder.example, rows) if example.answer]
     kept = [example for example in examples if len(example.prompt) + len(example.answer) <= limit]

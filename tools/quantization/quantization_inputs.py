@@ -10,7 +10,7 @@ from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_j
 from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import verify_seal
 
-from quantization.calibration import Example, RowEncoder, encode, fitting, sample_rows
+from quantization.calibration import CalibrationExample, RowEncoder, fitting_examples, sample_rows, truncated_examples
 from quantization.quantization_methods import METHODS, require
 from quantization.quantized_score import Scores, weight_bytes
 
@@ -50,7 +50,7 @@ class QuantizationData(NamedTuple):
 
     tokenizer: Any
     calibration: list[list[int]]
-    held_out: list[Example]
+    held_out: list[CalibrationExample]
     report: list[str]
 
 
@@ -63,12 +63,12 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:
-        rows, seen = sample_rows(options["data_path"], "--data_path", options["samples"], seed)
-        data.calibration.extend(one.prompt + one.answer for one in encode(encoder, rows, limit))
+        rows, seen = sample_rows(options["data_path"], options["samples"], seed)
+        data.calibration.extend(one.prompt + one.answer for one in truncated_examples(encoder, rows, limit))
         data.report.append(f"calibrated on {len(rows):,} of {seen:,} rows")
     if options["eval_path"]:
-        rows, seen = sample_rows(options["eval_path"], "--eval_path", options["eval_samples"], seed)
-        data.held_out.extend(fitting(encoder, rows, limit, options["eval_path"]))
+        rows, seen = sample_rows(options["eval_path"], options["eval_samples"], seed)
+        data.held_out.extend(fitting_examples(encoder, rows, limit, options["eval_path"]))
         data.report.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
     return data
 

@@ -1,25 +1,22 @@
 """Measure a model before and after: size of the weights, perplexity of held-out answers, F1 of extraction.
 
 Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tokens, their end token included. F1 is
-computed by finetune/ie_eval.py on greedy answers, which runs as a program if it exists beside this folder.
+that of extraction_metrics on greedy answers.
 """
 
 import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoint_io.tensors import read_weights
+from extraction_metrics.answer_scores import TASKS, parse_answer, score_answers
 from tqdm import tqdm
 
-from quantization.calibration import Example
+from quantization.calibration import CalibrationExample
 from quantization.quantization_methods import load_model
 
-SCORER = Path(__file__).resolve().parent.parent.parent / "finetune" / "ie_eval.py"
 BATCH = 16  # prompts answered together
 COLUMNS = (("perplexity", "perplexity"), ("entity_f1", "entity F1"), ("triple_f1", "triple F1"), ("exact", "exact"))
 
@@ -31,7 +28,7 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in {tensor.file for tensor in read_weights(folder).values()})
 
 
-def perplexity(model: Any, examples: Sequence[Example]) -> float:
+def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
     """exp of the mean negative log-likelihood of all answer tokens, one row at a time without padding."""
     import torch
 
@@ -46,16 +43,7 @@ def perplexity(model: Any, examples: Sequence[Example]) -> float:
     return math.exp(total / count)
 
 
-def is_extraction(example: Example) -> bool:
-    """Whether the right answer is a JSON object of lists, which finetune/ie_eval.py scores."""
-    try:
-        answer = json.loads(example.right or "")
-    except (json.JSONDecodeError, RecursionError):
-        return False
-    return isinstance(answer, dict) and all(isinstance(items, list) for items in answer.values())
-
-
-def answers(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
+def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExample]) -> list[str]:
     """The greedy answer to each prompt, at most 1.5 times the longest expected one plus 16 tokens."""
     import torch
     from transformers import GenerationConfig
@@ -88,45 +76,37 @@ def answers(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str
     return texts
 
 
-def extraction_scores(predictions: Path) -> Scores:
-    """F1 of entities and triples and the share of rows all right, by finetune/ie_eval.py."""
-    with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch, "scores.json")
-        command = [sys.executable, str(SCORER), "--predictions", str(predictions), "--output", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{SCORER} could not score {predictions}: {done.stderr.strip()[-300:]}")
-        found = json.loads(output.read_text(encoding="utf-8"))
-    tasks = {f"{task}_f1": found[task]["f1"] for task in ("entity", "triple") if found[task]["gold"]}
+def extraction_scores(pairs: list[tuple[str, str]]) -> Scores:
+    """F1 of entities and triples, and the shares of exact answers and of answers that parse."""
+    found = score_answers(pairs)
+    tasks = {f"{task}_f1": found[task]["f1"] for task in TASKS if found[task]["gold"]}
     return {**tasks, "exact": found["exact"], "parsed": found["parsed"]}
 
 
-def score(folder: Path, tokenizer: Any, examples: Sequence[Example], predictions: Path | None) -> Scores:
-    """Size, and where there are held-out examples, perplexity and F1 of the model in a folder; holds it in memory.
+def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], predictions: Path | None) -> Scores:
+    """Bytes of a folder's weights, and with held-out examples, perplexity and F1 of its model, which is loaded.
 
-    predictions: a JSONL file to write with the greedy answers to the extraction rows, as finetune/ie_eval.py reads it.
-    Raises ValueError where the model computes no finite perplexity.
+    predictions: a JSONL file to write with the greedy answers to the extraction rows, in the format of
+    finetune/ie_eval.py. Raises ValueError if the perplexity is not finite.
     """
-    figures: Scores = {"bytes": weight_bytes(folder)}
+    scores: Scores = {"bytes": weight_bytes(folder)}
     if not examples:
-        return figures
+        return scores
     model = load_model(folder)
-    figures["perplexity"] = perplexity(model, examples)
-    if not math.isfinite(figures["perplexity"]):
+    scores["perplexity"] = perplexity(model, examples)
+    if not math.isfinite(scores["perplexity"]):
         name = str(folder).removesuffix(".partial")
         raise ValueError(f"{name} has no finite perplexity: its values overflow; try another --dtype or --method")
-    asked = [example for example in examples if is_extraction(example)]
-    if asked and (predictions or SCORER.is_file()):
-        said = answers(model, tokenizer, asked)
-        lines = [
-            json.dumps({**one.row, "output": one.right, "prediction": text}, ensure_ascii=False) + "\n"
-            for one, text in zip(asked, said, strict=True)
-        ]
-        with tempfile.TemporaryDirectory() as scratch:
-            file = predictions or Path(scratch, "predictions.jsonl")
-            file.write_text("".join(lines), encoding="utf-8")
-            figures |= extraction_scores(file) if SCORER.is_file() else {}
-    return figures
+    asked = [example for example in examples if parse_answer(example.expected or "") is not None]
+    if asked:
+        answers = greedy_answers(model, tokenizer, asked)
+        if predictions:
+            rows = ({**one.row, "output": one.expected} for one in asked)
+            answered = [row | {"prediction": text} for row, text in zip(rows, answers, strict=True)]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
+            predictions.write_text("".join(lines), encoding="utf-8")
+        scores |= extraction_scores([(text, one.expected or "") for one, text in zip(asked, answers, strict=True)])
+    return scores
 
 
 def score_table(before: Scores, after: Scores) -> str:

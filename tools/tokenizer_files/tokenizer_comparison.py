@@ -1,11 +1,11 @@
 """Compare a built tokenizer with the original one, token id by token id, on hard cases and on real text."""
 
-import json
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from json_rows.row_files import iterate_texts
 from tokenizers import Tokenizer
 
 LIBRARY_CHARACTERS = 2_000_000  # of the Python library's sources that are compared
@@ -42,12 +42,10 @@ def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], 
 
 
 def comparison_texts(check_path: str = "") -> Iterator[str]:
-    """HARD_TEXTS, then the lines of check_path (.jsonl with `text`, or plain), else the Python library's sources."""
+    """HARD_TEXTS, then the texts of the file check_path, or else the Python library's sources."""
     yield from HARD_TEXTS
     if check_path:
-        with Path(check_path).open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)["text"] if check_path.endswith(".jsonl") else line.rstrip("\n")
+        yield from iterate_texts(check_path)
         return
     remaining = LIBRARY_CHARACTERS
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
