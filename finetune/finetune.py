@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instruction_data.data_sources import Source, find_sources
 from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source, find_sources
 from instruction_tuning.ranks import is_first, launched, part
 from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
 from instruction_tuning.tuning_log import TuningLog, decoded, describe, draw_lengths

@@ -10,13 +10,14 @@ a base model without one is asked with the bare instruction.
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import fire
 from extraction_scores.answer_generation import answer
 from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import question_of, read_rows
+from json_rows.instruction_rows import iterate_instructions, question_of
 
 
 def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:
@@ -82,7 +83,7 @@ def main(
 
     Args:
         base_model: the checkpoint's folder.
-        data_path: JSON or JSONL of instruction rows; right answers in them are carried along, not read.
+        data_path: JSON, JSONL or parquet of instruction rows; right answers in them are carried along, not read.
         output: the file to write.
         lora_weights: the folder of an adapter to put on the checkpoint.
         prompt_template_name: another template than the checkpoint's: a name in finetune/templates, or a path.
@@ -99,7 +100,7 @@ def main(
     if lora_weights:
         check_folder(str(lora_weights), ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
     template = load_template(str(prompt_template_name)) if prompt_template_name else ""
-    rows = read_rows(str(data_path), answers=False)[: int(limit) or None]
+    rows = list(islice(iterate_instructions(str(data_path), answers=False), int(limit) or None))
     target = Path(str(output))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from example_packing import example_attention
+from instruction_data.data_sources import Source
 from instruction_data.instructions import Encoder, Example
-from instruction_data.row_files import Source
 from instruction_data.tokenized_examples import EncodedRows, Report, Settings, encode, open_encoded
 from instruction_tuning.adapters import load_model
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer

@@ -20,6 +20,7 @@ from typing import Any
 
 import sentencepiece
 from checkpoint_io.tool_command import refuse, run
+from json_rows.row_files import iterate_texts
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
@@ -149,9 +150,7 @@ def real_texts(check_path: str = "", megabytes: float = 2) -> Iterator[str]:
     """The user's own lines (JSONL with `text`, or plain), else the Python library's sources, found on every machine."""
     budget = int(megabytes * 1e6)
     if check_path:
-        with Path(check_path).open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)["text"] if check_path.endswith(".jsonl") else line.rstrip("\n")
+        yield from iterate_texts(check_path)
         return
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = source.read_text(encoding="utf-8", errors="ignore")

@@ -84,11 +84,11 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Data
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = Data(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:
-        rows, seen = sample_rows(options["data_path"], "--data_path", options["samples"], seed)
+        rows, seen = sample_rows(str(options["data_path"]), options["samples"], seed)
         data.calibration.extend(one.prompt + one.answer for one in encode(renderer, rows, limit))
         data.said.append(f"calibrated on {len(rows):,} of {seen:,} rows")
     if options["eval_path"]:
-        rows, seen = sample_rows(options["eval_path"], "--eval_path", options["eval_samples"], seed)
+        rows, seen = sample_rows(str(options["eval_path"]), options["eval_samples"], seed)
         data.held_out.extend(fitting(renderer, rows, limit, options["eval_path"]))
         data.said.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
     return data

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from example_packing import example_attention
-from ie_eval import parse, score
+from extraction_metrics.answer_scores import parse_answer, score_answers
 from instruction_data.instructions import Encoder
-from instruction_data.row_files import Row, messages_of, question_of
+from json_rows.instruction_rows import InstructionRow, messages_of, question_of
 
 from extraction_scores.answer_generation import answer
 
@@ -22,14 +22,16 @@ class HeldOutAnswers:
     Raises ValueError where a right answer is no extraction answer, since nothing could be scored.
     """
 
-    def __init__(self, encoder: Encoder, rows: list[tuple[str, Row]], batch_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, encoder: Encoder, rows: list[tuple[str, InstructionRow]], batch_size: int, max_new_tokens: int
+    ) -> None:
         self.sources = [name for name, _ in rows]
         self.prompts = encoder.prompts([question_of(row) for _, row in rows])
         self.right = [
             next(m["content"] for m in reversed(messages_of(row)) if m["role"] == "assistant") for _, row in rows
         ]
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        strange = next((text for text in self.right if parse(text) is None), None)
+        strange = next((text for text in self.right if parse_answer(text) is None), None)
         if strange is not None:
             raise ValueError(
                 f"--eval_generate scores JSON objects of lists, and a held-out answer is {strange[:60]!r}; leave it "
@@ -58,7 +60,7 @@ class HeldOutAnswers:
 
 def figures(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Scores of (prediction, right answer) pairs as flat figures; f1 is over entities and triples together."""
-    scores = score(pairs)
+    scores = score_answers(pairs)
     tasks = [scores["entity"], scores["triple"]]
     found, asked = sum(task["correct"] for task in tasks), sum(task["predicted"] + task["gold"] for task in tasks)
     figures = {"f1": 2 * found / asked if asked else 0.0, "parsed": scores["parsed"], "exact": scores["exact"]}

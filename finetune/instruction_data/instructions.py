@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instruction_data.row_files import Message
+from json_rows.instruction_rows import Message
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MARKER = re.compile(r"<\|[a-z_]+\|>")  # what templates write a control token of their own as

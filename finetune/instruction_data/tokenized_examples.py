@@ -24,9 +24,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from json_rows.instruction_rows import InstructionRow, iterate_instructions, messages_of
 
+from instruction_data.data_sources import Source
 from instruction_data.instructions import Encoder, Example, fit
-from instruction_data.row_files import Row, Source, iterate_rows, messages_of
 
 CHUNK = 1000  # rows encoded per call of the tokenizer, which spreads a call over the cores
 VERSION = 1  # of what is kept
@@ -63,7 +64,7 @@ class Settings:
 
 
 def encode(
-    encoder: Encoder, rows: Iterable[Row], settings: Settings, report: Report
+    encoder: Encoder, rows: Iterable[InstructionRow], settings: Settings, report: Report
 ) -> Iterator[list[tuple[int, Example]]]:
     """Chunks of (place in the file, example) of the rows that are kept; `report` counts what became of all of them."""
     places = enumerate(rows)
@@ -156,7 +157,7 @@ def _write(encoder: Encoder, source: Source, settings: Settings, folder: Path) -
     report = Report()
     lengths, spans, counts, numbers = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int32)], [], []
     try:
-        rows = tqdm(iterate_rows(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
+        rows = tqdm(iterate_instructions(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
         with (partial / "ids.bin").open("wb") as file:
             for kept in encode(encoder, rows, settings, report):
                 for number, example in kept:

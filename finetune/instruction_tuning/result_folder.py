@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruction_data.row_files import Source
+from instruction_data.data_sources import Source
 
 from instruction_tuning.adapters import START, check_adapter, plain_lora, tensor_names
 from instruction_tuning.tuning_log import draw_curves

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
+from instruction_data.data_sources import Source
 from instruction_data.instructions import Encoder
-from instruction_data.row_files import Row, Source, iterate_rows
 from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
+from json_rows.instruction_rows import InstructionRow, iterate_instructions
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -65,12 +66,14 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
     return Data(rows, order, apart.tolist())
 
 
-def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
+def questions(
+    args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]
+) -> list[tuple[str, InstructionRow]]:
     """The held-out rows as they stand in their files, each with its source's name."""
     found = []
     apart = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.rows.parts, sources, strict=True)):
         mine = apart[data.rows.sources[apart] == number] - data.rows.offsets[number]
         places = set(part.numbers[mine].tolist())
-        found += [(source.name, row) for place, row in enumerate(iterate_rows(source.path)) if place in places]
+        found += [(source.name, row) for place, row in enumerate(iterate_instructions(source.path)) if place in places]
     return found

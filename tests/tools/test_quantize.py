@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
-import ie_eval
 import pytest
 import quantize
 import torch
 from conftest import REPOSITORY, RunScript
+from extraction_metrics.answer_scores import score_answers
 from instruction_data.instructions import Encoder, load_template
 from quantization import calibration, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
@@ -119,11 +119,11 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
     listed.write_text("\n" + json.dumps(rows, indent=1))
 
     def drawn(path: Path, seed: int) -> list[int]:
-        sample, seen = calibration.sample_rows(path, "--data_path", 8, seed)
+        sample, seen = calibration.sample_rows(path, 8, seed)
         assert seen == 50
         return [int(row["text"]) for row in sample]
 
-    assert calibration.sample_rows(lines, "--data_path", 50, 1) == (rows, 50)
+    assert calibration.sample_rows(lines, 50, 1) == (rows, 50)
     assert drawn(lines, 1) == drawn(lines, 1) == drawn(listed, 1) != drawn(lines, 2)
     assert drawn(lines, 1) == sorted(set(drawn(lines, 1)))
     counts = [0] * 50
@@ -132,28 +132,6 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
             counts[number] += 1
     assert min(counts) > 100  # 160 expected of each
     assert max(counts) < 220
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "x.jsonl holds no rows"),
-        (b"[]", "x.jsonl holds no rows"),
-        (b'{"text": "a"}\n{"text"\n', "x.jsonl:2 is not JSON"),
-        (b'[{"text": "a"},\n{]', "x.jsonl:2 is not JSON"),
-        (b'\n{"text": ""}', r"x.jsonl:2 is no row"),
-        (b'[{"text": "a"}, 7]', "x.jsonl, row 2 is no row"),
-        (b'{"instruction": "a"}', "x.jsonl:1 is no row"),
-        (b'{"instruction": "a", "output": "b", "input": 1}', "x.jsonl:1 is no row"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "x.jsonl:1 is no row"),
-        (b'{"text": "\xff"}', "x.jsonl is not UTF-8"),
-    ],
-)
-def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> None:
-    file = tmp_path / "x.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        calibration.sample_rows(file, "--data_path", 4, 0)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -179,7 +157,7 @@ def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer
     longest = max(len(example.answer) for example in examples[:2])
     alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
     assert said[1]["prediction"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
-    right = ie_eval.score([(row["prediction"], row["output"]) for row in said])
+    right = score_answers([(row["prediction"], row["output"]) for row in said])
     assert (figures["entity_f1"], figures["triple_f1"]) == (right["entity"]["f1"], right["triple"]["f1"])
 
     for row, answer in zip(said, (ANSWER, "{}"), strict=True):

@@ -5,23 +5,20 @@ for models without a template, {"text"}. What holds in tuning and serving holds 
 the ids that a server sends for the same question, and user text never becomes a control token.
 """
 
-import json
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SHAPE = '{"instruction", "input", "output"}, {"messages"} that end in an answer, or {"text"}'
-ANCHOR = "\ufdd0"  # a Unicode noncharacter: no text has it, and no piece of a tokenizer joins it to anything
+from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
 
-Row = dict[str, Any]
+ANCHOR = "\ufdd0"  # a Unicode noncharacter: no text has it, and no piece of a tokenizer joins it to anything
 
 
 class Example(NamedTuple):
     """A row as ids: what is given, and what is to be said with the token that ends it; `right` is the answer's text."""
 
-    row: Row
+    row: InstructionRow
     prompt: list[int]
     answer: list[int]
     right: str | None  # None: plain text, which asks nothing
@@ -30,66 +27,21 @@ class Example(NamedTuple):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def placed_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON list or of JSONL, each with the words that say where it stands."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if (first := next((line for line in file if line.strip()), "")).lstrip()[:1] == "[":
-                file.seek(0)
-                yield from ((f"{path}, row {number}", row) for number, row in enumerate(json.load(file), 1))
-                return
-            if not first:
-                return
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{number}" if first.lstrip()[:1] != "[" else f"{path}:{error.lineno}"
-        raise ValueError(f"{place} is not JSON ({error.msg}); a JSON list or one object a line is expected") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-
-
-def conversation(row: Any) -> list[dict[str, str]] | str | None:
-    """A row's messages, the answer last; the text of a row of plain text; None where it is neither."""
-    if not isinstance(row, dict):
-        return None
-    messages = row.get("messages")
-    if messages is None and "instruction" in row:
-        question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
-        messages = [question, {"role": "assistant", "content": row.get("output")}]
-    if messages is None:
-        return row["text"] if isinstance(row.get("text"), str) and row["text"].strip() else None
-    if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(part, dict) for part in messages):
-        return None
-    texts = [value for part in messages for value in (part.get("role"), part.get("content"), part.get("input", ""))]
-    return messages if all(isinstance(text, str) for text in texts) and messages[-1]["role"] == "assistant" else None
-
-
-def sample_rows(path: object, option: str, count: int, seed: int) -> tuple[list[Row], int]:
+def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
     """At most `count` rows of a file, drawn with `seed`, in the file's order, and how many rows it has.
 
-    JSONL is read line by line and only the drawn rows are held (algorithm R: Vitter 1985); a JSON list is held whole.
-    Raises FileNotFoundError or ValueError that names the file and the place.
+    Only the drawn rows are held in memory (algorithm R: Vitter 1985). Raises FileNotFoundError, or ValueError with file
+    and line.
     """
-    file = Path(str(path))
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; {option} takes a JSON or JSONL file of {SHAPE}")
     draw, seen = random.Random(seed), 0
-    kept: list[tuple[int, Row]] = []
-    for place, row in placed_rows(file):
-        if conversation(row) is None:
-            raise ValueError(f"{place} is no row of {SHAPE}; correct it or take it out")
+    kept: list[tuple[int, InstructionRow]] = []
+    for seen, row in enumerate(iterate_instructions(path, plain_text=True)):
         at = seen if seen < count else draw.randint(0, seen)
         if at < len(kept):
             kept[at] = (seen, row)
         elif at < count:
             kept.append((seen, row))
-        seen += 1
-    if not kept:
-        raise ValueError(f"{file} holds no rows; {option} takes a JSON or JSONL file of {SHAPE}")
-    return [row for _, row in sorted(kept, key=lambda pair: pair[0])], seen
+    return [row for _, row in sorted(kept, key=lambda pair: pair[0])], seen + 1
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -104,19 +56,18 @@ class Renderer:
         longest_first = sorted(filter(None, self.controls), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: InstructionRow) -> Example:
         """A row's ids; ValueError where the folder has no template for it, or one that cannot tell the answer."""
-        content = conversation(row)
-        assert content is not None, "sample_rows lets no other row through"
-        if isinstance(content, str):
+        if is_plain_text(row):
             ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            ids += self.text_ids(content)
+            ids += self.text_ids(row["text"])
             return Example(row, ids[:1], ids[1:], None)
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"{self.folder} has no chat_template.jinja to render instructions with; add one "
                 '(tools/set_template.py), or give rows of {"text"}'
             )
+        content = messages_of(row)
         messages, guard = self.guarded(content)
         prompt, whole = self.render(messages[:-1], True), self.render(messages, False)
         if not whole.startswith(prompt):
@@ -172,7 +123,7 @@ class Renderer:
         return ids[len(before) :] if ids[: len(before)] == before else self.text_ids(text)
 
 
-def encode(renderer: Renderer, rows: list[Row], limit: int) -> list[Example]:
+def encode(renderer: Renderer, rows: list[InstructionRow], limit: int) -> list[Example]:
     """Rows as ids of at most `limit` tokens; a longer one is cut at its end, first in its answer."""
     examples = []
     for example in map(renderer.example, rows):
@@ -181,7 +132,7 @@ def encode(renderer: Renderer, rows: list[Row], limit: int) -> list[Example]:
     return examples
 
 
-def fitting(renderer: Renderer, rows: list[Row], limit: int, path: object) -> list[Example]:
+def fitting(renderer: Renderer, rows: list[InstructionRow], limit: int, path: object) -> list[Example]:
     """The rows that have at most `limit` tokens, as ids; ValueError where none has."""
     examples = [example for example in map(renderer.example, rows) if example.answer]
     kept = [example for example in examples if len(example.prompt) + len(example.answer) <= limit]
