@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 from extraction_scores.answer_generation import answer
-from instruction_data.instructions import Encoder, load_template
+from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, question_of
 
 
@@ -99,7 +101,7 @@ def main(
     base = check_folder(str(base_model), ("config.json", "tokenizer.json"), "--base_model")
     if lora_weights:
         check_folder(str(lora_weights), ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
-    template = load_template(str(prompt_template_name)) if prompt_template_name else ""
+    template = load_template(str(prompt_template_name)) if prompt_template_name else folder_template(lora_weights)
     rows = list(islice(iterate_instructions(str(data_path), answers=False), int(limit) or None))
     target = Path(str(output))
     if not target.parent.is_dir():
@@ -111,10 +113,9 @@ def main(
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
     model, tokenizer = load(str(base), str(lora_weights), dtype)
-    if template:
-        tokenizer.chat_template = template
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
-    answers = answer(model, tokenizer, prompts, int(batch_size), int(max_new_tokens))
+    encoder = PromptEncoder(tokenizer, template)
+    prompts = encoder.prompts([question_of(row) for row in rows])
+    answers = answer(model, encoder, prompts, int(batch_size), int(max_new_tokens))
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):

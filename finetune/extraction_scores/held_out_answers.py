@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing import example_attention
 from extraction_metrics.answer_scores import parse_answer, score_answers
-from instruction_data.instructions import Encoder
 from json_rows.instruction_rows import InstructionRow, messages_of, question_of
 
 from extraction_scores.answer_generation import answer
@@ -23,9 +23,10 @@ class HeldOutAnswers:
     """
 
     def __init__(
-        self, encoder: Encoder, rows: list[tuple[str, InstructionRow]], batch_size: int, max_new_tokens: int
+        self, encoder: PromptEncoder, rows: list[tuple[str, InstructionRow]], batch_size: int, max_new_tokens: int
     ) -> None:
         self.sources = [name for name, _ in rows]
+        self.encoder = encoder
         self.prompts = encoder.prompts([question_of(row) for _, row in rows])
         self.right = [
             next(m["content"] for m in reversed(messages_of(row)) if m["role"] == "assistant") for _, row in rows
@@ -45,7 +46,7 @@ class HeldOutAnswers:
         filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks have to go along
         with generating(trainer), trainer.compute_loss_context_manager():
             said = answer(
-                trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class,
+                trainer.accelerator.unwrap_model(trainer.model), self.encoder,
                 [self.prompts[index] for index in filled], self.batch_size, self.max_new_tokens,
             )  # fmt: skip
         gathered = everything(dict(zip(mine, said, strict=False)), ranks)

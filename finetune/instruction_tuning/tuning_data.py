@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
 from instruction_data.data_sources import Source
-from instruction_data.instructions import Encoder
 from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
 from json_rows.instruction_rows import InstructionRow, iterate_instructions
 
@@ -33,7 +33,7 @@ class Data:
     scores: Callable[[Any], dict[str, float]] | None = None
 
 
-def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
+def encode_all(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[EncodedRows]:
     """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
 
     Raises ValueError where nothing is left of a source.
@@ -67,7 +67,7 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
 
 
 def questions(
-    args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]
+    args: "TuningArguments", encoder: PromptEncoder, data: Data, sources: list[Source]
 ) -> list[tuple[str, InstructionRow]]:
     """The held-out rows as they stand in their files, each with its source's name."""
     found = []
