@@ -69,7 +69,7 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
 def by_batch(engine: Any, source: Path, target: Path) -> int:
     """Answer the rows of a file as batch.py does; new tokens."""
     with AnswerFile(target, {"input": "of this round"}, overwrite=True) as file:
-        tally = Tally(file, None)
+        tally = Tally(file, sum(1 for _ in read_rows(source)))
         tally.start()
         engine.answer(read_rows(source), lambda content: request_of(content, "", {}), tally.take, file.full)
         tally.bar.close()

@@ -151,8 +151,8 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
     """Trained by finetune.py's own functions, as its command line would have it; options: more of that."""
+    from instruction_data.data_sources import find_sources
     from instruction_data.instructions import Encoder
-    from instruction_data.row_files import find_sources
     from instruction_tuning.adapters import load_model
     from instruction_tuning.instruction_trainer import make_trainer
     from instruction_tuning.tuning_arguments import parse

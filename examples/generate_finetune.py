@@ -12,6 +12,7 @@ from command_line.fire_commands import run
 
 import logging
 
+from chat_prompts.prompt_encoding import PromptEncoder
 from demo_pages import console, model_loading, text_generation
 
 
@@ -36,7 +37,7 @@ def main(
     how = console.settle(suite, options)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     if interactive:
-        console.converse(checkpoint, how, ("Text to continue",), text_generation.plain_ids)
+        console.converse(checkpoint, how, ("Text to continue",), PromptEncoder.plain)
     else:
         console.run_cases(checkpoint, suite, options)
 

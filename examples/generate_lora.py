@@ -12,6 +12,7 @@ from command_line.fire_commands import run
 
 import logging
 
+from chat_prompts.prompt_encoding import one_turn
 from demo_pages import console, model_loading, text_generation
 
 
@@ -47,7 +48,8 @@ def main(
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
-        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), text_generation.prompt_ids)
+        questions = ("Instruction", "Input (may be empty)")
+        console.converse(checkpoint, how, questions, lambda encoder, *texts: encoder.prompt(one_turn(*texts)))
     else:
         console.run_cases(checkpoint, suite, options)
 

@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source, find_sources
+from chat_prompts.prompt_encoding import PromptEncoder
+from instruction_data.data_sources import Source, find_sources
+from instruction_data.named_templates import choose_template, load_template
 from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
 from instruction_tuning.tuning_options import TuningOptions
 from instruction_tuning.tuning_preview import decoded, describe, draw_lengths
@@ -132,7 +133,8 @@ def main(argv: list[str]) -> int:
     is_main = is_first()
     for notice in notices if is_main else ():
         print(f"notice: {notice}", file=sys.stderr)
-    template = load_template(args.prompt_template_name)
+    if args.prompt_template_name:
+        load_template(args.prompt_template_name)  # which must exist before anything is loaded
     sources, skipped = find_sources(args.data_path)
     apart = [Source("held_out", Path(args.eval_data_path))] if args.eval_data_path else []
     checkpoint = check_folders(args, sources)
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> int:
 
     from extraction_scores.held_out_answers import HeldOutAnswers
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
-    from instruction_tuning.result_folder import finish
+    from instruction_tuning.result_folder import finish, stop_at
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
     from training_loop.run_folders import save_result
@@ -152,8 +154,12 @@ def main(argv: list[str]) -> int:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(args.base_model, local_files_only=True)
-    tokenizer.chat_template = template
-    encoder = Encoder(tokenizer)
+    tokenizer.chat_template, origin = choose_template(
+        args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
+    )
+    encoder = PromptEncoder(tokenizer)
+    if is_main:
+        print(f"prompt template: {origin}")
     data = arrange(args, encode_all(args, encoder, sources), encode_all(args, encoder, apart))
     identity = run_identity(args, data)
     if checkpoint:
@@ -168,6 +174,7 @@ def main(argv: list[str]) -> int:
         data.scores = HeldOutAnswers(encoder, asked, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
+    adds_end = stop_at(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
         keep_pissa_start(model, output, bool(checkpoint))
     trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)
@@ -177,7 +184,7 @@ def main(argv: list[str]) -> int:
         announce(args, trainer)
     result = trainer.train_until_stopped(checkpoint)
     if not trainer.stopped:
-        add = partial(finish, trainer, args, sources)
+        add = partial(finish, trainer, args, sources, adds_end)
         save_result(trainer, add, last=lambda file: file.suffix == ".safetensors")
         if is_main:
             (output / START).unlink(missing_ok=True)

@@ -30,12 +30,11 @@ from instruction_data.annotations import (
     Annotation,
     Item,
     lacks_text,
-    load_json,
     read_annotations,
-    read_text,
     read_types,
     types_that_occur,
 )
+from json_rows.row_files import read_json
 from tqdm import tqdm
 
 COMMAS = {"en": ", ", "zh": "、"}  # what stands between the types in an instruction
@@ -106,7 +105,7 @@ def read_wording(path: str, task: str) -> dict[str, str]:
     """
     if not path:
         return WORDING[task]
-    told = tasks_of(path, load_json(path, read_text(path, "--wording", "an extraction.json"))).get(task, {})
+    told = tasks_of(path, read_json(path, "--wording takes an extraction.json")).get(task, {})
     for language, said in told.items():
         form = answer_form(task, absent_of(said["instruction"]))
         if said.get("answer", form) != form:
@@ -222,7 +221,7 @@ def extraction(path: Path, task: str, questions: dict[str, Question], lengths: d
     lengths: of the sentences, by language; one that stands there stays, so that rows for a test do not change those of
     the training. Raises ValueError where the file asks this task otherwise.
     """
-    content = load_json(path, read_text(path, "--output", "a folder with it")) if path.exists() else {"tasks": {}}
+    content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)
     languages = dict(tasks.get(task, {}))
     for language, question in questions.items():

@@ -12,12 +12,15 @@ from command_line.fire_commands import run
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 from extraction_scores.answer_generation import answer
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import question_of, read_rows
+from instruction_data.named_templates import load_template
+from json_rows.instruction_rows import iterate_instructions, question_of
 
 
 def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:
@@ -82,7 +85,7 @@ def main(
 
     Args:
         base_model: the checkpoint's folder.
-        data_path: JSON or JSONL of instruction rows; right answers in them are carried along, not read.
+        data_path: JSON, JSONL or parquet of instruction rows; right answers in them are carried along, not read.
         output: the file to write.
         lora_weights: the folder of an adapter to put on the checkpoint.
         prompt_template_name: another template than the checkpoint's: a name in finetune/templates, or a path.
@@ -95,8 +98,8 @@ def main(
     base = check_folder(base_model, ("config.json", "tokenizer.json"), "--base_model")
     if lora_weights:
         check_folder(lora_weights, ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
-    template = load_template(prompt_template_name) if prompt_template_name else ""
-    rows = read_rows(data_path, answers=False)[: limit or None]
+    template = load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights)
+    rows = list(islice(iterate_instructions(data_path, answers=False), limit or None))
     target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
@@ -107,10 +110,9 @@ def main(
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
     model, tokenizer = load(str(base), lora_weights, dtype)
-    if template:
-        tokenizer.chat_template = template
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
-    answers = answer(model, tokenizer, prompts, batch_size, max_new_tokens)
+    encoder = PromptEncoder(tokenizer, template)
+    prompts = encoder.prompts([question_of(row) for row in rows])
+    answers = answer(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):

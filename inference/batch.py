@@ -31,8 +31,8 @@ from types import FrameType
 from typing import Any
 
 from batch_runs.batch_file import AnswerFile
-from batch_runs.batch_rows import Answer, Request, Row, is_list, line_of, read_rows, request_of
-from prompting.prompt_templates import read_template
+from batch_runs.batch_rows import Answer, Request, Row, line_of, read_rows, request_of
+from chat_prompts.template_files import read_template
 from server_guard.process_supervisor import SERVING, report, supervise
 from tqdm import tqdm
 
@@ -73,15 +73,11 @@ def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def look_through(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file and how many lines it has."""
-    digest, lines, last = hashlib.sha256(), 0, b"\n"
+def check_input(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file and how many rows it has; ValueError where it cannot be read to its end."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return digest.hexdigest(), lines + (last != b"\n")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest, sum(1 for _ in read_rows(path))
 
 
 def identity_of(model: str) -> Any:
@@ -108,16 +104,16 @@ def deciding(options: list[str]) -> list[str]:
 class Tally:
     """What became of the rows of this run so far, shown in a bar where somebody looks."""
 
-    def __init__(self, file: AnswerFile, lines: int | None) -> None:
-        """lines: of the whole input; None: not known."""
-        self.file, self.lines = file, lines
+    def __init__(self, file: AnswerFile, count: int) -> None:
+        """count: rows of the whole input."""
+        self.file, self.count = file, count
         self.failed = self.prompt_tokens = self.tokens = 0
         self.bar: Any = None
         self.began = self.seconds = 0.0
 
     def start(self) -> None:
         """From here on the time counts: the first row can be asked."""
-        self.bar = tqdm(total=self.lines, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
+        self.bar = tqdm(total=self.count, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
         self.began = time.monotonic()
 
     def take(self, row: Row, answer: Answer) -> None:
@@ -146,10 +142,10 @@ def run(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool
 
     settings: what decides about the answers, the input aside.
     """
-    digest, lines = look_through(source)
+    digest, count = check_input(source)
     with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
         before = file.lines
-        tally = Tally(file, None if is_list(source) else lines)
+        tally = Tally(file, count)
         rows = read_rows(source, before)
         if first := next(rows, None):
             if before:
@@ -165,7 +161,7 @@ def run(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool
 
 def ask_engine(model: str, template_path: str, options: list[str], request: Request) -> tuple[dict[str, Any], Work]:
     """What decides about the answers of an engine of our own, and how it works."""
-    template = read_template(template_path) if template_path else None
+    template = read_template(template_path, "--template_path") if template_path else None
 
     def work(rows: Iterator[Row], tally: Tally) -> None:
         from batch_runs.batch_engine import OfflineEngine, engine_settings
@@ -213,7 +209,7 @@ def main(
     """Answer the rows of a file; options of other names are parameters of /generate, for all rows.
 
     Args:
-        input: JSONL, or a JSON list.
+        input: a file of JSON, JSONL or parquet.
         output: the file to write; while it grows it is OUTPUT.partial.
         model: a checkpoint's folder; with --url, the name of a served model for rows that name none.
         url: a running server, instead of an engine of this command's own.
@@ -229,7 +225,7 @@ def main(
         raise ValueError(f"--{'output' if input else 'input'} is missing; --help lists the options")
     source, target = Path(input), Path(output)
     if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist; --input takes JSONL, or a JSON list")
+        raise FileNotFoundError(f"{source} does not exist; --input takes a .json, .jsonl or .parquet file")
     if target.resolve() == source.resolve():
         raise ValueError(f"--output {target} is the input; name another file")
     if not model and not url:

@@ -6,13 +6,20 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
+
 
 class Checkpoint(NamedTuple):
-    """A loaded model with its tokenizer, and what its extraction.json says (empty without one)."""
+    """A loaded model with the encoder of its prompts, and the content of its extraction.json (empty without one)."""
 
     model: Any
-    tokenizer: Any
+    encoder: PromptEncoder
     extraction: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.encoder.tokenizer
 
 
 def load(
@@ -52,7 +59,8 @@ def load(
     if lora_weights:
         model = with_adapter(model, lora_weights, base_model)
     model.eval()
-    return Checkpoint(model, tokenizer, read_extraction(lora_weights) or read_extraction(base_model))
+    encoder = PromptEncoder(tokenizer, folder_template(lora_weights))
+    return Checkpoint(model, encoder, read_extraction(lora_weights) or read_extraction(base_model))
 
 
 def check_folders(base_model: str, lora_weights: str = "") -> None:

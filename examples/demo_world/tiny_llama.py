@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from json_rows.row_files import iterate_texts
+
 SPLIT_AT = 4000  # characters; SentencePiece skips training lines over 4192 bytes unless told otherwise
 
 
 def texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
-    """Texts of .jsonl files (under text_key) and lines of any other file, long ones cut for training."""
+    """Texts under text_key of files of rows, and lines of text files; long ones are cut for training."""
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --input takes text or .jsonl files, separated by commas")
-        with Path(path).open(encoding="utf-8") as lines:
-            for line in lines:
-                text = json.loads(line)[text_key] if path.endswith(".jsonl") else line.rstrip("\n")
-                yield from (text[i : i + SPLIT_AT] for i in range(0, len(text), SPLIT_AT))
+        for text in iterate_texts(path, text_key):
+            yield from (text[i : i + SPLIT_AT] for i in range(0, len(text), SPLIT_AT))
 
 
 def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000, text_key: str = "text") -> None:

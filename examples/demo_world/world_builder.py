@@ -24,6 +24,7 @@ from statistics import median_low
 from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from json_rows.row_files import iterate_texts
 
 from demo_world.world_names import Names, split_names
 
@@ -176,11 +177,9 @@ def documents(graph: Graph, count: int, draw: random.Random) -> Iterator[str]:
 
 
 def real_documents(data_path: str, text_key: str, budget: int) -> Iterator[str]:
-    """About `budget` characters of the user's JSONL, or of the Python library's sources."""
+    """About `budget` characters of the user's rows, or of the Python library's sources."""
     if data_path:
-        with Path(data_path).open(encoding="utf-8") as lines:
-            source = (json.loads(line)[text_key] for line in lines)
-            yield from within(budget, source)
+        yield from within(budget, iterate_texts(data_path, text_key))
         return
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     yield from within(budget, (file.read_text(encoding="utf-8", errors="ignore") for file in files))

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruction_data.row_files import Source
+from instruction_data.data_sources import Source
 from training_loop.run_folders import copy_if_there, run_record
 from training_loop.training_log import draw_curves
 
@@ -19,9 +19,24 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def finish(trainer: Any, args: "TuningArguments", sources: list[Source], folder: Path) -> None:
-    """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png."""
+def stop_at(model: Any, ids: list[int]) -> bool:
+    """Let generation stop on these ids, besides those of the base's generation config; whether any of them is new."""
+    config = model.generation_config
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    new = [index for index in ids if index not in own]
+    if new:
+        config.eos_token_id = [*(index for index in own if index is not None), *new]
+    return bool(new)
+
+
+def finish(trainer: Any, args: "TuningArguments", sources: list[Source], adds_end: bool, folder: Path) -> None:
+    """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png.
+
+    adds_end: answers end in a token that the base's generation config lacks, so an adapter gets its own.
+    """
     if args.method != "full":
+        if adds_end:
+            trainer.model.generation_config.save_pretrained(folder)
         check_adapter(folder / "adapter_model.safetensors", tensor_names(trainer.model))
     if args.lora_init.startswith("pissa"):
         plain_lora(folder, Path(args.output_dir or "", START))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
-from instruction_data.instructions import Encoder
-from instruction_data.row_files import Row, Source, iterate_rows
+from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
+from json_rows.instruction_rows import InstructionRow, iterate_instructions
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -29,8 +30,8 @@ class Data:
     scores: Callable[[Any], dict[str, float]] | None = None
 
 
-def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
-    """The encoded rows of all sources; one rank of each machine encodes what is not in the cache, the others wait.
+def encode_all(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[EncodedRows]:
+    """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
 
     Raises ValueError where no row of a source is left.
     """
@@ -62,12 +63,14 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
     return Data(rows, order, apart.tolist())
 
 
-def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
-    """The held-out rows as read from their files, each with its source's name."""
+def questions(
+    args: "TuningArguments", encoder: PromptEncoder, data: Data, sources: list[Source]
+) -> list[tuple[str, InstructionRow]]:
+    """The held-out rows as they stand in their files, each with its source's name."""
     found = []
     apart = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.rows.parts, sources, strict=True)):
         mine = apart[data.rows.sources[apart] == number] - data.rows.offsets[number]
         places = set(part.numbers[mine].tolist())
-        found += [(source.name, row) for place, row in enumerate(iterate_rows(source.path)) if place in places]
+        found += [(source.name, row) for place, row in enumerate(iterate_instructions(source.path)) if place in places]
     return found

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from instruction_data import tokenized_examples
+from instruction_data.data_sources import Source
 from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source
 from instruction_data.tokenized_examples import Settings, cache_key, open_encoded
 from instruction_rows import encoded, opened
 from transformers import AutoTokenizer
@@ -82,7 +82,7 @@ def test_rows_are_encoded_once_until_something_changes(
 def test_a_bad_row_leaves_nothing_half_made(tmp_path: Path, tokenizer: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3 + "{}\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:4: no text under 'instruction'"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4 has no text under 'instruction'"):
         opened(tokenizer, file, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -93,7 +93,7 @@ sys.path.insert(0, "finetune")
 from pathlib import Path
 from instruction_data.tokenized_examples import Settings, open_encoded
 from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source
+from instruction_data.data_sources import Source
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer.chat_template = load_template("alpaca_short")

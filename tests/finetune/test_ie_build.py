@@ -10,7 +10,7 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
-from ie_eval import Item, parse
+from extraction_metrics.answer_scores import ExtractedItem, parse_answer
 from instruction_data import annotations
 
 ANN: dict[str, Any] = {
@@ -81,7 +81,9 @@ def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path
     for row, entry in zip(rows, annotated, strict=True):
         assert row.keys() == {"instruction", "input", "output"}
         assert list(json.loads(row["output"])) == classes
-        assert parse(row["output"]) == Counter({Item("entity", (e["type"], e["name"])) for e in entry["entity_list"]})
+        assert parse_answer(row["output"]) == Counter(
+            {ExtractedItem("entity", (e["type"], e["name"])) for e in entry["entity_list"]}
+        )
 
 
 @pytest.mark.parametrize(("task", "kind"), [("ner", "entity"), ("re", "triple")])
@@ -101,7 +103,7 @@ def test_the_demo_world_s_rows_are_built_from_its_annotations(
     assert len(pairs) >= 8
     for ours, row in pairs:
         assert ours == row
-        assert {item.kind for item in parse(row["output"]) or ()} == {kind}
+        assert {item.kind for item in parse_answer(row["output"]) or ()} == {kind}
     told = extraction(tmp_path)[task]
     assert {said["answer"]["absent"] for said in told.values()} == {"left out"}
 
@@ -245,17 +247,17 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no annotated sentences"),
-        ("[]", "holds no annotated sentences"),
+        ("", "holds no rows"),
+        ("[]", "holds no rows"),
         (NER + "{broken", r"in.jsonl:2 is not JSON"),
-        ("[\n{},\n{broken}]", r"in.jsonl:3 is not JSON"),
+        ("[\n{},\n{broken}]", r"in.jsonl:3, row 2 is not JSON"),
         ("[" * 100_000, "nested too deep"),
-        (NER + "\n3\n", r"in.jsonl:3: 3 is not a JSON object; .* is expected for --task ner"),
-        ("[{}]", r"in.jsonl, entry 1: no text under 'sentence' \(keys: none\)"),
+        (NER + "\n3\n", "in.jsonl:3 is not a JSON object"),
+        ("[{}]", r"in.jsonl:1, row 1 has no text under 'sentence' \(keys: none\)"),
         ('{"sentence": "Ann"}', r"no list under 'entity_list' \(keys: sentence\)"),
         (NER.replace("name", "text"), "no text under 'name'"),
         (NER.replace('"person"', "7"), "no text under 'type'"),
-        (NER.replace("came", r"\ud83d"), "half a character"),
+        (NER.replace("came", r"\ud83d"), "has half a surrogate pair"),
     ],
 )
 def test_bad_annotations_are_named_with_their_place(tmp_path: Path, text: str, said: str) -> None:
@@ -309,7 +311,7 @@ def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"annotations": "gone.json"}, "gone.json does not exist; --annotations takes"),
+        ({"annotations": "gone.json"}, "gone.json does not exist; give a .json"),
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; make it"),

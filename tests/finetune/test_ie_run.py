@@ -10,7 +10,7 @@ import torch
 from conftest import RunScript
 from extraction_scores.answer_generation import answer
 from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import question_of, read_rows
+from json_rows.instruction_rows import iterate_instructions, question_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,7 +60,9 @@ def test_an_adapter_changes_the_answers_and_brings_its_template(
     )  # fmt: skip
     assert f"{target}: 10 answers" in done.stdout
     written = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == read_rows(rows_file)[:10]
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == list(
+        iterate_instructions(rows_file)
+    )[:10]
     model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
     prompts = Encoder(tokenizer).prompts([question_of(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")

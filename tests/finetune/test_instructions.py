@@ -10,8 +10,8 @@ from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.instructions import Encoder, Turn, fit, from_alpaca, load_template, plain_text
-from instruction_data.row_files import messages_of, read_rows
 from instruction_rows import encoded
+from json_rows.instruction_rows import iterate_instructions, messages_of
 from transformers import AutoTokenizer
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -195,7 +195,9 @@ def test_answers_equal_the_joint_encoding_on_real_rows(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = load_template("alpaca")
     found = [
-        row for task in ("NER", "RE", "EE") for row in read_rows(shared_data / f"iepile/{task}/train_sorted.zh.json")
+        row
+        for task in ("NER", "RE", "EE")
+        for row in iterate_instructions(shared_data / f"iepile/{task}/train_sorted.zh.json")
     ]
     sample = random.Random(0).sample(found, min(300, len(found)))
     examples, report = encoded(tokenizer, sample, 100_000)

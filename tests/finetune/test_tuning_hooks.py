@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import trainer_of
 from instruction_tuning.instruction_trainer import InstructionTrainer
 from packed_attention.segment_attention import NAME, attention_of

@@ -17,7 +17,7 @@ import batch
 import pytest
 from batch_runs import batch_client, batch_file
 from batch_runs.batch_file import AnswerFile
-from batch_runs.batch_rows import ANSWERED, ASKED, Answer, Row, line_of, parse, read_rows, request_of
+from batch_runs.batch_rows import ANSWERED, ASKED, Answer, Row, line_of, read_rows, request_of
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,13 +45,9 @@ def test_the_fields_are_those_of_generate() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.text() | st.sampled_from(ANSWERED), JSON), st.booleans(), st.text())
-def test_a_row_keeps_its_keys_and_gets_the_answers(content: dict[str, Any], escaped: bool, text: str) -> None:
-    row = parse(3, json.dumps(content, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
-    if row.content is None:  # half of a surrogate pair, not escaped, is no UTF-8
-        assert "not UTF-8" in row.error
-        return
-    line = line_of(row, Answer(text, 3))
+@given(st.dictionaries(st.text() | st.sampled_from(ANSWERED), JSON), st.text())
+def test_a_row_keeps_its_keys_and_gets_the_answers(content: dict[str, Any], text: str) -> None:
+    line = line_of(Row(3, content), Answer(text, 3))
     assert line.count(b"\n") == 1
     said = json.loads(line)
     assert said == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
@@ -63,32 +59,38 @@ def test_every_line_of_the_input_is_a_row_an_error_or_empty(tmp_path: Path) -> N
     path.write_bytes(
         b'\xef\xbb\xbf{"instruction": "a"}\r\n\n{"a": NaN}\n{"a": 1e999}\n"x"\n{"a": \n\xff{}\n'
         + b"[" * 10**5
-        + b'\n{"b": 1}'
+        + b'\n{"instruction": "b"}'
     )
     rows = list(read_rows(path))
     assert [row.number for row in rows] == list(range(1, 10))
     assert rows[0].content == {"instruction": "a"}
     assert rows[1] == Row(2, None)
     assert [row.content for row in rows[2:8]] == [None] * 6
-    no_json = "the line is no JSON"
-    starts = [f"{no_json}: NaN", f"{no_json}: 1e999", "the row must be", no_json, "the line is not UTF-8", no_json]
-    assert all(row.error.startswith(start) for row, start in zip(rows[2:8], starts, strict=True))
-    assert rows[8].content == {"b": 1}
+    starts = [
+        "3 has the number NaN", "4 has the number 1e999", "5 is not a JSON object", "6 is not JSON", "7 is not UTF-8",
+        "8, row 1 is nested too deep",
+    ]  # fmt: skip
+    assert all(row.error.startswith(f"{path}:{start}") for row, start in zip(rows[2:8], starts, strict=True))
+    assert rows[8].content == {"instruction": "b"}
     assert list(read_rows(path, 5)) == rows[5:]
     assert [line_of(row, Answer()) for row in rows[:2]][1] == b"\n"
     listed = tmp_path / "in.json"
     listed.write_text(' [{"instruction": "a"},\n 2]')
     assert [row.content for row in read_rows(listed)] == [{"instruction": "a"}, None]
+
+
+def test_a_broken_list_is_refused_before_a_model_is_asked(tmp_path: Path) -> None:
+    listed = tmp_path / "in.json"
     listed.write_text('[{"instruction": "a"}')
-    with pytest.raises(ValueError, match="begins as a JSON list and is none"):
-        list(read_rows(listed))
+    with pytest.raises(ValueError, match=r"in.json:1, row 2 is not JSON"):
+        batch.check_input(listed)
 
 
 def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 100_000)
     tracemalloc.start()
-    assert sum(1 for _ in read_rows(path)) == batch.look_through(path)[1] == 100_000
+    assert sum(1 for _ in read_rows(path)) == batch.check_input(path)[1] == 100_000
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
 
@@ -370,7 +372,7 @@ def test_a_full_disk_ends_the_run_which_goes_on_later(run_script: RunScript, tmp
     ("options", "said"),
     [
         ("--input in.jsonl", "--output is missing"),
-        ("--input none --output o --url u", "none does not exist; --input takes JSONL"),
+        ("--input none --output o --url u", "none does not exist; --input takes a .json"),
         ("--input in.jsonl --output in.jsonl --url u", "--output in.jsonl is the input"),
         ("--input in.jsonl --output o", "nothing to ask; give a checkpoint's folder with --model"),
         ("--input in.jsonl --output no/o --model M", "no does not exist; make it before"),

@@ -179,14 +179,14 @@ def test_what_cannot_be_read_stops_or_is_reported(tmp_path: Path, run_script: Ru
         stopped = run_script(
             SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--num_workers", workers, status=2
         )
-        assert stopped.stderr == f"error: {source} line 3: 'text' is int, not text; correct or remove that line\n"
+        assert stopped.stderr == f"error: {source}:3: 'text' is int, not text; correct or remove that line\n"
     assert not (tmp_path / "out").exists()
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--on_error", "skip")
     assert len(kept(tmp_path / "out")) == 2
     assert [(d["line"], d["reason"]) for d in dropped(tmp_path / "out")] == [
         (3, "unreadable"), (4, "no text"), (5, "unreadable"), (6, "unreadable"),
     ]  # fmt: skip
-    assert "is no UTF-8" in dropped(tmp_path / "out")[3]["text"]
+    assert "is not UTF-8" in dropped(tmp_path / "out")[3]["text"]
 
 
 @pytest.fixture(scope="module")

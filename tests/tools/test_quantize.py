@@ -140,28 +140,6 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
     assert max(counts) < 220
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "x.jsonl holds no rows"),
-        (b"[]", "x.jsonl holds no rows"),
-        (b'{"text": "a"}\n{"text"\n', "x.jsonl:2 is not JSON"),
-        (b'[{"text": "a"},\n{]', "x.jsonl:2 is not JSON"),
-        (b'\n{"text": ""}', r"x.jsonl:2 is no row"),
-        (b'[{"text": "a"}, 7]', "x.jsonl, row 2 is no row"),
-        (b'{"instruction": "a"}', "x.jsonl:1 is no row"),
-        (b'{"instruction": "a", "output": "b", "input": 1}', "x.jsonl:1 is no row"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "x.jsonl:1 is no row"),
-        (b'{"text": "\xff"}', "x.jsonl is not UTF-8"),
-    ],
-)
-def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> None:
-    file = tmp_path / "x.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        calibration.sample_rows(file, 4, 0)
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
