@@ -96,12 +96,13 @@ def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
 
 def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
-    with pytest.raises(ValueError, match="differently once it is answered"):
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match="changes a question once it is answered"):
         encoder.example(ROWS[0])
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
-    with pytest.raises(ValueError, match="refuses a row: not this"):
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"cannot render these messages: not this.*set_template"):
         encoder.example(ROWS[0])
 
 

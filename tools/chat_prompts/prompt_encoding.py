@@ -201,11 +201,11 @@ class PromptEncoder:
         The last answer and its end-of-turn are appended to the prompt that asks for it. A template may render the
         end of a conversation differently from a history (Qwen3 writes an empty reasoning there); tuning does not.
         """
+        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        prompt, answers = self._history(messages[:last])
         layout = self.chat_template.answer_layout
         if layout is None:
             raise ValueError(f"the chat template changes a question once it is answered; {REMEDY}")
-        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
-        prompt, answers = self._history(messages[:last])
         if every:
             self._check_history(messages[:last], prompt, answers)
         behind = "".join(self._end or ())
