@@ -2,9 +2,10 @@
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -28,95 +29,17 @@ def load(
     check_folders(base_model, lora_weights)
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     where = placement(multi_gpu, shares, gpus) | quantisation(load_8bit, gpus)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     half = torch.bfloat16 if gpus and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            base_model, dtype=half if gpus else "auto", output_loading_info=True, **where
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder(base_model, lora_weights))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{base_model} cannot be loaded: {first_line(error)}") from error
-    model, report = loaded
-    check_model(model, len(tokenizer), report, base_model)
-    if lora_weights:
-        model = with_adapter(model, lora_weights, base_model)
-    model.eval()
-    return Checkpoint(model, tokenizer, read_extraction(lora_weights) or read_extraction(base_model))
-
-
-def check_folders(base_model: str, lora_weights: str = "") -> None:
-    """Raise FileNotFoundError or ValueError with one line where the folders are no checkpoint and no adapter."""
-    base, adapter = Path(base_model), Path(lora_weights)
-    if not base.is_dir():
-        raise FileNotFoundError(
-            f"{base} does not exist; --base_model takes a checkpoint folder (from the hub: python tools/download.py "
-            "--specify --repo_name OWNER/NAME --download_path FOLDER)"
-        )
-    if not (base / "config.json").is_file():
-        if (base / "adapter_config.json").is_file():
-            raise ValueError(f"{base} is an adapter; give it as --lora_weights, beside its --base_model")
-        raise ValueError(f"{base} is no checkpoint (no config.json); name a folder that has one")
-    if not [*base.glob("*.safetensors"), *base.glob("pytorch_model*.bin")]:
-        raise FileNotFoundError(f"{base} has no weights (model*.safetensors); download or copy it again")
-    if lora_weights and not (adapter / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{adapter} is no adapter (no adapter_config.json); for a merged model leave --lora_weights out"
-        )
-    tokenizer_folder(base_model, lora_weights)
-
-
-def tokenizer_folder(base_model: str, lora_weights: str) -> str:
-    """The adapter's folder where it has a tokenizer, else the base's; raises FileNotFoundError where neither has."""
-    for folder in (lora_weights, base_model):
-        if folder and Path(folder, "tokenizer_config.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{base_model} has no tokenizer (tokenizer_config.json); copy it there, or from a tokenizer.model: "
-        f"python tools/build_tokenizer.py --tokenizer_model M --output_dir {base_model}"
-    )
-
-
-def check_model(model: Any, pieces: int, report: dict[str, Any], base_model: str) -> None:
-    """Raise ValueError where tensors were missing, embeddings are too few, or the GPUs cannot hold the whole model."""
-    lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lost:
-        raise ValueError(f"{base_model} lacks {len(lost)} of its tensors ({lost[0]} …); download or copy it again")
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    if pieces > embeddings:
-        raise ValueError(
-            f"{base_model} has {embeddings} embeddings, the tokenizer {pieces} pieces; take the tokenizer of this model"
-        )
-    placed = set(getattr(model, "hf_device_map", {}).values())
-    if len(placed) > 1 and placed & {"cpu", "disk"}:
+    model, tokenizer = load_checkpoint(base_model, lora_weights, dtype=half if gpus else "auto", **where)
+    devices = set(getattr(model, "hf_device_map", {}).values())
+    if len(devices) > 1 and devices & {"cpu", "disk"}:
         raise ValueError(f"{base_model} does not fit into the GPU memory that it may use; raise --allocate or add GPUs")
-
-
-def with_adapter(model: Any, lora_weights: str, base_model: str) -> Any:
-    """The model with the adapter on it; raises ValueError unless every LoRA tensor of the file found its place."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-    from safetensors import SafetensorError
-
-    try:
-        with warnings.catch_warnings(action="ignore"):  # PEFT only warns of missing tensors; below they are an error
-            adapted = PeftModel.from_pretrained(model, lora_weights)
-        on_disk = set(load_peft_weights(lora_weights, device="cpu"))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{lora_weights} does not fit {base_model}: {first_line(error)}") from error
-    in_model = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    strays = sorted((in_model - on_disk) | {key for key in on_disk - in_model if "lora_" in key})
-    if strays:
-        raise ValueError(
-            f"{lora_weights} does not fit {base_model}: {len(strays)} tensors are on one side only ({strays[0]} …); "
-            "give the base model that the adapter was trained on"
-        )
-    return adapted
+    return Checkpoint(model, tokenizer, read_extraction(lora_weights) or read_extraction(base_model))
 
 
 def read_extraction(folder: str) -> dict[str, Any]:

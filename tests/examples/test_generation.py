@@ -271,7 +271,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_checkpoint: Path, adapter:
     for name, changed in (("more", more), ("less", less), ("wide", wide)):
         shutil.copytree(adapter, tmp_path / name)
         save_file(changed, tmp_path / name / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match=f"{name} does not fit {tiny_checkpoint}"):
+        with pytest.raises(ValueError, match=f"^{tmp_path / name} (changes|has only one of|: lora_A and lora_B of)"):
             model_loading.load(str(tiny_checkpoint), str(tmp_path / name))
 
 

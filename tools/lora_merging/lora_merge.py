@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adapter_checks.adapter_folder import matching_value
+from adapter_checks.base_fit import EMBEDDING, OUTPUT, check_adapter
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, to_float32
 from checkpoint_io.checkpoint_folders import (
@@ -100,14 +102,6 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def pattern_value(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
-    """A module's own rank or alpha, where a pattern of the configuration names it (peft's rule)."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
 def values(tensor: Tensor) -> np.ndarray:
     """A whole adapter tensor as float32 in its shape."""
     return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
@@ -139,23 +133,10 @@ def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
     config = read_json(path)
     check_config(config, path)
     updates = collect(read_weights(folder, ADAPTER_FILES))
-    if not updates:
-        raise ValueError(f"{folder} has an adapter without tensors; get it again")
     for name, update in updates.items():
-        left, right, module = update.left, update.right, name.removesuffix(".weight")
-        if left is None and right is None:
-            continue
-        inner = 0 if update.flipped else 1
-        if left is None or right is None or {len(left.shape), len(right.shape)} != {2}:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
-        if left.shape[inner] != right.shape[1 - inner]:
-            raise ValueError(f"{folder}: lora_A and lora_B of {name} are not a pair; get the adapter again")
-        alpha = pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
-        rank = pattern_value(config.get("rank_pattern"), module, config["r"])
-        if rank != left.shape[inner]:
-            raise ValueError(
-                f"{path} says rank {rank} for {name}, whose tensors have {left.shape[inner]}; get both again"
-            )
+        module = name.removesuffix(".weight")
+        alpha = matching_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+        rank = matching_value(config.get("rank_pattern"), module, config["r"])
         update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(folder, config, updates, weight)
 
@@ -189,7 +170,7 @@ def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
     return (magnitude / np.concatenate(list(parts))).astype(np.float32)
 
 
-def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], tied: bool, dtype: str | None) -> Spec:
+def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], dtype: str | None) -> Spec:
     """What a base tensor is after the adapters; ValueError names it where they do not fit."""
     name, shape = tensor.name, tensor.shape
     for adapter in adapters:
@@ -200,10 +181,6 @@ def merged_spec(tensor: Tensor, adapters: Sequence[Adapter], tied: bool, dtype: 
             raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; merge into the unquantised base")
         wanted: list[tuple[int, ...]] = []
         if update.whole is not None:
-            if tied and "embed" in name and not adapter.config.get("ensure_weight_tying"):
-                raise ValueError(
-                    f"the base's output is tied to {name}, which {adapter.folder} holds a copy of; untie the base"
-                )
             if len(shape) == 2:  # rows may have been added to the vocabulary
                 shape = (update.whole.shape[0], *shape[1:])
             wanted.append(update.whole.shape)
@@ -229,6 +206,19 @@ def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) 
     if len(sizes) > 1:
         raise ValueError(f"the adapter adds rows to one of embedding and output only ({rows} before, now {sizes})")
     return sizes.pop() if sizes else rows
+
+
+def refuse_half_of_tied(adapter: Adapter, base: Path) -> None:
+    """ValueError where the adapter changes one use of a matrix that is both embedding and output of the base."""
+    if adapter.config.get("ensure_weight_tying"):
+        return
+    for name in adapter.updates:
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if module in (EMBEDDING, OUTPUT):
+            raise ValueError(
+                f"{base} has one matrix for embedding and output, and {adapter.folder} changes its use as {module} "
+                "only; save the base with tie_word_embeddings=False, or use the adapter without merging it"
+            )
 
 
 class Steps:
@@ -316,18 +306,21 @@ def merge_folders(
     dtype: write all floats in this type instead of the base's own. Raises ValueError and FileNotFoundError that name
     file and tensor.
     """
+    for lora, _ in loras:
+        check_adapter(lora, base)
     adapters = [read_adapter(lora, weight) for lora, weight in loras]
     config = read_json(base / "config.json")
     if config.get("quantization_config"):
         raise ValueError(f"{base} is quantised; merge into the model that it was made from")
     weights = read_weights(base)
     check_complete(base, weights)
+    for adapter in adapters if f"{OUTPUT}.weight" not in weights else ():
+        refuse_half_of_tied(adapter, base)
     changed = {name: adapter.folder for adapter in adapters for name in adapter.updates}
     for name, folder in changed.items():
         if name not in weights:
             raise ValueError(f"{base} has no tensor {name}, which {folder} changes; this is not its base")
-    tied = "lm_head.weight" not in weights
-    specs = [merged_spec(tensor, adapters, tied, dtype) for tensor in weights.values()]
+    specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
     rows = vocabulary(weights, specs, config.get("vocab_size", 0))
     inputs = [base, *(lora for lora, _ in loras)]
     for folder in inputs:
