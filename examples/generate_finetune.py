@@ -8,7 +8,8 @@ Decoding, where no option says otherwise, is the published one: 3 beams, repetit
 --allocate is in GiB, one number for each GPU.
 """
 
-from demo_pages import console, model_loading, text_generation
+from chat_prompts.prompt_encoding import PromptEncoder
+from demo_pages import console, model_loading
 
 
 def main(
@@ -32,7 +33,7 @@ def main(
     how = console.settle(suite, options)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     if interactive:
-        console.converse(checkpoint, how, ("Text to continue",), text_generation.plain_ids)
+        console.converse(checkpoint, how, ("Text to continue",), PromptEncoder.plain)
     else:
         console.run_cases(checkpoint, suite, options)
 

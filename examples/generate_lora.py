@@ -8,7 +8,8 @@
 Without --lora_weights the base model is a merged one.
 """
 
-from demo_pages import console, model_loading, text_generation
+from chat_prompts.prompt_encoding import one_turn
+from demo_pages import console, model_loading
 
 
 def main(
@@ -43,7 +44,8 @@ def main(
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
-        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), text_generation.prompt_ids)
+        questions = ("Instruction", "Input (may be empty)")
+        console.converse(checkpoint, how, questions, lambda encoder, *texts: encoder.prompt(one_turn(*texts)))
     else:
         console.run_cases(checkpoint, suite, options)
 

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruction_data.instructions import Encoder, load_template
+from chat_prompts.prompt_encoding import PromptEncoder
+from instruction_data.named_templates import choose_template, load_template
 from instruction_data.row_files import Source, find_sources
 from instruction_tuning.ranks import is_first, launched, part
 from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
@@ -133,7 +134,8 @@ def main(argv: list[str]) -> None:
     is_main = is_first()
     for notice in notices if is_main else ():
         print(f"notice: {notice}", file=sys.stderr)
-    template = load_template(args.prompt_template_name)
+    if args.prompt_template_name:
+        load_template(args.prompt_template_name)  # which must exist before anything is loaded
     sources, skipped = find_sources(args.data_path)
     apart = [Source("held_out", Path(args.eval_data_path))] if args.eval_data_path else []
     check_folders(args, sources)
@@ -142,15 +144,19 @@ def main(argv: list[str]) -> None:
 
     from extraction_scores.held_out_answers import HeldOutAnswers
     from instruction_tuning.instruction_trainer import make_trainer
-    from instruction_tuning.result_folder import save
+    from instruction_tuning.result_folder import save, stop_at
     from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(args.base_model, local_files_only=True)
-    tokenizer.chat_template = template
-    encoder = Encoder(tokenizer)
+    tokenizer.chat_template, origin = choose_template(
+        args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
+    )
+    encoder = PromptEncoder(tokenizer)
+    if is_main:
+        print(f"prompt template: {origin}")
     data = arrange(args, encode_all(args, encoder, sources), encode_all(args, encoder, apart))
     if is_main:
         show(args, tokenizer, data, skipped)
@@ -159,6 +165,7 @@ def main(argv: list[str]) -> None:
         data.scores = HeldOutAnswers(encoder, asked, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
+    adds_end = stop_at(model, encoder.stop_ids)
     output = Path(args.output_dir or "")
     resumed = args.resume_from_checkpoint
     if args.lora_init.startswith("pissa") and is_main:
@@ -170,7 +177,7 @@ def main(argv: list[str]) -> None:
         draw_lengths(data.rows.parts, output / "row_lengths.png")
         announce(args, trainer)
     result = trainer.train(resume_from_checkpoint=resumed)
-    save(trainer, tokenizer, args, sources)
+    save(trainer, tokenizer, args, sources, adds_end)
     if is_main:
         seconds = result.metrics["train_runtime"]
         best = trainer.state.best_global_step if args.load_best_model_at_end else None

@@ -15,8 +15,10 @@ from typing import Any
 
 import fire
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 from extraction_scores.answer_generation import answer
-from instruction_data.instructions import Encoder, load_template
+from instruction_data.named_templates import load_template
 from instruction_data.row_files import question_of, read_rows
 
 
@@ -60,7 +62,7 @@ def main(
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     check_folders(str(base_model), str(lora_weights))
-    template = load_template(str(prompt_template_name)) if prompt_template_name else ""
+    template = load_template(str(prompt_template_name)) if prompt_template_name else folder_template(lora_weights)
     rows = read_rows(str(data_path), answers=False)[: int(limit) or None]
     target = Path(str(output))
     if not target.parent.is_dir():
@@ -72,10 +74,9 @@ def main(
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
     model, tokenizer = load(str(base_model), str(lora_weights), dtype)
-    if template:
-        tokenizer.chat_template = template
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
-    answers = answer(model, tokenizer, prompts, int(batch_size), int(max_new_tokens))
+    encoder = PromptEncoder(tokenizer, template)
+    prompts = encoder.prompts([question_of(row) for row in rows])
+    answers = answer(model, encoder, prompts, int(batch_size), int(max_new_tokens))
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):

@@ -31,8 +31,8 @@ from typing import Any
 import fire
 from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import Answer, Request, Row, is_list, line_of, read_rows, request_of
+from chat_prompts.template_files import read_template
 from fire.decorators import SetParseFn
-from prompting.prompt_templates import read_template
 from pydantic import ValidationError
 from routes.sampling_parameters import Parameters
 from server_guard.process_supervisor import SERVING, report, supervise
@@ -165,7 +165,7 @@ def run(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool
 
 def ask_engine(model: str, template_path: str, options: list[str], request: Request) -> tuple[dict[str, Any], Work]:
     """What decides about the answers of an engine of our own, and how it works."""
-    template = read_template(template_path) if template_path else None
+    template = read_template(template_path, "--template_path") if template_path else None
 
     def work(rows: Iterator[Row], tally: Tally) -> None:
         from batch_runs.batch_engine import OfflineEngine, engine_settings

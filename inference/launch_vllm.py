@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prompting.prompt_templates import read_template
+from chat_prompts.template_files import read_template
 from server_guard.process_supervisor import supervise
 from server_guard.quick_end import end, end_when_done
 from server_launch.launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
@@ -55,7 +55,7 @@ def first_look(arguments: Sequence[str]) -> None:
         return  # vLLM's parser will say what is wrong
     model = named.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
     if named.template_path:
-        read_template(named.template_path)
+        read_template(named.template_path, "--template_path")
     if named.port and named.port.isdecimal() and not named.uds:
         check_port(named.host or DEFAULT_HOST, int(named.port))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args = settle(parser, arguments)
     args.model_tag = args.model
     if args.template_path:
-        args.chat_template = read_template(args.template_path)
+        args.chat_template = read_template(args.template_path, "--template_path")
     if not args.uds:
         check_port(args.host or "", args.port)
     for line in preset_safety(args, os.environ):

@@ -30,7 +30,7 @@ from checkpoint_io.checkpoint_folders import (
 from checkpoint_io.seal_check import verify_seal
 from checkpoint_io.tensors import read_weights
 from checkpoint_io.tool_command import parse_size, refuse, run
-from quantization.calibration import Example, Renderer, encode, fitting, sample_rows
+from quantization.calibration import Example, RowEncoder, encode, fitting, sample_rows
 from quantization.quantization_methods import METHODS, Job, choose_group, linear_layers, quantise, quiet, require
 from quantization.quantized_score import Scores, score, table, weight_bytes
 
@@ -80,16 +80,16 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Data
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    renderer, seed = Renderer(tokenizer, model), options["seed"]
+    encoder, seed = RowEncoder(tokenizer, model), options["seed"]
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = Data(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:
         rows, seen = sample_rows(options["data_path"], "--data_path", options["samples"], seed)
-        data.calibration.extend(one.prompt + one.answer for one in encode(renderer, rows, limit))
+        data.calibration.extend(one.prompt + one.answer for one in encode(encoder, rows, limit))
         data.said.append(f"calibrated on {len(rows):,} of {seen:,} rows")
     if options["eval_path"]:
         rows, seen = sample_rows(options["eval_path"], "--eval_path", options["eval_samples"], seed)
-        data.held_out.extend(fitting(renderer, rows, limit, options["eval_path"]))
+        data.held_out.extend(fitting(encoder, rows, limit, options["eval_path"]))
         data.said.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
     return data
 

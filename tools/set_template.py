@@ -20,21 +20,23 @@ INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline tw
 
 
 def check_template(folder: Path, template: Path) -> None:
-    """Render the folder's template with its tokenizer; ValueError says what goes wrong or gets lost."""
-    import jinja2
+    """Render the folder's template with its tokenizer; ValueError says what goes wrong or gets lost.
+
+    An input that the template does not use follows the content, as it does in every prompt of this repository.
+    """
+    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    message = {"role": "user", "content": INSTRUCTION}
-    for row in (message, message | {"input": INPUT}):
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(folder))
+    for given in ("", INPUT):
         try:
-            text = tokenizer.apply_chat_template([row], tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ValueError(f"{template} does not render: {error}; correct it") from None
-        for key, part in (("content", INSTRUCTION), ("input", INPUT)):
-            if key in row and part not in str(text):
+            text = encoder.text(one_turn(INSTRUCTION, given))
+        except ValueError as error:
+            raise ValueError(f"{template}: {error}; correct it") from None
+        for key, part in (("content", INSTRUCTION), ("input", given)):
+            if part not in text:
                 raise ValueError(f"{template} leaves out or changes a message's {key!r}; it must contain it as it is")
 
 

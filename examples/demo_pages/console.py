@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from chat_prompts.prompt_encoding import one_turn
 from tqdm import tqdm
 
 from demo_pages import extraction_prompts
 from demo_pages.model_loading import Checkpoint
-from demo_pages.text_generation import Answer, Decoding, decoding, plain_ids, prompt_ids, stream
+from demo_pages.text_generation import Answer, Decoding, decoding, stream
 
 
 def run(main: Callable[..., None]) -> None:
@@ -54,7 +55,7 @@ def settle(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
     """Log a warning where instructions would go in as bare text."""
-    if not checkpoint.tokenizer.chat_template:
+    if not checkpoint.encoder.template:
         logging.warning(
             "%s has no chat_template.jinja, so instructions go in as bare text; for a model that was only pretrained "
             "take examples/generate_finetune.py",
@@ -73,9 +74,9 @@ def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str,
         print(f"\n[{number}/{len(cases)}] {case.get('group') or '{task} ({language})'.format(**case)}")
         print("\n".join(f"> {line}" for text in (first, second) for line in text.splitlines()))
         how = decoding(suite["decoding"] | case.get("decoding", {}), given)
-        tokenizer = checkpoint.tokenizer
+        encoder = checkpoint.encoder
         try:
-            ids = prompt_ids(tokenizer, first, second) if is_instruction else plain_ids(tokenizer, first)
+            ids = encoder.prompt(one_turn(first, second)) if is_instruction else encoder.plain(first)
             answer = show(stream(checkpoint, ids, how))
         except ValueError as error:  # the prompt does not fit into this model's context, say
             print(f"  (not answered: {error})")
@@ -106,7 +107,7 @@ def converse(
 ) -> None:
     """Ask the questions (at least one) of whoever is at the keyboard and answer, over and over, until the input ends.
 
-    make_ids: gets the tokenizer and one text for each question. A prompt that cannot be answered is said and passed.
+    make_ids: gets the prompt encoder and one text for each question. An error of a prompt is printed.
     """
     print("One line each; end with Ctrl-D.", file=sys.stderr)
     while True:
@@ -118,6 +119,6 @@ def converse(
         if not texts[0].strip():
             continue
         try:
-            show(stream(checkpoint, make_ids(checkpoint.tokenizer, *texts), how))
+            show(stream(checkpoint, make_ids(checkpoint.encoder, *texts), how))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 
 
 class Checkpoint(NamedTuple):
-    """A loaded model with its tokenizer, and what its extraction.json says (empty without one)."""
+    """A loaded model with the encoder of its prompts, and the content of its extraction.json (empty without one)."""
 
     model: Any
-    tokenizer: Any
+    encoder: PromptEncoder
     extraction: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.encoder.tokenizer
 
 
 def load(
@@ -39,7 +45,8 @@ def load(
     devices = set(getattr(model, "hf_device_map", {}).values())
     if len(devices) > 1 and devices & {"cpu", "disk"}:
         raise ValueError(f"{base_model} does not fit into the GPU memory that it may use; raise --allocate or add GPUs")
-    return Checkpoint(model, tokenizer, read_extraction(lora_weights) or read_extraction(base_model))
+    encoder = PromptEncoder(tokenizer, folder_template(lora_weights))
+    return Checkpoint(model, encoder, read_extraction(lora_weights) or read_extraction(base_model))
 
 
 def read_extraction(folder: str) -> dict[str, Any]:

@@ -1,15 +1,12 @@
-"""Prompt ids, decoding and streaming on a loaded checkpoint."""
+"""Decoding and streaming on a loaded checkpoint."""
 
 import queue
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from demo_pages.model_loading import Checkpoint, first_line
-
-GUARDS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # Unicode noncharacters: no text of a user's has them
+from demo_pages.model_loading import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,48 +61,6 @@ def decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decodi
     return Decoding(**chosen)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """BOS (where there is one) and the ids of the text as it stands; a control token's spelling in it stays text."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-def prompt_ids(tokenizer: Any, instruction: str, input: str = "") -> list[int]:
-    """The ids of an instruction (and its input) in the tokenizer's chat template; plain text without a template.
-
-    A control token's spelling in the user's text is broken up by a guard character before the template is rendered,
-    so only the template's own ones become control tokens; the guard is taken out again before encoding. Raises
-    ValueError where the template refuses the message.
-    """
-    if not tokenizer.chat_template:
-        return plain_ids(tokenizer, f"{instruction}\n{input}" if input else instruction)
-    spellings = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
-    control = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-    guard = next((g for g in GUARDS if g not in instruction and g not in input), None)
-    if guard is None:
-        raise ValueError("the text holds every one of the noncharacters U+FDD0 to U+FDEF; take one out")
-
-    def guarded(text: str) -> str:
-        return control.sub(lambda found: found[0][0] + guard + found[0][1:], text)
-
-    message = {"role": "user", "content": guarded(instruction), "input": guarded(input)}
-    try:
-        rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja2's errors and whatever a template raises
-        raise ValueError(f"the checkpoint's chat template refuses the message: {first_line(error)}") from error
-    ids: list[int] = []
-    for part in re.split(f"({control.pattern})", rendered):
-        if control.fullmatch(part):
-            ids.append(tokenizer.convert_tokens_to_ids(part))
-        elif part:
-            text = part.replace(guard, "")
-            ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return ids
-
-
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +72,7 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> 
     """
     from transformers import GenerationConfig
 
-    model, tokenizer, _ = checkpoint
+    model = checkpoint.model
     context = getattr(model.config, "max_position_embeddings", None) or len(ids) + how.max_new_tokens
     room = context - len(ids)
     if not ids or room < 1:
@@ -127,10 +82,9 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> 
     arguments = asdict(how) | {"max_new_tokens": min(how.max_new_tokens, room)}
     if not how.do_sample:
         arguments |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    first_end = ends[0] if isinstance(ends, list) else ends
-    return GenerationConfig(**arguments, eos_token_id=ends, pad_token_id=first_end or 0)
+    own = model.generation_config.eos_token_id
+    ends = {*checkpoint.encoder.stop_ids, *(own if isinstance(own, list) else [own])} - {None}
+    return GenerationConfig(**arguments, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))
 
 
 def text_of(tokenizer: Any, ids: list[int], new: list[int]) -> str:
@@ -160,7 +114,7 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[An
     from transformers import StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
-    model, tokenizer, _ = checkpoint
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     config = generation_config(checkpoint, ids, how)
     events: queue.Queue[Any] = queue.Queue()
     left = threading.Event()

@@ -13,9 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from chat_prompts.prompt_encoding import one_turn
+
 from demo_pages import extraction_prompts, text_generation
 from demo_pages.model_loading import Checkpoint
-from demo_pages.text_generation import Decoding, plain_ids, prompt_ids
+from demo_pages.text_generation import Decoding
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 LABELS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("web_labels.json").read_text(encoding="utf-8"))
@@ -55,11 +57,11 @@ def answer(
 
 
 def instruction_ids(checkpoint: Checkpoint, words: dict[str, str], instruction: str, input: str) -> list[int]:
-    return prompt_ids(checkpoint.tokenizer, some(instruction, words), input)
+    return checkpoint.encoder.prompt(one_turn(some(instruction, words), input))
 
 
 def continuation_ids(checkpoint: Checkpoint, words: dict[str, str], beginning: str) -> list[int]:
-    return plain_ids(checkpoint.tokenizer, some(beginning, words))
+    return checkpoint.encoder.plain(some(beginning, words))
 
 
 def extraction_ids(checkpoint: Checkpoint, words: dict[str, str], task: str, schema: str, text: str) -> list[int]:
@@ -67,7 +69,7 @@ def extraction_ids(checkpoint: Checkpoint, words: dict[str, str], task: str, sch
     asked = extraction_prompts.build(
         task, extraction_prompts.parse_schema(schema, task), text, language, checkpoint.extraction
     )
-    return prompt_ids(checkpoint.tokenizer, *asked)
+    return checkpoint.encoder.prompt(one_turn(*asked))
 
 
 def some(text: str, words: dict[str, str]) -> str:

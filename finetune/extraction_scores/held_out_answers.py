@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing import example_attention
 from ie_eval import parse, score
-from instruction_data.instructions import Encoder
 from instruction_data.row_files import Row, messages_of, question_of
 
 from extraction_scores.answer_generation import answer
@@ -22,8 +22,11 @@ class HeldOutAnswers:
     Raises ValueError where a right answer is no extraction answer, since nothing could be scored.
     """
 
-    def __init__(self, encoder: Encoder, rows: list[tuple[str, Row]], batch_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, rows: list[tuple[str, Row]], batch_size: int, max_new_tokens: int
+    ) -> None:
         self.sources = [name for name, _ in rows]
+        self.encoder = encoder
         self.prompts = encoder.prompts([question_of(row) for _, row in rows])
         self.right = [
             next(m["content"] for m in reversed(messages_of(row)) if m["role"] == "assistant") for _, row in rows
@@ -43,7 +46,7 @@ class HeldOutAnswers:
         filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks have to go along
         with generating(trainer), trainer.compute_loss_context_manager():
             said = answer(
-                trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class,
+                trainer.accelerator.unwrap_model(trainer.model), self.encoder,
                 [self.prompts[index] for index in filled], self.batch_size, self.max_new_tokens,
             )  # fmt: skip
         gathered = everything(dict(zip(mine, said, strict=False)), ranks)

@@ -330,7 +330,7 @@ def make_trainer(
         micro=args.per_device_train_batch_size,
         capacity=args.per_device_train_batch_size * args.cutoff_len,
         shared=args.share_prefixes and not has_dropout(model, args),
-        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
         supervised_head=args.supervised_head,
         multiple=1 if args.device.type == "cpu" else 8,
     )

@@ -42,8 +42,21 @@ def write_records(folder: Path, args: "TuningArguments", sources: list[Source], 
     draw_curves(trainer.state.log_history, folder / "training_curves.png")
 
 
-def save(trainer: Any, tokenizer: Any, args: "TuningArguments", sources: list[Source]) -> None:
-    """Write the whole result beside its place, check it, then move it file by file into --output_dir, weights last."""
+def stop_at(model: Any, ids: list[int]) -> bool:
+    """Let generation stop on these ids, besides those of the base's generation config; whether any of them is new."""
+    config = model.generation_config
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    new = [index for index in ids if index not in own]
+    if new:
+        config.eos_token_id = [*(index for index in own if index is not None), *new]
+    return bool(new)
+
+
+def save(trainer: Any, tokenizer: Any, args: "TuningArguments", sources: list[Source], adds_end: bool) -> None:
+    """Write the whole result beside its place, check it, then move it file by file into --output_dir, weights last.
+
+    adds_end: answers end in a token that the base's generation config lacks, so an adapter needs its own.
+    """
     output = Path(args.output_dir or "")
     scratch = output / ".partial"
     if args.should_save:
@@ -54,6 +67,8 @@ def save(trainer: Any, tokenizer: Any, args: "TuningArguments", sources: list[So
     for needless in ("training_args.bin", "README.md"):  # a pickle, and peft's form of a model card with nothing in it
         (scratch / needless).unlink(missing_ok=True)
     if args.method != "full":
+        if adds_end:
+            trainer.model.generation_config.save_pretrained(scratch)
         check_adapter(scratch / "adapter_model.safetensors", tensor_names(trainer.model))
     if args.lora_init.startswith("pissa"):
         plain_lora(scratch, output / START)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
-from instruction_data.instructions import Encoder
 from instruction_data.row_files import Row, Source, iterate_rows
 from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
 
@@ -32,7 +32,7 @@ class Data:
     scores: Callable[[Any], dict[str, float]] | None = None
 
 
-def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
+def encode_all(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[EncodedRows]:
     """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
 
     Raises ValueError where nothing is left of a source.
@@ -65,7 +65,9 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
     return Data(rows, order, apart.tolist())
 
 
-def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
+def questions(
+    args: "TuningArguments", encoder: PromptEncoder, data: Data, sources: list[Source]
+) -> list[tuple[str, Row]]:
     """The held-out rows as they stand in their files, each with its source's name."""
     found = []
     apart = np.array(data.held_out)

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from chat_prompts.template_files import read_template
 from launch_vllm import first_look, settle, strict_parser
-from prompting.prompt_templates import read_template
 from pydantic import ValidationError
 from routes.generate_api import KNOWN, GenerateRequest
 from routes.response_envelope import RequestFailedError, complaint
@@ -45,7 +45,7 @@ def engine_settings(model: str, template_path: str, options: Sequence[str]) -> a
     parser.add_argument("--lora-modules", nargs="+", action=part("LoRAParserAction"), metavar="NAME=FOLDER")
     parser.set_defaults(disable_log_stats=True)
     args = settle(parser, arguments)
-    args.chat_template = read_template(template_path) if template_path else None
+    args.chat_template = read_template(template_path, "--template_path") if template_path else None
     if args.data_parallel_size > 1:
         raise ValueError("--data-parallel-size is for servers; start one and ask it with --url")
     args.use_tqdm_on_load = sys.stderr.isatty()

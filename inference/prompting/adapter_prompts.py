@@ -7,22 +7,23 @@ must give every piece the id that the base gives it. What an adapter's folder la
 from pathlib import Path
 from typing import Any
 
-from prompting.prompt_ids import Prompt
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 
 TOKENIZERS = ("tokenizer.json", "vocab.json")  # a tokenizer.model alone would be converted anew, with other merges
 
 
-def adapter_prompt(folder: str, base: Prompt) -> Prompt:
-    """The prompt of an adapter: its own template, else the base's (which --template_path may have given).
+def adapter_prompt(folder: str, base: PromptEncoder) -> PromptEncoder:
+    """The prompt encoder of an adapter: its own template, else the base's (which --template_path may have given).
 
     Raises ValueError where its tokenizer cannot be read or has other ids than the base's.
     """
     here = Path(folder).expanduser()
     words = read_tokenizer(here)
     if words is None:
-        return Prompt(base.tokenizer, own_template(here) or base.template)
+        return PromptEncoder(base.tokenizer, folder_template(here) or base.template)
     check_ids(folder, words.get_vocab(), base.tokenizer.get_vocab())
-    return Prompt(words, words.chat_template or base.template)
+    return PromptEncoder(words, words.chat_template or base.template)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -38,12 +39,6 @@ def read_tokenizer(folder: Path) -> Any:
         raise ValueError(f"{folder}: the tokenizer cannot be read ({said}); copy the base's into it") from error
 
 
-def own_template(folder: Path) -> str | None:
-    """The chat_template.jinja of a folder that has no tokenizer to read it with."""
-    path = folder / "chat_template.jinja"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
 def check_ids(folder: str, own: dict[str, int], base: dict[str, int]) -> None:
     """Raise ValueError unless the two tables of pieces are the same."""
     other = set(own.items()) ^ set(base.items())
@@ -55,9 +50,3 @@ def check_ids(folder: str, own: dict[str, int], base: dict[str, int]) -> None:
         f"{folder} has another tokenizer than the base: {len({name for name, _ in other})} pieces differ; {piece!r}, "
         f"for one, has id {ours} here and {theirs} there; name the base it was tuned on, or merge it into that"
     )
-
-
-def end_ids(prompt: Prompt, base: Prompt) -> list[int]:
-    """Ids that end an adapter's answers and not the base's, so that vLLM must be told of them."""
-    own = prompt.tokenizer.eos_token_id
-    return [] if own in (None, base.tokenizer.eos_token_id) else [own]

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from chat_prompts.prompt_encoding import Message, one_turn
 from extraction.extraction_answer import read
 from extraction.extraction_form import Form, question
 from extraction.extraction_grammar import grammar
@@ -20,7 +21,6 @@ from extraction.extraction_schema import Kind, check_schema
 from extraction.text_windows import windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prompting.prompt_ids import Message, one_turn
 from pydantic import BaseModel, ConfigDict, Field
 from vllm_bridge.vllm_imports import part
 
@@ -132,13 +132,11 @@ class Asking(NamedTuple):
     characters: int | None  # usual length of a text; None: not known
 
     def messages(self, text: str) -> list[Message]:
-        """The question about a window; a template without a place for an input gets it behind the instruction."""
-        if self.model.prompt.takes_input:
-            return one_turn(self.instruction, text)
-        return one_turn(f"{self.instruction}\n{text}")
+        """The question about a window."""
+        return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
-        return grammar(self.form, self.kinds, self.model.prompt.lead or "")
+        return grammar(self.form, self.kinds, self.model.prompt.lead)
 
     async def windows(self, text: str, limit: int | None) -> list[Span]:
         """The windows of a text, by the length of texts that the model knows, or of `limit` tokens at most.

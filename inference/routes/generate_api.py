@@ -3,7 +3,7 @@
     {"instruction": "…", "input": "…", "parameters": {"top_p": 0.7, "max_tokens": 256}}
     {"generated_text": "…", "num_output_tokens_cf": 17, "error": null}
 
-The prompt is rendered by the model's own chat template and handed on as token ids (prompt_ids.py); sampling, batching
+The prompt is rendered by the model's own chat template and handed on as token ids (chat_prompts/); sampling, batching
 and their errors are those of vLLM's /v1/completions.
 """
 
@@ -11,9 +11,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+from chat_prompts.prompt_encoding import Message, one_turn
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from prompting.prompt_ids import Message, one_turn
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_bridge.vllm_imports import part
 

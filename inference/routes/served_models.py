@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
-from prompting.adapter_prompts import adapter_prompt, end_ids
-from prompting.prompt_ids import Message, Prompt
+from prompting.adapter_prompts import adapter_prompt
 from server_launch.adapter_folders import check_adapter
 from vllm_bridge.vllm_imports import part
 
@@ -25,11 +25,11 @@ class Served(NamedTuple):
     """A model as requests name it."""
 
     name: str | None  # None: the base
-    prompt: Prompt
+    prompt: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
     longest: int  # characters of the longest piece of its vocabulary
-    ends: list[int]  # ids that end its answers, beside those that end the base's
+    ends: list[int]  # ids that end its answers, besides the EOS of the engine's tokenizer
 
     def ids_now(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt; there is room for an answer behind them.
@@ -38,7 +38,7 @@ class Served(NamedTuple):
         """
         if (characters := length(messages)) > self.context * self.longest:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = self.prompt.ids(messages)
+        ids = self.prompt.prompt(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
@@ -55,7 +55,9 @@ class Served(NamedTuple):
         if not self.ends or fields.get("ignore_eos"):
             return fields
         if fields.get("use_beam_search"):
-            raise ValueError("beam search knows the base's end token alone, not this adapter's; leave num_beams out")
+            raise ValueError(
+                "beam search knows the base's end token alone, not the one of this model's prompts; leave num_beams out"
+            )
         return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.ends]}
 
     def text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -122,7 +124,9 @@ class ServedModels:
         check_adapter(name, folder, self.folder)
         prompt, base = adapter_prompt(folder, self.base.prompt), self.base
         extraction = read_extraction(folder) or base.extraction
-        return Served(name, prompt, extraction, base.context, longest_piece(prompt), end_ids(prompt, base.prompt))
+        return Served(
+            name, prompt, extraction, base.context, longest_piece(prompt), ends(prompt, base.prompt.tokenizer)
+        )
 
     async def looked_for(self, name: str) -> Any:
         """What vLLM's resolvers find under a name that is not loaded; they look where the administrator told them to.
@@ -141,17 +145,24 @@ class ServedModels:
 
 async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
     """The base and the adapters of --lora-modules, once the engine stands; ValueError where one cannot be asked."""
-    prompt = Prompt(engine_client.get_tokenizer(), part("load_chat_template")(args.chat_template))
+    tokenizer = engine_client.get_tokenizer()
+    prompt = PromptEncoder(tokenizer, part("load_chat_template")(args.chat_template))
     context = engine_client.model_config.max_model_len
-    base = Served(None, prompt, read_extraction(args.model), context, longest_piece(prompt), [])
+    extraction = read_extraction(args.model)
+    base = Served(None, prompt, extraction, context, longest_piece(prompt), ends(prompt, tokenizer))
     models = ServedModels(base, args.model, state.openai_serving_models)
     for name in list(models.models.lora_requests):
         await models.named(name)
     return models
 
 
-def longest_piece(prompt: Prompt) -> int:
+def longest_piece(prompt: PromptEncoder) -> int:
     return max(map(len, prompt.tokenizer.get_vocab()))
+
+
+def ends(prompt: PromptEncoder, engine_tokenizer: Any) -> list[int]:
+    """Ids that end a model's answers, without the EOS on which vLLM stops by itself."""
+    return [index for index in prompt.stop_ids if index != engine_tokenizer.eos_token_id]
 
 
 async def model_named(request: Request, name: str | None) -> Served:

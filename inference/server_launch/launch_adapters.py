@@ -95,18 +95,18 @@ def check_adapter_prompts(args: argparse.Namespace) -> list[str]:
     """
     if not args.lora_modules:
         return []
+    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from extraction.extraction_form import read_extraction
-    from prompting.prompt_ids import Prompt, one_turn
     from transformers import AutoTokenizer
 
     given = part("load_chat_template")(args.chat_template)
-    base = Prompt(AutoTokenizer.from_pretrained(args.tokenizer or args.model), given)
+    base = PromptEncoder(AutoTokenizer.from_pretrained(args.tokenizer or args.model), given)
     said = []
     for module in args.lora_modules:
         prompt = adapter_prompt(module.path, base)
         read_extraction(module.path)
         try:
-            prompt.ids(one_turn("instruction"))
+            prompt.prompt(one_turn("instruction"))
         except ValueError as error:
             raise ValueError(f"{module.path}: {error}; correct its chat_template.jinja") from None
         if given and prompt.template != given:

@@ -77,7 +77,7 @@ def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
 
     Raises ValueError where the tokenizer cannot be read or the template cannot be rendered.
     """
-    from prompting.prompt_ids import Prompt, one_turn
+    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer
 
     try:
@@ -85,7 +85,7 @@ def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
     except Exception as error:
         raise ValueError(f"{tokenizer}: the tokenizer cannot be read ({one_line(error)})") from error
     try:
-        Prompt(words, template).ids(one_turn("instruction"))
+        PromptEncoder(words, template).prompt(one_turn("instruction"))
     except ValueError as error:
         raise ValueError(f"{place}: {error}; correct it, or give another with --template_path") from None
 

@@ -330,7 +330,7 @@ def merge_folders(
     with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
         carry(base, folder, (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES))
         for lora, _ in loras:
-            carry(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
+            carry(lora, folder, ("generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES))
         if rows != config.get("vocab_size", 0):
             write_json(folder / "config.json", config | {"vocab_size": rows})
         if dtype:

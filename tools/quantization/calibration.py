@@ -7,13 +7,13 @@ the ids that a server sends for the same question, and user text never becomes a
 
 import json
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from chat_prompts.prompt_encoding import PromptEncoder
+
 SHAPE = '{"instruction", "input", "output"}, {"messages"} that end in an answer, or {"text"}'
-ANCHOR = "\ufdd0"  # a Unicode noncharacter: no text has it, and no piece of a tokenizer joins it to anything
 
 Row = dict[str, Any]
 
@@ -95,95 +95,42 @@ def sample_rows(path: object, option: str, count: int, seed: int) -> tuple[list[
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-class Renderer:
+class RowEncoder:
     """Rows to ids with one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: Any, folder: Path) -> None:
-        self.tokenizer, self.folder = tokenizer, folder
-        self.controls = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        longest_first = sorted(filter(None, self.controls), key=len, reverse=True)
-        self.control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.prompts, self.folder = PromptEncoder(tokenizer), folder
 
     def example(self, row: Row) -> Example:
-        """A row's ids; ValueError where the folder has no template for it, or one that cannot tell the answer."""
+        """A row's ids; ValueError where the folder has no template for it, or one that changes questions or answers."""
         content = conversation(row)
         assert content is not None, "sample_rows lets no other row through"
         if isinstance(content, str):
-            ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            ids += self.text_ids(content)
-            return Example(row, ids[:1], ids[1:], None)
-        if not self.tokenizer.chat_template:
+            return Example(row, self.prompts.plain(""), self.prompts.text_ids(content), None)
+        if not self.prompts.template:
             raise ValueError(
                 f"{self.folder} has no chat_template.jinja to render instructions with; add one "
                 '(tools/set_template.py), or give rows of {"text"}'
             )
-        messages, guard = self.guarded(content)
-        prompt, whole = self.render(messages[:-1], True), self.render(messages, False)
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"the chat template of {self.folder} renders a question differently once it is answered, so answers "
-                "cannot be told from prompts; put in another one (tools/set_template.py)"
-            )
-        rest = whole[len(prompt) :]
-        end = self.control.search(rest)
-        said = (rest[: end.start()] if end else rest.rstrip()).replace(guard, "")
-        last = self.controls[end[0]] if end else self.tokenizer.eos_token_id
-        answer = self.continued_ids(said) + ([] if last is None else [last])
-        return Example(row, self.rendered_ids(prompt, guard), answer, content[-1]["content"])
-
-    def guarded(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
-        """Messages in which a character that none of them holds breaks up every spelling of a control token."""
-        used = {character for message in messages for text in message.values() for character in str(text)}
-        guard = next(chr(code) for code in range(0xFDD0, 0x110000) if chr(code) not in used)
-
-        def broken(text: str) -> str:
-            return self.control.sub(lambda found: found[0][0] + guard + found[0][1:], text)
-
-        return [
-            {key: text if key == "role" else broken(text) for key, text in message.items()} for message in messages
-        ], guard
-
-    def render(self, messages: list[dict[str, str]], generate: bool) -> str:
-        """The template's text; ValueError where it refuses the messages."""
-        from jinja2 import TemplateError
-
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template of {self.folder} refuses a row: {error}; correct either") from None
-
-    def rendered_ids(self, rendered: str, guard: str) -> list[int]:
-        """Ids of a rendering: its control tokens are the template's own, the guards in user text are taken out."""
-        ids: list[int] = []
-        for part in re.split(f"({self.control.pattern})", rendered):
-            if part in self.controls:
-                ids.append(self.controls[part])
-            elif part:
-                ids += self.text_ids(part.replace(guard, ""))
-        return ids
-
-    def text_ids(self, text: str) -> list[int]:
-        """Ids of text in which nothing is a control token."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-    def continued_ids(self, text: str) -> list[int]:
-        """The same of text that goes on after other text: without the space that SentencePiece puts before it."""
-        before, ids = self.text_ids(ANCHOR), self.text_ids(ANCHOR + text)
-        return ids[len(before) :] if ids[: len(before)] == before else self.text_ids(text)
+            [turn] = self.prompts.last_turns([content])
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}; tools/set_template.py puts in another template") from None
+        return Example(row, turn.prompt, turn.answer + turn.end, content[-1]["content"])
 
 
-def encode(renderer: Renderer, rows: list[Row], limit: int) -> list[Example]:
+def encode(encoder: RowEncoder, rows: list[Row], limit: int) -> list[Example]:
     """Rows as ids of at most `limit` tokens; a longer one is cut at its end, first in its answer."""
     examples = []
-    for example in map(renderer.example, rows):
+    for example in map(encoder.example, rows):
         prompt = example.prompt[:limit]
         examples.append(example._replace(prompt=prompt, answer=example.answer[: limit - len(prompt)]))
     return examples
 
 
-def fitting(renderer: Renderer, rows: list[Row], limit: int, path: object) -> list[Example]:
+def fitting(encoder: RowEncoder, rows: list[Row], limit: int, path: object) -> list[Example]:
     """The rows that have at most `limit` tokens, as ids; ValueError where none has."""
-    examples = [example for example in map(renderer.example, rows) if example.answer]
+    examples = [example for example in map(encoder.example, rows) if example.answer]
     kept = [example for example in examples if len(example.prompt) + len(example.answer) <= limit]
     if not kept:
         raise ValueError(f"every row of {path} is empty or longer than {limit} tokens; raise --max_length")

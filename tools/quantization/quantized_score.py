@@ -62,7 +62,8 @@ def answers(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str
     from transformers import GenerationConfig
 
     given = model.generation_config.eos_token_id
-    ends = sorted({tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None})
+    ended = {example.answer[-1] for example in examples}  # the template's end-of-turn
+    ends = sorted({tokenizer.eos_token_id, *ended, *(given if isinstance(given, list) else [given])} - {None})
     longest = max(len(example.answer) for example in examples)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=longest + longest // 2 + 16, eos_token_id=ends, pad_token_id=(ends or [0])[0]
