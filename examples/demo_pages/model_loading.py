@@ -1,4 +1,4 @@
-"""Load a checkpoint folder, or a base with an adapter on it, to where this machine can run it."""
+"""Load a checkpoint folder, with an adapter where one is given, onto the GPUs or the CPU of this machine."""
 
 import json
 import sys
@@ -25,10 +25,10 @@ class Checkpoint(NamedTuple):
 def load(
     base_model: str, lora_weights: str = "", load_8bit: bool = False, multi_gpu: bool = False, allocate: object = None
 ) -> Checkpoint:
-    """Load a checkpoint folder, with the adapter of lora_weights put on it, to the GPU if there is one.
+    """Load a checkpoint folder, with the adapter of lora_weights attached, to the GPU if there is one.
 
-    On a GPU the weights are bfloat16 (float16 before Ampere), on the CPU as they are on disk. The tokenizer and with it
-    the template are the adapter's where it has them. Raises ValueError or FileNotFoundError with one line.
+    On a GPU the weights are bfloat16 (float16 before Ampere), on the CPU of the type that they have on disk. Tokenizer
+    and chat template are the adapter's where it has them. Raises ValueError or FileNotFoundError with one line.
     """
     base_model, lora_weights = str(base_model), str(lora_weights or "")
     shares = gpu_shares(allocate)
@@ -55,15 +55,6 @@ def read_extraction(folder: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something, or the error's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-# --- where the weights go ---------------------------------------------------------------------------------------------
-
-
 def gpu_shares(allocate: object) -> list[int]:
     """--allocate as whole GiB for each GPU, in order; [] where it is None. Raises ValueError on anything else."""
     if allocate is None:
@@ -75,23 +66,23 @@ def gpu_shares(allocate: object) -> list[int]:
 
 
 def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:
-    """from_pretrained's arguments that say where the weights go; raises ValueError on more shares than GPUs.
+    """from_pretrained's options for the devices of the weights; raises ValueError on more shares than GPUs.
 
-    shares: GiB for each GPU, [] to let accelerate decide; gpus: how many this machine has.
+    shares: GiB for each GPU, [] to let accelerate decide; gpus: number of GPUs of this machine.
     """
     if not multi_gpu:
         if shares:
-            raise ValueError("--allocate shares a model out over several GPUs; give --multi_gpu with it")
+            raise ValueError("--allocate divides a model among several GPUs; add --multi_gpu")
         return {"device_map": {"": 0}} if gpus else {}
     if gpus < max(len(shares), 1):
         asked = f"--allocate names {len(shares)} GPUs" if shares else "--multi_gpu needs GPUs"
-        raise ValueError(f"{asked}, this machine has {gpus}; name as many as there are, or leave --multi_gpu out")
+        raise ValueError(f"{asked}, this machine has {gpus}; name that many, or remove --multi_gpu")
     limits = {"max_memory": {gpu: f"{share}GiB" for gpu, share in enumerate(shares)}} if shares else {}
     return {"device_map": "auto", **limits}
 
 
 def quantisation(load_8bit: bool, gpus: int) -> dict[str, Any]:
-    """from_pretrained's argument for 8-bit weights; raises ValueError where bitsandbytes or a GPU is missing."""
+    """from_pretrained's options for 8-bit weights; raises ValueError where bitsandbytes or a GPU is missing."""
     if not load_8bit:
         return {}
     from importlib.util import find_spec
@@ -102,7 +93,9 @@ def quantisation(load_8bit: bool, gpus: int) -> dict[str, Any]:
     }
     missing = [name for name, is_there in needs.items() if not is_there]
     if missing:
-        raise ValueError(f"--load_8bit needs {' and '.join(missing)}, not found here; leave it out")
+        raise ValueError(
+            f"--load_8bit needs {' and '.join(missing)}, not found here; install it, or remove --load_8bit"
+        )
     from transformers import BitsAndBytesConfig
 
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
