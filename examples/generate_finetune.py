@@ -7,8 +7,12 @@
 The default decoding is the published one: 3 beams, repetition penalty 1.6, 512 new tokens.
 """
 
+from command_line.fire_commands import run
+
+import logging
+
 from chat_prompts.prompt_encoding import PromptEncoder
-from demo_pages import console, model_loading
+from demo_pages import console, model_loading, text_generation
 
 
 def main(
@@ -38,4 +42,5 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run(main, more_options=text_generation.OPTIONS)

@@ -8,8 +8,12 @@
 Prompts are rendered with the chat template of the adapter or checkpoint.
 """
 
+from command_line.fire_commands import run
+
+import logging
+
 from chat_prompts.prompt_encoding import one_turn
-from demo_pages import console, model_loading
+from demo_pages import console, model_loading, text_generation
 
 
 def main(
@@ -51,4 +55,5 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run(main, more_options=text_generation.OPTIONS)

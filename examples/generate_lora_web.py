@@ -6,7 +6,11 @@
 Then open http://127.0.0.1:7860. --server_name 0.0.0.0 accepts other machines; --share_gradio makes the page public.
 """
 
-from demo_pages import console, model_loading, web_page
+from command_line.fire_commands import run
+
+import logging
+
+from demo_pages import console, model_loading, text_generation, web_page
 
 
 def main(
@@ -45,4 +49,5 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    run(main, more_options=text_generation.OPTIONS)

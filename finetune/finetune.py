@@ -9,6 +9,9 @@ prompt format travels with the weights), extraction.json where given, run.json, 
 The loss of a step is the mean over all supervised tokens of the global batch, whatever the micro batches and ranks.
 """
 
+from command_line.command_errors import run_command
+from command_line.trainer_options import help_text
+
 import json
 import sys
 from pathlib import Path
@@ -20,6 +23,7 @@ from instruction_data.row_files import Source, find_sources
 from instruction_tuning.ranks import is_first, launched, part
 from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
 from instruction_tuning.tuning_log import TuningLog, decoded, describe, draw_lengths
+from instruction_tuning.tuning_options import TuningOptions
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -125,8 +129,18 @@ def announce(args: "TuningArguments", trainer: Any) -> None:
     )
 
 
+def load_arguments() -> type:
+    """The class of all options; imports torch and transformers."""
+    from instruction_tuning.tuning_arguments import TuningArguments
+
+    return TuningArguments
+
+
 def main(argv: list[str]) -> None:
     """Parse, check, load, train, save."""
+    if text := help_text(argv, TuningOptions, load_arguments, __doc__ or "", "finetune.py"):
+        print(text)
+        return
     from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
     from instruction_tuning.tuning_arguments import parse
 
@@ -189,8 +203,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: main(sys.argv[1:]))

@@ -15,15 +15,15 @@ extraction.json beside the rows, for tuning to carry along, and the usual length
 by which a server cuts long text; tasks and languages that stand there already stay.
 """
 
+from command_line.fire_commands import run
+
 import json
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
 from typing import Any, NamedTuple
 
-import fire
 from instruction_data.annotations import (
     LANGUAGES,
     TASKS,
@@ -267,7 +267,6 @@ def main(
     task: str = "ner",
     language: str = "auto",
     wording: str = "",
-    **unknown: object,
 ) -> None:
     """Write a row for each annotated sentence to output (JSONL), and extraction.json beside it.
 
@@ -278,19 +277,16 @@ def main(
         task: ner (entities) or re (relations).
         language: en, zh, or auto: zh for a sentence with Chinese characters, else en.
         wording: an extraction.json to ask as it does, instead of our own wording.
-        unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     for option, value, choices in (("task", task, tuple(TASKS)), ("language", language, (*LANGUAGES, "auto"))):
         if value not in choices:
             raise ValueError(f"there is no --{option} {value}; take one of {', '.join(choices)}")
-    target = Path(str(output))
+    target = Path(output)
     beside = target.with_name("extraction.json")
-    check_target(target, [str(annotations), str(types), str(wording)])
-    annotated = read_annotations(str(annotations), task, language)
-    known = read_types(str(types), task) if types else types_that_occur(annotated)
-    questions = questions_of(annotated, task, known, read_wording(str(wording), task))
+    check_target(target, [annotations, types, wording])
+    annotated = read_annotations(annotations, task, language)
+    known = read_types(types, task) if types else types_that_occur(annotated)
+    questions = questions_of(annotated, task, known, read_wording(wording, task))
     told = extraction(beside, task, questions, usual_lengths(annotated))
     rows, report = build(annotated, task, questions)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -300,8 +296,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -10,13 +10,12 @@ are entities ({"person": ["Ann Lee"]}), or of objects with subject and object, w
 multisets: a thing said twice counts twice. An answer that is no such object counts as empty.
 """
 
+from command_line.fire_commands import run
+
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import fire
 
 TASKS = ("entity", "triple")
 PAIRS = (("subject", "object"), ("head", "tail"))  # how triples are written: in answers here, in published annotations
@@ -145,18 +144,15 @@ def match(predictions: str, gold: str) -> list[tuple[str, str]]:
     return [(one["prediction"], other["output"]) for one, other in zip(answered, right, strict=True)]
 
 
-def main(predictions: str, gold: str = "", output: str = "", **unknown: object) -> None:
+def main(predictions: str, gold: str = "", output: str = "") -> None:
     """Print the scores of a predictions file as a table and, with --output, write them as JSON.
 
     Args:
         predictions: JSONL with the model's answer under "prediction".
         gold: JSONL with the right answers under "output", line for line; without it the predictions' own "output".
         output: where to write the scores.
-        unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; known: --predictions --gold --output")
-    scores = score(match(str(predictions), str(gold)))
+    scores = score(match(predictions, gold))
     print(table(scores))
     if output:
         scratch = Path(f"{output}.partial")
@@ -165,8 +161,4 @@ def main(predictions: str, gold: str = "", output: str = "", **unknown: object) 
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

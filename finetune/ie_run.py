@@ -8,12 +8,13 @@ it. The prompt is the checkpoint's own chat template (the adapter's, with --lora
 a base model without one is asked with the bare instruction.
 """
 
+from command_line.fire_commands import run
+
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import fire
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
@@ -42,7 +43,6 @@ def main(
     limit: int = 0,
     fp16: bool = False,
     bf16: bool = False,
-    **unknown: object,
 ) -> None:
     """Write the rows of data_path with the model's answers under "prediction" to output (JSONL).
 
@@ -57,14 +57,11 @@ def main(
         limit: answer only the first rows, 0: all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
-        unknown: nothing; options that do not exist are refused.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
-    check_folders(str(base_model), str(lora_weights))
-    template = load_template(str(prompt_template_name)) if prompt_template_name else folder_template(lora_weights)
-    rows = read_rows(str(data_path), answers=False)[: int(limit) or None]
-    target = Path(str(output))
+    check_folders(base_model, lora_weights)
+    template = load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights)
+    rows = read_rows(data_path, answers=False)[: limit or None]
+    target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
 
@@ -73,10 +70,10 @@ def main(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load(str(base_model), str(lora_weights), dtype)
+    model, tokenizer = load(base_model, lora_weights, dtype)
     encoder = PromptEncoder(tokenizer, template)
     prompts = encoder.prompts([question_of(row) for row in rows])
-    answers = answer(model, encoder, prompts, int(batch_size), int(max_new_tokens))
+    answers = answer(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):
@@ -86,8 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -13,6 +13,9 @@ A row that fails does not stop the run. An interrupted or killed run goes on wit
 where rows failed, which out.failed.jsonl lists; 2 where the run did not come to its end; 130 after Ctrl-C.
 """
 
+from command_line.command_errors import resumable, run_command, unknown_option
+from command_line.fire_commands import call
+
 import asyncio
 import hashlib
 import json
@@ -22,19 +25,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import fire
 from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import Answer, Request, Row, is_list, line_of, read_rows, request_of
 from chat_prompts.template_files import read_template
-from fire.decorators import SetParseFn
-from pydantic import ValidationError
-from routes.sampling_parameters import Parameters
 from server_guard.process_supervisor import SERVING, report, supervise
 from tqdm import tqdm
 
@@ -59,10 +57,12 @@ def value_of(text: str) -> Any:
 
 def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     """The parameters of the command line; raises ValueError on unknown names and wrong values."""
+    from pydantic import ValidationError
+    from routes.sampling_parameters import Parameters
+
     for name in given:
         if name not in Parameters.model_fields:
-            near = get_close_matches(name, [*OPTIONS, *Parameters.model_fields], 1)
-            raise ValueError(f"unknown option --{name}; " + (f"did you mean --{near[0]}?" if near else "see --help"))
+            raise unknown_option(f"--{name}", [f"--{known}" for known in (*OPTIONS, *Parameters.model_fields)])
     parameters = {name: value_of(text) for name, text in given.items()}
     try:
         Parameters.model_validate(parameters)
@@ -204,9 +204,9 @@ def main(
     model: str = "",
     url: str = "",
     template_path: str = "",
-    concurrency: str = "",
+    concurrency: int = 0,
     api_key: str = "",
-    overwrite: str = "False",
+    overwrite: bool = False,
     engine: str = "",
     **parameters: str,
 ) -> None:
@@ -218,15 +218,13 @@ def main(
         model: a checkpoint's folder; with --url, the name of a served model for rows that name none.
         url: a running server, instead of an engine of this command's own.
         template_path: another prompt template than the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: how many rows a server is asked at once; 32.
+        concurrency: how many rows a server is asked at once; 0 is 32.
         api_key: a server's key; better put into the environment variable KNOWLM_API_KEY, which nobody sees.
         overwrite: replace a finished output, or what another run left of one.
         engine: vLLM's own options in one text; the same as giving them behind --.
         parameters: temperature, max_tokens, seed and all the others of /generate.
     """
     given = check_parameters(parameters)
-    if (anew := value_of(overwrite)) not in (True, False):
-        raise ValueError(f"--overwrite is given or not, and takes no {overwrite}")
     if not input or not output:
         raise ValueError(f"--{'output' if input else 'input'} is missing; --help lists the options")
     source, target = Path(input), Path(output)
@@ -245,13 +243,15 @@ def main(
         return request_of(content, model if url else "", given)
 
     if url:
-        callers = int(concurrency) if concurrency.isdecimal() else 0 if concurrency else 32
-        if callers < 1:
-            raise ValueError(f"--concurrency {concurrency} is no number of 1 or more")
-        settings, work = ask_server(url, api_key or os.environ.get("KNOWLM_API_KEY", ""), callers, model, request)
+        if concurrency < 0:
+            raise ValueError(f"--concurrency takes a whole number of 1 or more, not {concurrency}")
+        key = api_key or os.environ.get("KNOWLM_API_KEY", "")
+        settings, work = ask_server(url, key, concurrency or 32, model, request)
     else:
         settings, work = ask_engine(model, template_path, shlex.split(engine), request)
-    if run(source, target, settings | {"parameters": given}, anew, work):
+    with resumable("the same command resumes the run"):
+        failed = run(source, target, settings | {"parameters": given}, overwrite, work)
+    if failed:
         sys.exit(1)
 
 
@@ -263,19 +263,9 @@ if __name__ == "__main__":
     own, options = sys.argv[1:], []
     if "--" in own:
         own, options = own[: own.index("--")], own[own.index("--") + 1 :]
-    if not any(word.startswith("--url") for word in own):
+    if "--help" not in own and not any(word.startswith("--url") for word in own):
         supervise()  # no process of the engine's outlives this one
     signal.signal(signal.SIGTERM, interrupt)
     report(SERVING)
-    try:
-        if "--help" in own:
-            fire.Fire(main, ["--", "--help"])
-        behind = [f"--engine={shlex.join(options)}"] if options else []
-        # As text: fire would make a number of a file's name, and a tuple of a text with a comma.
-        fire.Fire(SetParseFn(str)(main), own + behind)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    behind = [f"--engine={shlex.join(options)}"] if options else []
+    run_command(lambda: call(main, own + behind), {RuntimeError: 2})

@@ -15,6 +15,8 @@ What the launcher presets is printed at the start and yields to an option or a v
 options that vLLM no longer has are replaced or left out with a line. See inference/README.md.
 """
 
+from command_line.command_errors import exit_status
+
 import argparse
 import os
 import sys
@@ -27,7 +29,7 @@ from chat_prompts.template_files import read_template
 from server_guard.process_supervisor import supervise
 from server_guard.quick_end import end, end_when_done
 from server_launch.launch_adapters import check_adapter_prompts, check_adapters, named_adapters, preset_adapters
-from server_launch.launch_checks import check_model, check_port, check_prompt, one_line, read_json
+from server_launch.launch_checks import check_model, check_port, check_prompt, read_json
 from server_launch.launch_presets import allow_plugin, preset_for_cpu, translate
 from server_launch.launch_safety import add_safety_options, preset_safety
 from vllm_bridge.vllm_imports import part
@@ -167,16 +169,7 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__mp_main__":  # an engine, a worker or an API process, which begins by importing this file
     end_when_done()
 if __name__ == "__main__":
-    supervise()
-    status = 0
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        status = 2
-        print(f"error: {one_line(error)}", file=sys.stderr)
-    except RuntimeError as error:  # the engine's process failed, and has written why
-        status = 1
-        print(f"error: {one_line(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        status = 130
-    end(status)
+    if not {"-h", "--help"} & set(sys.argv):
+        supervise()
+    # RuntimeError: the engine's process failed, and has written why.
+    end(exit_status(lambda: main(sys.argv[1:]), {RuntimeError: 1}))

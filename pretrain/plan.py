@@ -6,6 +6,9 @@
 It is arithmetic (memory_estimate.py), not a measurement, and needs only the model's config.json. A GB is 1e9 bytes.
 """
 
+from command_line.command_errors import run_command
+from command_line.strict_parsers import StrictParser, number_from
+
 import argparse
 import json
 import shlex
@@ -13,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster_jobs.job_commands import Parser, number_from, run_main
 from pretraining.memory_estimate import (
     Shape,
     buffer_bytes,
@@ -217,9 +219,8 @@ def outcome(plan: Plan, work: Work, machine: Machine) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def make_parser() -> Parser:
-    parser = Parser(prog="plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.allow_abbrev = False
+def make_parser() -> StrictParser:
+    parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder, or a config.json")
     parser.add_argument("--gpus", type=number_from(1), required=True, metavar="N", help="GPUs of all nodes")
     parser.add_argument("--gpu_memory", type=number_from(1), required=True, metavar="GB", help="memory of a GPU")
@@ -280,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, "nothing is written; run it again")
+    run_command(main)

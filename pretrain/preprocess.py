@@ -17,14 +17,16 @@ every token of the document is in exactly one sample. What has no text, or fewer
 P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.shards/, with the same command.
 """
 
+from command_line.command_errors import resumable
+from command_line.option_values import value_of
+from command_line.strict_parsers import StrictParser, number_from
+
 import argparse
-import ast
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from cluster_jobs.job_commands import Parser, add_executor_options, executor_options, number_from, run_main
+from cluster_jobs.job_commands import add_executor_options, executor_options, run_job
 from corpus_building import sentences, text_encoding
 from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
 from corpus_building.documents import FIELD
@@ -44,33 +46,9 @@ NEEDED = {  # by mode: the options that must be given
 }
 
 
-def literals(values: list[str], wanted: type) -> list[Any]:
-    """A list option in either notation, `A,B` or `['A','B']`; read as literals, never evaluated.
-
-    Raises ValueError where the values are not of the wanted type (str or int).
-    """
-    text = " ".join(values).strip()
-    parts: Any = [part for value in values for part in value.split(",") if part]
-    try:
-        if text[:1] in ("[", "("):
-            parts = ast.literal_eval(text)
-        elif wanted is int:
-            parts = [int(part) for part in parts]
-    except (ValueError, SyntaxError):
-        parts = None
-    if not isinstance(parts, list | tuple) or not all(type(part) is wanted for part in parts):
-        raise ValueError(
-            f"{text} is no list of {wanted.__name__}; write A,B,C or ['A','B','C'], types 0,0,1 or [0,0,1]"
-        )
-    return list(parts)
-
-
-def parser() -> Parser:
+def parser() -> StrictParser:
     """The command line."""
-    about, _, lines = (__doc__ or "").partition("\n")
-    p = Parser(
-        description=about, epilog=lines, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    p = StrictParser(__doc__ or "")
     p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
     w.add_argument("--file_path", nargs="+", metavar="IN", help="text files and globs")
@@ -135,16 +113,17 @@ def run(options: argparse.Namespace) -> None:
         new = str(Path(options.save_path or "", options.save_prefix))
         where = executor_options(options)
         build = submit if where.executor == "slurm" else write
-        build(
-            options.file_path, new, options.tokenizer_path, settings_of(options), options.num_workers,
-            options.overwrite, options.shard_megabytes * 1_000_000, where,
-        )  # fmt: skip
+        with resumable("finished shards are kept, and the same command resumes"):
+            build(
+                options.file_path, new, options.tokenizer_path, settings_of(options), options.num_workers,
+                options.overwrite, options.shard_megabytes * 1_000_000, where,
+            )  # fmt: skip
         if where.executor == "slurm":
             print(f"submitted; {new} is there when the last job, corpus-join, has ended; logs: {new}.logs")
             return
     elif options.mode == "merge":
-        types = None if options.merge_path_type is None else literals(options.merge_path_type, int)
-        merge(literals(options.merge_path_prefix, str), types, new, options.overwrite)
+        types = value_of("--merge_path_type", options.merge_path_type or [], list[int]) or None
+        merge(value_of("--merge_path_prefix", options.merge_path_prefix, list[str]), types, new, options.overwrite)
     elif options.mode == "prune":
         prune(old, options.sample_ids, new, options.overwrite)
     elif options.mode == "import":
@@ -180,7 +159,7 @@ def show(corpus: Corpus, options: argparse.Namespace) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_main(lambda: run(parser().parse_args()), "finished shards are kept: the same command goes on")
+    run_job(lambda: run(parser().parse_args()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ checkpoint-* in it serve --resume_from_checkpoint True, which goes on as if noth
 Options: pretraining_arguments.py. Rows: sequence_packing/. The loop: pretraining_trainer.py, checkpointing.py.
 """
 
+from command_line.command_errors import run_command
+from command_line.trainer_options import help_text
+
 import json
 import os
 import shutil
@@ -19,6 +22,8 @@ from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pretraining.pretraining_options import PretrainingOptions
 
 if TYPE_CHECKING:
     from corpus_files.corpus import Corpus
@@ -220,8 +225,18 @@ def prepare(argv: list[str]) -> Any:
     return trainer, checkpoint
 
 
+def load_arguments() -> type:
+    """The class of all options; imports torch and transformers."""
+    from pretraining.pretraining_arguments import PretrainingArguments
+
+    return PretrainingArguments
+
+
 def main(argv: list[str]) -> int:
     """Train and save; returns the exit status."""
+    if text := help_text(argv, PretrainingOptions, load_arguments, __doc__ or "", "train.py"):
+        print(text)
+        return 0
     trainer, checkpoint = prepare(argv)
     args = trainer.args
     result = trainer.train_until_stopped(checkpoint)
@@ -243,8 +258,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: main(sys.argv[1:]))

@@ -9,6 +9,8 @@ score (ties: left id, then right id). With that order `tokenizers` gives Sentenc
 that order merges otherwise do not. Format of the input: sentencepiece_model.proto of the SentencePiece project.
 """
 
+from command_line.fire_commands import run
+
 import hashlib
 import json
 import shutil
@@ -19,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from checkpoint_io.tool_command import refuse, run
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
@@ -161,20 +162,18 @@ def real_texts(check_path: str = "", megabytes: float = 2) -> Iterator[str]:
             return
 
 
-def main(tokenizer_model: str, output_dir: str, check_path: str = "", **unknown: object) -> None:
+def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into output_dir.
 
     Args:
         tokenizer_model: the SentencePiece model.
         output_dir: a new folder, or a checkpoint folder whose tokenizer files are to be replaced.
         check_path: text to compare on besides the built-in cases: .jsonl with a `text` key, or one text a line.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     proto = read_model(tokenizer_model)
     tokenizer = build(proto)
-    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
-    compared = check(tokenizer, oracle, HARD_TEXTS) + check(tokenizer, oracle, real_texts(str(check_path)))
+    oracle = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
+    compared = check(tokenizer, oracle, HARD_TEXTS) + check(tokenizer, oracle, real_texts(check_path))
 
     target = Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ parents, and one fingerprint of the weights that stays the same however they are
 with --public_key the signature is verified (signatures.py).
 """
 
+from command_line.fire_commands import run
+
 import hashlib
 import math
 import sys
@@ -36,7 +38,6 @@ from checkpoint_io.tensors import (
     read_safetensors,
     read_weights,
 )  # fmt: skip
-from checkpoint_io.tool_command import refuse, run
 from weight_diffs.exact_diff import DIFF_FILES, is_exact
 
 ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
@@ -70,21 +71,18 @@ def parent_of(folder: Path) -> dict[str, str]:
     return {"name": folder.resolve().name, "weights": str(weights)}
 
 
-def seal(folder: str, parents: str | tuple[str, ...] = "", sign_key: str = "", **unknown: object) -> None:
+def seal(folder: str, parents: tuple[str, ...] = (), sign_key: str = "") -> None:
     """Write checkpoint.json into a finished folder (again, if it has one).
 
     Args:
         folder: the checkpoint folder.
         parents: folders that it was made from, separated by commas.
         sign_key: a private key (PEM, elliptic curve) to sign the folder with.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     path = existing(folder, "seal")
     if sign_key:
         signatures.package()  # said before anything is hashed or written
-    names = parents.split(",") if isinstance(parents, str) else parents
-    ancestors = [existing(name, "--parents") for name in names if name]
+    ancestors = [existing(name, "--parents") for name in parents]
     signatures.remove(path)  # of an earlier seal
     _, tensors, weights = weights_of(path)
     files = files_of(path)
@@ -104,19 +102,17 @@ def seal(folder: str, parents: str | tuple[str, ...] = "", sign_key: str = "", *
     print(f"{path / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}{signed}")
 
 
-def verify(folder: str, sums: str = "", public_key: str = "", **unknown: object) -> None:
+def verify(folder: str, sums: str = "", public_key: str = "") -> None:
     """Compare every file with the seal or with a published list; exit status 2 names the first that differs.
 
     Args:
         folder: a checkpoint folder, sealed unless a list is given.
         sums: a list of md5 or sha256 sums and file names, as md5sum and sha256sum write it; instead of the seal.
         public_key: verify the seal's signature, too, with this key (PEM).
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     path = existing(folder, "verify")
     if sums:
-        kind, count = verify_list(path, Path(str(sums)))
+        kind, count = verify_list(path, Path(sums))
         print(f"{path}: all {count} files as listed in {sums} ({kind})")
     if sums and not public_key:
         return
@@ -129,14 +125,12 @@ def verify(folder: str, sums: str = "", public_key: str = "", **unknown: object)
     print(f"{path}: all {verify_seal(path)} files as sealed{', the signature holds' if public_key else ''}")
 
 
-def show(folder: str, **unknown: object) -> None:
+def show(folder: str) -> None:
     """Say what a folder holds: kind, tensors, parameters, types, the fingerprint of its weights (computed), parents.
 
     Args:
         folder: a checkpoint folder, sealed or not.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     path = existing(folder, "show")
     tensors, _, weights = weights_of(path)
     types = Counter[str]()
@@ -190,15 +184,13 @@ class Distance:
         self.tensors += self.different > before
 
 
-def compare(first: str, second: str, **unknown: object) -> None:
+def compare(first: str, second: str) -> None:
     """Say whether two folders hold the same weights to the bit (exit status 0), or how far apart they are (1).
 
     Args:
         first: a checkpoint folder.
         second: another.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     a, b = (read_weights(existing(name, "compare"), ALL_FILES) for name in (first, second))
     notes = [f"{name} is only in {first}" for name in a if name not in b]
     notes += [f"{name} is only in {second}" for name in b if name not in a]

@@ -11,6 +11,8 @@ besides the mapped files a few MB are held, however large the model (files from 
 are read whole). Nothing in the files is executed.
 """
 
+from command_line.fire_commands import run
+
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +22,8 @@ from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import carry, existing, new_folder, write_json, write_run
 from checkpoint_io.published_hashes import read_list, verify_list
 from checkpoint_io.seal_check import verify_seal
-from checkpoint_io.tensor_files import verify_written, write_shards
+from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME
-from checkpoint_io.tool_command import flag, parse_size, refuse, run
 from llama_conversion.llama_layout import EMBEDDING, Joined, compare_copies, plan, read_ranks, stream, tied
 from llama_conversion.llama_params import (
     Params,
@@ -184,13 +185,12 @@ def main(
     input_dir: str,
     model_size: str,
     output_dir: str,
-    llama_version: str | float = "",
+    llama_version: str = "",
     instruct: bool = False,
     num_shards: int = 0,
     safe_serialization: bool = True,
-    max_shard_size: str | int = "5GB",
+    max_shard_size: str = "5GB",
     check_path: str = "",
-    **unknown: object,
 ) -> None:
     """Write the model of input_dir to the new folder output_dir.
 
@@ -205,23 +205,20 @@ def main(
         safe_serialization: as it must be; only safetensors is written.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
         check_path: text to compare the tokenizer on besides the built-in cases: .jsonl with `text`, or one text a line.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    if not flag(safe_serialization, "--safe_serialization"):
+    if not safe_serialization:
         raise ValueError("--safe_serialization False is not done here; only safetensors is written")
-    size, limit = str(model_size), parse_size(max_shard_size)
-    chat = flag(instruct, "--instruct") or size.endswith("f")
-    original = read_original(existing(input_dir, "--input_dir"), size, str(llama_version))
+    limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
+    original = read_original(existing(input_dir, "--input_dir"), model_size, llama_version)
     if num_shards not in (0, len(original.files)):
         raise ValueError(
             f"--num_shards {num_shards}, but {original.folder} has {len(original.files)}; correct one of them"
         )
     options = {
-        "input_dir": input_dir, "model_size": size, "output_dir": output_dir, "llama_version": original.version,
+        "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
         "instruct": chat, "max_shard_size": max_shard_size,
     }  # fmt: skip
-    print(convert(original, output_dir, chat, limit, str(check_path), options))
+    print(convert(original, output_dir, chat, limit, check_path, options))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ a large file too. On a finished folder it compares, and fetches what is damaged 
 and proxies are the hub client's variables: HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=…
 """
 
+from command_line.fire_commands import run
+
 import os
 import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoint_io.tool_command import refuse, run
 from hub_download.hub_files import RemoteFile, Transfer, amount, counted, differing, each, meter
 from hub_download.hub_folders import Note, check_links, check_space, held, left, move, read_note, staging, write_note
 from hub_download.hub_listing import Listing, Source, explain, list_files, resolve_endpoint
@@ -184,12 +185,6 @@ def bring(
         raise ValueError(f"{counted(len(damaged))} of {source.repo} arrived damaged ({listed(damaged)}); {state()}")
 
 
-def patterns(value: object) -> tuple[str, ...]:
-    """The patterns of an option; fire makes a tuple of `a,b`."""
-    parts = value if isinstance(value, tuple | list) else str(value).split(",")
-    return tuple(str(part).strip() for part in parts if str(part).strip())
-
-
 def main(
     download_path: str,
     only_base: bool = False,
@@ -200,10 +195,9 @@ def main(
     repo_name: str = "",
     repo_type: str = "model",
     revision: str = "",
-    pattern: str = "",
-    exclude: str = "",
+    pattern: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
     endpoint: str = "",
-    **unknown: object,
 ) -> None:
     """Download the base, the adapter, both (each to a folder of its own under download_path), or any repository.
 
@@ -220,15 +214,13 @@ def main(
         pattern: files wanted, as "*.safetensors,*.json"; * also matches /, and a pattern without match is an error.
         exclude: files not wanted, in the same notation.
         endpoint: address of a hub or mirror; HF_ENDPOINT, or else the public hub, where it is not given.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    choices = choose(str(download_path), only_base, only_lora, both, specify, fp16, str(repo_name))
+    choices = choose(download_path, only_base, only_lora, both, specify, fp16, repo_name)
     if repo_type not in KINDS or (repo_type != "model" and not specify):
         raise ValueError(f"--repo_type is one of {', '.join(KINDS)}, with --specify, not {repo_type!r}")
-    address = resolve_endpoint(str(endpoint))
+    address = resolve_endpoint(endpoint)
     for repo, target in choices:
-        source = Source(repo, repo_type, str(revision), address, patterns(pattern), patterns(exclude))
+        source = Source(repo, repo_type, revision, address, pattern, exclude)
         print(fetch(source, target), flush=True)
 
 

@@ -11,6 +11,8 @@ Everything is streamed: about a million weights are held at a time, and the toke
 all. Needs the package gguf.
 """
 
+from command_line.fire_commands import run
+
 import errno
 import os
 import shutil
@@ -28,7 +30,6 @@ from checkpoint_io.bit_patterns import from_float32, to_float32
 from checkpoint_io.checkpoint_folders import existing, sync
 from checkpoint_io.seal_check import verify_seal
 from checkpoint_io.tensors import CHUNK, Tensor, progress
-from checkpoint_io.tool_command import refuse, run
 from gguf_files.gguf_model import Model, Place, interleaved, read_model
 from gguf_files.gguf_vocabulary import Vocabulary, add_vocabulary, read_template, read_vocabulary
 
@@ -213,17 +214,15 @@ def exact_type(model: Model) -> str:
     return found.pop() if len(found) == 1 else "f32"
 
 
-def main(model_path: str, output_file: str, type: str = "q8_0", **unknown: object) -> None:
+def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     """Write model_path as the GGUF file output_file.
 
     Args:
         model_path: a checkpoint folder with its tokenizer; merge an adapter first (tools/weight_diff.py merge).
         output_file: a new file ending in .gguf.
         type: f32, f16, bf16, q8_0, q4_0 or q4_k_m.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    kind, target = str(type).lower(), Path(str(output_file))
+    kind, target = type.lower(), Path(output_file)
     if kind not in FILE_TYPES:
         raise ValueError(f"--type {type} is not exported; it takes {', '.join(FILE_TYPES)}")
     if target.suffix != ".gguf":

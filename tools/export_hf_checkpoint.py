@@ -6,18 +6,19 @@
 The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumed.
 """
 
+from command_line.fire_commands import run
+
 from checkpoint_io.checkpoint_folders import existing
-from checkpoint_io.tool_command import parse_size, refuse, run
+from checkpoint_io.tensor_files import parse_size
 from lora_merging.lora_merge import merge_folders, weighted
 
 
 def main(
     base_model: str,
-    lora_model: str | tuple[str, ...],
+    lora_model: list[str],
     output_dir: str,
-    max_shard_size: str | int = "5GB",
-    weights: float | tuple[float, ...] = 1.0,
-    **unknown: object,
+    max_shard_size: str = "5GB",
+    weights: tuple[float, ...] = (1.0,),
 ) -> None:
     """Write base + adapter to the new folder output_dir; tokenizer and template are the adapter's if it has any.
 
@@ -27,9 +28,7 @@ def main(
         output_dir: a new folder.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
         weights: how much of each adapter's change is taken: one number for all, or one for each.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
     limit = parse_size(max_shard_size)
     base, loras = existing(base_model, "--base_model", "config.json"), weighted(lora_model, weights, "--lora_model")
     options: dict[str, object] = {

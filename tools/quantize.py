@@ -10,6 +10,8 @@ checkpoint's own chat template. Embedding, norms and lm_head stay as they are. E
 own, tools/requirements-quantize.txt; the whole model is held in memory, one copy at a time.
 """
 
+from command_line.fire_commands import run
+
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,8 +30,8 @@ from checkpoint_io.checkpoint_folders import (
     write_run,
 )  # fmt: skip
 from checkpoint_io.seal_check import verify_seal
+from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import read_weights
-from checkpoint_io.tool_command import parse_size, refuse, run
 from quantization.calibration import Example, RowEncoder, encode, fitting, sample_rows
 from quantization.quantization_methods import METHODS, Job, choose_group, linear_layers, quantise, quiet, require
 from quantization.quantized_score import Scores, score, table, weight_bytes
@@ -38,7 +40,7 @@ CARRIED = ("generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def check_options(name: str, data_path: object, group_size: object, dtype: str, **counts: object) -> None:
+def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
     """ValueError with the first option that does not fit the method."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; take one of {', '.join(METHODS)}")
@@ -50,8 +52,8 @@ def check_options(name: str, data_path: object, group_size: object, dtype: str, 
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is unknown; take one of {', '.join(DTYPES)}")
     for option, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"--{option} takes a number of 1 or more, not {count!r}")
+        if count < 1:
+            raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
     require(method.package)
 
 
@@ -136,7 +138,6 @@ def main(
     max_shard_size: str = "5GB",
     predictions_dir: str = "",
     seed: int = 42,
-    **unknown: object,
 ) -> None:
     """Write model_path, quantised, to the new folder output_dir, and print size, perplexity and F1 before and after.
 
@@ -154,12 +155,10 @@ def main(
         max_shard_size: largest file of weights.
         predictions_dir: a new folder for the answers before and after, as finetune/ie_eval.py reads them.
         seed: of the choice of rows.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    options = {name: value for name, value in locals().items() if name != "unknown"}
+    options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
-    check_options(str(method), data_path, group_size, str(dtype), **counts)
+    check_options(method, data_path, group_size, dtype, **counts)
     kind, limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
     with ExitStack() as stack:
         stack.enter_context(quiet())
@@ -168,7 +167,7 @@ def main(
         folder = stack.enter_context(new_folder(output_dir, needed_bytes(model, layers, kind.bits)))
         answers = stack.enter_context(new_folder(predictions_dir, 0)) if predictions_dir else None
         before = score(model, data.tokenizer, data.held_out, answers and answers / "before.jsonl")
-        quantise(Job(model, str(method), group, data.calibration, str(dtype), limit), folder)
+        quantise(Job(model, method, group, data.calibration, dtype, limit), folder)
         carry(model, folder, CARRIED)
         after = score(folder, data.tokenizer, data.held_out, answers and answers / "after.jsonl")
         record(folder, options | {"group_size": group}, model, {"before": before, "after": after})

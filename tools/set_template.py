@@ -6,12 +6,13 @@ The weights are hard links where the disk allows it, so this takes a moment and 
 the folder's own tokenizer, and what a user says must come out as it went in.
 """
 
+from command_line.fire_commands import run
+
 import shutil
 from pathlib import Path
 
 from checkpoint_io.checkpoint_folders import existing, link, new_folder, read_json, write_json, write_run
 from checkpoint_io.seal_check import SEAL, verify_seal
-from checkpoint_io.tool_command import refuse, run
 
 LINKED = (".safetensors", ".bin")  # big and never edited in place
 TEMPLATE = "chat_template.jinja"
@@ -40,17 +41,15 @@ def check_template(folder: Path, template: Path) -> None:
                 raise ValueError(f"{template} leaves out or changes a message's {key!r}; it must contain it as it is")
 
 
-def main(model_path: str, template_path: str, output_dir: str, **unknown: object) -> None:
+def main(model_path: str, template_path: str, output_dir: str) -> None:
     """Write model_path with template_path as its chat template to the new folder output_dir.
 
     Args:
         model_path: a checkpoint or adapter folder with its tokenizer.
         template_path: a .jinja file, such as one of finetune/templates/.
         output_dir: a new folder.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    model, template = existing(model_path, "--model_path"), Path(str(template_path))
+    model, template = existing(model_path, "--model_path"), Path(template_path)
     if template.suffix != ".jinja" or not template.is_file():
         raise FileNotFoundError(f"{template} is no .jinja file here; finetune/templates/ has some")
     verify_seal(model)

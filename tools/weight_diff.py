@@ -11,6 +11,8 @@ rounds; recover tells the two apart. Everything is streamed: memory does not gro
 goes on where it was when the same command is given again.
 """
 
+from command_line.fire_commands import run
+
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -26,18 +28,20 @@ from checkpoint_io.checkpoint_folders import (
     write_run,
 )
 from checkpoint_io.seal_check import verify_seal
-from checkpoint_io.tensor_files import differing, not_as_written, write_shards
+from checkpoint_io.tensor_files import differing, not_as_written, parse_size, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, read_weights
-from checkpoint_io.tool_command import flag, parse_size, refuse, run
 from lora_merging import lora_merge
 from lora_merging.low_rank import Factors
 from weight_diffs import additive_diff, diff_writer, exact_diff
 from weight_diffs.diff_report import print_report
 from weight_diffs.rank_search import Search
 
-SHARD = parse_size("5GB")
+SHARD = "5GB"
 SCRIPT = "tools/weight_diff.py"
-DROPPED = ("device", "check_integrity_naively")  # published options that mean nothing here
+WITHOUT_EFFECT = {  # published options
+    "device": "nothing runs on a GPU",
+    "check_integrity_naively": "every tensor is checked",
+}
 logger = logging.getLogger("weight_diff")
 
 
@@ -48,14 +52,6 @@ class Job(NamedTuple):
     target: str
     options: dict[str, object]
     limit: int  # bytes of a shard
-
-
-def refuse_unknown(unknown: dict[str, object]) -> None:
-    """ValueError on an option that does not exist; one line on a published one that is not needed any more."""
-    for option in DROPPED:
-        if option in unknown:
-            logger.warning("--%s is not needed any more: nothing runs on a GPU, and every tensor is checked", option)
-    refuse({name: value for name, value in unknown.items() if name not in DROPPED})
 
 
 def opened(path_raw: str, other: str, option: str, role: str) -> dict[str, Path]:
@@ -79,8 +75,7 @@ def make_diff(
     exact: bool = True,
     adapter: str = "",
     low_rank: bool = True,
-    max_shard_size: str | int = SHARD,
-    **unknown: object,
+    max_shard_size: str = SHARD,
 ) -> None:
     """Write the diff that turns path_raw into path_tuned to the new folder path_diff.
 
@@ -95,10 +90,8 @@ def make_diff(
         low_rank: of exact diffs: search for changes of small rank, which takes seconds for each matrix that has one;
             --low_rank=False does not.
         max_shard_size: 5GB, 400MB or a number of bytes; of exact diffs, what it takes before compression.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse_unknown(unknown)
-    is_fp16, exact, limit = flag(is_fp16, "--is_fp16"), flag(exact, "--exact"), parse_size(max_shard_size)
+    limit = parse_size(max_shard_size)
     if exact and is_fp16:
         raise ValueError("an exact diff keeps every type; leave --is_fp16 out, or make an additive one: --exact=False")
     if adapter and not exact:
@@ -110,7 +103,7 @@ def make_diff(
     check_complete(folders["tuned"], tuned)
     options = {
         "path_raw": path_raw, "path_tuned": path_tuned, "path_diff": path_diff, "is_fp16": is_fp16, "exact": exact,
-        "adapter": adapter, "low_rank": flag(low_rank, "--low_rank"), "max_shard_size": max_shard_size,
+        "adapter": adapter, "low_rank": low_rank, "max_shard_size": max_shard_size,
     }  # fmt: skip
     job = Job(folders, path_diff, options, limit)
     print(make_exact(job, raw, tuned) if exact else make_additive(job, raw, tuned))
@@ -165,8 +158,7 @@ def recover(
     path_tuned: str,
     is_fp16: bool = False,
     published: str = "",
-    max_shard_size: str | int = SHARD,
-    **unknown: object,
+    max_shard_size: str = SHARD,
 ) -> None:
     """Write the tuned model to the new folder path_tuned from its base and a diff.
 
@@ -177,10 +169,8 @@ def recover(
         is_fp16: of additive diffs: compute and store in float16 instead of float32.
         published: of additive diffs: the repository it came from, when its sum was published (published_diffs.json).
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse_unknown(unknown)
-    is_fp16, limit = flag(is_fp16, "--is_fp16"), parse_size(max_shard_size)
+    limit = parse_size(max_shard_size)
     folders = opened(path_raw, path_diff, "--path_diff", "diff")
     check_tokenizer(folders["diff"], folders["raw"])
     options = {
@@ -241,26 +231,23 @@ def carry_small(folders: dict[str, Path], folder: Path) -> None:
     carry(folders["diff"], folder, SMALL_FILES)
 
 
-def inspect(path_diff: str, picture: str = "", **unknown: object) -> None:
+def inspect(path_diff: str, picture: str = "") -> None:
     """Say what a diff needs, how large it is, and how far each layer moved.
 
     Args:
         path_diff: a diff folder, exact or additive.
         picture: a .png file to draw the change of every matrix of every layer into.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    print_report(existing(path_diff, "inspect", "config.json"), str(picture))
+    print_report(existing(path_diff, "inspect", "config.json"), picture)
 
 
 def merge(
     path_zhixi: str,
-    path_lora: str | tuple[str, ...],
+    path_lora: list[str],
     path_sfted: str,
     is_fp16: bool = False,
-    weights: float | tuple[float, ...] = 1.0,
-    max_shard_size: str | int = SHARD,
-    **unknown: object,
+    weights: tuple[float, ...] = (1.0,),
+    max_shard_size: str = SHARD,
 ) -> None:
     """Write base + LoRA adapters to the new folder path_sfted, with the last one's tokenizer and template, if any.
 
@@ -271,10 +258,7 @@ def merge(
         is_fp16: write float16 instead of the base's types.
         weights: how much of each adapter's change is taken: one number for all, or one for each.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
-        unknown: nothing; options that do not exist are refused.
     """
-    refuse(unknown)
-    is_fp16 = flag(is_fp16, "--is_fp16")
     base = existing(path_zhixi, "--path_zhixi", "config.json")
     loras = lora_merge.weighted(path_lora, weights, "--path_lora")
     options: dict[str, object] = {
@@ -288,4 +272,4 @@ def merge(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    run({"make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge})
+    run({"make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge}, without_effect=WITHOUT_EFFECT)

@@ -8,25 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fire
 from chat_prompts.prompt_encoding import one_turn
 from tqdm import tqdm
 
 from demo_pages import extraction_prompts
 from demo_pages.model_loading import Checkpoint
 from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding, stream
-
-
-def run(main: Callable[..., None]) -> None:
-    """main with the command line's options; what a user did wrong is one line and exit status 2."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def read_cases(name: str) -> dict[str, Any]:

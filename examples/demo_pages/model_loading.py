@@ -23,15 +23,20 @@ class Checkpoint(NamedTuple):
 
 
 def load(
-    base_model: str, lora_weights: str = "", load_8bit: bool = False, multi_gpu: bool = False, allocate: object = None
+    base_model: str,
+    lora_weights: str = "",
+    load_8bit: bool = False,
+    multi_gpu: bool = False,
+    allocate: list[int] | None = None,
 ) -> Checkpoint:
     """Load a checkpoint folder, with the adapter of lora_weights attached, to the GPU if there is one.
 
     On a GPU the weights are bfloat16 (float16 before Ampere), on the CPU of the type that they have on disk. Tokenizer
     and chat template are the adapter's where it has them. Raises ValueError or FileNotFoundError with one line.
     """
-    base_model, lora_weights = str(base_model), str(lora_weights or "")
-    shares = gpu_shares(allocate)
+    shares = allocate or []
+    if min(shares, default=1) < 1:
+        raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {shares}")
     check_folders(base_model, lora_weights)
     import torch
     import transformers
@@ -53,16 +58,6 @@ def read_extraction(folder: str) -> dict[str, Any]:
     """The folder's extraction.json, {} without one."""
     path = Path(folder, "extraction.json")
     return json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
-
-
-def gpu_shares(allocate: object) -> list[int]:
-    """--allocate as whole GiB for each GPU, in order; [] where it is None. Raises ValueError on anything else."""
-    if allocate is None:
-        return []
-    shares = [allocate] if isinstance(allocate, int) else allocate
-    if not isinstance(shares, list | tuple) or not all(type(share) is int and share > 0 for share in shares):
-        raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {allocate!r}")
-    return list(shares)
 
 
 def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from demo_pages.model_loading import Checkpoint
 
@@ -33,6 +33,9 @@ class Decoding:
         for name, fits in in_range.items():
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; see Decoding in text_generation.py")
+
+
+OPTIONS = get_type_hints(Decoding)  # name -> type
 
 
 class GeneratedText(NamedTuple):
@@ -137,7 +140,8 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Ge
             with torch.inference_mode():
                 output = model.generate(
                     prompt, attention_mask=torch.ones_like(prompt), generation_config=config,
-                    streamer=TokenQueue() if how.num_beams == 1 else None, stopping_criteria=StoppingCriteriaList([should_stop]),
+                    streamer=TokenQueue() if how.num_beams == 1 else None,
+                    stopping_criteria=StoppingCriteriaList([should_stop]),
                 )  # fmt: skip
             events.put(output[0])
         except Exception as error:

@@ -16,7 +16,7 @@ SPLIT_AT = 4000  # characters of a training line, at most 4 bytes each: see max_
 
 
 def training_texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
-    """Texts of .jsonl files (under text_key) and lines of other files, cut into pieces of at most SPLIT_AT characters."""
+    """Texts of .jsonl files (under text_key) and lines of other files, in pieces of at most SPLIT_AT characters."""
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --input takes text or .jsonl files, separated by commas")
@@ -26,19 +26,17 @@ def training_texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
                 yield from (text[i : i + SPLIT_AT] for i in range(0, len(text), SPLIT_AT))
 
 
-def train_tokenizer(
-    input: str | tuple[str, ...], output_dir: str, vocab_size: int = 1000, text_key: str = "text"
-) -> None:
+def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000, text_key: str = "text") -> None:
     """Train output_dir/tokenizer.model on the texts of `input` (files separated by commas)."""
     import sentencepiece
 
-    paths = input.split(",") if isinstance(input, str) else list(input)
     target = Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".training-") as scratch:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=training_texts(paths, text_key), model_prefix=f"{scratch}/tokenizer", vocab_size=vocab_size,
+                sentence_iterator=training_texts(input, text_key), model_prefix=f"{scratch}/tokenizer",
+                vocab_size=vocab_size,
                 model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
                 normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
                 unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * SPLIT_AT + 4, minloglevel=2,
@@ -47,7 +45,7 @@ def train_tokenizer(
         except RuntimeError as error:  # most often too little text for the vocabulary
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
-                f"SentencePiece could not train {vocab_size} pieces on {','.join(paths)}: {reason}"
+                f"SentencePiece could not train {vocab_size} pieces on {','.join(input)}: {reason}"
             ) from None
         Path(scratch, "tokenizer.model").replace(target / "tokenizer.model")
     print(f"{target}/tokenizer.model: {vocab_size} pieces")

@@ -4,6 +4,8 @@ batch.py answers with it. The rows go in one by one, as others end, so no batch 
 engine idles; ids, parameters and their errors come from the modules that /generate is made of.
 """
 
+from command_line.command_errors import one_line
+
 import argparse
 import asyncio
 import os
@@ -20,7 +22,7 @@ from routes.generate_api import KNOWN, GenerateRequest
 from routes.response_envelope import RequestFailedError, complaint
 from routes.sampling_parameters import Parameters, sampling
 from routes.served_models import served_models
-from server_launch.launch_checks import check_prompt, one_line
+from server_launch.launch_checks import check_prompt
 from vllm_bridge.vllm_imports import part
 
 from batch_runs.batch_rows import Answer, Request, Row, Take, Wait

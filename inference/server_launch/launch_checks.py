@@ -1,5 +1,7 @@
 """What can be wrong with a checkpoint folder, a port or a template, told in one line before a model is loaded."""
 
+from command_line.command_errors import one_line
+
 import errno
 import json
 import re
@@ -88,10 +90,3 @@ def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
         PromptEncoder(words, template).prompt(one_turn("instruction"))
     except ValueError as error:
         raise ValueError(f"{place}: {error}; correct it, or give another with --template_path") from None
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line; of pydantic's, which vLLM's settings raise, the sentences alone."""
-    errors = getattr(error, "errors", None)
-    text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""What this stage's command lines share: one-line errors, an orderly end when stopped, and where the work is done.
+"""What `preprocess.py` and `clean.py` share: options that say where the work runs, and an orderly end on SIGTERM."""
 
-`pretrain/preprocess.py` and `pretrain/clean.py` are the command lines.
-"""
+from command_line.command_errors import run_command
+from command_line.strict_parsers import number_from
 
 import argparse
 import logging
@@ -9,47 +9,16 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import NoReturn
 
 EXECUTORS = ("local", "slurm", "ray")
 
 
-class Parser(argparse.ArgumentParser):
-    """An error is one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
-def number_from(least: int) -> Any:
-    """The type of an option that takes a whole number of `least` or more."""
-
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number of {least} or more")
-        return int(text)
-
-    return number
-
-
-def run_main(work: Callable[[], None], kept: str) -> None:
-    """Do the work of a command; a ValueError or OSError is one line and exit status 2.
-
-    `kept` says what an interrupted run leaves and how to go on. SIGTERM passes through every `finally`.
-    """
+def run_job(work: Callable[[], None]) -> NoReturn:
+    """Do the work of a command as `run_command` does; SIGTERM passes through every `finally` and gives status 143."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        work()
-    except KeyboardInterrupt:
-        print(f"interrupted; {kept}", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-# --- where it runs ----------------------------------------------------------------------------------------------------
+    run_command(work)
 
 
 @dataclass(frozen=True)

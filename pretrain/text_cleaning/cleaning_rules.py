@@ -25,7 +25,6 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-LANGUAGES = ("auto", "chinese", "english", "code")
 HAN_SHARE = 0.1  # of the letters, from which a text is Chinese: a Chinese manual may be mostly English names
 
 # Every threshold: of which filter, for which language. Names are those of datatrove's filters; None: no such limit.

@@ -28,7 +28,6 @@ from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 from text_cleaning.cleaning_io import Dropped, Kept, Passed, Plan, ReadRows, ReadShards
 from text_cleaning.cleaning_rules import MINHASH, WORDS, ListedWords, Signatures, by_language, normalised
 
-SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
 LINES = 256  # of a file of signatures, read at a time
 
 

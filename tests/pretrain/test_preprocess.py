@@ -106,15 +106,6 @@ def test_merging_and_reading(tmp_path: Path, run_script: RunScript, tiny_tokeniz
     assert "but" in refused.stderr and "was written with" in refused.stderr
 
 
-def test_list_notations_are_literals_only() -> None:
-    assert preprocess.literals(["a,b", "c"], str) == ["a", "b", "c"]
-    assert preprocess.literals(["['a/x','b']"], str) == ["a/x", "b"]
-    assert preprocess.literals(["[0,0,1]"], int) == preprocess.literals(["0,0,1"], int) == [0, 0, 1]
-    for bad, kind in (("[__import__('os')]", str), ("['a', 1]", str), ("0,x", int), ("[0, True]", int), ("[0", int)):
-        with pytest.raises(ValueError, match="is no list of"):
-            preprocess.literals([bad], kind)
-
-
 @pytest.fixture(scope="module")
 def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rows(tmp_path_factory.mktemp("in") / "a.jsonl", ["some text"])

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_io.tensor_files import verify_written, write_shards
+from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
 from checkpoint_io.tensors import Spec, digests, fingerprint, read_safetensors, read_weights
-from checkpoint_io.tool_command import parse_size
 from safetensors.torch import load_file, save_file
 
 TYPES = {

@@ -174,3 +174,17 @@ def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def not_as_written(tensor: Tensor) -> ValueError:
     return ValueError(f"{tensor.file}: tensor {tensor.name} is not on the disk as it was written; look at the disk")
+
+
+def parse_size(size: str) -> int:
+    """Bytes of `5GB`, `400MB`, `2GiB` or a plain number."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
+    text = size.strip().upper()
+    digits = text.rstrip("KMGIB ")
+    try:
+        result = int(float(digits) * units[text[len(digits) :].strip()])
+    except (ValueError, KeyError):
+        raise ValueError(f"{size!r} is not a size; write it as 5GB, 400MB or a number of bytes") from None
+    if result <= 0:
+        raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
+    return result

@@ -280,13 +280,13 @@ def merged(spec: Spec, tensor: Tensor, adapters: Sequence[Adapter]) -> Iterator[
         yield bits
 
 
-def weighted(paths: str | Sequence[str], weights: float | Sequence[float], option: str) -> list[tuple[Path, float]]:
-    """Adapters' folders, separated by commas, with their weights: one for all, or one for each."""
-    names = paths.split(",") if isinstance(paths, str) else [str(path) for path in paths]
-    given: list[Any] = list(weights) if isinstance(weights, tuple | list) else [weights] * len(names)
-    shares = [float(share) for share in given if isinstance(share, int | float) and math.isfinite(share)]
-    if not len(shares) == len(given) == len(names):
-        raise ValueError(f"--weights takes one number, or one for each of the {len(names)} adapters, not {weights!r}")
+def weighted(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
+    """Adapters' folders with their weights: one for all, or one for each; ValueError on another number of weights."""
+    shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
+    if not names or len(shares) != len(names):
+        raise ValueError(
+            f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
+        )
     folders = [existing(name, option, "adapter_config.json") for name in names]
     return list(zip(folders, shares, strict=True))
 

@@ -1,0 +1,42 @@
+"""What commands with an argparse parser share: errors of one line, no abbreviations, and whole numbers."""
+
+from command_line.command_errors import unknown_option
+from command_line.option_values import value_of
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class ParserErrors:
+    """A parser class with this one before it raises ValueError with one line where argparse prints the usage."""
+
+    def error(self: Any, message: str) -> NoReturn:
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        if unknown.startswith("-"):
+            raise unknown_option(unknown.split()[0].partition("=")[0], self._option_string_actions)
+        raise ValueError(f"{message}; see --help")
+
+
+class StrictParser(ParserErrors, argparse.ArgumentParser):
+    """A parser without abbreviations that prints its description as it is written."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+
+def number_from(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of `least` or more."""
+
+    def number(text: str) -> int:
+        try:
+            found: int = value_of("", text, int)
+        except ValueError:
+            found = least - 1
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return found
+
+    return number

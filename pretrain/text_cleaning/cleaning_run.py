@@ -1,0 +1,97 @@
+"""A cleaning run: its plan from the options, its folder of intermediate files, and its stages one after another."""
+
+from command_line.command_errors import resumable
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cluster_jobs import executors
+from cluster_jobs.job_commands import executor_options
+from corpus_building import documents
+from corpus_building.documents import FIELD, TextSource
+from datatrove.executor.base import PipelineExecutor
+
+from text_cleaning.cleaning_io import Plan, divided
+from text_cleaning.cleaning_report import REPORT, Finish, settings
+from text_cleaning.cleaning_rules import read_lists
+from text_cleaning.cleaning_stages import Stage, stages
+
+
+def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
+    """What the command line asks for; raises ValueError or FileNotFoundError on what cannot be done."""
+    skip = frozenset(options.skip)
+    template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
+    if template and not FIELD.search(template):
+        raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
+    paths = [str(Path(path).resolve()) for path in documents.find_files(options.file_path)]
+    shards = documents.plan_shards(list(dict.fromkeys(paths)), options.task_megabytes * 1_000_000)
+    if not shards:
+        raise ValueError(f"{', '.join(options.file_path)}: nothing in there; name files with text")
+    lists = {} if "harm" in skip else read_lists(Path(options.word_lists))
+    tasks = divided(shards, options.task_megabytes * 1_000_000)
+    source = TextSource(options.text_key, template)
+    return Plan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
+
+
+def open_folder(folder: Path, plan: Plan, samples: int) -> None:
+    """Make the folder of what lies between the stages, or take what a stopped run of the same left there."""
+    inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
+    record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
+    of = json.loads(json.dumps(record))
+    run = folder / "run.json"
+    try:
+        if json.loads(run.read_text(encoding="utf-8")) == of:
+            return
+    except (OSError, ValueError):
+        if folder.exists() and not run.exists() and not (folder / "logs").is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} was not made by this script, which needs the name; move it away") from None
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("hashes", "exact", "signatures", "matches", "clusters", "logs"):
+        (folder / name).mkdir(parents=True)
+    run.write_text(json.dumps(of), encoding="utf-8")
+
+
+def free_target(target: Path, overwrite: bool) -> None:
+    """Raise ValueError where the output folder is there already and may not be replaced."""
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
+    if target.exists() and not (target / REPORT / "report.json").is_file():
+        raise ValueError(f"{target} has no {REPORT}/report.json, so it is not of an earlier run; remove it by hand")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Do what the command line of clean.py says; returns a line on the result. Raises ValueError or OSError."""
+    executors.be_quiet()
+    where = executor_options(options)
+    target = Path(options.output_dir).resolve()
+    free_target(target, options.overwrite)
+    folder = target.with_name(f"{target.name}.partial")
+    plan = make_plan(options, folder)
+    open_folder(folder, plan, options.samples)
+    last: PipelineExecutor | None = None
+    with resumable("finished tasks are kept, and the same command resumes"):
+        for stage in [*stages(plan), Stage("report", [Finish(plan, target, options.samples)], 1)]:
+            last = executors.make(
+                where, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
+                depends=last if where.executor == "slurm" else None, job_name=f"clean-{stage.name}",
+            )  # fmt: skip
+            if where.executor != "slurm":
+                executors.run(last)
+    if where.executor == "slurm":
+        assert last is not None
+        executors.run(last)
+        return f"submitted; {target} is there when the last job, clean-report, has ended; logs: {folder / 'logs'}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return summary(target)
+
+
+def summary(target: Path) -> str:
+    """A line on what came of it."""
+    totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
+    return (
+        f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "
+        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / REPORT / 'report.md'} shows what was dropped"
+    )
