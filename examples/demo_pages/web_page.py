@@ -37,8 +37,8 @@ def stream_answer(
 ) -> Iterator[tuple[str, str]]:
     """Yield (text, status line) while the answer is generated; an exception becomes the last status line.
 
-    make_ids: returns the prompt's ids; its exceptions are shown, too. settings: fields of Decoding; words: labels in the
-    page's language.
+    make_ids: returns the prompt's ids; its exceptions are shown as well. settings: fields of Decoding; words: labels of
+    the page's language.
     """
     began, updated, text = time.monotonic(), 0.0, ""
     yield "", words["running"].format(tokens=0)
