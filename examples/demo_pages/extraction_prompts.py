@@ -11,10 +11,12 @@ The extraction.json of a checkpoint holds the wording of its training instructio
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from text_language.language_detection import LANGUAGES
+
 TASKS = ("ner", "re", "ee")
-LANGUAGES = ("en", "zh")
 Schema = list[str] | dict[str, list[str]]
 
 WORDING = {
@@ -55,9 +57,20 @@ def build(
     return wording, text
 
 
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
+def read_extraction(path: str | Path) -> dict[str, Any]:
+    """Content of an extraction.json; raises FileNotFoundError or ValueError where it is missing or has another form."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the extraction.json of a checkpoint")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for languages in content.get("tasks", {}).values():
+            for entry in languages.values():
+                entry.get("instruction")
+    except (ValueError, AttributeError) as error:
+        form = '{"tasks": {"ner": {"en": {"instruction": "…"}}}}'
+        raise ValueError(f"{path} does not have the form {form} ({error}); copy it again") from None
+    return content
 
 
 def own_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:

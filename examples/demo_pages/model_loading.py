@@ -1,6 +1,5 @@
 """Load a checkpoint folder, with an adapter where one is given, onto the GPUs or the CPU of this machine."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
+
+from demo_pages.extraction_prompts import read_extraction
 
 
 class Checkpoint(NamedTuple):
@@ -38,6 +39,8 @@ def load(
     if min(shares, default=1) < 1:
         raise ValueError(f"--allocate takes GiB for each GPU, as in [10,10,10], not {shares}")
     check_folders(base_model, lora_weights)
+    files = [Path(folder, "extraction.json") for folder in (lora_weights, base_model) if folder]
+    extraction = next((read_extraction(file) for file in files if file.is_file()), {})
     import torch
     import transformers
 
@@ -51,13 +54,7 @@ def load(
     if len(devices) > 1 and devices & {"cpu", "disk"}:
         raise ValueError(f"{base_model} does not fit into the GPU memory that it may use; raise --allocate or add GPUs")
     encoder = PromptEncoder(tokenizer, folder_template(lora_weights))
-    return Checkpoint(model, encoder, read_extraction(lora_weights) or read_extraction(base_model))
-
-
-def read_extraction(folder: str) -> dict[str, Any]:
-    """The folder's extraction.json, {} without one."""
-    path = Path(folder, "extraction.json")
-    return json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
+    return Checkpoint(model, encoder, extraction)
 
 
 def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chat_prompts.prompt_encoding import one_turn
+from text_language.language_detection import language_of
 
 from demo_pages import extraction_prompts, text_generation
 from demo_pages.model_loading import Checkpoint
@@ -66,7 +67,7 @@ def continuation_ids(checkpoint: Checkpoint, words: dict[str, str], beginning: s
 
 
 def extraction_ids(checkpoint: Checkpoint, words: dict[str, str], task: str, schema: str, text: str) -> list[int]:
-    language = extraction_prompts.language_of(require_text(text, words))
+    language = language_of(require_text(text, words))
     asked = extraction_prompts.build(
         task, extraction_prompts.parse_schema(schema, task), text, language, checkpoint.extraction
     )
