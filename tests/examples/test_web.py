@@ -115,10 +115,10 @@ def test_instruction_gets_the_answer_of_the_library(tuned_demo: str, page: Any, 
 def test_page_shows_errors_in_english_and_chinese(tuned_demo: str, page: Any) -> None:
     page.goto(tuned_demo)
     page.get_by_role("button", name="Generate").click()
-    wait_for(page, "Error: there is no text yet")
+    wait_for(page, "Error: the text is empty")
     page.get_by_label("中文").check()
     page.get_by_role("button", name="生成").click()
-    wait_for(page, "错误： 还没有文本")
+    wait_for(page, "错误： 文本为空")
     page.get_by_role("tab", name="信息抽取").click()
     box(page, "source").fill("Ann was born in Oslo.")
     page.get_by_role("button", name="抽取", exact=True).click()

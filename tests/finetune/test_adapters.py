@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunScript
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import command, trainer_of
 from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
 from instruction_tuning.peft_hooks import save_adapter_only
