@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from adapter_checks.adapter_folder import read_adapter_folder
 from prompting.adapter_prompts import adapter_prompt
 from vllm_bridge.vllm_imports import part
 
-from server_launch.adapter_folders import adapter_shapes, check_adapter, paired
+from server_launch.adapter_folders import check_adapter, ranks
 from server_launch.launch_checks import merge, read_json
 
 MOST_IN_A_BATCH = 8  # adapters, unless told; each has room of the largest rank in every layer, used or not
@@ -67,8 +68,8 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
     if args.enable_lora is False:
         raise ValueError("--no-enable-lora and --lora-modules contradict; give one of them")
     check_adapters(named, args.model, args.served_model_name or ())
-    ranks = {name: largest_rank(name, folder) for name, folder in named}
-    name, rank = max(ranks.items(), key=lambda entry: entry[1])
+    largest = {name: largest_rank(name, folder) for name, folder in named}
+    name, rank = max(largest.items(), key=lambda entry: entry[1])
     if args.max_lora_rank is not None and args.max_lora_rank < rank:
         raise ValueError(f"--max-lora-rank {args.max_lora_rank} is less than the rank {rank} of {name}; leave it out")
     wanted = {
@@ -83,7 +84,7 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
     options = [
         "--" + option.replace("_", "-") + ("" if value is True else f" {value}") for option, value in left_open.items()
     ]
-    said = [f"{', '.join(ranks)} beside the base: {' '.join(options)}"] if options else []
+    said = [f"{', '.join(largest)} beside the base: {' '.join(options)}"] if options else []
     return said + [line for name, folder in named for line in other_base(name, folder, args.model)]
 
 
@@ -125,12 +126,11 @@ def largest_rank(name: str, folder: str) -> int:
         helper.validate_legal(settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{said} is not for vLLM: {str(error).rstrip('.')}; {merge(folder)}") from None
-    ranks = {1}
-    for module, pair in paired(said, folder, adapter_shapes(said, here)).items():
-        ranks.add(rank := pair.get("lora_A", pair.get("lora_embedding_A", (0,)))[0])
-        if rank != (told := helper.get_rank_and_scaling(module)[0]):
-            raise ValueError(f"{said} has rank {rank} for {module}, and {told} in adapter_config.json; get both again")
-    return max(ranks)
+    of_modules = ranks(read_adapter_folder(folder))
+    for module, rank in of_modules.items():
+        if rank != (expected := helper.get_rank_and_scaling(module)[0]):
+            raise ValueError(f"{said} has rank {rank} for {module}, vLLM reads {expected} from its adapter_config.json")
+    return max(of_modules.values(), default=1)
 
 
 def other_base(name: str, folder: str, model: str) -> list[str]:

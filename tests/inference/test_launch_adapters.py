@@ -73,14 +73,14 @@ def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_check
         other_model(tiny_checkpoint, tmp_path / "other", **NARROW), tmp_path / "narrow", target_modules=["embed_tokens"]
     )
     for folder, said in {
-        tmp_path / "none": "does not exist; --lora-modules takes NAME=FOLDER",
+        tmp_path / "none": "does not exist; give the folder of an adapter",
         empty: "has no adapter_config.json",
-        tiny_checkpoint: "is a whole checkpoint and no adapter; serve it by itself",
+        tiny_checkpoint: "is a full checkpoint, not an adapter",
         missing: "has no adapter_model.safetensors",
         damaged: "/adapter_model.safetensors is damaged",
         changed(adapter, tmp_path / "loha", peft_type="LOHA"): "is an adapter of type LOHA",
-        with_tensors(adapter, tmp_path / "bias", **{Q_BIAS: torch.zeros(64)}): "holds base_model.model.model.layers.0",
-        with_tensors(adapter, tmp_path / "half", **{Q_A: None}): "has one matrix of the two",
+        with_tensors(adapter, tmp_path / "bias", **{Q_BIAS: torch.zeros(64)}): "holds bias of model.layers.0",
+        with_tensors(adapter, tmp_path / "half", **{Q_A: None}): "has only one of lora_A and lora_B",
         with_tensors(adapter, tmp_path / "wide", **{Q_A: torch.zeros(4, 128)}): "as a matrix of 64 by 128, which in",
         narrow: "changes model.embed_tokens as a matrix of 800 by 32, which in",
     }.items():
@@ -99,7 +99,7 @@ def test_an_adapter_of_old_is_looked_into_as_well(adapter: Path, tiny_checkpoint
     torch.save(weights, folder / "adapter_model.bin")
     check_adapter("ie", str(folder), str(tiny_checkpoint))
     torch.save({name: weight[:, :1] for name, weight in weights.items()}, folder / "adapter_model.bin")
-    with pytest.raises(ValueError, match="changes model"):
+    with pytest.raises(ValueError, match=r"lora_A and lora_B of .* do not fit each other"):
         check_adapter("ie", str(folder), str(tiny_checkpoint))
 
 
@@ -220,7 +220,12 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
     (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
-    dora, saved = {"use_dora": True}, {"modules_to_save": ["lm_head"]}
+    of_kind = {
+        name: make_adapter(tiny_checkpoint, tmp_path / name, **{"target_modules": ["q_proj"], **settings})
+        for name, settings in {
+            "dora": {"use_dora": True}, "saved": {"modules_to_save": ["lm_head"]}, "huge": {"r": 600},
+        }.items()
+    }  # fmt: skip
     lines: dict[str, tuple[list[str], Any]] = {
         "one": ([*here, f"a={adapter}"], (True, 16, 1, None)),
         "nine": ([*here, *nine], (True, 16, 8, 9)),
@@ -234,14 +239,14 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
         "off": ([*here, f"a={adapter}", "--no-enable-lora"], "--no-enable-lora and --lora-modules contradict"),
         "json": ([*here, '{"name": "a"}'], "Invalid fields for --lora-modules"),
         "dora": (
-            [*here, f"a={changed(adapter, tmp_path / 'dora', **dora)}"],
-            "vLLM does not yet support DoRA; merge it",
+            [*here, f"a={of_kind['dora']}"],
+            "holds lora_magnitude_vector of model.layers.0.self_attn.q_proj, which vLLM does not load",
         ),
-        "saved": ([*here, f"a={changed(adapter, tmp_path / 'saved', **saved)}"], "modules_to_save"),
-        "huge": ([*here, f"a={changed(adapter, tmp_path / 'huge', r=600)}"], "LoRA rank 600 is greater than"),
+        "saved": ([*here, f"a={of_kind['saved']}"], "holds weight of lm_head, which vLLM does not load"),
+        "huge": ([*here, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
         "odd": (
             [*here, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
-            "and 5 in adapter_config.json; get both again",
+            "its adapter_config.json says 5; copy both files again",
         ),
         "broken": ([*here, f"a={broken.parent}"], "correct its chat_template.jinja"),
         "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json has not the form "),
@@ -281,7 +286,7 @@ def test_the_readmes_command_lines_are_vllms(adapter: Path, tiny_checkpoint: Pat
 
 def test_an_adapter_that_is_not_there_is_told_at_once(run_script: RunScript, tiny_checkpoint: Path) -> None:
     error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--lora-modules", "ie=runs/none", status=2).stderr
-    assert error.startswith("error: adapter ie: runs/none does not exist; --lora-modules takes NAME=FOLDER")
+    assert error.startswith("error: adapter ie: runs/none does not exist; give the folder of an adapter")
     assert error.count("\n") == 1
 
 
