@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import fire
 from instruction_data.annotations import (
-    LANGUAGES,
     TASKS,
     Annotation,
     Item,
@@ -36,6 +35,7 @@ from instruction_data.annotations import (
     read_types,
     types_that_occur,
 )
+from text_language.language_detection import LANGUAGES
 from tqdm import tqdm
 
 COMMAS = {"en": ", ", "zh": "、"}  # what stands between the types in an instruction
@@ -276,7 +276,7 @@ def main(
         output: the file to write.
         types: JSON list of the types to ask for, or lists by kind and language; without it those that occur.
         task: ner (entities) or re (relations).
-        language: en, zh, or auto: zh for a sentence with Chinese characters, else en.
+        language: en, zh, or auto: zh for a sentence with a fifth or more Chinese characters, else en.
         wording: an extraction.json to ask as it does, instead of our own wording.
         unknown: nothing; options that do not exist are refused.
     """

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import Parser, add_executor_options, executor_options, number_from, run_main
-from corpus_building import sentences, text_encoding
+from corpus_building import text_encoding
 from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
 from corpus_building.documents import FIELD
 from corpus_files.corpus import Corpus, verify
@@ -33,6 +33,8 @@ from corpus_files.corpus_import import import_corpus
 from corpus_files.corpus_inspection import draw_lengths, samples, summary
 from corpus_files.corpus_merging import merge
 from corpus_files.corpus_pruning import prune
+from sentence_ends.sentence_boundaries import LANGUAGES
+from text_language.language_detection import language_code
 
 NEEDED = {  # by mode: the options that must be given
     "write": ["file_path", "save_prefix", "tokenizer_path"],
@@ -77,7 +79,9 @@ def parser() -> Parser:
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
     w.add_argument("--save_path", metavar="DIR", help="folder that --save_prefix is in")
     w.add_argument("--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (read: the corpus's own)")
-    w.add_argument("--language", choices=sentences.LANGUAGES, default="auto", help="whose sentence ends (auto)")
+    w.add_argument(
+        "--language", type=language_code, choices=LANGUAGES, default="auto", help="whose sentence ends (default: auto)"
+    )
     w.add_argument(
         "--seq_length", type=number_from(8), default=1024, metavar="N", help="tokens a sample (default: 1024)"
     )

@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from text_language.language_detection import LANGUAGES
+
 TASKS = ("ner", "re", "ee")
-LANGUAGES = ("en", "zh")
 Schema = list[str] | dict[str, list[str]]
 
 WORDING = {
@@ -53,11 +54,6 @@ def build(
     if "{schema}" in wording:
         wording = wording.replace("{schema}", say(schema, task, language))
     return wording, text
-
-
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
 
 
 def own_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from text_language.language_detection import language_of
+
 from demo_pages import extraction_prompts, text_generation
 from demo_pages.model_loading import Checkpoint
 from demo_pages.text_generation import Decoding, plain_ids, prompt_ids
@@ -63,7 +65,7 @@ def continuation_ids(checkpoint: Checkpoint, words: dict[str, str], beginning: s
 
 
 def extraction_ids(checkpoint: Checkpoint, words: dict[str, str], task: str, schema: str, text: str) -> list[int]:
-    language = extraction_prompts.language_of(some(text, words))
+    language = language_of(some(text, words))
     asked = extraction_prompts.build(
         task, extraction_prompts.parse_schema(schema, task), text, language, checkpoint.extraction
     )

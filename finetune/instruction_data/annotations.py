@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LANGUAGES = ("en", "zh")
+from text_language.language_detection import LANGUAGES, language_of
+
 TYPES_FORM = 'a JSON list of types, or {"entity": {"en": [...]}, "relation": {"en": [...]}}'
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # JSON can spell one of a surrogate pair alone, UTF-8 cannot
 
@@ -44,11 +45,6 @@ class Annotation(NamedTuple):
     sentence: str
     language: str
     items: list[Item]
-
-
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en: the rule by which the demos choose a question's wording, too."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
 
 
 def load_json(path: str | Path, text: str, first_line: int = 1) -> Any:

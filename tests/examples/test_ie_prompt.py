@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from demo_pages import extraction_prompts
+from text_language.language_detection import language_of
 
 EVENTS = {"layoff": ["company", "time"], "meeting": ["who"]}
 OWN = {"tasks": {"ner": {"en": {"instruction": "List: {schema}"}, "zh": {"instruction": "抽取实体。"}}}}
@@ -60,10 +61,6 @@ def test_schemas_as_people_type_them() -> None:
         assert extraction_prompts.parse_schema(extraction_prompts.typed(schema), task) == schema
 
 
-def test_the_language_of_a_text() -> None:
-    assert [extraction_prompts.language_of(text) for text in ("Ann", "", "在Oslo", "Ünï")] == ["en", "en", "zh", "en"]
-
-
 def test_answers_are_read_and_shown() -> None:
     answer = ' {"person": ["Ann Lee"], "place": []}\n'
     assert extraction_prompts.read_answer(answer) == {"person": ["Ann Lee"], "place": []}
@@ -89,7 +86,7 @@ def test_every_case_on_file_can_be_asked(repository: Path) -> None:
     for case in suites["ie"]:
         instruction, text = extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"])
         assert text == case["text"]
-        assert extraction_prompts.language_of(text) == extraction_prompts.language_of(instruction) == case["language"]
+        assert language_of(text) == language_of(instruction) == case["language"]
 
 
 def test_the_published_prompts_stand_as_they_were_published(repository: Path, shared_data: Path) -> None:
