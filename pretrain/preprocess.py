@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import Parser, add_executor_options, executor_options, number_from, run_main
-from corpus_building import text_encoding
 from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
 from corpus_building.documents import FIELD
 from corpus_files.corpus import Corpus, verify
@@ -33,6 +32,7 @@ from corpus_files.corpus_import import import_corpus
 from corpus_files.corpus_inspection import draw_lengths, samples, summary
 from corpus_files.corpus_merging import merge
 from corpus_files.corpus_pruning import prune
+from corpus_tokenizer.document_encoder import ENGINES
 from sentence_ends.sentence_boundaries import LANGUAGES
 from text_language.language_detection import language_code
 
@@ -105,7 +105,7 @@ def parser() -> Parser:
     )  # fmt: skip
     w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
     w.add_argument(
-        "--engine", choices=text_encoding.ENGINES, default="auto",
+        "--engine", choices=ENGINES, default="auto",
         help="what encodes (default: gigatoken where it gives the same ids as SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
-from plan import SPEEDS
 from sequence_packing.packed_batches import Streams
 from sequence_packing.packed_rows import Packing, Rows, open_rows
 from sequence_packing.sampler import Schedule, parse_weights
 
 from pretraining import checkpointing
 from pretraining.checkpointing import RunState
-from pretraining.memory_estimate import flops_per_token, read_shape
+from pretraining.memory_estimate import SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
 
 LONGEST_ROW = 4096  # tokens, unless told otherwise

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from corpus_building import segmentation, text_encoding
+from corpus_building import segmentation
+from corpus_tokenizer import tokenizer_engines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentence_ends.sentence_boundaries import LANGUAGES, sentence_ends, sentence_ends_between
@@ -64,7 +65,7 @@ def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit:
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
     """Where tokens end, from where they begin; -1: inside a character."""
-    return text_encoding.ends_of(
+    return tokenizer_engines.token_ends(
         [(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters
     )
 
