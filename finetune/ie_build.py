@@ -25,7 +25,6 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from instruction_data.annotations import (
-    LANGUAGES,
     TASKS,
     Annotation,
     Item,
@@ -35,6 +34,7 @@ from instruction_data.annotations import (
     types_that_occur,
 )
 from json_rows.row_files import read_json
+from text_language.language_detection import LANGUAGES
 from tqdm import tqdm
 
 COMMAS = {"en": ", ", "zh": "、"}  # what stands between the types in an instruction
@@ -274,7 +274,7 @@ def main(
         output: the file to write.
         types: JSON list of the types to ask for, or lists by kind and language; without it those that occur.
         task: ner (entities) or re (relations).
-        language: en, zh, or auto: zh for a sentence with Chinese characters, else en.
+        language: en, zh, or auto: zh for a sentence with a fifth or more Chinese characters, else en.
         wording: an extraction.json to ask as it does, instead of our own wording.
     """
     for option, value, choices in (("task", task, tuple(TASKS)), ("language", language, (*LANGUAGES, "auto"))):

@@ -8,12 +8,11 @@ Types are a JSON list, or the two-level form {"entity": {"en": [...], "zh": [...
 """
 
 import json
-import re
 from typing import Any, NamedTuple
 
 from json_rows.row_files import iterate_objects, read_json
+from text_language.language_detection import LANGUAGES, language_of
 
-LANGUAGES = ("en", "zh")
 TYPES_FORM = 'a JSON list of types, or {"entity": {"en": [...]}, "relation": {"en": [...]}}'
 
 
@@ -43,11 +42,6 @@ class Annotation(NamedTuple):
     sentence: str
     language: str
     items: list[Item]
-
-
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en: the rule by which the demos choose a question's wording, too."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
 
 
 def read_annotations(path: str, task: str, language: str = "auto") -> list[Annotation]:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from text_language.language_detection import LANGUAGES, language_of
+
 from extraction.extraction_schema import TASKS, Kind
 
-LANGUAGES = ("en", "zh")
 SEPARATORS = {"en": (", ", "; ", " (", ")"), "zh": ("、", "；", "（", "）")}
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 ONE_OR_SEVERAL = re.compile(r"<[^<>]+>\|\[<[^<>]+>\]")  # <name>|[<name>]
@@ -61,11 +62,6 @@ class Question(NamedTuple):
     instruction: str
     form: Form
     characters: int | None  # usual length of the texts that the model was tuned on; None: not known
-
-
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
 
 
 def question(

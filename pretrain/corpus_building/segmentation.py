@@ -9,18 +9,13 @@ beforehand (`_near_cuts`), and the rest of the text need not be searched for sen
 `pretrain/preprocess.py` is the command line.
 """
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import ceil, floor, isqrt, sqrt
 
 import numpy as np
-
-from corpus_building.sentences import ends_within, sentence_ends
-
-_CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”]")
-_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
 _NEAR = 16  # tokens: how far from the even division sentence ends are looked for first, as a spread over one cut
 _MANY = 16  # samples, from which so much of a text is near some cut that all of it is searched
@@ -94,7 +89,7 @@ def _edges_within(text: str, edges: _Edges, windows: list[tuple[int, int]], lang
     """The edges of sentences in the windows."""
     positions: list[int] = []
     for low, high in windows:
-        positions += ends_within(text, language, edges.character(low), edges.character(high))
+        positions += sentence_ends_between(text, language, edges.character(low), edges.character(high))
     return edges.at(positions)
 
 
@@ -149,8 +144,8 @@ def _all_edges(text: str, edges: _Edges, limit: int, language: str) -> list[int]
 def _places(text: str, edges: _Edges, language: str) -> Iterator[np.ndarray]:
     """Where a document may be cut, in tokens, the best kind first: sentences, clauses, words, characters, tokens."""
     yield np.array(edges.at(sentence_ends(text, language)), dtype=np.int64)
-    yield np.array(edges.at([match.end() for match in _CLAUSE_END.finditer(text)]), dtype=np.int64)
-    yield np.array(edges.at([match.end() for match in _WORD_END.finditer(text)]), dtype=np.int64)
+    yield np.array(edges.at(clause_ends(text)), dtype=np.int64)
+    yield np.array(edges.at(word_ends(text)), dtype=np.int64)
     yield np.flatnonzero((edges.ends[:-1] < edges.ends[1:]) & (edges.ends[:-1] > 0)) + 1 + edges.bos
     yield np.arange(1, edges.total)
 

@@ -18,8 +18,7 @@ from corpus_building.documents import Batch, Shard, TextSource, UnreadableError,
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
-
-from text_cleaning.cleaning_rules import language_of
+from text_language.language_detection import language_of
 
 SHOWN_CHARACTERS = 200  # of a dropped text
 MOST_TASKS = 1000  # of a stage: datatrove merges the signatures of all with a file open for each

@@ -12,6 +12,7 @@ from demo_pages import extraction_prompts
 from demo_world import world_builder
 from extraction_metrics.answer_scores import ExtractedItem, parse_answer
 from instruction_data import annotations
+from text_language.language_detection import language_of
 
 ANN: dict[str, Any] = {
     "sentence": "Ann Lee was born in Oslo.",
@@ -114,9 +115,7 @@ def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) 
     kept = {"tasks": extraction(tmp_path)}
     kinds = TYPES["entity" if task == "ner" else "relation"]
     for row, language in zip(rows, ("en", "zh"), strict=True):
-        asked = extraction_prompts.build(
-            task, kinds[language], row["input"], extraction_prompts.language_of(row["input"]), kept
-        )
+        asked = extraction_prompts.build(task, kinds[language], row["input"], language_of(row["input"]), kept)
         assert asked == (row["instruction"], row["input"])
 
 
@@ -150,10 +149,10 @@ def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path) -> None:
     assert read(tmp_path / "same.jsonl") == rows
 
 
-def test_one_language_for_all_on_demand(tmp_path: Path) -> None:
+def test_name_in_brackets_does_not_change_the_language_of_a_sentence(tmp_path: Path) -> None:
     mixed = ANN | {"sentence": "Ann Lee (安李) was born in Oslo."}
-    assert "实体" in made(tmp_path / "auto", mixed)[0]["instruction"]
-    assert "entities" in made(tmp_path / "en", mixed, language="en")[0]["instruction"]
+    assert "entities" in made(tmp_path / "auto", mixed)[0]["instruction"]
+    assert "实体" in made(tmp_path / "zh", mixed, language="zh")[0]["instruction"]
 
 
 def test_data_is_no_format_string(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""segmentation.py: sentence ends as a reader would put them, and samples that are fewest, balanced and whole."""
+"""segmentation.py: the samples of a document are fewest, balanced and made of whole sentences."""
 
 import itertools
 import time
@@ -6,30 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from corpus_building import segmentation, sentences, text_encoding
+from corpus_building import segmentation
+from corpus_tokenizer import tokenizer_engines
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-LABELLED = [  # `|` where a sentence ends and another begins
-    ("english", "It rained.| The road was wet.| Why?| Nobody asked!| They left..."),
-    ("english", "Dr. J. Smith met Mrs. Lee at 3.15 p.m. on the U.S. coast.| They spoke, e.g. about Fig. 2 and No. 5."),
-    ("english", 'He said "Stop."| Then he ran.| (Nobody saw it.)| “Why not?” she asked.'),
-    ("english", "Pi is 3.14159.| See example.com or v1.2.3 for more.| 1999 was a good year."),
-    ("english", "He said no.| She agreed.| Well... he was right."),
-    ("english", "Things to buy:\n|1. Bread\n|2. Milk.\n\n|12. Old wine\n|And that is all."),
-    ("chinese", "他来了。|你好吗？|太好了！！|“走吧。”|她说：“好。”|价格是3.5元。|等等……|再说。|"),
-    ("chinese", "第一段。\n|第二段没有句号\n  \n|（完。）|《书》出版了！|Yes!|是的"),
-    ("auto", "他说OK!|我们走。| It works.| Now 版本2.0 runs.| 结束"),
-    ("auto", "def f():\n|    return a.b  # Done.\n\n\n|x = 1.5\n|"),
-    ("code", "import os\n\n\n|if x:  # Why? Because.\n|    y = 2\n|"),
-]
-
-
-@pytest.mark.parametrize(("language", "labelled"), LABELLED)
-def test_sentence_ends_as_labelled_by_hand(language: str, labelled: str) -> None:
-    text = labelled.replace("|", "")
-    ends = sentences.sentence_ends(text, language)
-    assert "|".join(text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])) == labelled
+from sentence_ends.sentence_boundaries import LANGUAGES, sentence_ends, sentence_ends_between
 
 
 def best(edges: list[int], limit: int) -> tuple[int, int]:
@@ -84,7 +65,7 @@ def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit:
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
     """Where tokens end, from where they begin; -1: inside a character."""
-    return text_encoding.ends_of(
+    return tokenizer_engines.token_ends(
         [(max(starts[: i + 1]), max(starts[: i + 1]) + 1) for i in range(len(starts))], characters
     )
 
@@ -93,7 +74,7 @@ TEXTS = st.text(st.sampled_from(list("ab .,!?\n。，！“”山水🤖")), min
 
 
 @settings(max_examples=300, deadline=None)
-@given(TEXTS, st.integers(8, 40), st.sampled_from(sentences.LANGUAGES), st.integers(0, 1))
+@given(TEXTS, st.integers(8, 40), st.sampled_from(LANGUAGES), st.integers(0, 1))
 @example("a" * 100, 8, "auto", 1)
 @example("🤖" * 30, 9, "auto", 1)
 def test_samples_are_the_document(text: str, limit: int, language: str, bos: int) -> None:
@@ -105,7 +86,7 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
     assert lengths.dtype == np.int32 and lengths.sum() == total and 0 < lengths.min() <= lengths.max() <= limit
     cuts = np.cumsum(lengths)[:-1] - bos
     assert all(starts[cut] >= 0 for cut in cuts)
-    ends = set(sentences.sentence_ends(text, language))
+    ends = set(sentence_ends(text, language))
     edges = [0, *(i + bos for i, c in enumerate(starts) if i and c in ends), total]
     if max(np.diff(edges)) <= limit:
         assert all(starts[cut] in ends for cut in cuts)
@@ -117,7 +98,7 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
 
 
 def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
-    return segmentation._Edges(ends, 1, len(ends) + 2).at(sentences.sentence_ends(text, language))
+    return segmentation._Edges(ends, 1, len(ends) + 2).at(sentence_ends(text, language))
 
 
 PHRASES = (
@@ -127,11 +108,11 @@ SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(sentences.LANGUAGES), data=st.data())
+@given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(LANGUAGES), data=st.data())
 def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, language: str, data: st.DataObject) -> None:
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
-    inside = [end for end in sentences.sentence_ends(text, language) if start <= end <= stop]
-    assert sentences.ends_within(text, language, start, stop) == inside
+    inside = [end for end in sentence_ends(text, language) if start <= end <= stop]
+    assert sentence_ends_between(text, language, start, stop) == inside
     ends = ends_of([at if at % 5 else -1 for at in range(len(text))], len(text))
     near = segmentation.sample_lengths(text, ends, limit, language)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +146,7 @@ def test_time_grows_with_the_length_only(unit: str) -> None:
     """100,000 characters of what makes patterns backtrack, in a second rather than minutes."""
     text = unit * (100_000 // len(unit))
     start = time.perf_counter()
-    for language in sentences.LANGUAGES:
+    for language in LANGUAGES:
         lengths = segmentation.sample_lengths(text, np.arange(1, len(text) + 1), 1000, language)
         assert lengths.max() <= 1000
     assert time.perf_counter() - start < 15

@@ -1,4 +1,4 @@
-"""text_encoding.py: ids equal SentencePiece's, from either file; where tokens end; what is wrong is refused."""
+"""document_encoder.py, tokenizer_engines.py: ids equal SentencePiece's, ends of tokens, refused tokenizers."""
 
 import json
 import shutil
@@ -10,9 +10,11 @@ import pytest
 import sentencepiece
 from conftest import small_texts
 from corpora import document_ids, rows
-from corpus_building import corpus_build, segmentation, text_encoding
-from corpus_building.samples import Settings
+from corpus_building import corpus_build, segmentation
+from corpus_building.samples import Settings, document_tokens
 from corpus_files.corpus import verify
+from corpus_tokenizer import document_encoder, tokenizer_engines
+from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import sentencepiece_tokenizer
@@ -28,9 +30,9 @@ def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def expected_edges(encoder: text_encoding.Encoder, text: str, ids: list[int]) -> list[int]:
+def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
     """The tokens with which a character begins, but for the first: from the pieces, one after another."""
-    assert isinstance(encoder.engine, text_encoding.SentencePieceEngine)
+    assert isinstance(encoder.engine, tokenizer_engines.SentencePieceEngine)
     model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
     for token, index in enumerate(ids):
         piece = model.id_to_piece(index)
@@ -41,15 +43,15 @@ def expected_edges(encoder: text_encoding.Encoder, text: str, ids: list[int]) ->
     return found
 
 
-def edges(encoded: text_encoding.Encoded, text: str) -> list[int]:
+def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
     """The tokens before which the text may be cut."""
     return segmentation._Edges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
 
 
 def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Path, json_only: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
-    ours = [text_encoding.load(tiny_tokenizer), text_encoding.load(tiny_tokenizer, "reference")]
-    ours += [text_encoding.load(json_only), text_encoding.load(json_only, "reference")]
+    ours = [load_encoder(tiny_tokenizer), load_encoder(tiny_tokenizer, "reference")]
+    ours += [load_encoder(json_only), load_encoder(json_only, "reference")]
     assert [encoder.engine.name for encoder in ours] == ["gigatoken", "sentencepiece", "gigatoken", "tokenizers"]
     assert [len(encoder.checkers) for encoder in ours] == [2, 1, 1, 0]
 
@@ -67,11 +69,11 @@ def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Pa
 
 def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> None:
     for folder in (tiny_tokenizer, json_only):
-        encoder = text_encoding.load(folder)
+        encoder = load_encoder(folder)
         ids = encoder.encode("a <s> b </s> <unk>").ids
         assert not {0, 1, 2} & set(ids.tolist())
-        assert encoder.documents([ids]).tolist() == [1, *ids.tolist(), 2]
-        assert encoder.engine.decode(encoder.documents([ids])) == "a <s> b </s> <unk>"
+        assert document_tokens([ids], encoder).tolist() == [1, *ids.tolist(), 2]
+        assert encoder.engine.decode(document_tokens([ids], encoder)) == "a <s> b </s> <unk>"
 
 
 def test_fingerprint_is_build_tokenizers_from_either_file(
@@ -81,7 +83,7 @@ def test_fingerprint_is_build_tokenizers_from_either_file(
     model_only = tmp_path / "model"
     model_only.mkdir()
     shutil.copy(tiny_tokenizer / "tokenizer.model", model_only)
-    encoders = [text_encoding.load(folder) for folder in (tiny_tokenizer, json_only, model_only)]
+    encoders = [load_encoder(folder) for folder in (tiny_tokenizer, json_only, model_only)]
     assert {encoder.fingerprint for encoder in encoders} == {truth}
     assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
 
@@ -94,15 +96,15 @@ def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_
     table = json.loads(path.read_text())
     table["model"]["merges"].reverse()
     path.write_text(json.dumps(table))
-    encoder = text_encoding.load(tmp_path)
+    encoder = load_encoder(tmp_path)
     with pytest.raises(ValueError, match=r"gives other ids than its tokenizer.model .* tools/build_tokenizer\.py"):
         for text in small_texts():
             encoder.encode(text, number=1)
 
 
 def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
-    encoder = text_encoding.load(tiny_tokenizer)
-    assert isinstance(encoder.engine, text_encoding.GigatokenEngine)
+    encoder = load_encoder(tiny_tokenizer)
+    assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
     encoder.engine.fast = type("Slip", (), {"encode": lambda self, text: np.full(len(text), 5)})()
     with pytest.raises(ValueError, match=r"gigatoken gives other ids .* --engine reference"):
         encoder.encode("two words", number=1)
@@ -111,7 +113,7 @@ def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
 def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
     """LLaMA-2's own model on real English, Chinese and code, control tokens' spellings in between."""
     shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
-    encoder = text_encoding.load(tmp_path)
+    encoder = load_encoder(tmp_path)
     assert encoder.engine.name == "gigatoken"
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     for source in ("en", "zh", "code"):
@@ -122,13 +124,13 @@ def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path:
 
 
 def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
-    encoder = text_encoding.load(tiny_tokenizer)
+    encoder = load_encoder(tiny_tokenizer)
     for number in range(1, 1201):
         encoder.encode("a b", number)
     encoder.encode("a b")
-    assert encoder.checked == text_encoding.CHECK_FIRST + 2  # and the 500th and 1,000th
-    encoder.encode("long " * text_encoding.CHECK_CHARACTERS, 1)
-    assert encoder.checked == text_encoding.CHECK_FIRST + 3
+    assert encoder.checked == document_encoder.CHECK_FIRST + 2  # and the 500th and 1,000th
+    encoder.encode("long " * document_encoder.CHECK_CHARACTERS, 1)
+    assert encoder.checked == document_encoder.CHECK_FIRST + 3
 
 
 def train(folder: Path, **options: Any) -> None:
@@ -142,7 +144,7 @@ def train(folder: Path, **options: Any) -> None:
 
 def test_a_normalising_model_has_ends_in_the_text_as_it_is(tmp_path: Path) -> None:
     train(tmp_path, vocab_size=330, model_type="bpe", byte_fallback=True, normalization_rule_name="nmt_nfkc")
-    encoder, text = text_encoding.load(tmp_path), "① plain  ﬁne"
+    encoder, text = load_encoder(tmp_path), "① plain  ﬁne"
     encoded = encoder.encode(text, 1)
     ends = encoded.ends()
     assert len(ends) == len(encoded.ids) and ends[-1] == len(text)
@@ -153,19 +155,19 @@ def test_a_model_that_gigatoken_cannot_read_is_sentencepieces_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path, vocab_size=40, model_type="unigram", hard_vocab_limit=False)
-    encoder = text_encoding.load(tmp_path)
+    encoder = load_encoder(tmp_path)
     assert encoder.engine.name == "sentencepiece" and not encoder.checkers
-    assert "gigatoken cannot read" in caplog.text and "sentencepiece itself encodes" in caplog.text
+    assert "gigatoken cannot read" in caplog.text and "sentencepiece encodes instead" in caplog.text
     with pytest.raises(ValueError, match="gigatoken cannot read"):
-        text_encoding.load(tmp_path, "gigatoken")
+        load_encoder(tmp_path, "gigatoken")
 
 
 def test_forgetting_what_was_seen_changes_nothing(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_encoding, "RENEW_AFTER", 100)
-    encoder, texts = text_encoding.load(tiny_tokenizer), small_texts()
-    assert isinstance(encoder.engine, text_encoding.GigatokenEngine)
+    monkeypatch.setattr(tokenizer_engines, "RENEW_AFTER", 100)
+    encoder, texts = load_encoder(tiny_tokenizer), small_texts()
+    assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
     first = encoder.engine.fast
-    truth = text_encoding.load(tiny_tokenizer, "reference")
+    truth = load_encoder(tiny_tokenizer, "reference")
     for text in texts:
         assert encoder.encode(text).ids.tolist() == truth.encode(text).ids.tolist()
     assert encoder.engine.fast is not first
@@ -194,17 +196,17 @@ def byte_level_folder(folder: Path, extra: int = 0) -> Path:
 
 
 def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
-    encoder = text_encoding.load(byte_level_folder(tmp_path))
+    encoder = load_encoder(byte_level_folder(tmp_path))
     assert encoder.bos_id is None
     text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
     encoded = encoder.encode(text)
-    assert encoder.eos_id not in encoded.ids and encoder.documents([encoded.ids])[-1] == encoder.eos_id
+    assert encoder.eos_id not in encoded.ids and document_tokens([encoded.ids], encoder)[-1] == encoder.eos_id
     assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
     ends = encoded.ends()
     assert 8 in ends  # the space after the full stop opens a token
     assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
     assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
-    truth = text_encoding.load(tmp_path, "reference")
+    truth = load_encoder(tmp_path, "reference")
     assert encoder.engine.name == "gigatoken" and truth.engine.name == "tokenizers"
 
     @settings(max_examples=300, deadline=None)
@@ -218,7 +220,7 @@ def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
 
 
 def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
-    encoder = text_encoding.load(byte_level_folder(tmp_path, extra=70_000))
+    encoder = load_encoder(byte_level_folder(tmp_path, extra=70_000))
     ids = encoder.encode("the <extra 69999> end").ids
     assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1
 
@@ -229,26 +231,26 @@ def test_a_corpus_of_a_large_vocabulary_has_int32(tmp_path: Path) -> None:
     texts = ["The cat. 山 🤖 sat " * 40, "<extra 150999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)
     corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(64))
-    corpus, encoder = verify(tmp_path / "a"), text_encoding.load(folder)
+    corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
     assert corpus.dtype == np.int32 and corpus.vocab_size > 151_000 and corpus.lengths.max() <= 64
     assert document_ids(corpus) == [[*encoder.engine.encode(text).ids.tolist(), encoder.eos_id] for text in texts]
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
-        text_encoding.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        load_encoder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
-        text_encoding.load(tmp_path)
+        load_encoder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is not a SentencePiece model"):
-        text_encoding.load(tmp_path)
+        load_encoder(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is no tokenizer\.json"):
-        text_encoding.load(tmp_path)
+    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+        load_encoder(tmp_path)
     shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
     with pytest.raises(ValueError, match='names no end-of-text token; add "eos_token"'):
-        text_encoding.load(tmp_path)
+        load_encoder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer does not have"):
-        text_encoding.load(tmp_path)
+        load_encoder(tmp_path)
