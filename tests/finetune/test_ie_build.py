@@ -249,7 +249,7 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
         ("", "holds no rows"),
         ("[]", "holds no rows"),
         (NER + "{broken", r"in.jsonl:2 is not JSON"),
-        ("[\n{},\n{broken}]", r"in.jsonl:3, row 2 is not JSON"),
+        (f"[\n{NER},\n{{broken}}]", r"in.jsonl:4, row 2 is not JSON"),
         ("[" * 100_000, "nested too deep"),
         (NER + "\n3\n", "in.jsonl:3 is not a JSON object"),
         ("[{}]", r"in.jsonl:1, row 1 has no text under 'sentence' \(keys: none\)"),
@@ -334,5 +334,5 @@ def test_bad_options_are_named(
 def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript) -> None:
     source = put(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came."})
     done = run_script("finetune/ie_build.py", "--annotations", source, "--output", tmp_path / "rows.jsonl", status=2)
-    assert done.stderr.startswith(f"error: {source}:2: no list under 'entity_list'")
+    assert done.stderr.startswith(f"error: {source}:2 has no list under 'entity_list'")
     assert len(done.stderr.splitlines()) == 1
