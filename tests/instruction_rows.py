@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing import example_attention
-from instruction_data.instructions import Encoder, Example
 from instruction_data.row_files import Source
-from instruction_data.tokenized_examples import EncodedRows, Report, Settings, encode, open_encoded
+from instruction_data.tokenized_examples import EncodedRows, Example, Report, Settings, encode, open_encoded
 from instruction_tuning.adapters import load_model
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
@@ -23,13 +23,13 @@ def encoded(
 ) -> tuple[list[Example], Report]:
     """Rows as they are trained on, and what became of them."""
     report = Report()
-    chunks = encode(Encoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
+    chunks = encode(PromptEncoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
     return [example for chunk in chunks for _, example in chunk], report
 
 
 def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> EncodedRows:
     """A file's rows out of the cache."""
-    return open_encoded(Encoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
+    return open_encoded(PromptEncoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
 
 
 def command(base: Path, data: Path | str, output: Path, *more: object) -> list[str]:

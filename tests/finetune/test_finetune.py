@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunScript
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import SMALL, command
 from instruction_tuning.result_folder import sha256
 from safetensors.torch import load_file, save_file

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from example_packing import example_attention
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import trainer_of
 from instruction_tuning.adapters import check_adapter, tensor_names
 from peft import PeftModel

@@ -10,7 +10,7 @@ import pytest
 from example_packing.shared_prefixes import Family, families, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import trainer_of
 from transformers import AutoTokenizer
 

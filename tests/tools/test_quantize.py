@@ -13,8 +13,9 @@ import ie_eval
 import pytest
 import quantize
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript
-from instruction_data.instructions import Encoder, load_template
+from instruction_data.named_templates import load_template
 from quantization import calibration, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,49 +68,51 @@ def tokenizer(model: Path) -> Any:
 def test_ids_are_those_that_tuning_trains_on(tiny_tokenizer: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = load_template(template)
-    renderer, encoder = calibration.Renderer(tokenizer, tiny_tokenizer), Encoder(tokenizer)
+    rows, encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer), PromptEncoder(tokenizer)
     for row in ROWS:
         talk: Any = calibration.conversation(row)
-        example = renderer.example(row)
-        assert example.prompt == encoder.prompts([talk[:-1]])[0]
-        assert example.answer == encoder.turns([talk])[0][-1].answer + encoder.end
+        example = rows.example(row)
+        assert example.prompt == encoder.prompt(talk[:-1])
+        last = encoder.turns([talk])[0][-1]
+        assert example.answer == last.answer + last.end
         assert example.answer.count(tokenizer.eos_token_id) == 1
         assert example.right == talk[-1]["content"]
 
 
 def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
-    example = renderer.example({"text": "Ann Lee </s> 李白"})
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    example = encoder.example({"text": "Ann Lee </s> 李白"})
     assert example.prompt == [tokenizer.bos_token_id]
     assert tokenizer.decode(example.answer) == "Ann Lee </s> 李白"
     assert tokenizer.eos_token_id not in example.answer
     with pytest.raises(ValueError, match=r"no chat_template\.jinja .*set_template"):
-        renderer.example(ROWS[0])
+        encoder.example(ROWS[0])
 
 
 def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    renderer = calibration.Renderer(tokenizer, tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
-    with pytest.raises(ValueError, match="differently once it is answered"):
-        renderer.example(ROWS[0])
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match="changes a question once it is answered"):
+        encoder.example(ROWS[0])
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
-    with pytest.raises(ValueError, match="refuses a row: not this"):
-        renderer.example(ROWS[0])
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"cannot render these messages: not this.*set_template"):
+        encoder.example(ROWS[0])
 
 
 def test_long_rows_are_cut_for_calibration_and_left_out_of_measuring(model: Path, tokenizer: Any) -> None:
-    renderer = calibration.Renderer(tokenizer, model)
-    whole = renderer.example(ROWS[0])
+    encoder = calibration.RowEncoder(tokenizer, model)
+    whole = encoder.example(ROWS[0])
     size = len(whole.prompt) + len(whole.answer)
-    (cut,) = calibration.encode(renderer, ROWS[:1], size - 3)
+    (cut,) = calibration.encode(encoder, ROWS[:1], size - 3)
     assert cut.prompt + cut.answer == (whole.prompt + whole.answer)[:-3]
-    (cut,) = calibration.encode(renderer, ROWS[:1], 5)
+    (cut,) = calibration.encode(encoder, ROWS[:1], 5)
     assert (cut.prompt, cut.answer) == (whole.prompt[:5], [])
-    assert calibration.fitting(renderer, ROWS[:1], size, "x") == [whole]
+    assert calibration.fitting(encoder, ROWS[:1], size, "x") == [whole]
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
-        calibration.fitting(renderer, ROWS[:1], size - 1, "rows.jsonl")
+        calibration.fitting(encoder, ROWS[:1], size - 1, "rows.jsonl")
 
 
 def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
@@ -160,8 +163,8 @@ def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> No
 
 
 def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    renderer = calibration.Renderer(tokenizer, model)
-    examples = calibration.encode(renderer, ROWS, 512)
+    encoder = calibration.RowEncoder(tokenizer, model)
+    examples = calibration.encode(encoder, ROWS, 512)
     figures = quantized_score.score(model, tokenizer, examples, tmp_path / "said.jsonl")
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     losses, tokens = 0.0, 0
