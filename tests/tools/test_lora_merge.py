@@ -182,7 +182,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
             state[f"base_model.model.{name}"] = torch.ones(shape)
     save_file(state, spoilt / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=re.escape(said)):
-        weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
+        weight_diff.merge(str(tiny_checkpoint), [str(spoilt)], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -301,7 +301,7 @@ def test_an_adapter_that_makes_nan_is_refused(tiny_checkpoint: Path, tmp_path: P
     state[name][2, 1] = float("inf")
     save_file(state, spoilt / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight .*NaN or infinity"):
-        weight_diff.merge(str(tiny_checkpoint), str(spoilt), str(tmp_path / "out"))
+        weight_diff.merge(str(tiny_checkpoint), [str(spoilt)], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
