@@ -302,7 +302,7 @@ def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: st
 
 
 def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none is no folder here"):
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
         quantization_inputs.check_model("none")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; --model_path"):
         quantization_inputs.check_model(tmp_path)

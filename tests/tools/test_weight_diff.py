@@ -115,10 +115,10 @@ def no_tokenizer(raw: Path, tuned: Path) -> None:
 
 
 BAD = {
-    "no folder": (lambda raw, tuned: shutil.rmtree(tuned), [], ["tuned is no folder here", "--path_tuned"]),
+    "no folder": (lambda raw, tuned: shutil.rmtree(tuned), [], ["tuned is not a folder", "--path_tuned"]),
     "no checkpoint": (lambda raw, tuned: (raw / "config.json").unlink(), [], ["raw has no config.json"]),
     "no weights": (lambda raw, tuned: (raw / "model.safetensors").unlink(), [], ["raw has none of model.safetensors"]),
-    "no tensor": (no_tensor, ["--exact=False"], ["raw lacks tensor model.norm.weight", "config.json calls for"]),
+    "no tensor": (no_tensor, ["--exact=False"], ["raw lacks tensor model.norm.weight", "config.json requires"]),
     "no tensor in a layer": (no_layers_tensor, [], ["tuned lacks tensor model.layers.1.mlp.up_proj.weight"]),
     "other shape": (other_shape, [], ["tensor model.norm.weight is [65]", "[64]"]),
     "other shape, additive": (other_shape, ["--exact=False"], ["tensor model.norm.weight is [65]", "[64]"]),
