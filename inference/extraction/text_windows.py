@@ -1,7 +1,6 @@
-"""Cutting a text into windows of whole sentences, each within a number of tokens.
+"""Splits a text into windows of whole sentences, each within a number of tokens.
 
-the route /extract is made of it. Sentence ends are found by rules for Chinese and English; a sentence
-that is too long by itself is cut between clauses, else words, else characters.
+A sentence that is too long by itself is split between clauses, else words, else characters.
 """
 
 import re
@@ -28,49 +27,48 @@ SHORT = re.compile(
     re.IGNORECASE,
 )
 NUMBERED = re.compile("nos?|vol|ch|pp|sec|eq|art|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec", re.IGNORECASE)
-JOINER = "\u200d"  # between emoji that are shown as one
+JOINER = "\u200d"  # between emoji that are displayed as one
 SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")  # first and last of the characters that colour the emoji before them
-USUAL_RATE = 0.5  # tokens per character, for the first guess
-FEW = 4  # guesses, before the search for the longest window becomes bisection
+USUAL_RATE = 0.5  # tokens per character, for the first estimate
+ESTIMATES = 4  # before the search for the longest window becomes a bisection
 
 
 def windows(text: str, length_of: Callable[[str], int], limit: int, usual: int | None = None) -> list[tuple[int, int]]:
-    """The windows [start, end) of a text, in order; outside of them is nothing but white space, and none is empty.
+    """Return the windows [start, end) of a text, in order; text outside of them is white space, and none is empty.
 
-    length_of: tokens of a text. No window has more than `limit` of them, and each takes as many sentences as fit; no
-    second one that would bring it over `usual` characters. Raises ValueError where the limit does not hold a single
-    character.
+    length_of: tokens of a text. A window has at most `limit` tokens and takes as many sentences as fit, but no second
+    sentence that exceeds `usual` characters. Raises ValueError if the limit does not hold a single character.
     """
     ends = sentence_ends(text)
     found = []
     start = len(text) - len(text.lstrip())
-    at = bisect_right(ends, start)  # the first of the ends behind the start
+    at = bisect_right(ends, start)  # the first sentence end after the start
     rate = USUAL_RATE
     while at < len(ends):
-        most = len(ends) if usual is None else max(at + 1, bisect_right(ends, start + usual))
-        behind, rate = longest(text, start, ends, at, most, length_of, limit, rate)
-        if behind == at:
+        last = len(ends) if usual is None else max(at + 1, bisect_right(ends, start + usual))
+        following, rate = longest_window(text, start, ends, at, last, length_of, limit, rate)
+        if following == at:
             ends[at : at + 1] = finer_ends(text, start, ends[at], limit)
             continue
-        end = ends[behind - 1]
+        end = ends[following - 1]
         found.append((start, start + len(text[start:end].rstrip())))
-        start, at = end, behind
+        start, at = end, following
     return found
 
 
-def longest(
-    text: str, start: int, ends: list[int], at: int, most: int, length_of: Callable[[str], int], limit: int, rate: float
+def longest_window(
+    text: str, start: int, ends: list[int], at: int, last: int, length_of: Callable[[str], int], limit: int, rate: float
 ) -> tuple[int, float]:
-    """The index behind the last of ends[at:most] up to which a window from `start` fits, and the tokens per character.
+    """Return the index after the last of ends[at:last] to which a window fits, and the tokens per character.
 
-    Where the limit lies is guessed by the rate, so that a window takes three to five calls of length_of.
+    The position of the limit is estimated by the rate, so a window takes three to five calls of length_of.
     """
-    fits, too_long = at, most + 1
+    fits, too_long = at, last + 1
     tries = 0
     while too_long - fits > 1:
         tries += 1
         guess = bisect_right(ends, start + limit / rate)
-        if tries > FEW:
+        if tries > ESTIMATES:
             guess = min((fits + too_long) // 2, fits + 2**tries)
         guess = min(max(guess, fits + 1), too_long - 1)
         window = text[start : ends[guess - 1]].rstrip()
@@ -112,26 +110,26 @@ def ends_sentence(text: str, stop: re.Match[str]) -> bool:
 
 
 def finer_ends(text: str, start: int, end: int, limit: int) -> list[int]:
-    """Where text[start:end], which is too long, may be cut at the best kind of place that it has; `end` is the last.
+    """Return positions at which text[start:end], which is too long, may be split; the last is `end`.
 
-    Raises ValueError where it is a single character.
+    They are the ends of clauses, else of words, else of characters. Raises ValueError for a single character.
     """
     last = start + len(text[start:end].rstrip())
     kinds: tuple[Iterable[int], ...] = (
         (clause.end() for clause in CLAUSE.finditer(text, start, last)),
         (space.end() for space in SPACE.finditer(text, start, last)),
-        (at for at in range(start + 1, last) if not inside_character(text, at)),
+        (at for at in range(start + 1, last) if not is_within_character(text, at)),
         range(start + 1, last),
     )
-    for places in kinds:
-        cuts = [place for place in places if place < last]
+    for positions in kinds:
+        cuts = [position for position in positions if position < last]
         if cuts:
             return [*cuts, end]
-    raise ValueError(f"{limit} tokens do not hold the character {text[start]!r}; a larger context is needed")
+    raise ValueError(f"{limit} tokens do not hold the character {text[start]!r}; increase the context")
 
 
-def inside_character(text: str, at: int) -> bool:
-    """Whether what a reader sees as one character goes on at a place: a mark, or emoji that are joined."""
+def is_within_character(text: str, at: int) -> bool:
+    """Whether a position is within a visible character: before a combining mark, or within joined emoji."""
     here = text[at]
     joined = JOINER in (text[at - 1], here) or SKIN_TONES[0] <= here <= SKIN_TONES[1]
     return joined or unicodedata.category(here)[0] == "M"

@@ -37,7 +37,7 @@ def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("task", SCHEMAS)
 @pytest.mark.parametrize("language", TEXTS)
-def test_an_answer_keeps_to_the_schema_and_points_into_the_text(server: Any, task: str, language: str) -> None:
+def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, task: str, language: str) -> None:
     """The model is random, so all order comes from the grammar; its first letters are those of names in the text."""
     text = TEXTS[language]
     for tokens in (1, 7, 40, 200):
@@ -58,7 +58,7 @@ def test_an_answer_keeps_to_the_schema_and_points_into_the_text(server: Any, tas
     assert not ask(server, text, task, max_tokens=1)["complete"]
 
 
-def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(server: Any) -> None:
+def test_long_text_is_split_and_offsets_refer_to_the_whole(server: Any) -> None:
     text = "".join(f"Dabe number {number} was born in Kilo. 他在公司工作。\n" for number in range(60))
     answer = ask(server, text, "ner", window_tokens=60)
     assert answer["windows"] > 10
@@ -70,12 +70,12 @@ def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(serve
     assert ask(server, text, "re")["windows"] < answer["windows"]
 
 
-def test_nothing_is_found_in_nothing(server: Any) -> None:
+def test_empty_text_gives_an_empty_answer(server: Any) -> None:
     answer = ask(server, " \n", "re")
     assert answer == {"triples": [], "complete": True, "windows": 0, "num_output_tokens_cf": 0, "error": None}
 
 
-def test_the_same_question_has_the_same_answer(server: Any) -> None:
+def test_same_request_gives_the_same_answer(server: Any) -> None:
     first = ask(server, TEXTS["en"], "spo", max_tokens=60)
     assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="auto") == first
     assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="en") == first
@@ -88,12 +88,12 @@ def body(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("sent", "status", "said"),
     [
-        (b"{", 400, "the body is no JSON: "),
+        (b"{", 400, "the body is not JSON: "),
         ([1], 422, 'the body must be an object such as {"text": …, "task": …, "schema": …'),
         (body(task="kg"), 422, "task: input should be 'ner', 're', 'spo' or 'ee'"),
-        (body(schema=[]), 400, "the schema is empty or no list; the task ner needs one such as "),
-        (body(schema={"person": []}), 400, "the schema is empty or no list"),
-        (body(schema=["person"] * 2), 400, "the schema has 'person', or a role of it, more than once"),
+        (body(schema=[]), 400, "the schema is empty or not a list; the task ner needs a schema such as "),
+        (body(schema={"person": []}), 400, "the schema is empty or not a list"),
+        (body(schema=["person"] * 2), 400, "the schema has 'person', or one of its roles, twice"),
         (body(schema=[f"type {number}" for number in range(501)]), 400, "more than 500 types and roles"),
         (body(schema=["word " * 30 + str(number) for number in range(40)]), 400, "tokens, the context 512"),
         (body(language="fr"), 422, "language: input should be 'auto', 'en' or 'zh'"),
@@ -110,9 +110,7 @@ def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, said: 
     assert "\n" not in answer["error"]
 
 
-def test_a_damaged_extraction_json_is_told_at_the_start(
-    run_script: Any, tuned_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_launcher_refuses_a_damaged_extraction_json(run_script: Any, tuned_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for path in tuned_checkpoint.iterdir():

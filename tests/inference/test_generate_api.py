@@ -41,7 +41,7 @@ def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str
     return tokenizer.decode(out, skip_special_tokens=True).removeprefix(before), len(out) - len(ids)
 
 
-def test_body_and_answer_are_the_published_ones(server: Any) -> None:
+def test_generate_accepts_the_published_body(server: Any) -> None:
     body = {"instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 12}}
     status, answer = server.post("/generate", body)
     assert status == 200
@@ -64,7 +64,7 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
             assert answer["generated_text"].partition("\ufffd")[0] == readable
 
 
-def test_the_server_asks_with_the_ids_that_were_trained_on(server: Any, tuned_checkpoint: Path) -> None:
+def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -> None:
     """A row's ids before its answer, as tuning makes them: vLLM renders the same, and /generate sends them."""
     tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
     rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
@@ -83,7 +83,7 @@ def test_the_server_asks_with_the_ids_that_were_trained_on(server: Any, tuned_ch
         assert asked["generated_text"] == said["choices"][0]["text"]
 
 
-def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
+def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
     def ask(seed: int) -> str:
         return server.generate("Name a city.", seed=seed, temperature=1.0, max_tokens=16)["generated_text"]
 
@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
     assert len(set(alone)) > 1
 
 
-def test_without_a_length_the_answer_gets_the_default_or_what_is_left(server: Any, tokenizer: Any) -> None:
+def test_default_length_is_256_tokens_or_the_rest_of_the_context(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
     left = CONTEXT - len(Prompt(tokenizer).ids(one_turn(long)))
@@ -116,7 +116,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        (b'{"instruction": ', 400, "the body is no JSON: Expecting value at character 16"),
+        (b'{"instruction": ', 400, "the body is not JSON: Expecting value at character 16"),
         (b"", 422, "the body must be an object"),
         ([1], 422, "the body must be an object"),
         ({"input": "x"}, 422, "give either instruction (with its input) or messages"),
@@ -140,7 +140,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(max_tokens="12"), 422, "parameters.max_tokens: input should be a valid integer"),
         (with_parameters(temperature=True), 422, "parameters.temperature: input should be a valid number"),
         (with_parameters(num_beams=0), 422, "parameters.num_beams: input should be greater than or equal to 1"),
-        (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; leave them or num_beams out"),
+        (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; remove them or num_beams"),
         (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
         (with_parameters(num_beams=40), 400, "logprobs"),
         (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of structured_outputs regexp"),
@@ -161,13 +161,13 @@ def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, said: 
     assert "\n" not in answer["error"]
 
 
-def test_another_content_type_is_refused_in_the_envelope(server: Any) -> None:
+def test_other_content_type_is_refused_in_the_envelope(server: Any) -> None:
     status, answer = server.post("/generate", {"instruction": "x"}, content_type="text/plain")
     assert status == 415
     assert answer["error"] == "the content type is text/plain; send application/json"
 
 
-def test_vllms_own_routes_stand_beside_it(server: Any) -> None:
+def test_vllms_own_routes_are_served(server: Any) -> None:
     status, answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})
     assert status == 200
     assert answer["usage"]["completion_tokens"] <= 3
@@ -175,7 +175,7 @@ def test_vllms_own_routes_stand_beside_it(server: Any) -> None:
     assert status == 200
 
 
-def test_no_prompt_and_no_answer_in_the_log(server: Any) -> None:
+def test_log_has_no_prompt_and_no_answer(server: Any) -> None:
     answer = server.generate("Kiwetu-Marolo", temperature=0, max_tokens=24)["generated_text"]
     log = server.log.read_text()
     assert "POST /generate" in log
@@ -208,7 +208,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str) -> None:
+def test_cut_answers_end_in_whole_characters(server: Any, text: str) -> None:
     """The engine is made to write the text; cut at any token it is a prefix of it, and so is every stream."""
     body: dict[str, Any] = {
         "instruction": "write",
@@ -237,7 +237,7 @@ def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str)
         {"seed": 5, "max_tokens": 60, "stop": "o", "include_stop_str_in_output": True},
     ],
 )
-def test_a_stream_is_the_unstreamed_answer_in_pieces(server: Any, parameters: dict[str, Any]) -> None:
+def test_stream_equals_the_unstreamed_answer(server: Any, parameters: dict[str, Any]) -> None:
     events = streamed(server, instruction="Name a city.", input="山水", parameters=parameters)
     whole = server.generate("Name a city.", "山水", **parameters)
     assert "".join(event["generated_text"] for event in events) == whole["generated_text"]
@@ -248,7 +248,7 @@ def test_a_stream_is_the_unstreamed_answer_in_pieces(server: Any, parameters: di
     assert "</s>" not in whole["generated_text"]
 
 
-def test_errors_before_a_stream_are_ordinary_errors(server: Any) -> None:
+def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
     status, answer = server.post("/generate", {"instruction": "x", "stream": True, "parameters": {"top_p": 7}})
     assert (status, answer["generated_text"]) == (400, "")
     assert "top_p" in answer["error"]
@@ -276,7 +276,7 @@ def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_chec
         assert answer["generated_text"].partition("\ufffd")[0] == text.partition("\ufffd")[0]
 
 
-def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokenizer: Any) -> None:
+def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenizer: Any) -> None:
     talk: list[Any] = [
         {"role": "user", "content": "Where was Dabe born?", "input": "Dabe was born in Kilo."},
         {"role": "assistant", "content": "In Kilo."},
@@ -315,7 +315,7 @@ LONG_WORK: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "asked"), LONG_WORK)
-def test_a_client_that_hangs_up_frees_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
+def test_disconnected_client_stops_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
     """A quarter of a second after it has gone, the engine computes nothing any more."""
     body = json.dumps(asked).encode()
     began = tokens_computed(server)

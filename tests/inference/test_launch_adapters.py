@@ -62,7 +62,7 @@ Q_A = "base_model__model__model__layers__0__self_attn__q_proj__lora_A__weight"
 Q_BIAS = "base_model__model__model__layers__0__self_attn__q_proj__bias"
 
 
-def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     missing = shutil.copytree(adapter, tmp_path / "missing")
     (missing / "adapter_model.safetensors").unlink()
     damaged = shutil.copytree(adapter, tmp_path / "damaged")
@@ -92,7 +92,7 @@ def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_check
     check_adapter("ie", str(adapter), "org/on-the-hub")
 
 
-def test_an_adapter_of_old_is_looked_into_as_well(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_adapter_reads_bin_files(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(adapter, tmp_path / "old")
     weights = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
@@ -103,16 +103,16 @@ def test_an_adapter_of_old_is_looked_into_as_well(adapter: Path, tiny_checkpoint
         check_adapter("ie", str(folder), str(tiny_checkpoint))
 
 
-def test_names_are_taken_once(adapter: Path, tiny_checkpoint: Path) -> None:
+def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> None:
     base, folder = str(tiny_checkpoint), str(adapter)
     assert named_adapters([[f"a={folder}", json.dumps({"name": "b", "path": folder}), "nonsense"]]) == [
         ("a", folder), ("b", folder),
     ]  # fmt: skip
     check_adapters([("a", folder), ("b", folder)], base)
     for named, served, said in (
-        ([("a", folder), ("a", folder)], (), "the name a is taken already; give each its own"),
-        ([(base, folder)], (), "is taken already; give it another"),
-        ([("base", folder)], ("base",), "the name base is taken already; give it another"),
+        ([("a", folder), ("a", folder)], (), "the name a is already used; give each its own"),
+        ([(base, folder)], (), "is already used; choose another"),
+        ([("base", folder)], ("base",), "the name base is already used; choose another"),
         ([("", folder)], (), "neither may be empty"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
@@ -124,7 +124,7 @@ def test_names_are_taken_once(adapter: Path, tiny_checkpoint: Path) -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_adapters_own_template_and_words_go_first(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     base = Prompt(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
     assert adapter_prompt(str(adapter), base).template == "{{ bos_token }}base"
     own = shutil.copytree(adapter, tmp_path / "own")
@@ -136,7 +136,7 @@ def test_an_adapters_own_template_and_words_go_first(adapter: Path, tiny_checkpo
     assert (bare.template, bare.tokenizer) == ("{{ bos_token }}own", base.tokenizer)
 
 
-def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Two pieces that changed places; vLLM would write the answer with the base's."""
     folder = shutil.copytree(adapter, tmp_path / "words")
     file = folder / "tokenizer.json"
@@ -166,13 +166,14 @@ def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: P
         ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "compiled models without adapters only"),
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
+        ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's own --worker-cls"),
         ({"pipeline_parallel_size": 2}, "float-quantized", None),
         ({"enable_lora": True}, "pack-quantized", None),
     ],
 )
-def test_what_vllm_does_not_do_without_a_gpu(asked: dict[str, Any], format: str, said: str | None) -> None:
+def test_check_limits_refuses_options_that_need_a_gpu(asked: dict[str, Any], format: str, said: str | None) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
-    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1} | asked))
+    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | asked))
     config = {"quantization_config": {"format": format}} if format else {}
     if said is None:
         check_limits(args, config)
@@ -185,13 +186,14 @@ def test_what_vllm_does_not_do_without_a_gpu(asked: dict[str, Any], format: str,
 
 PARSE_EACH = """
 import contextlib, io, json, sys
-from launch_vllm import check_adapter_prompts, parse
+from server_launch.launch_adapters import check_adapter_prompts
+from server_launch.launch_args import parse_server_args
 names = "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "nnodes", "dtype"
 for line in json.load(sys.stdin):
     notes = io.StringIO()
     try:
         with contextlib.redirect_stderr(notes):
-            args = parse(line)
+            args = parse_server_args(line)
             said = check_adapter_prompts(args)
         print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), said]))
     except ValueError as error:
@@ -209,9 +211,7 @@ def parsed(lines: list[list[str]]) -> list[Any]:
     return [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("=")]
 
 
-def test_adapters_set_what_they_need_and_leave_what_is_given(
-    adapter: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     here = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
     nine = [f"a{at}={adapter}" for at in range(9)]
     template = tmp_path / "t.jinja"
@@ -257,7 +257,7 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
     assert results["template"][2] == ["adapter a keeps its own chat template; --template_path is for the base"]
 
 
-def test_the_readmes_command_lines_are_vllms(adapter: Path, tiny_checkpoint: Path) -> None:
+def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
     """Every launch_vllm.py line of the README is parsed, with folders that are here in place of its own."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
@@ -279,13 +279,13 @@ def test_the_readmes_command_lines_are_vllms(adapter: Path, tiny_checkpoint: Pat
         assert without_a_gpu or isinstance(result, list), (line, result)
 
 
-def test_an_adapter_that_is_not_there_is_told_at_once(run_script: RunScript, tiny_checkpoint: Path) -> None:
+def test_launcher_refuses_a_missing_adapter_folder(run_script: RunScript, tiny_checkpoint: Path) -> None:
     error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--lora-modules", "ie=runs/none", status=2).stderr
     assert error.startswith("error: adapter ie: runs/none does not exist; --lora-modules takes NAME=FOLDER")
     assert error.count("\n") == 1
 
 
-def test_the_recipe_hands_adapters_on(tiny_checkpoint: Path, adapter: Path) -> None:
+def test_serve_script_passes_adapters_on(tiny_checkpoint: Path, adapter: Path) -> None:
     settings = {"PYTHON": "echo", "MODEL": str(tiny_checkpoint), "ADAPTERS": f"a={adapter} b={adapter}"}
     done = subprocess.run(
         ["bash", "inference/scripts/serve.sh", "--seed", "1"],

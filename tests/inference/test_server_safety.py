@@ -98,7 +98,7 @@ def port(guarded: Any) -> int:
 # --- who is let in ----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_key_only_health_answers(port: int) -> None:
+def test_only_health_answers_without_a_key(port: int) -> None:
     nobody = Caller(port, key="")
     status, headers, answer = nobody.ask("/generate", {"instruction": "x"})
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
@@ -113,7 +113,7 @@ def test_without_a_key_only_health_answers(port: int) -> None:
         assert Caller(port, key).ask("/generate", {"instruction": "x", "parameters": {"max_tokens": 2}})[0] == 200
 
 
-def test_a_page_of_an_allowed_origin_reads_refusals(port: int) -> None:
+def test_allowed_origin_can_read_refusals(port: int) -> None:
     page, evil = ({"Origin": f"http://{name}.example"} for name in ("page", "evil"))
     nobody = Caller(port, key="")
     status, headers, _ = nobody.ask("/generate", {}, **page)
@@ -151,7 +151,7 @@ def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
-def test_fifty_megabytes_are_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
+def test_body_of_fifty_megabytes_is_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
     """A peer that sends all of it before it reads gets its answer as well as one that asks first; nothing is kept."""
     before = resident(guarded)
     answer, closed, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
@@ -164,7 +164,7 @@ def test_fifty_megabytes_are_refused(guarded: Any, port: int, path: str, chunked
     assert resident(guarded) - before < 30e6
 
 
-def test_a_head_without_an_end_is_cut_off(guarded: Any, port: int) -> None:
+def test_endless_request_head_is_refused(guarded: Any, port: int) -> None:
     before = resident(guarded)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as peer, pytest.raises(OSError, match=r"reset|pipe"):
         peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
@@ -182,7 +182,7 @@ def resident(server: Any) -> int:
 # --- how often --------------------------------------------------------------------------------------------------------
 
 
-def test_requests_are_counted_per_key_and_per_address(port: int) -> None:
+def test_requests_are_limited_per_key_and_per_address(port: int) -> None:
     here = Caller(port)
     assert [here.ask("/v1/models")[0] for _ in range(6)] == [200] * 5 + [429]
     status, headers, answer = here.ask("/generate", {"instruction": "x"})
@@ -199,7 +199,7 @@ def test_requests_are_counted_per_key_and_per_address(port: int) -> None:
     assert here.ask("/v1/models")[0] == 200
 
 
-def test_an_address_is_not_for_its_caller_to_choose(port: int) -> None:
+def test_forwarded_header_does_not_change_the_address(port: int) -> None:
     """uvicorn alone believes X-Forwarded-For from 127.0.0.1."""
     asked = [
         Caller(port, KEYS[-number], "127.0.0.1").ask("/v1/models", **{"X-Forwarded-For": f"192.0.2.{number}"})[0]
@@ -215,7 +215,7 @@ def used_up(caller: Caller) -> bool:
     return status == 429
 
 
-def test_tokens_are_counted_however_an_answer_was_asked_for(port: int) -> None:
+def test_tokens_are_limited_on_all_routes(port: int) -> None:
     """100 an hour are two answers of 60, and fewer than one prompt has that a template of this model's makes."""
     for ask in (
         lambda caller: caller.complete(60)[0],
@@ -233,7 +233,7 @@ def test_tokens_are_counted_however_an_answer_was_asked_for(port: int) -> None:
         assert used_up(caller)
 
 
-def test_who_hangs_up_pays_for_what_was_made(guarded: Any, port: int) -> None:
+def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> None:
     """A third of a stream; then an answer that was not streamed, and is never seen."""
     streams, waits = Caller(port), Caller(port)
     assert streams.stream(300, read=110).count(b"data: ") == 110
@@ -246,7 +246,7 @@ def test_who_hangs_up_pays_for_what_was_made(guarded: Any, port: int) -> None:
         eventually(partial(used_up, caller), pause=1, within=10)  # to ask costs tokens, too, but few
 
 
-def test_a_full_queue_says_when_to_come_again(port: int) -> None:
+def test_full_queue_is_answered_with_retry_after(port: int) -> None:
     """vLLM's own refusals have no Retry-After."""
     callers = [Caller(port) for _ in range(2 * QUEUE)]
     body = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
@@ -261,7 +261,7 @@ def test_a_full_queue_says_when_to_come_again(port: int) -> None:
 # --- what is written down ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_a_request_is_in_the_log(guarded: Any, port: int) -> None:
+def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
     """Good ones and bad ones, in bodies, headers and behind a question mark."""
     marker = "Kiwetu-Marolo"
     bodies: list[Any] = [
@@ -320,21 +320,21 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
 
 def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, str], Any]]) -> None:
     assert [(status, headers["retry-after"]) for status, headers, _ in refused] == [(503, "30")] * 3
-    assert refused[2][2]["error"] == "the server is about to end; try again in 30 s"
+    assert refused[2][2]["error"] == "the server is shutting down; try again in 30 s"
     assert server.process.returncode == 0
     print(f"ended {seconds:.2f} s after the last answer")
     assert seconds < 2
     gone_within(server, 1)
 
 
-def test_what_runs_is_finished_before_the_server_ends(guarded: Any) -> None:
+def test_running_requests_are_finished_before_shutdown(guarded: Any) -> None:
     """SIGTERM. (The last test of this server.)"""
     seconds, refused = ending(guarded, signal.SIGTERM)
     check_end(guarded, seconds, refused)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_while_it_starts_it_ends_at_once(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
+def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
     """With the engine's process there and importing. vLLM alone would leave it behind, or wait for ten minutes."""
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.living()) < 4:  # launcher, server, resource tracker, engine
@@ -355,7 +355,7 @@ def gone_within(server: Any, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_several_api_processes_finish_what_they_run(start_server: Any, tuned_checkpoint: Path) -> None:
+def test_several_api_processes_finish_running_requests(start_server: Any, tuned_checkpoint: Path) -> None:
     """Ctrl-C in a terminal: SIGINT to the whole group."""
     server = start_server(tuned_checkpoint, "--api-server-count", 2)
     seconds, refused = ending(server, signal.SIGINT, group=True)
@@ -363,7 +363,7 @@ def test_several_api_processes_finish_what_they_run(start_server: Any, tuned_che
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_leaves_nothing_of_a_running_server(start_server: Any, tuned_checkpoint: Path) -> None:
+def test_killed_launcher_leaves_no_process_and_no_shared_memory(start_server: Any, tuned_checkpoint: Path) -> None:
     server = start_server(tuned_checkpoint, "--api-server-count", 2)
     assert len(server.living()) >= 6  # launcher, server, tracker, engine, two for HTTP, and workers
     shared = {
@@ -379,7 +379,7 @@ def test_a_killed_launcher_leaves_nothing_of_a_running_server(start_server: Any,
 
 
 @pytest.mark.slow
-def test_what_is_not_finished_in_time_is_told_so(start_server: Any, tuned_checkpoint: Path) -> None:
+def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tuned_checkpoint: Path) -> None:
     """An answer is refused, a stream breaks off; then a peer that sends no end of its body does not hold the server."""
     server = start_server(tuned_checkpoint, "--shutdown-timeout", 1)
     port = int(server.url.rpartition(":")[2])
@@ -395,7 +395,7 @@ def test_what_is_not_finished_in_time_is_told_so(start_server: Any, tuned_checkp
         server.process.terminate()
         status, headers, answer = plain.result()
         assert (status, headers["retry-after"]) == (503, "30")
-        assert answer["error"]["message"] == "the server is about to end; try again in 30 s"
+        assert answer["error"]["message"] == "the server is shutting down; try again in 30 s"
         with pytest.raises(http.client.IncompleteRead):
             streamed.result()
         assert server.process.wait(10) == 0

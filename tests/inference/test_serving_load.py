@@ -27,7 +27,7 @@ CHECKS: list[Any] = [
 
 
 @pytest.mark.parametrize("path", ["/generate", "/extract"])
-def test_the_route_is_as_it_is_described(server: Any, path: str) -> None:
+def test_responses_match_the_openapi_description(server: Any, path: str) -> None:
     """Valid and invalid bodies made from the OpenAPI description: right status, right form, never a server error."""
     operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
     valid, invalid = (operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
@@ -99,7 +99,7 @@ def sent(server: Any, path: str, body: Any) -> int:
         return error.code
 
 
-def test_five_hundred_mixed_requests_lose_nothing(server: Any) -> None:
+def test_five_hundred_mixed_requests_are_all_answered(server: Any) -> None:
     """Good, bad and abandoned ones, 64 at a time: each has its answer, none is a server error, and nothing is left."""
     asked = KINDS * 25
     random.Random(5).shuffle(asked)

@@ -90,9 +90,7 @@ def answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) if line.strip() else {} for line in path.read_text().splitlines()]
 
 
-def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_does(
-    server: Any, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
     """Killed twice, once with half a line left, and interrupted by Ctrl-C once; every line is the server's answer."""
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
@@ -110,7 +108,7 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
     run.partial.write_bytes(kept[:-5])
     status, said = Run(source, killed, *options).stop_after(100, signal.SIGINT)
     assert status == 130
-    assert said.endswith("interrupted; the same command goes on where it was\n")
+    assert said.endswith("interrupted; the same command resumes the run\n")
     run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
     assert killed.read_bytes() == whole.read_bytes()
     assert (tmp_path / "killed.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
@@ -137,7 +135,7 @@ def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_offline_engine_gives_the_servers_lines(
+def test_offline_engine_writes_the_servers_lines(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 150)
@@ -150,7 +148,7 @@ def test_the_offline_engine_gives_the_servers_lines(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
+def test_killed_offline_engine_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 600)
@@ -173,7 +171,7 @@ def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_at_any_moment_leave_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 1500), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
     draw = random.Random(3)
@@ -193,16 +191,14 @@ def test_twenty_kills_at_any_moment_leave_the_same_file(server: Any, run_script:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_offline_engine_ends_cleanly_when_it_is_told_to(
-    tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_offline_engine_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0
         run = Run(source, output, "--model", tuned_checkpoint, *GREEDY)
         status, said = run.stop_after(run.lines() + 50, number)
         assert status == 130
-        assert said.endswith("interrupted; the same command goes on where it was\n")
+        assert said.endswith("interrupted; the same command resumes the run\n")
         assert "Traceback" not in said
         assert run.living() == []
         assert len(run.partial.read_bytes()) > before
