@@ -31,7 +31,7 @@ MARK = "KNOWLM_SERVER"  # environment variable: the supervisor's process id, a d
 SERVING, LEAVING = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
 SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
 TRACKER_SECONDS = 5.0  # for multiprocessing's resource tracker to unlink the shared memory of killed processes
-CLEAN_UP_SECONDS = 1.0
+CLEAN_UP_SECONDS = 3.0
 GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
 
 

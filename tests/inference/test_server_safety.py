@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_guard.process_supervisor import CLEAN_UP_SECONDS
 
 KEYS = [f"kivu-{number}" for number in range(250)]
 QUEUE = 8
@@ -323,7 +324,7 @@ def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, st
     assert refused[2][2]["error"] == "the server is shutting down; try again in 30 s"
     assert server.process.returncode == 0
     print(f"ended {seconds:.2f} s after the last answer")
-    assert seconds < 2
+    assert seconds < CLEAN_UP_SECONDS + 2  # Python tears down the worker, the engine and the API process in turn
     gone_within(server, 1)
 
 
@@ -399,4 +400,4 @@ def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tun
         with pytest.raises(http.client.IncompleteRead):
             streamed.result()
         assert server.process.wait(10) == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 2 + CLEAN_UP_SECONDS + 2  # timeout, forced exit, clean-up

@@ -53,13 +53,13 @@ def test_option_names_lists_the_options_of_a_parser() -> None:
 
 @pytest.fixture
 def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The LoRA wrapper that vLLM makes in a CpuAdapterWorker's process, with three rows of adapter 1, base, adapter 1."""
+    """The LoRA wrapper that vLLM makes after a CpuAdapterWorker; three rows: adapter 1, base, adapter 1."""
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper import get_punica_wrapper
     from vllm_bridge import cpu_adapters
 
     platform = type(from_vllm("current_platform"))
-    if not platform.is_cpu():
+    if not from_vllm("current_platform").is_cpu():
         pytest.skip("there is a GPU; its kernels are vLLM's own")
     monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
     monkeypatch.setattr(from_vllm("CPUWorker"), "__init__", lambda self, **kwargs: None)
@@ -118,8 +118,8 @@ def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
 
     def start(name: str) -> None:
         sampling = SamplingParams(max_tokens=9, detokenize=False, output_kind=RequestOutputKind.DELTA)
-        given = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3], "sampling_params": sampling,
-                 "arrival_time": 0.0}  # fmt: skip
+        given: dict[str, Any] = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3]}
+        given |= {"sampling_params": sampling, "arrival_time": 0.0}
         known = inspect.signature(EngineCoreRequest).parameters
         others = {key: None for key, value in known.items() if key not in given and value.default is value.empty}
         processor.add_request(EngineCoreRequest(**given, **others), None)
