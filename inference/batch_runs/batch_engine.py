@@ -116,6 +116,20 @@ class OfflineEngine:
         adapter = self.adapters.get(request.model or "")
         self.engine.add_request(str(number), from_vllm("tokens_input")(ids), sampling, lora_request=adapter)
 
+    def try_to_add(self, number: int, body: dict[str, Any]) -> str:
+        """Add a row; return the line with which the server would respond to a request that fails, "" otherwise."""
+        try:
+            self.add_row(number, body)
+        except from_vllm("EngineDeadError"):
+            raise
+        except ValidationError as error:
+            return validation_message(error.errors(), REQUEST_MODELS)[0]
+        except RequestFailedError as error:
+            return str(error)
+        except Exception as error:
+            return " ".join(from_vllm("create_error_response")(error).error.message.split())
+        return ""
+
     def step(self) -> list[tuple[int, RowAnswer]]:
         """Run one step of the engine; return the answers that it completes, with the numbers of their rows."""
         answers = []
@@ -132,45 +146,27 @@ class OfflineEngine:
         self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
     ) -> None:
         """Answer all rows; raises RuntimeError if the engine dies."""
-        try:
-            self.answer_all(rows, request, write, should_wait)
-        except from_vllm("EngineDeadError") as error:
-            raise RuntimeError(one_line(error)) from error
-
-    def answer_all(
-        self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
-    ) -> None:
         running: dict[int, BatchRow] = {}
         more = True
-        while more or running:
-            while more and len(running) < self.max_rows and not (running and should_wait()):
-                row = next(rows, None)
-                if row is None:
-                    more = False
-                elif row.content is None:
-                    write(row, RowAnswer(error=row.error or None))
-                else:
-                    try:
-                        self.add_row(row.number, request(row.content))
+        try:
+            while more or running:
+                while more and len(running) < self.max_rows and not (running and should_wait()):
+                    row = next(rows, None)
+                    if row is None:
+                        more = False
+                    elif row.content is None:
+                        write(row, RowAnswer(error=row.error or None))
+                    elif error := self.try_to_add(row.number, request(row.content)):
+                        write(row, RowAnswer(error=error))
+                    else:
                         running[row.number] = row
-                    except from_vllm("EngineDeadError"):
-                        raise
-                    except Exception as error:
-                        write(row, RowAnswer(error=error_line(error)))
-            for number, answer in self.step() if running else ():
-                write(running.pop(number), answer)
+                for number, answer in self.step() if running else ():
+                    write(running.pop(number), answer)
+        except from_vllm("EngineDeadError") as error:
+            raise RuntimeError(one_line(error)) from error
 
     def __enter__(self) -> "OfflineEngine":
         return self
 
     def __exit__(self, *_: object) -> None:
         stop_engine(self.engine)
-
-
-def error_line(error: Exception) -> str:
-    """Return the line with which the server would respond to a request that raised this."""
-    if isinstance(error, ValidationError):
-        return validation_message(error.errors(), REQUEST_MODELS)[0]
-    if isinstance(error, RequestFailedError):
-        return str(error)
-    return " ".join(from_vllm("create_error_response")(error).error.message.split())

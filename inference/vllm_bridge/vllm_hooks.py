@@ -13,51 +13,36 @@ from typing import Any
 
 from vllm_bridge.vllm_imports import from_vllm
 
-# "module:name" -> (parameters that are passed by name or position, reason)
-PRIVATE_API: dict[str, tuple[tuple[str, ...], str]] = {
+PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+COMPLETION = "vllm.entrypoints.openai.completion"
+MODELS = "vllm.entrypoints.openai.models.serving:OpenAIServingModels"
+# "module:name(parameters that are passed by position or name)": reason
+PRIVATE_API = {
     # cpu_adapters.py: wrong answers and slow products of adapters on machines without a GPU
-    "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper": ((), "replaced: no option names another LoRA wrapper"),
-    "vllm.v1.worker.cpu_worker:CPUWorker.__init__": ((), "extended: the replacement has to be made in each worker"),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.update_metadata": ((), "extended: rows grouped by adapter"),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_linear": (
-        ("y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices"), "overridden: grouped products",
-    ),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_logits": (
-        ("y", "x", "lora_a_stacked", "lora_b_stacked", "scale"), "overridden: grouped products",
-    ),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_embedding": (
-        ("y", "x", "lora_b_stacked"), "overridden: grouped products",
-    ),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU._apply_shrink": (
-        ("y", "x", "w_t_all", "scale"), "overridden: grouped products (--fully-sharded-loras)",
-    ),
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU._apply_expand": (
-        ("y", "x", "w_t_all", "y_offset"), "overridden: grouped products (--fully-sharded-loras)",
-    ),
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.token_lora_indices": ((), "read: adapter slot of each row"),
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.sampler_indices": ((), "read: the same for logits"),
+    "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper()": "replaced: no option names another LoRA wrapper",
+    "vllm.v1.worker.cpu_worker:CPUWorker.__init__()": "extended: the replacement has to be made in each worker",
+    f"{PUNICA}.update_metadata()": "extended: groups the rows by adapter",
+    f"{PUNICA}.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)": "overridden: products",
+    f"{PUNICA}.add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale)": "overridden: products",
+    f"{PUNICA}.add_lora_embedding(y, x, lora_b_stacked)": "overridden: products",
+    f"{PUNICA}._apply_shrink(y, x, w_t_all, scale)": "overridden: products (--fully-sharded-loras)",
+    f"{PUNICA}._apply_expand(y, x, w_t_all, y_offset)": "overridden: products (--fully-sharded-loras)",
+    f"{PUNICA}.token_lora_indices": "read: the adapter's slot of each row",
+    f"{PUNICA}.sampler_indices": "read: the adapter's slot of each row of logits",
     # token limits: no middleware sees the tokens of an answer whose client has left
-    "vllm.v1.engine.output_processor:OutputProcessor.add_request": (("request",), "wrapped: sequences of a request"),
-    "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens": ((), "called: tokens generated so far"),
-    # routes: /generate and /extract share the validation and the adapters of /v1/completions
-    "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.create_completion": (
-        ("request", "raw_request"), "called: the handler of /v1/completions",
-    ),
-    "vllm.entrypoints.openai.models.serving:OpenAIServingModels.resolve_lora": (
-        ("lora_name",), "called: adapters that vLLM's resolvers find",
-    ),
-    "vllm.entrypoints.openai.models.serving:OpenAIServingModels.is_base_model": (("model_name",), "called"),
-    "vllm.entrypoints.openai.completion.protocol:CompletionRequest.build_tok_params": (
-        ("model_config",), "called: the offline engine checks rows as the server checks requests",
-    ),
-    "vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params": (
-        ("max_tokens", "default_sampling_params"), "called: the offline engine decodes as the server does",
-    ),
+    "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
+    "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
+    # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
+    f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
+    f"{COMPLETION}.protocol:CompletionRequest.build_tok_params(model_config)": "called: checks the number of tokens",
+    f"{COMPLETION}.protocol:CompletionRequest.to_sampling_params(max_tokens, default_sampling_params)": "called",
+    f"{MODELS}.resolve_lora(lora_name)": "called: adapters that vLLM's resolvers find",
+    f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
     # launching
-    "vllm.engine.arg_utils:EngineArgs.get_batch_defaults": (("world_size",), "called: default of --max-num-seqs"),
-    "vllm.v1.engine.core_client:EngineCoreClient.shutdown": (("timeout",), "called: LLMEngine has no public shutdown"),
-    "argparse:ArgumentParser.__init__": ((), "_option_string_actions is read: the names an error can suggest"),
-}  # fmt: skip
+    "vllm.engine.arg_utils:EngineArgs.get_batch_defaults(world_size)": "called: default of --max-num-seqs",
+    "vllm.v1.engine.core_client:EngineCoreClient.shutdown(timeout)": "called: LLMEngine has no public shutdown",
+    "argparse:ArgumentParser": "_option_string_actions is read: the names that an error suggests",
+}
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

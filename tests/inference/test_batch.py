@@ -1,4 +1,4 @@
-"""inference/batch.py and its parts: rows and lines, the file that grows, a server that fails, mistakes of a user."""
+"""batch.py, batch_rows.py, batch_file.py, batch_client.py: rows, the output file, failing servers, wrong options."""
 
 import json
 import resource
@@ -62,9 +62,9 @@ def test_output_line_keeps_the_rows_keys_and_adds_the_answer(content: dict[str, 
         return
     line = output_line(row, RowAnswer(text, 3))
     assert line.count(b"\n") == 1
-    said = json.loads(line)
-    assert said == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
-    assert list(said)[-3:] == list(ANSWER_FIELDS)
+    message = json.loads(line)
+    assert message == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
+    assert list(message)[-3:] == list(ANSWER_FIELDS)
 
 
 def test_each_input_line_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def lines(count: int) -> list[bytes]:
 def test_resumed_file_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], stops: list[int], cut: int
 ) -> None:
-    """Answers in any order; a run that is cut off, within a line too, is gone on with where its whole lines end."""
+    """Answers arrive in any order; runs are cut, also within a line, and resumed after the last complete line."""
     output, expected, run = tmp_path_factory.mktemp("cut") / "out.jsonl", lines(12), {"input": "1"}
     for stop in [*stops, 12]:
         with AnswerFile(output, run, overwrite=False) as file:
@@ -186,7 +186,7 @@ def test_files_of_another_run_are_kept_without_overwrite(tmp_path: Path) -> None
 
 
 def in_another_process(output: Path, run: dict[str, Any]) -> None:
-    """Try to write the file there; raises the ValueError that was raised there."""
+    """Try to open the file in another process; raise its error output as a ValueError."""
     imports = "from pathlib import Path; from batch_runs.batch_file import AnswerFile"
     code = f"{imports}; AnswerFile(Path({str(output)!r}), {run!r}, True)"
     folder = str(Path(batch.__file__).parent)
@@ -201,7 +201,7 @@ Reply = tuple[int, dict[str, str], Any]  # status, headers, and what is sent as 
 
 @contextmanager
 def pretended(reply: Callable[[dict[str, Any], dict[str, str]], Reply]) -> Iterator[str]:
-    """URL of an HTTP server that answers /generate as `reply` says of a body and its headers."""
+    """Yield the URL of an HTTP server that answers /generate with reply(body, headers)."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -340,14 +340,14 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
         ),
         ((200, {}, {"answer": 42}), ValueError, "does not answer like a server"),
     ]
-    for reply, kind, said in replies:
-        with pretended(always(reply)) as url, pytest.raises(kind, match=said):
+    for reply, kind, message in replies:
+        with pretended(always(reply)) as url, pytest.raises(kind, match=message):
             batch.main(str(source), str(output), url=url)
     assert names(tmp_path) == ["in.jsonl"]
 
 
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is early waits in memory, so there is a bound to it."""
+    """Early answers wait in memory, so their number is limited."""
     monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
     monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
     source, output, asked = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
@@ -373,8 +373,8 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
     with pretended(always((200, {}, envelope("x")))) as url:
         options = ("--input", source, "--output", output, "--url", url)
         done = run_script(SCRIPT, *options, status=2, preexec_fn=small)
-        said = "cannot be written (File too large); free space, and run the same command again to resume"
-        assert done.stderr == f"error: {output}.partial {said}\n"
+        message = "cannot be written (File too large); free space, and run the same command again to resume"
+        assert done.stderr == f"error: {output}.partial {message}\n"
         run_script(SCRIPT, *options)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 61))
 
@@ -383,7 +383,7 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--input in.jsonl", "--output is missing"),
         ("--input none --output o --url u", "none does not exist; --input takes JSONL"),
@@ -399,10 +399,10 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
         ("--input in.jsonl --output o --url http://h -- --dtype half", "a server has its own template and engine"),
     ],
 )  # fmt: skip
-def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, said: str) -> None:
+def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:
     write_rows(tmp_path / "in.jsonl", 1)
     done = run_script(SCRIPT, *options.split(), status=2, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert names(tmp_path) == ["in.jsonl"]

@@ -1,4 +1,4 @@
-"""extract_api.py: whatever a model says, the answer parses, keeps to the schema and points into the text."""
+"""extract_api.py: any model's answer can be parsed, has types of the schema and offsets of the text."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ SCHEMAS: dict[str, Any] = {
 
 
 def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
-    """The answer of /extract, which must be a success."""
+    """Return the answer of /extract, which must be a success."""
     body = {"text": text, "task": task, "schema": SCHEMAS[task], "max_tokens": 40} | more
     status, answer = server.post("/extract", body)
     assert (status, answer["error"]) == (200, None), answer
@@ -26,7 +26,7 @@ def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
 
 
 def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everything in an answer that has a place in the text."""
+    """Return all names of an answer."""
     found = list(answer.get("entities", []))
     for triple in answer.get("triples", []):
         found += [triple["subject"], triple["object"]]
@@ -38,7 +38,7 @@ def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("task", SCHEMAS)
 @pytest.mark.parametrize("language", TEXTS)
 def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, task: str, language: str) -> None:
-    """The model is random, so all order comes from the grammar; its first letters are those of names in the text."""
+    """The model is random, so the grammar alone gives the answer its form."""
     text = TEXTS[language]
     for tokens in (1, 7, 40, 200):
         answer = ask(server, text, task, max_tokens=tokens)
@@ -86,7 +86,7 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "said"),
+    ("sent", "status", "message"),
     [
         (b"{", 400, "the body is not JSON: "),
         ([1], 422, 'the body must be an object such as {"text": …, "task": …, "schema": …'),
@@ -103,10 +103,10 @@ def body(**changes: Any) -> dict[str, Any]:
         (b'{"text": "\\ud800", "task": "ner", "schema": ["x"]}', 422, "half of a surrogate pair"),
     ],
 )
-def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, said: str) -> None:
+def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, message: str) -> None:
     answered, answer = server.post("/extract", sent)
     assert (answered, set(answer)) == (status, {"complete", "windows", "num_output_tokens_cf", "error"})
-    assert said in answer["error"]
+    assert message in answer["error"]
     assert "\n" not in answer["error"]
 
 

@@ -1,4 +1,4 @@
-"""extraction_schema.py, extraction_form.py: what can be asked for, in whose words, answered in which form."""
+"""extraction_schema.py, extraction_form.py: valid schemas, instructions, forms of answers."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_check_schema_accepts_the_schemas_of_each_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "schema", "said"),
+    ("task", "schema", "message"),
     [
         ("kg", ["a"], "there is no task 'kg'; use one of ner, re, spo, ee"),
         ("ner", [], 'empty or not a list; the task ner needs a schema such as ["person", "place"]'),
@@ -72,11 +72,11 @@ def test_check_schema_accepts_the_schemas_of_each_task() -> None:
         ("ee", {"layoff": [str(i) for i in range(MAX_NAMES)]}, "more than 500 types and roles"),
     ],
 )
-def test_check_schema_refuses_invalid_schemas_in_one_line(task: str, schema: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as told:
+def test_check_schema_refuses_invalid_schemas_in_one_line(task: str, schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         check_schema(task, schema)
-    assert said in str(told.value)
-    assert len(str(told.value).encode()) < 300
+    assert message in str(error.value)
+    assert len(str(error.value).encode()) < 300
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
@@ -119,10 +119,12 @@ def test_own_instruction_and_language_take_precedence() -> None:
 
 
 def test_missing_answer_form_gets_the_defaults() -> None:
-    told, untold = (answer_form("ner", {"instruction": said}) for said in ("List {schema}.", "Extract the entities."))
-    assert told.item == untold.item == (AnswerSlot("", "text"),)
-    assert (told.all_types, untold.all_types) == (True, False)
-    assert answer_form("ner", {"instruction": "List {schema}.", "answer": {"absent": "left out"}}) == untold
+    explicit, implicit = (
+        answer_form("ner", {"instruction": message}) for message in ("List {schema}.", "Extract the entities.")
+    )
+    assert explicit.item == implicit.item == (AnswerSlot("", "text"),)
+    assert (explicit.all_types, implicit.all_types) == (True, False)
+    assert answer_form("ner", {"instruction": "List {schema}.", "answer": {"absent": "left out"}}) == implicit
 
 
 def test_default_instructions_are_complete_in_both_languages() -> None:
@@ -130,7 +132,7 @@ def test_default_instructions_are_complete_in_both_languages() -> None:
     for task in EXAMPLES:
         en, zh = DEFAULTS["tasks"][task]["en"], DEFAULTS["tasks"][task]["zh"]
         assert en["answer"] == zh["answer"]
-        assert all(said["instruction"].count("{schema}") == 1 for said in (en, zh))
+        assert all(message["instruction"].count("{schema}") == 1 for message in (en, zh))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_answer_form_refuses_shapes_that_cannot_be_decoded(task: str, shape: Any
 
 
 @pytest.mark.parametrize(
-    ("extraction", "said"),
+    ("extraction", "message"),
     [
         ({"tasks": []}, "M does not have the form"),
         ({"tasks": {"ner": []}}, "M does not have the form"),
@@ -203,18 +205,18 @@ def test_answer_form_refuses_shapes_that_cannot_be_decoded(task: str, shape: Any
         ({"tasks": {"ner": {"zh": {"instruction": "x", "text_characters": "9"}}}}, "\"text_characters\" is '9'; write"),
     ],
 )
-def test_check_extraction_refuses_invalid_files(extraction: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as told:
+def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         check_extraction(extraction, "M")
-    assert said in str(told.value)
+    assert message in str(error.value)
     check_extraction({}, "M")
     check_extraction({"tasks": {"xx": {"en": 7}, "ner": {"fr": 7}}}, "M")  # nobody asks for these
 
 
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
     for task in ("ner", "re"):
-        for language, said in ie_build.WORDING[task].items():
-            asked = {language: ie_build.Question(said, said, ["a"], ie_build.absent_of(said))}
+        for language, message in ie_build.WORDING[task].items():
+            asked = {language: ie_build.Question(message, message, ["a"], ie_build.absent_of(message))}
             written = ie_build.extraction(tmp_path / "extraction.json", task, asked, {language: 70})
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
@@ -227,13 +229,13 @@ def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
 
 def test_relations_that_differ_in_types_share_or_split_keys() -> None:
     types = check_schema("spo", ["人物_父亲_人物", "动物_父亲_动物"])
-    said = {"instruction": "x", "answer": {"shape": {"<predicate>": [{"subject": "<a>", "object": "<b>"}]}}}
-    assert answer_form("spo", said).types_by_key(types) == {"父亲": list(types)}
-    said["answer"] = {"shape": {"<subject_type>_<predicate>_<object_type>": [{"subject": "<a>", "object": "<b>"}]}}
-    keys = answer_form("spo", said).types_by_key(types)
+    message = {"instruction": "x", "answer": {"shape": {"<predicate>": [{"subject": "<a>", "object": "<b>"}]}}}
+    assert answer_form("spo", message).types_by_key(types) == {"父亲": list(types)}
+    message["answer"] = {"shape": {"<subject_type>_<predicate>_<object_type>": [{"subject": "<a>", "object": "<b>"}]}}
+    keys = answer_form("spo", message).types_by_key(types)
     assert keys == {"人物_父亲_人物": [types[0]], "动物_父亲_动物": [types[1]]}
     run_together = check_schema(
         "spo", [dict(zip(FATHER, names, strict=True)) for names in (("a", "b_c", "d"), ("a_b", "c", "d"))]
     )
     with pytest.raises(ValueError, match="'b_c' and 'c' would both be answered as 'a_b_c_d'"):
-        extraction_prompt("spo", run_together, "x", "en", {"tasks": {"spo": {"en": said}}})
+        extraction_prompt("spo", run_together, "x", "en", {"tasks": {"spo": {"en": message}}})

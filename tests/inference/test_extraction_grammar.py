@@ -1,4 +1,4 @@
-"""extraction_grammar.py, extraction_answer.py: exactly json.dumps' answers, by the real matcher; reading."""
+"""extraction_grammar.py, extraction_answer.py: the grammar admits exactly the strings of json.dumps; parsing."""
 
 import json
 import random
@@ -95,7 +95,7 @@ def answers(draw: st.DrawFn, form: AnswerForm, types: tuple[SchemaType, ...]) ->
 
 
 def dumps(pairs: Pairs) -> str:
-    """json.dumps(dict(pairs), ensure_ascii=False), with a key that comes again written again."""
+    """Return json.dumps(dict(pairs), ensure_ascii=False), with repeated keys repeated."""
     written = ", ".join(json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in pairs)
     return f"{{{written}}}"
 
@@ -104,7 +104,7 @@ def dumps(pairs: Pairs) -> str:
 
 
 class Judge:
-    """A real tokenizer's matcher, as the engine has it: a token may come if its bit is set."""
+    """xgrammar's matcher for a real tokenizer, as in the engine: the bits of allowed tokens are set."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -121,13 +121,13 @@ class Judge:
         return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
 
     def accepts(self, text: str, answer: str) -> bool:
-        """Whether the grammar `text` admits the answer, character by character and then its end."""
+        """Whether the grammar `text` admits the answer, character by character, and its end."""
         matcher = self.matcher(text)
         admitted = all(matcher.accept_string(character) for character in answer)
         return admitted and self.tokenizer.eos_token_id in self.allowed(matcher)
 
     def accepts_tokens(self, text: str, answer: str) -> bool:
-        """The same by the tokens that the tokenizer makes of an answer behind a prompt."""
+        """The same with the tokens of an answer that follows a prompt."""
         lead, settings = "\ufdd0", {"add_special_tokens": False}
         before = self.tokenizer.encode(lead, **settings)
         ids = self.tokenizer.encode(lead + answer, **settings)[len(before) :]
@@ -193,7 +193,7 @@ def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
 
 
 def test_random_tokens_under_the_grammar_form_answers(judge: Judge) -> None:
-    """Whatever may come comes at random: what ends is an answer to the letter, what does not is read all the same."""
+    """Allowed tokens are drawn at random; complete texts are exact answers, cut ones are parsed."""
     draw = random.Random(5)
     eos = judge.tokenizer.eos_token_id
     pieces = judge.tokenizer.convert_ids_to_tokens(list(range(judge.info.vocab_size)))
@@ -306,17 +306,17 @@ def test_grammar_admits_published_answers(judge: Judge, shared_data: Path, name:
     task, shape, schema_of = PUBLISHED[name]
     form = answer_form(task, {"instruction": "{schema}", "answer": {"shape": shape}})
     rows = (shared_data / f"iepile/{name}/train_sorted.zh.json").read_text(encoding="utf-8").splitlines()
-    said = 0
+    nonempty = 0
     for row in map(json.loads, rows):
         types = check_schema(task, schema_of(json.loads(row["instruction"])["schema"]))
         assert judge.accepts(answer_grammar(form, types), row["output"]), row["output"]
         assert parse_answer(row["output"]) == (json.loads(row["output"]), True)
-        said += any(json.loads(row["output"]).values())
-    assert said
+        nonempty += any(json.loads(row["output"]).values())
+    assert nonempty
 
 
 def test_grammar_admits_the_demo_worlds_answers(judge: Judge, run_script: RunScript, tmp_path: Path) -> None:
-    """Its wording names no types, so its answers leave out those that do not occur."""
+    """Its instruction has no {schema}, so its answers have non-empty types only."""
     world = tmp_path / "world"
     run_script(
         "examples/make_demo.py", "world", "--output_dir", world, "--people", 60, "--documents_per_language", 1,
@@ -337,7 +337,7 @@ def test_grammar_admits_the_demo_worlds_answers(judge: Judge, run_script: RunScr
 
 
 def test_grammar_compiles_and_masks_quickly(shared_data: Path) -> None:
-    """With 32,000 pieces; a grammar that is put badly takes 5 ms a token (see the head of extraction_grammar.py)."""
+    """With 32,000 pieces; another form of the rules takes 5 ms a token (see extraction_grammar.py)."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     info = xgrammar.TokenizerInfo(pieces, vocab_type=xgrammar.VocabType.BYTE_FALLBACK, stop_token_ids=[model.eos_id()])

@@ -1,4 +1,4 @@
-"""generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
+"""generate_api.py with the real engine: prompt ids, answers, streams, errors, disconnects."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def tokenizer(tuned_checkpoint: Path) -> Any:
 
 
 def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str, int]:
-    """Text and number of tokens of transformers' greedy answer; the text is decoded behind the prompt's."""
+    """Return text and number of tokens of transformers' greedy answer, decoded together with the prompt."""
     prompt = torch.tensor([ids])  # (1, tokens) int64
     with torch.inference_mode():
         out = model.generate(
@@ -52,7 +52,7 @@ def test_generate_accepts_the_published_body(server: Any) -> None:
 
 
 def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """The same number of tokens and the same text, up to where the bytes of a random model are no UTF-8."""
+    """Equal numbers of tokens and equal text, up to bytes of the random model that are not UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
         text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(one_turn(instruction, input)), tokens=32)
@@ -65,7 +65,7 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
 
 
 def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -> None:
-    """A row's ids before its answer, as tuning makes them: vLLM renders the same, and /generate sends them."""
+    """vLLM renders the ids that tuning has before an answer, and /generate sends them."""
     tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
     rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
     examples, _ = encoded(tokenizer, rows, 512)
@@ -77,10 +77,10 @@ def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -
             _, rendered = server.post("/tokenize", {"model": model, "messages": [message], "add_special_tokens": False})
             assert rendered["tokens"] == trained
         body = {"model": model, "prompt": trained, "temperature": 0, "max_tokens": 8}
-        _, said = server.post("/v1/completions", body)
-        assert said["usage"]["prompt_tokens"] == len(trained)
+        _, response = server.post("/v1/completions", body)
+        assert response["usage"]["prompt_tokens"] == len(trained)
         asked = server.generate(row["instruction"], row["input"], temperature=0, max_tokens=8)
-        assert asked["generated_text"] == said["choices"][0]["text"]
+        assert asked["generated_text"] == response["choices"][0]["text"]
 
 
 def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
@@ -114,7 +114,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "response"),
     [
         (b'{"instruction": ', 400, "the body is not JSON: Expecting value at character 16"),
         (b"", 422, "the body must be an object"),
@@ -153,11 +153,11 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         ({"instruction": "word " * 600}, 400, "the context 512"),
     ],
 )
-def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, said: str) -> None:
+def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, response: str) -> None:
     answered, answer = server.post("/generate", body)
     assert answered == status
     assert answer == GenerateAnswer(error=answer["error"]).model_dump()
-    assert said in answer["error"]
+    assert response in answer["error"]
     assert "\n" not in answer["error"]
 
 
@@ -188,7 +188,7 @@ def test_log_has_no_prompt_and_no_answer(server: Any) -> None:
 
 
 def streamed(server: Any, **body: Any) -> list[dict[str, Any]]:
-    """The events of a streamed answer; it must end as streams end."""
+    """Return the events of a streamed answer, which must end with [DONE]."""
     request = urllib.request.Request(
         f"{server.url}/generate", json.dumps(body | {"stream": True}).encode(), {"Content-Type": "application/json"}
     )
@@ -209,7 +209,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize("text", WRITTEN)
 def test_cut_answers_end_in_whole_characters(server: Any, text: str) -> None:
-    """The engine is made to write the text; cut at any token it is a prefix of it, and so is every stream."""
+    """The engine is forced to write the text; an answer cut at any token is a prefix of it."""
     body: dict[str, Any] = {
         "instruction": "write",
         "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
@@ -255,7 +255,7 @@ def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Text and tokens of the best answer alone; without a length penalty both libraries rank by likelihood."""
+    """Text and tokens of the best answer; without a length penalty both libraries rank by likelihood."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     model.generation_config.eos_token_id = (
         None  # vLLM lets a beam end in any of its candidates, transformers in the best
@@ -284,8 +284,8 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
     ]
     status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
     ids = Prompt(tokenizer).ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
-    _, said = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
-    assert (status, answer["generated_text"]) == (200, said["choices"][0]["text"])
+    _, response = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
+    assert (status, answer["generated_text"]) == (200, response["choices"][0]["text"])
     alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)
     status, single = server.post(
         "/generate", {"messages": talk[:1], "parameters": {"temperature": 0, "max_tokens": 12}}
@@ -297,7 +297,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
 
 
 def tokens_computed(server: Any) -> float:
-    """All tokens that the engine has taken in and put out so far (a beam takes its text in anew at every step)."""
+    """Return the tokens that the engine has read and written so far (a beam reads its text at every step)."""
     return server.counted("generation_tokens_total", "prompt_tokens_total")
 
 
@@ -316,7 +316,7 @@ LONG_WORK: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("path", "asked"), LONG_WORK)
 def test_disconnected_client_stops_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
-    """A quarter of a second after it has gone, the engine computes nothing any more."""
+    """The engine computes nothing a quarter of a second later."""
     body = json.dumps(asked).encode()
     began = tokens_computed(server)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:

@@ -105,13 +105,13 @@ WRONG = {
 
 
 def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_checkpoint: Path) -> None:
-    """vLLM's routes for developers included; of all, only GET and HEAD of /health are open."""
+    """Includes vLLM's routes for developers; only GET and HEAD of /health need no key."""
     options = ["--model", tiny_checkpoint, "--port", "0", "--api-key", "first", "second", "--root-path", "/api"]
     more = ["--allowed-origins", '["http://page.example"]', "--enable-offline-docs", "--enable-tokenizer-info-endpoint"]
-    told = {"PYTHONPATH": repository / "inference", "SHOWN": " ".join(SAFE), "WRONG": json.dumps(list(WRONG))}
+    environment = {"PYTHONPATH": repository / "inference", "SHOWN": " ".join(SAFE), "WRONG": json.dumps(list(WRONG))}
     done = subprocess.run(
         [sys.executable, "-c", ASK_EVERYTHING, *map(str, options), *more], capture_output=True, text=True, timeout=300,
-        env=os.environ | {name: str(value) for name, value in told.items()} | {"VLLM_SERVER_DEV_MODE": "1"},
+        env=os.environ | {name: str(value) for name, value in environment.items()} | {"VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
@@ -129,8 +129,8 @@ def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_
     assert seen["user_middleware"][0] == "GuardMiddleware"
     assert seen["settings"] == SAFE
     assert seen["trusted"] == ""
-    for error, said in zip(seen["errors"], WRONG.values(), strict=True):
-        assert error.startswith(said)
+    for error, expected in zip(seen["errors"], WRONG.values(), strict=True):
+        assert error.startswith(expected)
     assert f"--max-num-queued-reqs {4 * 128}: requests beyond" in done.stderr or "no GPU" not in done.stderr
     assert done.stderr.count("no key is required") == 1
     assert "note: --host 0.0.0.0: no key is required" in done.stderr
@@ -147,7 +147,7 @@ def test_api_keys_prefers_the_option_over_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "said"),
+    ("given", "environment", "expected"),
     [
         ([""], None, "--api-key is empty; give a key, or remove it"),
         (["a", ""], None, "--api-key is empty"),
@@ -158,14 +158,14 @@ def test_api_keys_prefers_the_option_over_the_environment(
     ],
 )
 def test_api_keys_refuses_empty_and_unsendable_keys(
-    given: list[str] | None, environment: str | None, said: str
+    given: list[str] | None, environment: str | None, expected: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         api_keys(given, environment)
 
 
 def settings(**changed: Any) -> Any:
-    """An application's state, with the arguments that Guard looks at."""
+    """Return an application's state with the arguments that the guard reads."""
     usual: dict[str, Any] = {
         "api_key": None, "max_body_mib": 8, "limit_requests": None, "limit_tokens": None, "allowed_origins": [],
         "allow_credentials": False,
@@ -174,7 +174,7 @@ def settings(**changed: Any) -> Any:
 
 
 def test_websocket_without_key_is_closed() -> None:
-    """A web socket without the key, of a server that cannot refuse with a status."""
+    """The server cannot refuse a websocket with a status."""
     sent: list[Any] = []
 
     async def keep(message: Any) -> None:

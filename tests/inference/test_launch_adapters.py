@@ -1,4 +1,4 @@
-"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: told before it is loaded."""
+"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: checks before loading."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
-    """A copy with other settings in its adapter_config.json."""
+    """Return a copy with other settings in its adapter_config.json."""
     shutil.copytree(adapter, folder)
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
@@ -45,7 +45,7 @@ def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
 
 
 def with_tensors(adapter: Path, folder: Path, **tensors: torch.Tensor | None) -> Path:
-    """A copy with tensors added, replaced or, where None, taken away; __ in a name is a dot."""
+    """Return a copy with tensors added, replaced or (None) removed; __ in a name is a dot."""
     shutil.copytree(adapter, folder)
     weights = load_file(folder / "adapter_model.safetensors")
     for name, tensor in tensors.items():
@@ -72,7 +72,7 @@ def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_check
     narrow = make_adapter(
         other_model(tiny_checkpoint, tmp_path / "other", **NARROW), tmp_path / "narrow", target_modules=["embed_tokens"]
     )
-    for folder, said in {
+    for folder, message in {
         tmp_path / "none": "does not exist; --lora-modules takes NAME=FOLDER",
         empty: "has no adapter_config.json",
         tiny_checkpoint: "is a whole checkpoint and no adapter; serve it by itself",
@@ -84,7 +84,7 @@ def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_check
         with_tensors(adapter, tmp_path / "wide", **{Q_A: torch.zeros(4, 128)}): "as a matrix of 64 by 128, which in",
         narrow: "changes model.embed_tokens as a matrix of 800 by 32, which in",
     }.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)) as error:
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as error:
             check_adapter("ie", str(folder), str(tiny_checkpoint))
         assert str(error.value).startswith(f"adapter ie: {folder}")
         assert "\n" not in str(error.value)
@@ -109,13 +109,13 @@ def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> N
         ("a", folder), ("b", folder),
     ]  # fmt: skip
     check_adapters([("a", folder), ("b", folder)], base)
-    for named, served, said in (
-        ([("a", folder), ("a", folder)], (), "the name a is already used; give each its own"),
+    for named, served, message in (
+        ([("a", folder), ("a", folder)], (), "the name a is already used; give each adapter its own"),
         ([(base, folder)], (), "is already used; choose another"),
         ([("base", folder)], ("base",), "the name base is already used; choose another"),
         ([("", folder)], (), "neither may be empty"),
     ):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             check_adapters(named, base, served)
     with pytest.raises(ValueError, match="given twice"):
         named_adapters([["a=x"], ["b=y"]])
@@ -137,7 +137,7 @@ def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: 
 
 
 def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two pieces that changed places; vLLM would write the answer with the base's."""
+    """Two pieces are exchanged; vLLM would decode answers with the base's tokenizer."""
     folder = shutil.copytree(adapter, tmp_path / "words")
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -159,7 +159,7 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
 
 
 @pytest.mark.parametrize(
-    ("asked", "format", "said"),
+    ("asked", "format", "message"),
     [
         ({"distributed_executor_backend": "ray"}, "", "Ray on GPUs only"),
         ({"pipeline_parallel_size": 2, "enforce_eager": True}, "", "compiled models without adapters only"),
@@ -171,14 +171,14 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         ({"enable_lora": True}, "pack-quantized", None),
     ],
 )
-def test_check_limits_refuses_options_that_need_a_gpu(asked: dict[str, Any], format: str, said: str | None) -> None:
+def test_check_limits_refuses_options_that_need_a_gpu(asked: dict[str, Any], format: str, message: str | None) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
     args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | asked))
     config = {"quantization_config": {"format": format}} if format else {}
-    if said is None:
+    if message is None:
         check_limits(args, config)
     else:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check_limits(args, config)
 
 
@@ -194,15 +194,15 @@ for line in json.load(sys.stdin):
     try:
         with contextlib.redirect_stderr(notes):
             args = parse_server_args(line)
-            said = check_adapter_prompts(args)
-        print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), said]))
+            message = check_adapter_prompts(args)
+        print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), message]))
     except ValueError as error:
         print("=" + json.dumps(str(error)))
 """
 
 
 def parsed(lines: list[list[str]]) -> list[Any]:
-    """For each command line [settings, notes, notes about templates] or the error; one process imports vLLM once."""
+    """Return for each command line [settings, notes, notes about templates] or the error, from one process."""
     done = subprocess.run(
         [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "inference"), "VLLM_CPU_OMP_THREADS_BIND": "auto"},
@@ -241,10 +241,10 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
         "huge": ([*here, f"a={changed(adapter, tmp_path / 'huge', r=600)}"], "LoRA rank 600 is greater than"),
         "odd": (
             [*here, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
-            "and 5 in adapter_config.json; get both again",
+            "and 5 in adapter_config.json; copy both again",
         ),
         "broken": ([*here, f"a={broken.parent}"], "correct its chat_template.jinja"),
-        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json has not the form "),
+        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json does not have the form "),
     }
     results = dict(zip(lines, parsed([line for line, _ in lines.values()]), strict=True))
     for name, (_, expected) in lines.items():
@@ -258,7 +258,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
 
 
 def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
-    """Every launch_vllm.py line of the README is parsed, with folders that are here in place of its own."""
+    """Every launch_vllm.py line of the README is parsed, with existing folders in place of its own."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
         words = shlex.split(command, comments=True)

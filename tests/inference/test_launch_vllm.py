@@ -1,4 +1,4 @@
-"""inference/launch_vllm.py: published options, presets without a GPU, clear errors before loading, a clean end."""
+"""launch_vllm.py, launch_presets.py, launch_checks.py: former options, presets without a GPU, errors, exit."""
 
 import argparse
 import json
@@ -60,10 +60,10 @@ def test_cpu_presets_keep_the_users_options() -> None:
     ) | {"worker_cls": "auto"}  # fmt: skip
     one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
     args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
-    said = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
+    expected = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
     assert (args.enforce_eager, args.dtype, environment) == (True, "float32", {"VLLM_CPU_KVCACHE_SPACE": "4"})
     assert args.enable_chunked_prefill is False
-    assert len(said) == 4
+    assert len(expected) == 4
     chosen = argparse.Namespace(
         **(left_open | one | {"enforce_eager": False, "dtype": "half", "enable_chunked_prefill": True})
     )
@@ -76,7 +76,7 @@ def test_cpu_presets_keep_the_users_options() -> None:
 
 
 def test_check_heads_refuses_widths_without_a_cpu_kernel() -> None:
-    """vLLM itself starts and then dies at the first request."""
+    """vLLM would start and fail at the first request."""
     with pytest.raises(ValueError, match="heads of this model are 16 wide"):
         check_heads({"hidden_size": 64, "num_attention_heads": 4})
     check_heads({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 64})
@@ -98,7 +98,7 @@ def test_check_model_distinguishes_hub_names_from_folders(tmp_path: Path, monkey
 
 
 def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
-    """A folder that cannot be served, made from a checkpoint."""
+    """Return a folder that cannot be served, made from a checkpoint."""
     shutil.copytree(checkpoint, folder)
     if kind == "no checkpoint":
         (folder / "config.json").unlink()
@@ -118,7 +118,7 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "expected"),
     [
         ("no checkpoint", "is not a checkpoint (no config.json)"),
         ("adapter", "is a LoRA adapter; serve it beside its base (--model BASE --lora-modules NAME="),
@@ -129,12 +129,12 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
     ],
 )
 def test_launcher_refuses_incomplete_folders(
-    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path, kind: str, said: str
+    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path, kind: str, expected: str
 ) -> None:
     folder = broken(kind, tiny_checkpoint, tmp_path / "model")
     error = run_script(LAUNCHER, "--model", folder, status=2).stderr
     assert error.startswith(f"error: {folder}")
-    assert said in error
+    assert expected in error
     assert error.count("\n") == 1
 
 
@@ -193,7 +193,7 @@ except ValueError as error:
 def test_vllms_options_are_parsed_and_wrong_ones_refused(
     repository: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Several command lines in one process, since importing vLLM takes seconds; none comes as far as the engine."""
+    """Several command lines in one process, since importing vLLM takes seconds; none starts an engine."""
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
     config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
     template.write_text("{% for message in messages %}")
@@ -234,7 +234,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
 
 @pytest.mark.slow
 def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
-    """Half precision, two processes where there are two cores, an option of old; SIGTERM leaves nothing behind."""
+    """Half precision, two processes on two cores, a former option; no process is left after SIGTERM."""
     parallel = min(2, len(os.sched_getaffinity(0)))
     server = start_server(
         tiny_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",

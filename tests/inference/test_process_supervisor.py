@@ -1,4 +1,4 @@
-"""process_supervisor.py: nothing outlives the launcher, signals arrive once; with real processes, without vLLM."""
+"""process_supervisor.py with real processes, without vLLM: none outlives the launcher, signals arrive once."""
 
 import os
 import secrets
@@ -30,13 +30,13 @@ print("hidden", flush=True)
 time.sleep(300)
 '''
 
-def told(number, frame):
-    print("told", number, flush=True)
+def on_signal(number, frame):
+    print("signal", number, flush=True)
     if "leaves" in sys.argv:
         report(LEAVING)
 
 for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, told)
+    signal.signal(number, on_signal)
 print(os.getpid(), os.environ[MARK], flush=True)
 subprocess.Popen([sys.executable, "-c", HIDDEN, HIDDEN], start_new_session=True)
 if "serves" in sys.argv:
@@ -49,7 +49,7 @@ while True:
 
 
 class Launcher:
-    """A running launcher of SERVER; `line` marks what it started, `trial` itself and its watchdog, too."""
+    """A running launcher of SERVER; `line` marks its processes, `trial` also itself and its watchdog."""
 
     def __init__(self, script: Path, inference: Path, *words: str) -> None:
         trial = secrets.token_hex(8)
@@ -65,7 +65,7 @@ class Launcher:
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
-        """Exit status and what else it wrote. Nothing that it started is left then, and soon no watchdog either."""
+        """Return exit status and further output; no process and, soon, no watchdog may be left."""
         written, _ = self.process.communicate(timeout=within)
         for _ in range(100):
             if not marked_processes(self.trial):
@@ -113,19 +113,19 @@ def test_signal_before_serving_ends_the_server_at_once(launch: Any) -> None:
 
 
 def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
-    """A signal to the group reaches the server through the launcher alone."""
+    """A signal to the process group reaches the server through the launcher only."""
     launcher = launch("serves")
     os.killpg(launcher.process.pid, signal.SIGINT)
     launcher.process.send_signal(signal.SIGINT)
     time.sleep(SAME_SIGNAL_SECONDS + 0.2)
     assert launcher.process.poll() is None
     launcher.process.terminate()
-    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"told {signal.SIGINT.value}\n")
+    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
 
 
 def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher = launch("serves", "leaves")
     began = time.monotonic()
     launcher.process.terminate()
-    assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"told {signal.SIGTERM.value}\n")
+    assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
     assert time.monotonic() - began >= CLEAN_UP_SECONDS

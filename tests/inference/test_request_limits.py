@@ -1,4 +1,4 @@
-"""request_limits.py: windows that slide, waits that are long enough, callers that are forgotten."""
+"""request_limits.py: sliding windows, sufficient waits, callers that expire."""
 
 import math
 import time
@@ -30,7 +30,7 @@ def test_seconds_until_room_is_the_first_second_with_room(
     rest *= window
 
     def counted(later: float) -> float:
-        """What the window counts `later` seconds on, if nothing comes."""
+        """Return the count of the window after `later` seconds without requests."""
         if later < rest:
             return previous * (rest - later) / window + current
         return current * max(0.0, window - (later - rest)) / window
@@ -41,14 +41,14 @@ def test_seconds_until_room_is_the_first_second_with_room(
 
 
 def test_request_is_admitted_after_the_announced_wait() -> None:
-    """Against the clock: the library's own windows, filled to the last request."""
+    """The library's own windows, filled to the last request, in real time."""
     limits = RateLimits("3/2 seconds", None)
     for _ in range(2):
-        while not (told := limits.count_request(["a", "b"]))[0]:
+        while not (refused := limits.count_request(["a", "b"]))[0]:
             pass
-        assert told[1] == "3 requests per 2 seconds"
-        assert 1 <= told[0] <= 4
-        time.sleep(told[0])
+        assert refused[1] == "3 requests per 2 seconds"
+        assert 1 <= refused[0] <= 4
+        time.sleep(refused[0])
         assert limits.count_request(["a", "b"]) == (0, "")
 
 

@@ -1,4 +1,4 @@
-"""inference/routes/sampling_parameters.py: both libraries' names are one set, and none is ignored."""
+"""sampling_parameters.py: names of both libraries map to vLLM's, and none is ignored."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_num_beams_selects_beam_search() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_", "stream", "said"),
+    ("given_", "stream", "message"),
     [
         ({"stop": ["x"]}, False, "would ignore stop;"),
         (
@@ -71,8 +71,10 @@ def test_num_beams_selects_beam_search() -> None:
         ({}, True, "cannot stream"),
     ],
 )
-def test_beam_search_refuses_parameters_that_it_would_ignore(given_: dict[str, Any], stream: bool, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_beam_search_refuses_parameters_that_it_would_ignore(
+    given_: dict[str, Any], stream: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         completion_fields(Parameters.model_validate({"num_beams": 2} | given_), 1000, stream)
 
 

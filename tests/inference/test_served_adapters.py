@@ -1,4 +1,4 @@
-"""Adapters beside their base, in one server: each answers as the model it merges into, and the base as without them."""
+"""Adapters beside their base in one server: they answer like merged models, and the base is unchanged."""
 
 import json
 import shutil
@@ -35,19 +35,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class ExpectedAnswer(NamedTuple):
-    """An answer of transformers, as ids: the bytes of a random model are not always text."""
+    """An answer of transformers as ids, since the bytes of a random model are not always text."""
 
     asked: list[int]  # the prompt's ids
     ids: list[int]  # the answer's, the end token included
 
 
 def answers(folder: Path) -> list[ExpectedAnswer]:
-    """Greedy answers of a checkpoint to QUESTIONS, in float32."""
-    words = AutoTokenizer.from_pretrained(folder)
+    """Return the greedy answers of a checkpoint to QUESTIONS, in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
-        asked = Prompt(words).ids(one_turn(*question))
+        asked = Prompt(tokenizer).ids(one_turn(*question))
         prompt = torch.tensor([asked])  # (1, tokens) int64
         with torch.inference_mode():
             out = model.generate(
@@ -65,7 +65,7 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A base without a template, two adapters of it, and what transformers answers with them merged by the tool."""
+    """A base without a template, two adapters, and the answers of transformers with merged adapters."""
     folder = tmp_path_factory.mktemp("adapters")
     expected: dict[str | None, list[ExpectedAnswer]] = {None: answers(tiny_checkpoint)}
     adapters = {}
@@ -84,7 +84,7 @@ def world(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def adapter_server(start_server: Any, world: World) -> Iterator[Any]:
-    """Both adapters from the start; others may come at run time, by name out of the folder that holds them."""
+    """A server with both adapters that loads others at run time, also by their name in the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         patch.setenv("VLLM_LORA_RESOLVER_CACHE_DIR", str(world.adapters["a"].parent))
@@ -102,21 +102,21 @@ def body(question: int, model: str | None, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def envelopes(adapter_server: Any, world: World) -> dict[str | None, list[dict[str, Any]]]:
-    """What /generate must answer: the text of vLLM's own route for the ids of transformers, one by one."""
+    """The expected answers of /generate: vLLM's own route, for the ids of transformers."""
     found: dict[str | None, list[dict[str, Any]]] = {}
     for name, expected in world.expected.items():
         for each in expected:
             fields = {"prompt": each.asked, "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
-            status, said = adapter_server.post("/v1/completions", fields | {"model": name or str(world.base)})
+            status, response = adapter_server.post("/v1/completions", fields | {"model": name or str(world.base)})
             assert status == 200
-            assert said["choices"][0]["token_ids"] == each.ids
-            envelope = {"generated_text": said["choices"][0]["text"], "num_output_tokens_cf": len(each.ids)}
+            assert response["choices"][0]["token_ids"] == each.ids
+            envelope = {"generated_text": response["choices"][0]["text"], "num_output_tokens_cf": len(each.ids)}
             found.setdefault(name, []).append(envelope | {"error": None})
     return found
 
 
 def load(server: Any, how: str, **fields: Any) -> None:
-    """vLLM's own routes that load and unload an adapter; they answer in plain text."""
+    """Load or unload an adapter with vLLM's own routes."""
     data = json.dumps(fields).encode()
     request = urllib.request.Request(f"{server.url}/v1/{how}_lora_adapter", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answer:
@@ -156,8 +156,8 @@ def test_adapters_answer_like_merged_models_and_the_base_is_unchanged(adapter_se
 def test_thirty_concurrent_requests_get_the_answers_of_their_models(adapter_server: Any, envelopes: Any) -> None:
     jobs = [(question, name) for question in range(len(QUESTIONS)) for name in (None, "a", "b")] * 2
     with ThreadPoolExecutor(len(jobs)) as clients:
-        said = list(clients.map(lambda job: adapter_server.post("/generate", body(*job))[1], jobs))
-    for (question, name), answer in zip(jobs, said, strict=True):
+        response = list(clients.map(lambda job: adapter_server.post("/generate", body(*job))[1], jobs))
+    for (question, name), answer in zip(jobs, response, strict=True):
         assert answer == envelopes[name][question]
 
 
@@ -167,8 +167,10 @@ def test_stream_of_an_adapter_equals_its_answer(adapter_server: Any, envelopes: 
     with urllib.request.urlopen(request, timeout=120) as events:
         *pieces, done = [line.removeprefix("data: ") for line in events.read().decode().split("\n\n") if line]
     assert done == "[DONE]"
-    said = [json.loads(piece) for piece in pieces]
-    assert said[-1] | {"generated_text": "".join(piece["generated_text"] for piece in said)} == envelopes["a"][1]
+    response = [json.loads(piece) for piece in pieces]
+    assert (
+        response[-1] | {"generated_text": "".join(piece["generated_text"] for piece in response)} == envelopes["a"][1]
+    )
 
 
 def test_models_route_lists_base_and_adapters(adapter_server: Any, world: World) -> None:
@@ -200,39 +202,39 @@ def test_resolver_finds_an_adapter_by_name(adapter_server: Any, world: World, en
 
 
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
-    """vLLM loads both, and would answer: with the base's words, and with an adapter in a corner of its matrices."""
-    for name, (folder, said) in unfit(world, tmp_path).items():
+    """vLLM loads them: it would decode with the base's tokenizer, and copy small matrices into a corner."""
+    for name, (folder, response) in unfit(world, tmp_path).items():
         load(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))
         assert status == 400
-        assert said in answer["error"]
+        assert response in answer["error"]
 
 
 def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
-    """Adapters that vLLM loads on the base and that are not the base's, with what is said of each."""
+    """Return adapters of other bases that vLLM loads, with the expected messages."""
     words = shutil.copytree(world.adapters["a"], folder / "words")
     tokenizer = AutoTokenizer.from_pretrained(words)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(words)
     made = {"words": (words, "has another tokenizer than the base: 1 pieces differ; '<new>', for one, has id ")}
-    for name, changes, said in (
+    for name, changes, response in (
         ("narrow", NARROW, "changes model.layers.0.mlp.down_proj as a matrix of 32 by 64, which in "),
         ("layers", {"num_hidden_layers": 3}, "changes model.layers.2.mlp.down_proj, which "),
     ):
         base = other_model(world.base, folder / f"base-{name}", **changes)
-        made[name] = make_adapter(base, folder / name, r=4, target_modules=["down_proj"]), said
+        made[name] = make_adapter(base, folder / name, r=4, target_modules=["down_proj"]), response
     return made
 
 
 def test_end_token_of_an_adapter_ends_its_answers(
     adapter_server: Any, world: World, envelopes: Any, tmp_path: Path
 ) -> None:
-    """As in the merged model, whose tokenizer is the adapter's; the base's would not end there."""
+    """Like the merged model, whose tokenizer is the adapter's."""
     folder = shutil.copytree(world.adapters["a"], tmp_path / "ends")
-    words, whole = AutoTokenizer.from_pretrained(folder), world.expected["a"][1]
+    tokenizer, whole = AutoTokenizer.from_pretrained(folder), world.expected["a"][1]
     at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.asked + whole.ids[:at])
-    words.eos_token = words.convert_ids_to_tokens(whole.ids[at])
-    words.save_pretrained(folder)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(whole.ids[at])
+    tokenizer.save_pretrained(folder)
     load(adapter_server, "load", lora_name="ends", lora_path=str(folder))
     _, answer = adapter_server.post("/generate", body(1, "ends"))
     assert answer["num_output_tokens_cf"] == at + 1

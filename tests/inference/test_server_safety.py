@@ -1,4 +1,4 @@
-"""One real server with keys and limits: what it lets in, what it says to the rest, and how it ends."""
+"""One real server with keys and limits: admitted and refused requests, log, shutdown."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ HOSTS = count(2)
 
 @dataclass
 class Caller:
-    """Somebody with a key and an address of its own, where none is given; every 127.x.x.x is this machine."""
+    """A client with its own key and address by default; every 127.x.x.x is this machine."""
 
     port: int
     key: str | None = None
@@ -46,7 +46,7 @@ class Caller:
         return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 
     def ask(self, path: str, body: Any = None, method: str = "", **headers: str) -> tuple[int, dict[str, str], Any]:
-        """Status, headers with names in small letters, and the answer, of JSON where it is JSON."""
+        """Return status, headers with lower-case names, and the answer, parsed if it is JSON."""
         connection = self.connect()
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection.request(method or ("GET" if body is None else "POST"), path, data, self.headers() | headers)
@@ -60,7 +60,7 @@ class Caller:
         return self.ask("/v1/completions", completion(tokens, **more))
 
     def stream(self, tokens: int, read: int | None = None, **more: Any) -> bytes:
-        """A streamed answer, or its beginning: then the caller hangs up after so many events."""
+        """Return a streamed answer; read: disconnect after so many events."""
         connection = self.connect()
         body = completion(tokens, stream=True, **more)
         connection.request("POST", "/v1/completions", json.dumps(body), self.headers())
@@ -79,7 +79,7 @@ def completion(tokens: int, **more: Any) -> dict[str, Any]:
 
 
 def eventually(is_so: Callable[[], bool], pause: float = 0.02, within: float = 60) -> None:
-    """Wait until it is so; pause, within: seconds."""
+    """Wait until a condition holds; pause, within: seconds."""
     until = time.monotonic() + within
     while not is_so():
         assert time.monotonic() < until
@@ -103,11 +103,16 @@ def test_only_health_answers_without_a_key(port: int) -> None:
     nobody = Caller(port, key="")
     status, headers, answer = nobody.ask("/generate", {"instruction": "x"})
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
-    said = "no valid key; send one in the header Authorization: Bearer KEY"
-    assert answer == {"generated_text": "", "num_output_tokens_cf": 0, "error": said}
-    assert nobody.ask("/extract", {})[2] == {"complete": False, "windows": 0, "num_output_tokens_cf": 0, "error": said}
+    reason = "no valid key; send one in the header Authorization: Bearer KEY"
+    assert answer == {"generated_text": "", "num_output_tokens_cf": 0, "error": reason}
+    assert nobody.ask("/extract", {})[2] == {
+        "complete": False,
+        "windows": 0,
+        "num_output_tokens_cf": 0,
+        "error": reason,
+    }
     _, _, answer = nobody.ask("/v1/completions", {"prompt": "x"})
-    assert answer == {"error": {"message": said, "type": "Unauthorized", "param": None, "code": 401}}
+    assert answer == {"error": {"message": reason, "type": "Unauthorized", "param": None, "code": 401}}
     assert nobody.ask("/health")[0] == 200
     assert [nobody.ask(path)[0] for path in ("/metrics", "/docs")] == [401, 401]
     for key in KEYS[:2]:
@@ -130,7 +135,7 @@ def test_allowed_origin_can_read_refusals(port: int) -> None:
 
 
 def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False) -> tuple[bytes, bool, float]:
-    """What is answered to 50 MB, whether the connection was closed then, and the seconds that all took.
+    """Send 50 MB; return the answer, whether the connection was closed, and the seconds.
 
     waits: for `100 Continue`, as `Expect` announces, before it sends; a peer that is refused has nothing to send.
     """
@@ -153,7 +158,7 @@ def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
 def test_body_of_fifty_megabytes_is_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
-    """A peer that sends all of it before it reads gets its answer as well as one that asks first; nothing is kept."""
+    """Clients that send everything first get the answer, too; the server keeps nothing of the body."""
     before = resident(guarded)
     answer, closed, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -175,7 +180,7 @@ def test_endless_request_head_is_refused(guarded: Any, port: int) -> None:
 
 
 def resident(server: Any) -> int:
-    """Bytes of memory of all the server's processes."""
+    """Return the resident bytes of the server's processes."""
     pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.living()]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -201,7 +206,7 @@ def test_requests_are_limited_per_key_and_per_address(port: int) -> None:
 
 
 def test_forwarded_header_does_not_change_the_address(port: int) -> None:
-    """uvicorn alone believes X-Forwarded-For from 127.0.0.1."""
+    """uvicorn's default trusts X-Forwarded-For from 127.0.0.1."""
     asked = [
         Caller(port, KEYS[-number], "127.0.0.1").ask("/v1/models", **{"X-Forwarded-For": f"192.0.2.{number}"})[0]
         for number in range(1, 7)
@@ -217,7 +222,7 @@ def used_up(caller: Caller) -> bool:
 
 
 def test_tokens_are_limited_on_all_routes(port: int) -> None:
-    """100 an hour are two answers of 60, and fewer than one prompt has that a template of this model's makes."""
+    """100 tokens an hour: two answers of 60, and less than one prompt with this model's template."""
     for ask in (
         lambda caller: caller.complete(60)[0],
         lambda caller: caller.stream(60)[:0] or 200,
@@ -235,7 +240,7 @@ def test_tokens_are_limited_on_all_routes(port: int) -> None:
 
 
 def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> None:
-    """A third of a stream; then an answer that was not streamed, and is never seen."""
+    """Disconnect after a third of a stream, and during an unstreamed answer."""
     streams, waits = Caller(port), Caller(port)
     assert streams.stream(300, read=110).count(b"data: ") == 110
     made = guarded.counted("generation_tokens_total", key=KEYS[0])
@@ -263,7 +268,7 @@ def test_full_queue_is_answered_with_retry_after(port: int) -> None:
 
 
 def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
-    """Good ones and bad ones, in bodies, headers and behind a question mark."""
+    """Valid and invalid requests, with a marker in bodies, headers and queries."""
     marker = "Kiwetu-Marolo"
     bodies: list[Any] = [
         {"instruction": marker, "prompt": marker, "messages": [{"role": "user", "content": marker}], "input": marker},
@@ -290,7 +295,7 @@ def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
 
 
 def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tuple[int, dict[str, str], Any]]]:
-    """Signal a server while it answers in all ways; seconds from the last answer to its end, and the late answers.
+    """Signal a server while it answers in all ways; return the seconds from the last answer to its end, and refusals.
 
     Every answer that was begun must be whole.
     """
@@ -336,7 +341,7 @@ def test_running_requests_are_finished_before_shutdown(guarded: Any) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
-    """With the engine's process there and importing. vLLM alone would leave it behind, or wait for ten minutes."""
+    """While the engine's process imports vLLM, which alone would leave it behind or wait for ten minutes."""
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.living()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()
@@ -348,7 +353,7 @@ def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkp
 
 
 def gone_within(server: Any, seconds: float) -> None:
-    """Wait until no process of the server's is left."""
+    """Check that no process of the server is left after so many seconds."""
     until = time.monotonic() + seconds
     while server.living() and time.monotonic() < until:
         time.sleep(0.05)
@@ -381,7 +386,7 @@ def test_killed_launcher_leaves_no_process_and_no_shared_memory(start_server: An
 
 @pytest.mark.slow
 def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tuned_checkpoint: Path) -> None:
-    """An answer is refused, a stream breaks off; then a peer that sends no end of its body does not hold the server."""
+    """An answer is refused, a stream breaks off, and a client with an endless body does not delay the exit."""
     server = start_server(tuned_checkpoint, "--shutdown-timeout", 1)
     port = int(server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as idle, ThreadPoolExecutor(2) as pool:

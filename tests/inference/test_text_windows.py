@@ -40,7 +40,7 @@ def test_sentence_ends_of_english_and_chinese(text: str) -> None:
 
 
 def check_windows(text: str, found: list[tuple[int, int]]) -> None:
-    """In order, without a gap but white space, none empty, none beginning or ending in white space."""
+    """Check that windows are ordered, separated by white space only, not empty, and stripped."""
     outside, before = "", 0
     for start, end in found:
         assert start < end

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,6 @@ from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, option_names, tokens
 from vllm_bridge.vllm_imports import MODULES, from_vllm
 
 
-def resolve(place: str) -> Any:
-    module, _, path = place.partition(":")
-    found = import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_imported_names_exist(name: str) -> None:
     assert from_vllm(name) is not None
@@ -29,11 +22,10 @@ def test_imported_names_exist(name: str) -> None:
 
 @pytest.mark.parametrize("place", PRIVATE_API)
 def test_private_interfaces_exist_with_the_expected_parameters(place: str) -> None:
-    parameters, reason = PRIVATE_API[place]
-    found = resolve(place)
-    assert reason
+    module, name, parameters = re.fullmatch(r"([\w.]+):([\w.]+)(?:\((.*)\))?", place).groups()  # type: ignore[union-attr]
+    found = attrgetter(name)(import_module(module))
     if parameters:
-        assert set(parameters) <= set(inspect.signature(found).parameters)
+        assert set(parameters.split(", ")) <= set(inspect.signature(found).parameters)
 
 
 def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +113,9 @@ def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
         given: dict[str, Any] = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3]}
         given |= {"sampling_params": sampling, "arrival_time": 0.0}
         known = inspect.signature(EngineCoreRequest).parameters
-        others = {key: None for key, value in known.items() if key not in given and value.default is value.empty}
+        others: dict[str, Any] = {
+            key: None for key, value in known.items() if key not in given and value.default is value.empty
+        }
         processor.add_request(EngineCoreRequest(**given, **others), None)
 
     start("unrecorded")
