@@ -43,18 +43,8 @@ def from_vllm(name: str) -> Any:
     """
     try:
         return getattr(import_module(MODULES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name == "vllm":
-            raise ValueError("vLLM is not installed in this environment; bash tools/setup.sh installs it") from None
-        raise missing_name(name) from error
-    except (AttributeError, ImportError) as error:
-        raise missing_name(name) from error
-
-
-def missing_name(name: str) -> ValueError:
-    from vllm import __version__
-
-    return ValueError(
-        f"vLLM {__version__} has no {MODULES[name]}.{name}; this stage was tested with vLLM {TESTED_VERSION}: "
-        "install that version, or correct the module in inference/vllm_bridge/vllm_imports.py"
-    )
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{MODULES[name]}.{name} cannot be imported ({error}); this stage needs vLLM {TESTED_VERSION}, which "
+            "tools/setup.sh installs (with another version, correct inference/vllm_bridge/vllm_imports.py)"
+        ) from error
