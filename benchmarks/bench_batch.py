@@ -35,9 +35,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "inference"))
 
 import fire  # noqa: E402
-from batch import Tally  # noqa: E402
 from batch_runs.batch_file import AnswerFile  # noqa: E402
 from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
+from batch_runs.batch_run import BatchProgress  # noqa: E402
 from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
 
 CONTENDERS = ("batch", "all", "chunks")
@@ -69,14 +69,14 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
 def by_batch(engine: Any, source: Path, target: Path) -> int:
     """Answer the rows of a file as batch.py does; new tokens."""
     with AnswerFile(target, {"input": "of this round"}, overwrite=True) as file:
-        tally = Tally(file, sum(1 for _ in read_rows(source)))
-        tally.start()
-        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), tally.take, file.full)
-        tally.bar.close()
+        progress = BatchProgress(file, None)
+        progress.start()
+        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), progress.write, file.is_full)
+        progress.bar.close()
         file.finish()
-    if tally.failed:
-        raise ValueError(f"{tally.failed} rows failed, see {target}")
-    return tally.tokens
+    if progress.failed:
+        raise ValueError(f"{progress.failed} rows failed, see {target}")
+    return progress.output_tokens
 
 
 def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
@@ -138,9 +138,9 @@ def main(
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
-        from batch_runs.batch_engine import OfflineEngine, engine_settings
+        from batch_runs.batch_engine import OfflineEngine, engine_args
 
-        args = engine_settings(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
+        args = engine_args(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
         from vllm import LLM
 
         same = {"dtype": args.dtype, "enforce_eager": args.enforce_eager, "max_model_len": 512}

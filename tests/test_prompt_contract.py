@@ -17,7 +17,7 @@ from instruction_rows import encoded
 from json_rows.instruction_rows import question_of
 from quantization.calibration import RowEncoder
 from routes.generate_api import GenerateRequest
-from routes.served_models import Served
+from routes.served_models import ServedModel
 
 SHIPPED = ("alpaca", "alpaca_short", "chatml", "llama-2")
 KINDS = ("llama", "byte-level", "tiny")
@@ -81,7 +81,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 
 def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """The ids that the server and the batch client hand to the engine for a request's body."""
-    model = Served(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
+    model = ServedModel(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
     return model.ids_now(GenerateRequest.model_validate({"messages": messages}).conversation())
 
 
@@ -122,7 +122,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         if content.strip():
             assert web_page.instruction_ids(demo, {}, content, given) == asked[0]
         instruction = GenerateRequest.model_validate({"instruction": content, "input": given}).conversation()
-        assert Served(None, demo.encoder, {}, 10**6, 100, []).ids_now(instruction) == asked[0]
+        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).ids_now(instruction) == asked[0]
     if isinstance(example, str):  # only where the ids of an earlier turn could not match
         assert example.startswith(REWRITES)
         assert (template, len(places) > 1) == ("mistral-v3", True) or template == "qwen3"

@@ -1,11 +1,11 @@
-"""inference/routes/sampling_parameters.py: both libraries' names are one set, and none is ignored."""
+"""sampling_parameters.py: names of both libraries map to vLLM's, and none is ignored."""
 
 from typing import Any
 
 import pytest
 from routes.generate_api import GenerateRequest
-from routes.response_envelope import complaint
-from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, sampling
+from routes.response_envelope import validation_message
+from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, completion_fields
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,12 @@ from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, sampling
         ({"stop": ["\n"], "seed": None}, {"stop": ["\n"], "max_tokens": DEFAULT_MAX_TOKENS}),
     ],
 )
-def test_both_libraries_names_map_to_one_set(given_: dict[str, Any], asked: dict[str, Any]) -> None:
-    assert sampling(Parameters(**given_), room=1000) == asked
+def test_names_of_both_libraries_map_to_vllms(given_: dict[str, Any], asked: dict[str, Any]) -> None:
+    assert completion_fields(Parameters(**given_), room=1000) == asked
 
 
-def test_the_default_length_is_what_the_context_has() -> None:
-    assert sampling(Parameters(), room=40) == {"max_tokens": 40}
+def test_default_max_tokens_is_limited_by_the_context() -> None:
+    assert completion_fields(Parameters(), room=40) == {"max_tokens": 40}
 
 
 @pytest.mark.parametrize(
@@ -36,28 +36,28 @@ def test_the_default_length_is_what_the_context_has() -> None:
         {"do_sample": True, "temperature": 0},
     ],
 )
-def test_names_that_contradict_each_other_are_refused(given_: dict[str, Any]) -> None:
+def test_contradicting_parameters_are_refused(given_: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="contradict"):
-        sampling(Parameters(**given_), room=1000)
+        completion_fields(Parameters(**given_), room=1000)
 
 
-def test_complaints_are_few() -> None:
+def test_validation_message_lists_at_most_five_names() -> None:
     errors = [{"loc": ("body", "parameters", f"p{i}"), "type": "extra_forbidden", "msg": "Extra"} for i in range(50)]
-    line, status = complaint(errors, {"": GenerateRequest, "parameters": Parameters})
+    line, status = validation_message(errors, {"": GenerateRequest, "parameters": Parameters})
     assert status == 422
     assert line.startswith("unknown parameter p0, p1, p2, p3, p4; known: max_tokens, ")
 
 
-def test_beam_search_is_asked_for_by_the_number_of_beams() -> None:
+def test_num_beams_selects_beam_search() -> None:
     beams = {"use_beam_search": True, "n": 4, "return_token_ids": True}
-    asked = sampling(Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000)
+    asked = completion_fields(Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000)
     assert asked == beams | {"max_tokens": 9, "length_penalty": 0.5}
     neutral = Parameters(num_beams=4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=3)
-    assert sampling(neutral, room=1000) == beams | {"max_tokens": 3}
+    assert completion_fields(neutral, room=1000) == beams | {"max_tokens": 3}
 
 
 @pytest.mark.parametrize(
-    ("given_", "stream", "said"),
+    ("given_", "stream", "message"),
     [
         ({"stop": ["x"]}, False, "would ignore stop;"),
         (
@@ -71,11 +71,13 @@ def test_beam_search_is_asked_for_by_the_number_of_beams() -> None:
         ({}, True, "cannot stream"),
     ],
 )
-def test_beam_search_refuses_what_it_would_ignore(given_: dict[str, Any], stream: bool, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        sampling(Parameters.model_validate({"num_beams": 2} | given_), 1000, stream)
+def test_beam_search_refuses_parameters_that_it_would_ignore(
+    given_: dict[str, Any], stream: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        completion_fields(Parameters.model_validate({"num_beams": 2} | given_), 1000, stream)
 
 
-def test_a_parameter_of_beam_search_alone_is_refused_without_it() -> None:
+def test_length_penalty_without_beam_search_is_refused() -> None:
     with pytest.raises(ValueError, match="length_penalty is for beam search only"):
-        sampling(Parameters(length_penalty=2.0), room=1000)
+        completion_fields(Parameters(length_penalty=2.0), room=1000)

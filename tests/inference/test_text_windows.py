@@ -1,81 +1,21 @@
-"""text_offsets.py and text_windows.py: where names stand, and windows of whole sentences within a limit."""
+"""text_windows.py: sentence ends, and windows of whole sentences within a token limit."""
 
 import json
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from extraction.text_offsets import find
 from extraction.text_windows import windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_ends.sentence_boundaries import sentence_ends
 from transformers import AutoTokenizer
 
-# --- places -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "found"),
-    [
-        ("Ann", "Anna and Ann", ["Ann@9"]),
-        ("Ann", "Anna and JoAnn", ["Ann@0", "Ann@11"]),  # nowhere by itself
-        ("Ann", "ANN", []),
-        ("", "Ann", []),
-        (" Ann ", "Ann's", ["Ann@0"]),
-        ("Ann", "我是Ann呢", ["Ann@2"]),
-        ("王", "王者与王", ["王@0", "王@3"]),
-        ("서울", "서울은 서울", ["서울@0", "서울@4"]),
-        ("cafe", "cafe\u0301 cafe", ["cafe@6"]),  # a mark belongs to the word
-        ("New York", "New\n  York, New Yorkers", ["New\n  York@0"]),
-        ("New  York", "a New Yorker", ["New York@2"]),
-        ("New York", "New York and New\nYork", ["New York@0"]),  # as written goes first
-        ("a b a", "a b a b a", ["a b a@0"]),
-        ("U.S.", "the U.S. Army", ["U.S.@4"]),
-        ("$5 (x)", "for $5 (x).*", ["$5 (x)@4"]),
-        ("🤖", "a🤖b𝒳🤖", ["🤖@1", "🤖@4"]),
-    ],
-)
-def test_places(name: str, text: str, found: list[str]) -> None:
-    assert [f"{text[first:last]}@{first}" for first, last in find(name, text)] == found
-
-
-def test_places_count_from_the_texts_beginning_and_stay_within() -> None:
-    text = "Ann. Ann. Ann."
-    assert find("Ann", text, 4, 9) == [(5, 8)]
-    assert find("Ann", text, 4, 7) == []
-    assert find("Ann Lee", "Ann Lee and Ann \t Lee", 8) == [(12, 21)]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text("ab \n我.", max_size=30), st.text("ab \n我.", min_size=1, max_size=4), st.text("ab \n我.", max_size=30))
-def test_what_is_in_the_text_is_found(before: str, name: str, after: str) -> None:
-    text = before + name + after
-    found = find(name, text)
-    assert bool(found) == bool(name.strip())
-    assert all(text[first:last].split() == name.split() for first, last in found)
-    assert all(left[1] <= right[0] for left, right in pairwise(found))
-    alone = (len(before) + 1, len(before) + 1 + len(name))
-    near = find(name, f"{before} {name} {after}", 0)
-    assert not name.strip() or any(first < alone[1] and alone[0] < last for first, last in near)
-
-
-def test_no_name_takes_long() -> None:
-    texts = ("a" * 200_000, "a " * 100_000, "a" + " " * 200_000, ("a" * 99 + " ") * 2000)
-    names = ("a" * 1000, "a " * 500 + "b", "a" * 500 + "b", "a \n a", "((a+)+)+b")
-    for text in texts:
-        for name in names:
-            began = time.process_time()
-            find(name, text)
-            assert time.process_time() - began < 2
-
-
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
 def check_windows(text: str, found: list[tuple[int, int]]) -> None:
-    """In order, without a gap but white space, none empty, none beginning or ending in white space."""
+    """Check that windows are ordered, separated by white space only, not empty, and stripped."""
     outside, before = "", 0
     for start, end in found:
         assert start < end
@@ -90,7 +30,7 @@ def check_windows(text: str, found: list[tuple[int, int]]) -> None:
     st.lists(st.sampled_from(["Ann", " ", "  ", ". ", "。", "，", ", ", "\n", "x" * 9, "e\u0301", "我", "Dr. "])),
     st.integers(2, 30),
 )
-def test_windows_hold_the_text_within_the_limit(parts: list[str], limit: int) -> None:
+def test_windows_cover_the_text_within_the_limit(parts: list[str], limit: int) -> None:
     text = "".join(parts)
     found = windows(text, len, limit)
     check_windows(text, found)
@@ -125,7 +65,7 @@ def test_windows_end_where_sentences_of_the_corpus_end(text: str) -> None:
     assert [whole[start:end] for start, end in windows(whole, len, 1000, usual=1)] == sentences
 
 
-def test_no_second_sentence_brings_a_window_over_the_usual_length() -> None:
+def test_windows_take_no_second_sentence_beyond_the_usual_length() -> None:
     text = "One two. Three. Four five six seven eight. Nine. Ten."
 
     def cut(limit: int, usual: int) -> list[str]:
@@ -137,7 +77,7 @@ def test_no_second_sentence_brings_a_window_over_the_usual_length() -> None:
     assert cut(15, 16) == ["One two. Three.", "Four five six", "seven eight.", "Nine. Ten."]
 
 
-def test_a_sentence_that_is_too_long_is_cut_at_its_best_places() -> None:
+def test_long_sentence_is_split_at_clauses_words_or_characters() -> None:
     def cut(text: str, limit: int) -> list[str]:
         return [text[start:end] for start, end in windows(text, len, limit)]
 
@@ -153,7 +93,7 @@ def test_a_sentence_that_is_too_long_is_cut_at_its_best_places() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "code"])
-def test_windows_of_real_text_are_full_and_take_few_calls(
+def test_windows_of_real_text_are_full_after_few_tokenizer_calls(
     language: str, shared_data: Path, tiny_tokenizer: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)

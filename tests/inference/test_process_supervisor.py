@@ -1,4 +1,4 @@
-"""process_supervisor.py: nothing outlives the launcher, signals arrive once; with real processes, without vLLM."""
+"""process_supervisor.py with real processes, without vLLM: none outlives the launcher, signals arrive once."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_guard.process_supervisor import CLEAR_UP_SECONDS, MARK, SAME_SIGNAL, marked
+from server_guard.process_supervisor import CLEAN_UP_SECONDS, MARK, SAME_SIGNAL_SECONDS, marked_processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
@@ -30,13 +30,13 @@ print("hidden", flush=True)
 time.sleep(300)
 '''
 
-def told(number, frame):
-    print("told", number, flush=True)
+def on_signal(number, frame):
+    print("signal", number, flush=True)
     if "leaves" in sys.argv:
         report(LEAVING)
 
 for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, told)
+    signal.signal(number, on_signal)
 print(os.getpid(), os.environ[MARK], flush=True)
 subprocess.Popen([sys.executable, "-c", HIDDEN, HIDDEN], start_new_session=True)
 if "serves" in sys.argv:
@@ -49,7 +49,7 @@ while True:
 
 
 class Launcher:
-    """A running launcher of SERVER; `line` marks what it started, `trial` itself and its watchdog, too."""
+    """A running launcher of SERVER; `line` marks its processes, `trial` also itself and its watchdog."""
 
     def __init__(self, script: Path, inference: Path, *words: str) -> None:
         trial = secrets.token_hex(8)
@@ -65,13 +65,13 @@ class Launcher:
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
-        """Exit status and what else it wrote. Nothing that it started is left then, and soon no watchdog either."""
+        """Return exit status and further output; no process and, soon, no watchdog may be left."""
         written, _ = self.process.communicate(timeout=within)
         for _ in range(100):
-            if not marked(self.trial):
+            if not marked_processes(self.trial):
                 break
             time.sleep(0.02)
-        assert marked(self.line) == marked(self.trial) == []
+        assert marked_processes(self.line) == marked_processes(self.trial) == []
         return self.process.returncode, written
 
 
@@ -90,42 +90,42 @@ def launch(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Launcher]
         launcher.process.kill()
 
 
-def test_a_killed_launcher_takes_all_with_it(launch: Any) -> None:
+def test_killed_launcher_leaves_no_process(launch: Any) -> None:
     launcher = launch("serves")
-    assert len(marked(launcher.line)) == 3
-    assert len(marked(launcher.trial)) == 3 + 2
+    assert len(marked_processes(launcher.line)) == 3
+    assert len(marked_processes(launcher.trial)) == 3 + 2
     assert os.getpgid(launcher.server) != os.getpgid(launcher.process.pid)
     launcher.process.kill()
     assert launcher.ended(within=5)[0] == -signal.SIGKILL
 
 
-def test_a_server_that_ends_takes_all_with_it_and_leaves_its_status(launch: Any) -> None:
+def test_ended_server_leaves_no_process_and_passes_its_status_on(launch: Any) -> None:
     killed = launch("serves")
     os.kill(killed.server, signal.SIGKILL)
     assert killed.ended(within=5)[0] == 128 + signal.SIGKILL
     assert launch("fails").ended(within=5)[0] == 3
 
 
-def test_a_signal_before_it_serves_ends_it_at_once(launch: Any) -> None:
+def test_signal_before_serving_ends_the_server_at_once(launch: Any) -> None:
     launcher = launch()
     launcher.process.terminate()
     assert launcher.ended(within=5) == (128 + signal.SIGTERM, "")
 
 
-def test_a_signal_is_passed_on_once_and_a_second_wish_ends_it(launch: Any) -> None:
-    """A signal to the group reaches the server through the launcher alone."""
+def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
+    """A signal to the process group reaches the server through the launcher only."""
     launcher = launch("serves")
     os.killpg(launcher.process.pid, signal.SIGINT)
     launcher.process.send_signal(signal.SIGINT)
-    time.sleep(SAME_SIGNAL + 0.2)
+    time.sleep(SAME_SIGNAL_SECONDS + 0.2)
     assert launcher.process.poll() is None
     launcher.process.terminate()
-    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"told {signal.SIGINT.value}\n")
+    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
 
 
-def test_what_has_nothing_left_to_do_gets_a_moment(launch: Any) -> None:
+def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher = launch("serves", "leaves")
     began = time.monotonic()
     launcher.process.terminate()
-    assert launcher.ended(within=CLEAR_UP_SECONDS + 5) == (0, f"told {signal.SIGTERM.value}\n")
-    assert time.monotonic() - began >= CLEAR_UP_SECONDS
+    assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
+    assert time.monotonic() - began >= CLEAN_UP_SECONDS

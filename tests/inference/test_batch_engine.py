@@ -1,4 +1,4 @@
-"""inference/batch.py against the real engine, its own and a server's: the same lines, and after kills the same file."""
+"""batch.py with the real engine, its own and a server's: equal lines, and equal files after kills."""
 
 import json
 import os
@@ -34,7 +34,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 def write_rows(path: Path, count: int, failing: bool = True) -> Path:
-    """Rows of all kinds, none like another; among them, where some may fail, lines that are no row."""
+    """Write different rows of all kinds; with failing, also lines that are not rows."""
     kinds = KINDS if failing else KINDS[:6]
     lines = []
     for number in range(count):
@@ -50,7 +50,7 @@ def write_rows(path: Path, count: int, failing: bool = True) -> Path:
 
 
 class Run:
-    """A run of batch.py that leads a session of its own."""
+    """A run of batch.py in its own session."""
 
     def __init__(self, source: Path, output: Path, *options: object) -> None:
         command = [sys.executable, REPOSITORY / SCRIPT, "--input", source, "--output", output, *options]
@@ -64,17 +64,17 @@ class Run:
         return self.partial.read_bytes().count(b"\n") if self.partial.exists() else 0
 
     def stop_after(self, lines: int, number: int) -> tuple[int, str]:
-        """Send a signal once there are so many lines; exit status and what it said."""
+        """Send a signal once there are so many lines; exit status and what it stderr."""
         for _ in range(60_000):
             if self.lines() >= lines or self.process.poll() is not None:
                 break
             time.sleep(0.005)
         self.process.send_signal(number)
-        said = self.process.communicate(timeout=60)[1]
-        return self.process.returncode, said
+        stderr = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, stderr
 
     def living(self) -> list[int]:
-        """Processes of the session that are not dead."""
+        """Return the ids of the session's processes, without zombies."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -90,10 +90,8 @@ def answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) if line.strip() else {} for line in path.read_text().splitlines()]
 
 
-def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_does(
-    server: Any, run_script: RunScript, tmp_path: Path
-) -> None:
-    """Killed twice, once with half a line left, and interrupted by Ctrl-C once; every line is the server's answer."""
+def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+    """Killed twice, once within a line, and interrupted by Ctrl-C once; every line is the server's answer."""
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
     assert done.stdout.startswith(f"{whole}: 149 rows, 73 failed ({tmp_path}/whole.failed.jsonl), ")
@@ -108,9 +106,9 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
     assert len(kept) > 5
     assert whole.read_bytes().startswith(kept)
     run.partial.write_bytes(kept[:-5])
-    status, said = Run(source, killed, *options).stop_after(100, signal.SIGINT)
+    status, stderr = Run(source, killed, *options).stop_after(100, signal.SIGINT)
     assert status == 130
-    assert said.endswith("interrupted; the same command goes on where it was\n")
+    assert stderr.endswith("interrupted; the same command resumes the run\n")
     run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
     assert killed.read_bytes() == whole.read_bytes()
     assert (tmp_path / "killed.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
@@ -124,12 +122,12 @@ def test_a_run_that_is_killed_and_gone_on_with_writes_what_an_undisturbed_one_do
             parameters = {"temperature": 0, "max_tokens": 16} | given.get("parameters", {})
             if "max_new_tokens" in parameters:
                 del parameters["max_tokens"]
-            said_ = server.generate(given["instruction"], given.get("input", ""), **parameters)
-            assert [row[name] for name in said_] == list(said_.values())
+            answer = server.generate(given["instruction"], given.get("input", ""), **parameters)
+            assert [row[name] for name in answer] == list(answer.values())
 
 
 def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) -> tuple[Path, bytes]:
-    """A file of so many rows, and what comes of it by the server."""
+    """Return a file of `count` rows, and the server's output for it."""
     source, output = write_rows(folder / "in.jsonl", count), folder / "url.jsonl"
     run_script(SCRIPT, "--input", source, "--output", output, "--url", server.url, *GREEDY, status=1)
     return source, output.read_bytes()
@@ -137,7 +135,7 @@ def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_offline_engine_gives_the_servers_lines(
+def test_offline_engine_writes_the_servers_lines(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 150)
@@ -150,7 +148,7 @@ def test_the_offline_engine_gives_the_servers_lines(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
+def test_killed_offline_engine_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 600)
@@ -173,7 +171,7 @@ def test_a_killed_offline_engine_leaves_nothing_running_and_is_gone_on_with(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_at_any_moment_leave_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 1500), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
     draw = random.Random(3)
@@ -193,17 +191,15 @@ def test_twenty_kills_at_any_moment_leave_the_same_file(server: Any, run_script:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_offline_engine_ends_cleanly_when_it_is_told_to(
-    tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_offline_engine_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0
         run = Run(source, output, "--model", tuned_checkpoint, *GREEDY)
-        status, said = run.stop_after(run.lines() + 50, number)
+        status, stderr = run.stop_after(run.lines() + 50, number)
         assert status == 130
-        assert said.endswith("interrupted; the same command goes on where it was\n")
-        assert "Traceback" not in said
+        assert stderr.endswith("interrupted; the same command resumes the run\n")
+        assert "Traceback" not in stderr
         assert run.living() == []
         assert len(run.partial.read_bytes()) > before
     done = run_script(SCRIPT, "--input", source, "--output", output, "--model", tuned_checkpoint, *GREEDY, timeout=500)
