@@ -21,7 +21,7 @@ from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, fingerprint
 from lora_merging.low_rank import Factors, Sum
 
 from weight_diffs import number_coding
-from weight_diffs.exact_diff import FORMAT, Entry, Part, counterpart, from_base, predicted
+from weight_diffs.exact_diff import FORMAT, Entry, PayloadPart, counterpart, from_base, predicted
 from weight_diffs.rank_search import RankSearch
 
 Known = Callable[[Tensor], Factors | None]  # factors of a product known to have been added to a tensor's base
@@ -177,12 +177,12 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
     total = Sum(factors) if factors else None
     stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
 
-    def numbers(part: Part, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
+    def numbers(part: PayloadPart, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
         if base is None or theirs is None:
             return ours
         return difference(ours, predicted(theirs, base.dtype, part.first, entry, total), tuned.dtype)
 
-    def piece(part: Part) -> Piece:
+    def piece(part: PayloadPart) -> Piece:
         if part.what in stored:
             values = np.asarray(stored[part.what], np.float32).reshape(-1)[part.first : part.last]
             return Piece(number_coding.encode(values.view(np.uint32), zstd))
