@@ -17,11 +17,11 @@ _CHINESE = re.compile(f"[{CHINESE_CHARACTERS}]+")
 _OTHER_THAN_LETTERS = re.compile(r"[\W\d_]+")
 
 
-def language_of(text: str) -> str:
-    """The language of a text: `zh` where at least CHINESE_SHARE of its letters are Chinese characters, else `en`."""
+def language_of(text: str, chinese_share: float = CHINESE_SHARE) -> str:
+    """The language of a text: `zh` where at least `chinese_share` of its letters are Chinese characters, else `en`."""
     letters = _OTHER_THAN_LETTERS.sub("", text)
     chinese = len(letters) - len(_CHINESE.sub("", letters))
-    return "zh" if chinese and chinese / len(letters) >= CHINESE_SHARE else "en"
+    return "zh" if chinese and chinese / len(letters) >= chinese_share else "en"
 
 
 def language_code(name: str) -> str:

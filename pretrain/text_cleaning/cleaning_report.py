@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import TimingStats
-from text_language.language_detection import CHINESE_SHARE
 
 from text_cleaning.cleaning_io import Plan
-from text_cleaning.cleaning_rules import HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
+from text_cleaning.cleaning_rules import CHINESE_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
 
 REPORT = "report"
 

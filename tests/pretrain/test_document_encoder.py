@@ -252,5 +252,5 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -
     with pytest.raises(ValueError, match='names no end-of-text token; add "eos_token"'):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer does not have"):
+    with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer lacks"):
         load_encoder(tmp_path)

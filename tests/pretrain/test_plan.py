@@ -1,4 +1,4 @@
-"""plan.py, hardware_plan.py: sizes against real models, recommendations, refusals, DeepSpeed keys."""
+"""plan.py, hardware_plan.py: sizes of real models, published figures, recommendations, refusals, DeepSpeed's keys."""
 
 import json
 import os

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,30 +36,34 @@ def test_balance_is_the_best_of_all_divisions(lengths: list[int], limit: int) ->
     assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
 
 
-def in_three_ways(find: Callable[[], object]) -> None:
-    """Loops, whole tables and parts of tables give the same."""
-    found = []
-    for few, dense in ((1 << 60, 0), (0, 1 << 60), (0, 0)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(segmentation, "_FEW", few)
-            patch.setattr(segmentation, "_DENSE", dense)
-            found.append(find())
-    assert found[0] == found[1] == found[2]
+def best_before_by_trying_all(before: list[int], cost: list[int], after: list[int], limit: int) -> list[int]:
+    """What segmentation._best_before returns, by trying every pair of edges."""
+    totals = [
+        [cost[i] + (edge - b) ** 2 if edge - b <= limit else np.inf for i, b in enumerate(before)] for edge in after
+    ]
+    return [row.index(min(row)) if min(row) < np.inf else len(before) - 1 for row in totals]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
-def test_large_windows_give_the_same_as_whole_tables(lengths: list[int], limit: int) -> None:
-    in_three_ways(lambda: segmentation.balance([0, *itertools.accumulate(lengths)], limit))
+def test_balance_of_large_windows_equals_trying_all_pairs(lengths: list[int], limit: int) -> None:
+    edges = [0, *itertools.accumulate(lengths)]
+    found = segmentation.balance(edges, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "_best_before", best_before_by_trying_all)
+        assert found == segmentation.balance(edges, limit)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 30), max_size=40), min_size=1, max_size=4), st.integers(10, 60))
-def test_paths_where_some_edges_cannot_be_reached(steps: list[list[int]], limit: int) -> None:
+def test_path_where_some_edges_cannot_be_reached_equals_trying_all_pairs(steps: list[list[int]], limit: int) -> None:
     columns = [[0]]
     for step in steps:
         columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
-    in_three_ways(lambda: segmentation._best_path(columns, limit))
+    found = segmentation._best_path(columns, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "_best_before", best_before_by_trying_all)
+        assert found == segmentation._best_path(columns, limit)
 
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
@@ -77,9 +80,11 @@ TEXTS = st.text(st.sampled_from(list("ab .,!?\n。，！“”山水🤖")), min
 @given(TEXTS, st.integers(8, 40), st.sampled_from(LANGUAGES), st.integers(0, 1))
 @example("a" * 100, 8, "auto", 1)
 @example("🤖" * 30, 9, "auto", 1)
-def test_samples_are_the_document(text: str, limit: int, language: str, bos: int) -> None:
-    """Lengths add up, none is over the limit, cuts fall on the best places that there are, and never inside a character
-    where that can be avoided. Every UTF-8 byte of a character outside ASCII is a token here."""
+def test_samples_cover_the_document_and_end_at_the_best_places(text: str, limit: int, language: str, bos: int) -> None:
+    """Lengths add up, none is over the limit, and a character is cut only if it must be.
+
+    Every UTF-8 byte of a character outside ASCII is a token here.
+    """
     starts = [start for i, c in enumerate(text) for start in [i] + [-1] * (len(c.encode()) - 1)]
     lengths = segmentation.sample_lengths(text, ends_of(starts, len(text)), limit, language, bos)
     total = len(starts) + bos + 1
@@ -98,7 +103,7 @@ def test_samples_are_the_document(text: str, limit: int, language: str, bos: int
 
 
 def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
-    return segmentation._Edges(ends, 1, len(ends) + 2).at(sentence_ends(text, language))
+    return segmentation._TokenEdges(ends, 1, len(ends) + 2).at(sentence_ends(text, language))
 
 
 PHRASES = (
@@ -109,7 +114,9 @@ SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".
 
 @settings(max_examples=300, deadline=None)
 @given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(LANGUAGES), data=st.data())
-def test_looking_where_cuts_can_be_finds_the_same(text: str, limit: int, language: str, data: st.DataObject) -> None:
+def test_cuts_near_the_even_division_equal_cuts_from_all_sentence_ends(
+    text: str, limit: int, language: str, data: st.DataObject
+) -> None:
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
     inside = [end for end in sentence_ends(text, language) if start <= end <= stop]
     assert sentence_ends_between(text, language, start, stop) == inside
@@ -142,7 +149,7 @@ def test_a_document_that_fits_is_one_sample() -> None:
 @pytest.mark.parametrize(
     "unit", [".", " ", "\n", " \n", "…", "。", "a", "a. ", "a.  b", "?!\"'", "\n   ", ",", "e.g. "]
 )
-def test_time_grows_with_the_length_only(unit: str) -> None:
+def test_time_is_linear_for_repeated_text(unit: str) -> None:
     """100,000 characters of what makes patterns backtrack, in a second rather than minutes."""
     text = unit * (100_000 // len(unit))
     start = time.perf_counter()
