@@ -81,7 +81,7 @@ def by_batch(engine: Any, source: Path, target: Path) -> int:
 
 def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
     """Answer the rows with LLM.generate, so many at a time; new tokens."""
-    from prompting.prompt_ids import one_turn
+    from chat_prompts.prompt_encoding import one_turn
     from vllm import SamplingParams
 
     tokens = 0

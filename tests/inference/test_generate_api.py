@@ -55,7 +55,9 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     """Equal numbers of tokens and equal text, up to bytes of the random model that are not UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        text, tokens = greedy(model, tokenizer, PromptEncoder(tokenizer).ids(one_turn(instruction, input)), tokens=32)
+        text, tokens = greedy(
+            model, tokenizer, PromptEncoder(tokenizer).prompt(one_turn(instruction, input)), tokens=32
+        )
         readable = text.partition("\ufffd")[0]
         assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
@@ -97,7 +99,7 @@ def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
 def test_default_length_is_256_tokens_or_the_rest_of_the_context(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
-    left = CONTEXT - len(PromptEncoder(tokenizer).ids(one_turn(long)))
+    left = CONTEXT - len(PromptEncoder(tokenizer).prompt(one_turn(long)))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left
 
@@ -261,7 +263,7 @@ def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_chec
         None  # vLLM lets a beam end in any of its candidates, transformers in the best
     )
     for instruction, input in QUESTIONS[:2]:
-        ids = PromptEncoder(tokenizer).ids(one_turn(instruction, input))
+        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=3, max_new_tokens=10,
@@ -283,7 +285,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
         {"role": "user", "content": "写出首都", "input": None},
     ]
     status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
-    ids = PromptEncoder(tokenizer).ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
+    ids = PromptEncoder(tokenizer).prompt([{**turn, "input": turn.get("input") or ""} for turn in talk])
     _, response = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
     assert (status, answer["generated_text"]) == (200, response["choices"][0]["text"])
     alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)

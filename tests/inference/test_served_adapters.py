@@ -47,7 +47,7 @@ def answers(folder: Path) -> list[ExpectedAnswer]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
-        asked = PromptEncoder(tokenizer).ids(one_turn(*question))
+        asked = PromptEncoder(tokenizer).prompt(one_turn(*question))
         prompt = torch.tensor([asked])  # (1, tokens) int64
         with torch.inference_mode():
             out = model.generate(
