@@ -55,7 +55,8 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     """Equal numbers of tokens and equal text, up to bytes of the random model that are not UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        text, tokens = greedy(
+        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
+        text, tokens = greedy(model, tokenizer, ids, tokens=32)
             model, tokenizer, PromptEncoder(tokenizer).prompt(one_turn(instruction, input)), tokens=32
         )
         readable = text.partition("\ufffd")[0]
