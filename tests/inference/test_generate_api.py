@@ -57,8 +57,6 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     for instruction, input in QUESTIONS:
         ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
         text, tokens = greedy(model, tokenizer, ids, tokens=32)
-            model, tokenizer, PromptEncoder(tokenizer).prompt(one_turn(instruction, input)), tokens=32
-        )
         readable = text.partition("\ufffd")[0]
         assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
