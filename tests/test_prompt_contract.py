@@ -82,7 +82,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """The ids that the server and the batch client hand to the engine for a request's body."""
     model = ServedModel(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
-    return model.ids_now(GenerateRequest.model_validate({"messages": messages}).conversation())
+    return model.encode(GenerateRequest.model_validate({"messages": messages}).conversation())
 
 
 def trained(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
