@@ -17,17 +17,6 @@ from pathlib import Path
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import existing_folder, new_file
 from checkpoint_seals.seal_check import verify_seal
-from gguf_files.gguf_model import read_model
-from gguf_files.gguf_vocabulary import read_template, read_vocabulary
-from gguf_files.gguf_writer import (
-    FILE_TYPES,
-    choose_types,
-    gguf_head,
-    lossless_type,
-    quantise_q4_k_m,
-    require_packages,
-    write_gguf,
-)
 
 BYTES_PER_TOKEN = 64  # upper bound for the tokenizer
 QUANTISED_BYTES = 0.7  # per weight, upper bound for q4_k_m
@@ -41,6 +30,18 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         output_file: a new file ending in .gguf.
         type: f32, f16, bf16, q8_0, q4_0 or q4_k_m.
     """
+    from gguf_files.gguf_model import read_model
+    from gguf_files.gguf_vocabulary import read_template, read_vocabulary
+    from gguf_files.gguf_writer import (
+        FILE_TYPES,
+        choose_types,
+        gguf_head,
+        lossless_type,
+        quantise_q4_k_m,
+        require_packages,
+        write_gguf,
+    )
+
     kind, target = type.lower(), Path(output_file)
     if kind not in FILE_TYPES:
         raise ValueError(f"--type {type} is unknown; use one of {', '.join(FILE_TYPES)}")

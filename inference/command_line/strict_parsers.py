@@ -15,7 +15,7 @@ class ParserErrors:
         _, _, unknown = message.partition("unrecognized arguments: ")
         if unknown.startswith("-"):
             raise unknown_option(unknown.split()[0].partition("=")[0], self._option_string_actions)
-        raise ValueError(f"{message}; see --help")
+        raise ValueError(f"{message.removeprefix('argument ')}; see --help")
 
 
 class StrictParser(ParserErrors, argparse.ArgumentParser):

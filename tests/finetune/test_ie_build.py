@@ -318,7 +318,6 @@ def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
         ({"output": "extraction.json"}, "give --output another name"),
         ({"task": "ee"}, "there is no --task ee; take one of ner, re"),
         ({"language": "fr"}, "there is no --language fr; take one of en, zh, auto"),
-        ({"schema": "person"}, "unknown option --schema"),
     ],
 )
 def test_bad_options_are_named(

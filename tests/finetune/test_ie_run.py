@@ -91,7 +91,6 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
         ({"data_path": "gone.jsonl"}, "gone.jsonl does not exist"),
         ({"prompt_template_name": "vicuna"}, "take one of alpaca"),
         ({"output": "no/such/folder/p.jsonl"}, "no/such/folder does not exist"),
-        ({"max_tokens": 5}, "unknown option --max_tokens"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_loaded(

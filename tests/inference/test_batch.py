@@ -277,7 +277,7 @@ def test_busy_server_is_waited_for_and_failing_one_retried(
 
     source, output = write_rows(tmp_path / "in.jsonl", 8), tmp_path / "out.jsonl"
     with pretended(reply) as url, pytest.raises(SystemExit) as end:
-        batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency="3")
+        batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency=3)
     assert end.value.code == 1
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == list(range(1, 9))
@@ -314,7 +314,7 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
         return 200, {}, envelope("x")
 
     with pretended(dies) as url, pytest.raises(batch_client.ServerGoneError, match="does not answer"):
-        batch.main(str(source), str(output), url=url, concurrency="2", temperature="0")
+        batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
     kept = (tmp_path / "out.jsonl.partial").read_bytes()
     assert kept.count(b"\n") == 10
     assert not output.exists()
@@ -361,7 +361,7 @@ def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypat
         return 200, {}, envelope("x")
 
     with pretended(reply) as url:
-        batch.main(str(source), str(output), url=url, concurrency="3")
+        batch.main(str(source), str(output), url=url, concurrency=3)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
 
 
@@ -396,7 +396,7 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
-        ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency no is not a number"),
+        ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
         ("--input in.jsonl --output o --url http://h -- --dtype half", "a server has its own template and engine"),
     ],
 )  # fmt: skip

@@ -267,11 +267,11 @@ def test_other_settings_begin_anew_and_results_are_not_written_over(tmp_path: Pa
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (["--skip", "harm,speed"], "--skip speed: there is no such part; there are quality, repetition"),
+        (["--skip", "harm,speed"], "--skip: speed is not one of quality, repetition"),
         (["--text_template", "title"], "names no field"),
         (["--word_lists", "nowhere"], "nowhere has neither en.txt nor zh.txt"),
-        (["--num_workers", "0"], "0 is no whole number of 1 or more"),
-        (["--lang", "code"], "unrecognized arguments: --lang code"),
+        (["--num_workers", "0"], "'0' is not a whole number of 1 or more"),
+        (["--lang", "code"], "unknown option --lang; did you mean --language?"),
         (["--executor", "slurm"], "--executor slurm needs --slurm_partition"),
         (["--slurm_option", "account"], "--slurm_option account is no KEY=VALUE"),
     ],

@@ -121,10 +121,13 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode write --file_path a.txt --save_prefix o --tokenizer_path no", "no is not a folder"),
         ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is no file"),
         ("--mode write --file_path a.md --save_prefix o --tokenizer_path T", "a.md is not .jsonl, .json, .txt"),
-        ("--mode write --seq_len 9", "unrecognized arguments: --seq_len 9"),
-        ("--mode write --seq_length 7", "7 is no whole number of 8 or more"),
+        ("--mode write --seq_len 9", "unknown option --seq_len; did you mean --seq_length?"),
+        ("--mode write --seq_length 7", "--seq_length: '7' is not a whole number of 8 or more"),
         ("--mode build", "invalid choice: 'build'"),
-        ("--mode merge --merge_path_prefix [open('x')] --new_path_prefix o", "is no list of str"),
+        (
+            "--mode merge --merge_path_prefix ['open'('x')] --new_path_prefix o",
+            "--merge_path_prefix takes a list of text",
+        ),
         ("--mode merge --merge_path_prefix a,b --merge_path_type 0,-1 --new_path_prefix o", "-1"),
     ],
 )
