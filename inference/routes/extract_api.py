@@ -136,14 +136,14 @@ class Asking(NamedTuple):
         return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
-        return grammar(self.form, self.kinds, self.model.prompt.lead)
+        return grammar(self.form, self.kinds, self.model.encoder.lead)
 
     async def windows(self, text: str, limit: int | None) -> list[Span]:
         """The windows of a text, by the length of texts that the model knows, or of `limit` tokens at most.
 
         Raises ValueError where the question alone fills the context.
         """
-        prompt = self.model.prompt
+        encoder = self.model.encoder
         question_tokens = len(await self.model.ids(self.messages("")))
         room = int((self.model.context - question_tokens) * WINDOW_SHARE)
         if room < 1:
@@ -152,7 +152,7 @@ class Asking(NamedTuple):
             )
         usual = None if limit else self.characters
         limit = min(limit or (room if usual else WINDOW_TOKENS), room)
-        return await unhurried(len(text), windows, text, lambda window: len(prompt.text_ids(window)), limit, usual)
+        return await unhurried(len(text), windows, text, lambda window: len(encoder.text_ids(window)), limit, usual)
 
 
 def asking_of(request: ExtractRequest, model: Served) -> Asking:

@@ -25,7 +25,7 @@ class Served(NamedTuple):
     """A model as requests name it."""
 
     name: str | None  # None: the base
-    prompt: PromptEncoder
+    encoder: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
     longest: int  # characters of the longest piece of its vocabulary
@@ -38,7 +38,7 @@ class Served(NamedTuple):
         """
         if (characters := length(messages)) > self.context * self.longest:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = self.prompt.prompt(messages)
+        ids = self.encoder.prompt(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
@@ -64,7 +64,7 @@ class Served(NamedTuple):
         """Text of an answer's ids behind its prompt, as vLLM streams it: leading space kept, no half characters."""
         from tokenizers.decoders import DecodeStream
 
-        words = self.prompt.tokenizer.backend_tokenizer
+        words = self.encoder.tokenizer.backend_tokenizer
         stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
         text = ""
         for index in ids:
@@ -122,11 +122,9 @@ class ServedModels:
     def with_adapter(self, name: str, folder: str) -> Served:
         """The model that an adapter's folder makes of the base."""
         check_adapter(name, folder, self.folder)
-        prompt, base = adapter_prompt(folder, self.base.prompt), self.base
+        encoder, base = adapter_prompt(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
-        return Served(
-            name, prompt, extraction, base.context, longest_piece(prompt), ends(prompt, base.prompt.tokenizer)
-        )
+        return served(name, encoder, extraction, base.context, base.encoder.tokenizer)
 
     async def looked_for(self, name: str) -> Any:
         """What vLLM's resolvers find under a name that is not loaded; they look where the administrator told them to.
@@ -146,23 +144,24 @@ class ServedModels:
 async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
     """The base and the adapters of --lora-modules, once the engine stands; ValueError where one cannot be asked."""
     tokenizer = engine_client.get_tokenizer()
-    prompt = PromptEncoder(tokenizer, part("load_chat_template")(args.chat_template))
+    encoder = PromptEncoder(tokenizer, part("load_chat_template")(args.chat_template))
     context = engine_client.model_config.max_model_len
     extraction = read_extraction(args.model)
-    base = Served(None, prompt, extraction, context, longest_piece(prompt), ends(prompt, tokenizer))
+    base = served(None, encoder, extraction, context, tokenizer)
     models = ServedModels(base, args.model, state.openai_serving_models)
     for name in list(models.models.lora_requests):
         await models.named(name)
     return models
 
 
-def longest_piece(prompt: PromptEncoder) -> int:
-    return max(map(len, prompt.tokenizer.get_vocab()))
-
-
-def ends(prompt: PromptEncoder, engine_tokenizer: Any) -> list[int]:
-    """Ids that end a model's answers, without the EOS on which vLLM stops by itself."""
-    return [index for index in prompt.stop_ids if index != engine_tokenizer.eos_token_id]
+def served(
+    name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
+) -> Served:
+    """A model as requests name it; engine_tokenizer: the one on whose EOS vLLM stops by itself."""
+    encoder.text_ids("")  # makes the encoder's copy of the tokenizer now rather than with the first request
+    longest = max(map(len, encoder.tokenizer.get_vocab()))
+    ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]
+    return Served(name, encoder, extraction, context, longest, ends)
 
 
 async def model_named(request: Request, name: str | None) -> Served:

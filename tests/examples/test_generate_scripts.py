@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
@@ -18,7 +19,7 @@ def test_pretraining_cases_are_decoded_as_published(
     assert done.stdout.count("[17/17] reasoning") == 1
     case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
     base = model_loading.load(str(tiny_checkpoint))
-    ids = text_generation.plain_ids(base.tokenizer, case["text"])
+    ids = base.encoder.plain(case["text"])
     answer = text_generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
     assert (
         f"[1/17] translation\n> {case['text']}\n{answer.text}\n  ({answer.ending}: {answer.new_tokens} tokens"
@@ -35,7 +36,7 @@ def test_text_is_continued_line_by_line(tiny_checkpoint: Path, run_script: RunSc
     )  # fmt: skip
     base = model_loading.load(str(tiny_checkpoint))
     for text in ("Ann was born in", "山水"):
-        ids = text_generation.plain_ids(base.tokenizer, text)
+        ids = base.encoder.plain(text)
         assert text_generation.generate(base, ids, Decoding(12)).text in done.stdout
     assert "error: the prompt has" in done.stderr
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
@@ -61,7 +62,7 @@ def test_an_adapter_answers_instructions_with_its_own_template(
         "examples/generate_lora.py", *arguments, "--lora_weights", adapter, "--interactive", input="Translate.\n山水\n"
     )
     tuned = model_loading.load(str(tiny_checkpoint), str(adapter))
-    ids = text_generation.prompt_ids(tuned.tokenizer, "Translate.", "山水")
+    ids = tuned.encoder.prompt(one_turn("Translate.", "山水"))
     assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8

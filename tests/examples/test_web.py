@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript, free_port
 from demo_pages import model_loading, text_generation, web_page
 from demo_pages.text_generation import Decoding
@@ -103,7 +104,7 @@ def test_an_instruction_is_answered_as_by_the_library(tuned_demo: str, page: Any
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = text_generation.prompt_ids(loaded.tokenizer, instruction, text)
+    ids = loaded.encoder.prompt(one_turn(instruction, text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function("document.querySelector('#answer textarea').value === ''")
@@ -135,7 +136,7 @@ def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, 
     page.get_by_role("button", name="Extract", exact=True).click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = text_generation.prompt_ids(loaded.tokenizer, "List: person, place, organisation", text)
+    ids = loaded.encoder.prompt(one_turn("List: person, place, organisation", text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     assert page.locator("#found").is_visible()
 
@@ -155,7 +156,7 @@ def test_continuation_can_be_stopped(pretrained_demo: str, page: Any, tiny_check
     page.get_by_role("button", name="生成").click()
     wait_for(page, "已在 16 个词元处截断")
     loaded = model_loading.load(str(tiny_checkpoint))
-    ids = text_generation.plain_ids(loaded.tokenizer, "Ann was born in")
+    ids = loaded.encoder.plain("Ann was born in")
     answer = text_generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
     assert box(page, "answer").input_value() == answer.text
 

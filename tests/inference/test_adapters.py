@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
-from prompting.prompt_ids import Prompt, one_turn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_bridge.cpu_adapters import expand, product, rows_by_slot, shrunk
 
@@ -47,7 +47,7 @@ def answers(folder: Path) -> list[Told]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
-        asked = Prompt(words).ids(one_turn(*question))
+        asked = PromptEncoder(words).prompt(one_turn(*question))
         prompt = torch.tensor([asked])  # (1, tokens) int64
         with torch.inference_mode():
             out = model.generate(
@@ -240,4 +240,4 @@ def test_an_adapters_own_end_token_ends_its_answers(
     parameters = {"num_beams": 2, "max_tokens": TOKENS}
     status, answer = adapter_server.post("/generate", body(1, "ends") | {"parameters": parameters})
     assert status == 400
-    assert answer["error"].startswith("beam search knows the base's end token alone, not this adapter's")
+    assert answer["error"].startswith("beam search knows the base's end token alone")

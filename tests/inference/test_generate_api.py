@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from instruction_rows import encoded
-from prompting.prompt_ids import Prompt, one_turn
 from routes.generate_api import GenerateAnswer
 from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +55,9 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
     """The same number of tokens and the same text, up to where the bytes of a random model are no UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(one_turn(instruction, input)), tokens=32)
+        text, tokens = greedy(
+            model, tokenizer, PromptEncoder(tokenizer).prompt(one_turn(instruction, input)), tokens=32
+        )
         readable = text.partition("\ufffd")[0]
         assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
@@ -97,7 +99,7 @@ def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
 def test_without_a_length_the_answer_gets_the_default_or_what_is_left(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
-    left = CONTEXT - len(Prompt(tokenizer).ids(one_turn(long)))
+    left = CONTEXT - len(PromptEncoder(tokenizer).prompt(one_turn(long)))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left
 
@@ -261,7 +263,7 @@ def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_chec
         None  # vLLM lets a beam end in any of its candidates, transformers in the best
     )
     for instruction, input in QUESTIONS[:2]:
-        ids = Prompt(tokenizer).ids(one_turn(instruction, input))
+        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=3, max_new_tokens=10,
@@ -283,7 +285,7 @@ def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokeniz
         {"role": "user", "content": "写出首都", "input": None},
     ]
     status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
-    ids = Prompt(tokenizer).ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
+    ids = PromptEncoder(tokenizer).prompt([{**turn, "input": turn.get("input") or ""} for turn in talk])
     _, said = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
     assert (status, answer["generated_text"]) == (200, said["choices"][0]["text"])
     alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)
