@@ -39,7 +39,8 @@ def test_a_template_that_refuses_and_a_full_context_are_one_line(base: Checkpoin
 def test_generation_stops_at_the_templates_end_of_turn(base: Checkpoint) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base.tokenizer.name_or_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    template += "{{ 'assistant: ' if add_generation_prompt }}"
     checkpoint = base._replace(encoder=PromptEncoder(tokenizer, template))
     ends = text_generation.generation_config(checkpoint, [1], Decoding()).eos_token_id
     assert ends == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
