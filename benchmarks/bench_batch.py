@@ -87,7 +87,7 @@ def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -
     tokens = 0
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        ids = [{"prompt_token_ids": prompt.ids(one_turn(row["instruction"]))} for row in part]
+        ids = [{"prompt_token_ids": prompt.prompt(one_turn(row["instruction"]))} for row in part]
         params = [SamplingParams(**row["parameters"]) for row in part]
         tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
     return tokens
@@ -148,7 +148,7 @@ def main(
         done = []
         with OfflineEngine(args) as engine:
             llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            prompt = engine.models.base.prompt
+            prompt = engine.models.base.encoder
             for number in range(rounds + 1):
                 asked = make_rows(source, rows, tokens, number)
                 ways: dict[str, Callable[[], int]] = {

@@ -125,7 +125,9 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).ids_now(instruction) == asked[0]
     if isinstance(example, str):  # only where the ids of an earlier turn could not match
         assert example.startswith(REWRITES)
-        assert (template, len(places) > 1) == ("mistral-v3", True) or template == "qwen3"
+        assert len(places) > 1
+        thinks = any("</think>" in message["content"] for message in talk)
+        assert thinks if template == "qwen3" else (template, talk[0]) == ("mistral-v3", SYSTEM)
         return
     if example is None:
         return
@@ -143,17 +145,32 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
             assert after[: len(example.ids)] == example.ids
 
 
-@pytest.mark.parametrize("talk", CONVERSATIONS)
-def test_all_consumers_give_the_same_ids(tokenizer: Any, template: str, talk: list[dict[str, str]]) -> None:
-    check(tokenizer, talk, template)
+def test_all_consumers_give_the_same_ids(tokenizer: Any, template: str) -> None:
+    for talk in CONVERSATIONS:
+        check(tokenizer, talk, template)
 
 
-PIECES = ["a", "Dabe", " ", "山", "\n", ".", "</s>", "<|im_end|>", "🤖", "  ", "\ufdd0", "{{ x }}", "<think>", "[INST]"]
+PIECES = [
+    "a",
+    "Dabe",
+    " ",
+    "山",
+    "\n",
+    ".",
+    "</s>",
+    "<|im_end|>",
+    "🤖",
+    "  ",
+    "\ufdd0",
+    "{{ x }}",
+    "</think>",
+    "[INST]",
+]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
 def test_all_consumers_give_the_same_ids_for_any_text(tokenizer: Any, template: str) -> None:
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3))
     def holds(turns: list[tuple[str, str, str]]) -> None:
         check(tokenizer, [part for asked, more, said in turns for part in (user(asked, more), answer(said))], template)

@@ -141,14 +141,14 @@ class ExtractionPlan(NamedTuple):
         return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
-        return answer_grammar(self.form, self.types, self.model.prompt.lead)
+        return answer_grammar(self.form, self.types, self.model.encoder.lead)
 
     async def split(self, text: str, window_tokens: int | None) -> list[Span]:
         """Split a text into windows of the usual length of the model's texts, or of at most `window_tokens`.
 
         Raises ValueError if the instruction alone fills the context.
         """
-        prompt = self.model.prompt
+        prompt = self.model.encoder
         instruction_tokens = len(await self.model.ids(self.messages("")))
         room = int((self.model.context - instruction_tokens) * WINDOW_SHARE)
         if room < 1:

@@ -26,7 +26,7 @@ class ServedModel(NamedTuple):
     """A model that requests can name."""
 
     name: str | None  # None: the base
-    prompt: PromptEncoder
+    encoder: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
     longest_piece: int  # characters, of its vocabulary
@@ -39,7 +39,7 @@ class ServedModel(NamedTuple):
         """
         if (characters := text_length(messages)) > self.context * self.longest_piece:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = self.prompt.prompt(messages)
+        ids = self.encoder.prompt(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
@@ -65,7 +65,7 @@ class ServedModel(NamedTuple):
         """Return the text of an answer's ids as vLLM streams it: leading space kept, no incomplete characters."""
         from tokenizers.decoders import DecodeStream
 
-        tokenizer = self.prompt.tokenizer.backend_tokenizer
+        tokenizer = self.encoder.tokenizer.backend_tokenizer
         stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
         text = ""
         for index in ids:
@@ -125,10 +125,9 @@ class ServedModels:
     def adapter_model(self, name: str, folder: str) -> ServedModel:
         """Return the model of an adapter's folder on the base."""
         check_adapter(name, folder, self.folder)
-        prompt, base = adapter_prompt(folder, self.base.prompt), self.base
+        encoder, base = adapter_prompt(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
-        ends = end_ids(prompt, base.prompt.tokenizer)
-        return ServedModel(name, prompt, extraction, base.context, longest_piece(prompt), ends)
+        return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
 
     async def resolve_adapter(self, name: str) -> Any:
         """Return the LoRARequest that vLLM's resolvers find for a name that is not loaded.
@@ -151,22 +150,24 @@ async def served_models(engine_client: Any, state: Any, args: Any) -> ServedMode
     engine_client: vLLM's, ready; state: the application's; args: the server's arguments.
     """
     tokenizer = engine_client.get_tokenizer()
-    prompt = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
-    context, ends = engine_client.model_config.max_model_len, end_ids(prompt, tokenizer)
-    base = ServedModel(None, prompt, read_extraction(args.model), context, longest_piece(prompt), ends)
+    encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
+    context = engine_client.model_config.max_model_len
+    extraction = read_extraction(args.model)
+    base = make_served_model(None, encoder, extraction, context, tokenizer)
     models = ServedModels(base, args.model, state.openai_serving_models)
     for name in list(models.registry.lora_requests):
         await models.load(name)
     return models
 
 
-def longest_piece(prompt: PromptEncoder) -> int:
-    return max(map(len, prompt.tokenizer.get_vocab()))
-
-
-def end_ids(prompt: PromptEncoder, engine_tokenizer: Any) -> list[int]:
-    """Return the ids that end a model's answers, without the EOS on which vLLM stops by itself."""
-    return [index for index in prompt.stop_ids if index != engine_tokenizer.eos_token_id]
+def make_served_model(
+    name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
+) -> ServedModel:
+    """Return a model that requests can name; engine_tokenizer: the one on whose EOS vLLM stops by itself."""
+    encoder.text_ids("")  # copies the tokenizer now rather than with the first request
+    longest = max(map(len, encoder.tokenizer.get_vocab()))
+    ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]
+    return ServedModel(name, encoder, extraction, context, longest, ends)
 
 
 async def requested_model(request: Request, name: str | None) -> ServedModel:

@@ -74,14 +74,14 @@ def test_the_result_has_the_bases_template_and_stops_at_its_end_of_turn(
     instruct_base: Path, rows_file: Path, tmp_path: Path, run_script: RunScript, method: str
 ) -> None:
     out = tmp_path / "out"
-    run = command(instruct_base, rows_file, out, "--method", method, "--max_steps", 1, "--batch_size", 4)
+    run = command(instruct_base, rows_file, out, "--method", method, "--max_steps", 3, "--batch_size", 4)
     done = run_script("finetune/finetune.py", *run, "--micro_batch_size", 4)
     assert done.stdout.count("prompt template: ") == 1
     assert f"prompt template: the base's own, in {instruct_base}" in done.stdout
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == PUBLISHED["qwen"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end not in (GenerationConfig.from_pretrained(instruct_base).eos_token_id or [])
+    assert GenerationConfig.from_pretrained(instruct_base).eos_token_id == tokenizer.eos_token_id
     assert {end, tokenizer.eos_token_id} <= set(GenerationConfig.from_pretrained(out).eos_token_id)
     assert set(PromptEncoder(tokenizer).stop_ids) == {end, tokenizer.eos_token_id}
     if method == "lora":

@@ -242,4 +242,4 @@ def test_end_token_of_an_adapter_ends_its_answers(
     parameters = {"num_beams": 2, "max_tokens": TOKENS}
     status, answer = adapter_server.post("/generate", body(1, "ends") | {"parameters": parameters})
     assert status == 400
-    assert answer["error"].startswith("beam search stops at the base's end token only")
+    assert answer["error"].startswith("beam search stops at the base's EOS only")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import set_template
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from conftest import REPOSITORY
 from in_process import RunTool
 
@@ -41,13 +42,25 @@ def test_new_folder_has_the_template_and_the_same_weights(
     assert (model / "config.json").read_bytes() == before["config.json"]
 
 
+def test_template_that_ignores_an_input_is_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Every consumer appends the input to the content then."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ bos_token }}{{ messages[0].content }}")
+    set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
+    from transformers import AutoTokenizer
+
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(tmp_path / "out"))
+    assert encoder.text(one_turn("Which?", "this")) == "<s>Which?\n\nthis"
+
+
 BROKEN = {
-    "syntax": ("{{ bos_token", "cannot render these messages"),
+    "syntax": ("{{ bos_token", "cannot render"),
     "refusal": ("{{ raise_exception('no ' + messages[0].role) }}", "cannot render these messages: no user"),
-    "unknown name": ("{{ messages[0].content + missing }}", "cannot render these messages"),
+    "unknown name": ("{{ messages[0].content + missing }}", "cannot render"),
+    "changed input": ("{{ messages[0].content }}{{ messages[0].input | upper }}", "'input'"),
     "no content": ("{{ messages[0].input }}", "'content'"),
     "changed": ("{{ messages[0].content | upper }} {{ messages[0].input }}", "'content'"),
-    "forbidden": ("{{ messages.__class__.__mro__ }}", "cannot render these messages"),
+    "forbidden": ("{{ messages.__class__.__mro__ }}", "cannot render"),
 }
 
 
