@@ -80,5 +80,5 @@ def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path
     done = run_tool(
         SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", broken, "--output_dir", tmp_path / "out", status=2
     )
-    assert f"{broken / 'adapter_model.safetensors'} is cut off" in done.stderr
+    assert f"{broken / 'adapter_model.safetensors'} is damaged" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
