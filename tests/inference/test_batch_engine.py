@@ -49,7 +49,7 @@ def write_rows(path: Path, count: int, failing: bool = True) -> Path:
     return path
 
 
-class Run:
+class BatchProcess:
     """A run of batch.py in its own session."""
 
     def __init__(self, source: Path, output: Path, *options: object) -> None:
@@ -99,14 +99,14 @@ def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: Ru
     assert done.stderr == ""
 
     options = ("--url", server.url, "--concurrency", 3, *GREEDY)
-    assert Run(source, killed, *options).stop_after(20, signal.SIGKILL)[0] == -signal.SIGKILL
-    run = Run(source, killed, *options)
+    assert BatchProcess(source, killed, *options).stop_after(20, signal.SIGKILL)[0] == -signal.SIGKILL
+    run = BatchProcess(source, killed, *options)
     assert run.stop_after(60, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = run.partial.read_bytes()
     assert len(kept) > 5
     assert whole.read_bytes().startswith(kept)
     run.partial.write_bytes(kept[:-5])
-    status, stderr = Run(source, killed, *options).stop_after(100, signal.SIGINT)
+    status, stderr = BatchProcess(source, killed, *options).stop_after(100, signal.SIGINT)
     assert status == 130
     assert stderr.endswith("interrupted; the same command resumes the run\n")
     run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
@@ -153,7 +153,7 @@ def test_killed_offline_engine_leaves_no_process_and_is_resumed(
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 600)
     computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
-    run = Run(source, computed, *options, "--", "--max-num-seqs", 16)
+    run = BatchProcess(source, computed, *options, "--", "--max-num-seqs", 16)
     assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = run.partial.read_bytes()
     before = run.lines()
@@ -176,7 +176,7 @@ def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_scri
     run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
     draw = random.Random(3)
     for _ in range(20):
-        run = Run(source, killed, "--url", server.url, *GREEDY)
+        run = BatchProcess(source, killed, "--url", server.url, *GREEDY)
         time.sleep(draw.uniform(0.1, 1.5))
         run.process.kill()
         run.process.communicate()
@@ -195,7 +195,7 @@ def test_offline_engine_exits_cleanly_on_signals(tuned_checkpoint: Path, run_scr
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0
-        run = Run(source, output, "--model", tuned_checkpoint, *GREEDY)
+        run = BatchProcess(source, output, "--model", tuned_checkpoint, *GREEDY)
         status, stderr = run.stop_after(run.lines() + 50, number)
         assert status == 130
         assert stderr.endswith("interrupted; the same command resumes the run\n")
