@@ -122,7 +122,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         if content.strip():
             assert web_page.instruction_ids(demo, {}, content, given) == asked[0]
         instruction = GenerateRequest.model_validate({"instruction": content, "input": given}).conversation()
-        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).ids_now(instruction) == asked[0]
+        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == asked[0]
     if isinstance(example, str):  # only where the ids of an earlier turn could not match
         assert example.startswith(REWRITES)
         assert len(places) > 1
