@@ -18,7 +18,7 @@ precise=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --f
 GPUS=${GPUS:-$((gpus > 0 ? gpus : 1))}          # ranks on this machine
 PRECISION=${PRECISION:-$precise}                # bf16 (Ampere and later), fp16 (V100), fp32
 METHOD=${METHOD:-lora}                          # lora, qlora, full
-PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-}     # empty: the base's own, or alpaca where it has none
+PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-}  # empty: the base's own, or alpaca where it has none
 MIX=${MIX:-}                                    # proportions of several sources: zh=2,en=1
 EXTRACTION_PATH=${EXTRACTION_PATH:-}            # extraction.json; empty: the one beside the rows, if any
 CUTOFF_LEN=${CUTOFF_LEN:-512}                   # tokens of the longest row
