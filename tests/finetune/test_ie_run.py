@@ -103,7 +103,9 @@ def test_bad_input_is_named_before_anything_is_loaded(
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_command_refuses_missing_folder_and_unknown_option_with_one_line(tmp_path: Path, run_script: RunScript, rows_file: Path) -> None:
+def test_command_refuses_missing_folder_and_unknown_option_with_one_line(
+    tmp_path: Path, run_script: RunScript, rows_file: Path
+) -> None:
     arguments = ("--base_model", tmp_path / "gone", "--data_path", rows_file, "--output", tmp_path / "p.jsonl")
     done = run_script("finetune/ie_run.py", *arguments, status=2)
     assert done.stderr.startswith(f"error: {tmp_path / 'gone'} does not exist")
