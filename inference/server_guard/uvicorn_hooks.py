@@ -1,10 +1,11 @@
-"""uvicorn's private interfaces that this stage overrides or calls; tests/inference/test_uvicorn_hooks.py checks each.
+"""uvicorn's private interfaces that this stage uses; tests/inference/test_uvicorn_hooks.py checks each.
 
-| interface | reason |
-| --- | --- |
-| `HttpToolsProtocol.data_received`, `on_headers_complete`, `on_body`, `on_message_complete` (extended), `send_400_response` (called), `Config.http_protocol_class` (set) | the parser httptools has no limit on the bytes of a request's head or of a chunk's trailer, so a peer without a key could fill the memory; uvicorn's other parser, h11, has such a limit (vLLM's `--h11-max-incomplete-event-size`) |
-| `Server.should_exit`, `Server.force_exit` (set) | the only way to end a running server from its event loop; vLLM does the same |
-"""  # noqa: E501
+- HttpToolsProtocol: `data_received`, `on_headers_complete`, `on_body`, `on_message_complete` are extended,
+  `send_400_response` is called, and `Config.http_protocol_class` is set. The parser httptools has no limit on the bytes
+  of a request's head or of a chunk's trailer, so a client without a key could fill the memory. uvicorn's other parser,
+  h11, has such a limit (vLLM's --h11-max-incomplete-event-size).
+- Server: `should_exit` and `force_exit` are set, the only way to stop a running server from its event loop.
+"""
 
 from typing import Any
 
