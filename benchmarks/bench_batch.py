@@ -35,9 +35,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "inference"))
 
 import fire  # noqa: E402
-from batch import Tally  # noqa: E402
 from batch_runs.batch_file import AnswerFile  # noqa: E402
 from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
+from batch_runs.batch_run import BatchProgress  # noqa: E402
 from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
 
 CONTENDERS = ("batch", "all", "chunks")
@@ -69,25 +69,25 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
 def by_batch(engine: Any, source: Path, target: Path) -> int:
     """Answer the rows of a file as batch.py does; new tokens."""
     with AnswerFile(target, {"input": "of this round"}, overwrite=True) as file:
-        tally = Tally(file, None)
-        tally.start()
-        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), tally.take, file.full)
-        tally.bar.close()
+        progress = BatchProgress(file, None)
+        progress.start()
+        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), progress.write, file.is_full)
+        progress.bar.close()
         file.finish()
-    if tally.failed:
-        raise ValueError(f"{tally.failed} rows failed, see {target}")
-    return tally.tokens
+    if progress.failed:
+        raise ValueError(f"{progress.failed} rows failed, see {target}")
+    return progress.output_tokens
 
 
 def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
     """Answer the rows with LLM.generate, so many at a time; new tokens."""
-    from prompting.prompt_ids import one_turn
+    from chat_prompts.prompt_encoding import one_turn
     from vllm import SamplingParams
 
     tokens = 0
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        ids = [{"prompt_token_ids": prompt.ids(one_turn(row["instruction"]))} for row in part]
+        ids = [{"prompt_token_ids": prompt.prompt(one_turn(row["instruction"]))} for row in part]
         params = [SamplingParams(**row["parameters"]) for row in part]
         tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
     return tokens
@@ -138,9 +138,9 @@ def main(
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
-        from batch_runs.batch_engine import OfflineEngine, engine_settings
+        from batch_runs.batch_engine import OfflineEngine, engine_args
 
-        args = engine_settings(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
+        args = engine_args(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
         from vllm import LLM
 
         same = {"dtype": args.dtype, "enforce_eager": args.enforce_eager, "max_model_len": 512}
@@ -148,7 +148,7 @@ def main(
         done = []
         with OfflineEngine(args) as engine:
             llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            prompt = engine.models.base.prompt
+            prompt = engine.models.base.encoder
             for number in range(rounds + 1):
                 asked = make_rows(source, rows, tokens, number)
                 ways: dict[str, Callable[[], int]] = {

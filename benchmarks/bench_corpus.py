@@ -171,7 +171,7 @@ def main(
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     import sentencepiece
-    from corpus_building import text_encoding
+    from corpus_tokenizer.document_encoder import load_encoder
 
     shared = REPOSITORY.parent / "shared/data"
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
@@ -190,7 +190,7 @@ def main(
 
         def engine() -> Callable[[], object]:
             """As at the beginning of a run: it remembers what it has seen, and would be faster the second time."""
-            fast = text_encoding.load(tokenizer).engine.fast
+            fast = load_encoder(tokenizer).engine.fast
             return lambda: deque((fast.encode(text) for text in sample), maxlen=0)
 
         baselines: dict[str, Callable[[], Callable[[], object] | None]] = {

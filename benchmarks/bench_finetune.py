@@ -16,7 +16,7 @@ thread, float32, the same LoRA, about as many rows a step, the first --warm_up s
 - ours: finetune.py's trainer, and without each of its parts in turn: prefixes that rows have in common computed for
   each row (prefixes apart), rows of similar length padded (padded), the head at every place (whole head).
 
-Rows: CrossNER of ../shared/data/crossner as instructions, else the training rows of examples/demo_world.py. The model
+Rows: CrossNER of ../shared/data/crossner as instructions, else the rows of examples/make_demo.py world. The model
 is tiny and has LLaMA-2's vocabulary. What a head gains shrinks with the model: it is four fifths of the products with
 weights here, in LLaMA-2 7B 2 %; what shared prefixes gain does not. The last line is JSON; figures are medians over
 the rounds:
@@ -79,7 +79,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
 
     count, rows = settings["batch"] * (settings["warm_up"] + settings["steps"]), crossner_rows()
     if not rows:
-        world_builder.main(str(scratch / "world"), documents_per_language=10, rows=count + 100)
+        world_builder.make_world(str(scratch / "world"), documents_per_language=10, rows=count + 100)
         rows = read_jsonl(scratch / "world/train.jsonl")
     if len(rows) < count:
         raise ValueError(f"there are {len(rows)} rows, and {count} are wanted; lower --steps, --warm_up or --batch")

@@ -65,8 +65,8 @@ def random_base(folder: Path, shape: dict[str, Any], dtype: str = "float32") -> 
 
 def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma: float, block_size: int) -> np.ndarray:
     """A corpus of two sources of random ids, lognormal lengths; returns (samples,) lengths in tokens."""
-    from corpus_building import text_encoding
     from corpus_files.corpus import Corpus, CorpusWriter
+    from corpus_tokenizer.document_encoder import fingerprint
     from tokenizers import Tokenizer
 
     table = Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab(with_added_tokens=True)
@@ -84,7 +84,7 @@ def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma
     ]
     with CorpusWriter(prefix, len(table)) as writer:
         writer.add(ids, lengths, pieces)
-        tokenizer = {"fingerprint": text_encoding.fingerprint(table), "vocab_size": len(table)}
+        tokenizer = {"fingerprint": fingerprint(table), "vocab_size": len(table)}
         writer.finish(sources, tokenizer, {}, {}, block_size)
     return Corpus(prefix).lengths
 

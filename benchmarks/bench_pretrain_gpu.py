@@ -81,8 +81,8 @@ SETTINGS = {
     "sdpa-16-recomputed": Setting(16, options=RECOMPUTED),
     "sdpa-8-compiled": Setting(8, options=COMPILED),
     "flex-8": Setting(8, "flex_attention"),
-    "by-sample-8": Setting(8, "sdpa_by_sample"),
-    "by-sample-liger-16": Setting(16, "sdpa_by_sample", LIGER),
+    "by-sample-8": Setting(8, "sdpa_by_segment"),
+    "by-sample-liger-16": Setting(16, "sdpa_by_segment", LIGER),
     "flash-8": Setting(8, FLASH),
     "flash-16": Setting(16, FLASH),
     "liger-8": Setting(8, options=LIGER),
@@ -116,7 +116,7 @@ class Gpu:
     @property
     def peak(self) -> float | None:
         """Dense 16-bit TFLOP/s, by plan.py's table."""
-        from plan import SPEEDS
+        from pretraining.memory_estimate import SPEEDS
 
         return next((peak / 1e12 for kind, (peak, _) in SPEEDS.items() if kind in self.name.lower()), None)
 

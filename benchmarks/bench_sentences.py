@@ -1,4 +1,4 @@
-"""Where sentences end: the compiled pattern of segmentation.py against ICU, by speed and by labels made by hand.
+"""Compare the patterns of sentence_ends/ with ICU: speed, and precision and recall on texts labelled by hand.
 
     python benchmarks/bench_sentences.py
     python benchmarks/bench_sentences.py --megabytes 100 --rounds 15
@@ -11,7 +11,7 @@ tests/pretrain/labelled_sentences.txt; some of the pattern's rules were made wit
 
 - mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text a CPU second, median over the rounds}};
 - vs_icu, vs_icu_suppressions: {en, zh: auto's rate divided by theirs, median over the rounds};
-- precision, recall, f1: {english, chinese, mixed, code: {engine: share}}; mixed has no language of its own but auto.
+- precision, recall, f1: {en, zh, mixed, code: {engine: share}}; mixed has no language of its own but auto.
 """
 
 import json
@@ -27,11 +27,11 @@ import fire
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
-from corpus_building import sentences  # noqa: E402
+from sentence_ends.sentence_boundaries import sentence_ends  # noqa: E402
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
-LANGUAGE = {"english": "english", "chinese": "chinese", "mixed": "auto", "code": "code"}  # of a kind of labelled text
-CORPORA = {"en": "english", "zh": "chinese"}
+LANGUAGE = {"en": "en", "zh": "zh", "mixed": "auto", "code": "code"}  # of a kind of labelled text
+CORPORA = ("en", "zh")
 Finder = Callable[[str], list[int]]
 
 
@@ -74,14 +74,14 @@ def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, flo
 def engines(language: str) -> dict[str, Finder]:
     """The finders for texts of a language; those of ICU only where it is installed."""
     found: dict[str, Finder] = {
-        "auto": lambda text: sentences.sentence_ends(text, "auto"),
-        "language": lambda text: sentences.sentence_ends(text, language),
+        "auto": lambda text: sentence_ends(text, "auto"),
+        "language": lambda text: sentence_ends(text, language),
     }
     try:
         from icu4py.breakers import SentenceBreaker
     except ImportError:
         return found
-    locale = "zh" if language == "chinese" else "en"
+    locale = "zh" if language == "zh" else "en"
 
     def icu(name: str) -> Finder:
         # Positions are UTF-16 units: the same as characters in the labelled texts, and for speed they do not matter.
@@ -96,7 +96,7 @@ def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
     if file.is_file():
         texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
     else:
-        texts = ["\n".join(text for text, _ in labelled()[CORPORA[name]])]
+        texts = ["\n".join(text for text, _ in labelled()[name])]
     chosen, size = [], 0
     for text in cycle(texts):
         chosen.append(text)
@@ -136,8 +136,8 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "", **unknown:
     result |= {name: {} for name in ("precision", "recall", "f1")}
 
     print(f"{'':24}" + "".join(f"{name:>18}" for name in columns))
-    for corpus, language in CORPORA.items():
-        rows = rates(documents(folder, corpus, megabytes), engines(language), rounds)
+    for corpus in CORPORA:
+        rows = rates(documents(folder, corpus, megabytes), engines(corpus), rounds)
         speed = {name: median(row[name] for row in rows) if name in rows[0] else None for name in columns}
         result["mb_per_cpu_s"][corpus] = rounded(speed)
         for name in ("icu", "icu_suppressions"):

@@ -1,17 +1,17 @@
-"""Continue text with a pretrained model (no template): the published cases, or your own lines.
+"""Continue text with a pretrained model: the published cases, or your own lines.
 
     python examples/generate_finetune.py --base_model quickstart/pretrained
     python examples/generate_finetune.py --base_model quickstart/pretrained --interactive --num_beams 1
     python examples/generate_finetune.py --base_model checkpoints/13b --multi_gpu --allocate [10,10,10]
 
-Decoding, where no option says otherwise, is the published one: 3 beams, repetition penalty 1.6, 512 new tokens.
---allocate is in GiB, one number for each GPU.
+The default decoding is the published one: 3 beams, repetition penalty 1.6, 512 new tokens.
 """
 
 from command_line.fire_commands import run
 
 import logging
 
+from chat_prompts.prompt_encoding import PromptEncoder
 from demo_pages import console, model_loading, text_generation
 
 
@@ -22,7 +22,7 @@ def main(
     allocate: list[int] | None = None,
     **options: object,
 ) -> None:
-    """Print what the model makes of examples/cases/pretraining.json, or of the lines that are typed.
+    """Print the model's continuation of the texts in examples/cases/pretraining.json, or of typed lines.
 
     Args:
         base_model: a checkpoint folder.
@@ -33,10 +33,10 @@ def main(
             --do_sample, --temperature, --top_p, --top_k.
     """
     suite = console.read_cases("pretraining")
-    how = console.settle(suite, options)
+    how = console.check_decoding(suite, options)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     if interactive:
-        console.converse(checkpoint, how, ("Text to continue",), text_generation.plain_ids)
+        console.converse(checkpoint, how, ("Text to continue",), PromptEncoder.plain)
     else:
         console.run_cases(checkpoint, suite, options)
 

@@ -3,7 +3,7 @@
     python examples/generate_finetune_web.py --base_model quickstart/pretrained
     python examples/generate_finetune_web.py --base_model checkpoints/13b --multi_gpu --allocate [10,10,10]
 
-Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
+Then open http://127.0.0.1:7860. --server_name 0.0.0.0 accepts other machines; --share_gradio makes the page public.
 """
 
 from command_line.fire_commands import run
@@ -31,16 +31,16 @@ def main(
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         server_name: the address to listen on.
         server_port: its port.
-        share_gradio: ask Gradio for a public address.
-        language: of the page at first, en or zh.
-        options: decoding that the page begins with, the options of generate_finetune.py.
+        share_gradio: let Gradio's servers give the page a public address.
+        language: initial language of the page, en or zh.
+        options: initial decoding settings of the page, the options of generate_finetune.py.
     """
     suites = {"pretraining": console.read_cases("pretraining")}
     streamed = {**suites["pretraining"], "decoding": suites["pretraining"]["decoding"] | {"num_beams": 1}}
-    start = console.settle(streamed, options)
-    web_page.check(server_name, server_port, language)
+    start = console.check_decoding(streamed, options)
+    web_page.check_options(server_name, server_port, language)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
-    page = web_page.build(checkpoint, False, start, suites, language)
+    page = web_page.build_page(checkpoint, False, start, suites, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 
 

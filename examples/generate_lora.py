@@ -1,17 +1,18 @@
-"""Instruct a tuned model, through the chat template of its checkpoint: published cases, extraction cases, your own.
+"""Ask an instruction-tuned model: the published cases, extraction cases, or your own instructions.
 
     python examples/generate_lora.py --base_model quickstart/merged --run_ie_cases
     python examples/generate_lora.py --base_model quickstart/recovered --lora_weights quickstart/adapter --interactive
     python examples/generate_lora.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit \
         --run_general_cases
 
-Without --lora_weights the base model is a merged one.
+Prompts are rendered with the chat template of the adapter or checkpoint.
 """
 
 from command_line.fire_commands import run
 
 import logging
 
+from chat_prompts.prompt_encoding import one_turn
 from demo_pages import console, model_loading, text_generation
 
 
@@ -26,7 +27,7 @@ def main(
     allocate: list[int] | None = None,
     **options: object,
 ) -> None:
-    """Print the model's answers to one suite of examples/cases, or to instructions that are typed.
+    """Print the model's answers to one suite of examples/cases, or to typed instructions.
 
     Args:
         base_model: a checkpoint folder.
@@ -41,13 +42,14 @@ def main(
             --do_sample, --temperature, --top_p, --top_k.
     """
     if [run_ie_cases, run_general_cases, interactive].count(True) != 1:
-        raise ValueError("say what to run: exactly one of --run_ie_cases, --run_general_cases and --interactive")
+        raise ValueError("give exactly one of --run_ie_cases, --run_general_cases and --interactive")
     suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
-    how = console.settle(suite, options)
+    how = console.check_decoding(suite, options)
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
-        console.converse(checkpoint, how, ("Instruction", "Input (may be empty)"), text_generation.prompt_ids)
+        questions = ("Instruction", "Input (may be empty)")
+        console.converse(checkpoint, how, questions, lambda encoder, *texts: encoder.prompt(one_turn(*texts)))
     else:
         console.run_cases(checkpoint, suite, options)
 

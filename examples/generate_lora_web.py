@@ -3,7 +3,7 @@
     python examples/generate_lora_web.py --base_model quickstart/merged
     python examples/generate_lora_web.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit
 
-Then open http://127.0.0.1:7860. --server_name 0.0.0.0 lets other machines in; --share_gradio makes it public.
+Then open http://127.0.0.1:7860. --server_name 0.0.0.0 accepts other machines; --share_gradio makes the page public.
 """
 
 from command_line.fire_commands import run
@@ -28,23 +28,23 @@ def main(
     """Serve the page of an instruction-tuned model.
 
     Args:
-        base_model: a checkpoint folder; without lora_weights a merged one.
+        base_model: a checkpoint folder; an instruction-tuned one where lora_weights is not given.
         lora_weights: an adapter folder for it.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         server_name: the address to listen on.
         server_port: its port.
-        share_gradio: ask Gradio for a public address.
-        language: of the page at first, en or zh.
-        options: decoding that the page begins with, the options of generate_lora.py.
+        share_gradio: let Gradio's servers give the page a public address.
+        language: initial language of the page, en or zh.
+        options: initial decoding settings of the page, the options of generate_lora.py.
     """
-    start = console.settle({"decoding": {}}, options)
-    web_page.check(server_name, server_port, language)
+    start = console.check_decoding({"decoding": {}}, options)
+    web_page.check_options(server_name, server_port, language)
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     suites = {name: console.read_cases(name) for name in ("general", "ie")}
-    page = web_page.build(checkpoint, True, start, suites, language)
+    page = web_page.build_page(checkpoint, True, start, suites, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 
 

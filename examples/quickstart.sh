@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The main job from end to end, on two cores without a GPU: raw text -> corpus -> ZeRO-3 pretraining on two ranks -> weight
-# diff and recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Every command is shown before it runs.
+# The whole pipeline on two cores without a GPU: raw text -> corpus -> ZeRO-3 pretraining on two ranks -> weight diff and
+# recovery -> LoRA -> merge -> held-out F1 -> vLLM -> curl. Every command is printed before it runs.
 #
-#   bash examples/quickstart.sh                       some 15 minutes, after the set-up
-#   DATA=texts.jsonl bash examples/quickstart.sh      your own text in the mix ({"text": …} a line)
+#   bash examples/quickstart.sh                       about 15 minutes after the set-up
+#   DATA=texts.jsonl bash examples/quickstart.sh      with your own text in the corpus ({"text": …} a line)
 #   SHORT=1 OUT=short bash examples/quickstart.sh     every step in its shortest form; the scores then mean nothing
 #
-# Run it again and it goes on where it stopped: a step whose result is there is not redone. OUT (quickstart) takes the
-# results, PORT (8090) the server, SEED (0) the draw of the world and of the weights.
+# After an interruption, run it again: steps whose result exists are skipped. OUT is the folder of the results
+# (quickstart), PORT the server's port (8090), SEED the seed of the data and of the weights (0).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
-# The world, the model and how long it learns. What takes the time is learning to copy names that were never seen. It goes
-# with how few different parts names have, with how sharply positions nearby differ (hence the small RoPE base: texts are
-# short), with the width of the attention heads, and with the number of steps (hence small batches). LoRA takes the output
-# matrix, too: the answers have JSON's tokens in places where the pretraining text never had them.
+# Sizes of the data and the model, and lengths of the runs. Most of the time goes into learning to copy unseen names. That
+# is faster when names have few different parts, when close positions differ clearly (small RoPE base, since texts are
+# short), with wide attention heads, and with many steps (small batches). LoRA also adapts the output matrix, since answers
+# have JSON tokens at positions where the pretraining text has none.
 people=2400 documents=40000 rows=16000 heldout=200 real_megabytes=0.15
 vocabulary=1200 width=192 layers=3 heads=3 feed_forward=384
 rope_theta=100
@@ -31,33 +31,33 @@ bash tools/setup.sh
 PATH=$(cd "${VENV:-.venv}/bin" && pwd):$PATH
 export PATH
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning
-nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # or DeepSpeed says at every start that it found no GPU
+nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 mkdir -p "$OUT"
-# A folder of its own for what DeepSpeed compiles: a stale lock in the shared one would hang it.
+# DeepSpeed compiles into a folder of this run, since it hangs on a stale lock in the shared one.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
-# --- how steps run ----------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------------------
 
 fail() { echo "quickstart: $*" >&2; exit 2; }
 
 started=$SECONDS
 headline() { printf '\n\033[1m[%2d:%02d] %s\033[0m\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
 
-# step RESULT COMMAND…: runs the command unless its result is there; scripts write their result whole or not at all.
+# step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically.
 step() {
     local result=$1 begun=$SECONDS
     shift
-    if [ -e "$result" ]; then echo "  $result is there already"; return; fi
+    if [ -e "$result" ]; then echo "  $result exists already"; return; fi
     printf '  $ %s\n' "$*"
-    "$@" 2>&1 | sed -u 's/^/    /' || fail "$result was not made, for the reason above; the same command goes on from here"
+    "$@" 2>&1 | sed -u 's/^/    /' || fail "$result was not made, for the reason above; run the same command again to continue from here"
     printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
 }
 
-# seal FOLDER PARENTS: hashes and parents of a checkpoint, written last.
+# seal FOLDER PARENTS: writes checkpoint.json, with hashes and parents.
 seal() { step "$1/checkpoint.json" python tools/checkpoint.py seal "$1" --parents "$2"; }
 
-# shown FILE COMMAND…: what a command prints, on the screen and in a file that appears when the command has ended.
+# shown FILE COMMAND…: prints the command's output and writes it to FILE when the command has ended.
 shown() {
     local file=$1
     shift
@@ -67,12 +67,12 @@ shown() {
 
 settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, documents $documents, rows $rows, model $width x $layers"
 [ "$(cat "$OUT/settings" 2> /dev/null || echo "$settings")" = "$settings" ] \
-    || fail "$OUT was made with other settings ($(cat "$OUT/settings")); name another folder with OUT=…, or remove it"
+    || fail "$OUT was made with other settings ($(cat "$OUT/settings")); give another folder with OUT=…, or remove it"
 echo "$settings" > "$OUT/settings"
 
-# --- the job ----------------------------------------------------------------------------------------------------------
+# --- the pipeline ----------------------------------------------------------------------------------------------------------
 
-headline "1/9  A small world, a tokenizer and a raw base model"
+headline "1/9  Data about a small made-up world, a tokenizer and a random base model"
 step $OUT/world python examples/make_demo.py world --output_dir $OUT/world --people $people --seed "$SEED" \
     --documents_per_language $documents --rows $rows --heldout_rows $heldout --real_megabytes $real_megabytes \
     --data_path "$DATA" --template_path finetune/templates/alpaca.jinja
@@ -85,7 +85,7 @@ step $OUT/base python examples/make_demo.py model --tokenizer_path $OUT/tokenize
     --intermediate_size $feed_forward --initializer_range 0.04 --rope_theta $rope_theta --seed "$SEED"
 seal $OUT/base ""
 
-headline "2/9  One memory-mapped corpus for each source, merged"
+headline "2/9  One memory-mapped corpus for each source; the corpora merged"
 for source in en zh real; do
     step $OUT/corpus/$source.json python pretrain/preprocess.py --mode write --file_path $OUT/world/$source.jsonl \
         --save_prefix $OUT/corpus/$source --tokenizer_path $OUT/tokenizer --seq_length 256
@@ -103,10 +103,10 @@ OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json 
     --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \
     --learning_rate $pretrain_rate --block_size $pretrain_block --weight_decay 0 --save_steps 0.5 \
     --save_total_limit 1 --logging_steps $log_every --report_to none --seed "$SEED" "${resume[@]}"
-rm -rf "$OUT"/pretrained/checkpoint-* # what a stopped run would have gone on from
+rm -rf "$OUT"/pretrained/checkpoint-* # only needed to resume
 seal $OUT/pretrained $OUT/base
 
-headline "4/9  The trained weights as a diff to the base, and back"
+headline "4/9  The trained weights as a diff to the base, and recovered from it"
 step $OUT/diff python tools/weight_diff.py make_diff --path_raw $OUT/base --path_tuned $OUT/pretrained --path_diff $OUT/diff
 step $OUT/recovered python tools/weight_diff.py recover --path_raw $OUT/base --path_diff $OUT/diff --path_tuned $OUT/recovered
 seal $OUT/recovered $OUT/base
@@ -126,14 +126,14 @@ headline "6/9  The adapter merged into the model"
 step $OUT/merged python tools/weight_diff.py merge --path_zhixi $OUT/recovered --path_lora $OUT/adapter --path_sfted $OUT/merged
 seal $OUT/merged $OUT/recovered,$OUT/adapter
 
-headline "7/9  Held-out extraction, before and after tuning: none of its names occurs in training"
+headline "7/9  Extraction on held-out rows before and after tuning; their names do not occur in training"
 for model in recovered merged; do
     step $OUT/answers-$model.jsonl python finetune/ie_run.py --base_model $OUT/$model --data_path $OUT/world/heldout.jsonl \
         --prompt_template_name alpaca --output $OUT/answers-$model.jsonl --batch_size 100 --max_new_tokens 128
     step $OUT/scores-$model.json python finetune/ie_eval.py --predictions $OUT/answers-$model.jsonl --output $OUT/scores-$model.json
 done
 
-headline "8/9  vLLM serves the model, curl asks it"
+headline "8/9  Serve the model with vLLM, ask it with curl"
 # ask: starts the server, waits for it, curls /generate with a held-out row, stops the server.
 ask() {
     python -c 'import json, sys
@@ -157,13 +157,13 @@ print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/
 }
 step $OUT/answer.json ask
 
-headline "9/9  What came out"
+headline "9/9  Summary"
 python examples/make_demo.py summary --folder "$OUT"
 cat << EOF
 
-Play with it:
+Try the model:
   python examples/generate_lora_web.py --base_model $OUT/merged          the demo in a browser
   python examples/generate_lora.py --base_model $OUT/merged --interactive
-  python inference/launch_vllm.py --model $OUT/merged --port $PORT          the server that was just asked
+  python inference/launch_vllm.py --model $OUT/merged --port $PORT          the server of step 8
   (after: source ${VENV:-.venv}/bin/activate)
 EOF

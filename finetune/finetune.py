@@ -7,6 +7,8 @@
 The folder it writes is an adapter with everything that belongs to it: weights, tokenizer, chat_template.jinja (the
 prompt format travels with the weights), extraction.json where given, run.json, the loss as train_log.jsonl and PNG.
 The loss of a step is the mean over all supervised tokens of the global batch, whatever the micro batches and ranks.
+SIGTERM ends a run after the current step with a checkpoint and exit status 143; the same command with
+--resume_from_checkpoint True resumes it.
 """
 
 from command_line.command_errors import run_command
@@ -14,36 +16,34 @@ from command_line.trainer_options import help_text
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source, find_sources
-from instruction_tuning.ranks import is_first, launched, part
+from chat_prompts.prompt_encoding import PromptEncoder
+from instruction_data.data_sources import Source, find_sources
+from instruction_data.named_templates import choose_template, load_template
 from instruction_tuning.tuning_data import Data, arrange, encode_all, questions
-from instruction_tuning.tuning_log import TuningLog, decoded, describe, draw_lengths
 from instruction_tuning.tuning_options import TuningOptions
+from instruction_tuning.tuning_preview import decoded, describe, draw_lengths
+from rank_group.rank_errors import user_errors_in_turn
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
-LEFT_BY_A_FAILED_START = {"train_log.jsonl", "row_lengths.png", "runs", ".partial", "pissa_start.safetensors"}
+# A run that failed before its first checkpoint leaves no other files.
+FILES_BEFORE_TRAINING = {"train_log.jsonl", "row_lengths.png", "runs", ".partial", "pissa_start.safetensors"}
 
 
-def check_folders(args: "TuningArguments", sources: list[Source]) -> None:
-    """Raise FileNotFoundError or ValueError on what would fail later, before anything is loaded or written."""
-    base, output = Path(args.base_model), Path(args.output_dir or "")
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base} does not exist; --base_model takes a checkpoint folder (tools/download.py)")
-    if not (base / "config.json").is_file():
-        if (base / "adapter_config.json").is_file():
-            raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
-        raise FileNotFoundError(f"{base} has no config.json, so it is no checkpoint folder; name one with --base_model")
-    if not (base / "tokenizer.json").is_file():
-        raise FileNotFoundError(
-            f"{base} has no tokenizer.json; build it: python tools/build_tokenizer.py "
-            f"--tokenizer_model {base}/tokenizer.model --output_dir {base}"
-        )
+def check_folders(args: "TuningArguments", sources: list[Source]) -> Path | None:
+    """The checkpoint to resume from; raises FileNotFoundError or ValueError on missing or unusable files and folders.
+
+    Sets --extraction_path to the extraction.json beside the data, if it is not given.
+    """
+    from resumable_checkpoints.complete_checkpoints import list_checkpoints, resume_point
+    from training_loop.run_folders import check_base
+
+    check_base(Path(args.base_model), "--base_model")
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of rows")
     beside = sources[0].path.parent / "extraction.json"
@@ -55,31 +55,15 @@ def check_folders(args: "TuningArguments", sources: list[Source]) -> None:
                 f"{args.extraction_path} does not exist; --extraction_path takes an extraction.json"
             )
         json.loads(Path(args.extraction_path).read_text(encoding="utf-8"))
-    args.resume_from_checkpoint = resume_point(args.resume_from_checkpoint, output)
-    left = {file.name for file in output.iterdir()} if output.is_dir() else {""} if output.exists() else set()
-    if not args.resume_from_checkpoint and left - LEFT_BY_A_FAILED_START:
+    output = Path(args.output_dir or "")
+    checkpoint = resume_point(args.resume_from_checkpoint, output)
+    found = {file.name for file in output.iterdir()} if output.is_dir() else {""} if output.exists() else set()
+    incomplete = {folder.name for folder in list_checkpoints(output)}
+    if not checkpoint and found - incomplete - FILES_BEFORE_TRAINING:
         raise ValueError(
-            f"{output} exists and is not empty; name a new folder, or go on with --resume_from_checkpoint True"
+            f"{output} exists and is not empty; name a new folder, or resume with --resume_from_checkpoint True"
         )
-
-
-def resume_point(given: str | None, output: Path) -> str | None:
-    """The checkpoint to go on from: a path as it is, "last" as the newest in `output`; it must be there."""
-    if not given:
-        return None
-    if given == "last":
-        found = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
-        if not found:
-            raise FileNotFoundError(f"{output} holds no checkpoint-*; start without --resume_from_checkpoint")
-        return str(found[-1].parent)
-    if not Path(given, "trainer_state.json").is_file():
-        raise FileNotFoundError(f"{given} is no checkpoint to resume from (no trainer_state.json); name a checkpoint-*")
-    return given
-
-
-def step_of(checkpoint: str) -> int:
-    """The step after which a checkpoint was written."""
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+    return checkpoint
 
 
 def next_steps(args: "TuningArguments") -> str:
@@ -135,64 +119,82 @@ def load_arguments() -> type:
     return TuningArguments
 
 
-def main(argv: list[str]) -> None:
-    """Parse, check, load, train, save."""
+@user_errors_in_turn()
+def main(argv: list[str]) -> int:
+    """Parse, check, load, train, save; returns the exit status."""
     if text := help_text(argv, TuningOptions, load_arguments, __doc__ or "", "finetune.py"):
         print(text)
-        return
-    from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
+        return 0
+    from instruction_tuning.adapters import START, keep_pissa_start, load_model, refuse_unservable
     from instruction_tuning.tuning_arguments import parse
+    from rank_group.ranks import is_first, leave_ranks
 
     args, notices = parse(argv, __doc__ or "")
     is_main = is_first()
     for notice in notices if is_main else ():
         print(f"notice: {notice}", file=sys.stderr)
-    template = load_template(args.prompt_template_name)
+    if args.prompt_template_name:
+        load_template(args.prompt_template_name)  # which must exist before anything is loaded
     sources, skipped = find_sources(args.data_path)
     apart = [Source("held_out", Path(args.eval_data_path))] if args.eval_data_path else []
-    check_folders(args, sources)
+    checkpoint = check_folders(args, sources)
     if args.servable:
         refuse_unservable(args)
 
     from extraction_scores.held_out_answers import HeldOutAnswers
-    from instruction_tuning.instruction_trainer import make_trainer
-    from instruction_tuning.result_folder import save
+    from instruction_tuning.instruction_trainer import make_trainer, run_identity
+    from instruction_tuning.result_folder import finish, stop_at
+    from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
+    from resumable_checkpoints.run_state import check_same_run
+    from training_loop.run_folders import save_result
+    from training_loop.source_trainer import STOPPED
     from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(args.base_model, local_files_only=True)
-    tokenizer.chat_template = template
-    encoder = Encoder(tokenizer)
-    data = arrange(args, encode_all(args, encoder, sources), encode_all(args, encoder, apart))
+    tokenizer.chat_template, origin = choose_template(
+        args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
+    )
+    encoder = PromptEncoder(tokenizer)
     if is_main:
+        print(f"prompt template: {origin}")
+    data = arrange(args, encode_all(args, encoder, sources), encode_all(args, encoder, apart))
+    identity = run_identity(args, data)
+    if checkpoint:
+        check_same_run(checkpoint, identity, "give the same options, or start in a new folder")
+    output = Path(args.output_dir or "")
+    if is_main:
+        for notice in remove_incomplete(output):
+            print(f"notice: {notice}", file=sys.stderr)
         show(args, tokenizer, data, skipped)
     if args.eval_generate:
         asked = questions(args, encoder, data, sources + apart)
         data.scores = HeldOutAnswers(encoder, asked, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
-    output = Path(args.output_dir or "")
-    resumed = args.resume_from_checkpoint
+    adds_end = stop_at(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
-        keep_pissa_start(model, output, bool(resumed))
-    first = step_of(resumed) if resumed else 0
-    trainer = make_trainer(args, model, tokenizer, data, TuningLog(output / "train_log.jsonl"), first)
+        keep_pissa_start(model, output, bool(checkpoint))
+    trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         draw_lengths(data.rows.parts, output / "row_lengths.png")
         announce(args, trainer)
-    result = trainer.train(resume_from_checkpoint=resumed)
-    save(trainer, tokenizer, args, sources)
-    if is_main:
-        seconds = result.metrics["train_runtime"]
-        best = trainer.state.best_global_step if args.load_best_model_at_end else None
-        chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
-        print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
-        print(next_steps(args))
-    if launched():
-        part()
+    result = trainer.train_until_stopped(checkpoint)
+    if not trainer.stopped:
+        add = partial(finish, trainer, args, sources, adds_end)
+        save_result(trainer, add, last=lambda file: file.suffix == ".safetensors")
+        if is_main:
+            (output / START).unlink(missing_ok=True)
+            seconds = result.metrics["train_runtime"]
+            best = trainer.state.best_global_step if args.load_best_model_at_end else None
+            chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
+            print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
+            print(next_steps(args))
+    leave_ranks()
+    return STOPPED if trainer.stopped else 0
 
 
 if __name__ == "__main__":

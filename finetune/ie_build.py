@@ -25,17 +25,16 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from instruction_data.annotations import (
-    LANGUAGES,
     TASKS,
     Annotation,
     Item,
     lacks_text,
-    load_json,
     read_annotations,
-    read_text,
     read_types,
     types_that_occur,
 )
+from json_rows.row_files import read_json
+from text_language.language_detection import LANGUAGES
 from tqdm import tqdm
 
 COMMAS = {"en": ", ", "zh": "、"}  # what stands between the types in an instruction
@@ -106,7 +105,7 @@ def read_wording(path: str, task: str) -> dict[str, str]:
     """
     if not path:
         return WORDING[task]
-    told = tasks_of(path, load_json(path, read_text(path, "--wording", "an extraction.json"))).get(task, {})
+    told = tasks_of(path, read_json(path, "--wording takes an extraction.json")).get(task, {})
     for language, said in told.items():
         form = answer_form(task, absent_of(said["instruction"]))
         if said.get("answer", form) != form:
@@ -222,7 +221,7 @@ def extraction(path: Path, task: str, questions: dict[str, Question], lengths: d
     lengths: of the sentences, by language; one that stands there stays, so that rows for a test do not change those of
     the training. Raises ValueError where the file asks this task otherwise.
     """
-    content = load_json(path, read_text(path, "--output", "a folder with it")) if path.exists() else {"tasks": {}}
+    content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)
     languages = dict(tasks.get(task, {}))
     for language, question in questions.items():
@@ -275,7 +274,7 @@ def main(
         output: the file to write.
         types: JSON list of the types to ask for, or lists by kind and language; without it those that occur.
         task: ner (entities) or re (relations).
-        language: en, zh, or auto: zh for a sentence with Chinese characters, else en.
+        language: en, zh, or auto: zh for a sentence with a fifth or more Chinese characters, else en.
         wording: an extraction.json to ask as it does, instead of our own wording.
     """
     for option, value, choices in (("task", task, tuple(TASKS)), ("language", language, (*LANGUAGES, "auto"))):

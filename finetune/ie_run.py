@@ -12,58 +12,25 @@ from command_line.fire_commands import run
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
+from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 from extraction_scores.answer_generation import answer
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import question_of, read_rows
-
-
-def check_folder(path: str, names: tuple[str, ...], option: str) -> Path:
-    """The folder, if it holds all the files that are needed; raises FileNotFoundError with the first that it lacks."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; {option} takes a folder with {' and '.join(names)}")
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; {option} takes a folder with {' and '.join(names)}")
-    return folder
+from instruction_data.named_templates import load_template
+from json_rows.instruction_rows import iterate_instructions, question_of
 
 
 def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer on the first GPU, or the CPU; ValueError where adapter and model do not fit together."""
+    """Model and tokenizer on the first GPU, or the CPU; raises ValueError where adapter and base do not fit."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loading: Any = AutoModelForCausalLM.from_pretrained(
-        base_model, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
-    )
-    model, loaded = loading
-    if loaded["missing_keys"]:
-        raise ValueError(f"{base_model} lacks {len(loaded['missing_keys'])} weights; get the checkpoint again")
-    source = base_model
-    if lora_weights:
-        model = with_adapter(model, lora_weights)
-        source = lora_weights if Path(lora_weights, "tokenizer.json").is_file() else base_model
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(source, local_files_only=True)
-
-
-def with_adapter(model: Any, lora_weights: str) -> Any:
-    """The model with the adapter merged into its weights; ValueError unless their tensors are the same set."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    adapted = PeftModel.from_pretrained(model, lora_weights)
-    with safe_open(Path(lora_weights, "adapter_model.safetensors"), framework="pt") as tensors:
-        different = set(tensors.keys()) ^ set(get_peft_model_state_dict(adapted))
-    if different:
-        raise ValueError(
-            f"{lora_weights} does not fit the model: {len(different)} tensors are only in one of them, "
-            f"{min(different)} for one; give the --base_model that it was tuned from"
-        )
-    return adapted.merge_and_unload()
+    model, tokenizer = load_checkpoint(base_model, lora_weights, merge=True, dtype=getattr(torch, dtype))
+    return model.to(device), tokenizer
 
 
 def main(
@@ -82,7 +49,7 @@ def main(
 
     Args:
         base_model: the checkpoint's folder.
-        data_path: JSON or JSONL of instruction rows; right answers in them are carried along, not read.
+        data_path: JSON, JSONL or parquet of instruction rows; right answers in them are carried along, not read.
         output: the file to write.
         lora_weights: the folder of an adapter to put on the checkpoint.
         prompt_template_name: another template than the checkpoint's: a name in finetune/templates, or a path.
@@ -92,11 +59,9 @@ def main(
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
     """
-    base = check_folder(base_model, ("config.json", "tokenizer.json"), "--base_model")
-    if lora_weights:
-        check_folder(lora_weights, ("adapter_config.json", "adapter_model.safetensors"), "--lora_weights")
-    template = load_template(prompt_template_name) if prompt_template_name else ""
-    rows = read_rows(data_path, answers=False)[: limit or None]
+    check_folders(base_model, lora_weights)
+    template = load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights)
+    rows = list(islice(iterate_instructions(data_path, answers=False), limit or None))
     target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
@@ -106,11 +71,10 @@ def main(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load(str(base), lora_weights, dtype)
-    if template:
-        tokenizer.chat_template = template
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows])
-    answers = answer(model, tokenizer, prompts, batch_size, max_new_tokens)
+    model, tokenizer = load(base_model, lora_weights, dtype)
+    encoder = PromptEncoder(tokenizer, template)
+    prompts = encoder.prompts([question_of(row) for row in rows])
+    answers = answer(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):

@@ -18,8 +18,9 @@ import argparse
 from pathlib import Path
 
 from cluster_jobs.job_commands import add_executor_options, run_job
+from text_language.language_detection import language_code
 
-LANGUAGES = ("auto", "chinese", "english", "code")
+LANGUAGES = ("auto", "en", "zh", "code")
 SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
 SHARD_BYTES = 8_000_000  # of input: some ten seconds of work, which is what a killed worker loses
 WORD_LISTS = Path(__file__).resolve().parent / "word_lists"
@@ -38,14 +39,16 @@ def parser() -> StrictParser:
     p = StrictParser(__doc__ or "")
     p.add_argument("--file_path", nargs="+", required=True, metavar="IN", help="text files and globs")
     p.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
-    p.add_argument("--language", choices=LANGUAGES, default="auto", help="auto: Chinese or English, by each text")
+    p.add_argument(
+        "--language", type=language_code, choices=LANGUAGES, default="auto", help="whose rules; auto: by each text"
+    )
     p.add_argument("--text_key", default="text", metavar="KEY", help="where rows have their text (default: text)")
     p.add_argument("--text_template", default="", metavar="T", help="text of several fields: '{title}\\n{content}'")
     p.add_argument(
         "--on_error", choices=["stop", "skip"], default="stop", help="what cannot be read: stop there, or drop it"
     )
-    p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="english.txt, chinese.txt (your own)")
     p.add_argument("--skip", type=parts, default=(), metavar="A,B", help=f"leave out: {', '.join(SKIPPABLE)}")
+    p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="a folder with en.txt, zh.txt or both")
     p.add_argument("--samples", type=number_from(0), default=3, metavar="K", help="shown of each reason (default: 3)")
     p.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="tasks at a time (default: 1)")
     p.add_argument(

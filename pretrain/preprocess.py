@@ -27,7 +27,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from cluster_jobs.job_commands import add_executor_options, executor_options, run_job
-from corpus_building import sentences, text_encoding
 from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
 from corpus_building.documents import FIELD
 from corpus_files.corpus import Corpus, verify
@@ -35,6 +34,9 @@ from corpus_files.corpus_import import import_corpus
 from corpus_files.corpus_inspection import draw_lengths, samples, summary
 from corpus_files.corpus_merging import merge
 from corpus_files.corpus_pruning import prune
+from corpus_tokenizer.document_encoder import ENGINES
+from sentence_ends.sentence_boundaries import LANGUAGES
+from text_language.language_detection import language_code
 
 NEEDED = {  # by mode: the options that must be given
     "write": ["file_path", "save_prefix", "tokenizer_path"],
@@ -55,7 +57,9 @@ def parser() -> StrictParser:
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
     w.add_argument("--save_path", metavar="DIR", help="folder that --save_prefix is in")
     w.add_argument("--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (read: the corpus's own)")
-    w.add_argument("--language", choices=sentences.LANGUAGES, default="auto", help="whose sentence ends (auto)")
+    w.add_argument(
+        "--language", type=language_code, choices=LANGUAGES, default="auto", help="whose sentence ends (default: auto)"
+    )
     w.add_argument(
         "--seq_length", type=number_from(8), default=1024, metavar="N", help="tokens a sample (default: 1024)"
     )
@@ -79,7 +83,7 @@ def parser() -> StrictParser:
     )  # fmt: skip
     w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
     w.add_argument(
-        "--engine", choices=text_encoding.ENGINES, default="auto",
+        "--engine", choices=ENGINES, default="auto",
         help="what encodes (default: gigatoken where it gives the same ids as SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")

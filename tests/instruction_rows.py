@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from example_packing import example_attention
-from instruction_data.instructions import Encoder, Example
-from instruction_data.row_files import Source
-from instruction_data.tokenized_examples import EncodedRows, Report, Settings, encode, open_encoded
+from chat_prompts.prompt_encoding import PromptEncoder
+from instruction_data.data_sources import Source
+from instruction_data.tokenized_examples import EncodedRows, Example, Report, Settings, encode, open_encoded
 from instruction_tuning.adapters import load_model
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
 from instruction_tuning.tuning_data import arrange
-from instruction_tuning.tuning_log import TuningLog
+from packed_attention.segment_attention import can_pack
 
 SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--logging_steps", "1", "--seed", "1",
          "--report_to", "none"]  # fmt: skip
@@ -23,13 +22,13 @@ def encoded(
 ) -> tuple[list[Example], Report]:
     """Rows as they are trained on, and what became of them."""
     report = Report()
-    chunks = encode(Encoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
+    chunks = encode(PromptEncoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
     return [example for chunk in chunks for _, example in chunk], report
 
 
 def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> EncodedRows:
     """A file's rows out of the cache."""
-    return open_encoded(Encoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
+    return open_encoded(PromptEncoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
 
 
 def command(base: Path, data: Path | str, output: Path, *more: object) -> list[str]:
@@ -44,5 +43,5 @@ def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: obje
     torch.manual_seed(args.seed)
     parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
     model = load_model(args)
-    assert example_attention.can_pack(model) or args.packing != "true"
-    return make_trainer(args, model, tokenizer, arrange(args, parts, []), TuningLog(output / "train_log.jsonl"))
+    assert can_pack(model) or args.packing != "true"
+    return make_trainer(args, model, tokenizer, arrange(args, parts, []), {})

@@ -1,7 +1,6 @@
 """What the stages share: folders on disk. Every producer of a checkpoint against every consumer.
 
-The producers write their folders once; then each consumer is given each folder, sixty scripts in all. And the three
-stages that render a prompt must give the same ids for the same message, since none of them may import another.
+The producers write their folders once; then each consumer is given each folder, sixty scripts in all.
 """
 
 import json
@@ -11,12 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunScript, small_texts
-from demo_pages import text_generation
 from forked_scripts import forked_scripts
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from instruction_data import instructions
-from prompting import prompt_ids
 from transformers import AutoTokenizer
 
 ROWS = [
@@ -188,43 +182,3 @@ def test_all_folders_have_one_tokenizer(checkpoints: dict[str, Path]) -> None:
     text = "Bafi was born in Tola. <s> 山水人家 🤖\n\n  two  spaces"
     ids = {name: AutoTokenizer.from_pretrained(folder)(text).input_ids for name, folder in checkpoints.items()}
     assert all(found == ids["base"] for found in ids.values())
-
-
-PIECES = ["<s>", "<|im_end|>", "</s>", "<unk>", "{{ bos_token }}", "{%", "%s", "山水", "\n\n### Input:\n", " a"]
-CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-TEXTS = st.lists(st.sampled_from(PIECES) | CHARACTERS, max_size=6).map("".join)
-
-
-@pytest.mark.parametrize(
-    ("name", "template"),
-    [
-        ("merged", ""),
-        ("templated", ""),
-        ("base", ""),
-        ("base", "alpaca_short"),
-        ("base", "llama-2"),
-        ("base", "chatml"),
-    ],
-)
-def test_the_three_stages_render_one_prompt(checkpoints: dict[str, Path], name: str, template: str) -> None:
-    """Tuning, the demos and the server give the same ids, whatever the text holds."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
-    if template:
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-        tokenizer.chat_template = instructions.load_template(template)
-    encoder, prompt = instructions.Encoder(tokenizer), prompt_ids.Prompt(tokenizer)
-
-    @settings(max_examples=60, deadline=None)
-    @given(TEXTS, TEXTS)
-    def same(instruction: str, input: str) -> None:
-        [tuned] = encoder.prompts([[{"role": "user", "content": instruction, "input": input}]])
-        assert (
-            tuned
-            == text_generation.prompt_ids(tokenizer, instruction, input)
-            == prompt.ids(prompt_ids.one_turn(instruction, input))
-        )
-        first = "<|im_start|>" if template == "chatml" else tokenizer.bos_token
-        assert tuned[0] == tokenizer.convert_tokens_to_ids(first)
-        assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(tuned[1:])
-
-    same()

@@ -58,7 +58,7 @@ def test_a_second_run_redoes_nothing_and_other_settings_are_refused(short_quicks
     before = {file: file.stat().st_mtime_ns for file in short_quickstart.rglob("*.safetensors")}
     again = quickstart(short_quickstart)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("is there already") >= 20
+    assert again.stdout.count("exists already") >= 20
     assert {file: file.stat().st_mtime_ns for file in short_quickstart.rglob("*.safetensors")} == before
     refused = quickstart(short_quickstart, SEED="1")
     assert refused.returncode == 2

@@ -18,7 +18,7 @@ from command_line.fire_commands import run
 import os
 from pathlib import Path
 
-from hub_download.hub_listing import Source, resolve_endpoint
+from hub_download.hub_listing import RepositorySource, resolve_endpoint
 from hub_download.repository_download import download
 
 PUBLISHED = {  # the 13B models: the base as a difference to LLaMA's weights, and its LoRA adapter
@@ -83,7 +83,7 @@ def main(
         raise ValueError(f"--repo_type is one of {', '.join(KINDS)}, with --specify, not {repo_type!r}")
     address = resolve_endpoint(endpoint)
     for repo, target in choices:
-        print(download(Source(repo, repo_type, revision, address, pattern, exclude), target), flush=True)
+        print(download(RepositorySource(repo, repo_type, revision, address, pattern, exclude), target), flush=True)
 
 
 if __name__ == "__main__":

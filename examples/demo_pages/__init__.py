@@ -1,1 +1,1 @@
-"""What the demos share: loading, decoding, console and web page. Read text_generation.py first."""
+"""The demos of a checkpoint: loading, generation, terminal and web page. Read text_generation.py first."""

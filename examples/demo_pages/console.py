@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from chat_prompts.prompt_encoding import one_turn
 from tqdm import tqdm
 
 from demo_pages import extraction_prompts
 from demo_pages.model_loading import Checkpoint
-from demo_pages.text_generation import Answer, Decoding, decoding, plain_ids, prompt_ids, stream
+from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding, stream
 
 
 def read_cases(name: str) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def read_cases(name: str) -> dict[str, Any]:
 
 
 def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, str, bool]:
-    """(text or instruction, input, whether it is an instruction) of a case of any suite."""
+    """(text or instruction, input, whether it is an instruction) of a case; extraction: the model's extraction.json."""
     if "task" in case:
         return *extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"], extraction), True
     if "instruction" in case:
@@ -30,9 +31,9 @@ def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, st
     return case["text"], "", False
 
 
-def settle(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
-    """The suite's decoding with the user's options over it; warns about options that have no effect."""
-    how = decoding(suite["decoding"], given)
+def check_decoding(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
+    """Decoding settings of the suite and the user's options; logs a warning about options that have no effect."""
+    how = resolve_decoding(suite["decoding"], given)
     idle = [name for name in ("temperature", "top_p", "top_k") if name in given]
     if idle and not how.do_sample:
         logging.warning("--%s has no effect without --do_sample", ", --".join(idle))
@@ -40,31 +41,31 @@ def settle(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
 
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
-    """Log a warning where instructions would go in as bare text."""
-    if not checkpoint.tokenizer.chat_template:
+    """Log a warning where the checkpoint has no chat template, so that instructions are continued as plain text."""
+    if not checkpoint.encoder.template:
         logging.warning(
-            "%s has no chat_template.jinja, so instructions go in as bare text; for a model that was only pretrained "
-            "take examples/generate_finetune.py",
+            "%s has no chat_template.jinja, so instructions are given as plain text; for a pretrained model use "
+            "examples/generate_finetune.py",
             folder,
         )
 
 
 def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, object]) -> None:
-    """Print every case of a suite with the model's answer, as it grows where it is decoded without beams.
+    """Print every case of a suite with the model's answer, streamed where there is one beam.
 
-    given: the user's decoding options, which go before the suite's and the case's.
+    given: the user's decoding options, which take precedence over those of the case and of the suite.
     """
     cases = suite["cases"]
     for number, case in enumerate(tqdm(cases, unit="case", disable=None), 1):
         first, second, is_instruction = case_text(case, checkpoint.extraction)
         print(f"\n[{number}/{len(cases)}] {case.get('group') or '{task} ({language})'.format(**case)}")
         print("\n".join(f"> {line}" for text in (first, second) for line in text.splitlines()))
-        how = decoding(suite["decoding"] | case.get("decoding", {}), given)
-        tokenizer = checkpoint.tokenizer
+        how = resolve_decoding(suite["decoding"] | case.get("decoding", {}), given)
+        encoder = checkpoint.encoder
         try:
-            ids = prompt_ids(tokenizer, first, second) if is_instruction else plain_ids(tokenizer, first)
-            answer = show(stream(checkpoint, ids, how))
-        except ValueError as error:  # the prompt does not fit into this model's context, say
+            ids = encoder.prompt(one_turn(first, second)) if is_instruction else encoder.plain(first)
+            answer = print_answer(stream(checkpoint, ids, how))
+        except ValueError as error:  # for example, the prompt is longer than the model's context
             print(f"  (not answered: {error})")
             continue
         if "task" in case:
@@ -75,14 +76,14 @@ def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str,
             )
 
 
-def show(answers: Iterator[Answer]) -> Answer:
-    """Print a growing answer as it comes, then how it ended; returns the finished one."""
-    began, written, answer = time.perf_counter(), "", Answer("", 0, "")
-    for answer in answers:
+def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:
+    """Print an answer while it is generated, then its length and time; returns the finished answer."""
+    began, written, answer = time.perf_counter(), "", GeneratedText("", 0, "")
+    for answer in states:
         if answer.text.startswith(written):
             print(answer.text[len(written) :], end="", flush=True)
             written = answer.text
-    if written != answer.text:  # the finished text reads otherwise than what was written of it
+    if written != answer.text:  # the finished text differs from the streamed one
         print(f"\n{answer.text}", end="")
     print(f"\n  ({answer.ending}: {answer.new_tokens} tokens in {time.perf_counter() - began:.1f} s)", flush=True)
     return answer
@@ -91,11 +92,11 @@ def show(answers: Iterator[Answer]) -> Answer:
 def converse(
     checkpoint: Checkpoint, how: Decoding, questions: tuple[str, ...], make_ids: Callable[..., list[int]]
 ) -> None:
-    """Ask the questions (at least one) of whoever is at the keyboard and answer, over and over, until the input ends.
+    """Read one line for each question from the keyboard, print the model's answer, and repeat until the input ends.
 
-    make_ids: gets the tokenizer and one text for each question. A prompt that cannot be answered is said and passed.
+    make_ids: the prompt's ids from the prompt encoder and the lines. Errors of a prompt are printed.
     """
-    print("One line each; end with Ctrl-D.", file=sys.stderr)
+    print("Enter one line each; Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
             texts = [input(f"{question}: ") for question in questions]
@@ -105,6 +106,6 @@ def converse(
         if not texts[0].strip():
             continue
         try:
-            show(stream(checkpoint, make_ids(checkpoint.tokenizer, *texts), how))
+            print_answer(stream(checkpoint, make_ids(checkpoint.encoder, *texts), how))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

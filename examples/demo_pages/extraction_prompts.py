@@ -1,20 +1,22 @@
-"""Build extraction instructions from a task, a schema and a text, and read the model's answers.
+"""Build an extraction instruction from a task, a schema and a text, and read the model's answer.
 
-The tasks and their schemas:
+Tasks and their schemas:
     ner  entity types            ["person", "place"]
     re   relations               ["born in", "works for"]
     ee   event types and roles   {"layoff": ["company", "time"]}
-A checkpoint that was tuned to extract says in extraction.json how it was asked; its wording goes before ours:
+The extraction.json of a checkpoint holds the wording of its training instructions, which replaces the wording below:
     {"tasks": {"ner": {"en": {"instruction": "Extract the entities: {schema}"}}}}    ({schema} may be absent)
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from text_language.language_detection import LANGUAGES
+
 TASKS = ("ner", "re", "ee")
-LANGUAGES = ("en", "zh")
 Schema = list[str] | dict[str, list[str]]
 
 WORDING = {
@@ -42,31 +44,42 @@ WORDING = {
 def build(
     task: str, schema: Schema, text: str, language: str = "en", extraction: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
-    """The (instruction, input) that asks for `schema` in `text`, in the checkpoint's own wording where it has one.
+    """The (instruction, input) that asks for `schema` in `text`, in the wording of the checkpoint where it has one.
 
-    extraction: the checkpoint's extraction.json. Raises ValueError on an unknown task or language and on a schema that
-    the wording needs but that is empty or of the wrong shape.
+    extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language, and on an
+    empty or wrongly shaped schema where the wording has a place for it.
     """
     if task not in TASKS or language not in LANGUAGES:
         raise ValueError(f"no extraction task {task!r} in {language!r}; tasks: {', '.join(TASKS)}, languages: en, zh")
     wording = own_wording(extraction or {}, task, language) or WORDING[language][task]
     if "{schema}" in wording:
-        wording = wording.replace("{schema}", say(schema, task, language))
+        wording = wording.replace("{schema}", schema_phrase(schema, task, language))
     return wording, text
 
 
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
+def read_extraction(path: str | Path) -> dict[str, Any]:
+    """Content of an extraction.json; raises FileNotFoundError or ValueError where it is missing or has another form."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the extraction.json of a checkpoint")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for languages in content.get("tasks", {}).values():
+            for entry in languages.values():
+                entry.get("instruction")
+    except (ValueError, AttributeError) as error:
+        form = '{"tasks": {"ner": {"en": {"instruction": "…"}}}}'
+        raise ValueError(f"{path} does not have the form {form} ({error}); copy it again") from None
+    return content
 
 
 def own_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:
-    """The wording in extraction.json, "" where it has none for this task and language."""
-    said = extraction.get("tasks", {}).get(task, {}).get(language, {})
-    return str(said.get("instruction", ""))
+    """The wording in extraction.json, "" without one for this task and language."""
+    entry = extraction.get("tasks", {}).get(task, {}).get(language, {})
+    return str(entry.get("instruction", ""))
 
 
-def say(schema: Schema, task: str, language: str) -> str:
+def schema_phrase(schema: Schema, task: str, language: str) -> str:
     """The schema as a phrase: `person, place`, or for events `layoff (company, time); meeting (who)`."""
     if not schema or isinstance(schema, dict) != (task == "ee"):
         example = "layoff: company, time; meeting: who" if task == "ee" else "person, place"
@@ -79,28 +92,28 @@ def say(schema: Schema, task: str, language: str) -> str:
 
 
 def parse_schema(text: str, task: str) -> Schema:
-    """A schema as people type it: `person, place`; for events `layoff: company, time; meeting: who`.
+    """Read a schema in text form: `person, place`, or for events `layoff: company, time; meeting: who`.
 
-    Chinese punctuation does as well, and a new line separates like a semicolon.
+    Chinese punctuation is accepted, and a line break separates like a semicolon.
     """
     if task != "ee":
-        return names(text)
+        return split_names(text)
     events = {}
     for part in re.split(r"[;；\n]", text):
         name, _, roles = part.replace("：", ":").partition(":")
         if name.strip():
-            events[name.strip()] = names(roles)
+            events[name.strip()] = split_names(roles)
     return events
 
 
-def typed(schema: Schema) -> str:
-    """The schema as people type it; parse_schema's inverse."""
+def schema_text(schema: Schema) -> str:
+    """The schema in the text form that parse_schema reads."""
     if isinstance(schema, list):
         return ", ".join(schema)
     return "; ".join(f"{name}: {', '.join(roles)}" for name, roles in schema.items())
 
 
-def names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     return [name.strip() for name in re.split(r"[,，、;；\n]", text) if name.strip()]
 
 
@@ -108,7 +121,7 @@ def names(text: str) -> list[str]:
 
 
 def read_answer(text: str) -> dict[str, Any] | None:
-    """The JSON object that the answer holds, None where there is none that parses."""
+    """The JSON object in an answer, from its first { to its last }; None where that does not parse."""
     start, end = text.find("{"), text.rfind("}")
     try:
         found = json.loads(text[start : end + 1])
@@ -117,17 +130,15 @@ def read_answer(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def rows(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was found, one (kind, what) each: entities as they are, relations as `subject → object`, events with roles.
-
-    Parts of another shape than the ones above are shown as JSON.
-    """
+def found_items(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(type, item as text) of everything in an answer."""
     for kind, items in answer.items():
         for item in items if isinstance(items, list) else [items]:
-            yield kind, show(item)
+            yield kind, item_text(item)
 
 
-def show(item: Any) -> str:
+def item_text(item: Any) -> str:
+    """An entity as it is, a relation as `subject → object`, an event as `trigger (role: value)`, all else as JSON."""
     if isinstance(item, str):
         return item
     if isinstance(item, dict) and {"subject", "object"} <= item.keys():

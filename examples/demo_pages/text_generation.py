@@ -1,28 +1,25 @@
-"""Prompt ids, decoding and streaming on a loaded checkpoint."""
+"""Decoding and streaming on a loaded checkpoint."""
 
 import queue
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
 
-from demo_pages.model_loading import Checkpoint, first_line
-
-GUARDS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # Unicode noncharacters: no text of a user's has them
+from demo_pages.model_loading import Checkpoint
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode; raises ValueError on a value out of range."""
+    """Decoding settings; raises ValueError on a value out of range."""
 
     max_new_tokens: int = 512
     num_beams: int = 1
-    repetition_penalty: float = 1.0  # above 1 makes tokens that were there before less likely
-    do_sample: bool = False  # draw tokens instead of taking the likeliest; the rest counts only with it
-    temperature: float = 0.4  # below 1 sharpens
-    top_p: float = 0.75  # the share of probability that is drawn from
-    top_k: int = 40  # the number of tokens that are drawn from; 0: all
+    repetition_penalty: float = 1.0  # above 1 lowers the logits of tokens that the prompt or answer already has
+    do_sample: bool = False  # sample tokens instead of taking the most likely; the settings below need it
+    temperature: float = 0.4  # below 1 sharpens the distribution
+    top_p: float = 0.75  # probability mass of the candidates (nucleus sampling)
+    top_k: int = 40  # number of candidates; 0: all
 
     def __post_init__(self) -> None:
         in_range = {
@@ -41,16 +38,16 @@ class Decoding:
 OPTIONS = get_type_hints(Decoding)  # name -> type
 
 
-class Answer(NamedTuple):
-    """What was generated so far: its text, the number of new tokens, and how it ended."""
+class GeneratedText(NamedTuple):
+    """The text generated so far, its number of tokens, and how generation ended."""
 
     text: str
     new_tokens: int
-    ending: str  # "" while it runs, then "complete" (the model ended it) or "length" (cut)
+    ending: str  # "" while it runs, then "complete" (end token) or "length" (max_new_tokens or context reached)
 
 
-def decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decoding:
-    """The decoding of a suite of cases, with the options that the user gave put over it.
+def resolve_decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decoding:
+    """The decoding settings of a suite of cases, replaced by the user's options where given.
 
     Raises ValueError on a name that Decoding does not have and on a value of another type (1e2 is an int here).
     """
@@ -67,163 +64,121 @@ def decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decodi
     return Decoding(**chosen)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """BOS (where there is one) and the ids of the text as it stands; a control token's spelling in it stays text."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-def prompt_ids(tokenizer: Any, instruction: str, input: str = "") -> list[int]:
-    """The ids of an instruction (and its input) in the tokenizer's chat template; plain text without a template.
-
-    A control token's spelling in the user's text is broken up by a guard character before the template is rendered,
-    so only the template's own ones become control tokens; the guard is taken out again before encoding. Raises
-    ValueError where the template refuses the message.
-    """
-    if not tokenizer.chat_template:
-        return plain_ids(tokenizer, f"{instruction}\n{input}" if input else instruction)
-    spellings = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
-    control = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-    guard = next((g for g in GUARDS if g not in instruction and g not in input), None)
-    if guard is None:
-        raise ValueError("the text holds every one of the noncharacters U+FDD0 to U+FDEF; take one out")
-
-    def guarded(text: str) -> str:
-        return control.sub(lambda found: found[0][0] + guard + found[0][1:], text)
-
-    message = {"role": "user", "content": guarded(instruction), "input": guarded(input)}
-    try:
-        rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja2's errors and whatever a template raises
-        raise ValueError(f"the checkpoint's chat template refuses the message: {first_line(error)}") from error
-    ids: list[int] = []
-    for part in re.split(f"({control.pattern})", rendered):
-        if control.fullmatch(part):
-            ids.append(tokenizer.convert_tokens_to_ids(part))
-        elif part:
-            text = part.replace(guard, "")
-            ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return ids
-
-
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
 def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Any:
-    """transformers' GenerationConfig; new tokens are cut to what the model's context leaves.
+    """A GenerationConfig whose max_new_tokens fits into the model's context.
 
-    Values that do not count are set to neutral ones, so that nothing of the checkpoint's own generation_config.json
-    comes through. Raises ValueError when the prompt is empty or fills the context.
+    Without do_sample, the sampling settings are transformers' defaults, so that those of the checkpoint's own
+    generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the context.
     """
     from transformers import GenerationConfig
 
-    model, tokenizer, _ = checkpoint
+    model = checkpoint.model
     context = getattr(model.config, "max_position_embeddings", None) or len(ids) + how.max_new_tokens
     room = context - len(ids)
     if not ids or room < 1:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens, the model reads 1 to {context - 1}; change the text's length"
+            f"the prompt has {len(ids)} tokens, the model reads 1 to {context - 1}; change the length of the text"
         )
     arguments = asdict(how) | {"max_new_tokens": min(how.max_new_tokens, room)}
     if not how.do_sample:
         arguments |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    first_end = ends[0] if isinstance(ends, list) else ends
-    return GenerationConfig(**arguments, eos_token_id=ends, pad_token_id=first_end or 0)
+    own = model.generation_config.eos_token_id
+    ends = {*checkpoint.encoder.stop_ids, *(own if isinstance(own, list) else [own])} - {None}
+    return GenerationConfig(**arguments, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))
 
 
-def text_of(tokenizer: Any, ids: list[int], new: list[int]) -> str:
-    """The text of the new ids. Decoded behind the prompt, since LLaMA's decoder drops the space a text begins with."""
+def decode_new(tokenizer: Any, ids: list[int], new: list[int]) -> str:
+    """The text of the new ids, decoded after the prompt, since LLaMA's decoder drops a space at the start of a text."""
     before = tokenizer.decode(ids, skip_special_tokens=True)
     whole = tokenizer.decode(ids + new, skip_special_tokens=True)
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
-def grown(tokenizer: Any, ids: list[int], new: list[int], shown: str) -> str:
-    """The text of the new ids so far, or what was shown before while the last character is not complete.
+def decode_complete(tokenizer: Any, ids: list[int], new: list[int], shown: str) -> str:
+    """The text of the new ids, or the text shown before while the last character is incomplete.
 
-    Most Chinese is bytes to LLaMA, and a run of bytes decodes as a whole or not at all: while its last character is
-    on the way, the characters before it are gone as well.
+    LLaMA spells most Chinese characters in bytes, and decodes a run of bytes to replacement characters while the last
+    character of it is incomplete.
     """
-    text = text_of(tokenizer, ids, new)
+    text = decode_new(tokenizer, ids, new)
     return shown if text.endswith("\ufffd") else text
 
 
-def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Answer]:
-    """Yield the growing answer to the prompt ids, the finished one last; with beams the states before have no text.
+def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[GeneratedText]:
+    """Yield the text generated for the prompt ids as it grows; the last item has an ending.
 
-    Generation runs in a thread and ends early when the caller closes this iterator, which can be done at each state.
-    Raises what generate raises.
+    With several beams, items before the last one have a token count but no text. Generation runs in a thread, which
+    ends within one token after the caller closes this iterator. Raises the exceptions of generate().
     """
     import torch
     from transformers import StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
-    model, tokenizer, _ = checkpoint
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     config = generation_config(checkpoint, ids, how)
     events: queue.Queue[Any] = queue.Queue()
-    left = threading.Event()
+    closed = threading.Event()
 
-    class Feed(BaseStreamer):
+    class TokenQueue(BaseStreamer):
         def put(self, value: Any) -> None:
             events.put(value.flatten().tolist())
 
         def end(self) -> None:
-            """Nothing: the result itself marks the end."""
+            """The result in the queue marks the end."""
 
-    def is_left(input_ids: Any, scores: Any, **_: object) -> Any:
-        if how.num_beams > 1:  # which transformers does not stream
+    def should_stop(input_ids: Any, scores: Any, **_: object) -> Any:
+        if how.num_beams > 1:  # transformers does not stream beams
             events.put(input_ids.shape[1] - len(ids))
-        return torch.full((input_ids.shape[0],), left.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full((input_ids.shape[0],), closed.is_set(), dtype=torch.bool, device=input_ids.device)
 
-    def work() -> None:
+    def generate_answer() -> None:
         prompt = torch.tensor([ids], device=model.device)  # (1, tokens) int64
         try:
             with torch.inference_mode():
                 output = model.generate(
                     prompt, attention_mask=torch.ones_like(prompt), generation_config=config,
-                    streamer=Feed() if how.num_beams == 1 else None, stopping_criteria=StoppingCriteriaList([is_left]),
+                    streamer=TokenQueue() if how.num_beams == 1 else None,
+                    stopping_criteria=StoppingCriteriaList([should_stop]),
                 )  # fmt: skip
             events.put(output[0])
         except Exception as error:
             events.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=generate_answer, name="generation", daemon=True)
     thread.start()
     new: list[int] = []
     shown = ""
-    is_prompt = True  # generate hands the prompt to a streamer first
+    is_prompt = True  # generate() passes the prompt to the streamer first
     try:
         while isinstance(event := events.get(), list | int):
             if isinstance(event, int):
-                yield Answer("", event, "")
+                yield GeneratedText("", event, "")
             elif not is_prompt:
                 new += event
-                shown = grown(tokenizer, ids, new, shown)
-                yield Answer(shown, len(new), "")
+                shown = decode_complete(tokenizer, ids, new, shown)
+                yield GeneratedText(shown, len(new), "")
             is_prompt = False
     finally:
-        left.set()
+        closed.set()
         thread.join()
     if isinstance(event, Exception):
         raise event
-    yield finished(tokenizer, ids, event[len(ids) :].tolist(), config)
+    yield finished_text(tokenizer, ids, event[len(ids) :].tolist(), config)
 
 
-def finished(tokenizer: Any, ids: list[int], new: list[int], config: Any) -> Answer:
-    """The whole answer from the new ids, the padding of shorter beams and the end token left out of the count."""
+def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -> GeneratedText:
+    """The finished text, without the end token and the padding of shorter beams."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     at = next((i for i, token in enumerate(new) if token in ends), None)
     kept = new if at is None else new[:at]
     ending = "length" if at is None else "complete"
-    return Answer(text_of(tokenizer, ids, kept), len(kept), ending)
+    return GeneratedText(decode_new(tokenizer, ids, kept), len(kept), ending)
 
 
-def generate(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Answer:
-    """The finished answer to the prompt ids."""
-    *_, answer = stream(checkpoint, ids, how)
-    return answer
+def generate(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> GeneratedText:
+    """The finished text for the prompt ids."""
+    *_, text = stream(checkpoint, ids, how)
+    return text

@@ -1,1 +1,1 @@
-"""The parts of the quick start: a small made-up world, a small LLaMA, the summary. Read world_builder.py first."""
+"""Data, model and summary of the quick start. Read world_builder.py first."""

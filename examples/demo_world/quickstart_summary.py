@@ -1,15 +1,12 @@
-"""Gather what the quick start left on disk: a table for the eye, summary.json, and the loss curves as a picture.
-
-python examples/make_demo.py summary --folder quickstart
-"""
+"""Summarise a run of the quick start: a table, summary.json, and a plot of the loss curves."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 
-def read(folder: Path, name: str) -> Any:
-    """A JSON file of the quick start; raises FileNotFoundError where that step has not been run."""
+def read_result(folder: Path, name: str) -> Any:
+    """A JSON file that a step of the quick start wrote; raises FileNotFoundError where the step has not run."""
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder / name} is missing; run the steps first: bash examples/quickstart.sh")
     return json.loads((folder / name).read_text(encoding="utf-8"))
@@ -21,9 +18,9 @@ def losses(folder: Path, stage: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
-def gather(folder: Path) -> dict[str, Any]:
-    """The figures of every step."""
-    corpus = read(folder, "corpus/all.json")
+def collect_figures(folder: Path) -> dict[str, Any]:
+    """The figures of all steps, the content of summary.json."""
+    corpus = read_result(folder, "corpus/all.json")
     pretraining, tuning = losses(folder, "pretrained"), losses(folder, "adapter")
     weights = folder / "recovered" / "model.safetensors"
     diff = sum(file.stat().st_size for file in (folder / "diff").glob("*.safetensors"))
@@ -34,16 +31,16 @@ def gather(folder: Path) -> dict[str, Any]:
         "recovery": (folder / "recovery.txt").read_text(encoding="utf-8").strip(),
         "diff_share": round(diff / weights.stat().st_size, 3),
         "tuning": {"steps": tuning[-1][0], "first_loss": tuning[0][1], "last_loss": tuning[-1][1]},
-        "before": read(folder, "scores-recovered.json"),
-        "after": read(folder, "scores-merged.json"),
-        "question": read(folder, "question.json"),
-        "answer": read(folder, "answer.json"),
+        "before": read_result(folder, "scores-recovered.json"),
+        "after": read_result(folder, "scores-merged.json"),
+        "question": read_result(folder, "question.json"),
+        "answer": read_result(folder, "answer.json"),
         "seconds": {step.removeprefix(f"{folder}/"): int(spent) for step, spent in seconds},
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as lines of `step | what came out`."""
+def summary_table(summary: dict[str, Any]) -> str:
+    """The summary as text, one line for each step."""
     corpus, before, after = summary["corpus"], summary["before"], summary["after"]
     rows = [
         ("corpus", f"{corpus['samples']:,} samples, {corpus['tokens']:,} tokens from {', '.join(corpus['sources'])}"),
@@ -67,8 +64,8 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(f"  {name:20} {value}" for name, value in rows)
 
 
-def draw(folder: Path, target: Path) -> None:
-    """Both loss curves side by side."""
+def draw_loss_curves(folder: Path, target: Path) -> None:
+    """Plot the losses of pretraining and tuning side by side into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,8 +82,8 @@ def draw(folder: Path, target: Path) -> None:
 def summarize(folder: str = "quickstart") -> None:
     """Print the table; write summary.json and loss_curves.png into the folder."""
     place = Path(folder)
-    summary = gather(place)
-    draw(place, place / "loss_curves.png")
+    summary = collect_figures(place)
+    draw_loss_curves(place, place / "loss_curves.png")
     (place / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(summary))
+    print(summary_table(summary))
     print(f"\n  {place}/summary.json, {place}/loss_curves.png")

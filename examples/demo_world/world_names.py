@@ -1,16 +1,13 @@
-"""The names of the quick start's small world: how they are put together, and which are held out.
-
-world_builder.py is made of it.
-"""
+"""Names of the quick start's made-up world: how they are composed, and which are held out."""
 
 import random
 from itertools import product
 
-HELD_OUT_SHARE = 0.1  # of all names that there can be
+HELD_OUT_SHARE = 0.1  # share of all possible names
 
-# How names are put together, and what each part can be. Each kind of thing has lists of its own and no list is long, so
-# a small model sees every part often. Three parts give many more names than the world has, so what follows a part is no
-# matter of memory: the held-out names are new, the pairs of parts in them are not.
+# (language, kind) -> format of a name, and the choices of each part. The lists are short, so that a small model sees
+# each part often. Three parts give many more names than the world uses, so that names cannot be memorised: held-out
+# names are new, while pairs of parts in them also occur in training.
 NAMES = {
     ("en", "person"): (
         "{} {}{}",
@@ -63,25 +60,25 @@ NAMES = {
 }
 
 
-class Names:
-    """Gives out names by language and kind, each once."""
+class NamePool:
+    """Names by language and kind, each given out once."""
 
     def __init__(self, names: dict[tuple[str, str], list[str]]) -> None:
         self.names = names
 
     def new(self, kind: str, language: str) -> str:
-        """A name that was not given out before; raises ValueError when there is none left."""
+        """A name that was not given out before; raises ValueError when none is left."""
         if not self.names[language, kind]:
             raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
         return self.names[language, kind].pop()
 
 
-def split_names(draw: random.Random) -> tuple[Names, Names]:
-    """(training names, held-out names): all names there can be, shared out."""
+def split_names(draw: random.Random) -> tuple[NamePool, NamePool]:
+    """(training names, held-out names): a random partition of all possible names."""
     seen, held_out = {}, {}
     for which, (form, *parts) in NAMES.items():
         names = [form.format(*chosen) for chosen in product(*(part.split() for part in parts))]
         draw.shuffle(names)
         cut = int(len(names) * HELD_OUT_SHARE)
         held_out[which], seen[which] = names[:cut], names[cut:]
-    return Names(seen), Names(held_out)
+    return NamePool(seen), NamePool(held_out)

@@ -1,7 +1,7 @@
-"""Which rows a step learns from: what is held out, the proportions of sources, the order of an epoch.
+"""The rows of each step: held-out rows, proportions of sources, order of an epoch.
 
-instruction_trainer.py takes its steps from here. Rows are numbered over all sources, one after another.
-Everything follows from the seed and the number of the epoch alone, so a run goes on at any step with nothing to skip.
+Rows are numbered over all sources, one after another. The order depends on seed and number of the epoch only, so a run
+resumes at any step without skipping data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class Rows:
     """The rows of several sources under common numbers.
 
     Attributes:
-        lengths, supervised, sources: (rows,) int64, of each row its tokens, those with a label, its source's number.
+        lengths, supervised, sources: (rows,) int64, of each row: tokens, tokens with a label, index of its source.
     """
 
     def __init__(self, parts: Sequence[EncodedRows]) -> None:
@@ -39,9 +39,9 @@ class Rows:
 
 
 def held_out(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Numbers of the rows kept from training, in order: `size` of them, a share below 1, of every source its part.
+    """Numbers of the held-out rows, ascending: `size` rows, or a fraction below 1, of every source in proportion.
 
-    sources: (rows,), each row's. Raises ValueError where nothing would be left to train on.
+    sources: (rows,), the source of each row. Raises ValueError where no row would be left to train on.
     """
     total = len(sources)
     count = round(size * total) if 0 < size < 1 else int(size)
@@ -73,7 +73,7 @@ def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def epoch_sizes(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Rows of each source in an epoch: in these proportions, and so many that every row comes at least once."""
+    """Rows of each source in an epoch: in these proportions, and enough that every row is taken at least once."""
     longest = max(sizes[name] / weights[name] for name in sizes)
     return {name: max(sizes[name], round(longest * weights[name])) for name in sizes}
 
@@ -81,8 +81,8 @@ def epoch_sizes(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[
 class Order:
     """Epochs of training rows, and their steps.
 
-    rows: numbers of the rows of each source. takes: rows that an epoch takes of each; what is more than there are
-    begins again, after all have come once. batch: rows of a step. lengths: (all rows,), to bring similar ones together.
+    rows: numbers of the rows of each source. takes: rows that an epoch takes of each source; a source with fewer rows
+    starts again after all were taken. batch: rows of a step. lengths: (all rows,), for the order by length.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Order:
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def bring_similar_together(self) -> None:
-        """From now on as with the strategy group_by_length."""
+        """Change the strategy to group_by_length."""
         self.strategy = "group_by_length"
         self.epoch.cache_clear()
 
@@ -121,7 +121,7 @@ class Order:
         """Row numbers of an epoch in their order, (size,)."""
         taken = [
             self._of_source(index, epoch * take, take) for index, take in enumerate(self.takes)
-        ]  # each goes on in its own passes where the epoch before ended
+        ]  # each source continues where the epoch before ended
         if self.strategy == "sequential":
             return np.concatenate(taken)
         draw = np.random.default_rng([self.seed, 2, epoch])
@@ -141,7 +141,7 @@ class Order:
         return np.concatenate(ordered)[begin : begin + count]
 
     def _grouped(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Steps of similar lengths, themselves in random order, so that no length goes with a time in training."""
+        """Steps of rows of similar lengths, in random order, so that lengths do not drift while training."""
         whole = len(order) // self.batch * self.batch
         near = SORTED_TOGETHER * self.batch
         parts = [order[at : min(at + near, whole)] for at in range(0, whole, near)]

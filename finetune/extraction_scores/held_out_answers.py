@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from example_packing import example_attention
-from ie_eval import parse, score
-from instruction_data.instructions import Encoder
-from instruction_data.row_files import Row, messages_of, question_of
+from chat_prompts.prompt_encoding import PromptEncoder
+from extraction_metrics.answer_scores import parse_answer, score_answers
+from json_rows.instruction_rows import InstructionRow, messages_of, question_of
+from packed_attention.segment_attention import NAME, attention_of
 
 from extraction_scores.answer_generation import answer
 
@@ -22,14 +22,17 @@ class HeldOutAnswers:
     Raises ValueError where a right answer is no extraction answer, since nothing could be scored.
     """
 
-    def __init__(self, encoder: Encoder, rows: list[tuple[str, Row]], batch_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, rows: list[tuple[str, InstructionRow]], batch_size: int, max_new_tokens: int
+    ) -> None:
         self.sources = [name for name, _ in rows]
+        self.encoder = encoder
         self.prompts = encoder.prompts([question_of(row) for _, row in rows])
         self.right = [
             next(m["content"] for m in reversed(messages_of(row)) if m["role"] == "assistant") for _, row in rows
         ]
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        strange = next((text for text in self.right if parse(text) is None), None)
+        strange = next((text for text in self.right if parse_answer(text) is None), None)
         if strange is not None:
             raise ValueError(
                 f"--eval_generate scores JSON objects of lists, and a held-out answer is {strange[:60]!r}; leave it "
@@ -43,7 +46,7 @@ class HeldOutAnswers:
         filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks have to go along
         with generating(trainer), trainer.compute_loss_context_manager():
             said = answer(
-                trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class,
+                trainer.accelerator.unwrap_model(trainer.model), self.encoder,
                 [self.prompts[index] for index in filled], self.batch_size, self.max_new_tokens,
             )  # fmt: skip
         gathered = everything(dict(zip(mine, said, strict=False)), ranks)
@@ -58,7 +61,7 @@ class HeldOutAnswers:
 
 def figures(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Scores of (prediction, right answer) pairs as flat figures; f1 is over entities and triples together."""
-    scores = score(pairs)
+    scores = score_answers(pairs)
     tasks = [scores["entity"], scores["triple"]]
     found, asked = sum(task["correct"] for task in tasks), sum(task["predicted"] + task["gold"] for task in tasks)
     figures = {"f1": 2 * found / asked if asked else 0.0, "parsed": scores["parsed"], "exact": scores["exact"]}
@@ -80,9 +83,9 @@ def everything(mine: dict[int, str], ranks: int) -> dict[int, str]:
 @contextmanager
 def generating(trainer: Any) -> Iterator[None]:
     """The model with a cache and ordinary attention, since prompts of a batch are padded."""
-    base = trainer._base
-    before = base.config._attn_implementation
-    if before == example_attention.NAME:
+    base = trainer.base_model
+    before = attention_of(base)
+    if before == NAME:
         base.set_attn_implementation("sdpa")
     checkpointed = base.is_gradient_checkpointing
     if checkpointed:
@@ -92,5 +95,5 @@ def generating(trainer: Any) -> Iterator[None]:
     finally:
         if checkpointed:
             base.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-        if before == example_attention.NAME:
+        if before == NAME:
             base.set_attn_implementation(before)

@@ -22,14 +22,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from chat_prompts.prompt_encoding import PromptEncoder, Turn
+from json_rows.instruction_rows import InstructionRow, iterate_instructions, messages_of
 
-from instruction_data.instructions import Encoder, Example, fit
-from instruction_data.row_files import Row, Source, iterate_rows, messages_of
+from instruction_data.data_sources import Source
 
 CHUNK = 1000  # rows encoded per call of the tokenizer, which spreads a call over the cores
-VERSION = 1  # of what is kept
+VERSION = 2  # of the cache's content
+
+
+class Example(NamedTuple):
+    """A row as trained on: its ids and the [start, end) spans that are supervised."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
 
 
 @dataclass
@@ -62,15 +71,40 @@ class Settings:
     train_on_inputs: bool = False
 
 
+def fit(turns: list[Turn], cutoff: int, train_on_inputs: bool = False) -> tuple[Example | None, bool]:
+    """One row within `cutoff` tokens, and whether something was cut; None where no token of an answer would be left.
+
+    Room for an answer's end is reserved: a row that is cut ends as the last answer does.
+    """
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    cut = False
+    for turn in turns:
+        end = turn.end or turns[-1].end
+        room = cutoff - len(ids) - len(turn.prompt) - len(end)
+        cut = len(turn.answer) > room
+        if cut and room < 1:
+            break
+        ids += turn.prompt
+        start = len(ids)
+        ids += turn.answer[:room] + end if cut else turn.answer + turn.end
+        spans.append((start, len(ids)))
+        if cut:
+            break
+    if not spans:
+        return None, cut
+    return Example(ids, [(0, len(ids))] if train_on_inputs else spans), cut
+
+
 def encode(
-    encoder: Encoder, rows: Iterable[Row], settings: Settings, report: Report
+    encoder: PromptEncoder, rows: Iterable[InstructionRow], settings: Settings, report: Report
 ) -> Iterator[list[tuple[int, Example]]]:
     """Chunks of (place in the file, example) of the rows that are kept; `report` counts what became of all of them."""
     places = enumerate(rows)
     while chunk := list(islice(places, CHUNK)):
         kept: list[tuple[int, Example]] = []
         for (place, _), turns in zip(chunk, encoder.turns([messages_of(row) for _, row in chunk]), strict=True):
-            example, cut = fit(turns, encoder.end, settings.cutoff, settings.train_on_inputs)
+            example, cut = fit(turns, settings.cutoff, settings.train_on_inputs)
             if not any(turn.answer for turn in turns):
                 report.dropped["the answer is empty"] += 1
             elif example is None:
@@ -127,7 +161,7 @@ class EncodedRows:
         return EncodedRows, (self.name, self.folder)  # another process maps the file itself
 
 
-def open_encoded(encoder: Encoder, source: Source, settings: Settings, cache: Path) -> EncodedRows:
+def open_encoded(encoder: PromptEncoder, source: Source, settings: Settings, cache: Path) -> EncodedRows:
     """The rows of a file, encoded unless that was done before.
 
     Raises ValueError with the place of a row that cannot be read or rendered.
@@ -138,7 +172,7 @@ def open_encoded(encoder: Encoder, source: Source, settings: Settings, cache: Pa
     return EncodedRows(source.name, folder)
 
 
-def cache_key(encoder: Encoder, path: Path, settings: Settings) -> str:
+def cache_key(encoder: PromptEncoder, path: Path, settings: Settings) -> str:
     """What the encoded rows of a file depend on, as 32 hexadecimal digits."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -146,7 +180,7 @@ def cache_key(encoder: Encoder, path: Path, settings: Settings) -> str:
     return hashlib.blake2b(json.dumps(spelled).encode(), digest_size=16).hexdigest()
 
 
-def _write(encoder: Encoder, source: Source, settings: Settings, folder: Path) -> None:
+def _write(encoder: PromptEncoder, source: Source, settings: Settings, folder: Path) -> None:
     """Encode a file into a folder that is there whole or not at all, whoever else does so at the same time."""
     from tqdm import tqdm
 
@@ -156,7 +190,7 @@ def _write(encoder: Encoder, source: Source, settings: Settings, folder: Path) -
     report = Report()
     lengths, spans, counts, numbers = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int32)], [], []
     try:
-        rows = tqdm(iterate_rows(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
+        rows = tqdm(iterate_instructions(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
         with (partial / "ids.bin").open("wb") as file:
             for kept in encode(encoder, rows, settings, report):
                 for number, example in kept:

@@ -1,81 +1,76 @@
-"""The model that is tuned: loaded whole or quantised, with the adapter that was asked for, and the adapter's files.
+"""The model to tune: the base in full or quantised precision, with a LoRA adapter; and checks of the adapter's file.
 
-LoRA (Hu et al. 2021) with the variants that PEFT has: rank-stabilised (Kalajdzievski 2023), DoRA (Liu et al. 2024),
-PiSSA (Meng et al. 2024), LoRA+ (Hayou et al. 2024), and on a quantised base, QLoRA (Dettmers et al. 2023).
-
-finetune.py loads and saves through it.
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's variants of it: rank-stabilised scaling
+(Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353), PiSSA
+(Meng et al. 2024, https://arxiv.org/abs/2404.02948), LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354; in the
+trainer), and QLoRA on a quantised base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from example_packing import example_attention
+from adapter_loading.checkpoint_loading import load_base
+from packed_attention import segment_attention
+
+from instruction_tuning.peft_hooks import keep_training_layout, save_adapter_only
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
-START = "pissa_start.safetensors"  # where a PiSSA adapter began, in the output folder until the run's end
-LARGEST_RANK = 512  # of an adapter that vLLM serves (vllm/config/lora.py, 0.32)
+START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
+LARGEST_RANK = 512  # of an adapter in vLLM (MaxLoRARanks in vllm/config/lora.py, 0.32)
 
 
 def refuse_unservable(args: "TuningArguments") -> None:
-    """Raise ValueError on what vLLM 0.32 cannot load as an adapter (vllm/lora/peft_helper.py), with what to do."""
-    rank = args.lora_r * (2 if args.lora_init.startswith("pissa") else 1)
-    trouble = {
+    """Raise ValueError on options whose adapter vLLM 0.32 does not load (vllm/lora/peft_helper.py)."""
+    rank = args.lora_r * (2 if args.lora_init.startswith("pissa") else 1)  # see plain_lora
+    unservable = {
         "--use_dora": args.use_dora,
         f"--lora_bias {args.lora_bias}": args.lora_bias != "none",
         f"--lora_modules_to_save {','.join(args.lora_modules_to_save)}": bool(args.lora_modules_to_save),
         f"a rank of {rank}": rank > LARGEST_RANK,
     }
-    for what, wanted in trouble.items():
-        if wanted and args.method != "full":
+    for option, given in unservable.items():
+        if given and args.method != "full":
             raise ValueError(
-                f"vLLM does not load adapters with {what}; leave it out, or leave --servable out and merge the adapter "
-                "afterwards: python tools/weight_diff.py merge"
+                f"--servable: vLLM does not load adapters with {option}; remove that option, or remove --servable and "
+                "merge the adapter after training: python tools/weight_diff.py merge"
             )
 
 
 def load_model(args: "TuningArguments") -> Any:
-    """The base in the precision of the run, with a fresh adapter unless all weights are tuned.
+    """The base in the precision of the run, with a new adapter unless all weights are tuned.
 
-    Raises ValueError where the checkpoint lacks weights (transformers would draw them at random) or has ones that the
-    architecture does not know, and where --lora_target_modules names none of its modules.
+    A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
+    where tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    dtype = torch.float32 if args.method == "full" else half  # a frozen base needs no master weights
-    example_attention.register()
-    loading: Any = AutoModelForCausalLM.from_pretrained(
-        args.base_model, dtype=dtype, local_files_only=True, output_loading_info=True,
-        attn_implementation=implementation(args), **quantised(args, half),
+    dtype = torch.float32 if args.method == "full" else half
+    segment_attention.register()
+    model = load_base(
+        AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=implementation(args),
+        **quantised(args, half),
     )  # fmt: skip
-    model, loaded = loading
-    wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"], *loaded["unexpected_keys"]]))
-    if wrong:
-        raise ValueError(
-            f"{args.base_model}: {len(wrong)} weights are missing, unknown or of another shape, {wrong[0]} for one; "
-            "get the checkpoint again"
-        )
     if args.load_in:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, args.gradient_checkpointing)
-        for module in model.modules():  # evaluation would pack 4-bit weights in a form that no gradient passes (CPU)
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+        keep_training_layout(model)
     elif args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model if args.method == "full" else add_adapter(model, args)
 
 
 def implementation(args: "TuningArguments") -> str:
-    """The attention to load the model with: what was asked for, else FlashAttention, else sdpa, row by row if packed.
+    """Name of the attention implementation: --attn_implementation where given, else FlashAttention 2 or sdpa.
 
-    Raises ValueError where FlashAttention is asked for in float32.
+    Packed examples take FlashAttention 2 on a GPU in half precision, else the sdpa variant that keeps them apart.
+
+    Raises ValueError on FlashAttention without half precision.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -92,11 +87,11 @@ def implementation(args: "TuningArguments") -> str:
         return "flash_attention_2"
     if not getattr(architecture, "_supports_sdpa", False):
         return "eager"
-    return "sdpa" if args.packing == "false" else example_attention.NAME
+    return "sdpa" if args.packing == "false" else segment_attention.NAME
 
 
 def quantised(args: "TuningArguments", compute: Any) -> dict[str, Any]:
-    """from_pretrained's arguments for a base in 8 or 4 bits (NF4, its scales quantised, too) on the rank's device."""
+    """from_pretrained's options for a base in 8 bits, or in 4 (NF4 with double quantisation), on the rank's device."""
     if not args.load_in:
         return {}
     from transformers import BitsAndBytesConfig
@@ -115,22 +110,24 @@ def quantised(args: "TuningArguments", compute: Any) -> dict[str, Any]:
 
 
 def add_adapter(model: Any, args: "TuningArguments") -> Any:
-    """The model with a LoRA adapter on the wanted layers; all that is trained is float32."""
+    """The model with a new LoRA adapter whose trained weights are float32.
+
+    Raises ValueError where --lora_target_modules or --lora_modules_to_save names no module of the model.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     names = args.lora_target_modules
-    modules = [(name.split(".")[-1], module) for name, module in model.named_modules()]
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    found = {name for name, module in modules if isinstance(module, kinds)}
+    found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, kinds)}
     for option, wanted in (("target_modules", names), ("modules_to_save", args.lora_modules_to_save)):
         missing = [name for name in wanted if name != "all-linear" and name.split(".")[-1] not in found]
         if missing:
             raise ValueError(
                 f"--lora_{option}: the model has no module {missing[0]}; it has {', '.join(sorted(found))}"
             )
-    first_value: Any = True if args.lora_init == "default" else args.lora_init
+    init_lora_weights: Any = True if args.lora_init == "default" else args.lora_init
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -140,50 +137,53 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
         use_rslora=args.use_rslora,
         use_dora=args.use_dora,
         bias=args.lora_bias,
-        init_lora_weights=first_value,
+        init_lora_weights=init_lora_weights,
         task_type="CAUSAL_LM",
     )
     tuned = get_peft_model(model, config)
-    if not args.deepspeed:  # which keeps float32 masters of all that is trained
+    if not args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for weight in tuned.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    # peft's "auto" would store the whole of an embedding or output matrix whose adapter is trained; no row was added.
-    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
+    save_adapter_only(tuned)
     return tuned
 
 
 def tensor_names(model: Any) -> set[str]:
-    """What the file of a model's adapter must hold, --lora_modules_to_save included."""
+    """Names of the tensors in the adapter file of a model, those of --lora_modules_to_save included."""
     from peft import get_peft_model_state_dict
 
     return set(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def check_adapter(file: Path, expected: set[str], trained: bool = True) -> None:
-    """Raise ValueError unless the file holds exactly these tensors, finite and, once trained, none of them zero."""
+    """Raise ValueError unless the file holds exactly the expected tensors, all finite.
+
+    trained: also refuse tensors that are zero, as lora_B is before the first step.
+    """
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
         found = set(tensors.keys())
         if found != expected:
             raise ValueError(
-                f"{file} holds {len(found)} tensors and should hold {len(expected)}; {min(found ^ expected)} is in one "
-                "of the two only; it is not this model's adapter"
+                f"{file} holds {len(found)} tensors, the adapter of this model has {len(expected)}; "
+                f"{min(found ^ expected)} is in only one of them; resume from a checkpoint of this run"
             )
         for name in sorted(expected):
             weight = tensors.get_tensor(name)
             if not weight.isfinite().all() or (trained and not weight.any()):
                 raise ValueError(
                     f"{name} in {file} is {'zero' if weight.isfinite().all() else 'not finite'} after training; "
-                    "train for more steps, or at another --learning_rate"
+                    "train for more steps, or change --learning_rate"
                 )
 
 
 def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
-    """Note where a PiSSA adapter begins, for `plain_lora`; a resumed run must begin where it did before.
+    """Save the initial tensors of a PiSSA adapter, which `plain_lora` needs at the end of the run.
 
-    PiSSA takes the adapter's first value out of the base, so that its files fit no base that others have.
+    PiSSA subtracts the initial adapter from the base, so its tensors alone do not fit the published base. resumed: the
+    tensors must equal those saved by the first run; raises ValueError where they do not.
     """
     import torch
     from peft import get_peft_model_state_dict
@@ -194,25 +194,26 @@ def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
     if not resumed:
         output.mkdir(parents=True, exist_ok=True)
         save_file(start, file)
-    elif not file.is_file() or not all(torch.allclose(was, start[name]) for name, was in load_file(file).items()):
-        raise ValueError(f"{file} is missing or from another machine's PiSSA; start again in a new folder")
+    elif not file.is_file() or not all(torch.allclose(saved, start[name]) for name, saved in load_file(file).items()):
+        raise ValueError(f"{file} is missing or differs from this machine's PiSSA; start again in a new folder")
 
 
 def plain_lora(folder: Path, start: Path) -> None:
-    """Turn a trained PiSSA adapter into a plain one of twice the rank: B A - B0 A0 = [B, B0] [A; -A0].
+    """Rewrite a trained PiSSA adapter as plain LoRA of twice the rank: B A - B0 A0 = [B, B0] [A; -A0].
 
-    The scale alpha / r, or alpha / sqrt(r) when rank-stabilised, stays as it was. Source: Meng et al. 2024, appendix.
+    It then fits the original base. alpha keeps the scaling as it was (alpha / r, or alpha / sqrt(r) with use_rslora).
+    start: the file that keep_pissa_start wrote. Source: Meng et al. 2024, appendix C.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     file = folder / "adapter_model.safetensors"
-    weights, begun = load_file(file), load_file(start)
+    weights, initial = load_file(file), load_file(start)
     for name, weight in weights.items():
         if ".lora_A." in name:
-            weights[name] = torch.cat([weight, -begun[name]], 0)
+            weights[name] = torch.cat([weight, -initial[name]], 0)
         elif ".lora_B." in name:
-            weights[name] = torch.cat([weight, begun[name]], 1)
+            weights[name] = torch.cat([weight, initial[name]], 1)
     save_file(weights, file, metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text())
     config |= {"init_lora_weights": True, "r": 2 * config["r"]}

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rank_group.ranks import join_ranks, launched_ranks
 from transformers import TrainingArguments
 
-from instruction_tuning.ranks import meet
 from instruction_tuning.tuning_options import TuningOptions
 
 PUBLISHED = trainer_options.PublishedOptions(
@@ -46,7 +46,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
         for name, least in (("cutoff_len", 2), ("lora_r", 1), ("val_set_size", 0), ("num_train_epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} is too small; it must be at least {least}")
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
         )
@@ -54,14 +54,11 @@ class TuningArguments(TuningOptions, TrainingArguments):
         self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1  # see Steps
         self.lora_target_modules = module_names("--lora_target_modules", self.lora_target_modules)
         self.lora_modules_to_save = value_of("--lora_modules_to_save", self.lora_modules_to_save, list[str])
-        self.resume_from_checkpoint = {"false": None, "none": None, "": None, "true": "last"}.get(
-            str(self.resume_from_checkpoint or "").lower(), self.resume_from_checkpoint
-        )
         self._plan_evaluation()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         self._log_to_wandb()
-        meet(self.deepspeed)
+        join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer runs CPU ranks side by side without averaging their gradients
         super().__post_init__()

@@ -1,7 +1,4 @@
-"""The rows of a run from its options: encoded, divided, in order, and the held-out ones as questions.
-
-finetune.py reads its data through it.
-"""
+"""The rows of a run from its options: encoded, split, ordered, and the held-out rows as questions."""
 
 import os
 from collections.abc import Callable
@@ -10,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing.example_order import Order, Rows, epoch_sizes, held_out, parse_mix
-from instruction_data.instructions import Encoder
-from instruction_data.row_files import Row, Source, iterate_rows
+from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import EncodedRows, Settings, open_encoded
+from json_rows.instruction_rows import InstructionRow, iterate_instructions
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -21,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Data:
-    """What a run learns from: all rows, the order of those to train on, the numbers of those held out.
+    """The data of a run: all rows, the order of the training rows, the numbers of the held-out rows.
 
-    scores: asks the trainer's model the held-out rows and scores its answers; None without --eval_generate.
+    scores: answers the held-out rows with the trainer's model and scores the answers; None without --eval_generate.
     """
 
     rows: Rows
@@ -32,10 +30,10 @@ class Data:
     scores: Callable[[Any], dict[str, float]] | None = None
 
 
-def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source]) -> list[EncodedRows]:
+def encode_all(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[EncodedRows]:
     """The encoded rows of all sources; one rank of each machine makes what is not in the cache, the others wait.
 
-    Raises ValueError where nothing is left of a source.
+    Raises ValueError where no row of a source is left.
     """
     cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
     settings = Settings(args.cutoff_len, args.train_on_inputs)
@@ -51,7 +49,7 @@ def encode_all(args: "TuningArguments", encoder: Encoder, sources: list[Source])
 
 
 def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[EncodedRows]) -> Data:
-    """What is trained on and in which order, and what is held out: a part of `parts`, or all of `extra`."""
+    """Order of the training rows, and the held-out rows: a part of `parts`, or all of `extra`."""
     rows = Rows([*parts, *extra])
     known = int(rows.offsets[len(parts)])
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -65,12 +63,14 @@ def arrange(args: "TuningArguments", parts: list[EncodedRows], extra: list[Encod
     return Data(rows, order, apart.tolist())
 
 
-def questions(args: "TuningArguments", encoder: Encoder, data: Data, sources: list[Source]) -> list[tuple[str, Row]]:
+def questions(
+    args: "TuningArguments", encoder: PromptEncoder, data: Data, sources: list[Source]
+) -> list[tuple[str, InstructionRow]]:
     """The held-out rows as they stand in their files, each with its source's name."""
     found = []
     apart = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.rows.parts, sources, strict=True)):
         mine = apart[data.rows.sources[apart] == number] - data.rows.offsets[number]
         places = set(part.numbers[mine].tolist())
-        found += [(source.name, row) for place, row in enumerate(iterate_rows(source.path)) if place in places]
+        found += [(source.name, row) for place, row in enumerate(iterate_instructions(source.path)) if place in places]
     return found

@@ -21,7 +21,9 @@ class TuningOptions:
     cache_dir: str = option("", "where tokenised rows are kept; ~/.cache/knowlm/rows without")
     method: Literal["lora", "qlora", "full"] = option("lora", "an adapter, one on a 4-bit base, or all weights")
     prompt_template_name: str = option(
-        "alpaca", "a file in finetune/templates without .jinja, or the path of one, or of an alpaca .json"
+        "",
+        "a file in finetune/templates without .jinja, or the path of one, or of an alpaca .json; without it the base's "
+        "own template, or alpaca where the base has none",
     )
     extraction_path: str = option(
         "", "extraction.json to carry along: how the tuned model is asked to extract; the one beside the data without"

@@ -18,7 +18,7 @@ precise=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --f
 GPUS=${GPUS:-$((gpus > 0 ? gpus : 1))}          # ranks on this machine
 PRECISION=${PRECISION:-$precise}                # bf16 (Ampere and later), fp16 (V100), fp32
 METHOD=${METHOD:-lora}                          # lora, qlora, full
-PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-alpaca}
+PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-}  # empty: the base's own, or alpaca where it has none
 MIX=${MIX:-}                                    # proportions of several sources: zh=2,en=1
 EXTRACTION_PATH=${EXTRACTION_PATH:-}            # extraction.json; empty: the one beside the rows, if any
 CUTOFF_LEN=${CUTOFF_LEN:-512}                   # tokens of the longest row
@@ -66,7 +66,7 @@ options=(--base_model "$BASE_MODEL" --data_path "$DATA_PATH" --output_dir "$OUTP
 [ -z "$CONFIG" ] || options+=(--deepspeed "$CONFIG")
 [ "$PRECISION" = fp32 ] || options+=("--$PRECISION" True)
 [ "$gpus" = 0 ] || options+=(--gradient_checkpointing True) # a third more work for a fraction of the memory
-if compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" > /dev/null; then
+if compgen -G "$OUTPUT_DIR/checkpoint-*/complete.json" > /dev/null; then
     options+=(--resume_from_checkpoint True)
 elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # it is sealed
     python tools/checkpoint.py verify "$BASE_MODEL"

@@ -1,58 +1,67 @@
-"""A running server, asked by a fixed number of callers at once over connections that stay open.
-
-batch.py answers with it. A busy server is waited for as it asks to be; one that is gone is tried a few
-times more and then ends the run, which can go on later.
-"""
+"""Client of a running server: a fixed number of concurrent callers over connections that stay open."""
 
 import asyncio
 import json
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
-from batch_runs.batch_rows import ANSWERED, Answer, Request, Row, Take, Wait
+from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
 
-TRIES = 6  # of a row where the server is gone or fails, with pauses of FIRST_PAUSE, twice that, … between: 15 s
-FIRST_PAUSE = 0.5  # seconds
-LONGEST_WAIT = 600  # seconds that a busy server is waited for, at once or without one answer in between
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 3600  # without a byte from the server; longer than any answer should take
-BUSY = (429, 503)
-NOT_LET_IN = (401, 403)
+READ_SECONDS = 3600  # without a byte from the server; longer than any answer should take
+BUSY_STATUSES = (429, 503)
+UNAUTHORIZED_STATUSES = (401, 403)
+
+
+class RetryPolicy(NamedTuple):
+    """How failed attempts are repeated: pauses of first_pause, twice that, and so on; busy servers as they ask."""
+
+    attempts: int = 6
+    first_pause: float = 0.5  # seconds; 15.5 s in all
+    longest_wait: float = 600  # seconds for a busy server, in one Retry-After or without any answer in between
+
+    def pause(self, failures: int) -> float:
+        return self.first_pause * 2 ** (failures - 1)
+
+
+DEFAULT_POLICY = RetryPolicy()
 
 
 class ServerGoneError(ConnectionError):
-    """There is no use in asking on."""
+    """The server does not answer, or stays busy for too long."""
 
 
-class Client:
-    """A server of launch_vllm.py and how to talk to it. As an asynchronous context, it holds the connections."""
+class BatchClient:
+    """A server of launch_vllm.py. An asynchronous context manager that holds the connections."""
 
     def __init__(self, url: str, key: str, callers: int) -> None:
-        """url: where the server is; key: sent in the header Authorization, if given; callers: how many ask at once.
+        """url: of the server; key: sent in the header Authorization unless ""; callers: requests at once.
 
-        Raises ValueError on a URL that is none.
+        Raises ValueError for an invalid URL.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--url {parts.geturl()} is no URL of a server; give one such as http://127.0.0.1:8090")
+            raise ValueError(
+                f"--url {parts.geturl()} is not the URL of a server; give one such as http://127.0.0.1:8090"
+            )
         if parts.username or parts.password or parts.query:
-            raise ValueError("--url takes no name, password or query; a key goes into KNOWLM_API_KEY")
+            raise ValueError("--url takes no name, password or query; put a key into KNOWLM_API_KEY")
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.callers = callers
-        self.open_again = 0.0  # when a busy server asked to be asked again; monotonic seconds, as the next
-        self.heard = time.monotonic()  # when it last gave an answer
+        self.callers, self.policy = callers, DEFAULT_POLICY
+        self.resume_at = 0.0  # monotonic seconds, when a busy server may be asked again
+        self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> "BatchClient":
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self.callers),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             headers=self.headers,
         )
         return self
@@ -63,80 +72,82 @@ class Client:
         await self.session.close()
 
     async def models(self) -> tuple[list[str], list[str]]:
-        """Names of the base that is served, and of its adapters; raises ValueError where no vLLM server answers."""
-        status, body = await self.patiently("GET", "/v1/models", None)
+        """Return the names of the served base and of its adapters; raises ValueError if no vLLM server answers."""
+        status, body = await self.request_with_retries("GET", "/v1/models", None)
         try:
             cards = json.loads(body)["data"]
             bases = [card["id"] for card in cards if not card.get("parent")]
             return bases, [card["id"] for card in cards if card.get("parent")]
         except (ValueError, KeyError, TypeError, AttributeError):
-            message = f"{self.url}/v1/models answers with status {status} and no list of models"
+            message = f"{self.url}/v1/models answers with status {status} and without a list of models"
             raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
 
-    async def ask(self, body: dict[str, Any]) -> Answer:
-        """The answer to a body of /generate; an error of the request's own is in it."""
-        status, content = await self.patiently("POST", "/generate", json.dumps(body).encode())
+    async def generate(self, body: dict[str, Any]) -> RowAnswer:
+        """Return the answer to a body of /generate, which holds the error of a failed request."""
+        status, content = await self.request_with_retries("POST", "/generate", json.dumps(body).encode())
         try:
-            text, tokens, error = (json.loads(content)[name] for name in ANSWERED)
+            text, tokens, error = (json.loads(content)[name] for name in ANSWER_FIELDS)
         except (ValueError, KeyError, TypeError):
             if status < 400:
-                raise ValueError(f"{self.url}/generate does not answer as launch_vllm.py's servers do") from None
+                raise ValueError(f"{self.url}/generate does not answer like a server of launch_vllm.py") from None
             text, tokens, error = "", 0, f"the server answered with status {status}"
-        self.heard = time.monotonic()
-        return Answer(text, tokens, error)
+        self.last_answer = time.monotonic()
+        return RowAnswer(text, tokens, error)
 
-    async def patiently(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Status and body of an answer other than "busy" and "not let in".
+    async def request_with_retries(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
+        """Return status and body of a response that is not a busy server's.
 
-        Raises ServerGoneError where there is none to be had, ValueError where the key is not taken.
+        Raises ServerGoneError as the retry policy says, ValueError if the key is not accepted.
         """
         failures = 0
         while True:
-            await asyncio.sleep(self.open_again - time.monotonic())
+            await asyncio.sleep(self.resume_at - time.monotonic())
             try:
                 async with self.session.request(method, self.url + path, data=data, allow_redirects=False) as response:
                     status, content = response.status, await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                status, content, why = 0, b"", " ".join(str(error).split()) or type(error).__name__
-            if status in NOT_LET_IN:
-                raise ValueError(f"{self.url} does not take the key (status {status}); give it in KNOWLM_API_KEY")
-            if status in BUSY:
-                self.wait(response.headers.get("Retry-After", ""))
+                status, content, reason = 0, b"", " ".join(str(error).split()) or type(error).__name__
+            if status in UNAUTHORIZED_STATUSES:
+                raise ValueError(f"{self.url} does not accept the key (status {status}); give it in KNOWLM_API_KEY")
+            if status in BUSY_STATUSES:
+                self.wait_for_busy_server(response.headers.get("Retry-After", ""))
                 continue
             if 0 < status < 500:
                 return status, content
             failures += 1
-            if failures == TRIES and status == 500:  # it lives, so it may be this request that it fails at
+            if failures == self.policy.attempts and status == 500:  # the server runs; this request may be the cause
                 return status, content
-            if failures == TRIES:
-                why = f"status {status}" if status else why
-                raise ServerGoneError(f"{self.url} does not answer ({why}); what is written stays")
-            await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
+            if failures == self.policy.attempts:
+                reason = f"status {status}" if status else reason
+                raise ServerGoneError(f"{self.url} does not answer ({reason}); the written lines are kept")
+            await asyncio.sleep(self.policy.pause(failures))
 
-    def wait(self, asked: str) -> None:
-        """Let all callers wait as long as Retry-After asks; raises ServerGoneError where that is too long."""
-        seconds = max(1, int(asked)) if asked.isdecimal() else 1
+    def wait_for_busy_server(self, retry_after: str) -> None:
+        """Let all callers wait as long as Retry-After says; raises ServerGoneError if that is too long."""
+        seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
-        if seconds > LONGEST_WAIT or now - self.heard > LONGEST_WAIT:
-            raise ServerGoneError(f"{self.url} is busy and asks to come again in {seconds} s; what is written stays")
-        self.open_again = max(self.open_again, now + seconds)
+        if seconds > self.policy.longest_wait or now - self.last_answer > self.policy.longest_wait:
+            raise ServerGoneError(f"{self.url} is busy for {seconds} s more; the written lines are kept")
+        self.resume_at = max(self.resume_at, now + seconds)
 
-    async def answer(self, rows: Iterator[Row], request: Request, take: Take, wait: Wait) -> None:
-        """Answer all rows; raises as `patiently` does."""
-        self.heard = time.monotonic()
+    async def answer(
+        self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
+    ) -> None:
+        """Answer all rows; raises as request_with_retries does."""
+        self.last_answer = time.monotonic()
 
         async def caller() -> None:
             for row in rows:
                 if row.content is None:
-                    take(row, Answer(error=row.error or None))
+                    write(row, RowAnswer(error=row.error or None))
                     continue
-                take(row, await self.ask(request(row.content)))
-                while wait():
-                    await asyncio.sleep(FIRST_PAUSE)
+                write(row, await self.generate(request(row.content)))
+                while should_wait():
+                    await asyncio.sleep(self.policy.first_pause)
 
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.callers):
                     group.create_task(caller())
-        except BaseExceptionGroup as several:  # what ended one of them ends all, and is told once
-            raise several.exceptions[0] from None
+        except BaseExceptionGroup as errors:  # the error that ended one caller ends all; it is reported once
+            raise errors.exceptions[0] from None

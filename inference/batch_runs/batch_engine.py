@@ -1,7 +1,7 @@
-"""The offline engine: vLLM in this process's charge, kept full from a stream of rows, asked as the server asks it.
+"""The offline engine: vLLM in processes of batch.py, kept full from a stream of rows.
 
-batch.py answers with it. The rows go in one by one, as others end, so no batch has a tail in which the
-engine idles; ids, parameters and their errors come from the modules that /generate is made of.
+Rows are added one by one as others finish, so there are no chunks at whose end the engine idles. Token ids, sampling
+parameters and their errors come from the modules of /generate.
 """
 
 from command_line.command_errors import one_line
@@ -15,43 +15,43 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from launch_vllm import first_look, settle, strict_parser
-from prompting.prompt_templates import read_template
+from chat_prompts.template_files import read_template
 from pydantic import ValidationError
-from routes.generate_api import KNOWN, GenerateRequest
-from routes.response_envelope import RequestFailedError, complaint
-from routes.sampling_parameters import Parameters, sampling
+from routes.generate_api import REQUEST_MODELS, GenerateRequest
+from routes.response_envelope import RequestFailedError, validation_message
+from routes.sampling_parameters import Parameters, completion_fields
 from routes.served_models import served_models
+from server_launch.launch_args import finalize_args, precheck, strict_parser
 from server_launch.launch_checks import check_prompt
-from vllm_bridge.vllm_imports import part
+from vllm_bridge.vllm_hooks import stop_engine
+from vllm_bridge.vllm_imports import from_vllm
 
-from batch_runs.batch_rows import Answer, Request, Row, Take, Wait
+from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
 
-OPEN_FOR_EACH_PLACE = 2  # rows in the engine for each that it computes at once, so that none of its places waits for us
+ROWS_PER_SEQUENCE = 2  # rows in the engine for each sequence that it computes at once, so that it never waits for rows
 
 
-def engine_settings(model: str, template_path: str, options: Sequence[str]) -> argparse.Namespace:
-    """vLLM's settings of the engine, everything checked that can be before it is started.
+def engine_args(model: str, template_path: str, options: Sequence[str]) -> argparse.Namespace:
+    """Check and complete vLLM's options of the engine, without starting it.
 
-    options: vLLM's own, as launch_vllm.py takes them, without those of its server. Raises ValueError and
-    FileNotFoundError.
+    options: vLLM's engine options, as launch_vllm.py takes them. Raises ValueError and FileNotFoundError.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    # The engine is killed once all is answered; the tracker that collects its shared memory would tell of it.
+    # The engine is killed after the last answer; multiprocessing's resource tracker would warn about its shared memory.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     arguments = ["--model", model, *options]
-    first_look([*arguments, *(["--template-path", template_path] if template_path else [])])
-    part("cli_env_setup")()
-    parser = part("EngineArgs").add_cli_args(strict_parser("batch.py … --"))
-    parser.add_argument("--lora-modules", nargs="+", action=part("LoRAParserAction"), metavar="NAME=FOLDER")
+    precheck([*arguments, *(["--template-path", template_path] if template_path else [])])
+    from_vllm("cli_env_setup")()
+    parser = from_vllm("EngineArgs").add_cli_args(strict_parser("batch.py … --"))
+    parser.add_argument("--lora-modules", nargs="+", action=from_vllm("LoRAParserAction"), metavar="NAME=FOLDER")
     parser.set_defaults(disable_log_stats=True)
-    args = settle(parser, arguments)
-    args.chat_template = read_template(template_path) if template_path else None
+    args = finalize_args(parser, arguments)
+    args.chat_template = read_template(template_path, "--template_path") if template_path else None
     if args.data_parallel_size > 1:
-        raise ValueError("--data-parallel-size is for servers; start one and ask it with --url")
+        raise ValueError("--data-parallel-size is for servers; start a server and give its --url")
     args.use_tqdm_on_load = sys.stderr.isatty()
-    part("configure_logging_from_args")(args)
+    from_vllm("configure_logging_from_args")(args)
     if Path(args.model).is_dir():
         place = template_path or f"{args.model}/chat_template.jinja"
         check_prompt(args.tokenizer or args.model, args.chat_template, place)
@@ -59,116 +59,116 @@ def engine_settings(model: str, template_path: str, options: Sequence[str]) -> a
 
 
 class OfflineEngine:
-    """vLLM's engine with the models that rows can name. As a context, it ends with it."""
+    """vLLM's engine and the models that rows can name. A context manager that stops the engine."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Load the model; raises ValueError or RuntimeError where vLLM cannot."""
-        settings = part("EngineArgs").from_cli_args(args)
-        self.engine = part("LLMEngine").from_engine_args(settings, usage_context=part("UsageContext").LLM_CLASS)
+        """Load the model; raises ValueError or RuntimeError if vLLM cannot."""
+        settings = from_vllm("EngineArgs").from_cli_args(args)
+        usage = from_vllm("UsageContext").LLM_CLASS
+        self.engine = from_vllm("LLMEngine").from_engine_args(settings, usage_context=usage)
         try:
-            self.prepare(args)
+            self.load_models(args)
         except BaseException:
-            self.end()
+            stop_engine(self.engine)
             raise
 
-    def prepare(self, args: argparse.Namespace) -> None:
-        """Make ready what the server has ready beside the engine."""
+    def load_models(self, args: argparse.Namespace) -> None:
+        """Load the adapters, and read what the server takes from the checkpoint's folder."""
         config = self.engine.vllm_config
-        self.open_at_once = OPEN_FOR_EACH_PLACE * config.scheduler_config.max_num_seqs
+        self.max_rows = ROWS_PER_SEQUENCE * config.scheduler_config.max_num_seqs
         self.adapters = self.load_adapters(args.lora_modules or [])
         names = args.served_model_name or [args.model]
-        listed = SimpleNamespace(
+        registry = SimpleNamespace(
             base_model_paths=[SimpleNamespace(name=name) for name in names], lora_requests=self.adapters,
             is_base_model=names.__contains__,
         )  # fmt: skip
-        self.models = asyncio.run(served_models(self.engine, SimpleNamespace(openai_serving_models=listed), args))
-        # What vLLM's server takes from the checkpoint's generation_config.json where a request says nothing.
+        self.models = asyncio.run(served_models(self.engine, SimpleNamespace(openai_serving_models=registry), args))
+        # Defaults of generation_config.json, as vLLM's server applies them.
         model = config.model_config
         self.defaults = model.get_diff_sampling_param()
-        from_folder = model.generation_config not in ("auto", "vllm")
-        own = self.defaults.get("max_tokens") if from_folder else model.override_generation_config.get("max_new_tokens")
-        self.longest_answer: int | None = own
+        is_folder = model.generation_config not in ("auto", "vllm")
+        limit = self.defaults.get("max_tokens") if is_folder else model.override_generation_config.get("max_new_tokens")
+        self.default_max_tokens: int | None = limit
 
     def load_adapters(self, modules: Sequence[Any]) -> dict[str, Any]:
-        """The adapters of --lora-modules, loaded, by name."""
+        """Load the adapters of --lora-modules; return vLLM's LoRARequests by name."""
         adapters = {}
         for number, module in enumerate(modules, 1):
-            adapter = part("LoRARequest")(lora_name=module.name, lora_int_id=number, lora_path=module.path)
+            adapter = from_vllm("LoRARequest")(lora_name=module.name, lora_int_id=number, lora_path=module.path)
             self.engine.add_lora(adapter)
             adapters[module.name] = adapter
         return adapters
 
-    def begin(self, number: int, body: dict[str, Any]) -> None:
-        """Hand a row's request to the engine; raises what the server would answer with an error."""
-        request = GenerateRequest.model_validate(body, from_attributes=True)  # as FastAPI does, in whose words
-        model = self.models.known(request.model)
+    def add_row(self, number: int, body: dict[str, Any]) -> None:
+        """Pass a row's request to the engine; raises the errors to which the server would respond."""
+        request = GenerateRequest.model_validate(body, from_attributes=True)  # FastAPI's call, for equal messages
+        model = self.models.get(request.model)
         if model is None:
-            raise self.models.unknown(request.model or "")
-        ids = model.ids_now(request.conversation())
-        fields = sampling(request.parameters or Parameters(), model.context - len(ids))
+            raise self.models.unknown_model(request.model or "")
+        ids = model.encode(request.conversation())
+        fields = completion_fields(request.parameters or Parameters(), model.context - len(ids))
         if "use_beam_search" in fields:
-            raise ValueError("beam search needs a server; ask one with --url, or leave num_beams out")
-        asked = part("CompletionRequest")(prompt=ids, **model.ending(fields))
-        asked.build_tok_params(self.engine.model_config)  # refuses more tokens than the context has
-        tokens = part("get_max_tokens")(model.context, asked.max_tokens, len(ids), self.defaults, self.longest_answer)
-        how = asked.to_sampling_params(tokens, self.defaults)
+            raise ValueError("beam search needs a server; give its --url, or remove num_beams")
+        completion = from_vllm("CompletionRequest")(prompt=ids, **model.with_end_ids(fields))
+        completion.build_tok_params(self.engine.model_config)  # refuses more tokens than the context holds
+        max_tokens = from_vllm("get_max_tokens")(
+            model.context, completion.max_tokens, len(ids), self.defaults, self.default_max_tokens
+        )
+        sampling = completion.to_sampling_params(max_tokens, self.defaults)
         adapter = self.adapters.get(request.model or "")
-        self.engine.add_request(str(number), part("tokens_input")(ids), how, lora_request=adapter)
+        self.engine.add_request(str(number), from_vllm("tokens_input")(ids), sampling, lora_request=adapter)
 
-    def step(self) -> list[tuple[int, Answer]]:
-        """Let the engine compute once; the rows that are complete with it, by number."""
-        complete = []
+    def try_to_add(self, number: int, body: dict[str, Any]) -> str:
+        """Add a row; return the line with which the server would respond to a request that fails, "" otherwise."""
+        try:
+            self.add_row(number, body)
+        except from_vllm("EngineDeadError"):
+            raise
+        except ValidationError as error:
+            return validation_message(error.errors(), REQUEST_MODELS)[0]
+        except RequestFailedError as error:
+            return str(error)
+        except Exception as error:
+            return " ".join(from_vllm("create_error_response")(error).error.message.split())
+        return ""
+
+    def step(self) -> list[tuple[int, RowAnswer]]:
+        """Run one step of the engine; return the answers that it completes, with the numbers of their rows."""
+        answers = []
         for output in self.engine.step():
             if output.finished:
                 best = output.outputs[0]
-                answer = Answer(best.text, len(best.token_ids), None, len(output.prompt_token_ids))
+                answer = RowAnswer(best.text, len(best.token_ids), None, len(output.prompt_token_ids))
                 if best.finish_reason not in ("stop", "length"):
-                    answer = Answer(error=f"the engine gave the answer up ({best.finish_reason}); its log says why")
-                complete.append((int(output.request_id), answer))
-        return complete
+                    answer = RowAnswer(error=f"the engine gave up the answer ({best.finish_reason}); see its log")
+                answers.append((int(output.request_id), answer))
+        return answers
 
-    def answer(self, rows: Iterator[Row], request: Request, take: Take, wait: Wait) -> None:
-        """Answer all rows; raises RuntimeError where the engine dies."""
-        running: dict[int, Row] = {}
+    def answer(
+        self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
+    ) -> None:
+        """Answer all rows; raises RuntimeError if the engine dies."""
+        running: dict[int, BatchRow] = {}
         more = True
-        while more or running:
-            while more and len(running) < self.open_at_once and not (running and wait()):
-                row = next(rows, None)
-                if row is None:
-                    more = False
-                elif row.content is None:
-                    take(row, Answer(error=row.error or None))
-                else:
-                    try:
-                        self.begin(row.number, request(row.content))
+        try:
+            while more or running:
+                while more and len(running) < self.max_rows and not (running and should_wait()):
+                    row = next(rows, None)
+                    if row is None:
+                        more = False
+                    elif row.content is None:
+                        write(row, RowAnswer(error=row.error or None))
+                    elif error := self.try_to_add(row.number, request(row.content)):
+                        write(row, RowAnswer(error=error))
+                    else:
                         running[row.number] = row
-                    except part("EngineDeadError") as error:
-                        raise RuntimeError(one_line(error)) from error
-                    except Exception as error:
-                        take(row, Answer(error=reason(error)))
-            if running:
-                try:
-                    complete = self.step()
-                except part("EngineDeadError") as error:
-                    raise RuntimeError(one_line(error)) from error
-                for number, answer in complete:
-                    take(running.pop(number), answer)
-
-    def end(self) -> None:
-        """End the engine's processes at once: they have nothing to finish, and are slow to end by themselves."""
-        self.engine.engine_core.shutdown(timeout=0)
+                for number, answer in self.step() if running else ():
+                    write(running.pop(number), answer)
+        except from_vllm("EngineDeadError") as error:
+            raise RuntimeError(one_line(error)) from error
 
     def __enter__(self) -> "OfflineEngine":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-
-
-def reason(error: Exception) -> str:
-    """The line that the server would answer a request with that raised this."""
-    if isinstance(error, ValidationError):
-        return complaint(error.errors(), KNOWN)[0]
-    if isinstance(error, RequestFailedError):
-        return str(error)
-    return " ".join(part("create_error_response")(error).error.message.split())
+        stop_engine(self.engine)

@@ -1,9 +1,8 @@
-"""The file of answers while it grows: whole lines, in order, as one unbroken beginning, whenever the run is killed.
+"""The output file of a batch run, written in order, line by line, and resumable after a kill at any moment.
 
-batch.py writes through it. Answers come in any order; what is early waits in memory for the lines before
-it. `OUTPUT.partial` is the beginning, `OUTPUT.partial.json` says of which run; both are gone once OUTPUT is there. A
-killed run has lost the answers that were still open, and those that waited for them: what was done since the oldest
-open answer was begun.
+Answers arrive in any order; an early one waits in memory for the lines before it. `OUTPUT.partial` always is a
+prefix of the output, `OUTPUT.partial.json` identifies the run; both are removed once OUTPUT exists. A killed run loses
+the answers that were running, and those that waited for them.
 """
 
 import fcntl
@@ -16,21 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from batch_runs.batch_rows import SUCCESS
+from batch_runs.batch_rows import SUCCESS_ENDING
 
-WAITING_LINES = 32768  # at most, and as many more as are open
+MAX_WAITING_LINES = 32768  # and as many more as are running
 LOCK_SECONDS = 2
-BLOCK = 1 << 20  # bytes
-SHOWN = 200  # characters of a setting in an error
+BLOCK_BYTES = 1 << 20
+SHOWN_CHARACTERS = 200  # of a setting in an error
 
 
 class AnswerFile:
-    """The file of a run, begun or gone on with. As a context, it leaves nothing where nothing was written."""
+    """The output of a run, new or resumed. A context manager that leaves no file if no line was written."""
 
     def __init__(self, output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
-        """run: what decides about the answers, as JSON has it; overwrite: replace what is there of another run.
+        """run: the settings that the answers depend on, as JSON values; overwrite: replace files of another run.
 
-        Raises FileExistsError and ValueError where that would be needed, and where another process is writing.
+        Raises FileExistsError and ValueError if that is needed and not given, and if another process is writing.
         """
         self.output = output
         self.partial, self.identity = Path(f"{output}.partial"), Path(f"{output}.partial.json")
@@ -38,29 +37,29 @@ class AnswerFile:
         if not output.parent.is_dir():
             raise FileNotFoundError(f"{output.parent} does not exist; make it before --output {output} is written")
         if output.exists() and not overwrite:
-            raise FileExistsError(f"{output} exists; name another --output, or replace it with --overwrite")
+            raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
         self.waiting: dict[int, bytes] = {}  # number of a line: the line
         self.lines = 0  # in the file
         self.file = self.partial.open("a+b")
         try:
-            self.take(run, overwrite)
+            self.open_run(run, overwrite)
         except BaseException:
             self.file.close()
             raise
 
-    def take(self, run: Mapping[str, Any], overwrite: bool) -> None:
-        """Lock the file; keep the whole lines that the same run left in it, or empty it."""
+    def open_run(self, run: Mapping[str, Any], overwrite: bool) -> None:
+        """Lock the file; keep the complete lines of the same run, or empty it."""
         self.lock()
-        left = self.left()
+        previous = self.previous_run()
         size = self.file.seek(0, os.SEEK_END)
-        if left == run:
+        if previous == run:
             self.lines, whole = count_lines(self.file)
             self.file.truncate(whole)
             return
         if size and not overwrite:
             raise ValueError(
-                f"{self.partial} is of another run ({difference(left, run)}); give what it had to go on with it, "
-                "another --output, or --overwrite to start anew"
+                f"{self.partial} belongs to another run ({difference(previous, run)}); give the same settings to "
+                "resume it, another --output, or --overwrite to start again"
             )
         self.file.truncate(0)
         fresh = Path(f"{self.identity}.new")
@@ -68,7 +67,7 @@ class AnswerFile:
         fresh.replace(self.identity)
 
     def lock(self) -> None:
-        """Keep other processes from writing; one that was just killed has a moment to be gone."""
+        """Lock the file against other processes; one that was just killed gets LOCK_SECONDS to exit."""
         began = time.monotonic()
         while True:
             try:
@@ -76,22 +75,22 @@ class AnswerFile:
                 return
             except OSError:
                 if time.monotonic() - began > LOCK_SECONDS:
-                    said = f"another process is writing {self.partial}; wait for it, or end it"
-                    raise ValueError(said) from None
+                    message = f"another process is writing {self.partial}; wait for it, or end it"
+                    raise ValueError(message) from None
             time.sleep(0.05)
 
-    def left(self) -> dict[str, Any]:
-        """What decided about the answers that are there; {} where nothing says."""
+    def previous_run(self) -> dict[str, Any]:
+        """Return the settings of the run that left the file, {} if they are not known."""
         try:
             content = json.loads(self.identity.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def put(self, number: int, line: bytes) -> None:
-        """Take a line of the output, from 1, in any order; what has all lines before it is handed to the system.
+    def write(self, number: int, line: bytes) -> None:
+        """Add line `number` of the output, counted from 1, in any order; write the lines that have all lines before.
 
-        Raises ValueError where the system does not take it.
+        Raises ValueError if they cannot be written.
         """
         self.waiting[number] = line
         ready = []
@@ -103,15 +102,15 @@ class AnswerFile:
                 self.file.write(b"".join(ready))
                 self.file.flush()
             except OSError as error:
-                said = f"{self.partial} cannot be written ({error.strerror}); make room, and the same command goes on"
-                raise ValueError(said) from None
+                reason = f"{self.partial} cannot be written ({error.strerror})"
+                raise ValueError(f"{reason}; free space, and run the same command again to resume") from None
 
-    def full(self) -> bool:
-        """Whether so many lines wait that no further row should be begun."""
-        return len(self.waiting) >= WAITING_LINES
+    def is_full(self) -> bool:
+        """Whether so many lines wait that no further row should be started."""
+        return len(self.waiting) >= MAX_WAITING_LINES
 
     def finish(self) -> tuple[int, int]:
-        """Give the file its name, and its failures the file beside it; how many rows there are, and how many failed."""
+        """Rename the file to OUTPUT and list the failures beside it; return the counts of rows and of failures."""
         assert not self.waiting
         rows = failed = 0
         os.fsync(self.file.fileno())
@@ -120,10 +119,10 @@ class AnswerFile:
         with fresh.open("wb") as failures:
             for number, line in enumerate(self.file, 1):
                 rows += line != b"\n"
-                if not line.endswith(SUCCESS) and line != b"\n":
+                if not line.endswith(SUCCESS_ENDING) and line != b"\n":
                     failed += 1
-                    said = {"line": number, "error": json.loads(line)["error"]}
-                    failures.write(json.dumps(said, ensure_ascii=False).encode() + b"\n")
+                    entry = {"line": number, "error": json.loads(line)["error"]}
+                    failures.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         if failed:
             fresh.replace(self.failures)
         else:
@@ -142,15 +141,15 @@ class AnswerFile:
         if kind is not None and not self.lines:
             self.partial.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
-        with suppress(OSError):  # of a full disk, of which `put` has told
+        with suppress(OSError):  # of a full disk, which `write` has reported
             self.file.close()
 
 
 def count_lines(file: Any) -> tuple[int, int]:
-    """How many whole lines a file has, and how many bytes they are."""
+    """Return how many complete lines a file has, and their bytes."""
     file.seek(0)
     lines = whole = at = 0
-    while block := file.read(BLOCK):
+    while block := file.read(BLOCK_BYTES):
         lines += block.count(b"\n")
         if (last := block.rfind(b"\n")) >= 0:
             whole = at + last + 1
@@ -158,14 +157,14 @@ def count_lines(file: Any) -> tuple[int, int]:
     return lines, whole
 
 
-def difference(left: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """The settings in which two runs differ, for an error."""
-    if not left:
-        return "nothing says of which"
-    names = [name for name in {**left, **run} if left.get(name) != run.get(name)]
-    return "; ".join(f"{name}: {shown(left.get(name))} there, {shown(run.get(name))} here" for name in names)
+def difference(previous: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Return the settings in which two runs differ, for an error."""
+    if not previous:
+        return "its settings are not known"
+    names = [name for name in {**previous, **run} if previous.get(name) != run.get(name)]
+    return "; ".join(f"{name}: {shorten(previous.get(name))} there, {shorten(run.get(name))} here" for name in names)
 
 
-def shown(value: Any) -> str:
+def shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

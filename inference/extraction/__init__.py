@@ -1,1 +1,1 @@
-"""Schema and text to prompts, answers to entities with offsets. Read extraction_form.py first."""
+"""Extraction: schema and text to prompts, answers to items with offsets. Read extraction_form.py first."""

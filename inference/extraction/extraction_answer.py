@@ -1,51 +1,48 @@
-"""Reading an answer that was decoded under its grammar, also one that the token limit cut off.
-
-the route /extract is made of it.
-"""
+"""Parses an answer that was decoded under its grammar, also one that the token limit cut."""
 
 import json
 import re
 from typing import Any
 
-TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a text, the quote of one without end, a bracket
+TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a string, an unclosed quote, a bracket
 CLOSERS = {"{": "}", "[": "]"}
 
 
-def read(text: str) -> tuple[dict[str, Any], bool]:
-    """The answer as an object, and whether it was complete.
+def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
+    """Return the answer as an object, and whether it is complete.
 
-    Of one that is not, everything up to its last complete item is kept. A key that comes again adds to what it holds
-    already. Text that is no such answer at all is an empty object.
+    An incomplete answer is kept up to its last complete item. The values of a repeated key are joined. Text that is not
+    such an answer gives an empty object.
     """
-    for written, complete in ((text, True), (closed(text), False)):
+    for candidate, complete in ((text, True), (complete_prefix(text), False)):
         try:
-            found = json.loads(written, object_pairs_hook=merged)
+            answer = json.loads(candidate, object_pairs_hook=join_repeated_keys)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            return found, complete
+        if isinstance(answer, dict):
+            return answer, complete
     return {}, False
 
 
-def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values; what came under one key is one list."""
-    found: dict[str, Any] = {}
+def join_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these keys and values, with one list for the values of a repeated key."""
+    joined: dict[str, Any] = {}
     for key, value in pairs:
-        found[key] = [*listed(found[key]), *listed(value)] if key in found else value
-    return found
+        joined[key] = [*as_list(joined[key]), *as_list(value)] if key in joined else value
+    return joined
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def closed(text: str) -> str:
-    """The text up to the last place at which the answer could have ended, with the brackets that end it there.
+def complete_prefix(text: str) -> str:
+    """Return the longest prefix of a cut answer that closing brackets complete, with these brackets.
 
-    Such places are behind the answer's opening bracket and a list's, behind an item, and behind a list.
+    Such a prefix ends after the opening bracket of the answer or of a list, after an item, or after a list.
     """
     opened: list[str] = []
-    whole = "{}"
+    prefix = "{}"
     for token in TOKENS.finditer(text):
         if token[0] in CLOSERS:
             opened.append(token[0])
@@ -54,5 +51,5 @@ def closed(text: str) -> str:
         elif token[0] == '"':
             break
         if opened == ["{", "["] or (opened == ["{"] and token[0][0] != '"'):
-            whole = text[: token.end()] + "".join(CLOSERS[bracket] for bracket in reversed(opened))
-    return whole
+            prefix = text[: token.end()] + "".join(CLOSERS[bracket] for bracket in reversed(opened))
+    return prefix

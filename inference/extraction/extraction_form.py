@@ -1,8 +1,7 @@
-"""The question of an extraction, in the checkpoint's own words, and the form in which it is answered.
+"""The instruction of an extraction, in the checkpoint's own words, and the form of its answer.
 
-the route /extract is made of it. An extraction.json (the checkpoint's goes before the one in this folder)
-has for each task and language the wording, the answer with placeholders, <…>, in place of names, and the usual length
-of the texts:
+An extraction.json (the checkpoint's before the one in this folder) has for each task and language the instruction, the
+answer with placeholders <…> in place of names, and the usual length of the texts:
     {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
 """
@@ -13,168 +12,170 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extraction.extraction_schema import TASKS, Kind
+from text_language.language_detection import LANGUAGES, language_of
 
-LANGUAGES = ("en", "zh")
+from extraction.extraction_schema import TASKS, SchemaType
+
 SEPARATORS = {"en": (", ", "; ", " (", ")"), "zh": ("、", "；", "（", "）")}
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 ONE_OR_SEVERAL = re.compile(r"<[^<>]+>\|\[<[^<>]+>\]")  # <name>|[<name>]
 TYPES = ("<subject_type>", "<object_type>")
 SUBJECTS = ("subject", "head")
-OURS: dict[str, Any] = json.loads(Path(__file__).with_name("extraction.json").read_text(encoding="utf-8"))
+DEFAULTS: dict[str, Any] = json.loads(Path(__file__).with_name("extraction.json").read_text(encoding="utf-8"))
 
 
-class Slot(NamedTuple):
+class AnswerSlot(NamedTuple):
     """A place for names in an item of an answer."""
 
-    key: str  # "" where the item is nothing but this slot
-    holds: str  # "text", "list", or "either": one as text, several as a list
+    key: str  # "" if the item consists of this slot only
+    holds: str  # "text", "list", or "either": one name as text, several as a list
     by_role: bool = False  # an object with such a value for each role
 
 
-class Form(NamedTuple):
-    """How an answer is written: a JSON object with a list of items for each kind."""
+class AnswerForm(NamedTuple):
+    """How an answer is written: a JSON object with a list of items for each type."""
 
-    key: str  # of a kind, with its placeholders: <type>
-    item: tuple[Slot, ...]  # in the order of their keys
-    every: bool  # every kind, in the schema's order, [] where there is nothing; else those with items, in any order
+    key: str  # of a type, with its placeholders: <type>
+    item: tuple[AnswerSlot, ...]  # in the order of their keys
+    all_types: bool  # True: all types in the schema's order, with [] if empty; False: non-empty types, in any order
 
-    def texts(self) -> list[Slot]:
-        """The slots that are not by role: an entity, a trigger, or subject and object, the subject first."""
+    def name_slots(self) -> list[AnswerSlot]:
+        """Return the slots that are not by role: an entity, a trigger, or subject and object, the subject first."""
         return sorted((slot for slot in self.item if not slot.by_role), key=lambda slot: slot.key not in SUBJECTS)
 
-    def roles(self) -> Slot | None:
+    def role_slot(self) -> AnswerSlot | None:
         return next((slot for slot in self.item if slot.by_role), None)
 
-    def by_key(self, kinds: tuple[Kind, ...]) -> dict[str, list[Kind]]:
-        """The keys of an answer with the kinds that each stands for: several where relations differ in types alone."""
-        found: dict[str, list[Kind]] = {}
-        for kind in kinds:
-            types = dict(zip(TYPES, (kind.subject_type, kind.object_type), strict=True)) if kind.subject_type else {}
-            parts = re.split(f"({PLACEHOLDER.pattern})", self.key)  # text and placeholders, in turns
-            parts[1::2] = [types.get(placeholder, kind.name) for placeholder in parts[1::2]]
-            found.setdefault("".join(parts), []).append(kind)
+    def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:
+        """Return the types of each key of an answer: several if relations differ in subject and object type only."""
+        found: dict[str, list[SchemaType]] = {}
+        for type_ in types:
+            values = {"<subject_type>": type_.subject_type, "<object_type>": type_.object_type}
+            parts = re.split(f"({PLACEHOLDER.pattern})", self.key)  # text and placeholders alternate
+            parts[1::2] = [values.get(placeholder) or type_.name for placeholder in parts[1::2]]
+            found.setdefault("".join(parts), []).append(type_)
         return found
 
 
-class Question(NamedTuple):
+class ExtractionPrompt(NamedTuple):
     instruction: str
-    form: Form
-    characters: int | None  # usual length of the texts that the model was tuned on; None: not known
+    form: AnswerForm
+    usual_characters: int | None  # of the texts that the model was tuned on; None: not known
 
 
-def language_of(text: str) -> str:
-    """zh for text with Chinese characters, else en."""
-    return "zh" if re.search(r"[\u3400-\u9fff]", text) else "en"
+def extraction_prompt(
+    task: str,
+    types: tuple[SchemaType, ...],
+    text: str,
+    language: str = "auto",
+    extraction: Mapping[str, Any] | None = None,
+) -> ExtractionPrompt:
+    """Return the instruction for the types in a text, and the form of the answer.
 
-
-def question(
-    task: str, kinds: tuple[Kind, ...], text: str, language: str = "auto", extraction: Mapping[str, Any] | None = None
-) -> Question:
-    """How to ask for the kinds in a text, and the form of the answer.
-
-    language: en, zh, or auto: the text's. extraction: the checkpoint's extraction.json, whose wording goes first; one
-    that has the task in the other language alone is asked in that. Raises ValueError on an unknown language and on a
-    wording that check_extraction would refuse.
+    language: en, zh, or auto: the text's. extraction: the checkpoint's extraction.json, which takes precedence; a task
+    that it has in the other language only is asked in that language. Raises ValueError for an unknown language and for
+    an entry that check_extraction would refuse.
     """
     if language not in (*LANGUAGES, "auto"):
-        raise ValueError(f"there is no language {language!r:.60}; take one of {', '.join(LANGUAGES)}, auto")
-    spoken = language_of(text) if language == "auto" else language
-    other = LANGUAGES[1 - LANGUAGES.index(spoken)]
-    places = [(told, asked) for told in (extraction or {}, OURS) for asked in (spoken, other)]
-    told, asked = next((t, a) for t, a in places if a in t.get("tasks", {}).get(task, {}))
-    wording = told["tasks"][task][asked]
-    form = form_of(task, wording)
-    for key, shared in form.by_key(kinds).items():
-        if len({kind.name for kind in shared}) > 1:
+        raise ValueError(f"there is no language {language!r:.60}; use one of {', '.join(LANGUAGES)}, auto")
+    preferred = language_of(text) if language == "auto" else language
+    other = LANGUAGES[1 - LANGUAGES.index(preferred)]
+    candidates = [(source, spoken) for source in (extraction or {}, DEFAULTS) for spoken in (preferred, other)]
+    source, spoken = next(each for each in candidates if each[1] in each[0].get("tasks", {}).get(task, {}))
+    entry = source["tasks"][task][spoken]
+    form = answer_form(task, entry)
+    for key, shared in form.types_by_key(types).items():
+        if len({type_.name for type_ in shared}) > 1:
             raise ValueError(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} would both be answered as {key!r}"
             )
-    # both are data: a format string would trip over the braces that they may hold
-    instruction = wording["instruction"].replace("{schema}", say(task, kinds, asked))
-    return Question(instruction, form, usual_characters(wording))
+    # both are data: a format string would interpret braces in them
+    instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, spoken))
+    return ExtractionPrompt(instruction, form, usual_characters(entry))
 
 
-def say(task: str, kinds: tuple[Kind, ...], language: str) -> str:
-    """The kinds as a phrase: `person, place`; with roles or types `layoff (company, time); meeting (who)`."""
+def schema_phrase(task: str, types: tuple[SchemaType, ...], language: str) -> str:
+    """Return the types as a phrase: `person, place`; with roles or types `layoff (company, time); meeting (who)`."""
     comma, semicolon, opening, closing = SEPARATORS[language]
     phrases = []
-    for kind in kinds:
-        within = comma.join(kind.within())
-        phrases.append(kind.name + (opening + within + closing if within else ""))
+    for type_ in types:
+        parts = comma.join(type_.parts())
+        phrases.append(type_.name + (opening + parts + closing if parts else ""))
     return (semicolon if task in ("ee", "spo") else comma).join(phrases)
 
 
 def read_extraction(folder: str) -> dict[str, Any]:
-    """The folder's extraction.json, {} without one; ValueError where it is none that can be asked."""
+    """Return the folder's extraction.json, {} without one; raises ValueError if it is not valid."""
     path = Path(folder, "extraction.json").expanduser()
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it from the checkpoint again, or take it away") from None
+        raise ValueError(f"{path} is damaged ({error}); copy it from the checkpoint again, or remove it") from None
     check_extraction(content, str(path))
     return content
 
 
 def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
-    """Raise ValueError where a question of this extraction.json, found at `place`, could not be asked or answered."""
+    """Raise ValueError if an entry of this extraction.json, found at `place`, cannot be asked or answered."""
     tasks = extraction.get("tasks", {}) if isinstance(extraction, dict) else None
-    if not isinstance(tasks, dict) or not all(isinstance(said, dict) for said in tasks.values()):
-        raise ValueError(f'{place} has not the form {{"tasks": {{task: {{language: …}}}}}}; repair it')
+    if not isinstance(tasks, dict) or not all(isinstance(entries, dict) for entries in tasks.values()):
+        raise ValueError(f'{place} does not have the form {{"tasks": {{task: {{language: …}}}}}}; correct it')
     for task in filter(tasks.__contains__, TASKS):
         for language in filter(tasks[task].__contains__, LANGUAGES):
             try:
-                form_of(task, tasks[task][language])
+                answer_form(task, tasks[task][language])
                 usual_characters(tasks[task][language])
             except ValueError as error:
                 raise ValueError(f"{place}, {task}, {language}: {error}") from None
 
 
-def form_of(task: str, wording: Any) -> Form:
-    """The form of the answers to a wording of an extraction.json; where that leaves it open, the task's usual one.
+def answer_form(task: str, entry: Any) -> AnswerForm:
+    """Return the form of the answers of an entry of an extraction.json; parts that it lacks are the task's defaults.
 
-    Raises ValueError where it is none that can be decoded.
+    Raises ValueError if answers of the form could not be decoded or parsed.
     """
-    said = wording.get("instruction") if isinstance(wording, dict) else None
-    answer = wording.get("answer", {}) if isinstance(wording, dict) else None
-    if not isinstance(said, str) or not said.strip() or not isinstance(answer, dict):
+    instruction = entry.get("instruction") if isinstance(entry, dict) else None
+    answer = entry.get("answer", {}) if isinstance(entry, dict) else None
+    if not isinstance(instruction, str) or not instruction.strip() or not isinstance(answer, dict):
         raise ValueError('an object such as {"instruction": "…", "answer": {…}} is expected')
-    absent = answer.get("absent", "empty list" if "{schema}" in said else "left out")
+    absent = answer.get("absent", "empty list" if "{schema}" in instruction else "left out")
     if absent not in ("empty list", "left out"):
         raise ValueError(f'"absent" is {absent!r:.60}; write "empty list" or "left out"')
-    usual = OURS["tasks"][task]["en"]["answer"]["shape"]
-    shape = answer.get("shape", usual)
+    default = DEFAULTS["tasks"][task]["en"]["answer"]["shape"]
+    shape = answer.get("shape", default)
     key, items = next(iter(shape.items())) if isinstance(shape, dict) and len(shape) == 1 else ("", [])
-    item = slots_of(items[0]) if isinstance(items, list) and len(items) == 1 else ()
-    form = Form(key, item, absent == "empty list")
-    if not serves(task, form):
-        written = json.dumps(shape, ensure_ascii=False)
-        raise ValueError(f"the shape {written:.300} is none for {task}; write one such as {json.dumps(usual)}")
+    item = item_slots(items[0]) if isinstance(items, list) and len(items) == 1 else ()
+    form = AnswerForm(key, item, absent == "empty list")
+    if not fits_task(task, form):
+        given = json.dumps(shape, ensure_ascii=False)
+        raise ValueError(
+            f"the shape {given:.300} does not fit the task {task}; write one such as {json.dumps(default)}"
+        )
     return form
 
 
-def usual_characters(wording: Mapping[str, Any]) -> int | None:
-    """How long texts are, by the wording of an extraction.json; None where it does not say. ValueError on no length."""
-    characters = wording.get("text_characters")
+def usual_characters(entry: Mapping[str, Any]) -> int | None:
+    """Return the usual length of texts by an entry of an extraction.json, None without one; raises ValueError."""
+    characters = entry.get("text_characters")
     if characters is not None and (type(characters) is not int or characters < 1):
-        raise ValueError(f'"text_characters" is {characters!r:.60}; write a number of 1 or more, or take it away')
+        raise ValueError(f'"text_characters" is {characters!r:.60}; write a number of 1 or more, or remove it')
     return characters
 
 
-def slots_of(item: Any) -> tuple[Slot, ...]:
-    """The slots of an item of a shape."""
+def item_slots(item: Any) -> tuple[AnswerSlot, ...]:
+    """Return the slots of an item of a shape."""
     if not isinstance(item, dict):
-        return (Slot("", holds(item)),)
+        return (AnswerSlot("", slot_kind(item)),)
     if len(item) == 1 and PLACEHOLDER.fullmatch(next(iter(item))):
-        return (Slot("", holds(*item.values()), by_role=True),)
-    inner = {key: slots_of(value)[0] if value else Slot("", "") for key, value in item.items()}
-    return tuple(Slot(key, "" if slot.key else slot.holds, slot.by_role) for key, slot in inner.items())
+        return (AnswerSlot("", slot_kind(*item.values()), by_role=True),)
+    inner = {key: item_slots(value)[0] if value else AnswerSlot("", "") for key, value in item.items()}
+    return tuple(AnswerSlot(key, "" if slot.key else slot.holds, slot.by_role) for key, slot in inner.items())
 
 
-def holds(value: Any) -> str:
-    """What stands in a slot of which a shape says `value`; "" where that is nothing known."""
+def slot_kind(value: Any) -> str:
+    """Return what a slot holds (see AnswerSlot) by its value in a shape, "" if it is not a known value."""
     match value:
         case str() if PLACEHOLDER.fullmatch(value):
             return "text"
@@ -185,17 +186,17 @@ def holds(value: Any) -> str:
     return ""
 
 
-def serves(task: str, form: Form) -> bool:
-    """Whether answers in this form say what the task asks for, and can be written and read."""
-    texts = len(form.texts())
-    by_role = len(form.item) - texts
-    kinds_of_text = {"ner": (1,), "ee": (0, 1)}.get(task, (2,))
-    named = {placeholder for placeholder in PLACEHOLDER.findall(form.key) if placeholder not in TYPES}
+def fits_task(task: str, form: AnswerForm) -> bool:
+    """Whether answers of this form state the items of the task, and can be written and parsed."""
+    names = len(form.name_slots())
+    by_role = len(form.item) - names
+    allowed_names = {"ner": (1,), "ee": (0, 1)}.get(task, (2,))
+    type_names = {placeholder for placeholder in PLACEHOLDER.findall(form.key) if placeholder not in TYPES}
     keys = [slot.key for slot in form.item]
     return (
-        bool(named and form.item)
+        bool(type_names and form.item)
         and all(slot.holds for slot in form.item)
-        and texts in kinds_of_text
+        and names in allowed_names
         and by_role <= (task == "ee")
         and (keys == [""] or not any(key == "" or PLACEHOLDER.search(key) for key in keys))
     )

@@ -1,91 +1,92 @@
-"""The grammar of an answer: decoding under it gives JSON that parses and has no other types than the schema's.
+"""The grammar of an answer: decoding under it gives JSON that can be parsed and has types of the schema only.
 
-the route /extract is made of it. The grammar is EBNF as xgrammar reads it and admits, to the space, what
-json.dumps(answer, ensure_ascii=False) writes. A JSON schema would not do: spaces would be the model's to choose, which
-it was not tuned on, and a model that may write spaces can go on until its tokens are spent.
+The grammar is EBNF for xgrammar and admits, to the space, the strings that json.dumps(answer, ensure_ascii=False)
+writes. A JSON schema would leave white space to the model, which was not tuned on it; a model that may write white
+space can write it until its tokens are used up.
 
-xgrammar caches a compiled grammar by its text, so a schema always gives the same text. Its speed depends on how a rule
-is put: with a group among the alternatives of `char`, finding out which tokens may come takes 5 ms a token instead of
-10 us (LLaMA-2's 32,000 pieces, xgrammar 0.2.8).
+xgrammar caches a compiled grammar by its text, so a schema always gives the same text. The form of a rule matters for
+speed: with a group among the alternatives of `char`, the mask of a token takes 5 ms instead of 10 us (LLaMA-2's 32,000
+pieces, xgrammar 0.2.8).
 """
 
 import json
 
-from extraction.extraction_form import Form
-from extraction.extraction_schema import Kind
+from extraction.extraction_form import AnswerForm
+from extraction.extraction_schema import SchemaType
 
-# What json.dumps makes of a text. \u000 and \u001 are alternatives of their own instead of a group, see above.
+# The strings that json.dumps writes; \u000 and \u001 are two alternatives instead of a group, see above.
 STRING = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
 
-class Rules:
-    """The rules of a grammar: equal ones are one rule, so that compiling takes no longer than the schema is long."""
+class GrammarRules:
+    """The rules of a grammar; equal bodies share one rule, so compilation is linear in the schema."""
 
     def __init__(self) -> None:
-        self.names: dict[str, str] = {}  # what a rule stands for -> its name
+        self.names: dict[str, str] = {}  # by body
 
-    def name(self, stem: str, meaning: str) -> str:
-        """The name of the rule that stands for `meaning`, a new one where there is none."""
-        return self.names.setdefault(meaning, f"{stem}{len(self.names)}")
+    def name(self, stem: str, body: str) -> str:
+        """Return the name of the rule with this body, which is added if it is new."""
+        return self.names.setdefault(body, f"{stem}{len(self.names)}")
 
     def text(self) -> str:
-        return "".join(f"{name} ::= {meaning}\n" for meaning, name in self.names.items())
+        return "".join(f"{name} ::= {body}\n" for body, name in self.names.items())
 
 
-def grammar(form: Form, kinds: tuple[Kind, ...], lead: str = "") -> str:
-    """The EBNF of the answers in this form about these kinds.
+def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
+    """Return the EBNF of the answers of this form about these types.
 
-    lead: what the chat template writes between a prompt and its answer, with which the model's answers then begin.
+    prefix: white space that the chat template writes before an answer, with which the model's answers begin.
     """
-    rules = Rules()
-    opening = literal(lead + "{")
+    rules = GrammarRules()
+    opening = literal(prefix + "{")
     lists = {}
-    for key, shared in form.by_key(kinds).items():
-        lists[key] = list_of(item(form, shared[0].roles, rules), form.every, rules)
-    if form.every:
-        pairs = ' ", " '.join(f"{literal(quoted(key) + ': ')} {items}" for key, items in lists.items())
+    for key, shared in form.types_by_key(types).items():
+        lists[key] = list_rule(item_rule(form, shared[0].roles, rules), form.all_types, rules)
+    if form.all_types:
+        pairs = ' ", " '.join(f"{literal(json_string(key) + ': ')} {items}" for key, items in lists.items())
         root = f'{opening} {pairs} "}}"'
     else:
-        alike: dict[str, list[str]] = {}
+        keys_by_list: dict[str, list[str]] = {}
         for key, items in lists.items():
-            alike.setdefault(items, []).append(literal(quoted(key)))
-        pair = rules.name("pair", " | ".join(f'({" | ".join(keys)}) ": " {items}' for items, keys in alike.items()))
+            keys_by_list.setdefault(items, []).append(literal(json_string(key)))
+        alternatives = (f'({" | ".join(keys)}) ": " {items}' for items, keys in keys_by_list.items())
+        pair = rules.name("pair", " | ".join(alternatives))
         root = f'{opening} ({pair} (", " {pair})*)? "}}"'
     return f"root ::= {root}\n{rules.text()}{STRING}"
 
 
-def item(form: Form, roles: tuple[str, ...], rules: Rules) -> str:
-    """The rule for an item about a kind with these roles."""
+def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> str:
+    """Return the rule for an item of a type with these roles."""
     parts = []
     for slot in form.item:
         if slot.holds == "text":
             value = "string"
         elif slot.holds == "list":
-            value = list_of("string", form.every, rules)
+            value = list_rule("string", form.all_types, rules)
         else:
             value = rules.name("names", 'string | "[" string (", " string)+ "]"')
         if slot.by_role:
-            value = (in_order if form.every else in_any_order)(roles, value, rules)
-        parts.append(f"{literal(quoted(slot.key) + ': ')} {value}" if slot.key else value)
+            value = (ordered_roles if form.all_types else unordered_roles)(roles, value, rules)
+        parts.append(f"{literal(json_string(slot.key) + ': ')} {value}" if slot.key else value)
     if not form.item[0].key:
         return parts[0]
-    inside = ' ", " '.join(parts)
-    return rules.name("item", f'"{{" {inside} "}}"')
+    pairs = ' ", " '.join(parts)
+    return rules.name("item", f'"{{" {pairs} "}}"')
 
 
-def list_of(each: str, may_be_empty: bool, rules: Rules) -> str:
-    """The rule for a list of what the rule `each` stands for."""
-    some = f'"[" {each} (", " {each})* "]"'
-    return rules.name("list", f'"[]" | {some}' if may_be_empty else some)
+def list_rule(element: str, may_be_empty: bool, rules: GrammarRules) -> str:
+    """Return the rule for a list of elements of a rule."""
+    nonempty = f'"[" {element} (", " {element})* "]"'
+    return rules.name("list", f'"[]" | {nonempty}' if may_be_empty else nonempty)
 
 
-def in_order(roles: tuple[str, ...], value: str, rules: Rules) -> str:
-    """The rule for an object of some of the roles, in their order; built from the last one back."""
+def ordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
+    """Return the rule for an object of some of the roles, in their order; built from the last role back."""
     first = later = rules.name("end", '"}"')
     for role in reversed(roles):
-        pair = rules.name("role", f"{literal(quoted(role) + ': ')} {value}")
+        pair = rules.name("role", f"{literal(json_string(role) + ': ')} {value}")
         first, later = (
             rules.name("first", f"{pair} {later} | {first}"),
             rules.name("later", f'", " {pair} {later} | {later}'),
@@ -93,20 +94,19 @@ def in_order(roles: tuple[str, ...], value: str, rules: Rules) -> str:
     return rules.name("roles", f'"{{" {first}')
 
 
-def in_any_order(roles: tuple[str, ...], value: str, rules: Rules) -> str:
-    """The rule for an object of some of the roles, of which one may come again."""
+def unordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
+    """Return the rule for an object of some of the roles, in any order, possibly repeated."""
     if not roles:
         return rules.name("roles", '"{}"')
-    role = rules.name("role", f'({" | ".join(literal(quoted(role)) for role in roles)}) ": " {value}')
+    role = rules.name("role", f'({" | ".join(literal(json_string(role)) for role in roles)}) ": " {value}')
     return rules.name("roles", f'"{{" ({role} (", " {role})*)? "}}"')
 
 
-def quoted(name: str) -> str:
-    """A name as JSON spells it."""
-    return json.dumps(name, ensure_ascii=False)
+def json_string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def literal(text: str) -> str:
-    """Text as EBNF spells it."""
+    """Return text as an EBNF literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'

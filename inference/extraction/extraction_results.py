@@ -1,76 +1,76 @@
-"""What the answers to all windows of a text say together, with the places in the text.
+"""Merges the answers to all windows of a text, and adds offsets.
 
-the route /extract is made of it. Offsets are characters (Unicode code points) of the whole text, looked
-for in the windows whose answers have the name. What several windows say is said once, with the places of all of them,
-in the order in which things first occur in the text; a name that is not in its window is marked and kept.
+Offsets are characters (Unicode code points) of the whole text; a name is searched in the windows whose answers have it.
+An item of several windows is returned once, with the offsets of all of them, in the order in which items first occur in
+the text. A name that its windows do not have is kept and marked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from extraction.extraction_answer import listed
-from extraction.extraction_form import Form, Slot
-from extraction.extraction_schema import Kind
-from extraction.text_offsets import find
+from extraction.extraction_answer import as_list
+from extraction.extraction_form import AnswerForm, AnswerSlot
+from extraction.extraction_schema import SchemaType
+from extraction.text_offsets import find_name
 
-NOTHING = ("", "NAN")  # how answers write an argument that there is none of
+NO_VALUE = ("", "NAN")  # how answers write a missing argument
 Span = tuple[int, int]
+Offsets = Mapping[str, set[Span]]  # by name
 
 
-class Thing(NamedTuple):
-    """Something an answer says."""
-
+class ExtractedItem(NamedTuple):
     key: str  # of the answer
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # of an event: role and name
 
 
-def result(
-    task: str, text: str, form: Form, kinds: tuple[Kind, ...], answers: Sequence[tuple[Span, Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """The response's "entities" (ner), "triples" (re, spo) or "events" (ee).
+def merge_answers(
+    task: str, text: str, form: AnswerForm, types: tuple[SchemaType, ...],
+    answers: Sequence[tuple[Span, Mapping[str, Any]]],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the response's "entities" (ner), "triples" (re, spo) or "events" (ee).
 
-    answers: of each window [start, end) of the text its answer, as extraction_answer.read gives it.
+    answers: for each window [start, end) of the text its answer, as parse_answer returns it.
     """
-    places: dict[Thing, dict[str, set[Span]]] = {}
-    said_by: dict[Thing, int] = {}  # the end of the first window that says it
+    offsets: dict[ExtractedItem, dict[str, set[Span]]] = {}
+    window_end: dict[ExtractedItem, int] = {}  # of the first window with the item
     for (start, end), answer in answers:
-        here: dict[str, list[Span]] = {}
-        for thing in things(task, answer, form):
-            said_by.setdefault(thing, end)
-            known = places.setdefault(thing, {})
-            for name in (*thing.names, *(name for _, name in thing.arguments)):
-                if name not in here:
-                    here[name] = find(name, text, start, end)
-                known.setdefault(name, set()).update(here[name])
+        found: dict[str, list[Span]] = {}
+        for item in extracted_items(task, answer, form):
+            window_end.setdefault(item, end)
+            item_offsets = offsets.setdefault(item, {})
+            for name in (*item.names, *(name for _, name in item.arguments)):
+                if name not in found:
+                    found[name] = find_name(name, text, start, end)
+                item_offsets.setdefault(name, set()).update(found[name])
 
-    def first(thing: Thing) -> int:
-        """Where it first occurs; what is nowhere in the text stands behind the rest of its window."""
-        return min((start for spans in places[thing].values() for start, _ in spans), default=said_by[thing])
+    def position(item: ExtractedItem) -> int:
+        """Return where an item first occurs; an item that is not in the text comes after the rest of its window."""
+        return min((start for spans in offsets[item].values() for start, _ in spans), default=window_end[item])
 
-    by_key = form.by_key(kinds)
-    ordered = [thing for thing in sorted(places, key=first) if thing.key in by_key]
-    plural, described = {"ner": ("entities", entity), "ee": ("events", event)}.get(task, ("triples", triple))
-    return {plural: [described(thing, places[thing], by_key[thing.key]) for thing in ordered]}
+    by_key = form.types_by_key(types)
+    ordered = [item for item in sorted(offsets, key=position) if item.key in by_key]
+    field, describe = {"ner": ("entities", entity), "ee": ("events", event)}.get(task, ("triples", triple))
+    return {field: [describe(item, offsets[item], by_key[item.key]) for item in ordered]}
 
 
-def things(task: str, answer: Mapping[str, Any], form: Form) -> Iterator[Thing]:
-    """What an answer says, in its order."""
+def extracted_items(task: str, answer: Mapping[str, Any], form: AnswerForm) -> Iterator[ExtractedItem]:
+    """Yield the items of an answer, in its order."""
     for key, items in answer.items():
-        for item in listed(items):
-            names = [texts(content(item, slot)) for slot in form.texts()]
+        for item in as_list(items):
+            names = [strings(slot_value(item, slot)) for slot in form.name_slots()]
             if task == "ee":
-                names = [stated for slot in names if (stated := [name for name in slot if name not in NOTHING])]
-            by_role = content(item, form.roles())
-            roles = by_role.items() if isinstance(by_role, dict) else ()
-            arguments = tuple((role, name) for role, held in roles for name in texts(held) if name not in NOTHING)
+                names = [present for slot in names if (present := [name for name in slot if name not in NO_VALUE])]
+            roles = slot_value(item, form.role_slot())
+            pairs = roles.items() if isinstance(roles, dict) else ()
+            arguments = tuple((role, name) for role, value in pairs for name in strings(value) if name not in NO_VALUE)
             for chosen in product(*names):
-                yield Thing(key, chosen, arguments)
+                yield ExtractedItem(key, chosen, arguments)
 
 
-def content(item: Any, slot: Slot | None) -> Any:
-    """What stands in a slot of an item; None where it has no such slot."""
+def slot_value(item: Any, slot: AnswerSlot | None) -> Any:
+    """Return the value of a slot of an item, None if it has no such slot."""
     if slot is None:
         return None
     if not slot.key:
@@ -78,34 +78,34 @@ def content(item: Any, slot: Slot | None) -> Any:
     return item.get(slot.key) if isinstance(item, dict) else None
 
 
-def texts(held: Any) -> list[str]:
-    return [each for each in listed(held) if isinstance(each, str)]
+def strings(value: Any) -> list[str]:
+    return [each for each in as_list(value) if isinstance(each, str)]
 
 
-def named(name: str, places: Mapping[str, set[Span]]) -> dict[str, Any]:
-    return {"name": name, "offsets": [list(span) for span in sorted(places[name])], "in_text": bool(places[name])}
+def named(name: str, offsets: Offsets) -> dict[str, Any]:
+    return {"name": name, "offsets": [list(span) for span in sorted(offsets[name])], "in_text": bool(offsets[name])}
 
 
-def entity(thing: Thing, places: Mapping[str, set[Span]], kinds: list[Kind]) -> dict[str, Any]:
-    return {"type": kinds[0].name, **named(thing.names[0], places)}
+def entity(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+    return {"type": types[0].name, **named(item.names[0], offsets)}
 
 
-def triple(thing: Thing, places: Mapping[str, set[Span]], kinds: list[Kind]) -> dict[str, Any]:
-    """A triple; its ends have a type where the schema's relations of this name leave only one."""
-    subject, object_ = (named(name, places) for name in thing.names)
-    for end, types in (
-        (subject, {kind.subject_type for kind in kinds}),
-        (object_, {kind.object_type for kind in kinds}),
+def triple(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+    """Return a triple; subject and object have a type if all of the schema's relations of this name agree on it."""
+    subject, object_ = (named(name, offsets) for name in item.names)
+    for end, end_types in (
+        (subject, {type_.subject_type for type_ in types}),
+        (object_, {type_.object_type for type_ in types}),
     ):
-        if len(types) == 1 and types != {""}:
-            end["type"] = next(iter(types))
-    return {"subject": subject, "relation": kinds[0].name, "object": object_}
+        if len(end_types) == 1 and end_types != {""}:
+            end["type"] = next(iter(end_types))
+    return {"subject": subject, "relation": types[0].name, "object": object_}
 
 
-def event(thing: Thing, places: Mapping[str, set[Span]], kinds: list[Kind]) -> dict[str, Any]:
-    arguments = [{"role": role, **named(name, places)} for role, name in thing.arguments]
+def event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+    arguments = [{"role": role, **named(name, offsets)} for role, name in item.arguments]
     return {
-        "type": kinds[0].name,
-        "trigger": named(thing.names[0], places) if thing.names else None,
+        "type": types[0].name,
+        "trigger": named(item.names[0], offsets) if item.names else None,
         "arguments": arguments,
     }

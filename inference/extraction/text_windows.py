@@ -1,137 +1,108 @@
-"""Cutting a text into windows of whole sentences, each within a number of tokens.
+"""Cut a text into windows of whole sentences, each within a number of tokens.
 
-the route /extract is made of it. Sentence ends are found by rules for Chinese and English; a sentence
-that is too long by itself is cut between clauses, else words, else characters.
+The route /extract asks the model about one window at a time. Sentences end where the corpus builder ends them; a
+sentence that is longer than a window is cut between clauses, else words, else characters.
 """
 
-import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
-CLOSE = r"[\"'”’」』）】)\]]*+"
-# Chinese stops, unless a comma follows; others before a space or Chinese; new lines. Each has the space behind with it.
-STOP = re.compile(
-    rf"[。！？][。！？!?…]*+{CLOSE}(?![，、；：》,;:])\s*+"
-    rf"|(?P<western>[.!?…]++){CLOSE}(?:\s++|(?=[\u3400-\u9fff])|\Z)"
-    r"|\n\s*+"
-)
-CLAUSE = re.compile(rf"(?:[，、；：]|[,;:](?=\s)){CLOSE}\s*+")
-SPACE = re.compile(r"\s++")
-LETTER = r"[^\W\d_\u3400-\u9fff]"
-WORD = re.compile(rf"(?<!{LETTER})(?:{LETTER}\.)*{LETTER}+\Z")  # before a full stop: Dr, U.S
-LIST_NUMBER = re.compile(r"\n[^\S\n]*\d{1,3}\Z")  # 12. at the beginning of a line
-LOOKED_AT = 20  # characters before a full stop
-# Words whose full stop ends no sentence, and words that it does not end before a number (No. 5, Jan. 3).
-SHORT = re.compile(
-    "mr|mrs|ms|dr|st|mt|jr|sr|prof|gen|col|capt|lt|sgt|gov|sen|rep|rev|hon|inc|ltd|co|corp|vs|cf|al|figs?",
-    re.IGNORECASE,
-)
-NUMBERED = re.compile("nos?|vol|ch|pp|sec|eq|art|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec", re.IGNORECASE)
+from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_ends
+
 JOINER = "\u200d"  # between emoji that are shown as one
 SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")  # first and last of the characters that colour the emoji before them
-USUAL_RATE = 0.5  # tokens per character, for the first guess
-FEW = 4  # guesses, before the search for the longest window becomes bisection
+FIRST_RATE = 0.5  # tokens per character, for the first guess
+GUESSES = 4  # of the window's length by the rate, before bisection
 
 
-def windows(text: str, length_of: Callable[[str], int], limit: int, usual: int | None = None) -> list[tuple[int, int]]:
-    """The windows [start, end) of a text, in order; outside of them is nothing but white space, and none is empty.
+def windows(
+    text: str, count_tokens: Callable[[str], int], limit: int, usual: int | None = None
+) -> list[tuple[int, int]]:
+    """Divide a text into windows [start, end) in characters, in order; only white space lies outside of them.
 
-    length_of: tokens of a text. No window has more than `limit` of them, and each takes as many sentences as fit; no
-    second one that would bring it over `usual` characters. Raises ValueError where the limit does not hold a single
-    character.
+    count_tokens: the number of tokens of a text. No window has more than `limit` tokens, and each takes as many
+    sentences as fit, and no second one that would bring it over `usual` characters. Raises ValueError where a single
+    character has more than `limit` tokens.
     """
     ends = sentence_ends(text)
-    found = []
-    start = len(text) - len(text.lstrip())
-    at = bisect_right(ends, start)  # the first of the ends behind the start
-    rate = USUAL_RATE
-    while at < len(ends):
+    if ends[-1:] != [len(text)]:
+        ends.append(len(text))
+    found: list[tuple[int, int]] = []
+    start = _skip_space(text, 0)
+    rate = FIRST_RATE
+    while (at := bisect_right(ends, start)) < len(ends):  # ends[at] is the first end after the start
         most = len(ends) if usual is None else max(at + 1, bisect_right(ends, start + usual))
-        behind, rate = longest(text, start, ends, at, most, length_of, limit, rate)
-        if behind == at:
-            ends[at : at + 1] = finer_ends(text, start, ends[at], limit)
+        after, rate = _longest_window(text, start, ends, at, most, count_tokens, limit, rate)
+        if after == at:
+            ends[at : at + 1] = _finer_ends(text, start, ends[at], limit)
             continue
-        end = ends[behind - 1]
+        end = ends[after - 1]
         found.append((start, start + len(text[start:end].rstrip())))
-        start, at = end, behind
+        start = _skip_space(text, end)
     return found
 
 
-def longest(
-    text: str, start: int, ends: list[int], at: int, most: int, length_of: Callable[[str], int], limit: int, rate: float
-) -> tuple[int, float]:
-    """The index behind the last of ends[at:most] up to which a window from `start` fits, and the tokens per character.
+def _skip_space(text: str, start: int) -> int:
+    """The position of the first character from `start` on that is no white space, else the text's length."""
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
 
-    Where the limit lies is guessed by the rate, so that a window takes three to five calls of length_of.
+
+def _longest_window(
+    text: str,
+    start: int,
+    ends: list[int],
+    at: int,
+    most: int,
+    count_tokens: Callable[[str], int],
+    limit: int,
+    rate: float,
+) -> tuple[int, float]:
+    """Find the longest window from `start` to one of ends[at:most] that has at most `limit` tokens.
+
+    rate: tokens per character, by which the end is guessed, so that a window takes three to five calls of count_tokens.
+    Returns the index after the window's end in `ends` (`at` where none fits), and the rate of the last window tried.
     """
     fits, too_long = at, most + 1
     tries = 0
     while too_long - fits > 1:
         tries += 1
         guess = bisect_right(ends, start + limit / rate)
-        if tries > FEW:
+        if tries > GUESSES:
             guess = min((fits + too_long) // 2, fits + 2**tries)
         guess = min(max(guess, fits + 1), too_long - 1)
         window = text[start : ends[guess - 1]].rstrip()
-        length = length_of(window)
-        rate = max(length, 1) / len(window)
-        if length <= limit:
+        tokens = count_tokens(window)
+        rate = max(tokens, 1) / len(window)
+        if tokens <= limit:
             fits = guess
         else:
             too_long = guess
     return fits, rate
 
 
-def sentence_ends(text: str) -> list[int]:
-    """Where sentences end, ascending, behind the white space that follows them; the end of the text is the last."""
-    ends = [stop.end() for stop in STOP.finditer(text) if ends_sentence(text, stop)]
-    return ends if ends[-1:] == [len(text)] else [*ends, len(text)]
-
-
-def ends_sentence(text: str, stop: re.Match[str]) -> bool:
-    """Whether a sentence ends at what STOP found: not at abbreviations, initials, numbers, nor before small letters."""
-    if stop["western"] is None or "\n" in stop[0] or stop.end() == len(text):
-        return True
-    mark, after = stop["western"], text[stop.end()]
-    if after.islower() or after in ".!?,;:)]":
-        return False
-    before = text[max(stop.start() - LOOKED_AT, 0) : stop.start()]
-    chinese_at_once = not stop[0][-1].isspace()
-    if chinese_at_once and mark[-1] not in "!?" and not (mark == "." and before[-1:].isalpha()):  # 1.打开, 我…我
-        return False
-    if mark != ".":
-        return True
-    if LIST_NUMBER.search(before if stop.start() > LOOKED_AT else f"\n{before}"):
-        return False
-    word = WORD.search(before)
-    if word is None:
-        return True
-    short = "." in word[0] or len(word[0]) == 1 or SHORT.fullmatch(word[0])
-    return not short and not (after.isdigit() and NUMBERED.fullmatch(word[0]))
-
-
-def finer_ends(text: str, start: int, end: int, limit: int) -> list[int]:
-    """Where text[start:end], which is too long, may be cut at the best kind of place that it has; `end` is the last.
+def _finer_ends(text: str, start: int, end: int, limit: int) -> list[int]:
+    """Where text[start:end], which has too many tokens, may be cut at the best kind of place it has; `end` is the last.
 
     Raises ValueError where it is a single character.
     """
-    last = start + len(text[start:end].rstrip())
-    kinds: tuple[Iterable[int], ...] = (
-        (clause.end() for clause in CLAUSE.finditer(text, start, last)),
-        (space.end() for space in SPACE.finditer(text, start, last)),
-        (at for at in range(start + 1, last) if not inside_character(text, at)),
-        range(start + 1, last),
+    sentence = text[start:end].rstrip()
+    kinds: tuple[Callable[[], Iterable[int]], ...] = (
+        lambda: clause_ends(sentence),
+        lambda: word_ends(sentence),
+        lambda: (at for at in range(1, len(sentence)) if not inside_character(sentence, at)),
+        lambda: range(1, len(sentence)),
     )
-    for places in kinds:
-        cuts = [place for place in places if place < last]
-        if cuts:
+    for find in kinds:
+        if cuts := [start + place for place in find() if place < len(sentence)]:
             return [*cuts, end]
     raise ValueError(f"{limit} tokens do not hold the character {text[start]!r}; a larger context is needed")
 
 
 def inside_character(text: str, at: int) -> bool:
-    """Whether what a reader sees as one character goes on at a place: a mark, or emoji that are joined."""
+    """Whether a character that a reader sees (a letter with its marks, joined emoji) would be cut at `at`."""
     here = text[at]
     joined = JOINER in (text[at - 1], here) or SKIN_TONES[0] <= here <= SKIN_TONES[1]
     return joined or unicodedata.category(here)[0] == "M"

@@ -1,39 +1,39 @@
-"""POST /extract: a text and a schema in, entities, triples or events with their places in the text out.
+"""POST /extract: extracts the entities, triples or events of a schema from a text, with their offsets.
 
     {"text": "Ann Lee was born in Oslo.", "task": "re", "schema": ["born in"]}
     {"triples": [{"subject": {"name": "Ann Lee", "offsets": [[0, 7]], "in_text": true}, "relation": "born in", …}],
      "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
 
-The model is asked in the words that it was tuned on (its extraction.json) and decoded greedily under a grammar of the
-answer's form, so that every answer parses and has the schema's types alone. A long text is cut into windows.
+The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy, under a grammar of the
+answer's form, so every answer can be parsed and has types of the schema only. A long text is split into windows.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from extraction.extraction_answer import read
-from extraction.extraction_form import Form, question
-from extraction.extraction_grammar import grammar
-from extraction.extraction_results import Span, result
-from extraction.extraction_schema import Kind, check_schema
+from chat_prompts.prompt_encoding import Message, one_turn
+from extraction.extraction_answer import parse_answer
+from extraction.extraction_form import AnswerForm, extraction_prompt
+from extraction.extraction_grammar import answer_grammar
+from extraction.extraction_results import Span, merge_answers
+from extraction.extraction_schema import SchemaType, check_schema
 from extraction.text_windows import windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prompting.prompt_ids import Message, one_turn
 from pydantic import BaseModel, ConfigDict, Field
-from vllm_bridge.vllm_imports import part
+from vllm_bridge.vllm_imports import from_vllm
 
-from routes.response_envelope import Text, described, envelope_route
-from routes.served_models import Served, completer, model_named, unhurried
+from routes.response_envelope import Text, envelope_route, openapi_responses
+from routes.served_models import ServedModel, completion_function, requested_model, run_in_thread_if_long
 
-ANSWER_TOKENS = 1024  # new tokens for a window at most; an answer that goes on longer goes round in circles
-WINDOW_TOKENS = 256  # of the text in a window, where nothing says how long the texts are that the model was tuned on
-WINDOW_SHARE = 1 / 3  # of the context's room behind the question, at most: the answer repeats what it finds
-WINDOWS_AT_ONCE = 16  # of one request in the engine, so that a long text leaves room for other callers
+MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
+WINDOW_TOKENS = 256  # of text in a window, if the length of the texts that the model was tuned on is not known
+WINDOW_SHARE = 1 / 3  # of the context after the instruction, at most: the answer repeats the names that it finds
+CONCURRENT_WINDOWS = 16  # of one request in the engine, which leaves room for other callers
 
 
-# What the OpenAPI description says of a schema; extraction_schema.py checks it against the task.
+# OpenAPI description of a schema; extraction_schema.py checks it against the task.
 NAME = {"type": "string", "minLength": 1}
 TYPED_RELATION = {
     "type": "object", "properties": dict.fromkeys(("subject_type", "predicate", "object_type"), NAME),
@@ -59,163 +59,171 @@ class ExtractRequest(BaseModel):
         json_schema_extra=SCHEMA,
         description="types (ner), relations (re, spo), event types with roles (ee)",
     )
-    language: Literal["auto", "en", "zh"] | None = Field(default=None, description="of the question; auto: the text's")
-    model: str | None = Field(default=None, description="an adapter's name; without it the base")
-    max_tokens: int | None = Field(default=None, ge=1, description=f"for a window; {ANSWER_TOKENS}, or what there is")
+    language: Literal["auto", "en", "zh"] | None = Field(
+        default=None, description="of the instruction; auto: the text's"
+    )
+    model: str | None = Field(default=None, description="an adapter's name; default: the base")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description=f"per window; default {MAX_ANSWER_TOKENS}, or the rest of the context"
+    )
     window_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="of text in a window; without it, whole sentences up to the usual length of the model's texts",
+        description="of text in a window; default: whole sentences up to the usual length of the model's texts",
     )
 
 
-class Found(BaseModel):
-    """A name and where it stands, in characters (Unicode code points) of the text."""
+class FoundName(BaseModel):
+    """A name and its offsets, in characters (Unicode code points) of the text."""
 
     name: str
     offsets: list[tuple[int, int]]
     in_text: bool
 
 
-class Entity(Found):
+class FoundEntity(FoundName):
     type: str
 
 
-class End(Found):
-    type: str | None = None
-
-
-class Triple(BaseModel):
-    subject: End
-    relation: str
-    object: End
-
-
-class Argument(Found):
+class FoundArgument(FoundName):
     role: str
 
 
-class Event(BaseModel):
+class TripleEnd(FoundName):
+    type: str | None = None
+
+
+class FoundTriple(BaseModel):
+    subject: TripleEnd
+    relation: str
+    object: TripleEnd
+
+
+class FoundEvent(BaseModel):
     type: str
-    trigger: Found | None
-    arguments: list[Argument]
+    trigger: FoundName | None
+    arguments: list[FoundArgument]
 
 
 class ExtractAnswer(BaseModel):
-    """Answer of /extract: the list that the task asks for, and how it came about."""
+    """Response of /extract: the list of the task, and how it was obtained."""
 
-    entities: list[Entity] | None = Field(default=None, description="ner")
-    triples: list[Triple] | None = Field(default=None, description="re and spo")
-    events: list[Event] | None = Field(default=None, description="ee")
-    complete: bool = Field(default=False, description="false: a window's answer was cut off by its limit of tokens")
-    windows: int = Field(default=0, description="pieces that the text was cut into")
+    entities: list[FoundEntity] | None = Field(default=None, description="ner")
+    triples: list[FoundTriple] | None = Field(default=None, description="re and spo")
+    events: list[FoundEvent] | None = Field(default=None, description="ee")
+    complete: bool = Field(default=False, description="false: the token limit cut a window's answer")
+    windows: int = Field(default=0, description="pieces that the text was split into")
     num_output_tokens_cf: int = Field(default=0, description="tokens generated for all windows")
     error: str | None = Field(default=None, description="one line")
 
 
-class Heard(NamedTuple):
-    """What became of a window."""
+class WindowResult(NamedTuple):
+    """The model's answer to one window."""
 
-    said: tuple[Span, dict[str, Any]]
-    whole: bool
+    span: Span
+    answer: dict[str, Any]
+    complete: bool
     prompt_tokens: int
-    tokens: int  # generated
+    output_tokens: int
 
 
-class Asking(NamedTuple):
+class ExtractionPlan(NamedTuple):
     """How one model is asked for one schema."""
 
-    model: Served
+    model: ServedModel
     instruction: str
-    form: Form
-    kinds: tuple[Kind, ...]
-    characters: int | None  # usual length of a text; None: not known
+    form: AnswerForm
+    types: tuple[SchemaType, ...]
+    usual_characters: int | None  # of the texts that the model was tuned on; None: not known
 
     def messages(self, text: str) -> list[Message]:
-        """The question about a window; a template without a place for an input gets it behind the instruction."""
-        if self.model.prompt.takes_input:
-            return one_turn(self.instruction, text)
-        return one_turn(f"{self.instruction}\n{text}")
+        """Return the prompt for a window."""
+        return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
-        return grammar(self.form, self.kinds, self.model.prompt.lead or "")
+        return answer_grammar(self.form, self.types, self.model.encoder.lead)
 
-    async def windows(self, text: str, limit: int | None) -> list[Span]:
-        """The windows of a text, by the length of texts that the model knows, or of `limit` tokens at most.
+    async def split(self, text: str, window_tokens: int | None) -> list[Span]:
+        """Split a text into windows of the usual length of the model's texts, or of at most `window_tokens`.
 
-        Raises ValueError where the question alone fills the context.
+        Raises ValueError if the instruction alone fills the context.
         """
-        prompt = self.model.prompt
-        question_tokens = len(await self.model.ids(self.messages("")))
-        room = int((self.model.context - question_tokens) * WINDOW_SHARE)
+        prompt = self.model.encoder
+        instruction_tokens = len(await self.model.ids(self.messages("")))
+        room = int((self.model.context - instruction_tokens) * WINDOW_SHARE)
         if room < 1:
             raise ValueError(
-                f"the question has {question_tokens} tokens, the context {self.model.context}; ask for less"
+                f"the instruction has {instruction_tokens} tokens, the context {self.model.context}; shorten the schema"
             )
-        usual = None if limit else self.characters
-        limit = min(limit or (room if usual else WINDOW_TOKENS), room)
-        return await unhurried(len(text), windows, text, lambda window: len(prompt.text_ids(window)), limit, usual)
+        usual = None if window_tokens else self.usual_characters
+        limit = min(window_tokens or (room if usual else WINDOW_TOKENS), room)
+
+        def token_count(window: str) -> int:
+            return len(prompt.text_ids(window))
+
+        return await run_in_thread_if_long(len(text), windows, text, token_count, limit, usual)
 
 
-def asking_of(request: ExtractRequest, model: Served) -> Asking:
-    kinds = check_schema(request.task, request.schema_)
-    asked = question(request.task, kinds, request.text, request.language or "auto", model.extraction)
-    return Asking(model, asked.instruction, asked.form, kinds, asked.characters)
+def extraction_plan(request: ExtractRequest, model: ServedModel) -> ExtractionPlan:
+    types = check_schema(request.task, request.schema_)
+    prompt = extraction_prompt(request.task, types, request.text, request.language or "auto", model.extraction)
+    return ExtractionPlan(model, prompt.instruction, prompt.form, types, prompt.usual_characters)
 
 
 def extract_router() -> APIRouter:
-    """The route of /extract."""
-    known: Mapping[str, type[BaseModel]] = {"": ExtractRequest}
-    routes = APIRouter(route_class=envelope_route(ExtractAnswer, known))
-    complete = completer()
+    """Return the route of /extract."""
+    router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
+    complete = completion_function()
 
-    @routes.post("/extract", response_model=None, responses=described(ExtractAnswer))
-    @part("with_cancellation")
-    @part("load_aware_call")
+    @router.post("/extract", response_model=None, responses=openapi_responses(ExtractAnswer))
+    @from_vllm("with_cancellation")
+    @from_vllm("load_aware_call")
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
-        """Extract what a schema asks for from a text, with places in the text."""
-        asking = asking_of(request, await model_named(raw_request, request.model))
-        spans = await asking.windows(request.text, request.window_tokens)
-        form = {"structured_outputs": {"grammar": asking.grammar()}, "temperature": 0}
-        limit = request.max_tokens or ANSWER_TOKENS
+        """Extract the items of a schema from a text, with their offsets."""
+        plan = extraction_plan(request, await requested_model(raw_request, request.model))
+        spans = await plan.split(request.text, request.window_tokens)
+        fields = {"structured_outputs": {"grammar": plan.grammar()}, "temperature": 0}
+        limit = request.max_tokens or MAX_ANSWER_TOKENS
 
-        async def ask(span: Span) -> Heard:
-            ids = await asking.model.ids(asking.messages(request.text[slice(*span)]))
-            tokens = min(limit, asking.model.context - len(ids))
-            completion = await complete(raw_request, asking.model, ids, max_tokens=tokens, **form)
-            answer, whole = read(completion.choices[0].text)
-            return Heard((span, answer), whole, len(ids), completion.usage.completion_tokens)
+        async def ask(span: Span) -> WindowResult:
+            ids = await plan.model.ids(plan.messages(request.text[slice(*span)]))
+            max_tokens = min(limit, plan.model.context - len(ids))
+            completion = await complete(raw_request, plan.model, ids, max_tokens=max_tokens, **fields)
+            answer, is_complete = parse_answer(completion.choices[0].text)
+            return WindowResult(span, answer, is_complete, len(ids), completion.usage.completion_tokens)
 
-        heard = await each_of(spans, ask, WINDOWS_AT_ONCE)
-        tokens = sum(each.tokens for each in heard)
-        raw_request.state.knowlm_usage = tokens + sum(each.prompt_tokens for each in heard)  # for the limits of tokens
-        said = [each.said for each in heard]
-        found = await unhurried(len(request.text), result, request.task, request.text, asking.form, asking.kinds, said)
-        about = {
-            "complete": all(each.whole for each in heard), "windows": len(spans), "num_output_tokens_cf": tokens,
-            "error": None,
+        results = await run_concurrently(spans, ask, CONCURRENT_WINDOWS)
+        output_tokens = sum(result.output_tokens for result in results)
+        prompt_tokens = sum(result.prompt_tokens for result in results)
+        raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # for the token limits
+        answers = [(result.span, result.answer) for result in results]
+        found = await run_in_thread_if_long(
+            len(request.text), merge_answers, request.task, request.text, plan.form, plan.types, answers
+        )
+        summary = {
+            "complete": all(result.complete for result in results), "windows": len(spans),
+            "num_output_tokens_cf": output_tokens, "error": None,
         }  # fmt: skip
-        return JSONResponse(found | about)
+        return JSONResponse(found | summary)
 
-    return routes
+    return router
 
 
-async def each_of(spans: Sequence[Span], ask: Callable[[Span], Awaitable[Heard]], at_once: int) -> list[Heard]:
-    """What comes of each span, in order, so many of them asked at once.
-
-    The first failure, or a caller that leaves, ends the rest.
-    """
-    heard: dict[int, Heard] = {}
+async def run_concurrently(
+    spans: Sequence[Span], ask: Callable[[Span], Awaitable[WindowResult]], limit: int
+) -> list[WindowResult]:
+    """Return the result of each span, in order, with at most `limit` running; the first failure cancels the rest."""
+    results: dict[int, WindowResult] = {}
     waiting = iter(enumerate(spans))
 
-    async def next_ones() -> None:
-        for place, span in waiting:
-            heard[place] = await ask(span)
+    async def worker() -> None:
+        for index, span in waiting:
+            results[index] = await ask(span)
 
-    tasks = [asyncio.ensure_future(next_ones()) for _ in range(min(at_once, len(spans)))]
+    tasks = [asyncio.ensure_future(worker()) for _ in range(min(limit, len(spans)))]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-    return [heard[place] for place in range(len(spans))]
+    return [results[index] for index in range(len(spans))]

@@ -1,4 +1,4 @@
-"""One envelope for every answer of a route, errors included, whoever raises them."""
+"""The response envelope of a route: answers and all errors, whatever raised them, have one format."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,15 +10,15 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from vllm_bridge.vllm_imports import part
+from vllm_bridge.vllm_imports import from_vllm
 
-SHOWN = 5  # errors told at once
+MAX_ERRORS = 5  # reported in one response
 STOPPED = "the server was stopped before the answer was complete; ask again"
 
 logger = logging.getLogger(__name__)
 
 
-def well_formed(text: str) -> str:
+def check_surrogates(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -26,88 +26,90 @@ def well_formed(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(well_formed)]
+Text = Annotated[str, AfterValidator(check_surrogates)]
 
 
 class RequestFailedError(Exception):
-    """An answer that vLLM refused or could not finish; it has a message for the envelope and an HTTP status."""
+    """A request that vLLM refused or could not finish."""
 
     def __init__(self, message: str, status: int) -> None:
+        """message: for the envelope; status: of HTTP."""
         super().__init__(message)
         self.status = status
 
 
-def complaint(errors: Sequence[Any], known: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
-    """pydantic's list of errors as one line and the HTTP status that fits: 400 for what is no JSON, else 422.
+def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
+    """Return pydantic's errors as one line, and the HTTP status: 400 for a body that is not JSON, else 422.
 
-    known: the model of the body under "", those of the objects in it under their field's name.
+    models: the model of the body under "", the models of nested objects under the name of their field.
     """
-    said: list[str] = []
+    messages: list[str] = []
     unknown: dict[str, list[str]] = {}
     for error in errors:
-        place = [str(step) for step in error["loc"] if step != "body"]
+        location = [str(step) for step in error["loc"] if step != "body"]
         if error["type"] == "json_invalid":
-            return f"the body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}", 400
+            return f"the body is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}", 400
         if error["type"] == "extra_forbidden":
-            holder = [step for step in place[:-1] if not step.isdecimal()]
-            unknown.setdefault(holder[-1] if holder else "", []).append(place[-1])
-        elif not place and error["type"] != "value_error":
-            example = ", ".join(f'"{name}": …' for name in spelled(known[""]))
-            said.append(f"the body must be an object such as {{{example}}}")
+            parents = [step for step in location[:-1] if not step.isdecimal()]
+            unknown.setdefault(parents[-1] if parents else "", []).append(location[-1])
+        elif not location and error["type"] != "value_error":
+            example = ", ".join(f'"{name}": …' for name in field_names(models[""]))
+            messages.append(f"the body must be an object such as {{{example}}}")
         else:
-            fault = error["msg"].removeprefix("Value error, ")
-            said.append(": ".join(filter(None, [".".join(place[:3]), fault[0].lower() + fault[1:]])))
+            text = error["msg"].removeprefix("Value error, ")
+            messages.append(": ".join(filter(None, [".".join(location[:3]), text[0].lower() + text[1:]])))
     for field, names in unknown.items():
         kind = {"": "field", "parameters": "parameter"}.get(field, f"field of {field}")
-        fields = ", ".join(spelled(known[field])) if field in known else "see /docs"
-        said.append(f"unknown {kind} {', '.join(names[:SHOWN])}; known: {fields}")
-    return "; ".join(dict.fromkeys(said[:SHOWN])), 422
+        known = ", ".join(field_names(models[field])) if field in models else "see /docs"
+        messages.append(f"unknown {kind} {', '.join(names[:MAX_ERRORS])}; known: {known}")
+    return "; ".join(dict.fromkeys(messages[:MAX_ERRORS])), 422
 
 
-def spelled(model: type[BaseModel]) -> list[str]:
-    """A model's fields as requests spell them."""
+def field_names(model: type[BaseModel]) -> list[str]:
+    """Return a model's fields under the names that requests use."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def envelope_route(empty: type[BaseModel], known: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
-    """A route class whose errors are answered as `empty` with its `error` set."""
+def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
+    """Return a route class whose errors are sent as `envelope` with its `error` set; models: see validation_message."""
 
     def failure(message: str, status: int) -> JSONResponse:
-        return JSONResponse(empty(error=" ".join(message.split())).model_dump(exclude_none=True), status_code=status)
+        content = envelope(error=" ".join(message.split())).model_dump(exclude_none=True)
+        return JSONResponse(content, status_code=status)
 
     class EnvelopeRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
             handler = super().get_route_handler()
 
-            async def answer(request: Request) -> Response:
+            async def handle(request: Request) -> Response:
                 media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
                 if media_type != "application/json":
                     return failure(f"the content type is {media_type or 'missing'}; send application/json", 415)
                 try:
                     return await handler(request)
                 except (RequestValidationError, ValidationError) as error:
-                    return failure(*complaint(error.errors(), known))
+                    return failure(*validation_message(error.errors(), models))
                 except RequestFailedError as error:
                     return failure(str(error), error.status)
-                except HTTPException as error:  # of a body that is no text, say
+                except HTTPException as error:  # for example a body that cannot be decoded
                     return failure(str(error.detail), error.status_code)
                 except Exception as error:
-                    return failure(*told(error, request.url.path))
+                    return failure(*error_response(error, request.url.path))
 
-            return answer
+            return handle
 
     return EnvelopeRoute
 
 
-def described(answer: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI description says of a route's answers: the envelope, whatever the status."""
+def openapi_responses(envelope: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of a route's responses: the envelope, whatever the status."""
     events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}} if streams else {}
-    return {200: {"model": answer, **events}, "4XX": {"model": answer}, "5XX": {"model": answer}}
+    return {200: {"model": envelope, **events}, "4XX": {"model": envelope}, "5XX": {"model": envelope}}
 
 
-def told(error: Exception, path: str) -> tuple[str, int]:
-    """An exception as vLLM words it, and its status; what is the server's own fault is logged."""
-    said = part("create_error_response")(error).error
-    if said.code == 500:
+def error_response(error: Exception, path: str) -> tuple[str, int]:
+    """Return vLLM's message and status for an exception; status 500 is logged with a traceback."""
+    details = from_vllm("create_error_response")(error).error
+    if details.code == 500:
         logger.exception("POST %s failed", path)
-    return said.message, said.code
+    return details.message, details.code

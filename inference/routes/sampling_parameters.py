@@ -1,6 +1,6 @@
-"""How to decode: vLLM's parameter names and Hugging Face's for the same things, mapped to one set without loss.
+"""Sampling parameters: vLLM's and Hugging Face's names for the same settings, mapped to vLLM's without loss.
 
-Nothing that a caller names is ignored: unknown names, contradictions, and what beam search would not heed are errors.
+No parameter is ignored: unknown names, contradictions, and parameters that beam search does not use are errors.
 """
 
 from typing import Any, Literal
@@ -8,17 +8,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_MAX_TOKENS = 256
-# What vLLM 0.32's beam search heeds (vllm/entrypoints/generate/beam_search/online.py): it ranks by plain likelihood.
-HEEDED_BY_BEAMS = {"max_tokens", "length_penalty", "ignore_eos"}
-# Values that ask for nothing, so that beam search loses nothing with them.
-NEUTRAL = {
+# Used by vLLM 0.32's beam search (vllm/entrypoints/generate/beam_search/online.py), which ranks by plain likelihood.
+BEAM_PARAMETERS = {"max_tokens", "length_penalty", "ignore_eos"}
+# Values without effect, which beam search can accept.
+NEUTRAL_VALUES = {
     "temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,),
     "presence_penalty": (0,), "frequency_penalty": (0,), "n": (1,), "min_tokens": (0,),
 }  # fmt: skip
 
 
 class StructuredOutputs(BaseModel):
-    """The form an answer must have; one of these, as vLLM takes it."""
+    """A constraint on the answer, as vLLM takes it; exactly one of these."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,11 +30,13 @@ class StructuredOutputs(BaseModel):
 
 
 class Parameters(BaseModel):
-    """How to decode. Absent or null: the checkpoint's default."""
+    """Sampling parameters. Absent or null: the checkpoint's default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    max_tokens: int | None = Field(default=None, description=f"at most; {DEFAULT_MAX_TOKENS}, or what the context has")
+    max_tokens: int | None = Field(
+        default=None, description=f"at most; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
+    )
     min_tokens: int | None = None
     temperature: float | None = Field(default=None, description="0 is greedy")
     top_p: float | None = None
@@ -53,48 +55,48 @@ class Parameters(BaseModel):
     logit_bias: dict[str, float] | None = None
     structured_outputs: StructuredOutputs | None = None
     n: Literal[1] | None = Field(default=None, description="the envelope holds one answer")
-    max_new_tokens: int | None = Field(default=None, description="max_tokens")
+    max_new_tokens: int | None = Field(default=None, description="the same as max_tokens")
     do_sample: bool | None = Field(default=None, description="false: temperature 0")
     num_beams: int | None = Field(default=None, ge=1, description="above 1: beam search")
-    length_penalty: float | None = Field(default=None, description="of beam search; above 0 favours longer answers")
+    length_penalty: float | None = Field(default=None, description="beam search only; above 0 prefers longer answers")
 
 
-def sampling(parameters: Parameters, room: int, stream: bool = False) -> dict[str, Any]:
-    """The decoding parameters as fields of vLLM's CompletionRequest.
+def completion_fields(parameters: Parameters, room: int, stream: bool = False) -> dict[str, Any]:
+    """Return the sampling parameters as fields of vLLM's CompletionRequest.
 
-    room: how many tokens the context has behind the prompt. Raises ValueError where two names contradict each other and
-    where beam search is asked for something that it does not heed.
+    room: tokens that the context has left after the prompt. Raises ValueError if two names contradict each other, and
+    for parameters that beam search does not use.
     """
-    given = parameters.model_dump(exclude_none=True, by_alias=True)
-    tokens = given.pop("max_new_tokens", None)
-    if tokens is not None and given.setdefault("max_tokens", tokens) != tokens:
-        raise ValueError(f"max_tokens {given['max_tokens']} and max_new_tokens {tokens} contradict; give one of them")
-    beams = given.pop("num_beams", 1)
-    sample = given.pop("do_sample", None)
-    if sample is False and beams == 1 and given.setdefault("temperature", 0) != 0:
-        raise ValueError(f"do_sample false and temperature {given['temperature']} contradict; give one of them")
-    if sample is True and given.get("temperature") == 0:
+    fields = parameters.model_dump(exclude_none=True, by_alias=True)
+    tokens = fields.pop("max_new_tokens", None)
+    if tokens is not None and fields.setdefault("max_tokens", tokens) != tokens:
+        raise ValueError(f"max_tokens {fields['max_tokens']} and max_new_tokens {tokens} contradict; give one of them")
+    beams = fields.pop("num_beams", 1)
+    sample = fields.pop("do_sample", None)
+    if sample is False and beams == 1 and fields.setdefault("temperature", 0) != 0:
+        raise ValueError(f"do_sample false and temperature {fields['temperature']} contradict; give one of them")
+    if sample is True and fields.get("temperature") == 0:
         raise ValueError("do_sample true and temperature 0 contradict; give one of them")
-    given.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, room))
+    fields.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, room))
     if beams > 1:
-        return with_beams(given, beams, sample, stream)
-    if "length_penalty" in given:
-        raise ValueError("length_penalty is for beam search only; leave it out, or give num_beams")
-    return given
+        return beam_search_fields(fields, beams, sample, stream)
+    if "length_penalty" in fields:
+        raise ValueError("length_penalty is for beam search only; remove it, or give num_beams")
+    return fields
 
 
-def with_beams(given: dict[str, Any], beams: int, sample: bool | None, stream: bool) -> dict[str, Any]:
-    """The fields of a beam search; ValueError on what it would ignore."""
+def beam_search_fields(fields: dict[str, Any], beams: int, sample: bool | None, stream: bool) -> dict[str, Any]:
+    """Return the fields of a beam search; raises ValueError for parameters that it would ignore."""
     if stream:
-        raise ValueError(
-            "beam search cannot stream, since its best answer is known last; leave stream or num_beams out"
-        )
+        raise ValueError("beam search cannot stream, since its best answer is known last; remove stream or num_beams")
     if sample:
-        raise ValueError("beam search does not sample; leave do_sample or num_beams out")
+        raise ValueError("beam search does not sample; remove do_sample or num_beams")
     ignored = sorted(
-        name for name, value in given.items() if name not in HEEDED_BY_BEAMS and value not in NEUTRAL.get(name, ())
+        name
+        for name, value in fields.items()
+        if name not in BEAM_PARAMETERS and value not in NEUTRAL_VALUES.get(name, ())
     )
     if ignored:
-        raise ValueError(f"beam search would ignore {', '.join(ignored)}; leave them or num_beams out")
-    heeded = {name: value for name, value in given.items() if name in HEEDED_BY_BEAMS}
-    return heeded | {"use_beam_search": True, "n": beams, "return_token_ids": True}
+        raise ValueError(f"beam search would ignore {', '.join(ignored)}; remove them or num_beams")
+    used = {name: value for name, value in fields.items() if name in BEAM_PARAMETERS}
+    return used | {"use_beam_search": True, "n": beams, "return_token_ids": True}

@@ -1,7 +1,7 @@
-"""What the server knows of each model it answers for: the base, and every adapter served on it without merging.
+"""The models that a server answers for: the base, and each adapter that is served on it without merging.
 
-The prompt format and the way to ask for an extraction travel with the weights, so an adapter's folder brings its own
-tokenizer files, chat_template.jinja and extraction.json; what it lacks is the base's.
+The prompt format and the extraction instructions travel with the weights: an adapter's folder brings its own tokenizer
+files, chat_template.jinja and extraction.json; files that it lacks are the base's.
 """
 
 import asyncio
@@ -9,170 +9,186 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
-from prompting.adapter_prompts import adapter_prompt, end_ids
-from prompting.prompt_ids import Message, Prompt
 from server_launch.adapter_folders import check_adapter
-from vllm_bridge.vllm_imports import part
+from server_launch.adapter_prompts import adapter_prompt
+from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import STOPPED, RequestFailedError
 
-HURRIED_CHARACTERS = 8192  # that are tokenised between two other requests (about a millisecond); more go to a thread
+# Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
+EVENT_LOOP_CHARACTERS = 8192
 
 
-class Served(NamedTuple):
-    """A model as requests name it."""
+class ServedModel(NamedTuple):
+    """A model that requests can name."""
 
     name: str | None  # None: the base
-    prompt: Prompt
+    encoder: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # tokens, of prompt and answer together
-    longest: int  # characters of the longest piece of its vocabulary
-    ends: list[int]  # ids that end its answers, beside those that end the base's
+    longest_piece: int  # characters, of its vocabulary
+    end_ids: list[int]  # ids that end its answers, besides the EOS of the engine's tokenizer
 
-    def ids_now(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt; there is room for an answer behind them.
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of the prompt, which leave room for an answer.
 
-        Raises ValueError where there is not; a text that is far too long for the context is not even tokenised.
+        Raises ValueError if they do not; a text that is far too long for the context is not tokenised.
         """
-        if (characters := length(messages)) > self.context * self.longest:
+        if (characters := text_length(messages)) > self.context * self.longest_piece:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
-        ids = self.prompt.ids(messages)
+        ids = self.encoder.prompt(messages)
         if not 0 < len(ids) < self.context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
 
     async def ids(self, messages: Sequence[Message]) -> list[int]:
-        """The same, among other requests: a long text does not keep them waiting."""
-        return await unhurried(length(messages), self.ids_now, messages)
+        """The same as `encode`, without blocking other requests while a long text is tokenised."""
+        return await run_in_thread_if_long(text_length(messages), self.encode, messages)
 
-    def ending(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a CompletionRequest with what ends this model's answers.
+    def with_end_ids(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a CompletionRequest with the ids that end this model's answers.
 
-        Raises ValueError where a beam search would not see their end.
+        Raises ValueError for beam search, which would not stop at them.
         """
-        if not self.ends or fields.get("ignore_eos"):
+        if not self.end_ids or fields.get("ignore_eos"):
             return fields
         if fields.get("use_beam_search"):
-            raise ValueError("beam search knows the base's end token alone, not this adapter's; leave num_beams out")
-        return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.ends]}
+            raise ValueError(
+                "beam search stops at the base's EOS only, not at this model's end token; remove num_beams"
+            )
+        return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.end_ids]}
 
-    def text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """Text of an answer's ids behind its prompt, as vLLM streams it: leading space kept, no half characters."""
+    def decode(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Return the text of an answer's ids as vLLM streams it: leading space kept, no incomplete characters."""
         from tokenizers.decoders import DecodeStream
 
-        words = self.prompt.tokenizer.backend_tokenizer
+        tokenizer = self.encoder.tokenizer.backend_tokenizer
         stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
         text = ""
         for index in ids:
             try:
-                text += stream.step(words, index) or ""
-            except Exception:  # bytes that are no text, behind bytes that were: the stream begins anew, as vLLM's does
+                text += stream.step(tokenizer, index) or ""
+            except Exception:  # bytes that are not UTF-8 after bytes that were; vLLM restarts its stream as well
                 stream = DecodeStream(skip_special_tokens=True)
-                text += stream.step(words, index) or ""
+                text += stream.step(tokenizer, index) or ""
         return text
 
 
-def length(messages: Sequence[Message]) -> int:
-    """Characters of a conversation."""
+def text_length(messages: Sequence[Message]) -> int:
+    """Return the characters of a conversation."""
     return sum(len(message["content"]) + len(message.get("input", "")) for message in messages)
 
 
-async def unhurried(characters: int, work: Callable[..., Any], *values: Any) -> Any:
-    """The result of `work`, done in a thread where it would keep other requests waiting."""
-    return work(*values) if characters <= HURRIED_CHARACTERS else await asyncio.to_thread(work, *values)
+async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return function(*arguments), run in a thread if a text of so many characters would block the event loop."""
+    if characters <= EVENT_LOOP_CHARACTERS:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 class ServedModels:
-    """All that can be named in a request. Adapters come and go at run time, so vLLM's own list of them is asked."""
+    """All models that a request can name. Adapters can be loaded at run time, so vLLM's own list of them is read."""
 
-    def __init__(self, base: Served, folder: str, models: Any) -> None:
-        """folder: the base's; models: vLLM's OpenAIServingModels."""
-        self.base, self.folder, self.models = base, folder, models
-        self.adapters: dict[str, tuple[Any, Served]] = {}  # by name: what vLLM loaded, and what was made of it
+    def __init__(self, base: ServedModel, folder: str, registry: Any) -> None:
+        """folder: the base's; registry: vLLM's OpenAIServingModels."""
+        self.base, self.folder, self.registry = base, folder, registry
+        self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # by name: vLLM's LoRARequest, and the model
 
     def names(self) -> list[str]:
-        return [*(path.name for path in self.models.base_model_paths), *self.models.lora_requests]
+        return [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
 
-    def known(self, name: str | None) -> Served | None:
-        """The model of that name, the base without one; None where there is none, or an adapter not looked at yet."""
-        if name is None or self.models.is_base_model(name):
+    def get(self, name: str | None) -> ServedModel | None:
+        """Return the model of that name, the base without one; None if it is unknown or an adapter not read yet."""
+        if name is None or self.registry.is_base_model(name):
             return self.base
-        loaded, made = self.adapters.get(name, (None, None))
-        return made if loaded is self.models.lora_requests.get(name) else None
+        request, model = self.adapters.get(name, (None, None))
+        return model if request is self.registry.lora_requests.get(name) else None
 
-    async def named(self, name: str) -> Served:
-        """The adapter of that name, which is looked at first where it is new or was loaded again.
+    async def load(self, name: str) -> ServedModel:
+        """Read the folder of the adapter of that name, which is new or was loaded again.
 
-        Raises RequestFailedError (404) with the names there are, and ValueError or FileNotFoundError where an adapter
-        that was loaded at run time cannot be asked.
+        Raises RequestFailedError (404) with the known names, and ValueError or FileNotFoundError if an adapter that was
+        loaded at run time cannot be served.
         """
-        loaded = self.models.lora_requests.get(name) or await self.looked_for(name)
-        made = await asyncio.to_thread(self.with_adapter, name, loaded.lora_path)
-        self.adapters[name] = loaded, made
-        self.adapters = {name: each for name, each in self.adapters.items() if name in self.models.lora_requests}
-        return made
+        request = self.registry.lora_requests.get(name) or await self.resolve_adapter(name)
+        model = await asyncio.to_thread(self.adapter_model, name, request.lora_path)
+        self.adapters[name] = request, model
+        self.adapters = {name: each for name, each in self.adapters.items() if name in self.registry.lora_requests}
+        return model
 
-    def unknown(self, name: str) -> RequestFailedError:
+    def unknown_model(self, name: str) -> RequestFailedError:
         return RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
 
-    def with_adapter(self, name: str, folder: str) -> Served:
-        """The model that an adapter's folder makes of the base."""
+    def adapter_model(self, name: str, folder: str) -> ServedModel:
+        """Return the model of an adapter's folder on the base."""
         check_adapter(name, folder, self.folder)
-        prompt, base = adapter_prompt(folder, self.base.prompt), self.base
+        encoder, base = adapter_prompt(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
-        return Served(name, prompt, extraction, base.context, longest_piece(prompt), end_ids(prompt, base.prompt))
+        return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
 
-    async def looked_for(self, name: str) -> Any:
-        """What vLLM's resolvers find under a name that is not loaded; they look where the administrator told them to.
+    async def resolve_adapter(self, name: str) -> Any:
+        """Return the LoRARequest that vLLM's resolvers find for a name that is not loaded.
 
-        The filesystem resolver joins a folder and the name, so a name may not lead out of that folder.
+        vLLM's filesystem resolver joins its folder and the name, so names that lead out of the folder are refused.
         """
-        inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
-        if part("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and inside:
-            found = await self.models.resolve_lora(name)
-            if not isinstance(found, part("ErrorResponse")):
+        is_inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+        if from_vllm("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and is_inside:
+            found = await self.registry.resolve_lora(name)
+            if not isinstance(found, from_vllm("ErrorResponse")):
                 return found
             if found.error.code != 404:
                 raise RequestFailedError(found.error.message, found.error.code)
-        raise self.unknown(name)
+        raise self.unknown_model(name)
 
 
 async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
-    """The base and the adapters of --lora-modules, once the engine stands; ValueError where one cannot be asked."""
-    prompt = Prompt(engine_client.get_tokenizer(), part("load_chat_template")(args.chat_template))
+    """Return the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
+
+    engine_client: vLLM's, ready; state: the application's; args: the server's arguments.
+    """
+    tokenizer = engine_client.get_tokenizer()
+    encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
     context = engine_client.model_config.max_model_len
-    base = Served(None, prompt, read_extraction(args.model), context, longest_piece(prompt), [])
+    extraction = read_extraction(args.model)
+    base = make_served_model(None, encoder, extraction, context, tokenizer)
     models = ServedModels(base, args.model, state.openai_serving_models)
-    for name in list(models.models.lora_requests):
-        await models.named(name)
+    for name in list(models.registry.lora_requests):
+        await models.load(name)
     return models
 
 
-def longest_piece(prompt: Prompt) -> int:
-    return max(map(len, prompt.tokenizer.get_vocab()))
+def make_served_model(
+    name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
+) -> ServedModel:
+    """Return a model that requests can name; engine_tokenizer: the one on whose EOS vLLM stops by itself."""
+    encoder.text_ids("")  # copies the tokenizer now rather than with the first request
+    longest = max(map(len, encoder.tokenizer.get_vocab()))
+    ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]
+    return ServedModel(name, encoder, extraction, context, longest, ends)
 
 
-async def model_named(request: Request, name: str | None) -> Served:
-    """The model that a request names; raises as ServedModels.named does."""
+async def requested_model(request: Request, name: str | None) -> ServedModel:
+    """Return the model that a request names; raises as ServedModels.load does."""
     models: ServedModels = request.app.state.knowlm_models
-    return models.known(name) or await models.named(name or "")
+    return models.get(name) or await models.load(name or "")
 
 
-def completer() -> Callable[..., Awaitable[Any]]:
-    """The function that asks vLLM's own handler of /v1/completions, whose validation and errors are ours too.
+def completion_function() -> Callable[..., Awaitable[Any]]:
+    """Return the function that calls vLLM's handler of /v1/completions, whose validation and errors our routes share.
 
-    It takes (request, model, prompt ids, **fields of CompletionRequest), gives a CompletionResponse or, with
-    stream, an iterator of server-sent events, and raises RequestFailedError, and ValueError as Served.ending does.
+    It takes (request, model, prompt ids, **fields of CompletionRequest) and returns a CompletionResponse or, with
+    stream, an iterator of server-sent events. It raises RequestFailedError, and ValueError as with_end_ids does.
     """
-    completion_request, error_response = part("CompletionRequest"), part("ErrorResponse")
+    completion_request, failed_response = from_vllm("CompletionRequest"), from_vllm("ErrorResponse")
 
-    async def complete(request: Request, model: Served, ids: list[int], **fields: Any) -> Any:
-        asked = completion_request(model=model.name, prompt=ids, **model.ending(fields))
-        result = await request.app.state.openai_serving_completion.create_completion(asked, request)
-        if isinstance(result, error_response):
-            if (task := asyncio.current_task()) and task.cancelling():  # vLLM makes an answer of it that nobody awaits
+    async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
+        body = completion_request(model=model.name, prompt=ids, **model.with_end_ids(fields))
+        result = await request.app.state.openai_serving_completion.create_completion(body, request)
+        if isinstance(result, failed_response):
+            if (task := asyncio.current_task()) and task.cancelling():  # vLLM turns a cancellation into a response
                 raise asyncio.CancelledError
             raise RequestFailedError(result.error.message, result.error.code)
         if not fields.get("stream") and result.choices[0].finish_reason == "abort":

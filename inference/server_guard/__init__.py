@@ -1,1 +1,1 @@
-"""Keys, limits, errors and shutdown around every route. Read guard_middleware.py first."""
+"""Keys, limits, error responses and shutdown for every route. Read guard_middleware.py first."""

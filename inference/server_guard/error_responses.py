@@ -1,4 +1,4 @@
-"""How the server says no: one line, in the shape of the route that was asked for, with what the caller can do."""
+"""Error responses of the guard: one line each, in the format of the requested route."""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -6,23 +6,23 @@ from http import HTTPStatus
 from typing import Any
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class RefusedError(Exception):
-    """An answer in place of the route's."""
+    """A request that the guard answers instead of the route."""
 
     def __init__(self, status: HTTPStatus, message: str, retry_after: int | None = None, close: bool = False) -> None:
-        """message: one line; retry_after: seconds; close: the connection ends with this answer."""
+        """message: one line; retry_after: seconds; close: close the connection after the response."""
         super().__init__(message)
         self.status, self.message, self.retry_after, self.close = status, message, retry_after, close
 
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:
-    """A refusal in the shape in which the route at `path` tells its errors."""
+    """Return the body of an error response in the format of the route at `path`."""
     if path == "/generate":
         return {"generated_text": "", "num_output_tokens_cf": 0, "error": message}
     if path == "/extract":
@@ -31,15 +31,15 @@ def error_body(path: str, status: int, message: str) -> dict[str, Any]:
 
 
 def route_path(scope: Scope) -> str:
-    """The path by which Starlette chooses a route: what lies behind the root path (of `--root-path`), if it does."""
+    """Return the path that Starlette matches with routes: without the root path (`--root-path`), if it starts so."""
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
-async def answer_refusal(scope: Scope, receive: Receive, send: Send) -> None:
-    """ASGI application that answers with scope["refusal"].
+async def send_refusal(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI application that responds with the RefusedError in scope["refusal"].
 
-    receive is awaited once the answer is out and before the connection is closed.
+    To close the connection, it awaits `receive` once after the body has been sent.
     """
     refusal: RefusedError = scope["refusal"]
     body = json.dumps(error_body(route_path(scope), refusal.status, refusal.message)).encode()
@@ -50,14 +50,14 @@ async def answer_refusal(scope: Scope, receive: Receive, send: Send) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     if refusal.close:
         headers.append((b"connection", b"close"))
-    kind = "http.response"
+    prefix = "http.response"
     if scope["type"] == "websocket":
-        kind = "websocket.http.response"
-        if kind not in scope.get("extensions", {}):
+        prefix = "websocket.http.response"
+        if prefix not in scope.get("extensions", {}):
             return await send({"type": "websocket.close", "code": 1008, "reason": refusal.message})
-    await send({"type": f"{kind}.start", "status": int(refusal.status), "headers": headers})
-    await send({"type": f"{kind}.body", "body": body, "more_body": refusal.close})
+    await send({"type": f"{prefix}.start", "status": int(refusal.status), "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body, "more_body": refusal.close})
     if refusal.close:
         await receive()
-        await send({"type": f"{kind}.body", "body": b"", "more_body": False})
+        await send({"type": f"{prefix}.body", "body": b"", "more_body": False})
     return None

@@ -1,9 +1,9 @@
-"""How a server ends: what runs is finished, what comes is told to come back, then the process goes.
+"""Graceful shutdown: running requests are finished, new ones are answered 503, then the process exits.
 
-vLLM's own end begins with the engine, which finishes the sequences that it has and takes no new ones. But one request
-can need many sequences, one after the other (each step of a beam search is new ones), and what is refused meanwhile
-should learn so over an open connection. So the engine is left alone, and the server's loop is told to leave once the
-last answer is out; vLLM's own way down from there finds an idle engine.
+vLLM's own shutdown stops the engine first, which finishes its sequences and accepts no new ones. A request can start
+sequences one after the other (each step of a beam search starts new ones), and requests that arrive meanwhile need a
+response. So the engine keeps running, and the HTTP server exits after the last response; vLLM's shutdown then finds
+an idle engine.
 """
 
 import asyncio
@@ -13,73 +13,74 @@ import signal
 from typing import Any, Protocol
 
 from server_guard.process_supervisor import LEAVING, SERVING, report
+from server_guard.uvicorn_hooks import exit_server
 
-FORCED_AFTER = 1.0  # seconds
-BEFORE_PARENT = 2.0  # seconds; one of several API processes is killed by its parent when the time is up
+FORCE_EXIT_SECONDS = 1.0  # after the abort
+# With several API processes, their parent kills them when the shutdown timeout is over; the abort comes before that.
+PARENT_MARGIN_SECONDS = 2.0
 
 logger = logging.getLogger("uvicorn.error")
 
 
-class Request(Protocol):
-    """What the end knows of a request."""
-
-    def give_up(self) -> None: ...
+class AbortableRequest(Protocol):
+    def abort(self) -> None: ...
 
 
-class ServerEnd:
-    """The end of one API process: `draining` once it has begun, `aborted` once its time is up."""
+class GracefulShutdown:
+    """The shutdown of one API process: `draining` once it has begun, `aborted` once the timeout is over."""
 
     def __init__(self) -> None:
-        self.running: set[Request] = set()
-        self.draining = self.aborted = self.left = False
-        self.seconds = 0.0
+        self.running: set[AbortableRequest] = set()
+        self.draining = self.aborted = self.reported = False
+        self.timeout = 0.0  # seconds
         self.server: Any = None
 
-    def install(self, server: Any, seconds: float) -> None:
-        """Take over SIGTERM and SIGINT from vLLM. Called in the server's loop once vLLM has installed its own handlers.
+    def install(self, server: Any, timeout: float) -> None:
+        """Replace vLLM's handlers of SIGTERM and SIGINT; called in the server's event loop after vLLM installed them.
 
-        server: uvicorn's; seconds: for what runs.
+        server: a uvicorn.Server; timeout: seconds for running requests.
         """
         self.server = server
-        self.seconds = seconds if multiprocessing.parent_process() is None else max(0.0, seconds - BEFORE_PARENT)
+        is_child = multiprocessing.parent_process() is not None
+        self.timeout = max(0.0, timeout - PARENT_MARGIN_SECONDS) if is_child else timeout
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.start)
         report(SERVING)
 
     def start(self) -> None:
-        """Begin the end; a signal that comes again says nothing new here, see process_supervisor.py."""
+        """Begin the shutdown. Further signals are ignored here; process_supervisor.py acts on the second one."""
         if not self.draining:
             self.draining = True
-            logger.info("Ending: %d requests are finished first, in %g s at most", len(self.running), self.seconds)
-            asyncio.get_running_loop().call_later(self.seconds, self.abort)
-            self.leave_if_idle()
+            logger.info("Shutting down: %d requests are running; timeout %g s", len(self.running), self.timeout)
+            asyncio.get_running_loop().call_later(self.timeout, self.abort)
+            self.exit_if_idle()
 
-    def begin(self, request: Request) -> None:
+    def add(self, request: AbortableRequest) -> None:
         self.running.add(request)
 
-    def finish(self, request: Request) -> None:
+    def remove(self, request: AbortableRequest) -> None:
         self.running.discard(request)
         if self.draining:
-            self.leave_if_idle()
+            self.exit_if_idle()
 
-    def leave_if_idle(self) -> None:
+    def exit_if_idle(self) -> None:
         if not self.running:
-            self.server.should_exit = True
+            exit_server(self.server)
 
     def abort(self) -> None:
-        """Give up what still runs; soon after, do not even wait for peers that are slow to read."""
+        """Abort the requests that still run; later, exit without waiting for clients that read slowly."""
         self.aborted = True
         for request in list(self.running):
-            request.give_up()
-        asyncio.get_running_loop().call_later(FORCED_AFTER, self.force)
+            request.abort()
+        asyncio.get_running_loop().call_later(FORCE_EXIT_SECONDS, self.force_exit)
 
-    def force(self) -> None:
-        self.server.should_exit = self.server.force_exit = True
-        self.leave()
+    def force_exit(self) -> None:
+        exit_server(self.server, force=True)
+        self.report_leaving()
 
-    def leave(self) -> None:
-        """Called when all answers are out and all connections closed, or given up."""
-        if not self.left:
-            self.left = True
+    def report_leaving(self) -> None:
+        """Tell the supervisor, once, that all responses are sent or given up."""
+        if not self.reported:
+            self.reported = True
             report(LEAVING)

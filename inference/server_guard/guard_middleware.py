@@ -1,9 +1,9 @@
-"""What stands before every route of the server: keys, the size of a body, limits, and the end of the process.
+"""ASGI middleware in front of every route: API keys, body size, rate limits and graceful shutdown.
 
-vLLM puts Guard outermost (`--middleware guard.Guard`, which launch_vllm.py presets) in each of its API processes; its
-settings are the server's arguments. vLLM's own key guards /v1 and a few more; this one guards whatever is served, a
-route that nobody thought of included. What is refused passes through CORS rules like vLLM's, which lie further inside,
-so that a page of an allowed origin can read why.
+launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost one, in each API process; it reads its settings
+from the server's arguments. vLLM's own key protects /v1 and a few other routes; this one protects every route that is
+served, whatever added it. Refusals pass through the same CORS rules as vLLM's responses, so that a page of an allowed
+origin can read them.
 """
 
 import asyncio
@@ -17,117 +17,121 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
+from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
 
-from server_guard.bounded_http import bound_heads
-from server_guard.error_responses import App, Message, Receive, RefusedError, Scope, Send, answer_refusal, route_path
-from server_guard.graceful_shutdown import ServerEnd
-from server_guard.log_privacy import keep_requests_private
-from server_guard.request_limits import SEQUENCES, Limits, address, note_sequences, tokens_used
+from server_guard.error_responses import App, ASGIMessage, Receive, RefusedError, Scope, Send, route_path, send_refusal
+from server_guard.graceful_shutdown import GracefulShutdown
+from server_guard.log_privacy import install_log_filters
+from server_guard.request_limits import RateLimits, client_name
+from server_guard.uvicorn_hooks import limit_heads
 
 MIB = 2**20
-BUSY_SECONDS = 1  # Retry-After where vLLM's queue is full: one answer that ends makes room
-RESTART_SECONDS = 30  # Retry-After while the server ends: what a start takes
-LINGER_SECONDS = 2.0  # how long a refused body is still taken in, for peers that read the answer once all is sent
-UNCOUNTED = ("/health", "/metrics")
+BUSY_SECONDS = 1  # Retry-After of vLLM's 429 and 503: its queue has room as soon as one request ends
+RESTART_SECONDS = 30  # Retry-After during shutdown: the time of a restart
+LINGER_SECONDS = 2.0  # a refused body is read for so long, for clients that read the response only after sending
+UNLIMITED_PATHS = ("/health", "/metrics")
 
 
-class Guard:
-    """Pure ASGI middleware."""
-
+class GuardMiddleware:
     def __init__(self, app: App) -> None:
         self.app = app
-        self.settings: Settings | None = None
-        self.end = ServerEnd()
+        self.settings: GuardSettings | None = None
+        self.usage: TokenUsage | None = None  # if tokens are limited
+        self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await self.live(scope, receive, send)
+            return await self.lifespan(scope, receive, send)
         if self.settings is None:
-            self.settings = Settings(scope["app"].state.args)
-        passage = Passage(scope, receive, send, self.settings)
-        self.end.begin(passage)
+            self.settings = GuardSettings(scope["app"].state.args)
+        request = GuardedRequest(scope, receive, send, self.settings)
+        self.shutdown.add(request)
         try:
-            if self.end.draining:
-                raise ending()
-            callers = self.settings.admit(scope)
-            if callers:
-                await self.charged(passage, callers)
-            else:
-                await self.app(scope, passage.receive, passage.send)
+            if self.shutdown.draining:
+                raise shutting_down()
+            await self.run(request, self.settings.admit(scope))
         except RefusedError as refusal:
-            passage.refusal = refusal
+            request.refusal = refusal
         except asyncio.CancelledError:
-            if not self.end.aborted:
+            if not self.shutdown.aborted:
                 raise
         except Exception:
-            if not passage.refusal:  # else it is what a route makes of the refusal of its body
+            if not request.refusal:  # else the route failed because its body was refused
                 raise
         finally:
-            self.end.finish(passage)
-        if passage.refusal:
-            await passage.refuse(passage.refusal)
+            self.shutdown.remove(request)
+        if request.refusal:
+            await request.refuse(request.refusal)
         return None
 
-    async def charged(self, passage: "Passage", callers: Sequence[str]) -> None:
-        """Let a request through, and count what it used however it ends."""
-        limits = passage.settings.limits
-        assert limits
-        sequences: list[Any] = []
-        before = SEQUENCES.set(sequences)
-        try:
-            await self.app(passage.scope, passage.receive, passage.send)
-        finally:
-            SEQUENCES.reset(before)
-            limits.charge(callers, tokens_used(passage.scope.get("state", {}), sequences))
+    async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
+        """Run the route; charge the tokens to the callers, however the request ends."""
+        if not (callers and self.usage and self.settings and self.settings.limits):
+            return await self.app(request.scope, request.receive, request.send)
+        with self.usage.recorded() as sequences:
+            try:
+                await self.app(request.scope, request.receive, request.send)
+            finally:
+                tokens = tokens_used(request.scope.get("state", {}), sequences)
+                self.settings.limits.charge(callers, tokens)
+        return None
 
-    async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the server's start and end on; at the start, when its engine and its signals stand, take our place."""
+    async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Install the guard at the server's startup, when its engine is ready; report its shutdown."""
+        started = False
 
-        async def received() -> Message:
+        async def receive_event() -> ASGIMessage:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                try:
-                    self.open(scope["app"].state)
-                except Exception as error:  # without this, uvicorn would serve all the same
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    raise
+                self.install(scope["app"].state)
             else:
-                self.end.leave()
+                self.shutdown.report_leaving()
             return message
 
-        await self.app(scope, received, send)
+        async def send_event(message: ASGIMessage) -> None:
+            nonlocal started
+            started = True
+            await send(message)
 
-    def open(self, state: Any) -> None:
-        self.settings = Settings(state.args)
-        self.end.install(state.server, state.args.shutdown_timeout)
-        bound_heads(state.server)
+        try:
+            await self.app(scope, receive_event, send_event)
+        except Exception as error:
+            if not started:  # without this message, uvicorn would serve without the guard or the routes
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+
+    def install(self, state: Any) -> None:
+        """state: the application's, which vLLM has filled."""
+        self.settings = GuardSettings(state.args)
+        self.shutdown.install(state.server, state.args.shutdown_timeout)
+        limit_heads(state.server)
         if not state.args.enable_log_requests:
-            keep_requests_private()
+            install_log_filters()
         if self.settings.limits and self.settings.limits.tokens:
-            note_sequences(state.engine_client.output_processor)
+            self.usage = TokenUsage(state.engine_client)
 
 
-class Settings:
-    """What one server was told about safety, and its callers' windows."""
+class GuardSettings:
+    """Keys, limits and CORS rules of one server, and the windows of its callers."""
 
     def __init__(self, args: Namespace) -> None:
-        """args: the server's arguments. Raises ValueError as api_keys and Limits do."""
+        """args: the server's arguments. Raises ValueError as api_keys and RateLimits do."""
         keys = api_keys(args.api_key, os.environ.get("VLLM_API_KEY"))
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self.max_body = args.max_body_mib * MIB
         limited = args.limit_requests or args.limit_tokens
-        self.limits = Limits(args.limit_requests, args.limit_tokens) if limited else None
+        self.limits = RateLimits(args.limit_requests, args.limit_tokens) if limited else None
         self.cors = CORSMiddleware(
-            answer_refusal,
+            send_refusal,
             allow_origins=args.allowed_origins,
             allow_credentials=args.allow_credentials,
             expose_headers=["Retry-After", "WWW-Authenticate"],
         )
 
     def admit(self, scope: Scope) -> Sequence[str]:
-        """The names under which the request's tokens are to be counted; none where there are no limits.
+        """Return the names to which the request's tokens are charged; none without limits.
 
-        Raises RefusedError where the request is not let in.
+        Raises RefusedError if the request is not admitted.
         """
         authorization, length = b"", 0
         for name, value in scope["headers"]:
@@ -136,114 +140,116 @@ class Settings:
             elif name == b"content-length":
                 length = int(value)
         callers: tuple[str, ...] = ()
-        if self.digests and not is_open(scope):
-            key = self.key(authorization)
+        if self.digests and not is_public(scope):
+            key = self.key_name(authorization)
             if key is None:
-                if self.limits:  # keys are not to be tried without end
-                    self.count([address(scope["client"])])
+                if self.limits:  # limits attempts to guess a key
+                    self.count([client_name(scope["client"])])
                 message = "no valid key; send one in the header Authorization: Bearer KEY"
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, message)
             callers = (key,)
         if length > self.max_body:
-            raise self.too_long()
-        if not self.limits or route_path(scope) in UNCOUNTED or is_preflight(scope):
+            raise self.body_too_long()
+        if not self.limits or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
             return ()
-        callers = (*callers, address(scope["client"]))
+        callers = (*callers, client_name(scope["client"]))
         self.count(callers)
         return callers
 
-    def key(self, authorization: bytes) -> str | None:
-        """The name of the key in a header; None: it holds none of this server's."""
+    def key_name(self, authorization: bytes) -> str | None:
+        """Return the name of the key in an Authorization header, None if it is not one of this server's."""
         scheme, _, token = authorization.partition(b" ")
         digest = hashlib.sha256(token).digest()
         found = None
-        for number, known in enumerate(self.digests):  # all of them, so that the time says nothing
+        for number, known in enumerate(self.digests):  # compares all keys, so that the time does not depend on them
             if secrets.compare_digest(digest, known):
                 found = f"key {number}"
         return found if scheme.lower() == b"bearer" else None
 
     def count(self, callers: Sequence[str]) -> None:
         assert self.limits
-        wait, used_up = self.limits.arrive(callers)
+        wait, limit = self.limits.count_request(callers)
         if wait:
-            message = f"the limit of {used_up} is used up; try again in {wait} s"
+            message = f"the limit of {limit} is used up; try again in {wait} s"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, wait)
 
-    def too_long(self) -> RefusedError:
+    def body_too_long(self) -> RefusedError:
         message = f"the body is longer than the {self.max_body // MIB} MiB of --max-body-mib; send less at once"
         return RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, close=True)
 
 
-class Passage:
-    """One request on its way through: its body is counted, and its answer looked at for Retry-After."""
+class GuardedRequest:
+    """One request: limits the bytes of its body, adds Retry-After to its response, and can be refused or aborted."""
 
-    __slots__ = ("answered", "last_word", "pass_on", "refusal", "room", "scope", "settings", "take", "task")
+    __slots__ = (
+        "app_receive", "app_send", "refusal", "refusal_task", "remaining", "responded", "scope", "settings", "task",
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
-        self.scope, self.take, self.pass_on, self.settings = scope, receive, send, settings
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: GuardSettings) -> None:
+        self.scope, self.app_receive, self.app_send, self.settings = scope, receive, send, settings
         self.task = asyncio.current_task()
-        self.room = settings.max_body  # bytes
-        self.answered = False  # an answer has begun
-        self.refusal: RefusedError | None = None  # from here on, nothing of the route's is let out
+        self.remaining = settings.max_body  # bytes
+        self.responded = False  # a response has begun
+        self.refusal: RefusedError | None = None  # once set, messages of the route are dropped
 
-    async def receive(self) -> Message:
-        message = await self.take()
+    async def receive(self) -> ASGIMessage:
+        message = await self.app_receive()
         if message["type"] == "http.request":
-            self.room -= len(message.get("body", b""))
-            if self.room < 0:
-                self.refusal = self.settings.too_long()
+            self.remaining -= len(message.get("body", b""))
+            if self.remaining < 0:
+                self.refusal = self.settings.body_too_long()
                 raise self.refusal
         return message
 
-    def send(self, message: Message) -> Awaitable[None]:
+    def send(self, message: ASGIMessage) -> Awaitable[None]:
         if self.refusal:
-            return nothing()
+            return drop_message()
         if message["type"] in ("http.response.start", "websocket.accept"):
-            self.answered = True
+            self.responded = True
             if message.get("status") in (429, 503):
                 headers = list(message.get("headers", ()))
                 if not any(name.lower() == b"retry-after" for name, _ in headers):
                     message["headers"] = [*headers, (b"retry-after", b"%d" % BUSY_SECONDS)]
-        return self.pass_on(message)
+        return self.app_send(message)
 
     async def refuse(self, refusal: RefusedError) -> None:
-        """Answer with the refusal, unless an answer has begun."""
-        if not self.answered:
-            self.refusal, self.answered = refusal, True
-            refusal.close |= self.awaits_word()
-            await self.settings.cors({**self.scope, "refusal": refusal}, self.linger, self.pass_on)
+        """Respond with the refusal, unless a response has begun."""
+        if not self.responded:
+            self.refusal, self.responded = refusal, True
+            refusal.close |= self.expects_continue()
+            await self.settings.cors({**self.scope, "refusal": refusal}, self.drain_body, self.app_send)
 
-    async def linger(self) -> Message:
-        """Take in what still comes of a body for a while: a peer that is cut off while it sends reads no answer."""
-        if not self.awaits_word():
+    async def drain_body(self) -> ASGIMessage:
+        """Read the rest of a body for a while: a client whose connection is closed while it sends reads no response."""
+        if not self.expects_continue():
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
-                    while (await self.take()).get("more_body"):
+                    while (await self.app_receive()).get("more_body"):
                         pass
         return {"type": "http.disconnect"}
 
-    def awaits_word(self) -> bool:
-        """Whether the peer was to send its body after `100 Continue` only, and has not been told."""
-        return self.room == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
+    def expects_continue(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends its body."""
+        return self.remaining == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
 
-    def give_up(self) -> None:
-        """End a request before its time: an answer that has begun breaks off, else it is refused and its route ends."""
-        if self.answered and self.task:
+    def abort(self) -> None:
+        """End a request early: break off a response that has begun, else answer 503."""
+        if self.responded and self.task:
             self.task.cancel()
         else:
-            self.last_word = asyncio.ensure_future(self.refuse(ending()))
+            self.refusal_task = asyncio.ensure_future(self.refuse(shutting_down()))
 
 
-def ending() -> RefusedError:
-    message = f"the server is about to end; try again in {RESTART_SECONDS} s"
+def shutting_down() -> RefusedError:
+    message = f"the server is shutting down; try again in {RESTART_SECONDS} s"
     return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, RESTART_SECONDS)
 
 
-async def nothing() -> None:
-    """What is awaited in place of an answer that is not let out."""
+async def drop_message() -> None:
+    """Awaited in place of sending a message of a refused request."""
 
 
-def is_open(scope: Scope) -> bool:
+def is_public(scope: Scope) -> bool:
     """Whether a request needs no key."""
     if scope["type"] != "http":
         return False
@@ -251,7 +257,7 @@ def is_open(scope: Scope) -> bool:
 
 
 def is_preflight(scope: Scope) -> bool:
-    """Whether it is a browser's question about CORS, which vLLM's CORS rules answer for every path, and no route."""
+    """Whether it is a CORS preflight request, which vLLM's CORS middleware answers for every path."""
     if scope.get("method") != "OPTIONS":
         return False
     names = [name for name, _ in scope["headers"]]
@@ -259,15 +265,15 @@ def is_preflight(scope: Scope) -> bool:
 
 
 def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[str]:
-    """The keys that are asked for: those of --api-key, else that of VLLM_API_KEY; none: the server is open.
+    """Return the server's keys: those of --api-key, else that of VLLM_API_KEY; none: no key is required.
 
-    Raises ValueError for what no header holds, an empty key first of all: vLLM would then ask for none.
+    Raises ValueError for a key that no header can hold, and for an empty one, with which vLLM would require no key.
     """
     source = "--api-key" if given else "VLLM_API_KEY"
     keys = list(given or ([] if from_environment is None else [from_environment]))
     for key in keys:
         if not key:
-            raise ValueError(f"{source} is empty; give it a key, or leave it out")
+            raise ValueError(f"{source} is empty; give a key, or remove it")
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"the key of {source} has spaces or characters that are not ASCII; choose one without")
     return keys

@@ -1,19 +1,19 @@
-"""Three small rules about a server's processes that vLLM does not keep, kept by two processes beside it.
+"""Supervises a server's processes: none outlives the launcher, and signals arrive once.
 
-    launcher (supervisor)          what the user started, ends and waits for; a few megabytes
-      ├─ watchdog                  in a session of its own; ends the server where the launcher was killed
-      └─ server                    the launcher once more, in a process group of its own: this one goes on to vLLM
+    launcher (supervisor)          started, signalled and awaited by the user; a few megabytes
+      ├─ watchdog                  in its own session; kills the server's processes if the launcher is killed
+      └─ server                    the same command again, in its own process group; runs vLLM
            └─ engine, workers, …
 
-- Whatever ends the launcher or the server, a SIGKILL or a full memory included, ends all. vLLM's engine and workers
-  learn of an orderly end only. All that the server starts, however deep, inherits a mark in its environment, from its
-  first moment on; and what carries the mark is killed. (The kernel's own means, PR_SET_PDEATHSIG, is sent when the
-  parent's *thread* ends, has to be asked for by each process, and misses those that are just starting.)
-- Ctrl-C, or a signal to the launcher's group, reaches the launcher alone. vLLM's workers would stop at once and fail
-  what runs.
-- The first signal is passed on once the server serves; before that, and a second time, it ends all at once. vLLM takes
-  the first and ignores the rest, and while its engine starts it loses it (and then waits for ten minutes). Once all
-  answers are out, what has nothing left to do gets a moment to clear up.
+- When the launcher or the server ends for any reason, SIGKILL and the out-of-memory killer included, all processes
+  end; vLLM's engine and workers notice an orderly end only. Every process that the server starts, however deep,
+  inherits a mark in its environment, and marked processes are killed. (The kernel's PR_SET_PDEATHSIG is sent when the
+  parent's *thread* ends, has to be requested by each process, and misses processes that are just starting.)
+- Ctrl-C, or a signal to the launcher's process group, reaches the launcher only; vLLM's workers would stop at once and
+  fail the running requests.
+- The first signal is passed on once the server is serving. Before that, and the second time, everything is killed at
+  once: vLLM loses a signal while its engine starts (and then waits for ten minutes), and ignores all but the first.
+  After the last response, the server's processes get CLEAN_UP_SECONDS to exit.
 """
 
 import math
@@ -26,53 +26,53 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-MARK = "KNOWLM_SERVER"  # in the environment: the supervisor's process id, a dash, random digits
-# What an API process reports to the supervisor. Real-time signals queue up, so each one counts.
+MARK = "KNOWLM_SERVER"  # environment variable: the supervisor's process id, a dash, random digits
+# Signals from an API process to the supervisor. Real-time signals are queued, so each one is counted.
 SERVING, LEAVING = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
-SAME_SIGNAL = 0.5  # seconds; `timeout` and others signal a process and then its group, which is one wish
-TRACKER_SECONDS = 5.0  # for multiprocessing's resource tracker to unlink the shared memory of those that were killed
-CLEAR_UP_SECONDS = 1.0
-GIVE_UP_SECONDS = 60.0  # the kernel does not let go of a process that waits for a device
+SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
+TRACKER_SECONDS = 5.0  # for multiprocessing's resource tracker to unlink the shared memory of killed processes
+CLEAN_UP_SECONDS = 3.0
+GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
 
 
 def supervise() -> None:
-    """Start this very command once more, as the server, and see to its end. Returns in the server alone.
+    """Run this command again as the server and supervise it. Returns in the server only.
 
-    Exits with the server's status, or 128 + the number of the signal that ended it. Where there is no /proc (elsewhere
-    than on Linux) it returns at once.
+    Exits with the server's status, or 128 + the number of the signal that ended it. Returns at once on systems without
+    /proc (other than Linux).
     """
-    if sys.platform != "linux" or supervisor() == os.getppid():
+    if sys.platform != "linux" or supervisor_pid() == os.getppid():
         return
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     line = f"{MARK}={mark}".encode()
     start_watchdog(line)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited: in a group of its own, it may still write to a terminal
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited: lets a background process group write to the terminal
     awaited = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, SERVING, LEAVING)
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     server = os.posix_spawn(
         sys.executable,
         [sys.executable, *sys.orig_argv[1:]],
-        # setproctitle, by which vLLM names its processes, would write over their environment, and with it the mark
+        # without SPT_NOENV, setproctitle, with which vLLM renames its processes, overwrites the mark
         os.environ | {MARK: mark, "SPT_NOENV": "1"},
         setpgroup=0,
         setsigmask=(),
     )
-    status = until_it_ends(server, awaited)
-    end_marked(line)
+    status = wait_for_server(server, awaited)
+    kill_marked(line)
     os._exit(status)
 
 
-def until_it_ends(server: int, awaited: Sequence[int]) -> int:
-    """Pass signals on to the server while it runs; the exit status for it, as a shell counts it.
+def wait_for_server(server: int, awaited: Sequence[int]) -> int:
+    """Pass signals on to the server until it ends; return its exit status as a shell counts it.
 
-    server: its process id; awaited: the signals, which are blocked.
+    server: process id; awaited: the blocked signals.
     """
     serving = 0  # API processes
-    told, deadline = 0.0, math.inf
+    signalled_at, deadline = 0.0, math.inf
     while True:
         seconds = min(deadline - time.monotonic(), 3600.0)
-        got = signal.sigtimedwait(awaited, max(seconds, 0.0))
-        number = got.si_signo if got else 0
+        info = signal.sigtimedwait(awaited, max(seconds, 0.0))
+        number = info.si_signo if info else 0
         if number == signal.SIGCHLD:
             ended, status = os.waitpid(server, os.WNOHANG)
             if ended:
@@ -82,55 +82,55 @@ def until_it_ends(server: int, awaited: Sequence[int]) -> int:
             serving += 1
         elif number == LEAVING:
             serving -= 1
-            if told and not serving:
-                deadline = time.monotonic() + CLEAR_UP_SECONDS
-        elif number and serving and not told:
+            if signalled_at and not serving:
+                deadline = time.monotonic() + CLEAN_UP_SECONDS
+        elif number and serving and not signalled_at:
             os.kill(server, number)
-            told = time.monotonic()
-        elif number and time.monotonic() - told > SAME_SIGNAL:
+            signalled_at = time.monotonic()
+        elif number and time.monotonic() - signalled_at > SAME_SIGNAL_SECONDS:
             return 128 + number
         elif time.monotonic() > deadline:
             return 0
 
 
-def supervisor() -> int:
-    """Process id of this server's supervisor; 0: it has none."""
+def supervisor_pid() -> int:
+    """Return the process id of this server's supervisor, 0 without one."""
     return int(os.environ.get(MARK, "0").partition("-")[0])
 
 
-def report(what: int) -> None:
-    """Tell the supervisor, where there is one, that this API process is SERVING (and knows how to end), or LEAVING."""
-    if pid := supervisor():
+def report(state: int) -> None:
+    """Tell the supervisor, if there is one, that this API process is SERVING (and handles signals) or LEAVING."""
+    if pid := supervisor_pid():
         with suppress(ProcessLookupError):
-            os.kill(pid, what)
+            os.kill(pid, state)
 
 
 def start_watchdog(line: bytes) -> None:
-    """Start the process that ends all that carry the mark, `line` of their environment, should this one be killed.
+    """Start the process that kills the marked processes if this one is killed; line: the mark in their environment.
 
-    It learns of that by a pipe, whose other side this process alone holds: all it starts by exec have it closed.
+    The watchdog waits on a pipe whose write end only this process holds; exec closes it in the children.
     """
-    watched, _held = os.pipe()
+    read_end, _write_end = os.pipe()
     if not (child := os.fork()):
         try:
             os.setsid()
-            if not os.fork():  # so it is nobody's child, and awaited by nobody
-                watch(watched, line)
+            if not os.fork():  # a second fork, so that nobody has to wait for it
+                run_watchdog(read_end, line)
         finally:
             os._exit(0)
-    os.close(watched)
+    os.close(read_end)
     os.waitpid(child, 0)
 
 
-def watch(watched: int, line: bytes) -> None:
-    """The watchdog's life: wait until nobody holds the pipe's other side any more, then end what is marked.
+def run_watchdog(read_end: int, line: bytes) -> None:
+    """Wait until the pipe's write end is closed, then kill the marked processes.
 
-    watched: the pipe's file descriptor; every other is let go of, so that no port, lock or terminal is held by it.
+    All other file descriptors are closed, so that the watchdog holds no port, lock or terminal.
     """
     for number in signal.valid_signals():
-        with suppress(OSError):  # SIGKILL and SIGSTOP are not for us to ignore
+        with suppress(OSError):  # SIGKILL and SIGSTOP cannot be ignored
             signal.signal(number, signal.SIG_IGN)
-    os.dup2(watched, 3)
+    os.dup2(read_end, 3)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     os.closerange(0, 3)
     for _ in range(3):
@@ -139,35 +139,35 @@ def watch(watched: int, line: bytes) -> None:
     with suppress(OSError):
         Path("/proc/self/comm").write_text("knowlm-watchdog")
     os.read(3, 1)
-    end_marked(line)
+    kill_marked(line)
 
 
-def end_marked(line: bytes) -> None:
-    """Kill what is marked until two looks in a row find nothing; one may just be starting another."""
+def kill_marked(line: bytes) -> None:
+    """Kill the marked processes until two scans in a row find none, since one may just be starting another."""
     began = time.monotonic()
-    clean = 0
-    while clean < 2 and time.monotonic() - began < GIVE_UP_SECONDS:
-        found = marked(line)
-        clean = 0 if found else clean + 1
+    empty_scans = 0
+    while empty_scans < 2 and time.monotonic() - began < GIVE_UP_SECONDS:
+        found = marked_processes(line)
+        empty_scans = 0 if found else empty_scans + 1
         for pid in found:
-            if time.monotonic() - began > TRACKER_SECONDS or not is_tracker(pid):
+            if time.monotonic() - began > TRACKER_SECONDS or not is_resource_tracker(pid):
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
-def marked(line: bytes) -> list[int]:
-    """Process ids of all whose environment had this line when they began."""
+def marked_processes(line: bytes) -> list[int]:
+    """Return the ids of the processes that were started with this line in their environment."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if line in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
     return found
 
 
-def is_tracker(pid: int) -> bool:
-    """Whether it is multiprocessing's resource tracker, which ends by itself when the last that it serves has ended."""
+def is_resource_tracker(pid: int) -> bool:
+    """Whether it is multiprocessing's resource tracker, which exits by itself after the processes that it serves."""
     with suppress(OSError):
         return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

@@ -1,1 +1,1 @@
-"""Check and complete the server's options before a model is loaded. Read launch_presets.py first."""
+"""Check and complete the server's options before a model is loaded. Read launch_args.py first."""

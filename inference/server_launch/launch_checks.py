@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint folder, a port or a template, told in one line before a model is loaded."""
+"""Checks of a checkpoint folder, a port and a template before a model is loaded; each error is one line."""
 
 from command_line.command_errors import one_line
 
@@ -15,9 +15,9 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> bool:
-    """Whether `model` is a folder (or file) here rather than a name on the hub; the folder is looked through.
+    """Check a checkpoint folder. Return whether `model` is a local folder or file rather than a name on the hub.
 
-    weights, tokenizer: whether they must be in it. Raises FileNotFoundError or ValueError with what is missing.
+    weights, tokenizer: whether the folder must have them. Raises FileNotFoundError or ValueError.
     """
     folder = Path(model)
     if not folder.exists():
@@ -30,7 +30,7 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
         if (folder / "adapter_config.json").is_file():
             beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
             raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge(model)}")
-        raise FileNotFoundError(f"{model} is no checkpoint: it has no config.json; give a folder that training wrote")
+        raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give a folder that training wrote")
     read_json(folder / "config.json")
     for index in folder.glob("*.index.json"):
         for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
@@ -46,7 +46,7 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
 
 
 def merge(adapter: str) -> str:
-    """What to do with an adapter that is not to be served, or cannot be, beside its base."""
+    """Return the remedy for an adapter that cannot be served beside its base."""
     return f"merge it: python tools/weight_diff.py merge --path_zhixi BASE --path_lora {adapter} --path_sfted NEW"
 
 
@@ -56,12 +56,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download the checkpoint again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (no object); copy or download the checkpoint again")
+        raise ValueError(f"{path} is damaged (not an object); copy or download the checkpoint again")
     return content
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ValueError where no server can listen at host:port."""
+    """Raise ValueError if no server can listen at host:port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -69,24 +69,24 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                remedy = "end what listens there, or choose another port with --port"
+                remedy = "end the process that listens there, or choose another port with --port"
                 raise ValueError(f"port {port} on {host or 'this machine'} is in use; {remedy}") from None
             raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from None
 
 
 def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
-    """Render one prompt with the tokenizer of a folder; template: Jinja source instead of its own, found at `place`.
+    """Render one prompt with a folder's tokenizer; template: Jinja source from `place` that replaces its own.
 
-    Raises ValueError where the tokenizer cannot be read or the template cannot be rendered.
+    Raises ValueError if the tokenizer cannot be read or the template cannot be rendered.
     """
-    from prompting.prompt_ids import Prompt, one_turn
+    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer
 
     try:
-        words = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
     except Exception as error:
         raise ValueError(f"{tokenizer}: the tokenizer cannot be read ({one_line(error)})") from error
     try:
-        Prompt(words, template).ids(one_turn("instruction"))
+        PromptEncoder(loaded, template).prompt(one_turn("instruction"))
     except ValueError as error:
         raise ValueError(f"{place}: {error}; correct it, or give another with --template_path") from None

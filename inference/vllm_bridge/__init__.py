@@ -1,1 +1,1 @@
-"""Everything this stage takes from vLLM. Read vllm_imports.py first."""
+"""Everything that this stage takes from vLLM or changes in it. Read vllm_hooks.py first."""

@@ -1,94 +1,103 @@
-"""Adapters on a machine without a GPU: the rows of a batch that belong to one adapter are multiplied together.
+"""LoRA products on machines without a GPU, grouped by adapter; loaded in vLLM's worker processes only.
 
-vLLM 0.32 loads this as a general plugin, in each of its processes (knowlm_inference-1.dist-info names it). Its own code
-for the CPU (vllm/lora/ops/torch_ops/lora_ops.py) looks an adapter up by the slot of a row, and the base's slot, -1,
-finds the last one: what is asked of the base is answered with somebody's adapter. It also copies both matrices of the
-adapter for every token of a prompt. vLLM's kernels for GPUs do neither; there, nothing is changed.
+The preset `--worker-cls` names CpuAdapterWorker. vLLM 0.32's own CPU code (vllm/lora/ops/torch_ops/lora_ops.py) looks
+an adapter up by the slot of a row; the base's slot is -1, which selects the last adapter, so requests to the base are
+answered with an adapter. It also copies both matrices of the adapter for every token. vLLM's GPU kernels do neither
+and are not changed. Every override here is listed in vllm_hooks.py.
 """
 
 from typing import Any
 
 import torch
 
-from vllm_bridge.vllm_imports import part
+from vllm_bridge.vllm_imports import from_vllm
 
-Rows = list[tuple[int, torch.Tensor | slice]]  # an adapter's slot and its rows, (rows,) int64, or all of them
-
-
-def rows_by_slot(slots: torch.Tensor) -> Rows:
-    """The rows of each adapter in a batch; slots: (rows,) int64, -1 where a row is the base's, which gets nothing."""
-    found = slots.unique().tolist()
-    return [(slot, slice(None) if len(found) == 1 else (slots == slot).nonzero()[:, 0]) for slot in found if slot >= 0]
+RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # an adapter's slot; its rows, (rows,) int64, or all rows
 
 
-def shrunk(x: torch.Tensor, own: torch.Tensor | slice, a: torch.Tensor) -> torch.Tensor:
-    """x[own] A^T in float32, as vLLM's kernels have it; x: (rows, in), a: (r, in); returns (own rows, r)."""
-    return x[own].float() @ a.float().T
+def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
+    """Group the rows of a batch by adapter; slots: (rows,) int64, -1 for rows of the base, which are left out."""
+    present = slots.unique().tolist()
+    return [
+        (slot, slice(None) if len(present) == 1 else (slots == slot).nonzero()[:, 0]) for slot in present if slot >= 0
+    ]
 
 
-def expand(y: torch.Tensor, own: torch.Tensor | slice, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
-    """y[own, first:first + out] += low B^T; low: (own rows, r), b: (out, r). Columns that y lacks are left out."""
+def shrink(x: torch.Tensor, rows: torch.Tensor | slice, a: torch.Tensor) -> torch.Tensor:
+    """Return x[rows] A^T in float32, as vLLM's kernels do; x: (rows, in), a: (r, in); result: (selected rows, r)."""
+    return x[rows].float() @ a.float().T
+
+
+def expand(y: torch.Tensor, rows: torch.Tensor | slice, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
+    """Add low B^T to y[rows, first:first + out]; low: (selected rows, r), b: (out, r).
+
+    Columns of B beyond the width of y are ignored: vLLM pads the vocabulary of y and B differently.
+    """
     columns = y[:, first : first + b.shape[0]]
-    low, b = low.to(y.dtype), b[: columns.shape[1]].to(y.dtype)  # a vocabulary is padded differently here and there
-    if isinstance(own, slice):
+    low, b = low.to(y.dtype), b[: columns.shape[1]].to(y.dtype)
+    if isinstance(rows, slice):
         columns.addmm_(low, b.T)
     else:
-        columns.index_add_(0, own, low @ b.T)
+        columns.index_add_(0, rows, low @ b.T)
 
 
-def product(rows: Rows, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, first: int = 0) -> None:
-    """Add each row's B A x to y, from column `first` on; a: (slots, 1, r, in), b: (slots, 1, out, r)."""
-    for slot, own in rows:
-        expand(y, own, shrunk(x, own, a[slot, 0]), b[slot, 0], first)
+def add_product(
+    groups: RowsBySlot, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, first: int = 0
+) -> None:
+    """Add B A x of each row's adapter to y, from column `first` on; a: (slots, 1, r, in), b: (slots, 1, out, r)."""
+    for slot, rows in groups:
+        expand(y, rows, shrink(x, rows, a[slot, 0]), b[slot, 0], first)
 
 
-class AdapterRows(part("PunicaWrapperCPU")):  # type: ignore[misc]
-    """vLLM's handler of adapters on a CPU, with the products above; what is overridden is called as vLLM has it.
+class GroupedPunicaWrapper(from_vllm("PunicaWrapperCPU")):  # type: ignore[misc]
+    """vLLM's LoRA wrapper for CPUs, with grouped products.
 
-    vLLM puts an adapter's alpha / r into its B when it loads it, so that every `scale` is 1.
+    vLLM multiplies alpha / r into B when it loads an adapter, so every `scale` is 1 and is ignored.
     """
 
-    tokens: Rows  # of this step
-    answers: Rows  # those that get logits
+    token_groups: RowsBySlot  # of the current step
+    sampler_groups: RowsBySlot  # the rows whose logits are computed
 
-    def update_metadata(self, *mapping: Any, **more: Any) -> None:
-        super().update_metadata(*mapping, **more)
-        self.tokens = rows_by_slot(self.token_lora_indices)
-        self.answers = rows_by_slot(self.sampler_indices)
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        super().update_metadata(*args, **kwargs)
+        self.token_groups = rows_by_slot(self.token_lora_indices)
+        self.sampler_groups = rows_by_slot(self.sampler_indices)
 
     def add_lora_linear(
         self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...], scale: float, output_slices: tuple[int, ...], **buffer: Any,
+        lora_b_stacked: tuple[torch.Tensor, ...], scale: float, output_slices: tuple[int, ...], **kwargs: Any,
     ) -> None:  # fmt: skip
         first = 0
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            product(self.tokens, x, a, b, y, first)
+            add_product(self.token_groups, x, a, b, y, first)
             first += width
 
     def add_lora_logits(
         self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor,
-        scale: float, **buffer: Any,
+        scale: float, **kwargs: Any,
     ) -> None:  # fmt: skip
-        product(self.answers, x, lora_a_stacked, lora_b_stacked, y)
+        add_product(self.sampler_groups, x, lora_a_stacked, lora_b_stacked, y)
 
-    def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **add: Any) -> None:
-        for slot, own in self.tokens:
-            expand(y, own, x[own], lora_b_stacked[slot, 0])
+    def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **kwargs: Any) -> None:
+        for slot, rows in self.token_groups:
+            expand(y, rows, x[rows], lora_b_stacked[slot, 0])
 
     def _apply_shrink(self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, scale: float) -> None:
-        """Half of a product whose rank is shared among processes (--fully-sharded-loras)."""
-        for slot, own in self.tokens:
-            y[own, : w_t_all.shape[-2]] = shrunk(x, own, w_t_all[slot, 0]).to(y.dtype)
+        """First half of a product whose rank is split over processes (--fully-sharded-loras)."""
+        for slot, rows in self.token_groups:
+            y[rows, : w_t_all.shape[-2]] = shrink(x, rows, w_t_all[slot, 0]).to(y.dtype)
 
     def _apply_expand(
-        self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, y_offset: int, *size: Any, **add: Any
+        self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, y_offset: int, *args: Any, **kwargs: Any
     ) -> None:
-        for slot, own in self.tokens:
-            expand(y, own, x[own], w_t_all[slot, 0], y_offset)
+        for slot, rows in self.token_groups:
+            expand(y, rows, x[rows], w_t_all[slot, 0], y_offset)
 
 
-def register() -> None:
-    """Have vLLM take the above where it serves on a CPU; called once in each of its processes."""
-    platform = part("current_platform")
-    if platform.is_cpu():
-        type(platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{AdapterRows.__name__}")
+class CpuAdapterWorker(from_vllm("CPUWorker")):  # type: ignore[misc]
+    """vLLM's CPU worker, with GroupedPunicaWrapper for its adapters."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        wrapper = f"{__name__}.{GroupedPunicaWrapper.__name__}"
+        type(from_vllm("current_platform")).get_punica_wrapper = classmethod(lambda cls: wrapper)
+        super().__init__(*args, **kwargs)

@@ -23,9 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from cluster_jobs.job_commands import ExecutorOptions
 from corpus_files.corpus import CorpusWriter, no_room, require_space, token_dtype
+from corpus_tokenizer.document_encoder import load_encoder
 from tqdm import tqdm
 
-from corpus_building import documents, text_encoding
+from corpus_building import documents
 from corpus_building.documents import Shard, UnreadableError
 from corpus_building.samples import Samples, Settings, left_out, make_samples
 
@@ -41,7 +42,7 @@ class ShardMaker:
     """Makes shards of text into files `<folder>/<number>.<part>`; each process has one."""
 
     def __init__(self, tokenizer_path: str, settings: Settings, folder: Path) -> None:
-        self.encoder = text_encoding.load(tokenizer_path, settings.engine)
+        self.encoder = load_encoder(tokenizer_path, settings.engine)
         self.settings, self.folder = settings, folder
 
     def samples(self, shard: Shard) -> Iterator[Samples]:

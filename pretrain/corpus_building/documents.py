@@ -1,17 +1,14 @@
 """Documents out of files: JSONL (.jsonl, .json), .txt with a document a line, both also as .gz or .zst, and .parquet.
 
-Plain files are cut into shards at line ends, wherever they lie, so that a large file can be worked on in many places; a
-packed file is one shard. What a shard is depends on the files' sizes alone.
-
-`pretrain/preprocess.py` is the command line.
+Plain files are cut into shards at line ends, so that several processes work on one file; a packed file is one shard.
+The shards depend on the files' sizes alone. Lines are read here, not by json_rows, because a shard begins at any byte
+and orjson takes the text out of a line several times faster; encodings and errors are those of json_rows.
 """
 
+import codecs
 import glob
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+from json_rows.json_stream import DAMAGED, HALF_PAIR, json_fault
+from json_rows.row_files import unpacked
 
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
@@ -75,7 +74,9 @@ class Batch:
     lines: list[bytes] | list[dict[str, Any]]  # of a .parquet: rows
 
     def place(self, number: int) -> str:
-        """File and line of the shard's line `number`, for a message: the lines before the shard are counted now."""
+        """File and line (of a .parquet, row) of the shard's line `number`; counts the lines before the shard."""
+        if self.shard.path.endswith(".parquet"):
+            return f"{self.shard.path}, row {number}"
         before = 0
         with Path(self.shard.path).open("rb") as file:
             left = _position(file, self.shard.start)
@@ -83,7 +84,7 @@ class Batch:
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 before += block.count(b"\n")
                 left -= len(block)
-        return f"{self.shard.path} line {before + number}"
+        return f"{self.shard.path}:{before + number}"
 
 
 def find_files(patterns: list[str]) -> list[str]:
@@ -141,13 +142,8 @@ def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
             yield from _rows(shard, raw, source.fields)
         elif shard.end >= 0:
             yield from _batches(shard, raw, _position(raw, shard.start), shard.end)
-        elif shard.path.endswith(".gz"):
-            yield from _batches(shard, gzip.GzipFile(fileobj=raw), 0, -1)
         else:
-            import pyarrow
-
-            packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
-            yield from _batches(shard, io.BufferedReader(packed), 0, -1)
+            yield from _batches(shard, unpacked(raw, Path(shard.path)), 0, -1)
 
 
 def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
@@ -186,7 +182,7 @@ def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
             if size >= BATCH_BYTES:
                 yield Batch(shard, first, lines)
                 at, first, lines, size = at + size, first + len(lines), [], 0
-    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+    except DAMAGED as error:
         raise UnreadableError(
             f"{shard.path} is damaged after line {first + len(lines) - 1} ({error}); get it again"
         ) from None
@@ -203,6 +199,8 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
     if isinstance(line, dict):
         return _from_row(line, source, batch, number)
     is_text = kind(batch.shard.path) == ".txt"
+    if number == 1 and batch.shard.start == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnreadableError(f"{batch.place(1)} is UTF-16, which is not cut into shards; convert the file to UTF-8")
     if not is_text:
         with suppress(ValueError):  # json says below what is wrong, or reads what orjson is too strict for
             row = orjson.loads(line)
@@ -211,8 +209,8 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = f"{error.reason} at byte {error.start + 1}"
-        raise UnreadableError(f"{batch.place(number)} is no UTF-8 ({where}); convert the file") from None
+        fault = f"is not UTF-8 (byte 0x{line[error.start]:02x}); convert the file to UTF-8"
+        raise UnreadableError(f"{batch.place(number)} {fault}") from None
     if number == 1 and batch.shard.start == 0:
         text = text.removeprefix("\ufeff")
     if is_text:
@@ -224,15 +222,18 @@ def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
     """The JSON object of a line."""
     try:
         row = json.loads(line)
+    except RecursionError:
+        raise UnreadableError(f"{batch.place(number)} is nested too deep; write it with fewer levels") from None
     except ValueError as error:
         if not line.lstrip().startswith("["):
-            raise UnreadableError(f"{batch.place(number)} is no JSON ({error}); correct or remove that line") from None
+            fault = json_fault(error) if isinstance(error, json.JSONDecodeError) else f"has {error}; correct it"
+            raise UnreadableError(f"{batch.place(number)} {fault}") from None
         row = []  # a list over several lines
     if isinstance(row, list):
         place = batch.place(number)
         raise UnreadableError(f"{place}: a JSON list; one object a line is read, so write the file as JSONL")
     if not isinstance(row, dict):
-        raise UnreadableError(f"{batch.place(number)} is no JSON object; each line needs one with its text under a key")
+        raise UnreadableError(f"{batch.place(number)} is not a JSON object; each line must be one")
     return row
 
 
@@ -251,6 +252,5 @@ def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        place = batch.place(number)
-        raise UnreadableError(f"{place} has half a surrogate pair (\\ud800 to \\udfff); correct that line") from None
+        raise UnreadableError(f"{batch.place(number)} {HALF_PAIR}") from None
     return text

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from corpus_files.corpus import token_dtype
+from corpus_tokenizer.document_encoder import DocumentEncoder
 
-from corpus_building import segmentation, text_encoding
+from corpus_building import segmentation
 from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, text_of
 
 SHOWN_CHARACTERS = 200  # of a text that is left out
@@ -48,7 +50,7 @@ class Samples:
     lines: int  # that were read
 
 
-def make_samples(batch: Batch, encoder: text_encoding.Encoder, settings: Settings) -> Samples:
+def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> Samples:
     """Encode and cut a batch's documents; all are encoded before any is cut, which keeps the encoder's tables at hand.
 
     Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
@@ -75,12 +77,31 @@ def make_samples(batch: Batch, encoder: text_encoding.Encoder, settings: Setting
         ids.append(document.ids)
         lengths.append(cut)
     none = np.empty(0, dtype=np.int32)
-    tokens = encoder.documents(ids)
+    tokens = document_tokens(ids, encoder)
     return Samples(
         tokens[np.concatenate(kept)] if kept else tokens, np.concatenate(lengths or [none]),
         np.array([len(samples) for samples in lengths], dtype=np.int32),
         sorted(dropped, key=operator.itemgetter("line")), len(batch.lines),
     )  # fmt: skip
+
+
+def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarray:
+    """Join documents: BOS (where the tokenizer has one), ids and EOS of each, (tokens,) in the corpus's dtype.
+
+    ids: of each document, (tokens,) without BOS and EOS.
+    """
+    bos = [] if encoder.bos_id is None else [encoder.bos_id]
+    total = sum(map(len, ids)) + (len(bos) + 1) * len(ids)
+    tokens = np.empty(total, dtype=token_dtype(encoder.vocab_size))
+    at = 0
+    for document in ids:
+        begin = at + len(bos)
+        end = begin + len(document)
+        tokens[at:begin] = bos
+        tokens[begin:end] = document
+        tokens[end] = encoder.eos_id
+        at = end + 1
+    return tokens
 
 
 def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus_building import text_encoding
+from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
 from corpus_files.corpus import HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
 
@@ -117,7 +117,7 @@ def import_corpus(
             raise ValueError(f"{prefix}.{ending} is empty; copy it again")
     with files(prefix)["idx"].open("rb") as file:
         megatrons = file.read(len(MAGIC)) == MAGIC
-    encoder = text_encoding.load(tokenizer_path)
+    encoder = load_encoder(tokenizer_path)
     corpus = open_megatron(prefix) if megatrons else open_published(prefix)
     require_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
     name = Path(prefix).name
@@ -146,7 +146,7 @@ def import_corpus(
 
 
 def _documents(
-    corpus: Foreign, start: int, end: int, encoder: text_encoding.Encoder
+    corpus: Foreign, start: int, end: int, encoder: DocumentEncoder
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What `CorpusWriter.add` takes, of samples start to end: whole documents, some millions of tokens at a time."""
     many = SAMPLES
@@ -175,7 +175,7 @@ def _documents(
         start, many = start + count, SAMPLES
 
 
-def _begins(ids: np.ndarray, starts: np.ndarray, encoder: text_encoding.Encoder) -> np.ndarray:
+def _begins(ids: np.ndarray, starts: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
     """Which samples begin a document: (samples,) bool."""
     if encoder.bos_id is not None:
         return np.asarray(ids[starts] == encoder.bos_id)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from corpus_building import text_encoding
+from corpus_tokenizer.document_encoder import load_encoder
 
 from corpus_files.corpus import CHUNK, Corpus
 
@@ -59,7 +59,7 @@ def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[s
 
     tokenizer_path: None takes the folder the corpus was written with. Raises ValueError where it is another tokenizer.
     """
-    encoder = text_encoding.load(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
+    encoder = load_encoder(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
     if encoder.fingerprint != corpus.fingerprint:
         raise ValueError(
             f"{encoder.folder} is tokenizer {encoder.fingerprint[:16]}, but {corpus.prefix} was written with "

@@ -1,7 +1,7 @@
-"""What training a LLaMA takes: parameters, bytes on a GPU and on a node, bytes sent, floating-point operations.
+"""Estimates for training a LLaMA: parameters, bytes on a GPU and on a node, bytes sent, floating-point operations.
 
-`pretrain/plan.py` is the command line. Only config.json is read; the rest is arithmetic on what
-DeepSpeed 0.19 and transformers 5 keep, and each formula names its source.
+Only config.json is read; the rest is arithmetic on the states that DeepSpeed 0.19 and transformers 5 keep, and each
+formula names its source.
 """
 
 import json
@@ -11,12 +11,19 @@ from pathlib import Path
 BUCKET = 5e7  # elements; reduce_bucket_size and stage3_prefetch_bucket_size in configs/*.json
 LIVE = 1e9  # elements; stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
 PINNED = 1.5  # what pinned host memory takes of what is asked for: additional_buffer_factor in zero/stage3.py
+# Dense 16-bit peak in FLOP/s (NVIDIA's data sheets, SXM; A800 and H800 differ in NVLink only), and the share of it
+# that a published training run made of it: V100 15 PFLOP/s on 400 (Rajbhandari et al. 2020), A100 380 tokens/s of
+# LLaMA-65B (Touvron et al. 2023), H100 38 to 43 % (Llama Team 2024).
+SPEEDS = {
+    "v100": (125e12, 0.30), "a100": (312e12, 0.47), "a800": (312e12, 0.47),
+    "h100": (989e12, 0.40), "h800": (989e12, 0.40), "h200": (989e12, 0.40),
+}  # fmt: skip
 FAMILY = ("llama", "mistral")  # model types whose layers are LLaMA's
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a LLaMA's config.json decides its size; widths in elements, `context` in tokens."""
+    """The values of a LLaMA's config.json that decide its size; widths in elements, `context` in tokens."""
 
     vocabulary: int
     hidden: int

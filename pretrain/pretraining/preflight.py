@@ -1,34 +1,32 @@
-"""What is checked and settled before a run loads anything: folders, corpus, rows, their proportions, where to begin.
-
-`pretrain/train.py` is the command line.
-"""
+"""Checks and plans before anything is loaded: launch, corpus, rows, their proportions, where the run starts."""
 
 import hashlib
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
-from plan import SPEEDS
+from resumable_checkpoints.complete_checkpoints import step_of
+from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_batches import Streams
 from sequence_packing.packed_rows import Packing, Rows, open_rows
 from sequence_packing.sampler import Schedule, parse_weights
 
-from pretraining import checkpointing
-from pretraining.checkpointing import RunState
-from pretraining.memory_estimate import flops_per_token, read_shape
+from pretraining.memory_estimate import SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
+from pretraining.pretraining_trainer import StartPoint
 
-LONGEST_ROW = 4096  # tokens, unless told otherwise
+BATCH = "rows of a step (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
+WEIGHTS = "--source_weights"
+LONGEST_ROW = 4096  # tokens, without --block_size
 
 
-# --- launch, folders, corpus ------------------------------------------------------------------------------------------
+# --- launch and corpus ------------------------------------------------------------------------------------------------
 
 
 def check_launch(args: PretrainingArguments) -> None:
-    """Raise ValueError where processes were started in a way that would train something else than was asked for."""
+    """Raise ValueError where the ranks that were launched are not the ranks that Trainer sees."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise ValueError(
@@ -40,33 +38,6 @@ def check_launch(args: PretrainingArguments) -> None:
             f"one process sees {args.n_gpu} GPUs; start one for each: deepspeed --num_gpus {args.n_gpu} "
             "pretrain/train.py …, or name one: CUDA_VISIBLE_DEVICES=0"
         )
-
-
-def check_folders(args: PretrainingArguments) -> None:
-    """Raise FileNotFoundError or ValueError on a base that is no checkpoint, or an output that would be overwritten."""
-    base, output = Path(args.model_name_or_path), Path(str(args.output_dir))
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base} does not exist; --model_name_or_path takes a checkpoint folder")
-    if not (base / "config.json").is_file():
-        raise FileNotFoundError(f"{base} has no config.json, so it is no checkpoint folder")
-    if not (base / "tokenizer.json").is_file():
-        raise FileNotFoundError(
-            f"{base} has no tokenizer.json; build it: python tools/build_tokenizer.py "
-            f"--tokenizer_model {base}/tokenizer.model --output_dir {base}"
-        )
-    if (output / "config.json").exists():
-        raise ValueError(f"{output} holds a finished model; name a new folder with --output_dir")
-
-
-def checkpoint_of(args: PretrainingArguments, output: Path) -> Path | None:
-    """The checkpoint to go on from; raises ValueError where there are some and the run is to begin anew."""
-    checkpoint = checkpointing.resume_point(str(args.resume_from_checkpoint or ""), output)
-    if checkpoint is None and any(map(checkpointing.is_complete, checkpointing.checkpoints(output))):
-        raise ValueError(
-            f"{output} holds checkpoints of an earlier run; go on with --resume_from_checkpoint True, "
-            "or name a new folder"
-        )
-    return checkpoint
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
@@ -93,7 +64,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
-    """What a token would take if all GPUs did nothing but its floating-point operations; 0 where that is not known.
+    """Seconds that a token takes at the GPUs' peak of floating-point operations; 0 where the peak is not known.
 
     A token attends to those before it in its sample, however samples share rows.
     """
@@ -109,7 +80,7 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
 
 
 def gpu_name(args: PretrainingArguments) -> str:
-    """What the GPU calls itself; empty without one."""
+    """The name that the GPU reports; empty without a GPU."""
     import torch
 
     return torch.cuda.get_device_name() if args.device.type == "cuda" else ""
@@ -119,7 +90,7 @@ def gpu_name(args: PretrainingArguments) -> str:
 
 
 def source_weights(args: PretrainingArguments, rows: Rows) -> tuple[Streams, dict[str, Any], list[str]]:
-    """What rows come from, its weights, and notices. Raises ValueError where the options do not fit the corpus."""
+    """Streams, their weights, and notices. Raises ValueError where the options do not fit the corpus."""
     by_name, by_type = Streams.of(rows, "rows"), Streams.of(rows, "rows", by_type=True)
     if not args.global_batch_distributed:
         names = {pair.partition("=")[0].strip() for pair in args.source_weights.split(",")}
@@ -160,28 +131,36 @@ def check_rows(rows: Rows, ranks: int) -> None:
         )
 
 
-def beginning(
-    accept_changes: bool,
-    now: RunState,
-    schedule: Schedule,
-    weights: dict[str, Any],
-    checkpoint: Path | None,
-) -> tuple[RunState, Schedule]:
-    """Where the run begins: as given, or where the checkpoint's ended.
+def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
+    """What must be equal for a run to be the continuation of another one; see RunState."""
+    return {
+        "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
+        "--block_size": packing.block_size,
+        "--no_packing": not packing.packed,
+        "--eval_fraction": packing.eval_fraction,
+        "--seed": schedule.seed,
+        BATCH: global_batch,
+        WEIGHTS: dict(zip(schedule.names, schedule.segments[-1].counts, strict=True)),
+    }
 
-    Raises ValueError where that was another run, unless changes are accepted: other shares then begin a new segment of
-    the schedule, and another corpus, packing or seed begins a new schedule.
+
+def start_point(
+    identity: dict[str, Any], schedule: Schedule, weights: dict[str, Any], checkpoint: Path | None, accept_changes: bool
+) -> tuple[StartPoint, Schedule]:
+    """Where the run starts or resumes, and the schedule from there on.
+
+    Raises ValueError where the checkpoint is of another run, unless changes are accepted: other weights then begin a
+    new segment of its schedule, and another corpus, packing, seed or list of sources begins the new schedule.
     """
     if not checkpoint:
-        return now, schedule
-    saved = checkpointing.RunState.read(checkpoint)
-    changes = checkpointing.differences(saved, now)
-    if changes and not accept_changes:
-        raise ValueError(f"{checkpoint} is of another run: {'; '.join(changes)}; go on all the same: --accept_changes")
-    begun = replace(now, tokens=saved.tokens)
-    same = ("corpus", "packing", "seed")
-    if any(getattr(saved, name) != getattr(now, name) for name in same) or saved.schedule["names"] != schedule.names:
-        return begun, schedule
-    went_on = Schedule.restore(saved.schedule)
-    went_on.reweighted(weights, saved.next_row)
-    return replace(begun, next_row=saved.next_row, schedule=went_on.state()), went_on
+        return StartPoint(), schedule
+    if not accept_changes:
+        check_same_run(checkpoint, identity, "to resume it with these changes, give --accept_changes")
+    saved = RunState.read(checkpoint)
+    changes = differences(saved.identity, identity)
+    step, tokens = step_of(checkpoint), saved.progress["tokens"]
+    if changes.keys() - {BATCH, WEIGHTS} or saved.identity[WEIGHTS].keys() != identity[WEIGHTS].keys():
+        return StartPoint(step, 0, tokens), schedule
+    resumed = Schedule.restore(saved.progress["schedule"])
+    resumed.reweighted(weights, saved.progress["next_row"])
+    return StartPoint(step, saved.progress["next_row"], tokens), resumed

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from rank_group.ranks import join_ranks
 from transformers import TrainingArguments
 
 from pretraining.pretraining_options import PretrainingOptions
@@ -45,7 +47,7 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.save_steps
-        self.ignore_data_skip = True  # the sampler goes on at its row; nothing needs to be skipped
+        self.ignore_data_skip = True  # the sampler continues at its row; no data needs to be skipped
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if (
@@ -56,6 +58,9 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             raise FileNotFoundError(
                 f"{self.deepspeed} does not exist; --deepspeed takes a file such as pretrain/configs/*"
             )
+        join_ranks(self.deepspeed)
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise Trainer trains each CPU rank by itself, without averaging gradients
         super().__post_init__()
 
 

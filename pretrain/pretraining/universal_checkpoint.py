@@ -1,9 +1,14 @@
-"""Go on from a DeepSpeed checkpoint with another number of ranks than wrote it, by way of a universal checkpoint.
+"""Resume from a DeepSpeed checkpoint with another number of ranks, by converting it to a universal checkpoint.
 
-A ZeRO checkpoint holds one piece of the optimizer for each rank and can be loaded by as many only. Where the numbers
-differ, it is converted beside its place, loaded from there, and what was converted is removed. The stage must stay.
+A ZeRO checkpoint holds one part of the optimizer's state for each rank, and only as many ranks can load it. With
+another number, it is converted in its folder, loaded, and the converted files are removed. The ZeRO stage must be the
+same. This is the only file that relies on DeepSpeed's internals:
 
-`pretrain/train.py` is the command line.
+| name | reason |
+| --- | --- |
+| `zero_pp_rank_N_mp_rank_…_optim_states.pt` | the number of ranks that wrote a checkpoint stands in file names only |
+| `deepspeed.checkpoint.ds_to_universal`, `latest_universal`, `load_universal` | the documented conversion |
+| `optimizer.param_groups` and `state` | see RepairUniversalState |
 """
 
 import re
@@ -15,13 +20,13 @@ from typing import Any
 
 import torch
 from corpus_files.corpus import require_space
+from rank_group.ranks import wait_for_ranks
 from transformers import TrainerCallback
 
-from pretraining.checkpointing import wait_for_ranks
 from pretraining.pretraining_arguments import PretrainingArguments
 
-LATEST = "latest_universal"  # the file by which DeepSpeed finds a universal checkpoint
-PEAK = 2.5  # times the checkpoint: the disk that a conversion takes, of 68 million parameters in float32
+LATEST = "latest_universal"  # the file in which DeepSpeed looks up a universal checkpoint
+PEAK = 2.5  # disk space of a conversion over the checkpoint's size, measured with 68 million parameters in float32
 
 
 def writers(checkpoint: Path) -> int:
@@ -42,8 +47,8 @@ def writers(checkpoint: Path) -> int:
 def convert(checkpoint: Path) -> None:
     """Write a universal checkpoint into a checkpoint's folder, its `latest_universal` last. For one rank.
 
-    In a process of its own, since the converter keeps what it has read; with relative paths, since it takes its folder
-    for a regular expression. Raises ValueError where it fails, or the disk has no room.
+    It runs in a process of its own, since the converter does not release memory, and with relative paths, since it uses
+    its folder as a regular expression. Raises ValueError where it fails, or the disk has no room.
     """
     discard(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
@@ -74,7 +79,7 @@ def _partial(checkpoint: Path) -> Path:
 
 
 def _optimizer_state(file: Path) -> dict[str, Any]:
-    """What the converter keeps of all parameters together."""
+    """The part of the converted state that belongs to no single parameter."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -83,7 +88,7 @@ def _optimizer_state(file: Path) -> dict[str, Any]:
 
 
 def _without_shard(file: Path) -> None:
-    """Drop rank 0's whole share of the optimizer, which stage 3 leaves in the file that every rank then reads."""
+    """Drop rank 0's whole share of the optimizer, which stage 3 writes into the file that every rank reads."""
     state = _optimizer_state(file)
     inner = state.get("optimizer_state_dict")
     if inner is None:  # stages 1 and 2 leave none
@@ -95,14 +100,14 @@ def _without_shard(file: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove what `convert` wrote, whole or not."""
+    """Remove the files of `convert`, complete or not."""
     (checkpoint / LATEST).unlink(missing_ok=True)
     for folder in (_partial(checkpoint), *checkpoint.glob("global_step*_universal")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Repair(TrainerCallback):
-    """Puts right what DeepSpeed 0.19 gets wrong when it loads a universal checkpoint, then removes that.
+class RepairUniversalState(TrainerCallback):
+    """Corrects the optimizer's state that DeepSpeed 0.19 loads from a universal checkpoint, then removes the latter.
 
     Under stage 3 (runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3) all parts of the
     optimizer share one tensor as their step, which each of them then raises, and all groups take the weight decay of
@@ -129,10 +134,10 @@ class Repair(TrainerCallback):
 
 
 def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallback]:
-    """Have DeepSpeed load the checkpoint on the ranks that there are; returns the callbacks that Trainer then needs.
+    """Convert the checkpoint if another number of ranks wrote it; returns the callbacks that Trainer then needs.
 
-    Every rank calls it before Trainer is made. Where the ranks are as many as before, nothing changes. Raises
-    ValueError where a run with DeepSpeed goes on without it, or the other way round: its optimizer would begin anew.
+    Every rank calls it before Trainer is made. Raises ValueError where a run with DeepSpeed is resumed without it or
+    the other way round, since its optimizer would start anew.
     """
     ranks = writers(checkpoint)
     if bool(ranks) != bool(args.deepspeed):
@@ -145,4 +150,4 @@ def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallbac
         convert(checkpoint)
     wait_for_ranks()
     args.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True
-    return [Repair(checkpoint)]
+    return [RepairUniversalState(checkpoint)]

@@ -1,10 +1,7 @@
-"""Rows of the corpus as batches: samples that share a row and never see one another, or one sample a row, padded.
+"""Batches of rows: the samples of a row packed one after another, or one padded sample a row.
 
-Positions begin at 0 with every sample and no attention mask is passed: from that, and with no cache, transformers
-keeps samples apart. FlashAttention finds that out only in batches of one row, so it is told where samples begin. The
-first token of a sample has no label, since nothing of its own stands before it.
-
-`pretrain/train.py` is the command line.
+Positions restart with every sample and no attention mask is passed, which keeps samples apart (packed_attention/). The
+first token of a sample has no label, since no token of the sample precedes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from corpus_files.corpus import Corpus
+from packed_attention.segment_attention import Segment
 
-from sequence_packing import packed_attention
 from sequence_packing.packed_rows import Rows
 from sequence_packing.sampler import Schedule
 
@@ -23,7 +20,7 @@ IGNORED = -100  # the label of a position without loss
 
 
 class Row(NamedTuple):
-    """What shares a row: ids of each sample, (tokens,) uint16 or int32, and the number of the source they are from."""
+    """A row: ids of each sample, (tokens,) uint16 or int32, and the index of the stream that they come from."""
 
     samples: list[np.ndarray]
     source: int
@@ -31,9 +28,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Streams:
-    """What the proportions speak of: sources by name, or all sources of a type together.
+    """The streams that proportions refer to: sources by name, or all sources of a type together.
 
-    names: their keys. ranges: of each, the spans of rows [from, to) that it has. by_type: which of the two.
+    names: of the streams. ranges: the spans of rows [from, to) of each. by_type: whether streams are types.
     """
 
     names: list[str]
@@ -42,7 +39,7 @@ class Streams:
 
     @classmethod
     def of(cls, rows: Rows, kind: str, by_type: bool = False) -> "Streams":
-        """Those of a corpus's rows; kind: "rows" (to train on) or "held_out"."""
+        """The streams of a corpus's rows; kind: "rows" (to train on) or "held_out"."""
         found: dict[str, list[tuple[int, int]]] = {}
         for source in rows.sources:
             first, last = source[kind]
@@ -58,16 +55,16 @@ class Streams:
         }
 
     def row(self, stream: int, place: int) -> int:
-        """The number of a stream's row."""
+        """The number of a row, from its place in the stream."""
         for first, last in self.ranges[stream]:
             if place < last - first:
                 return first + place
             place -= last - first
-        raise IndexError(f"stream {self.names[stream]} has no such row")
+        raise IndexError(f"stream {self.names[stream]} has no row at this place")
 
 
 class ScheduledRows(torch.utils.data.Dataset[Row]):
-    """Trainer's dataset: item g is the row that the schedule has at g, of so many that the run takes."""
+    """Trainer's dataset: item g is the row that the schedule has at global row index g; length: rows of the run."""
 
     def __init__(self, corpus: Corpus, rows: Rows, streams: Streams, schedule: Schedule, length: int) -> None:
         self.corpus, self.rows, self.streams, self.schedule, self.length = corpus, rows, streams, schedule, length
@@ -130,18 +127,16 @@ class RankBatches:
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to tensors, each (rows, tokens) int64 but for sources, (rows,): input_ids, labels, sources; and
+    """Rows to tensors: input_ids and labels, (rows, tokens) int64, sources, (rows,) int64; and
 
-    packed: position_ids, and what the attention backend must be told. Else: attention_mask.
-    block_size: tokens of a packed row. pad_id: what fills a row up; it has no label, whatever token it is.
-    backend: one of FlashAttention's gets cu_seq_lens_q and _k, (samples + 1,) int32, where samples begin in the rows
-    put one after another, and the longest as max_length_q and _k; sdpa_by_sample gets sample_lengths, lists.
+    packed: position_ids, (rows, tokens) int64, and segments, lists of each row: its samples and its padding.
+    Not packed: attention_mask, (rows, tokens) int64.
+    block_size: tokens of a packed row. pad_id: fills a row up; padding has no label, whatever token it is.
     """
 
     block_size: int
     pad_id: int
     packed: bool = True
-    backend: str = "sdpa"
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         lengths = [[len(sample) for sample in row.samples] for row in rows]
@@ -165,12 +160,6 @@ class Collator:
         if not self.packed:
             filled = torch.tensor([[sum(each)] for each in lengths])
             return batch | {"attention_mask": (torch.arange(width) < filled).long()}
-        batch["position_ids"] = torch.from_numpy(positions)
-        if self.backend == packed_attention.NAME:
-            batch["sample_lengths"] = [[*each, width - sum(each)] if sum(each) < width else each for each in lengths]
-        elif "flash" in self.backend:
-            begins = np.flatnonzero(positions.reshape(-1) == 0)
-            ends = torch.from_numpy(np.append(begins, positions.size).astype(np.int32))
-            longest = int(positions.max()) + 1
-            batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-        return batch
+        segments = [[*each, width - sum(each)] if sum(each) < width else each for each in lengths]
+        batch["segments"] = [[Segment(length) for length in each] for each in segments]
+        return batch | {"position_ids": torch.from_numpy(positions)}

@@ -1,4 +1,4 @@
-"""Which samples share a row: packed once, source by source, and kept beside the corpus.
+"""Rows of samples: packed once, source by source, and kept beside the corpus.
 
     <prefix>.rows-4096/           rows of at most 4096 tokens; other settings stand in the name, too
         samples.npy               (samples,) int64, the samples of all rows, row after row
@@ -6,17 +6,12 @@
         rows.json                 settings, corpus, and for each source its rows to train on and its rows held out
 
 Samples are taken longest first, each into the row where it leaves the least room (best-fit decreasing; Johnson 1973).
-Since only lengths matter, samples of one length go at once into rows of one room, which takes as many steps as there
-are pairs of the two, not as many as there are samples.
-
-`pretrain/train.py` is the command line.
 """
 
 import json
 import os
 import shutil
 import socket
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,51 +20,39 @@ import numpy as np
 from corpus_files.corpus import Corpus
 
 AT_ONCE = 1 << 22  # samples packed together; more would fill rows no better and take more memory
-VERSION = 1  # of the way rows are made
+VERSION = 2  # of the algorithm; rows of another version are made again
 
 
 def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
-    """The row of each sample, (samples,) int64, so that no row has more than block_size tokens.
+    """The index of each sample's row, (samples,) int64; no row has more than block_size tokens.
 
     lengths: (samples,) int32, each from 1 to block_size.
     """
     order = np.argsort(-lengths, kind="stable")
+    with_room: list[list[int]] = [[] for _ in range(block_size + 1)]  # rows by the tokens that they still take
+    rooms = rows = 0  # rooms: bit r is set where a row has room for r tokens
+    chosen = []
+    for length in lengths[order].tolist():
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1  # of the lowest bit
+            row = with_room[room].pop()
+            rooms ^= 0 if with_room[room] else 1 << room
+        else:
+            room, row, rows = block_size, rows, rows + 1
+        chosen.append(row)
+        if room > length:
+            with_room[room - length].append(row)
+            rooms |= 1 << (room - length)
     row_of = np.empty(len(lengths), dtype=np.int64)
-    with_room: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # rows by the tokens they still take
-    rooms = 0  # as bits
-    rows = at = 0
-    for length, count in reversed(list(enumerate(np.bincount(lengths, minlength=block_size + 1).tolist()))):
-        while count:
-            fitting = rooms >> length
-            room = length + (fitting & -fitting).bit_length() - 1 if fitting else block_size
-            each = room // length  # a row in which a sample leaves the least room is also the next one's
-            needed = -(-count // each)
-            if fitting:
-                group = with_room[room].pop()
-                if len(group) > needed:
-                    with_room[room].append(group[needed:])
-                if not with_room[room]:
-                    rooms ^= 1 << room
-            else:
-                group = np.arange(rows, rows + needed)
-                rows += needed
-            group = group[:needed]
-            placed = min(count, len(group) * each)
-            row_of[order[at : at + placed]] = np.repeat(group, each)[:placed]
-            for left, part in ((room - each * length, group[: placed // each]),
-                               (room - placed % each * length, group[placed // each :])):  # fmt: skip
-                if left and len(part):
-                    with_room[left].append(part)
-                    rooms |= 1 << left
-            at += placed
-            count -= placed
+    row_of[order] = chosen
     return row_of
 
 
 def held_out(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are kept from training, (samples,) bool: whole documents, that share of each source's.
+    """Which samples are held out, (samples,) bool: whole documents, this fraction of each source's.
 
-    A source of two documents or more gives one at least, and keeps one.
+    Of a source of two documents or more, at least one document is held out and at least one is not.
     """
     chosen = np.zeros(len(corpus.documents) - 1, dtype=bool)
     for source in corpus.sources:
@@ -83,7 +66,7 @@ def held_out(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows are made. block_size: tokens of a row; packed: or one sample a row; eval_fraction: see `held_out`."""
+    """Settings of rows. block_size: tokens of a row; packed: else one sample a row; eval_fraction: see `held_out`."""
 
     block_size: int
     packed: bool = True
@@ -97,7 +80,7 @@ class Packing:
 
 
 class Rows:
-    """The rows of a corpus: `rows[i]` is (its samples' numbers,) int64; opening it reads no more than their places.
+    """The rows of a corpus: `rows[i]` is (its samples' numbers,) int64; opening it maps the files only.
 
     Attributes:
         sources: for each of the corpus's, {name, type, rows: [from, to], held_out: [from, to]}.
@@ -135,7 +118,7 @@ class Rows:
 
 
 def open_rows(corpus: Corpus, packing: Packing, elsewhere: Path) -> Rows:
-    """The rows of a corpus, made if they are not there yet: beside it, or where that may not be written, elsewhere.
+    """The rows of a corpus, made if necessary: beside the corpus, or in `elsewhere` if that folder is read-only.
 
     Raises ValueError where a sample is longer than a row.
     """
@@ -171,7 +154,7 @@ def _is_of(folder: Path, corpus: Corpus, packing: Packing) -> bool:
 
 
 def _make(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Write the rows into a folder that is there whole or not at all, whoever else makes it at the same time."""
+    """Write the rows to a temporary folder and rename it; other processes may do so at the same time."""
     partial = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -209,7 +192,7 @@ def _make(corpus: Corpus, packing: Packing, folder: Path) -> None:
 
 
 def _rows_of(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which samples stand in rows, (samples,), and where each row ends in it, (rows,)."""
+    """The samples in the order of their rows, (samples,), and where each row ends in it, (rows,)."""
     if not packing.packed:
         return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)
     row_of = best_fit_decreasing(lengths, packing.block_size)

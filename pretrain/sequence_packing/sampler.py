@@ -4,8 +4,6 @@ The global row index g decides. A table of one period says which source has row 
 a permutation of that source, keyed by seed, source and epoch, says which of its rows it is. So the order is the same on
 any number of ranks, a run goes on at any g at once, nothing grows with the corpus, and a source that has been seen
 whole begins again in a new order.
-
-`pretrain/train.py` is the command line.
 """
 
 import hashlib
@@ -21,7 +19,6 @@ import numpy as np
 
 EXACT_PERIOD = 1 << 16  # rows; proportions that need a longer period are rounded to it
 LONGEST_PERIOD = 1 << 22  # rows; as far as it is lengthened for a source that is very small
-BLOCK = 1 << 15  # indices handled at a time: their arrays stay in the cache
 _GOLDEN_INT = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, SplitMix64's step
 _GOLDEN = np.uint64(_GOLDEN_INT)
 _ROUND_KEYS = [np.uint64(_GOLDEN_INT * turn % 2**64) for turn in range(1, 5)]  # four rounds
@@ -179,13 +176,10 @@ class Schedule:
     def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source and row within the source, each (n,) int64, of global rows (n,) int64."""
         sources, places = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-        starts = [segment.start for segment in self.segments]
-        for begin in range(0, len(rows), BLOCK):
-            block = slice(begin, begin + BLOCK)
-            of = np.searchsorted(starts, rows[block], "right") - 1
-            for number in np.unique(of):
-                chosen = np.flatnonzero(of == number) + begin
-                sources[chosen], places[chosen] = self._within(self.segments[number], rows[chosen])
+        of = np.searchsorted([segment.start for segment in self.segments], rows, "right") - 1
+        for number in np.unique(of):
+            chosen = np.flatnonzero(of == number)
+            sources[chosen], places[chosen] = self._within(self.segments[number], rows[chosen])
         return sources, places
 
     def _within(self, segment: Segment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,9 @@ from corpus_building.documents import Batch, Shard, TextSource, UnreadableError,
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
+from text_language.language_detection import language_of
 
-from text_cleaning.cleaning_rules import language_of
+from text_cleaning.cleaning_rules import CHINESE_SHARE
 
 SHOWN_CHARACTERS = 200  # of a dropped text
 MOST_TASKS = 1000  # of a stage: datatrove merges the signatures of all with a file open for each
@@ -133,7 +134,7 @@ class ReadShards(PipelineStep):
             return self.left_out(number, line, str(error))
         if not text.strip():
             return self.left_out(number, line, "no text")
-        language = language_of(text) if self.plan.language == "auto" else self.plan.language
+        language = language_of(text, CHINESE_SHARE) if self.plan.language == "auto" else self.plan.language
         size = len(text.encode())
         counts["bytes"] += size
         known = {"row": row, "shard": number, "line": line, "bytes": size, "language": language}

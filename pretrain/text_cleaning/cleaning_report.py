@@ -20,7 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import TimingStats
 
 from text_cleaning.cleaning_io import Plan
-from text_cleaning.cleaning_rules import HAN_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
+from text_cleaning.cleaning_rules import CHINESE_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
 
 REPORT = "report"
 
@@ -107,7 +107,7 @@ def settings(plan: Plan) -> dict[str, Any]:
     """All that decides what is kept, apart from the input."""
     return {
         "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
-        "on_error": plan.on_error, "skip": sorted(plan.skip), "han_share": HAN_SHARE, "thresholds": THRESHOLDS,
+        "on_error": plan.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE, "thresholds": THRESHOLDS,
         "short": SHORT, "thresholds_of_short": OF_SHORT,
         "harm": HARM, "minhash": str(MINHASH),
         "word_lists": {

@@ -24,15 +24,19 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
+from text_language.language_detection import CHINESE_CHARACTERS, OTHER_NAMES
 
-HAN_SHARE = 0.1  # of the letters, from which a text is Chinese: a Chinese manual may be mostly English names
+LANGUAGES = ("auto", "en", "zh", "code")
+# Share of Chinese characters from which the Chinese rules apply. It is lower than for a prompt's language: the English
+# rules take a tenth of Chinese characters for words that are too long (9 of 1,416 real documents between the shares).
+CHINESE_SHARE = 0.1
 
 # Every threshold: of which filter, for which language. Names are those of datatrove's filters; None: no such limit.
 # Gopher: arXiv 2112.11446, A1.1 and table A1; FineWeb: arXiv 2406.17557, section 3.6; StarCoder: arXiv
 # 2305.06161, section 3.1. "real": set on real documentation, articles, verse, manuals and reviews, until what went
 # was mostly tables, listings, markup and repetition; pretrain/README.md shows how much of what goes.
 THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
-    "english": {
+    "en": {
         "gopher_quality": {
             "min_doc_words": 6,  # Gopher: 50; real: aphorisms, reviews
             "max_doc_words": 1_000_000,  # Gopher: 100,000, which books have
@@ -54,7 +58,7 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "gopher_repetition": {"dup_line_frac": 0.5},  # Gopher: 0.3; real: brackets and fences of code; else Gopher's
     },
-    "chinese": {
+    "zh": {
         "gopher_quality": {  # a word is one character
             "min_doc_words": 10,  # real: a couplet has 10
             "max_doc_words": 2_000_000,
@@ -94,10 +98,8 @@ HARM = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's: similar from about 0.72
 SHINGLES = 1024  # hashed at a time: 112 hashes of each stay in the processor's cache
 
-HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana
-_WORD = re.compile(rf"[{HAN}]|https?://[!-~]+|[^\W{HAN}]+(?:['’][^\W{HAN}]+)*|[^\w\s]+")
-_HAN = re.compile(rf"[{HAN}]+")
-_NO_LETTERS = re.compile(r"[\W\d_]+")
+_ZH = CHINESE_CHARACTERS
+_WORD = re.compile(rf"[{_ZH}]|https?://[!-~]+|[^\W{_ZH}]+(?:['’][^\W{_ZH}]+)*|[^\w\s]+")
 
 
 class Words(WordTokenizer):
@@ -126,12 +128,6 @@ class Words(WordTokenizer):
 
 
 WORDS: Any = Words()
-
-
-def language_of(text: str) -> str:
-    """ "chinese" where Han characters are HAN_SHARE of the letters or more, else "english"."""
-    letters = _NO_LETTERS.sub("", text)
-    return "chinese" if len(letters) - len(_HAN.sub("", letters)) > HAN_SHARE * len(letters) else "english"
 
 
 def normalised(document: Document) -> str:
@@ -203,7 +199,7 @@ class ListedWords(C4BadWordsFilter):
         if lang not in self._badwords_regex and self.lists.get(lang):
             ordered = sorted(self.lists[lang], key=lambda entry: (-len(entry), entry))
             either = "|".join(map(re.escape, ordered))
-            self._badwords_regex[lang] = re.compile(either if lang == "chinese" else rf"\b(?:{either})\b")
+            self._badwords_regex[lang] = re.compile(either if lang == "zh" else rf"\b(?:{either})\b")
         return self._badwords_regex.get(lang)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
@@ -219,22 +215,25 @@ class ListedWords(C4BadWordsFilter):
 
 
 def read_lists(folder: Path) -> dict[str, list[str]]:
-    """The entries of english.txt and chinese.txt in a folder: one a line, lines that begin with # are remarks.
+    """Read the word lists en.txt and zh.txt of a folder: one entry a line; lines that begin with # are comments.
 
-    Raises FileNotFoundError where the folder has neither, ValueError on what is no UTF-8.
+    english.txt and chinese.txt are read as well. Raises FileNotFoundError where the folder has no list, ValueError
+    where a list is not UTF-8.
     """
-    lists = {}
-    for language in ("english", "chinese"):
-        path = folder / f"{language}.txt"
+    entries: dict[str, set[str]] = {}
+    for name, language in {"en": "en", "zh": "zh", **OTHER_NAMES}.items():
+        path = folder / f"{name}.txt"
         if path.is_file():
             try:
                 lines = [line.strip().lower() for line in path.read_text(encoding="utf-8-sig").splitlines()]
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is no UTF-8 ({error.reason} at byte {error.start + 1}); convert it") from None
-            lists[language] = sorted({line for line in lines if line and not line.startswith("#")})
-    if not lists:
-        raise FileNotFoundError(f"{folder} has neither english.txt nor chinese.txt; name a folder of --word_lists")
-    return lists
+                raise ValueError(
+                    f"{path} is not UTF-8 ({error.reason} at byte {error.start + 1}); convert it"
+                ) from None
+            entries.setdefault(language, set()).update(line for line in lines if line and not line.startswith("#"))
+    if not entries:
+        raise FileNotFoundError(f"{folder} has neither en.txt nor zh.txt; name a folder with them: --word_lists")
+    return {language: sorted(found) for language, found in entries.items()}
 
 
 class ByLanguage(BaseFilter):

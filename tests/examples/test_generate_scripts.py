@@ -1,9 +1,10 @@
-"""generate_finetune.py and generate_lora.py as a user runs them: cases, the keyboard, adapters, and bad input."""
+"""The commands generate_*.py: cases, keyboard, adapters, and errors of one line."""
 
 import json
 from pathlib import Path
 
 import pytest
+from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
@@ -12,13 +13,13 @@ from demo_pages.text_generation import Decoding
 def test_pretraining_cases_are_decoded_as_published(
     tiny_checkpoint: Path, repository: Path, run_script: RunScript
 ) -> None:
-    """All 17, with 3 beams and penalty 1.6; the first one's answer is what transformers gives."""
+    """All 17, with 3 beams and penalty 1.6; the first answer equals that of transformers."""
     done = run_script("examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--max_new_tokens", 8)
     assert done.stdout.count("tokens in") == 17
     assert done.stdout.count("[17/17] reasoning") == 1
     case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
     base = model_loading.load(str(tiny_checkpoint))
-    ids = text_generation.plain_ids(base.tokenizer, case["text"])
+    ids = base.encoder.plain(case["text"])
     answer = text_generation.generate(base, ids, Decoding(8, num_beams=3, repetition_penalty=1.6))
     assert (
         f"[1/17] translation\n> {case['text']}\n{answer.text}\n  ({answer.ending}: {answer.new_tokens} tokens"
@@ -26,8 +27,8 @@ def test_pretraining_cases_are_decoded_as_published(
     )
 
 
-def test_text_is_continued_line_by_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
-    """Greedy and streamed; an empty line is passed over, a prompt that is too long said and passed over."""
+def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript) -> None:
+    """Greedy and streamed; an empty line is skipped, and the error of a too long one is printed."""
     done = run_script(
         "examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--interactive", "--num_beams", 1,
         "--repetition_penalty", 1, "--max_new_tokens", 12, "--temperature", 0.5,
@@ -35,13 +36,13 @@ def test_text_is_continued_line_by_line(tiny_checkpoint: Path, run_script: RunSc
     )  # fmt: skip
     base = model_loading.load(str(tiny_checkpoint))
     for text in ("Ann was born in", "山水"):
-        ids = text_generation.plain_ids(base.tokenizer, text)
+        ids = base.encoder.plain(text)
         assert text_generation.generate(base, ids, Decoding(12)).text in done.stdout
     assert "error: the prompt has" in done.stderr
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
 
 
-def test_extraction_cases_use_the_checkpoints_own_wording(instructed_checkpoint: Path, run_script: RunScript) -> None:
+def test_extraction_cases_use_the_wording_of_the_checkpoint(instructed_checkpoint: Path, run_script: RunScript) -> None:
     done = run_script(
         "examples/generate_lora.py", "--base_model", instructed_checkpoint, "--run_ie_cases", "--max_new_tokens", 6
     )
@@ -53,7 +54,7 @@ def test_extraction_cases_use_the_checkpoints_own_wording(instructed_checkpoint:
     assert "chat_template" not in done.stderr
 
 
-def test_an_adapter_answers_instructions_with_its_own_template(
+def test_adapter_answers_typed_instructions_in_its_own_template(
     tiny_checkpoint: Path, adapter: Path, run_script: RunScript
 ) -> None:
     arguments = ("--base_model", tiny_checkpoint, "--max_new_tokens", 10)
@@ -61,11 +62,11 @@ def test_an_adapter_answers_instructions_with_its_own_template(
         "examples/generate_lora.py", *arguments, "--lora_weights", adapter, "--interactive", input="Translate.\n山水\n"
     )
     tuned = model_loading.load(str(tiny_checkpoint), str(adapter))
-    ids = text_generation.prompt_ids(tuned.tokenizer, "Translate.", "山水")
+    ids = tuned.encoder.prompt(one_turn("Translate.", "山水"))
     assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8
-    assert "has no chat_template.jinja, so instructions go in as bare text" in general.stderr
+    assert "has no chat_template.jinja, so instructions are given as plain text" in general.stderr
 
 
 @pytest.mark.parametrize(
@@ -86,12 +87,16 @@ def test_an_adapter_answers_instructions_with_its_own_template(
         ),
         ("lora", ("--base_model", "CHECKPOINT", "--run_ie_cases", "--interactive"), "exactly one of"),
         ("lora", ("--base_model", "ADAPTER", "--run_ie_cases"), "is an adapter; give it as --lora_weights"),
-        ("lora", ("--base_model", "CHECKPOINT", "--lora_weights", "none", "--run_ie_cases"), "none is no adapter"),
+        (
+            "lora",
+            ("--base_model", "CHECKPOINT", "--lora_weights", "none", "--run_ie_cases"),
+            "none does not exist; give the folder",
+        ),
         ("lora_web", ("--base_model", "CHECKPOINT", "--language", "fr"), "--language takes en or zh, not 'fr'"),
         ("finetune_web", ("--base_model", "CHECKPOINT", "--server_port", "70000"), "--server_port takes 1 to 65535"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_option_is_refused_with_one_line(
     tiny_checkpoint: Path, adapter: Path, run_script: RunScript, script: str, arguments: tuple[str, ...], said: str
 ) -> None:
     folders = {"CHECKPOINT": str(tiny_checkpoint), "ADAPTER": str(adapter)}

@@ -1,16 +1,18 @@
-"""extraction_prompts.py: instructions from schemas, whose wording counts, and what is read from answers."""
+"""ie_prompt.py and extraction_prompts.py: instructions from schemas, wording of checkpoints, reading of answers."""
 
 import json
 from pathlib import Path
 
 import pytest
+from conftest import RunScript
 from demo_pages import extraction_prompts
+from text_language.language_detection import language_of
 
 EVENTS = {"layoff": ["company", "time"], "meeting": ["who"]}
 OWN = {"tasks": {"ner": {"en": {"instruction": "List: {schema}"}, "zh": {"instruction": "抽取实体。"}}}}
 
 
-def test_our_wording_names_the_schema_in_both_languages() -> None:
+def test_instruction_names_the_schema_in_both_languages() -> None:
     instruction, text = extraction_prompts.build("ner", ["person", "place"], "Ann.")
     assert "person, place" in instruction
     assert text == "Ann."
@@ -23,13 +25,13 @@ def test_our_wording_names_the_schema_in_both_languages() -> None:
     )
 
 
-def test_the_checkpoints_own_wording_goes_first() -> None:
+def test_wording_of_the_checkpoint_replaces_the_default() -> None:
     assert extraction_prompts.build("ner", ["a", "b"], "t", "en", OWN) == ("List: a, b", "t")
-    assert extraction_prompts.build("ner", [], "t", "zh", OWN) == ("抽取实体。", "t")  # it has no place for a schema
+    assert extraction_prompts.build("ner", [], "t", "zh", OWN) == ("抽取实体。", "t")  # no place for a schema
     assert extraction_prompts.build("re", ["a"], "t", "en", OWN) == extraction_prompts.build("re", ["a"], "t")
 
 
-def test_braces_in_schema_and_text_are_only_text() -> None:
+def test_braces_in_schema_and_text_stay_as_they_are() -> None:
     instruction, text = extraction_prompts.build("ner", ["{schema}", "{0} %s"], "{x} {{ y }}", "en", OWN)
     assert instruction == "List: {schema}, {0} %s"
     assert text == "{x} {{ y }}"
@@ -45,26 +47,22 @@ def test_braces_in_schema_and_text_are_only_text() -> None:
         ("re", EVENTS, "en", "needs a schema"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(
+def test_unknown_task_or_unfit_schema_is_refused(
     task: str, schema: extraction_prompts.Schema, language: str, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         extraction_prompts.build(task, schema, "t", language)
 
 
-def test_schemas_as_people_type_them() -> None:
+def test_schema_is_read_from_text() -> None:
     assert extraction_prompts.parse_schema(" person,place ，地点、机构\n", "ner") == ["person", "place", "地点", "机构"]
     assert extraction_prompts.parse_schema("layoff: company, time; meeting: who", "ee") == EVENTS
     assert extraction_prompts.parse_schema("裁员：公司，时间；会见", "ee") == {"裁员": ["公司", "时间"], "会见": []}
     for task, schema in (("ner", ["a", "b c"]), ("ee", EVENTS)):
-        assert extraction_prompts.parse_schema(extraction_prompts.typed(schema), task) == schema
+        assert extraction_prompts.parse_schema(extraction_prompts.schema_text(schema), task) == schema
 
 
-def test_the_language_of_a_text() -> None:
-    assert [extraction_prompts.language_of(text) for text in ("Ann", "", "在Oslo", "Ünï")] == ["en", "en", "zh", "en"]
-
-
-def test_answers_are_read_and_shown() -> None:
+def test_items_are_read_from_answers() -> None:
     answer = ' {"person": ["Ann Lee"], "place": []}\n'
     assert extraction_prompts.read_answer(answer) == {"person": ["Ann Lee"], "place": []}
     assert extraction_prompts.read_answer("```json\n{}\n```") == {}
@@ -74,13 +72,13 @@ def test_answers_are_read_and_shown() -> None:
         "person": ["Ann Lee", "Bo"], "born in": [{"subject": "Ann", "object": "Oslo"}],
         "layoff": [{"trigger": "cut", "arguments": {"time": "May"}}], "odd": {"x": 1}, "count": 3, "empty": [],
     }  # fmt: skip
-    assert list(extraction_prompts.rows(found)) == [
+    assert list(extraction_prompts.found_items(found)) == [
         ("person", "Ann Lee"), ("person", "Bo"), ("born in", "Ann → Oslo"), ("layoff", "cut (time: May)"),
         ("odd", '{"x": 1}'), ("count", "3"),
     ]  # fmt: skip
 
 
-def test_every_case_on_file_can_be_asked(repository: Path) -> None:
+def test_every_case_has_an_instruction_in_the_language_of_its_text(repository: Path) -> None:
     suites = {
         name: json.loads((repository / f"examples/cases/{name}.json").read_text())["cases"]
         for name in ("pretraining", "general", "ie")
@@ -89,13 +87,39 @@ def test_every_case_on_file_can_be_asked(repository: Path) -> None:
     for case in suites["ie"]:
         instruction, text = extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"])
         assert text == case["text"]
-        assert extraction_prompts.language_of(text) == extraction_prompts.language_of(instruction) == case["language"]
+        assert language_of(text) == language_of(instruction) == case["language"]
 
 
-def test_the_published_prompts_stand_as_they_were_published(repository: Path, shared_data: Path) -> None:
+def test_published_cases_equal_the_published_prompts(repository: Path, shared_data: Path) -> None:
     published = json.loads((shared_data / "published_cases.json").read_text())["cases"]
     for suite, name, key in (("pretraining", "pretraining", "text"), ("general abilities", "general", "instruction")):
         cases = json.loads((repository / f"examples/cases/{name}.json").read_text())["cases"]
         ours = [(case["group"], case[key], case["published_ending"]) for case in cases]
         theirs = [(c["group"], c["prompt"], c["published_ending"]) for c in published if c["suite"] == suite]
         assert ours == theirs
+
+
+def test_command_prints_one_instruction_row(run_script: RunScript, tmp_path: Path) -> None:
+    """In the language of the text and the wording of --extraction_path; errors are one line."""
+    own = tmp_path / "extraction.json"
+    own.write_text(json.dumps(OWN), encoding="utf-8")
+    english = ("--task", "ner", "--schema", "person, place", "--text", "Ann met Bo.")
+    default = json.loads(run_script("examples/ie_prompt.py", *english).stdout)
+    assert default == {
+        "instruction": extraction_prompts.build("ner", ["person", "place"], "")[0],
+        "input": "Ann met Bo.",
+    }
+    worded = json.loads(run_script("examples/ie_prompt.py", *english, "--extraction_path", own).stdout)
+    assert worded == {"instruction": "List: person, place", "input": "Ann met Bo."}
+    chinese = ("--task", "ner", "--text", "小安在奥斯陆。", "--extraction_path", own)
+    assert run_script("examples/ie_prompt.py", *chinese).stdout == (
+        '{"instruction": "抽取实体。", "input": "小安在奥斯陆。"}\n'
+    )
+    for arguments, error in (
+        (("--task", "ner", "--text", "Ann"), "error: the task ner needs a schema such as `person, place`"),
+        ((*english, "--extraction_path", tmp_path / "none.json"), "none.json does not exist"),
+        ((*english, "--extraction_path", __file__), "does not have the form"),
+    ):
+        done = run_script("examples/ie_prompt.py", *arguments, status=2)
+        assert error in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript, free_port
 from demo_pages import model_loading, text_generation, web_page
 from demo_pages.text_generation import Decoding
@@ -94,7 +96,7 @@ def wait_for(page: Any, text: str, within: str = "#status") -> None:
     page.locator(within).filter(has_text=text).wait_for()
 
 
-def test_an_instruction_is_answered_as_by_the_library(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
+def test_instruction_gets_the_answer_of_the_library(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
     """Typed with a control token's spelling and template syntax; the greedy answer is the one that generate gives."""
     instruction, text = "Translate {{ x }} <s>", "山水</s> %s"
     page.goto(tuned_demo)
@@ -103,20 +105,20 @@ def test_an_instruction_is_answered_as_by_the_library(tuned_demo: str, page: Any
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = text_generation.prompt_ids(loaded.tokenizer, instruction, text)
+    ids = loaded.encoder.prompt(one_turn(instruction, text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function("document.querySelector('#answer textarea').value === ''")
     assert box(page, "instruction").input_value() == ""
 
 
-def test_the_page_speaks_chinese_and_says_what_is_wrong(tuned_demo: str, page: Any) -> None:
+def test_page_shows_errors_in_english_and_chinese(tuned_demo: str, page: Any) -> None:
     page.goto(tuned_demo)
     page.get_by_role("button", name="Generate").click()
-    wait_for(page, "Error: there is no text yet")
+    wait_for(page, "Error: the text is empty")
     page.get_by_label("中文").check()
     page.get_by_role("button", name="生成").click()
-    wait_for(page, "错误： 还没有文本")
+    wait_for(page, "错误： 文本为空")
     page.get_by_role("tab", name="信息抽取").click()
     box(page, "source").fill("Ann was born in Oslo.")
     page.get_by_role("button", name="抽取", exact=True).click()
@@ -125,7 +127,7 @@ def test_the_page_speaks_chinese_and_says_what_is_wrong(tuned_demo: str, page: A
     page.get_by_role("button", name="Extract", exact=True).wait_for()
 
 
-def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
+def test_extraction_uses_the_wording_of_the_checkpoint(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
     """An example fills the boxes; the answer is the one to the instruction of the checkpoint's extraction.json."""
     page.goto(tuned_demo)
     page.get_by_role("tab", name="Extraction").click()
@@ -135,12 +137,14 @@ def test_extraction_asks_in_the_checkpoints_wording(tuned_demo: str, page: Any, 
     page.get_by_role("button", name="Extract", exact=True).click()
     wait_for(page, "Cut after 24 tokens")
     loaded = model_loading.load(str(instructed_checkpoint))
-    ids = text_generation.prompt_ids(loaded.tokenizer, "List: person, place, organisation", text)
+    ids = loaded.encoder.prompt(one_turn("List: person, place, organisation", text))
     assert box(page, "answer").input_value() == text_generation.generate(loaded, ids, Decoding(24)).text
     assert page.locator("#found").is_visible()
 
 
-def test_continuation_can_be_stopped(pretrained_demo: str, page: Any, tiny_checkpoint: Path) -> None:
+def test_stop_button_frees_the_server_for_the_next_prompt(
+    pretrained_demo: str, page: Any, tiny_checkpoint: Path
+) -> None:
     """500 tokens with 8 beams take many seconds; stopped, the server is free for the next prompt, which is answered."""
     page.goto(pretrained_demo)
     page.get_by_text("解码设置").click()
@@ -155,12 +159,12 @@ def test_continuation_can_be_stopped(pretrained_demo: str, page: Any, tiny_check
     page.get_by_role("button", name="生成").click()
     wait_for(page, "已在 16 个词元处截断")
     loaded = model_loading.load(str(tiny_checkpoint))
-    ids = text_generation.plain_ids(loaded.tokenizer, "Ann was born in")
+    ids = loaded.encoder.plain("Ann was born in")
     answer = text_generation.generate(loaded, ids, Decoding(16, repetition_penalty=1.6))  # the published penalty
     assert box(page, "answer").input_value() == answer.text
 
 
-def test_sampling_settings_wait_for_sampling(pretrained_demo: str, page: Any) -> None:
+def test_sampling_settings_are_disabled_without_sampling(pretrained_demo: str, page: Any) -> None:
     page.goto(pretrained_demo)
     page.get_by_text("解码设置").click()
     temperature = page.locator("#temperature input[type=number]")
@@ -169,19 +173,18 @@ def test_sampling_settings_wait_for_sampling(pretrained_demo: str, page: Any) ->
     page.wait_for_function("!document.querySelector('#temperature input[type=number]').disabled")
 
 
-def test_a_port_in_use_is_one_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
+def test_port_in_use_is_refused_with_one_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         arguments = ("--base_model", tiny_checkpoint, "--server_port", port)
         done = run_script("examples/generate_finetune_web.py", *arguments, status=2)
-    assert f"error: 127.0.0.1:{port} cannot be listened on (Address already in use); choose another" in done.stderr
+    assert f"error: 127.0.0.1:{port} is not available (Address already in use); choose another" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_both_languages_have_the_same_labels() -> None:
-    """Each label in both, with the same gaps to fill, and none of them empty."""
+def test_labels_of_both_languages_have_the_same_keys_and_fields() -> None:
     english, chinese = web_page.LABELS["en"], web_page.LABELS["zh"]
     assert english.keys() == chinese.keys()
     for name in english:
@@ -190,12 +193,48 @@ def test_both_languages_have_the_same_labels() -> None:
         assert english[name].format(**filled) != chinese[name].format(**filled) or name == "top_p"
 
 
-def test_a_failure_is_shown_and_not_raised() -> None:
+def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> None:
+    """A request that is cancelled through Gradio, as by the Stop button, does not reach its 500 tokens."""
+    client = pytest.importorskip("gradio_client")
+    base = model_loading.load(str(tiny_checkpoint))
+    suites = {"pretraining": {"cases": []}}
+    blocks = web_page.build_page(base, False, Decoding(500, num_beams=8), suites, "en")
+    _, address, _ = blocks.queue().launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    try:
+        settings = [500, 8, 1.0, False, 0.4, 0.75, 40]
+        job = client.Client(address, verbose=False).submit(
+            "en", "Ann was born in", *settings, fn_index=generate_index(blocks)
+        )
+        wait_until(lambda: "generation" in thread_names(), 60)
+        assert job.cancel()
+        wait_until(lambda: "generation" not in thread_names(), 60)
+        assert all(line.startswith("Generating") for _, line, _ in job.outputs())  # not "Cut after 500 tokens"
+    finally:
+        blocks.close()
+
+
+def generate_index(blocks: Any) -> int:
+    """Index of the function that the Generate button calls."""
+    return next(index for index, function in blocks.fns.items() if function.name == "run")
+
+
+def thread_names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def wait_until(holds: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_exception_becomes_a_status_line() -> None:
     def fails() -> list[int]:
         raise MemoryError("out of it")
 
-    loaded = model_loading.Checkpoint(None, None, {})
-    states = list(web_page.answer(loaded, fails, {}, web_page.LABELS["en"]))
+    loaded = model_loading.Checkpoint(None, None, {})  # type: ignore[arg-type]
+    states = list(web_page.stream_answer(loaded, fails, {}, web_page.LABELS["en"]))
     assert states[-1] == ("", "**Error:** MemoryError: out of it")
-    assert web_page.table('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == [["born in", "Ann → Oslo"]]
-    assert web_page.table("no JSON") == []
+    assert web_page.result_table('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == [["born in", "Ann → Oslo"]]
+    assert web_page.result_table("no JSON") == []

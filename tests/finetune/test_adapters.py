@@ -1,7 +1,10 @@
-"""adapters.py: every variant tunes, saves what it trained and loads again; what a server would refuse."""
+"""adapters.py and peft_hooks.py: each LoRA variant trains, is saved and loads again; the hooks take effect."""
 
+import inspect
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunScript
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import command, trainer_of
 from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
+from instruction_tuning.peft_hooks import save_adapter_only
 from instruction_tuning.tuning_arguments import parse
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,10 +38,10 @@ IDS = torch.arange(10, 40)[None]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_saves_what_it_trained(
+def test_saved_adapter_gives_the_logits_of_the_trained_model(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The adapter folder on the plain base says what the trained model said; PiSSA's files are a plain LoRA."""
+    """The adapter is loaded on the unchanged base; a PiSSA adapter is saved as plain LoRA."""
     from instruction_tuning import instruction_trainer
 
     made: list[Any] = []
@@ -71,10 +75,10 @@ def test_every_variant_saves_what_it_trained(
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
 @pytest.mark.parametrize("given", [("--method", "qlora"), ("--load_in", "8bit")])
-def test_a_quantised_base_is_tuned(
+def test_quantised_base_is_tuned_and_evaluated(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript, given: tuple[str, ...]
 ) -> None:
-    """With an evaluation in between, after which gradients have to pass as before."""
+    """Gradients keep their size after an evaluation between two steps."""
     more = ("--max_steps", 6, "--val_set_size", 4, "--eval_strategy", "steps", "--eval_steps", 3, *given)
     arguments = command(tiny_checkpoint, rows_file, tmp_path / "out", *STEPS, *more)
     run_script("finetune/finetune.py", *arguments, env={"PYTHONPATH": QUANTISED})
@@ -85,7 +89,34 @@ def test_a_quantised_base_is_tuned(
     assert min(norms) > 0.1 * max(norms)
 
 
-def test_loraplus_moves_b_faster_than_a(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+@pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
+def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> None:
+    code = (
+        "import bitsandbytes, torch\n"
+        "from instruction_tuning.peft_hooks import keep_training_layout\n"
+        "layer = bitsandbytes.nn.Linear4bit(64, 64)\n"
+        "assert isinstance(layer.support_avx512bf16_for_cpu, int)\n"
+        "keep_training_layout(torch.nn.Sequential(layer))\n"
+        "assert layer.support_avx512bf16_for_cpu is False\n"
+    )
+    paths = os.pathsep.join(map(str, (QUANTISED, repository / "finetune")))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
+
+
+def test_adapter_is_saved_without_matrices_of_its_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """PeftModel.save_pretrained has the option, its default stores the matrix, and the hook changes the default."""
+    assert inspect.signature(PeftModel.save_pretrained).parameters["save_embedding_layers"].default == "auto"
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model = get_peft_model(base, LoraConfig(target_modules=["lm_head"]))
+    model.save_pretrained(str(tmp_path / "before"))
+    save_adapter_only(model)
+    model.save_pretrained(str(tmp_path / "after"))
+    copy = {"base_model.model.lm_head.base_layer.weight"}
+    before, after = (set(load_file(tmp_path / name / "adapter_model.safetensors")) for name in ("before", "after"))
+    assert before - after == copy
+
+
+def test_loraplus_gives_b_a_larger_learning_rate(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "o", *STEPS, "--loraplus_lr_ratio", 16)
@@ -99,17 +130,17 @@ def test_loraplus_moves_b_faster_than_a(tmp_path: Path, tiny_checkpoint: Path, r
     assert rates["B"] == pytest.approx(16 * rates["A"])
 
 
-def test_a_pissa_run_resumes_to_the_same_adapter(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     more = (*STEPS, "--max_steps", 4, "--save_steps", 2, "--lora_init", "pissa")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
     shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
     again = command(tiny_checkpoint, rows_file, broken, *more, "--resume_from_checkpoint", "True")
-    with pytest.raises(ValueError, match=r"pissa_start\.safetensors is missing or from another machine"):
+    with pytest.raises(ValueError, match=r"pissa_start\.safetensors is missing or differs from this machine"):
         finetune.main(again)
     args, _ = parse(command(tiny_checkpoint, rows_file, tmp_path / "x", *more), "")
     torch.manual_seed(args.seed)
-    keep_pissa_start(load_model(args), broken, resumed=False)  # what a run leaves that is broken off
+    keep_pissa_start(load_model(args), broken, resumed=False)  # the file that an interrupted run leaves
     finetune.main(again)
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -127,12 +158,10 @@ def test_a_pissa_run_resumes_to_the_same_adapter(tmp_path: Path, tiny_checkpoint
         (("--lora_target_modules", "[q_proj,lm_head]", "--use_rslora"), ""),
     ],
 )
-def test_what_a_server_cannot_load_is_refused_when_it_is_to_serve(
-    tmp_path: Path, more: tuple[object, ...], said: str
-) -> None:
+def test_servable_refuses_options_that_vllm_does_not_load(tmp_path: Path, more: tuple[object, ...], said: str) -> None:
     args, _ = parse(command(tmp_path, tmp_path, tmp_path / "out", "--servable", *more), "")
     if said:
-        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {said}; leave it out"):
+        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {said}; remove that option"):
             refuse_unservable(args)
     else:
         refuse_unservable(args)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_prompts.prompt_encoding import PromptEncoder, Turn
 from instruction_data import tokenized_examples
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source
-from instruction_data.tokenized_examples import Settings, cache_key, open_encoded
+from instruction_data.data_sources import Source
+from instruction_data.named_templates import load_template
+from instruction_data.tokenized_examples import Settings, cache_key, fit, open_encoded
 from instruction_rows import encoded, opened
+from json_rows.instruction_rows import messages_of
 from transformers import AutoTokenizer
 
 
@@ -60,7 +62,7 @@ def test_rows_are_encoded_once_until_something_changes(
         write(*given)
 
     monkeypatch.setattr(tokenized_examples, "_write", noted)
-    encoder, source, cache = Encoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
+    encoder, source, cache = PromptEncoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
     for _ in range(2):
         open_encoded(encoder, source, Settings(512), cache)
     assert len(made) == 1
@@ -74,7 +76,7 @@ def test_rows_are_encoded_once_until_something_changes(
     open_encoded(encoder, Source("other", other), Settings(512), cache)
     before = cache_key(encoder, rows_file, Settings(512))
     tokenizer.chat_template = load_template("alpaca_short")
-    assert cache_key(Encoder(tokenizer), rows_file, Settings(512)) != before
+    assert cache_key(PromptEncoder(tokenizer), rows_file, Settings(512)) != before
     assert len(made) == 4
     assert {path.name for path in cache.iterdir()} == {path.name for path in made}
 
@@ -82,22 +84,84 @@ def test_rows_are_encoded_once_until_something_changes(
 def test_a_bad_row_leaves_nothing_half_made(tmp_path: Path, tokenizer: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3 + "{}\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:4: no text under 'instruction'"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4 has no text under 'instruction'"):
         opened(tokenizer, file, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_every_row_ends_in_a_supervised_eos_also_when_cut(tokenizer: Any, rows: list[dict[str, str]]) -> None:
+    eos = tokenizer.eos_token_id
+    whole, report = encoded(tokenizer, rows, 512)
+    assert (report.kept, report.truncated, report.dropped.total()) == (len(rows), 0, 0)
+    assert report.tokens == sum(len(example.ids) for example in whole)
+    lengths = sorted(len(example.ids) for example in whole)
+    cutoff = lengths[len(lengths) // 2]
+    cut, report = encoded(tokenizer, rows, cutoff)
+    assert 0 < report.truncated < len(rows)
+    for example in [*whole, *cut]:
+        assert example.ids[-1] == eos
+        assert eos not in example.ids[:-1]
+        (span,) = example.spans
+        assert span[0] < span[1] - 1  # at least one token of the answer before EOS
+        assert span[1] == len(example.ids)
+    assert max(len(example.ids) for example in cut) == cutoff
+    for row, example in zip(rows, whole, strict=True):
+        start, end = example.spans[0]
+        assert tokenizer.decode(example.ids[:end]).endswith(row["output"] + "</s>")
+        assert example.ids[:start] == PromptEncoder(tokenizer).prompt(messages_of(row)[:1])
+    everything, _ = encoded(tokenizer, rows, 512, train_on_inputs=True)
+    assert [example.spans for example in everything] == [[(0, len(example.ids))] for example in whole]
+
+
+def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "short", "input": None, "output": "yes"},
+        {"instruction": "long " * 200, "output": "yes"},
+        {"instruction": "silent", "output": ""},
+    ]
+    examples, report = encoded(tokenizer, rows, 200)
+    assert len(examples) == report.kept == 1
+    assert report.dropped == {
+        "the prompt leaves no room for the answer in 200 tokens": 1,
+        "the answer is empty": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "ids", "spans"),
+    [
+        (20, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8, 2], [(3, 6), (8, 12)]),
+        (10, [1, 1, 1, 7, 7, 2, 3, 3, 8, 2], [(3, 6), (8, 10)]),
+        (9, [1, 1, 1, 7, 7, 2], [(3, 6)]),
+        (5, [1, 1, 1, 7, 2], [(3, 5)]),
+    ],
+)
+def test_fit_reserves_the_end(cutoff: int, ids: list[int], spans: list[tuple[int, int]]) -> None:
+    example, cut = fit([Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])], cutoff)
+    assert example == (ids, spans)
+    assert cut == (cutoff < 12)
+    assert fit([Turn([1, 1, 1], [7, 7], [2])], 4) == (None, True)
+
+
+def test_fit_ends_a_cut_earlier_answer_like_the_last_one() -> None:
+    """Where a template writes no end-of-turn, earlier answers have none and the last one ends in EOS."""
+    turns = [Turn([1], [7, 7, 7], []), Turn([3], [8], [2])]
+    assert fit(turns, 9)[0] == ([1, 7, 7, 7, 3, 8, 2], [(1, 4), (5, 7)])
+    assert fit(turns, 4) == (([1, 7, 7, 2], [(1, 4)]), True)
 
 
 MEASURE = """
 import resource, sys
 sys.path.insert(0, "finetune")
 from pathlib import Path
+from chat_prompts.prompt_encoding import PromptEncoder
+from instruction_data.named_templates import load_template
+from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import Settings, open_encoded
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import Source
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer.chat_template = load_template("alpaca_short")
-encoder = Encoder(tokenizer)
+encoder = PromptEncoder(tokenizer)
 for file in sys.argv[2:]:
     open_encoded(encoder, Source("x", Path(file)), Settings(4096), Path(file).parent / "cache")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

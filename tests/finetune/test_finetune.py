@@ -1,4 +1,4 @@
-"""finetune/finetune.py: the folder it writes, loss and eval_loss by token, resuming, and what it refuses."""
+"""finetune/finetune.py: the result folder, resuming, SIGTERM, and refusals."""
 
 import json
 import re
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import RunScript
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import SMALL, command
 from instruction_tuning.result_folder import sha256
+from resumable_checkpoints.complete_checkpoints import is_complete, step_of
 from safetensors.torch import load_file, save_file
+from sigterm import only_checkpoint, stop_by_sigterm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune
@@ -34,7 +36,7 @@ def tuned(
     return done, folder / "a"
 
 
-def test_the_folder_holds_the_adapter_and_all_that_belongs_to_it(
+def test_result_folder_holds_adapter_tokenizer_template_and_records(
     tuned: Any, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     _, folder = tuned
@@ -59,7 +61,7 @@ def test_the_folder_holds_the_adapter_and_all_that_belongs_to_it(
     assert any("eval_loss" in entry for entry in log)
 
 
-def test_the_run_says_what_it_trains_on_and_how_to_go_on(tuned: Any) -> None:
+def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
     assert "rows: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
     assert re.search(r"tokens: \d+, \d\d\.\d% of them supervised; longest row \d+; 6 rows held out", done.stdout)
@@ -71,7 +73,7 @@ def test_the_run_says_what_it_trains_on_and_how_to_go_on(tuned: Any) -> None:
     assert "notice: --evaluation_strategy is now --eval_strategy steps" in done.stderr
 
 
-def test_an_adapter_of_the_output_matrix_leaves_the_matrix_to_the_base(
+def test_adapter_on_lm_head_stores_no_copy_of_lm_head(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:
     """peft would store all of lm_head beside its adapter; what is stored merges to what was trained."""
@@ -88,7 +90,9 @@ def test_an_adapter_of_the_output_matrix_leaves_the_matrix_to_the_base(
     }  # fmt: skip
 
 
-def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_resumed_run_writes_the_same_adapter_to_the_byte(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     """With dropout on, and the break in the middle of an epoch: the files are the same to the byte."""
     more = ["--batch_size", "8", "--micro_batch_size", "4", "--max_steps", "10", "--save_steps", "3"]
     more += ["--save_total_limit", "9"]
@@ -98,17 +102,41 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, tiny_checkpoin
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again))
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "broken")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    with pytest.raises(FileNotFoundError, match="is no checkpoint to resume from"):
+    with pytest.raises(ValueError, match="is of another run: --seed was 1 and is 2; --lora_r was 4 and is 8; give the"):
+        finetune.main(
+            command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
+        )
+    with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint-"):
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", *again))
     assert not (tmp_path / "x").exists()
 
 
-def test_weights_that_are_missing_or_unknown_end_the_run(
+def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
-    """Of the base, and of the checkpoint that a run goes on from."""
+    more = ("--batch_size", 8, "--max_steps", 40, "--save_strategy", "no", "--lora_dropout", 0.1)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finetune.main(command(tiny_checkpoint, rows_file, whole, *more))
+    given = command(tiny_checkpoint, rows_file, stopped, *more)
+    status, errors = stop_by_sigterm("finetune/finetune.py", *given)
+    assert status == 143, errors
+    assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
+    checkpoint = only_checkpoint(stopped)
+    assert is_complete(checkpoint)
+    assert 0 < step_of(checkpoint) < 40
+    assert finetune.main([*given, "--resume_from_checkpoint", "True"]) == 0
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    logs = [(folder / "train_log.jsonl").read_text().splitlines() for folder in (whole, stopped)]
+    losses = [[entry["loss"] for entry in map(json.loads, log) if "loss" in entry] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_base_with_missing_or_unknown_weights_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
     weights = load_file(broken / "model.safetensors")
@@ -121,16 +149,6 @@ def test_weights_that_are_missing_or_unknown_end_the_run(
         with pytest.raises(ValueError, match=r"1 weights are missing, unknown or of another shape, .* for one"):
             finetune.main(command(broken, rows_file, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-    more = ("--batch_size", "8", "--max_steps", "2", "--save_steps", "1")
-    finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "run", *more))
-    adapter = tmp_path / "run/checkpoint-1/adapter_model.safetensors"
-    kept = load_file(adapter)
-    kept.pop(min(kept))
-    save_file(kept, adapter, metadata={"format": "pt"})
-    again = ("--resume_from_checkpoint", str(adapter.parent))
-    with pytest.raises(ValueError, match="holds 27 tensors and should hold 28"):
-        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "run", *more, *again))
 
 
 def test_full_tuning_writes_a_checkpoint(
@@ -145,9 +163,11 @@ def test_full_tuning_writes_a_checkpoint(
     assert "serve it: python inference/launch_vllm.py" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_non_finite_loss_ends_the_run_without_an_adapter(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     more = ("--learning_rate", "1e30", "--batch_size", "4", "--max_steps", "6", "--warmup_steps", "0")
-    with pytest.raises(ValueError, match=r"the loss became no number at or before step \d; lower --learning_rate"):
+    with pytest.raises(ValueError, match=r"not finite .* step \d; lower --learning_rate"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "nan", *more))
     assert not list((tmp_path / "nan").glob("adapter*"))
 
@@ -161,7 +181,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_work_is_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     no_tokenizer, adapter, empty, full = (tmp_path / name for name in ("no_tokenizer", "adapter", "empty", "full"))
     for folder, file in ((no_tokenizer, "config.json"), (adapter, "adapter_config.json"), (full, "x")):
         folder.mkdir()

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from extraction_scores import held_out_answers
 from extraction_scores.held_out_answers import HeldOutAnswers, figures
-from instruction_data.instructions import Encoder, load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import command
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -30,7 +31,7 @@ def test_rows_that_are_no_extraction_are_refused(tiny_checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     with pytest.raises(ValueError, match="--eval_generate scores JSON objects of lists, and a held-out answer is 'b'"):
-        HeldOutAnswers(Encoder(tokenizer), [("x", {"instruction": "a", "output": "b"})], 4, 8)
+        HeldOutAnswers(PromptEncoder(tokenizer), [("x", {"instruction": "a", "output": "b"})], 4, 8)
 
 
 def test_the_best_checkpoint_by_f1_is_the_result(
@@ -43,9 +44,9 @@ def test_the_best_checkpoint_by_f1_is_the_result(
     asked: list[int] = []
     generate = held_out_answers.answer
 
-    def answers(model: Any, tokenizer: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
+    def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
         assert not model.training
-        said = generate(model, tokenizer, prompts[:3], size, 4)  # the real thing, with a cache and padding
+        said = generate(model, encoder, prompts[:3], size, 4)  # the real thing, with a cache and padding
         asked.append(len(prompts))
         return [PERSON if len(asked) == 2 else said[0]] * len(prompts)
 

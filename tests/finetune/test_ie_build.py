@@ -10,8 +10,9 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
-from ie_eval import Item, parse
+from extraction_metrics.answer_scores import ExtractedItem, parse_answer
 from instruction_data import annotations
+from text_language.language_detection import language_of
 
 ANN: dict[str, Any] = {
     "sentence": "Ann Lee was born in Oslo.",
@@ -57,7 +58,7 @@ def extraction(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "world"
-    world_builder.main(
+    world_builder.make_world(
         str(folder), people=60, documents_per_language=5, rows=400, heldout_rows=40, real_megabytes=0.001, seed=3
     )
     return folder
@@ -81,7 +82,9 @@ def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path
     for row, entry in zip(rows, annotated, strict=True):
         assert row.keys() == {"instruction", "input", "output"}
         assert list(json.loads(row["output"])) == classes
-        assert parse(row["output"]) == Counter({Item("entity", (e["type"], e["name"])) for e in entry["entity_list"]})
+        assert parse_answer(row["output"]) == Counter(
+            {ExtractedItem("entity", (e["type"], e["name"])) for e in entry["entity_list"]}
+        )
 
 
 @pytest.mark.parametrize(("task", "kind"), [("ner", "entity"), ("re", "triple")])
@@ -101,7 +104,7 @@ def test_the_demo_world_s_rows_are_built_from_its_annotations(
     assert len(pairs) >= 8
     for ours, row in pairs:
         assert ours == row
-        assert {item.kind for item in parse(row["output"]) or ()} == {kind}
+        assert {item.kind for item in parse_answer(row["output"]) or ()} == {kind}
     told = extraction(tmp_path)[task]
     assert {said["answer"]["absent"] for said in told.values()} == {"left out"}
 
@@ -112,9 +115,7 @@ def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) 
     kept = {"tasks": extraction(tmp_path)}
     kinds = TYPES["entity" if task == "ner" else "relation"]
     for row, language in zip(rows, ("en", "zh"), strict=True):
-        asked = extraction_prompts.build(
-            task, kinds[language], row["input"], extraction_prompts.language_of(row["input"]), kept
-        )
+        asked = extraction_prompts.build(task, kinds[language], row["input"], language_of(row["input"]), kept)
         assert asked == (row["instruction"], row["input"])
 
 
@@ -148,10 +149,10 @@ def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path) -> None:
     assert read(tmp_path / "same.jsonl") == rows
 
 
-def test_one_language_for_all_on_demand(tmp_path: Path) -> None:
+def test_name_in_brackets_does_not_change_the_language_of_a_sentence(tmp_path: Path) -> None:
     mixed = ANN | {"sentence": "Ann Lee (安李) was born in Oslo."}
-    assert "实体" in made(tmp_path / "auto", mixed)[0]["instruction"]
-    assert "entities" in made(tmp_path / "en", mixed, language="en")[0]["instruction"]
+    assert "entities" in made(tmp_path / "auto", mixed)[0]["instruction"]
+    assert "实体" in made(tmp_path / "zh", mixed, language="zh")[0]["instruction"]
 
 
 def test_data_is_no_format_string(tmp_path: Path) -> None:
@@ -245,17 +246,17 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no annotated sentences"),
-        ("[]", "holds no annotated sentences"),
+        ("", "holds no rows"),
+        ("[]", "holds no rows"),
         (NER + "{broken", r"in.jsonl:2 is not JSON"),
-        ("[\n{},\n{broken}]", r"in.jsonl:3 is not JSON"),
+        (f"[\n{NER},\n{{broken}}]", r"in.jsonl:4, row 2 is not JSON"),
         ("[" * 100_000, "nested too deep"),
-        (NER + "\n3\n", r"in.jsonl:3: 3 is not a JSON object; .* is expected for --task ner"),
-        ("[{}]", r"in.jsonl, entry 1: no text under 'sentence' \(keys: none\)"),
+        (NER + "\n3\n", "in.jsonl:3 is not a JSON object"),
+        ("[{}]", r"in.jsonl:1, row 1 has no text under 'sentence' \(keys: none\)"),
         ('{"sentence": "Ann"}', r"no list under 'entity_list' \(keys: sentence\)"),
         (NER.replace("name", "text"), "no text under 'name'"),
         (NER.replace('"person"', "7"), "no text under 'type'"),
-        (NER.replace("came", r"\ud83d"), "half a character"),
+        (NER.replace("came", r"\ud83d"), "has half a surrogate pair"),
     ],
 )
 def test_bad_annotations_are_named_with_their_place(tmp_path: Path, text: str, said: str) -> None:
@@ -309,7 +310,7 @@ def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"annotations": "gone.json"}, "gone.json does not exist; --annotations takes"),
+        ({"annotations": "gone.json"}, "gone.json does not exist; give a .json"),
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; make it"),
@@ -332,5 +333,5 @@ def test_bad_options_are_named(
 def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript) -> None:
     source = put(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came."})
     done = run_script("finetune/ie_build.py", "--annotations", source, "--output", tmp_path / "rows.jsonl", status=2)
-    assert done.stderr.startswith(f"error: {source}:2: no list under 'entity_list'")
+    assert done.stderr.startswith(f"error: {source}:2 has no list under 'entity_list'")
     assert len(done.stderr.splitlines()) == 1

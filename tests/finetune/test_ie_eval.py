@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunScript
-from ie_eval import Item, parse, rates, score
+from extraction_metrics.answer_scores import ExtractedItem, parse_answer, rates, score_answers
 
 
 def entities(**types: list[str]) -> str:
@@ -20,14 +20,14 @@ def triples(*found: tuple[str, str, str]) -> str:
 
 
 def test_items_of_an_answer() -> None:
-    assert parse('{"person": ["Ann", "Ann"], "place": []}') == {Item("entity", ("person", "Ann")): 2}
-    born = Item("triple", ("Ann", "born in", "Oslo"))
-    assert parse('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == {born: 1}
-    assert parse('{"born in": [{"head": "Ann", "tail": "Oslo"}]}') == {born: 1}
-    assert parse('{"a": [3]}') == {Item("other", ("a", "3")): 1}
-    assert parse("{}") == {}
+    assert parse_answer('{"person": ["Ann", "Ann"], "place": []}') == {ExtractedItem("entity", ("person", "Ann")): 2}
+    born = ExtractedItem("triple", ("Ann", "born in", "Oslo"))
+    assert parse_answer('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == {born: 1}
+    assert parse_answer('{"born in": [{"head": "Ann", "tail": "Oslo"}]}') == {born: 1}
+    assert parse_answer('{"a": [3]}') == {ExtractedItem("other", ("a", "3")): 1}
+    assert parse_answer("{}") == {}
     for unparsable in ("", "Ann", "[]", '{"person": "Ann"}', '{"person": ["Ann"', '{"a": []} and more', "[" * 100_000):
-        assert parse(unparsable) is None
+        assert parse_answer(unparsable) is None
 
 
 def test_entities_are_matched_as_multisets_over_all_rows() -> None:
@@ -38,11 +38,11 @@ def test_entities_are_matched_as_multisets_over_all_rows() -> None:
         (entities(person=["Di"]), entities(person=[])),  # nothing was to be found: a false entity
         (entities(), entities(person=[])),
     ]
-    scores = score(pairs)
+    scores = score_answers(pairs)
     assert scores["entity"] == rates(2, 5, 4) | {"correct": 2, "predicted": 5, "gold": 4}
     assert scores["entity"]["f1"] == pytest.approx(4 / 9)
     assert scores["triple"] == {"precision": 0, "recall": 0, "f1": 0, "correct": 0, "predicted": 0, "gold": 0}
-    assert (scores["rows"], scores["exact"], scores["parsed"]) == (5, 2 / 5, 4 / 5)
+    assert (scores["examples"], scores["exact"], scores["parsed"]) == (5, 2 / 5, 4 / 5)
 
 
 def test_the_right_answer_s_shape_tells_the_task() -> None:
@@ -51,7 +51,7 @@ def test_the_right_answer_s_shape_tells_the_task() -> None:
         (triples(("Ann", "born in", "Oslo"), ("Dusk", "author of", "Ann")), right),
         ('{"born in": ["Ann"], "author of": []}', right),  # names where triples were asked: wrong triples
     ]
-    scores = score(pairs)
+    scores = score_answers(pairs)
     assert scores["triple"]["correct"] == 1
     assert scores["triple"]["predicted"] == 3
     assert scores["triple"]["gold"] == 4
@@ -59,8 +59,8 @@ def test_the_right_answer_s_shape_tells_the_task() -> None:
 
 
 def test_a_right_answer_that_does_not_parse_is_an_error() -> None:
-    with pytest.raises(ValueError, match="right answer of row 2"):
-        score([("{}", "{}"), ("{}", "Ann")])
+    with pytest.raises(ValueError, match="right answer of example 2"):
+        score_answers([("{}", "{}"), ("{}", "Ann")])
 
 
 @pytest.mark.parametrize("variant", ["NER.gold", "NER.noisy", "NER.broken", "RE.gold_subjobj", "RE.noisy", "RE.broken"])
@@ -76,7 +76,7 @@ def test_scores_equal_the_published_scorer_s(shared_data: Path, variant: str) ->
                 item = {"subject": found["head"], "object": found["tail"]} if "relation" in found else found["entity"]
                 right[label].append(item)
         pairs.append((row["output"], json.dumps(right)))
-    ours = score(pairs)["entity" if variant.startswith("NER") else "triple"]
+    ours = score_answers(pairs)["entity" if variant.startswith("NER") else "triple"]
     published = json.loads((shared_data / f"iepile/eval/{variant}.normal.score").read_text())["total"]
     assert [round(100 * ours[key], 2) for key in ("precision", "recall", "f1")] == [
         published["P"], published["R"], published["F1"],
@@ -97,7 +97,7 @@ def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunSc
     scores = json.loads(target.read_text())
     assert (scores["entity"]["precision"], scores["entity"]["recall"], scores["exact"]) == (1, 0.5, 0)
     assert "entity      1.0000    0.5000    0.6667" in done.stdout
-    assert "1 rows, 0.0% exactly right, 100.0% of answers parse" in done.stdout
+    assert "1 examples, 0.0% exactly right, 100.0% of answers parse" in done.stdout
 
 
 def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
@@ -110,7 +110,7 @@ def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
         (("--predictions", two), "no text under 'prediction'"),
         (("--predictions", empty), "holds no rows"),
         (("--predictions", one, "--gold", two), "has 1 rows"),
-        (("--predictions", one, "--gold", other), "asks something else"),
+        (("--predictions", one, "--gold", other), "has another instruction"),
         (("--predictions", one, "--golden", other), "unknown option --golden"),
     ):
         done = run_script("finetune/ie_eval.py", *arguments, "--output", tmp_path / "scores.json", status=2)

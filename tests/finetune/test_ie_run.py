@@ -7,10 +7,11 @@ from typing import Any
 import ie_run
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
 from extraction_scores.answer_generation import answer
-from instruction_data.instructions import Encoder, load_template
-from instruction_data.row_files import question_of, read_rows
+from instruction_data.named_templates import load_template
+from json_rows.instruction_rows import iterate_instructions, question_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,21 +33,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in rows[:9]])
+    encoder = PromptEncoder(tokenizer)
+    prompts = encoder.prompts([question_of(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
-    alone = answer(model, tokenizer, prompts, 1, 12)
-    assert answer(model, tokenizer, prompts, 4, 12) == answer(model, tokenizer, prompts, 9, 12) == alone
+    alone = answer(model, encoder, prompts, 1, 12)
+    assert answer(model, encoder, prompts, 4, 12) == answer(model, encoder, prompts, 9, 12) == alone
     assert all(alone)
 
 
 def test_an_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
-    prompts = Encoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
-    whole = answer(model, tokenizer, prompts, 2, 8)
+    prompts = PromptEncoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
+    whole = answer(model, PromptEncoder(tokenizer), prompts, 2, 8)
     ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
     at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
     model.generation_config.eos_token_id = [ids[at]]
-    cut = answer(model, tokenizer, prompts, 2, 8)
+    cut = answer(model, PromptEncoder(tokenizer), prompts, 2, 8)
     assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
 
 
@@ -60,22 +62,24 @@ def test_an_adapter_changes_the_answers_and_brings_its_template(
     )  # fmt: skip
     assert f"{target}: 10 answers" in done.stdout
     written = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == read_rows(rows_file)[:10]
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == list(
+        iterate_instructions(rows_file)
+    )[:10]
     model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
-    prompts = Encoder(tokenizer).prompts([question_of(row) for row in written])
+    prompts = PromptEncoder(tokenizer).prompts([question_of(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [row["prediction"] for row in written]
-    assert answer(model, tokenizer, prompts, 32, 6) == answers
+    assert answer(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
     base, _ = ie_run.load(str(tiny_checkpoint), "", "float32")
-    assert answer(base, tokenizer, prompts, 32, 6) != answers
+    assert answer(base, PromptEncoder(tokenizer), prompts, 32, 6) != answers
 
 
-def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Path, adapter: Path) -> None:
+def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Path, adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     first = sorted(tensors)[0]
     save_file({k: v for k, v in tensors.items() if k != first}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="does not fit the model: 1 tensors are only in one"):
+    with pytest.raises(ValueError, match="has only one of lora_A and lora_B for"):
         ie_run.load(str(tiny_checkpoint), str(tmp_path), "float32")
 
 
@@ -99,8 +103,13 @@ def test_bad_input_is_named_before_anything_is_loaded(
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript, rows_file: Path) -> None:
+def test_command_refuses_missing_folder_and_unknown_option_with_one_line(
+    tmp_path: Path, run_script: RunScript, rows_file: Path
+) -> None:
     arguments = ("--base_model", tmp_path / "gone", "--data_path", rows_file, "--output", tmp_path / "p.jsonl")
     done = run_script("finetune/ie_run.py", *arguments, status=2)
     assert done.stderr.startswith(f"error: {tmp_path / 'gone'} does not exist")
     assert len(done.stderr.splitlines()) == 1
+    unknown = run_script("finetune/ie_run.py", *arguments, "--max_tokens", 5, status=2).stderr
+    assert unknown.startswith("error: unknown option --max_tokens")
+    assert len(unknown.splitlines()) == 1

@@ -1,14 +1,14 @@
-"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout, rows that never meet."""
+"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout, and rows kept apart."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from example_packing import example_attention
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import trainer_of
 from instruction_tuning.adapters import check_adapter, tensor_names
+from packed_attention import segment_attention
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -109,7 +109,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_rows_never_meet_in_any_architecture(
+def test_packed_loss_equals_the_loss_of_rows_alone_in_every_architecture(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, name: str
 ) -> None:
     """Through the trainer: every row's loss is what it is alone; packed where attention can be told, else padded."""
@@ -130,11 +130,11 @@ def test_rows_never_meet_in_any_architecture(
     assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.rows, trainer.data.order.step(0)), rel=2e-6)
 
 
-def test_a_model_that_lets_rows_meet_is_found_out(
+def test_model_that_mixes_packed_rows_is_padded_or_refused(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
     """sdpa without the rows' lengths attends over the whole line: padded without a word, refused if asked for."""
-    options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_row")
+    options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_segment")
     for packing in ("auto", "true"):
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / packing, *options, "--packing", packing)
         for layer in trainer.model.get_base_model().model.layers:
@@ -148,7 +148,7 @@ def test_a_model_that_lets_rows_meet_is_found_out(
             assert not trainer.layout.packed
 
 
-def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
+def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", "--batch_size", 8, "--max_steps", 2)
@@ -158,7 +158,7 @@ def test_the_adapter_is_whole_non_zero_and_reloads_to_the_same_logits(
     check_adapter(file, names)
     tensors = load_file(file)
     assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=example_attention.NAME)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=segment_attention.NAME)
     ids = torch.from_numpy(trainer.data.rows[0][0].astype("int64"))[None]
     with torch.inference_mode():
         plain = base(ids).logits

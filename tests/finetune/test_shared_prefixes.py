@@ -1,4 +1,4 @@
-"""shared_prefixes.py: rows that begin alike stand together, every row can be read back, lines stay even."""
+"""shared_prefixes.py: families that save the most tokens, and lines that hold every row."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from example_packing.shared_prefixes import Family, families, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instruction_data.instructions import load_template
+from instruction_data.named_templates import load_template
 from instruction_rows import trainer_of
 from transformers import AutoTokenizer
 
@@ -32,7 +32,7 @@ def powerset(items: range) -> Iterator[tuple[int, ...]]:
 
 @settings(max_examples=120, deadline=None)
 @given(IDS)
-def test_no_other_division_into_runs_saves_more(given_ids: list[list[int]]) -> None:
+def test_families_save_the_most_tokens(given_ids: list[list[int]]) -> None:
     ids = [np.array(row) for row in given_ids]
     found = families(ids, [len(row) - 1 for row in ids])
     assert sorted(row for members, _ in found for row in members) == list(range(len(ids)))
@@ -62,7 +62,7 @@ def test_lines_hold_every_row_within_their_capacity(given_ids: list[list[int]], 
 
 
 @pytest.mark.parametrize("cutoff", [60, 512])
-def test_a_step_with_shared_prefixes_has_every_row_s_tokens(
+def test_step_with_shared_prefixes_holds_every_row_in_fewer_tokens(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, cutoff: int
 ) -> None:
     """Read back from ids and positions, each row is whole, and so are its labels, in fewer tokens than rows have."""

@@ -42,6 +42,6 @@ def test_from_annotations_to_a_score(
             fire.Fire(SCRIPTS[name].main, given)
         ran.append(name)
     assert ran == ["ie_build", "ie_build", "finetune", "ie_run", "ie_eval"]
-    assert json.loads(Path("ie/scores.json").read_text())["rows"] == 3
+    assert json.loads(Path("ie/scores.json").read_text())["examples"] == 3
     carried = json.loads(Path("ie/adapter/extraction.json").read_text())
     assert carried["tasks"]["ner"]["en"]["instruction"]

@@ -24,14 +24,14 @@ STOP_SECONDS = 15
 
 @dataclass
 class Server:
-    """A running launcher; it leads a session of its own, so its processes can be told from all others."""
+    """A running launcher in its own session, which identifies its processes."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: Path
 
     def post(self, path: str, body: Any, content_type: str = "application/json") -> tuple[int, dict[str, Any]]:
-        """Status and answer to a body, which is sent as JSON unless it is bytes already."""
+        """Return status and JSON answer to a body, which is sent as JSON unless it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type})
         try:
@@ -41,14 +41,14 @@ class Server:
             return error.code, json.load(error)
 
     def generate(self, instruction: str, input: str = "", **parameters: Any) -> dict[str, Any]:
-        """The answer of /generate, which must be a success."""
+        """Return the answer of /generate, which must be a success."""
         body = {"instruction": instruction, "input": input, "parameters": parameters}
         status, answer = self.post("/generate", body)
         assert (status, answer["error"]) == (200, None), answer
         return answer
 
     def counted(self, *names: str, key: str = "") -> float:
-        """The sum of these numbers of vLLM's at /metrics, without their prefix (there from the first answer on)."""
+        """Return the sum of these vLLM metrics, named without prefix (they exist from the first answer on)."""
         asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(asked, timeout=120) as answer:
             lines = answer.read().decode().splitlines()
@@ -57,7 +57,7 @@ class Server:
         return sum(float(line.split()[-1]) for each in found.values() for line in each)
 
     def living(self) -> list[int]:
-        """Process ids of the session that are not dead (zombies wait for their parent and do nothing)."""
+        """Return the ids of the session's processes, without zombies."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class Server:
         return found
 
     def stop(self) -> float:
-        """SIGTERM; seconds until the launcher has ended. Kills what is left of the session."""
+        """Send SIGTERM; return the seconds until the launcher has ended. Kills the session if it does not end."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -118,13 +118,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
 @pytest.fixture(scope="session")
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint as tuning leaves it: with the alpaca template, and Chinese texts of 70 characters."""
+    """The tiny checkpoint with the files of tuning: the alpaca template, and texts of 70 characters in Chinese."""
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
-    asked = json.loads((repository / "inference/extraction.json").read_text(encoding="utf-8"))["tasks"]["ner"]["zh"]
-    told = {"tasks": {"ner": {"zh": asked | {"text_characters": 70}}}}
-    (folder / "extraction.json").write_text(json.dumps(told), encoding="utf-8")
+    default = json.loads((repository / "inference/extraction/extraction.json").read_text(encoding="utf-8"))
+    entry = default["tasks"]["ner"]["zh"] | {"text_characters": 70}
+    (folder / "extraction.json").write_text(json.dumps({"tasks": {"ner": {"zh": entry}}}), encoding="utf-8")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""inference/batch.py and its parts: rows and lines, the file that grows, a server that fails, mistakes of a user."""
+"""batch.py, batch_rows.py, batch_file.py, batch_client.py: rows, the output file, failing servers, wrong options."""
 
 import json
 import resource
@@ -15,9 +15,17 @@ from typing import Any
 
 import batch
 import pytest
-from batch_runs import batch_client, batch_file
+from batch_runs import batch_client, batch_file, batch_run
 from batch_runs.batch_file import AnswerFile
-from batch_runs.batch_rows import ANSWERED, ASKED, Answer, Row, line_of, parse, read_rows, request_of
+from batch_runs.batch_rows import (
+    ANSWER_FIELDS,
+    REQUEST_FIELDS,
+    BatchRow,
+    RowAnswer,
+    output_line,
+    read_rows,
+    request_of,
+)
 from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,61 +47,63 @@ JSON = st.recursive(
 )
 
 
-def test_the_fields_are_those_of_generate() -> None:
-    assert {*ASKED, "stream"} == set(GenerateRequest.model_fields)
-    assert list(ANSWERED) == list(GenerateAnswer.model_fields)
+def test_row_fields_equal_the_fields_of_generate() -> None:
+    assert {*REQUEST_FIELDS, "stream"} == set(GenerateRequest.model_fields)
+    assert list(ANSWER_FIELDS) == list(GenerateAnswer.model_fields)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.text() | st.sampled_from(ANSWERED), JSON), st.booleans(), st.text())
-def test_a_row_keeps_its_keys_and_gets_the_answers(content: dict[str, Any], escaped: bool, text: str) -> None:
-    row = parse(3, json.dumps(content, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
-    if row.content is None:  # half of a surrogate pair, not escaped, is no UTF-8
-        assert "not UTF-8" in row.error
-        return
-    line = line_of(row, Answer(text, 3))
+@given(st.dictionaries(st.text() | st.sampled_from(ANSWER_FIELDS), JSON), st.text())
+def test_output_line_keeps_the_rows_keys_and_adds_the_answer(content: dict[str, Any], text: str) -> None:
+    line = output_line(BatchRow(3, content), RowAnswer(text, 3))
     assert line.count(b"\n") == 1
-    said = json.loads(line)
-    assert said == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
-    assert list(said)[-3:] == list(ANSWERED)
+    message = json.loads(line)
+    assert message == content | {"generated_text": text, "num_output_tokens_cf": 3, "error": None}
+    assert list(message)[-3:] == list(ANSWER_FIELDS)
 
 
-def test_every_line_of_the_input_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
+def test_each_input_line_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"instruction": "a"}\r\n\n{"a": NaN}\n{"a": 1e999}\n"x"\n{"a": \n\xff{}\n'
         + b"[" * 10**5
-        + b'\n{"b": 1}'
+        + b'\n{"instruction": "b"}'
     )
     rows = list(read_rows(path))
     assert [row.number for row in rows] == list(range(1, 10))
     assert rows[0].content == {"instruction": "a"}
-    assert rows[1] == Row(2, None)
+    assert rows[1] == BatchRow(2, None)
     assert [row.content for row in rows[2:8]] == [None] * 6
-    no_json = "the line is no JSON"
-    starts = [f"{no_json}: NaN", f"{no_json}: 1e999", "the row must be", no_json, "the line is not UTF-8", no_json]
-    assert all(row.error.startswith(start) for row, start in zip(rows[2:8], starts, strict=True))
-    assert rows[8].content == {"b": 1}
+    starts = [
+        "3 has the number NaN", "4 has the number 1e999", "5 is not a JSON object", "6 is not JSON", "7 is not UTF-8",
+        "8, row 1 is nested too deep",
+    ]  # fmt: skip
+    assert all(row.error.startswith(f"{path}:{start}") for row, start in zip(rows[2:8], starts, strict=True))
+    assert rows[8].content == {"instruction": "b"}
     assert list(read_rows(path, 5)) == rows[5:]
-    assert [line_of(row, Answer()) for row in rows[:2]][1] == b"\n"
+    assert [output_line(row, RowAnswer()) for row in rows[:2]][1] == b"\n"
     listed = tmp_path / "in.json"
     listed.write_text(' [{"instruction": "a"},\n 2]')
     assert [row.content for row in read_rows(listed)] == [{"instruction": "a"}, None]
+
+
+def test_a_broken_list_is_refused_before_a_model_is_asked(tmp_path: Path) -> None:
+    listed = tmp_path / "in.json"
     listed.write_text('[{"instruction": "a"}')
-    with pytest.raises(ValueError, match="begins as a JSON list and is none"):
-        list(read_rows(listed))
+    with pytest.raises(ValueError, match=r"in.json:1, row 2 is not JSON"):
+        batch_run.hash_and_count(listed)
 
 
-def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
+def test_read_rows_uses_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 100_000)
     tracemalloc.start()
-    assert sum(1 for _ in read_rows(path)) == batch.look_through(path)[1] == 100_000
+    assert sum(1 for _ in read_rows(path)) == batch_run.hash_and_count(path)[1] == 100_000
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
 
 
-def test_a_rows_own_parameters_go_before_the_command_lines() -> None:
+def test_parameters_of_a_row_override_the_command_line() -> None:
     line = {"temperature": 0, "max_tokens": 9, "top_p": 0.5}
     assert request_of({"instruction": "a", "id": 1}, "", {}) == {"instruction": "a"}
     assert request_of({"instruction": "a", "model": "m", "input": None}, "n", line) == {
@@ -104,7 +114,7 @@ def test_a_rows_own_parameters_go_before_the_command_lines() -> None:
     assert request_of({"parameters": [1]}, "", line) == {"parameters": [1]}
 
 
-def test_parameters_of_the_command_line_are_json_or_text() -> None:
+def test_command_line_parameters_are_json_or_text() -> None:
     given_ = {"stop": '["a", "\\n"]', "max_tokens": "5", "temperature": "1e-1", "ignore_eos": "True", "seed": "null"}
     read = {"stop": ["a", "\n"], "max_tokens": 5, "temperature": 0.1, "ignore_eos": True}
     assert batch.check_parameters(given_) == read
@@ -115,31 +125,31 @@ def test_parameters_of_the_command_line_are_json_or_text() -> None:
         batch.check_parameters({"max_tokens": "few"})
 
 
-def test_options_that_only_decide_how_fast_do_not_tell_runs_apart() -> None:
+def test_answer_options_ignores_speed_options() -> None:
     words = "--dtype half --max-num-seqs 3 --lora-modules a=b c=d --enforce-eager --gpu_memory_utilization=0.8 --seed 1"
-    assert batch.deciding(words.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
+    assert batch_run.answer_options(words.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
 
 
 # --- the file of answers ----------------------------------------------------------------------------------------------
 
 
 def lines(count: int) -> list[bytes]:
-    return [line_of(Row(number, {"id": number}), Answer("x" * number)) for number in range(1, count + 1)]
+    return [output_line(BatchRow(number, {"id": number}), RowAnswer("x" * number)) for number in range(1, count + 1)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.permutations(range(1, 13)), st.lists(st.integers(0, 11), max_size=3), st.integers(0, 30))
-def test_the_file_is_the_same_however_often_it_is_cut_off(
+def test_resumed_file_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], stops: list[int], cut: int
 ) -> None:
-    """Answers in any order; a run that is cut off, within a line too, is gone on with where its whole lines end."""
+    """Answers arrive in any order; runs are cut, also within a line, and resumed after the last complete line."""
     output, expected, run = tmp_path_factory.mktemp("cut") / "out.jsonl", lines(12), {"input": "1"}
     for stop in [*stops, 12]:
         with AnswerFile(output, run, overwrite=False) as file:
             left = [number for number in order if number > file.lines]
             assert file.partial.read_bytes() == b"".join(expected[: file.lines])
             for number in left if stop == 12 else left[:stop]:
-                file.put(number, expected[number - 1])
+                file.write(number, expected[number - 1])
             if stop == 12:
                 assert file.finish() == (12, 0)
         if stop < 12:
@@ -150,10 +160,10 @@ def test_the_file_is_the_same_however_often_it_is_cut_off(
     assert names(output.parent) == ["out.jsonl"]
 
 
-def test_another_runs_rest_and_a_finished_file_are_not_touched_untold(tmp_path: Path) -> None:
+def test_files_of_another_run_are_kept_without_overwrite(tmp_path: Path) -> None:
     output, first, second = tmp_path / "out.jsonl", {"input": "1", "parameters": {"seed": 1}}, {"input": "2"}
     with AnswerFile(output, first, overwrite=False) as file:
-        file.put(1, b"{}\n")
+        file.write(1, b"{}\n")
         with pytest.raises(ValueError, match="another process is writing"):
             in_another_process(output, first)
     with pytest.raises(
@@ -165,22 +175,21 @@ def test_another_runs_rest_and_a_finished_file_are_not_touched_untold(tmp_path: 
         assert file.lines == 1
     with AnswerFile(output, second, overwrite=True) as file:
         assert file.lines == 0
-        file.put(1, line_of(Row(1, {}), Answer(error="no")))
+        file.write(1, output_line(BatchRow(1, {}), RowAnswer(error="no")))
         assert file.finish() == (1, 1)
     assert json.loads((tmp_path / "out.failed.jsonl").read_text()) == {"line": 1, "error": "no"}
     with pytest.raises(FileExistsError, match="replace it with --overwrite"):
         AnswerFile(output, second, overwrite=False)
     with AnswerFile(output, first, overwrite=True) as file:
-        file.put(1, lines(1)[0])
+        file.write(1, lines(1)[0])
         file.finish()
     assert names(tmp_path) == ["out.jsonl"]
 
 
 def in_another_process(output: Path, run: dict[str, Any]) -> None:
-    """Try to write the file there; raises the ValueError that was raised there."""
-    code = (
-        f"from pathlib import Path; from batch_file import AnswerFile; AnswerFile(Path({str(output)!r}), {run!r}, True)"
-    )
+    """Try to open the file in another process; raise its error output as a ValueError."""
+    imports = "from pathlib import Path; from batch_runs.batch_file import AnswerFile"
+    code = f"{imports}; AnswerFile(Path({str(output)!r}), {run!r}, True)"
     folder = str(Path(batch.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": folder})
     raise ValueError(done.stderr)
@@ -193,7 +202,7 @@ Reply = tuple[int, dict[str, str], Any]  # status, headers, and what is sent as 
 
 @contextmanager
 def pretended(reply: Callable[[dict[str, Any], dict[str, str]], Reply]) -> Iterator[str]:
-    """URL of an HTTP server that answers /generate as `reply` says of a body and its headers."""
+    """Yield the URL of an HTTP server that answers /generate with reply(body, headers)."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -241,10 +250,10 @@ def write_rows(path: Path, count: int, **more: Any) -> Path:
     return path
 
 
-def test_a_busy_server_is_waited_for_and_a_failing_one_tried_again(
+def test_busy_server_is_waited_for_and_failing_one_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
     monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
     times: dict[str, list[float]] = {}
     keys = set()
@@ -280,15 +289,20 @@ def test_a_busy_server_is_waited_for_and_a_failing_one_tried_again(
     failed = [json.loads(line) for line in (tmp_path / "out.failed.jsonl").read_text().splitlines()]
     assert failed == [{"line": number, "error": error} for number, error in errors.items()]
     assert times["Name city 2."][1] - times["Name city 2."][0] >= 1
-    assert [len(times[f"Name city {number}."]) for number in (1, 3, 4, 5)] == [1, 3, batch_client.TRIES, 1]
+    assert [len(times[f"Name city {number}."]) for number in (1, 3, 4, 5)] == [
+        1,
+        3,
+        batch_client.DEFAULT_POLICY.attempts,
+        1,
+    ]
     assert keys == {"Bearer very-secret"}
     assert f"{output}: 8 rows, 3 failed ({tmp_path}/out.failed.jsonl), " in capsys.readouterr().out
 
 
-def test_a_server_that_is_gone_ends_the_run_which_goes_on_with_the_next(
+def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
     monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
     source, output = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     asked: list[str] = []
@@ -316,23 +330,27 @@ def test_a_server_that_is_gone_ends_the_run_which_goes_on_with_the_next(
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
-def test_a_server_that_does_not_let_in_or_asks_for_too_long_ends_the_run(tmp_path: Path) -> None:
+def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
     replies: list[tuple[Reply, type[Exception], str]] = [
-        ((401, {}, envelope(error="no")), ValueError, "does not take the key"),
-        ((429, {"Retry-After": "86400"}, envelope(error="no")), batch_client.ServerGoneError, "come again in 86400 s"),
-        ((200, {}, {"answer": 42}), ValueError, "does not answer as launch_vllm"),
+        ((401, {}, envelope(error="no")), ValueError, "does not accept the key"),
+        (
+            (429, {"Retry-After": "86400"}, envelope(error="no")),
+            batch_client.ServerGoneError,
+            "busy for 86400 s more",
+        ),
+        ((200, {}, {"answer": 42}), ValueError, "does not answer like a server"),
     ]
-    for reply, kind, said in replies:
-        with pretended(always(reply)) as url, pytest.raises(kind, match=said):
+    for reply, kind, message in replies:
+        with pretended(always(reply)) as url, pytest.raises(kind, match=message):
             batch.main(str(source), str(output), url=url)
     assert names(tmp_path) == ["in.jsonl"]
 
 
-def test_a_slow_row_does_not_let_the_others_run_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is early waits in memory, so there is a bound to it."""
-    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(batch_file, "WAITING_LINES", 4)
+def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early answers wait in memory, so their number is limited."""
+    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
+    monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
     source, output, asked = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
 
     def reply(body: dict[str, Any], headers: dict[str, str]) -> Reply:
@@ -347,7 +365,7 @@ def test_a_slow_row_does_not_let_the_others_run_away(tmp_path: Path, monkeypatch
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
 
 
-def test_a_full_disk_ends_the_run_which_goes_on_later(run_script: RunScript, tmp_path: Path) -> None:
+def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
 
     def small() -> None:
@@ -356,8 +374,8 @@ def test_a_full_disk_ends_the_run_which_goes_on_later(run_script: RunScript, tmp
     with pretended(always((200, {}, envelope("x")))) as url:
         options = ("--input", source, "--output", output, "--url", url)
         done = run_script(SCRIPT, *options, status=2, preexec_fn=small)
-        said = "cannot be written (File too large); make room, and the same command goes on"
-        assert done.stderr == f"error: {output}.partial {said}\n"
+        message = "cannot be written (File too large); free space, and run the same command again to resume"
+        assert done.stderr == f"error: {output}.partial {message}\n"
         run_script(SCRIPT, *options)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 61))
 
@@ -366,26 +384,26 @@ def test_a_full_disk_ends_the_run_which_goes_on_later(run_script: RunScript, tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--input in.jsonl", "--output is missing"),
-        ("--input none --output o --url u", "none does not exist; --input takes JSONL"),
+        ("--input none --output o --url u", "none does not exist; --input takes a .json"),
         ("--input in.jsonl --output in.jsonl --url u", "--output in.jsonl is the input"),
-        ("--input in.jsonl --output o", "nothing to ask; give a checkpoint's folder with --model"),
+        ("--input in.jsonl --output o", "there is no model; give a checkpoint's folder with --model"),
         ("--input in.jsonl --output no/o --model M", "no does not exist; make it before"),
         ("--input in.jsonl --output o --model M --temprature 1", "unknown option --temprature; did you mean --temp"),
         ("--input in.jsonl --output o --model M --concurrency 3", "--concurrency and --api_key are for servers"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
-        ("--input in.jsonl --output o --url 127.0.0.1:1", "is no URL of a server"),
+        ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
         ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
         ("--input in.jsonl --output o --url http://h -- --dtype half", "a server has its own template and engine"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(run_script: RunScript, tmp_path: Path, options: str, said: str) -> None:
+def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:
     write_rows(tmp_path / "in.jsonl", 1)
     done = run_script(SCRIPT, *options.split(), status=2, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert names(tmp_path) == ["in.jsonl"]

@@ -1,4 +1,4 @@
-"""extract_api.py: whatever a model says, the answer parses, keeps to the schema and points into the text."""
+"""extract_api.py: any model's answer can be parsed, has types of the schema and offsets of the text."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ SCHEMAS: dict[str, Any] = {
 
 
 def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
-    """The answer of /extract, which must be a success."""
+    """Return the answer of /extract, which must be a success."""
     body = {"text": text, "task": task, "schema": SCHEMAS[task], "max_tokens": 40} | more
     status, answer = server.post("/extract", body)
     assert (status, answer["error"]) == (200, None), answer
@@ -26,7 +26,7 @@ def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
 
 
 def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everything in an answer that has a place in the text."""
+    """Return all names of an answer."""
     found = list(answer.get("entities", []))
     for triple in answer.get("triples", []):
         found += [triple["subject"], triple["object"]]
@@ -37,8 +37,8 @@ def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("task", SCHEMAS)
 @pytest.mark.parametrize("language", TEXTS)
-def test_an_answer_keeps_to_the_schema_and_points_into_the_text(server: Any, task: str, language: str) -> None:
-    """The model is random, so all order comes from the grammar; its first letters are those of names in the text."""
+def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, task: str, language: str) -> None:
+    """The model is random, so the grammar alone gives the answer its form."""
     text = TEXTS[language]
     for tokens in (1, 7, 40, 200):
         answer = ask(server, text, task, max_tokens=tokens)
@@ -58,7 +58,7 @@ def test_an_answer_keeps_to_the_schema_and_points_into_the_text(server: Any, tas
     assert not ask(server, text, task, max_tokens=1)["complete"]
 
 
-def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(server: Any) -> None:
+def test_long_text_is_split_and_offsets_refer_to_the_whole(server: Any) -> None:
     text = "".join(f"Dabe number {number} was born in Kilo. 他在公司工作。\n" for number in range(60))
     answer = ask(server, text, "ner", window_tokens=60)
     assert answer["windows"] > 10
@@ -70,12 +70,12 @@ def test_a_long_text_is_cut_into_windows_and_its_places_count_in_the_whole(serve
     assert ask(server, text, "re")["windows"] < answer["windows"]
 
 
-def test_nothing_is_found_in_nothing(server: Any) -> None:
+def test_empty_text_gives_an_empty_answer(server: Any) -> None:
     answer = ask(server, " \n", "re")
     assert answer == {"triples": [], "complete": True, "windows": 0, "num_output_tokens_cf": 0, "error": None}
 
 
-def test_the_same_question_has_the_same_answer(server: Any) -> None:
+def test_same_request_gives_the_same_answer(server: Any) -> None:
     first = ask(server, TEXTS["en"], "spo", max_tokens=60)
     assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="auto") == first
     assert ask(server, TEXTS["en"], "spo", max_tokens=60, language="en") == first
@@ -86,14 +86,14 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "said"),
+    ("sent", "status", "message"),
     [
-        (b"{", 400, "the body is no JSON: "),
+        (b"{", 400, "the body is not JSON: "),
         ([1], 422, 'the body must be an object such as {"text": …, "task": …, "schema": …'),
         (body(task="kg"), 422, "task: input should be 'ner', 're', 'spo' or 'ee'"),
-        (body(schema=[]), 400, "the schema is empty or no list; the task ner needs one such as "),
-        (body(schema={"person": []}), 400, "the schema is empty or no list"),
-        (body(schema=["person"] * 2), 400, "the schema has 'person', or a role of it, more than once"),
+        (body(schema=[]), 400, "the schema is empty or not a list; the task ner needs a schema such as "),
+        (body(schema={"person": []}), 400, "the schema is empty or not a list"),
+        (body(schema=["person"] * 2), 400, "the schema has 'person', or one of its roles, twice"),
         (body(schema=[f"type {number}" for number in range(501)]), 400, "more than 500 types and roles"),
         (body(schema=["word " * 30 + str(number) for number in range(40)]), 400, "tokens, the context 512"),
         (body(language="fr"), 422, "language: input should be 'auto', 'en' or 'zh'"),
@@ -103,16 +103,14 @@ def body(**changes: Any) -> dict[str, Any]:
         (b'{"text": "\\ud800", "task": "ner", "schema": ["x"]}', 422, "half of a surrogate pair"),
     ],
 )
-def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, said: str) -> None:
+def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, message: str) -> None:
     answered, answer = server.post("/extract", sent)
     assert (answered, set(answer)) == (status, {"complete", "windows", "num_output_tokens_cf", "error"})
-    assert said in answer["error"]
+    assert message in answer["error"]
     assert "\n" not in answer["error"]
 
 
-def test_a_damaged_extraction_json_is_told_at_the_start(
-    run_script: Any, tuned_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_launcher_refuses_a_damaged_extraction_json(run_script: Any, tuned_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for path in tuned_checkpoint.iterdir():

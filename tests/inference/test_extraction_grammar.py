@@ -1,4 +1,4 @@
-"""extraction_grammar.py, extraction_answer.py: exactly json.dumps' answers, by the real matcher; reading."""
+"""extraction_grammar.py, extraction_answer.py: the grammar admits exactly the strings of json.dumps; parsing."""
 
 import json
 import random
@@ -12,10 +12,10 @@ import pytest
 import sentencepiece
 import xgrammar
 from conftest import RunScript
-from extraction.extraction_answer import read
-from extraction.extraction_form import Form, form_of
-from extraction.extraction_grammar import grammar
-from extraction.extraction_schema import Kind, check_schema
+from extraction.extraction_answer import parse_answer
+from extraction.extraction_form import AnswerForm, answer_form
+from extraction.extraction_grammar import answer_grammar
+from extraction.extraction_schema import SchemaType, check_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -32,7 +32,7 @@ SHAPES: list[tuple[str, Any]] = [
     ("ee", {"<type>": ["<trigger>"]}),
 ]
 FORMS = [
-    (task, form_of(task, {"instruction": "x", "answer": {"shape": shape, "absent": absent}}))
+    (task, answer_form(task, {"instruction": "x", "answer": {"shape": shape, "absent": absent}}))
     for task, shape in SHAPES
     for absent in ("empty list", "left out")
 ]
@@ -45,14 +45,14 @@ TYPES = st.text(
     min_size=1,
     max_size=6,
 ).filter(str.strip)
-Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may come again where kinds are left out
+Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may come again where types are left out
 
 
 # --- answers that are right by the form's definition ------------------------------------------------------------------
 
 
 @st.composite
-def asked(draw: st.DrawFn) -> tuple[Form, tuple[Kind, ...]]:
+def asked(draw: st.DrawFn) -> tuple[AnswerForm, tuple[SchemaType, ...]]:
     task, form = draw(st.sampled_from(FORMS))
     if task == "ee":
         schema: Any = draw(st.dictionaries(TYPES, st.lists(TYPES, max_size=3, unique=True), min_size=1, max_size=3))
@@ -66,20 +66,20 @@ def asked(draw: st.DrawFn) -> tuple[Form, tuple[Kind, ...]]:
     return form, check_schema(task, schema)
 
 
-def values(holds: str, every: bool) -> st.SearchStrategy[Any]:
+def values(holds: str, all_types: bool) -> st.SearchStrategy[Any]:
     several = st.lists(NAMES, min_size=2, max_size=3)
-    a_list = st.lists(NAMES, min_size=0 if every else 1, max_size=2)
+    a_list = st.lists(NAMES, min_size=0 if all_types else 1, max_size=2)
     return {"text": NAMES, "list": a_list, "either": st.one_of(NAMES, several)}[holds]
 
 
 @st.composite
-def items(draw: st.DrawFn, form: Form, kind: Kind) -> Any:
+def items(draw: st.DrawFn, form: AnswerForm, type_: SchemaType) -> Any:
     item = {}
     for slot in form.item:
-        value = values(slot.holds, form.every)
+        value = values(slot.holds, form.all_types)
         if slot.by_role:
-            roles = draw(st.lists(st.sampled_from(kind.roles), unique=True)) if kind.roles else []
-            in_order = sorted(roles, key=kind.roles.index) if form.every else roles
+            roles = draw(st.lists(st.sampled_from(type_.roles), unique=True)) if type_.roles else []
+            in_order = sorted(roles, key=type_.roles.index) if form.all_types else roles
             item[slot.key] = {role: draw(value) for role in in_order}
         else:
             item[slot.key] = draw(value)
@@ -87,15 +87,15 @@ def items(draw: st.DrawFn, form: Form, kind: Kind) -> Any:
 
 
 @st.composite
-def answers(draw: st.DrawFn, form: Form, kinds: tuple[Kind, ...]) -> Pairs:
-    keys = form.by_key(kinds)
-    chosen = list(keys) if form.every else draw(st.lists(st.sampled_from(list(keys)), max_size=4))
-    least = 0 if form.every else 1
+def answers(draw: st.DrawFn, form: AnswerForm, types: tuple[SchemaType, ...]) -> Pairs:
+    keys = form.types_by_key(types)
+    chosen = list(keys) if form.all_types else draw(st.lists(st.sampled_from(list(keys)), max_size=4))
+    least = 0 if form.all_types else 1
     return [(key, draw(st.lists(items(form, keys[key][0]), min_size=least, max_size=2))) for key in chosen]
 
 
 def dumps(pairs: Pairs) -> str:
-    """json.dumps(dict(pairs), ensure_ascii=False), with a key that comes again written again."""
+    """Return json.dumps(dict(pairs), ensure_ascii=False), with repeated keys repeated."""
     written = ", ".join(json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in pairs)
     return f"{{{written}}}"
 
@@ -104,7 +104,7 @@ def dumps(pairs: Pairs) -> str:
 
 
 class Judge:
-    """A real tokenizer's matcher, as the engine has it: a token may come if its bit is set."""
+    """xgrammar's matcher for a real tokenizer, as in the engine: the bits of allowed tokens are set."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -121,13 +121,13 @@ class Judge:
         return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
 
     def accepts(self, text: str, answer: str) -> bool:
-        """Whether the grammar `text` admits the answer, character by character and then its end."""
+        """Whether the grammar `text` admits the answer, character by character, and its end."""
         matcher = self.matcher(text)
         admitted = all(matcher.accept_string(character) for character in answer)
         return admitted and self.tokenizer.eos_token_id in self.allowed(matcher)
 
     def accepts_tokens(self, text: str, answer: str) -> bool:
-        """The same by the tokens that the tokenizer makes of an answer behind a prompt."""
+        """The same with the tokens of an answer that follows a prompt."""
         lead, settings = "\ufdd0", {"add_special_tokens": False}
         before = self.tokenizer.encode(lead, **settings)
         ids = self.tokenizer.encode(lead + answer, **settings)[len(before) :]
@@ -143,34 +143,34 @@ def judge(tiny_tokenizer: Path) -> Judge:
     return Judge(tiny_tokenizer)
 
 
-def test_every_right_answer_is_admitted_and_read_back(judge: Judge) -> None:
+def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
     @settings(max_examples=200, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, kinds = data.draw(asked())
-        pairs = data.draw(answers(form, kinds))
-        text, answer = grammar(form, kinds), dumps(pairs)
+        form, types = data.draw(asked())
+        pairs = data.draw(answers(form, types))
+        text, answer = answer_grammar(form, types), dumps(pairs)
         assert judge.accepts(text, answer)
         assert judge.accepts_tokens(text, answer)
         joined: dict[str, list[Any]] = {}
         for key, value in pairs:
             joined.setdefault(key, []).extend(value)
-        assert read(answer) == (joined, True)
+        assert parse_answer(answer) == (joined, True)
         if len(joined) == len(pairs):
             assert answer == json.dumps(joined, ensure_ascii=False)
 
     holds()
 
 
-def test_nothing_else_is_admitted(judge: Judge) -> None:
+def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
     """Other spaces, spellings, types, orders, repetitions."""
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, kinds = data.draw(asked())
-        pairs = data.draw(answers(form, kinds))
-        text, right = grammar(form, kinds), dumps(pairs)
+        form, types = data.draw(asked())
+        pairs = data.draw(answers(form, types))
+        text, right = answer_grammar(form, types), dumps(pairs)
         wrong = {
             f" {right}",
             f"{right} ",
@@ -182,18 +182,18 @@ def test_nothing_else_is_admitted(judge: Judge) -> None:
         wrong.add(dumps([*pairs, ("another", ["x"])]))
         if len(dict(pairs)) == len(pairs):
             wrong |= {json.dumps(dict(pairs)), json.dumps(dict(pairs), ensure_ascii=False, indent=1)}
-        if form.every:
+        if form.all_types:
             wrong |= {dumps(pairs[::-1]), dumps(pairs[:-1]), dumps([*pairs, pairs[-1]])}
         else:
-            wrong |= {dumps([*pairs, (key, [])]) for key in form.by_key(kinds)}
+            wrong |= {dumps([*pairs, (key, [])]) for key in form.types_by_key(types)}
         for answer in wrong - {right}:
             assert not judge.accepts(text, answer), answer
 
     holds()
 
 
-def test_random_tokens_under_the_grammar_are_answers(judge: Judge) -> None:
-    """Whatever may come comes at random: what ends is an answer to the letter, what does not is read all the same."""
+def test_random_tokens_under_the_grammar_form_answers(judge: Judge) -> None:
+    """Allowed tokens are drawn at random; complete texts are exact answers, cut ones are parsed."""
     draw = random.Random(5)
     eos = judge.tokenizer.eos_token_id
     pieces = judge.tokenizer.convert_ids_to_tokens(list(range(judge.info.vocab_size)))
@@ -204,23 +204,23 @@ def test_random_tokens_under_the_grammar_are_answers(judge: Judge) -> None:
     ended = 0
     for _ in range(150):
         task, form = draw.choice(FORMS)
-        kinds = check_schema(task, schemas.get(task, ["a", "人"]))
-        matcher, ids = judge.matcher(grammar(form, kinds)), list[int]()
+        types = check_schema(task, schemas.get(task, ["a", "人"]))
+        matcher, ids = judge.matcher(answer_grammar(form, types)), list[int]()
         while not matcher.is_terminated() and len(ids) < 120:
             allowed = judge.allowed(matcher)
             ends = [token for token in allowed if token in closing]
             ids.append(draw.choice(ends if ends and draw.random() < 0.4 else allowed))
             assert matcher.accept_token(ids[-1])
         text = b"".join(spelled[token] for token in ids).decode(errors="replace")
-        answer, complete = read(text)
+        answer, complete = parse_answer(text)
         assert complete == matcher.is_terminated()
-        assert set(answer) <= set(form.by_key(kinds))
+        assert set(answer) <= set(form.types_by_key(types))
         if complete:
             ended += 1
             repeats = keys_repeat(text)
             assert repeats or json.dumps(answer, ensure_ascii=False) == text
-            assert not (repeats and form.every)
-            assert list(answer) == list(form.by_key(kinds)) if form.every else all(answer.values())
+            assert not (repeats and form.all_types)
+            assert list(answer) == list(form.types_by_key(types)) if form.all_types else all(answer.values())
     assert ended > 50
 
 
@@ -234,16 +234,16 @@ def keys_repeat(text: str) -> bool:
     return any(found)
 
 
-def test_the_prefix_of_an_answer_is_read_up_to_its_last_whole_item() -> None:
+def test_prefix_of_an_answer_is_parsed_up_to_its_last_complete_item() -> None:
     @settings(max_examples=100, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, kinds = data.draw(asked())
-        answer = dumps(data.draw(answers(form, kinds)))
-        whole, _ = read(answer)
+        form, types = data.draw(asked())
+        answer = dumps(data.draw(answers(form, types)))
+        whole, _ = parse_answer(answer)
         before = 0
         for end in range(len(answer)):
-            kept, complete = read(answer[:end])
+            kept, complete = parse_answer(answer[:end])
             assert not complete
             assert all(items == whole[key][: len(items)] for key, items in kept.items())
             count = sum(map(len, kept.values()))
@@ -254,13 +254,13 @@ def test_the_prefix_of_an_answer_is_read_up_to_its_last_whole_item() -> None:
     holds()
 
 
-def test_cut_answers() -> None:
+def test_parse_answer_keeps_complete_items_of_cut_answers() -> None:
     cut = '{"born in": [{"subject": "A", "object": "[\\"{"}, {"subject": "B'
-    assert read(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
-    assert read('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)
-    assert read('{"person": ["Ann"], "pla') == ({"person": ["Ann"]}, False)
-    assert read(' {"person": []}\n') == ({"person": []}, True)
-    assert read('{"cut": [{"arguments": {"time": "May", "time": ["June"]}}]}')[0] == {
+    assert parse_answer(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
+    assert parse_answer('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)
+    assert parse_answer('{"person": ["Ann"], "pla') == ({"person": ["Ann"]}, False)
+    assert parse_answer(' {"person": []}\n') == ({"person": []}, True)
+    assert parse_answer('{"cut": [{"arguments": {"time": "May", "time": ["June"]}}]}')[0] == {
         "cut": [{"arguments": {"time": ["May", "June"]}}]
     }
     for other in (
@@ -275,15 +275,15 @@ def test_cut_answers() -> None:
         '{"a": [' * 100_000,
         '{"a": ["' + "x" * 10**6,
     ):
-        assert read(other)[0] in ({}, {"a": []})
+        assert parse_answer(other)[0] in ({}, {"a": []})
 
 
-def test_the_white_space_of_a_template_leads(judge: Judge) -> None:
-    kinds = check_schema("ner", ["person"])
-    text = grammar(FORMS[0][1], kinds, lead=" ")
+def test_grammar_begins_with_the_templates_white_space(judge: Judge) -> None:
+    types = check_schema("ner", ["person"])
+    text = answer_grammar(FORMS[0][1], types, prefix=" ")
     assert judge.accepts(text, ' {"person": []}')
     assert not judge.accepts(text, '{"person": []}')
-    assert judge.accepts(grammar(FORMS[0][1], kinds, lead="\n\n"), '\n\n{"person": ["Ann"]}')
+    assert judge.accepts(answer_grammar(FORMS[0][1], types, prefix="\n\n"), '\n\n{"person": ["Ann"]}')
 
 
 # --- real answers -----------------------------------------------------------------------------------------------------
@@ -302,21 +302,21 @@ PUBLISHED: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_answers_are_admitted(judge: Judge, shared_data: Path, name: str) -> None:
+def test_grammar_admits_published_answers(judge: Judge, shared_data: Path, name: str) -> None:
     task, shape, schema_of = PUBLISHED[name]
-    form = form_of(task, {"instruction": "{schema}", "answer": {"shape": shape}})
+    form = answer_form(task, {"instruction": "{schema}", "answer": {"shape": shape}})
     rows = (shared_data / f"iepile/{name}/train_sorted.zh.json").read_text(encoding="utf-8").splitlines()
-    said = 0
+    nonempty = 0
     for row in map(json.loads, rows):
-        kinds = check_schema(task, schema_of(json.loads(row["instruction"])["schema"]))
-        assert judge.accepts(grammar(form, kinds), row["output"]), row["output"]
-        assert read(row["output"]) == (json.loads(row["output"]), True)
-        said += any(json.loads(row["output"]).values())
-    assert said
+        types = check_schema(task, schema_of(json.loads(row["instruction"])["schema"]))
+        assert judge.accepts(answer_grammar(form, types), row["output"]), row["output"]
+        assert parse_answer(row["output"]) == (json.loads(row["output"]), True)
+        nonempty += any(json.loads(row["output"]).values())
+    assert nonempty
 
 
-def test_the_demo_worlds_answers_are_admitted(judge: Judge, run_script: RunScript, tmp_path: Path) -> None:
-    """Its wording names no types, so its answers leave out those that do not occur."""
+def test_grammar_admits_the_demo_worlds_answers(judge: Judge, run_script: RunScript, tmp_path: Path) -> None:
+    """Its instruction has no {schema}, so its answers have non-empty types only."""
     world = tmp_path / "world"
     run_script(
         "examples/make_demo.py", "world", "--output_dir", world, "--people", 60, "--documents_per_language", 1,
@@ -324,10 +324,10 @@ def test_the_demo_worlds_answers_are_admitted(judge: Judge, run_script: RunScrip
     )  # fmt: skip
     extraction, types = (json.loads((world / name).read_text()) for name in ("extraction.json", "types.json"))
     asks = {
-        extraction["tasks"][task][language]["instruction"]: grammar(
-            form_of(task, extraction["tasks"][task][language]), check_schema(task, types[kind][language])
+        extraction["tasks"][task][language]["instruction"]: answer_grammar(
+            answer_form(task, extraction["tasks"][task][language]), check_schema(task, types[type_][language])
         )
-        for task, kind in (("ner", "entity"), ("re", "relation"))
+        for task, type_ in (("ner", "entity"), ("re", "relation"))
         for language in ("en", "zh")
     }
     rows = [json.loads(line) for line in (world / "heldout.jsonl").read_text().splitlines()]
@@ -336,8 +336,8 @@ def test_the_demo_worlds_answers_are_admitted(judge: Judge, run_script: RunScrip
         assert judge.accepts_tokens(asks[row["instruction"]], row["output"])
 
 
-def test_compiling_and_masking_are_quick(shared_data: Path) -> None:
-    """With 32,000 pieces; a grammar that is put badly takes 5 ms a token (see the head of extraction_grammar.py)."""
+def test_grammar_compiles_and_masks_quickly(shared_data: Path) -> None:
+    """With 32,000 pieces; another form of the rules takes 5 ms a token (see extraction_grammar.py)."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     info = xgrammar.TokenizerInfo(pieces, vocab_type=xgrammar.VocabType.BYTE_FALLBACK, stop_token_ids=[model.eos_id()])
@@ -351,10 +351,10 @@ def test_compiling_and_masking_are_quick(shared_data: Path) -> None:
             "ee": {name: ["time", "place"] for name in names},
             "spo": [f"a_{n}_b" for n in names],
         }
-        kinds = check_schema(task, schemas.get(task, names))
+        types = check_schema(task, schemas.get(task, names))
         for absent in ("empty list", "left out"):
-            form = form_of(task, {"instruction": "x", "answer": {"absent": absent}})
-            text = grammar(form, kinds)
+            form = answer_form(task, {"instruction": "x", "answer": {"absent": absent}})
+            text = answer_grammar(form, types)
             began = time.perf_counter()
             compiled = xgrammar.GrammarCompiler(info, cache_enabled=False).compile_grammar(text)
             assert time.perf_counter() - began < 0.5

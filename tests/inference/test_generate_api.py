@@ -1,4 +1,4 @@
-"""generate_api.py: one envelope, whole or streamed, for the right ids; against the real engine."""
+"""generate_api.py with the real engine: prompt ids, answers, streams, errors, disconnects."""
 
 import json
 import socket
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from instruction_rows import encoded
-from prompting.prompt_ids import Prompt, one_turn
 from routes.generate_api import GenerateAnswer
 from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,7 +31,7 @@ def tokenizer(tuned_checkpoint: Path) -> Any:
 
 
 def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str, int]:
-    """Text and number of tokens of transformers' greedy answer; the text is decoded behind the prompt's."""
+    """Return text and number of tokens of transformers' greedy answer, decoded together with the prompt."""
     prompt = torch.tensor([ids])  # (1, tokens) int64
     with torch.inference_mode():
         out = model.generate(
@@ -41,7 +41,7 @@ def greedy(model: Any, tokenizer: Any, ids: list[int], tokens: int) -> tuple[str
     return tokenizer.decode(out, skip_special_tokens=True).removeprefix(before), len(out) - len(ids)
 
 
-def test_body_and_answer_are_the_published_ones(server: Any) -> None:
+def test_generate_accepts_the_published_body(server: Any) -> None:
     body = {"instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 12}}
     status, answer = server.post("/generate", body)
     assert status == 200
@@ -52,10 +52,11 @@ def test_body_and_answer_are_the_published_ones(server: Any) -> None:
 
 
 def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """The same number of tokens and the same text, up to where the bytes of a random model are no UTF-8."""
+    """Equal numbers of tokens and equal text, up to bytes of the random model that are not UTF-8."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
-        text, tokens = greedy(model, tokenizer, Prompt(tokenizer).ids(one_turn(instruction, input)), tokens=32)
+        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
+        text, tokens = greedy(model, tokenizer, ids, tokens=32)
         readable = text.partition("\ufffd")[0]
         assert readable
         for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
@@ -64,8 +65,8 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
             assert answer["generated_text"].partition("\ufffd")[0] == readable
 
 
-def test_the_server_asks_with_the_ids_that_were_trained_on(server: Any, tuned_checkpoint: Path) -> None:
-    """A row's ids before its answer, as tuning makes them: vLLM renders the same, and /generate sends them."""
+def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -> None:
+    """vLLM renders the ids that tuning has before an answer, and /generate sends them."""
     tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
     rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
     examples, _ = encoded(tokenizer, rows, 512)
@@ -77,13 +78,13 @@ def test_the_server_asks_with_the_ids_that_were_trained_on(server: Any, tuned_ch
             _, rendered = server.post("/tokenize", {"model": model, "messages": [message], "add_special_tokens": False})
             assert rendered["tokens"] == trained
         body = {"model": model, "prompt": trained, "temperature": 0, "max_tokens": 8}
-        _, said = server.post("/v1/completions", body)
-        assert said["usage"]["prompt_tokens"] == len(trained)
+        _, response = server.post("/v1/completions", body)
+        assert response["usage"]["prompt_tokens"] == len(trained)
         asked = server.generate(row["instruction"], row["input"], temperature=0, max_tokens=8)
-        assert asked["generated_text"] == said["choices"][0]["text"]
+        assert asked["generated_text"] == response["choices"][0]["text"]
 
 
-def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
+def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
     def ask(seed: int) -> str:
         return server.generate("Name a city.", seed=seed, temperature=1.0, max_tokens=16)["generated_text"]
 
@@ -94,10 +95,10 @@ def test_a_seed_gives_the_same_answer_again_among_others(server: Any) -> None:
     assert len(set(alone)) > 1
 
 
-def test_without_a_length_the_answer_gets_the_default_or_what_is_left(server: Any, tokenizer: Any) -> None:
+def test_default_length_is_256_tokens_or_the_rest_of_the_context(server: Any, tokenizer: Any) -> None:
     assert server.generate("short", ignore_eos=True)["num_output_tokens_cf"] == DEFAULT_MAX_TOKENS
     long = "word " * 110
-    left = CONTEXT - len(Prompt(tokenizer).ids(one_turn(long)))
+    left = CONTEXT - len(PromptEncoder(tokenizer).prompt(one_turn(long)))
     assert 0 < left < DEFAULT_MAX_TOKENS
     assert server.generate(long, ignore_eos=True)["num_output_tokens_cf"] == left
 
@@ -114,9 +115,9 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "response"),
     [
-        (b'{"instruction": ', 400, "the body is no JSON: Expecting value at character 16"),
+        (b'{"instruction": ', 400, "the body is not JSON: Expecting value at character 16"),
         (b"", 422, "the body must be an object"),
         ([1], 422, "the body must be an object"),
         ({"input": "x"}, 422, "give either instruction (with its input) or messages"),
@@ -140,7 +141,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(max_tokens="12"), 422, "parameters.max_tokens: input should be a valid integer"),
         (with_parameters(temperature=True), 422, "parameters.temperature: input should be a valid number"),
         (with_parameters(num_beams=0), 422, "parameters.num_beams: input should be greater than or equal to 1"),
-        (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; leave them or num_beams out"),
+        (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; remove them or num_beams"),
         (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
         (with_parameters(num_beams=40), 400, "logprobs"),
         (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of structured_outputs regexp"),
@@ -153,21 +154,21 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         ({"instruction": "word " * 600}, 400, "the context 512"),
     ],
 )
-def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, said: str) -> None:
+def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, response: str) -> None:
     answered, answer = server.post("/generate", body)
     assert answered == status
     assert answer == GenerateAnswer(error=answer["error"]).model_dump()
-    assert said in answer["error"]
+    assert response in answer["error"]
     assert "\n" not in answer["error"]
 
 
-def test_another_content_type_is_refused_in_the_envelope(server: Any) -> None:
+def test_other_content_type_is_refused_in_the_envelope(server: Any) -> None:
     status, answer = server.post("/generate", {"instruction": "x"}, content_type="text/plain")
     assert status == 415
     assert answer["error"] == "the content type is text/plain; send application/json"
 
 
-def test_vllms_own_routes_stand_beside_it(server: Any) -> None:
+def test_vllms_own_routes_are_served(server: Any) -> None:
     status, answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})
     assert status == 200
     assert answer["usage"]["completion_tokens"] <= 3
@@ -175,7 +176,7 @@ def test_vllms_own_routes_stand_beside_it(server: Any) -> None:
     assert status == 200
 
 
-def test_no_prompt_and_no_answer_in_the_log(server: Any) -> None:
+def test_log_has_no_prompt_and_no_answer(server: Any) -> None:
     answer = server.generate("Kiwetu-Marolo", temperature=0, max_tokens=24)["generated_text"]
     log = server.log.read_text()
     assert "POST /generate" in log
@@ -188,7 +189,7 @@ def test_no_prompt_and_no_answer_in_the_log(server: Any) -> None:
 
 
 def streamed(server: Any, **body: Any) -> list[dict[str, Any]]:
-    """The events of a streamed answer; it must end as streams end."""
+    """Return the events of a streamed answer, which must end with [DONE]."""
     request = urllib.request.Request(
         f"{server.url}/generate", json.dumps(body | {"stream": True}).encode(), {"Content-Type": "application/json"}
     )
@@ -208,8 +209,8 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str) -> None:
-    """The engine is made to write the text; cut at any token it is a prefix of it, and so is every stream."""
+def test_cut_answers_end_in_whole_characters(server: Any, text: str) -> None:
+    """The engine is forced to write the text; an answer cut at any token is a prefix of it."""
     body: dict[str, Any] = {
         "instruction": "write",
         "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
@@ -237,7 +238,7 @@ def test_no_character_is_broken_wherever_the_answer_ends(server: Any, text: str)
         {"seed": 5, "max_tokens": 60, "stop": "o", "include_stop_str_in_output": True},
     ],
 )
-def test_a_stream_is_the_unstreamed_answer_in_pieces(server: Any, parameters: dict[str, Any]) -> None:
+def test_stream_equals_the_unstreamed_answer(server: Any, parameters: dict[str, Any]) -> None:
     events = streamed(server, instruction="Name a city.", input="山水", parameters=parameters)
     whole = server.generate("Name a city.", "山水", **parameters)
     assert "".join(event["generated_text"] for event in events) == whole["generated_text"]
@@ -248,20 +249,20 @@ def test_a_stream_is_the_unstreamed_answer_in_pieces(server: Any, parameters: di
     assert "</s>" not in whole["generated_text"]
 
 
-def test_errors_before_a_stream_are_ordinary_errors(server: Any) -> None:
+def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
     status, answer = server.post("/generate", {"instruction": "x", "stream": True, "parameters": {"top_p": 7}})
     assert (status, answer["generated_text"]) == (400, "")
     assert "top_p" in answer["error"]
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Text and tokens of the best answer alone; without a length penalty both libraries rank by likelihood."""
+    """Text and tokens of the best answer; without a length penalty both libraries rank by likelihood."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     model.generation_config.eos_token_id = (
         None  # vLLM lets a beam end in any of its candidates, transformers in the best
     )
     for instruction, input in QUESTIONS[:2]:
-        ids = Prompt(tokenizer).ids(one_turn(instruction, input))
+        ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=3, max_new_tokens=10,
@@ -276,16 +277,16 @@ def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_chec
         assert answer["generated_text"].partition("\ufffd")[0] == text.partition("\ufffd")[0]
 
 
-def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokenizer: Any) -> None:
+def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenizer: Any) -> None:
     talk: list[Any] = [
         {"role": "user", "content": "Where was Dabe born?", "input": "Dabe was born in Kilo."},
         {"role": "assistant", "content": "In Kilo."},
         {"role": "user", "content": "写出首都", "input": None},
     ]
     status, answer = server.post("/generate", {"messages": talk, "parameters": {"temperature": 0, "max_tokens": 12}})
-    ids = Prompt(tokenizer).ids([{**turn, "input": turn.get("input") or ""} for turn in talk])
-    _, said = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
-    assert (status, answer["generated_text"]) == (200, said["choices"][0]["text"])
+    ids = PromptEncoder(tokenizer).prompt([{**turn, "input": turn.get("input") or ""} for turn in talk])
+    _, response = server.post("/v1/completions", {"prompt": ids, "temperature": 0, "max_tokens": 12})
+    assert (status, answer["generated_text"]) == (200, response["choices"][0]["text"])
     alone = server.generate(talk[0]["content"], talk[0]["input"], temperature=0, max_tokens=12)
     status, single = server.post(
         "/generate", {"messages": talk[:1], "parameters": {"temperature": 0, "max_tokens": 12}}
@@ -297,7 +298,7 @@ def test_a_conversation_is_asked_in_the_ids_of_its_template(server: Any, tokeniz
 
 
 def tokens_computed(server: Any) -> float:
-    """All tokens that the engine has taken in and put out so far (a beam takes its text in anew at every step)."""
+    """Return the tokens that the engine has read and written so far (a beam reads its text at every step)."""
     return server.counted("generation_tokens_total", "prompt_tokens_total")
 
 
@@ -315,8 +316,8 @@ LONG_WORK: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "asked"), LONG_WORK)
-def test_a_client_that_hangs_up_frees_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
-    """A quarter of a second after it has gone, the engine computes nothing any more."""
+def test_disconnected_client_stops_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
+    """The engine computes nothing a quarter of a second later."""
     body = json.dumps(asked).encode()
     began = tokens_computed(server)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:

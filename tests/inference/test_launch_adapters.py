@@ -1,4 +1,4 @@
-"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: told before it is loaded."""
+"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: checks before loading."""
 
 import argparse
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
-from prompting.adapter_prompts import adapter_prompt
-from prompting.prompt_ids import Prompt
 from safetensors.torch import load_file, save_file
 from server_launch.adapter_folders import check_adapter
+from server_launch.adapter_prompts import adapter_prompt
 from server_launch.cpu_limits import check_limits
 from server_launch.launch_adapters import check_adapters, named_adapters
 from test_readme import commands
@@ -37,7 +37,7 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
-    """A copy with other settings in its adapter_config.json."""
+    """Return a copy with other settings in its adapter_config.json."""
     shutil.copytree(adapter, folder)
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
@@ -45,7 +45,7 @@ def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
 
 
 def with_tensors(adapter: Path, folder: Path, **tensors: torch.Tensor | None) -> Path:
-    """A copy with tensors added, replaced or, where None, taken away; __ in a name is a dot."""
+    """Return a copy with tensors added, replaced or (None) removed; __ in a name is a dot."""
     shutil.copytree(adapter, folder)
     weights = load_file(folder / "adapter_model.safetensors")
     for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ Q_A = "base_model__model__model__layers__0__self_attn__q_proj__lora_A__weight"
 Q_BIAS = "base_model__model__model__layers__0__self_attn__q_proj__bias"
 
 
-def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     missing = shutil.copytree(adapter, tmp_path / "missing")
     (missing / "adapter_model.safetensors").unlink()
     damaged = shutil.copytree(adapter, tmp_path / "damaged")
@@ -72,19 +72,19 @@ def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_check
     narrow = make_adapter(
         other_model(tiny_checkpoint, tmp_path / "other", **NARROW), tmp_path / "narrow", target_modules=["embed_tokens"]
     )
-    for folder, said in {
-        tmp_path / "none": "does not exist; --lora-modules takes NAME=FOLDER",
+    for folder, message in {
+        tmp_path / "none": "does not exist; give the folder of an adapter",
         empty: "has no adapter_config.json",
-        tiny_checkpoint: "is a whole checkpoint and no adapter; serve it by itself",
+        tiny_checkpoint: "is a full checkpoint, not an adapter",
         missing: "has no adapter_model.safetensors",
         damaged: "/adapter_model.safetensors is damaged",
         changed(adapter, tmp_path / "loha", peft_type="LOHA"): "is an adapter of type LOHA",
-        with_tensors(adapter, tmp_path / "bias", **{Q_BIAS: torch.zeros(64)}): "holds base_model.model.model.layers.0",
-        with_tensors(adapter, tmp_path / "half", **{Q_A: None}): "has one matrix of the two",
+        with_tensors(adapter, tmp_path / "bias", **{Q_BIAS: torch.zeros(64)}): "holds bias of model.layers.0",
+        with_tensors(adapter, tmp_path / "half", **{Q_A: None}): "has only one of lora_A and lora_B",
         with_tensors(adapter, tmp_path / "wide", **{Q_A: torch.zeros(4, 128)}): "as a matrix of 64 by 128, which in",
         narrow: "changes model.embed_tokens as a matrix of 800 by 32, which in",
     }.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)) as error:
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as error:
             check_adapter("ie", str(folder), str(tiny_checkpoint))
         assert str(error.value).startswith(f"adapter ie: {folder}")
         assert "\n" not in str(error.value)
@@ -92,30 +92,30 @@ def test_a_folder_that_is_no_adapter_or_not_this_bases(adapter: Path, tiny_check
     check_adapter("ie", str(adapter), "org/on-the-hub")
 
 
-def test_an_adapter_of_old_is_looked_into_as_well(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_adapter_reads_bin_files(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(adapter, tmp_path / "old")
     weights = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
     torch.save(weights, folder / "adapter_model.bin")
     check_adapter("ie", str(folder), str(tiny_checkpoint))
     torch.save({name: weight[:, :1] for name, weight in weights.items()}, folder / "adapter_model.bin")
-    with pytest.raises(ValueError, match="changes model"):
+    with pytest.raises(ValueError, match=r"lora_A and lora_B of .* do not fit each other"):
         check_adapter("ie", str(folder), str(tiny_checkpoint))
 
 
-def test_names_are_taken_once(adapter: Path, tiny_checkpoint: Path) -> None:
+def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> None:
     base, folder = str(tiny_checkpoint), str(adapter)
     assert named_adapters([[f"a={folder}", json.dumps({"name": "b", "path": folder}), "nonsense"]]) == [
         ("a", folder), ("b", folder),
     ]  # fmt: skip
     check_adapters([("a", folder), ("b", folder)], base)
-    for named, served, said in (
-        ([("a", folder), ("a", folder)], (), "the name a is taken already; give each its own"),
-        ([(base, folder)], (), "is taken already; give it another"),
-        ([("base", folder)], ("base",), "the name base is taken already; give it another"),
+    for named, served, message in (
+        ([("a", folder), ("a", folder)], (), "the name a is already used; give each adapter its own"),
+        ([(base, folder)], (), "is already used; choose another"),
+        ([("base", folder)], ("base",), "the name base is already used; choose another"),
         ([("", folder)], (), "neither may be empty"),
     ):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             check_adapters(named, base, served)
     with pytest.raises(ValueError, match="given twice"):
         named_adapters([["a=x"], ["b=y"]])
@@ -124,8 +124,8 @@ def test_names_are_taken_once(adapter: Path, tiny_checkpoint: Path) -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_adapters_own_template_and_words_go_first(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    base = Prompt(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
+def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
     assert adapter_prompt(str(adapter), base).template == "{{ bos_token }}base"
     own = shutil.copytree(adapter, tmp_path / "own")
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
@@ -136,8 +136,8 @@ def test_an_adapters_own_template_and_words_go_first(adapter: Path, tiny_checkpo
     assert (bare.template, bare.tokenizer) == ("{{ bos_token }}own", base.tokenizer)
 
 
-def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two pieces that changed places; vLLM would write the answer with the base's."""
+def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Two pieces are exchanged; vLLM would decode answers with the base's tokenizer."""
     folder = shutil.copytree(adapter, tmp_path / "words")
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -145,7 +145,7 @@ def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: P
     one, two = [piece for piece, index in words.items() if index in (500, 600)]
     words[one], words[two] = words[two], words[one]
     file.write_text(json.dumps(content))
-    base = Prompt(AutoTokenizer.from_pretrained(tiny_checkpoint))
+    base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint))
     with pytest.raises(
         ValueError, match=r"another tokenizer than the base: 2 pieces differ; '.+', for one, has id \d+"
     ):
@@ -159,25 +159,26 @@ def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: P
 
 
 @pytest.mark.parametrize(
-    ("asked", "format", "said"),
+    ("asked", "format", "message"),
     [
         ({"distributed_executor_backend": "ray"}, "", "Ray on GPUs only"),
         ({"pipeline_parallel_size": 2, "enforce_eager": True}, "", "compiled models without adapters only"),
         ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "compiled models without adapters only"),
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
+        ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's own --worker-cls"),
         ({"pipeline_parallel_size": 2}, "float-quantized", None),
         ({"enable_lora": True}, "pack-quantized", None),
     ],
 )
-def test_what_vllm_does_not_do_without_a_gpu(asked: dict[str, Any], format: str, said: str | None) -> None:
+def test_check_limits_refuses_options_that_need_a_gpu(asked: dict[str, Any], format: str, message: str | None) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
-    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1} | asked))
+    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | asked))
     config = {"quantization_config": {"format": format}} if format else {}
-    if said is None:
+    if message is None:
         check_limits(args, config)
     else:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check_limits(args, config)
 
 
@@ -185,22 +186,23 @@ def test_what_vllm_does_not_do_without_a_gpu(asked: dict[str, Any], format: str,
 
 PARSE_EACH = """
 import contextlib, io, json, sys
-from launch_vllm import check_adapter_prompts, parse
+from server_launch.launch_adapters import check_adapter_prompts
+from server_launch.launch_args import parse_server_args
 names = "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "nnodes", "dtype"
 for line in json.load(sys.stdin):
     notes = io.StringIO()
     try:
         with contextlib.redirect_stderr(notes):
-            args = parse(line)
-            said = check_adapter_prompts(args)
-        print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), said]))
+            args = parse_server_args(line)
+            message = check_adapter_prompts(args)
+        print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), message]))
     except ValueError as error:
         print("=" + json.dumps(str(error)))
 """
 
 
 def parsed(lines: list[list[str]]) -> list[Any]:
-    """For each command line [settings, notes, notes about templates] or the error; one process imports vLLM once."""
+    """Return for each command line [settings, notes, notes about templates] or the error, from one process."""
     done = subprocess.run(
         [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "inference"), "VLLM_CPU_OMP_THREADS_BIND": "auto"},
@@ -209,9 +211,7 @@ def parsed(lines: list[list[str]]) -> list[Any]:
     return [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("=")]
 
 
-def test_adapters_set_what_they_need_and_leave_what_is_given(
-    adapter: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     here = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
     nine = [f"a{at}={adapter}" for at in range(9)]
     template = tmp_path / "t.jinja"
@@ -220,7 +220,12 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
     (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
-    dora, saved = {"use_dora": True}, {"modules_to_save": ["lm_head"]}
+    of_kind = {
+        name: make_adapter(tiny_checkpoint, tmp_path / name, **{"target_modules": ["q_proj"], **settings})
+        for name, settings in {
+            "dora": {"use_dora": True}, "saved": {"modules_to_save": ["lm_head"]}, "huge": {"r": 600},
+        }.items()
+    }  # fmt: skip
     lines: dict[str, tuple[list[str], Any]] = {
         "one": ([*here, f"a={adapter}"], (True, 16, 1, None)),
         "nine": ([*here, *nine], (True, 16, 8, 9)),
@@ -234,17 +239,17 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
         "off": ([*here, f"a={adapter}", "--no-enable-lora"], "--no-enable-lora and --lora-modules contradict"),
         "json": ([*here, '{"name": "a"}'], "Invalid fields for --lora-modules"),
         "dora": (
-            [*here, f"a={changed(adapter, tmp_path / 'dora', **dora)}"],
-            "vLLM does not yet support DoRA; merge it",
+            [*here, f"a={of_kind['dora']}"],
+            "holds lora_magnitude_vector of model.layers.0.self_attn.q_proj, which vLLM does not load",
         ),
-        "saved": ([*here, f"a={changed(adapter, tmp_path / 'saved', **saved)}"], "modules_to_save"),
-        "huge": ([*here, f"a={changed(adapter, tmp_path / 'huge', r=600)}"], "LoRA rank 600 is greater than"),
+        "saved": ([*here, f"a={of_kind['saved']}"], "holds weight of lm_head, which vLLM does not load"),
+        "huge": ([*here, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
         "odd": (
             [*here, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
-            "and 5 in adapter_config.json; get both again",
+            "and 5 in adapter_config.json; copy both again",
         ),
         "broken": ([*here, f"a={broken.parent}"], "correct its chat_template.jinja"),
-        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json has not the form "),
+        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json does not have the form "),
     }
     results = dict(zip(lines, parsed([line for line, _ in lines.values()]), strict=True))
     for name, (_, expected) in lines.items():
@@ -257,8 +262,8 @@ def test_adapters_set_what_they_need_and_leave_what_is_given(
     assert results["template"][2] == ["adapter a keeps its own chat template; --template_path is for the base"]
 
 
-def test_the_readmes_command_lines_are_vllms(adapter: Path, tiny_checkpoint: Path) -> None:
-    """Every launch_vllm.py line of the README is parsed, with folders that are here in place of its own."""
+def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
+    """Every launch_vllm.py line of the README is parsed, with existing folders in place of its own."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
         words = shlex.split(command, comments=True)
@@ -279,13 +284,13 @@ def test_the_readmes_command_lines_are_vllms(adapter: Path, tiny_checkpoint: Pat
         assert without_a_gpu or isinstance(result, list), (line, result)
 
 
-def test_an_adapter_that_is_not_there_is_told_at_once(run_script: RunScript, tiny_checkpoint: Path) -> None:
+def test_launcher_refuses_a_missing_adapter_folder(run_script: RunScript, tiny_checkpoint: Path) -> None:
     error = run_script(LAUNCHER, "--model", tiny_checkpoint, "--lora-modules", "ie=runs/none", status=2).stderr
-    assert error.startswith("error: adapter ie: runs/none does not exist; --lora-modules takes NAME=FOLDER")
+    assert error.startswith("error: adapter ie: runs/none does not exist; give the folder of an adapter")
     assert error.count("\n") == 1
 
 
-def test_the_recipe_hands_adapters_on(tiny_checkpoint: Path, adapter: Path) -> None:
+def test_serve_script_passes_adapters_on(tiny_checkpoint: Path, adapter: Path) -> None:
     settings = {"PYTHON": "echo", "MODEL": str(tiny_checkpoint), "ADAPTERS": f"a={adapter} b={adapter}"}
     done = subprocess.run(
         ["bash", "inference/scripts/serve.sh", "--seed", "1"],

@@ -1,4 +1,4 @@
-"""inference/launch_vllm.py: published options, presets without a GPU, clear errors before loading, a clean end."""
+"""launch_vllm.py, launch_presets.py, launch_checks.py: former options, presets without a GPU, errors, exit."""
 
 import argparse
 import json
@@ -15,8 +15,6 @@ import pytest
 from conftest import RunScript, free_port
 from server_launch.launch_checks import check_model, check_port
 from server_launch.launch_presets import (
-    PLUGIN,
-    allow_plugin,
     bind_cores,
     check_heads,
     kv_cache_gib,
@@ -31,51 +29,41 @@ LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size":
 # --- the pure core ----------------------------------------------------------------------------------------------------
 
 
-def test_former_options_are_left_out_or_replaced_with_a_line_each() -> None:
+def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
     published = "--port 8090 --model M --use-np-weights --max-num-batched-tokens 8000 --dtype half"
     current, notices = translate(published.split())
     assert current == ["--port", "8090", "--model", "M", "--max-num-batched-tokens", "8000", "--dtype", "half"]
     assert len(notices) == 1
-    assert notices[0].startswith("--use-np-weights is not needed any more")
+    assert notices[0].startswith("--use-np-weights is no longer needed")
     assert translate(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
     assert translate(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
 
 
-def test_the_endpoint_is_allowed_beside_the_plugins_that_would_load_anyway() -> None:
-    untold: dict[str, str] = {}
-    allow_plugin(untold)
-    assert {PLUGIN, "lora_filesystem_resolver"} <= set(untold["VLLM_PLUGINS"].split(","))
-    assert "lora_hf_hub_resolver" not in untold["VLLM_PLUGINS"]  # vLLM loads it only where it is named
-    told = {"VLLM_PLUGINS": "mine"}
-    allow_plugin(told)
-    assert told["VLLM_PLUGINS"] == f"mine,{PLUGIN}"
-
-
-def test_cache_of_keys_and_values_holds_one_whole_context() -> None:
+def test_kv_cache_holds_one_context() -> None:
     assert kv_cache_gib(LLAMA_2_7B) == 4
     assert kv_cache_gib(LLAMA_2_7B, context=1024) == 1
     assert kv_cache_gib({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}) == 1
     assert kv_cache_gib({}) == 1
 
 
-def test_cores_are_shared_out_evenly() -> None:
+def test_bind_cores_divides_cores_evenly() -> None:
     assert bind_cores([0, 1, 2, 3], 2) == "0,1|2,3"
     assert bind_cores([4, 6, 8], 2) == "4|6,8"
     with pytest.raises(ValueError, match=r"4 processes .* need 4 cores and there are 2"):
         bind_cores([0, 1], 4)
 
 
-def test_presets_without_a_gpu_yield_to_the_user() -> None:
+def test_cpu_presets_keep_the_users_options() -> None:
     left_open = dict.fromkeys(
         ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len",
          "enable_lora", "distributed_executor_backend", "enable_chunked_prefill", "max_num_batched_tokens")
-    )  # fmt: skip
+    ) | {"worker_cls": "auto"}  # fmt: skip
     one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
     args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
-    said = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
+    expected = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
     assert (args.enforce_eager, args.dtype, environment) == (True, "float32", {"VLLM_CPU_KVCACHE_SPACE": "4"})
     assert args.enable_chunked_prefill is False
-    assert len(said) == 4
+    assert len(expected) == 4
     chosen = argparse.Namespace(
         **(left_open | one | {"enforce_eager": False, "dtype": "half", "enable_chunked_prefill": True})
     )
@@ -87,8 +75,8 @@ def test_presets_without_a_gpu_yield_to_the_user() -> None:
     assert few.enable_chunked_prefill is None  # vLLM would refuse to start
 
 
-def test_heads_without_a_kernel_on_the_cpu_are_refused() -> None:
-    """vLLM itself starts and then dies at the first request."""
+def test_check_heads_refuses_widths_without_a_cpu_kernel() -> None:
+    """vLLM would start and fail at the first request."""
     with pytest.raises(ValueError, match="heads of this model are 16 wide"):
         check_heads({"hidden_size": 64, "num_attention_heads": 4})
     check_heads({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 64})
@@ -96,7 +84,7 @@ def test_heads_without_a_kernel_on_the_cpu_are_refused() -> None:
     check_heads({})
 
 
-def test_a_name_that_is_no_folder_may_be_one_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_model_distinguishes_hub_names_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert check_model("org/name") is False
     (tmp_path / "org").mkdir()
@@ -110,7 +98,7 @@ def test_a_name_that_is_no_folder_may_be_one_on_the_hub(tmp_path: Path, monkeypa
 
 
 def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
-    """A folder that cannot be served, made from a checkpoint."""
+    """Return a folder that cannot be served, made from a checkpoint."""
     shutil.copytree(checkpoint, folder)
     if kind == "no checkpoint":
         (folder / "config.json").unlink()
@@ -130,9 +118,9 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "expected"),
     [
-        ("no checkpoint", "is no checkpoint: it has no config.json"),
+        ("no checkpoint", "is not a checkpoint (no config.json)"),
         ("adapter", "is a LoRA adapter; serve it beside its base (--model BASE --lora-modules NAME="),
         ("no weights", "has no weights"),
         ("missing shard", "lacks model-00002-of-00002.safetensors"),
@@ -140,17 +128,17 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
         ("damaged config", "config.json is damaged"),
     ],
 )
-def test_a_folder_that_cannot_be_served(
-    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path, kind: str, said: str
+def test_launcher_refuses_incomplete_folders(
+    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path, kind: str, expected: str
 ) -> None:
     folder = broken(kind, tiny_checkpoint, tmp_path / "model")
     error = run_script(LAUNCHER, "--model", folder, status=2).stderr
     assert error.startswith(f"error: {folder}")
-    assert said in error
+    assert expected in error
     assert error.count("\n") == 1
 
 
-def test_help_is_quick_and_names_our_options(run_script: RunScript) -> None:
+def test_help_is_quick_and_lists_our_options(run_script: RunScript) -> None:
     began = time.monotonic()
     shown = run_script(LAUNCHER, "--help").stdout
     assert "--template_path T" in shown
@@ -158,7 +146,9 @@ def test_help_is_quick_and_names_our_options(run_script: RunScript) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_missing_folder_and_a_missing_template(run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_launcher_refuses_missing_folder_or_template(
+    run_script: RunScript, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     error = run_script(LAUNCHER, "--model", tmp_path / "none", status=2).stderr
     assert (
         error == f"error: {tmp_path}/none does not exist; --model takes a checkpoint folder or a hub name (org/name)\n"
@@ -168,7 +158,7 @@ def test_a_missing_folder_and_a_missing_template(run_script: RunScript, tiny_che
     assert error.count("\n") == 1
 
 
-def test_a_port_in_use_is_told_at_once(run_script: RunScript, tiny_checkpoint: Path) -> None:
+def test_launcher_refuses_a_port_in_use(run_script: RunScript, tiny_checkpoint: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -184,11 +174,12 @@ def test_a_port_in_use_is_told_at_once(run_script: RunScript, tiny_checkpoint: P
 
 PARSE_EACH = """
 import json, sys
-from launch_vllm import main, parse
+from launch_vllm import main
+from server_launch.launch_args import parse_server_args
 *lines, unservable = json.load(sys.stdin)
 for line in lines:
     try:
-        settings = vars(parse(line))
+        settings = vars(parse_server_args(line))
         print(json.dumps({name: settings[name] for name in ("host", "port", "dtype", "chat_template", "max_num_seqs")}))
     except ValueError as error:
         print(json.dumps(str(error)))
@@ -199,8 +190,10 @@ except ValueError as error:
 """
 
 
-def test_vllms_options_work_and_wrong_ones_are_told(repository: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Several command lines in one process, since importing vLLM takes seconds; none comes as far as the engine."""
+def test_vllms_options_are_parsed_and_wrong_ones_refused(
+    repository: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Several command lines in one process, since importing vLLM takes seconds; none starts an engine."""
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
     config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
     template.write_text("{% for message in messages %}")
@@ -240,15 +233,15 @@ def test_vllms_options_work_and_wrong_ones_are_told(repository: Path, tiny_check
 
 
 @pytest.mark.slow
-def test_the_published_command_serves_a_base_model_and_ends_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
-    """Half precision, two processes where there are two cores, an option of old; SIGTERM leaves nothing behind."""
+def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
+    """Half precision, two processes on two cores, a former option; no process is left after SIGTERM."""
     parallel = min(2, len(os.sched_getaffinity(0)))
     server = start_server(
         tiny_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",
         "--tensor-parallel-size", parallel,
     )  # fmt: skip
     log = server.log.read_text()
-    assert log.startswith("note: --use-np-weights is not needed any more")
+    assert log.startswith("note: --use-np-weights is no longer needed")
     assert "note: no GPU: --enforce-eager" in log or "no GPU" not in log
     answer = server.generate("The capital of", temperature=0, max_tokens=8, ignore_eos=True)
     assert answer["num_output_tokens_cf"] == 8

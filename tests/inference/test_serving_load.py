@@ -1,4 +1,4 @@
-"""The server under requests of every kind: what its description promises, and five hundred callers at once."""
+"""The server under load: responses match the OpenAPI description, and 500 mixed requests."""
 
 import json
 import random
@@ -27,8 +27,8 @@ CHECKS: list[Any] = [
 
 
 @pytest.mark.parametrize("path", ["/generate", "/extract"])
-def test_the_route_is_as_it_is_described(server: Any, path: str) -> None:
-    """Valid and invalid bodies made from the OpenAPI description: right status, right form, never a server error."""
+def test_responses_match_the_openapi_description(server: Any, path: str) -> None:
+    """Valid and invalid bodies from the OpenAPI description get a documented status and form, never a server error."""
     operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
     valid, invalid = (operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
 
@@ -77,7 +77,7 @@ KINDS: list[tuple[str, Any, set[int]]] = [
 
 
 def sent(server: Any, path: str, body: Any) -> int:
-    """Status of the answer, which must be whole; 0 for a caller that left before it came."""
+    """Return the status of a complete answer, 0 for a client that disconnects."""
     if body is None:
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as caller:
             text = json.dumps({"instruction": "x", "text": "x", "task": "ner", "schema": ["a"]})
@@ -99,8 +99,8 @@ def sent(server: Any, path: str, body: Any) -> int:
         return error.code
 
 
-def test_five_hundred_mixed_requests_lose_nothing(server: Any) -> None:
-    """Good, bad and abandoned ones, 64 at a time: each has its answer, none is a server error, and nothing is left."""
+def test_five_hundred_mixed_requests_are_all_answered(server: Any) -> None:
+    """Valid, invalid and abandoned ones, 64 at a time: none is a server error, and no request is left."""
     asked = KINDS * 25
     random.Random(5).shuffle(asked)
     with ThreadPoolExecutor(64) as callers:

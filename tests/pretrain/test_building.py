@@ -43,13 +43,13 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, run_script: RunSc
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"content": "x"}\n', "line 1 has no key 'text'; name the text's key with --text_key; there are: content"),
-        (b'{"text": "x"}\nno json\n', "line 2 is no JSON"),
+        (b'{"content": "x"}\n', "a.jsonl:1 has no key 'text'; name the text's key with --text_key; there are: content"),
+        (b'{"text": "x"}\nno json\n', "a.jsonl:2 is not JSON (Expecting value at 'no json'); correct it"),
         (b'[{"text": "x"}]\n', "a JSON list; one object a line is read"),
-        (b'"text"\n', "line 1 is no JSON object"),
+        (b'"text"\n', "a.jsonl:1 is not a JSON object"),
         (b'{"text": 5}\n', "'text' is int, not text"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
-        (b'{"text": "\xff"}\n', "line 1 is no UTF-8"),
+        (b'{"text": "\xff"}\n', "a.jsonl:1 is not UTF-8 (byte 0xff); convert the file to UTF-8"),
         (b"", "no document to write"),
         (b"\n  \n", "no document to write"),
     ],
@@ -106,12 +106,13 @@ def test_fields_are_joined_and_their_braces_are_data(
             "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
         )  # fmt: skip
         assert texts_of(tmp_path / ending, tiny_tokenizer) == ["A {body} of {0}\nsays {title}", "\nTwo."]
-        for template, said in (("{title} {gone}", "line 1 has no key 'gone'"), ("{n}", "line 1: 'n' is int, not text")):
+        for template, said in (("{title} {gone}", "1 has no key 'gone'"), ("{n}", "1: 'n' is int, not text")):
             refused = run_script(
                 SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / "no",
                 "--tokenizer_path", tiny_tokenizer, "--text_template", template, status=2,
             )  # fmt: skip
-            assert f"a.{ending} {said}" in refused.stderr and refused.stderr.count("\n") == 1
+            place = f"a.{ending}" + (":" if ending == "jsonl" else ", row ")
+            assert place + said in refused.stderr and refused.stderr.count("\n") == 1
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
         preprocess.write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
@@ -143,7 +144,7 @@ def test_where_a_file_is_cut_changes_nothing_but_the_self_check(tmp_path: Path, 
             assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
     with source.open("a") as file:
         file.write('{"text": 5}\n{"text": "last"}')
-    with pytest.raises(ValueError, match=rf"a\.jsonl line {len(texts) + 1}: 'text' is int"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:{len(texts) + 1}: 'text' is int"):
         preprocess.write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
@@ -251,7 +252,7 @@ def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Pat
     with source.open("a") as file:
         file.write("{\n")
     bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
-    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:3 is not JSON"):
         preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
     assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
     rows(source, ["another text"])

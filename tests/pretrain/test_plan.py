@@ -1,4 +1,4 @@
-"""pretrain/plan.py: sizes against real models and published figures, recommendations and refusals; DeepSpeed's keys."""
+"""plan.py, hardware_plan.py: sizes of real models, published figures, recommendations, refusals, DeepSpeed's keys."""
 
 import json
 import os
@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plan
 import pytest
 import torch
 from conftest import REPOSITORY, RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan import GB, Machine, Work
-from pretraining import memory_estimate
+from pretraining import hardware_plan, memory_estimate
+from pretraining.hardware_plan import GB, Machine, Workload
 from pretraining.memory_estimate import Shape
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -127,9 +126,11 @@ def test_traffic_is_that_of_the_paper_and_grows_with_accumulation() -> None:
 # --- recommendations --------------------------------------------------------------------------------------------------
 
 
-def recommended(shape: Shape, gpus: int, gigabytes: float, block: int, precision: str = "bf16") -> plan.Plan | None:
+def recommended(
+    shape: Shape, gpus: int, gigabytes: float, block: int, precision: str = "bf16"
+) -> hardware_plan.ConfigPlan | None:
     machine = Machine(gpus, 8, gigabytes * GB)
-    return plan.recommend(plan.make_plans(Work(shape, block, precision), machine), block)
+    return hardware_plan.recommend(hardware_plan.make_plans(Workload(shape, block, precision), machine), block)
 
 
 def test_simple_configurations_come_first() -> None:
@@ -180,9 +181,9 @@ def test_a_bare_config_file_will_do_and_one_node_takes_the_plain_recipe(tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--gpus", 2, "--gpu_memory", 24, "--host_memory", 64], "16 such GPUs would do, with zero3"),
+        (["--gpus", 2, "--gpu_memory", 24, "--host_memory", 64], "16 such GPUs are enough, with zero3"),
         (["--gpus", 8, "--gpu_memory", 24, "--host_memory", 64], "lacks 287 GB of host memory on a node; 16 such GPUs"),
-        (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs would do; lower --block_size"),
+        (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs is enough; lower --block_size"),
     ],
 )
 def test_a_machine_that_is_too_small_is_one_line_and_status_2(
@@ -200,12 +201,12 @@ def test_a_machine_that_is_too_small_is_one_line_and_status_2(
     ("changes", "options", "said"),
     [
         ({}, {"--model": "nowhere"}, "nowhere does not exist; --model takes"),
+        ({}, {"--gpus": "12"}, "does not fill nodes of 8"),
         ({}, {"--gpus": "0"}, "'0' is not a whole number of 1 or more"),
-        ({}, {"--gpus": "12"}, "no whole number of nodes of 8"),
         ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
-        ({}, {"--gpu": "v100", "--precision": "bf16"}, "nothing a V100 computes in"),
+        ({}, {"--gpu": "v100", "--precision": "bf16"}, "a V100 does not compute in bf16"),
         ({}, {"--block_size": "4096"}, "over the context"),
-        ({}, {"--global_batch_rows": "100", "--gpus": "24"}, "is no multiple of 24 GPUs; try 96"),
+        ({}, {"--global_batch_rows": "100", "--gpus": "24"}, "is not a multiple of 24 GPUs; try 96"),
         ({}, {"--gpu_mem": "32"}, "unknown option --gpu_mem; did you mean --gpu_memory?"),
         ({"model_type": "gpt2"}, {}, "model_type gpt2"),
         ({"hidden_size": ...}, {}, "hidden_size null, not a whole number"),
@@ -251,8 +252,8 @@ shapes = st.builds(
 def test_more_gpus_never_need_more_memory_and_longer_rows_never_less(
     shape: Shape, gpus: int, more: int, block: int, longer: int
 ) -> None:
-    def plans(gpus: int, block: int) -> list[plan.Plan]:
-        return plan.make_plans(Work(shape, block, "bf16"), Machine(gpus, 1, 0.0))
+    def plans(gpus: int, block: int) -> list[hardware_plan.ConfigPlan]:
+        return hardware_plan.make_plans(Workload(shape, block, "bf16"), Machine(gpus, 1, 0.0))
 
     few, many, long = plans(gpus, block), plans(gpus + more, block), plans(gpus, block + longer)
     for here, larger_machine, longer_rows in zip(few, many, long, strict=True):
@@ -267,12 +268,14 @@ def test_more_gpus_never_need_more_memory_and_longer_rows_never_less(
 @settings(max_examples=200, deadline=None)
 @given(shapes, st.integers(1, 32), st.integers(4, 200), st.integers(2, 8192), st.integers(0, 40))
 def test_what_is_recommended_fits(shape: Shape, gpus: int, gigabytes: int, block: int, rows_each: int) -> None:
-    work, machine = Work(shape, block, "bf16", rows_each * gpus), Machine(gpus, 1, gigabytes * GB)
-    best = plan.recommend(plan.make_plans(work, machine), block)
+    load, machine = Workload(shape, block, "bf16", rows_each * gpus), Machine(gpus, 1, gigabytes * GB)
+    best = hardware_plan.recommend(hardware_plan.make_plans(load, machine), block)
     if best is None:
-        assert plan.shortage(work, machine, plan.make_plans(work, machine)).startswith("no configuration fits: ")
+        assert hardware_plan.shortage(load, machine, hardware_plan.make_plans(load, machine)).startswith(
+            "no configuration fits: "
+        )
         return
-    assert best.memory <= plan.PLANNED * gigabytes * GB
+    assert best.memory <= hardware_plan.PLANNED * gigabytes * GB
     assert 1 <= best.micro_batch <= best.rows_fit
     assert not rows_each or best.micro_batch * best.accumulation == rows_each
 
@@ -305,9 +308,9 @@ def test_configurations_hold_nothing_that_deepspeed_does_not_know(file: Path) ->
 
 
 def test_configurations_are_those_that_are_planned_with() -> None:
-    work, machine = Work(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GB)
-    names = {each.config for each in plan.make_plans(work, machine)}
-    names |= {each.config for each in plan.make_plans(Work(LLAMA_7B, 2048, "fp16"), machine)}
+    load, machine = Workload(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GB)
+    names = {each.config for each in hardware_plan.make_plans(load, machine)}
+    names |= {each.config for each in hardware_plan.make_plans(Workload(LLAMA_7B, 2048, "fp16"), machine)}
     assert names == {file.stem for file in CONFIGS}
     for file in CONFIGS:
         zero = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]

@@ -1,6 +1,5 @@
-"""pretrain/pretraining/preflight.py: what the options mean for a corpus, and where a run begins."""
+"""preflight.py: checks of options against a corpus, and where a run starts or resumes."""
 
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 from corpus_files.corpus import Corpus
 from pretraining import preflight
-from pretraining.checkpointing import RunState
+from pretraining.pretraining_trainer import StartPoint
+from resumable_checkpoints.run_state import RunState
 from sequence_packing.packed_rows import Packing, Rows, open_rows
 from sequence_packing.sampler import Schedule
 
@@ -33,7 +33,7 @@ def test_weights_name_sources_or_types(rows: Rows) -> None:
     assert list(streams.sizes.values()) == [last - first for first, last in (s["rows"] for s in rows.sources)]
 
 
-def test_the_older_option_is_read_as_proportions(rows: Rows) -> None:
+def test_global_batch_distributed_is_read_as_proportions(rows: Rows) -> None:
     _, weights, notices = preflight.source_weights(options(global_batch_distributed="[424,80]"), rows)
     assert weights == {"0": 424, "1": 80}
     assert "sums to 504, and 2 ranks x 4 rows are 8" in notices[0]
@@ -44,32 +44,33 @@ def test_the_older_option_is_read_as_proportions(rows: Rows) -> None:
         preflight.source_weights(options(global_batch_distributed="[5,x]"), rows)
 
 
-def test_more_ranks_than_rows_are_an_error(rows: Rows) -> None:
+def test_more_ranks_than_rows_are_refused(rows: Rows) -> None:
     preflight.check_rows(rows, 4)
     with pytest.raises(ValueError, match="rows of 128 tokens for 1000 ranks"):
         preflight.check_rows(rows, 1000)
 
 
-def test_accepted_weights_begin_a_segment_and_an_accepted_corpus_begins_anew(tmp_path: Path) -> None:
+def test_accepted_weights_start_a_segment_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
     sizes, even = {"zh": 10, "en": 20}, {"zh": 1, "en": 1}
-    schedule = Schedule(sizes, even, 4)
-    saved = RunState({"bin": "a"}, {"block_size": 64}, 16, 4, schedule.state(), 160, 999, 2)
-    saved.write(tmp_path)
-    now = replace(saved, next_row=0, tokens=0)
-    assert preflight.beginning(False, now, schedule, even, None)[0].next_row == 0
-    begun, went_on = preflight.beginning(False, now, Schedule(sizes, even, 4), even, tmp_path)
-    assert (begun.next_row, begun.tokens, len(went_on.segments)) == (160, 999, 1)
+    schedule, checkpoint = Schedule(sizes, even, 4), tmp_path / "checkpoint-10"
+    checkpoint.mkdir()
+    identity = {"--data_path": "a", preflight.BATCH: 16, preflight.WEIGHTS: even}
+    RunState(identity, {"next_row": 160, "tokens": 999, "schedule": schedule.state()}).write(checkpoint)
+    assert preflight.start_point(identity, schedule, even, None, False)[0] == StartPoint(0, 0, 0)
+    start, resumed = preflight.start_point(identity, Schedule(sizes, even, 4), even, checkpoint, False)
+    assert (start, len(resumed.segments)) == (StartPoint(10, 160, 999), 1)
 
     heavy = {"zh": 3, "en": 1}
-    other = Schedule(sizes, heavy, 4)
-    changed = replace(now, schedule=other.state())
-    with pytest.raises(ValueError, match="gives other shares; go on all the same: --accept_changes"):
-        preflight.beginning(False, changed, other, heavy, tmp_path)
-    begun, went_on = preflight.beginning(True, changed, other, heavy, tmp_path)
-    assert begun.next_row == 160
-    assert begun.schedule["segments"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
-    assert np.bincount(went_on.at(np.arange(160, 560))[0]).tolist() == [300, 100]
+    other, changed = Schedule(sizes, heavy, 4), identity | {preflight.WEIGHTS: heavy}
+    with pytest.raises(ValueError, match=r"--source_weights was .* and is .*give --accept_changes"):
+        preflight.start_point(changed, other, heavy, checkpoint, False)
+    start, resumed = preflight.start_point(changed, other, heavy, checkpoint, True)
+    assert start == StartPoint(10, 160, 999)
+    assert resumed.state()["segments"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
+    assert np.bincount(resumed.at(np.arange(160, 560))[0]).tolist() == [300, 100]
 
-    another = replace(now, corpus={"bin": "b"})
-    begun, _ = preflight.beginning(True, another, schedule, even, tmp_path)
-    assert (begun.next_row, begun.tokens) == (0, 999)
+    start, resumed = preflight.start_point(identity | {"--data_path": "b"}, schedule, even, checkpoint, True)
+    assert (start, resumed) == (StartPoint(10, 0, 999), schedule)
+    by_type = Schedule({"0": 30}, {"0": 1}, 4)
+    changed = identity | {preflight.WEIGHTS: {"0": 1}}
+    assert preflight.start_point(changed, by_type, {"0": 1}, checkpoint, True)[1] is by_type

@@ -9,8 +9,9 @@ import pytest
 import sentencepiece
 from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus_building import sentences, text_encoding
 from corpus_files.corpus import Corpus, verify
+from corpus_tokenizer.document_encoder import CHECK_FIRST
+from sentence_ends.sentence_boundaries import sentence_ends
 
 SCRIPT = "pretrain/preprocess.py"
 
@@ -44,9 +45,7 @@ def test_documents_are_sentencepieces_ids_between_bos_and_eos(
             "documents": len(truth), "tokens": int(corpus.lengths.sum()),
         }
     ]  # fmt: skip
-    assert (
-        corpus.sidecar["settings"]["self_checked_documents"] == text_encoding.CHECK_FIRST + 5
-    )  # of a, and the short files
+    assert corpus.sidecar["settings"]["self_checked_documents"] == CHECK_FIRST + 5  # of a, and the short files
 
 
 def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> None:
@@ -56,7 +55,7 @@ def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> Non
     )
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
-    ends, at = set(sentences.sentence_ends(text)), ""
+    ends, at = set(sentence_ends(text)), ""
     for sample in corpus:
         at += oracle.decode([5, *sample.tolist()])[len(oracle.decode([5])) :]  # a first piece, so that no space is lost
         assert len(at.lstrip()) in ends | {len(text)} or len(at) in ends
@@ -119,7 +118,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode read", "--mode read needs --read_path_prefix"),
         ("--mode read --read_path_prefix no/x", "no/x.json does not exist; give a corpus by its prefix"),
         ("--mode write --file_path no*.txt --save_prefix o --tokenizer_path T", "no*.txt matches no file"),
-        ("--mode write --file_path a.txt --save_prefix o --tokenizer_path no", "no is no folder"),
+        ("--mode write --file_path a.txt --save_prefix o --tokenizer_path no", "no is not a folder"),
         ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is no file"),
         ("--mode write --file_path a.md --save_prefix o --tokenizer_path T", "a.md is not .jsonl, .json, .txt"),
         ("--mode write --seq_len 9", "unknown option --seq_len; did you mean --seq_length?"),

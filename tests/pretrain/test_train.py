@@ -1,4 +1,4 @@
-"""pretrain/train.py: real Trainer, real ZeRO-3 on two ranks, kills that change nothing, and clear refusals."""
+"""pretrain/train.py: real Trainer, ZeRO-3 on two ranks, interrupted runs that end at the same weights, and refusals."""
 
 from command_line.trainer_options import translate
 
@@ -19,8 +19,10 @@ import torch
 import train
 from conftest import RunScript, small_texts
 from launches import Launch, ranks_of
-from pretraining import checkpointing, pretraining_arguments
+from pretraining import pretraining_arguments
+from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file
+from sigterm import only_checkpoint, stop_by_sigterm
 from transformers import AutoModelForCausalLM
 
 
@@ -70,25 +72,27 @@ def train_here(*options: object) -> None:
     assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 
-def log_of(output: Path) -> list[dict[str, Any]]:
+def read_log(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
 
 
-def what_is_exact(output: Path) -> list[list[Any]]:
+def exact_entries(output: Path) -> list[list[Any]]:
     """Of each step what a resumed run must repeat to the bit; speeds are not among it."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "rows_small", "epochs_small")
-    return [[entry.get(name) for name in names] for entry in log_of(output) if "loss" in entry]
+    return [[entry.get(name) for name in names] for entry in read_log(output) if "loss" in entry]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert what_is_exact(one) == what_is_exact(other)
+    assert exact_entries(one) == exact_entries(other)
 
 
-def test_zero_3_on_two_ranks(undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
+    undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     """Both ranks train one model, and one complete checkpoint folder comes out, with a log of what happened."""
-    entries = [entry for entry in log_of(undisturbed) if "loss" in entry]
+    entries = [entry for entry in read_log(undisturbed) if "loss" in entry]
     losses = [entry["loss"] for entry in entries]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
@@ -117,7 +121,7 @@ def test_zero_3_on_two_ranks(undisturbed: Path, tiny_checkpoint: Path, small_cor
 def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:
     """Kill -9 all of a run so many seconds after it began to write the checkpoint of a step later than `after`."""
     while process.poll() is None:
-        if any(checkpointing.step_of(path) > after for path in checkpointing.checkpoints(output)):
+        if any(checkpoints.step_of(path) > after for path in checkpoints.list_checkpoints(output)):
             break
         time.sleep(0.002)
     time.sleep(delay)
@@ -127,12 +131,11 @@ def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int
 
 
 def newest_complete(output: Path) -> int:
-    complete = filter(checkpointing.is_complete, checkpointing.checkpoints(output))
-    return max(map(checkpointing.step_of, complete), default=0)
+    return max(map(checkpoints.step_of, checkpoints.list_complete(output)), default=0)
 
 
 @pytest.mark.slow
-def test_killed_twice_stopped_once_and_still_the_same_run(
+def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """Two ranks: kill -9 within the writing of a checkpoint, twice, then SIGTERM; the end is equal to the bit."""
@@ -160,7 +163,7 @@ def test_killed_twice_stopped_once_and_still_the_same_run(
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment(
+def test_run_killed_twenty_times_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """Start-up, steps and saving included; what was complete is never lost, and the end is equal to the bit."""
@@ -189,7 +192,9 @@ def test_twenty_kills_at_any_moment(
     assert_same_run(undisturbed, output)
 
 
-def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_resuming_another_run_is_refused_without_accept_changes(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     train_here(*options(tiny_checkpoint, small_corpus, first, "--save_steps", 3))
     again.mkdir()
@@ -199,19 +204,19 @@ def test_another_run_is_not_resumed_unless_told_to(tmp_path: Path, tiny_checkpoi
         train_here(*given)
     for change, said in (
         (("--seed", 7), "--seed was 42 and is 7"),
-        (("--gradient_accumulation_steps", 2), "a step had 4 rows and would have 8"),
-        (("--block_size", 96), "block_size was 128 and is 96"),
-        (("--eval_fraction", 0.2), "eval_fraction was 0.0 and is 0.2"),
+        (("--gradient_accumulation_steps", 2), r"rows of a step \(.*\) was 4 and is 8"),
+        (("--block_size", 96), "--block_size was 128 and is 96"),
+        (("--eval_fraction", 0.2), "--eval_fraction was 0.0 and is 0.2"),
     ):
-        with pytest.raises(ValueError, match=f"{said}.*; go on all the same: --accept_changes"):
+        with pytest.raises(ValueError, match=f"{said}.*; to resume it with these changes, give --accept_changes"):
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
     assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
-    rows = [entry["rows_small"] for entry in log_of(again) if "loss" in entry]
+    rows = [entry["rows_small"] for entry in read_log(again) if "loss" in entry]
     assert rows == [4, 8, 12, 20, 28, 36]
 
 
-def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
+def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a killed run left half-written is removed, with a notice."""
@@ -222,22 +227,25 @@ def test_a_resumed_run_in_one_process_ends_at_the_same_weights(
     shutil.copytree(whole / "checkpoint-6", resumed / "checkpoint-5")
     (resumed / "checkpoint-5" / "optimizer.pt").unlink()
     train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
-    assert f"notice: {resumed}/checkpoint-5 was not written to its end; removed\n" in capsys.readouterr().err
+    assert (
+        f"notice: {resumed}/checkpoint-5 is incomplete, the run was killed while saving it; removed\n"
+        in capsys.readouterr().err
+    )
     assert not (resumed / "checkpoint-5").exists()
     assert_same_run(whole, resumed)
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_goes_on_with_the_same_run(
+def test_one_rank_resumes_the_run_of_two(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """One rank takes the steps that two began: weights within rounding, and the same rows in the same order."""
-    go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
+    resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero3", "zero2", "zero1"])
-def test_bf16_is_resumed_to_the_bit(
+def test_resumed_bf16_run_is_equal_to_the_bit(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, config: str
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -252,17 +260,17 @@ def test_bf16_is_resumed_to_the_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_more_ranks_go_on_with_the_same_run(
+def test_four_ranks_resume_the_run_of_two_and_three_are_refused(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path, ranks: int
 ) -> None:
     if ranks == 4:
-        go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
+        resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
     else:
-        with pytest.raises(AssertionError, match="a step had 8 rows and would have 6"):
-            go_on_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
+        with pytest.raises(AssertionError, match=r"rows of a step \(.*\) was 8 and is 6"):
+            resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
 
 
-def go_on_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
+def resume_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
     output = tmp_path / "trained"
     output.mkdir()
     shutil.copytree(undisturbed / "checkpoint-4", output / "checkpoint-4")
@@ -272,12 +280,12 @@ def go_on_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, 
     launch.to_the_end(*given, ranks=ranks)
     one, other = load_file(undisturbed / "model.safetensors"), load_file(output / "model.safetensors")
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
-    for mine, theirs in zip(what_is_exact(output), what_is_exact(undisturbed), strict=True):
+    for mine, theirs in zip(exact_entries(output), exact_entries(undisturbed), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
     assert sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before  # nothing is left of it
 
 
-def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
+def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
     """The optimizer would begin anew without a word."""
@@ -288,10 +296,27 @@ def test_a_checkpoint_of_deepspeed_is_not_resumed_without_it(
         train.prepare(list(map(str, given)))
 
 
+def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    more = ("--save_strategy", "no", "--max_steps", 30)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
+    given = options(tiny_checkpoint, small_corpus, stopped, *more)
+    status, errors = stop_by_sigterm("pretrain/train.py", *given)
+    assert status == 143, errors
+    assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
+    checkpoint = only_checkpoint(stopped)
+    assert checkpoints.is_complete(checkpoint)
+    assert 0 < checkpoints.step_of(checkpoint) < 30
+    train_here(*given, *RESUME)
+    assert_same_run(whole, stopped)
+
+
 # --- what rows there are, and from where ------------------------------------------------------------------------------
 
 
-def test_sources_come_in_their_shares_and_are_evaluated_apart(
+def test_rows_follow_the_source_weights_and_held_out_loss_is_by_source(
     tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names, types and the older option; held-out loss by source, the same for every batch size."""
@@ -301,33 +326,33 @@ def test_sources_come_in_their_shares_and_are_evaluated_apart(
         ("types", ["--global_batch_distributed", "[1,2]", "--per_device_eval_batch_size", 1], ["0", "1"], [8, 16]),
     ):
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / name, "--save_strategy", "no", *more))
-        last = [entry for entry in log_of(tmp_path / name) if "loss" in entry][-1]
+        last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
         assert [last[f"rows_{each}"] for each in names] == shares
     assert "read as proportions" in capsys.readouterr().err
     for rows in (1, 3):
         more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", rows, "--max_steps", 1]
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", *more))
-        held_out.append([entry for entry in log_of(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
+        held_out.append([entry for entry in read_log(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
         assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_the_last_good_checkpoint_stays(
+def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
     given[given.index("1e-2")] = "1e37"
     done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
-    assert "the loss is no number, 3 steps in a row" in done.stderr
-    good = checkpointing.checkpoints(tmp_path / "trained")
+    assert "the loss or a weight is not finite for 3 steps" in done.stderr
+    good = checkpoints.list_checkpoints(tmp_path / "trained")
     assert good
-    assert all(checkpointing.is_complete(path) for path in good)
+    assert all(checkpoints.is_complete(path) for path in good)
     for path in good:
         assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
     ends = options(tiny_checkpoint, small_corpus, tmp_path / "ends", "--warmup_steps", 2, "--max_steps", 3)
     ends[ends.index("1e-2")] = "1e37"
-    with pytest.raises(ValueError, match="weights are no numbers after step 3"):
+    with pytest.raises(ValueError, match="weights are not finite after step 3"):
         train_here(*ends, "--max_grad_norm", 0)
     assert not (tmp_path / "ends" / "config.json").exists()
 
@@ -352,7 +377,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--source_weights": "zh=1"}, "no source zh"),
         ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
         ({"--eval_fraction": "1"}, "not from 0 to below 1"),
-        ({"--attn_implementation": "flash_attention_2"}, "cannot be had here"),
+        ({"--attn_implementation": "flash_attention_2"}, "is not available here"),
         ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
         ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),
         ({"--deepspeed": "nowhere.json"}, "nowhere.json does not exist"),
@@ -360,7 +385,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--max_steps": "many"}, "invalid int value"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(
+def test_bad_input_is_refused_before_anything_is_written(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], said: str
 ) -> None:
     words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
@@ -370,14 +395,16 @@ def test_bad_input_is_told_before_anything_is_written(
     assert not (tmp_path / "trained").exists()
 
 
-def test_an_error_is_one_line_and_status_2(run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_unknown_option_is_one_line_and_status_2(
+    run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
     done = run_script(
         "pretrain/train.py", *options(tiny_checkpoint, small_corpus, Path("tests")), "--seeed", 1, status=2
     )
     assert done.stderr == "error: unknown option --seeed; did you mean --seed?\n"
 
 
-def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base)
     tokenizer = json.loads((base / "tokenizer.json").read_text())
@@ -389,7 +416,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoin
         train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
     from safetensors.torch import save_file
 
     base = tmp_path / "base"
@@ -397,5 +424,5 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, tiny_checkpo
     weights = load_file(base / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as model\.layers\.1\.mlp\.up_proj\.weight"):
         train_here(*options(base, small_corpus, tmp_path / "trained"))

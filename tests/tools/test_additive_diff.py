@@ -35,7 +35,7 @@ def test_additive_diff_is_the_published_arithmetic(
         *flag,
     )
     done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag)
-    assert "base checked by its fingerprint; as its maker got it" in done.stdout
+    assert "base verified by its fingerprint; equal to the weights recorded by the diff's author" in done.stdout
     difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
     for name in new:
         expected = new[name].to(dtype) - raw[name].to(dtype)
@@ -76,7 +76,7 @@ def test_other_base_of_an_additive_diff_is_refused(
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
     said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
-    assert "of the weights will come back changed" in said
+    assert "of the weights in their last bits" in said
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
     assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
@@ -104,12 +104,12 @@ def test_published_sum_tells_the_base(
             (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
     out = ("--path_diff", diff, "--path_tuned")
     done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
-    assert f"base checked by the published sum {total:.4f}" in done.stdout
+    assert f"base verified by the published sum {total:.4f}" in done.stdout
     state = load_file(tiny_checkpoint / "model.safetensors")
     state["lm_head.weight"] += 0.01
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
-    assert "the base is another, or a file is damaged" in done.stderr
+    assert "the base is wrong or a file is damaged" in done.stderr
     assert left_behind(tmp_path) == []
 
 

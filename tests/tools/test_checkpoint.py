@@ -81,13 +81,13 @@ def test_a_tool_refuses_a_folder_whose_seal_does_not_hold(
     run_tool(*command, tmp_path / "good")
     flip(folder / "tokenizer.model")
     refused = run_tool(*command, tmp_path / "bad", status=2)
-    assert f"error: {folder / 'tokenizer.model'} is not as it was sealed" in refused.stderr
+    assert f"error: {folder / 'tokenizer.model'} differs from its seal" in refused.stderr
     assert not list(tmp_path.glob("bad*"))
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "one bit of the weights": (lambda f: flip(f / "model.safetensors"), ["model.safetensors is not as it was sealed"]),
-    "one bit of the tokenizer": (lambda f: flip(f / "tokenizer.model"), ["tokenizer.model is not as it was sealed"]),
+    "one bit of the weights": (lambda f: flip(f / "model.safetensors"), ["model.safetensors differs from its seal"]),
+    "one bit of the tokenizer": (lambda f: flip(f / "tokenizer.model"), ["tokenizer.model differs from its seal"]),
     "cut off": (lambda f: (f / "config.json").write_text("{"), ["config.json has 1 bytes, the seal says"]),
     "missing": (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
     "more": (lambda f: (f / "chat_template.jinja").write_text(""), ["chat_template.jinja is not in the seal"]),
@@ -161,7 +161,7 @@ def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_too
 @pytest.mark.parametrize("command", ["seal", "verify", "show"])
 def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_tool: RunTool, command: str) -> None:
     done = run_tool(SCRIPT, command, tmp_path / "none", status=2)
-    assert f"{tmp_path / 'none'} is no folder here" in done.stderr
+    assert f"{tmp_path / 'none'} is not a folder" in done.stderr
     done = run_tool(SCRIPT, command, tmp_path, status=2)
     assert str(tmp_path) in done.stderr
     done = run_tool(SCRIPT, command, tmp_path, "--quick", status=2)
@@ -198,8 +198,8 @@ def test_a_published_list_is_verified(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("<html>\n", "line 1 is no md5 or sha256 sum"), ("0" * 32 + "  ../x\n", "is not in the folder"),
-        ("0" * 40 + "  x\n", "line 1 is no md5 or sha256 sum"), ("\n# nothing\n", "lists no file"),
+        ("<html>\n", "line 1 is not an md5 or sha256 sum"), ("0" * 32 + "  ../x\n", "is not in the folder"),
+        ("0" * 40 + "  x\n", "line 1 is not an md5 or sha256 sum"), ("\n# nothing\n", "lists no file"),
     ],
 )  # fmt: skip
 def test_a_list_that_is_none(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, text: str, said: str) -> None:
@@ -219,7 +219,7 @@ def test_a_flipped_bit_is_named_by_its_tensor(tiny_checkpoint: Path, tmp_path: P
     content[tensor.offset + 5] ^= 64
     (folder / "model.safetensors").write_bytes(content)
     done = run_tool("tools/checkpoint.py", "verify", folder, status=2)
-    assert "model.safetensors is not as it was sealed (tensor model.norm.weight); download it again" in done.stderr
+    assert "model.safetensors differs from its seal (tensor model.norm.weight); download it again" in done.stderr
 
 
 def test_signing_without_the_package_says_what_to_install(
@@ -241,9 +241,9 @@ def test_a_signature_holds_until_a_file_changes(tiny_checkpoint: Path, tmp_path:
         subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", f"{key}.pub"], check=True, capture_output=True)
     run_tool("tools/checkpoint.py", "seal", folder, "--sign_key", tmp_path / "key")
     said = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "key.pub").stdout
-    assert said.endswith("files as sealed, the signature holds\n")
+    assert said.endswith("files as sealed, the signature is valid\n")
     other = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "other.pub", status=2)
-    assert "the signature does not hold" in other.stderr
+    assert "the signature is not valid" in other.stderr
     (folder / "config.json").write_text("{}")
     changed = run_tool("tools/checkpoint.py", "verify", folder, "--public_key", tmp_path / "key.pub", status=2)
-    assert "the signature does not hold" in changed.stderr
+    assert "the signature is not valid" in changed.stderr

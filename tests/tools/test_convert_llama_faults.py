@@ -78,7 +78,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  LICENSE\n"),
         "LICENSE is missing, which",
     ),
-    "damaged checklist": (lambda f: (f / "checklist.chk").write_text("\n<html>\n"), "checklist.chk, line 2 is no md5"),
+    "damaged checklist": (
+        lambda f: (f / "checklist.chk").write_text("\n<html>\n"),
+        "checklist.chk, line 2 is not an md5",
+    ),
     "checklist that leads away": (
         lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  ../x\n"),
         "checklist.chk, line 1 names '../x', which is not in the folder",
@@ -126,7 +129,7 @@ def test_faults_are_named_and_leave_nothing(
         ({"num_shards": 4}, "--num_shards 4, but"),
         ({"safe_serialization": False}, "only safetensors is written"),
         ({"push_to_hub": True}, "unknown option --push_to_hub"),
-        ({"max_shard_size": "big"}, "'big' is no size"),
+        ({"max_shard_size": "big"}, "'big' is not a size"),
         ({"instruct": "yes"}, "--instruct takes True or False"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_repository_arrives_whole_and_a_second_run_only_compares(hub: Hub, get
     target = tmp_path / "got/thing"
     out, _ = get(target, revision="main")
     before, after = out.splitlines()
-    assert before.startswith("some/thing at 0123456789, 3 files, 1.05 MB: 3 files, 1.05 MB to fetch, ")
+    assert before.startswith("some/thing at 0123456789, 3 files, 1.05 MB: 3 files, 1.05 MB to download, ")
     assert before.endswith(" GB free")
     assert after.endswith("some/thing at 0123456789, 3 files, 1.05 MB, every hash as published")
     assert downloaded(target) == DIFF
@@ -94,7 +94,7 @@ def test_only_the_damaged_file_of_a_finished_folder_is_fetched(
     hub.asked.clear()
     out, _ = get(target)
     assert hub.asked == [(name, "")]
-    assert f"{target}: fetched {name}; complete now" in out
+    assert f"{target}: downloaded {name}; complete now" in out
     assert downloaded(target) == DIFF | {"checkpoint.json": b"{}"}
     assert {path: path.stat().st_ino for path in good} == good
     assert outside.read_bytes() == DIFF[name]
@@ -231,7 +231,7 @@ def test_more_files_come_into_a_finished_folder(hub: Hub, get: Get, tmp_path: Pa
 )  # fmt: skip
 def test_names_that_lead_out_of_the_folder_are_refused(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
     hub.repositories["some/thing"][name] = b"evil"
-    with pytest.raises(ValueError, match="which may lead out of its folder; nothing was fetched"):
+    with pytest.raises(ValueError, match="which may lead out of its folder; nothing was downloaded"):
         get(tmp_path / "in/thing")
     assert not list(tmp_path.iterdir())
     assert not hub.asked
@@ -258,8 +258,8 @@ def test_plain_names_pass_and_doubtful_ones_do_not() -> None:
         ({"fp32": True}, "unknown option --fp32"),
         ({"specify": False, "repo_name": "", "only_base": True}, "no repository zjunlp/zhixi-13b-diff, or it is priv"),
         ({"revision": "v9"}, "has no revision 'v9'"),
-        ({"repo_name": "a/b/c"}, "'a/b/c' is no repository name"),
-        ({"endpoint": "ftp://x"}, "'ftp://x' is no address of a hub"),
+        ({"repo_name": "a/b/c"}, "'a/b/c' is not a repository name"),
+        ({"endpoint": "ftp://x"}, "'ftp://x' is not the address of a hub"),
         ({"endpoint": "https://me:secret@x"}, "a token goes to HF_TOKEN"),
     ],
 )

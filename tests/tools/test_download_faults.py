@@ -79,7 +79,7 @@ def test_a_killed_process_goes_on_at_the_byte_reached(hub: Hub, get: Get, tmp_pa
     assert not target.exists()
     (target.with_name("thing.partial") / "left_over.txt").write_text("of another download")
     out, _ = get(target)
-    assert "1 file, 0.55 MB to fetch" in out
+    assert "1 file, 0.55 MB to download" in out
     assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, ""), (LARGE, "bytes=500001-")]
     assert hub.sent == {name: len(content) for name, content in DIFF.items()}
     assert downloaded(target) == DIFF
@@ -93,7 +93,7 @@ def test_an_interrupted_process_says_how_much_is_there(hub: Hub, tmp_path: Path)
     hub.let_go.set()
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "\ninterrupted: 2 of 3 files, 0.50 MB of 1.05 MB are there; the same command goes on\n"
+    assert err == "\ninterrupted: 2 of 3 files, 0.50 MB of 1.05 MB have arrived; the same command resumes\n"
 
 
 def test_a_part_that_was_damaged_on_the_disk_is_noticed(hub: Hub, get: Get, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_part_as_long_as_the_file_or_longer(hub: Hub, get: Get, tmp_path: Path
 def test_two_processes_do_not_fill_one_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
     notes = tmp_path / "thing.partial/.download"
     notes.mkdir(parents=True)
-    with FileLock(notes / "lock"), pytest.raises(ValueError, match="is being filled by another process; let it end"):
+    with FileLock(notes / "lock"), pytest.raises(ValueError, match="is being written by another process; let it end"):
         get(tmp_path / "thing")
     get(tmp_path / "thing")
 
@@ -165,8 +165,8 @@ def test_a_file_that_stays_damaged_stops_no_other_and_alone_is_missing(hub: Hub,
     [
         (Fault(body=b"<html>log in</html>"), "the hub sends 19 bytes, published are 1,048,576"),
         (Fault(body=BYTES + b"more"), "the hub sends 1,048,580 bytes, published are 1,048,576"),
-        (Fault(status=416), r"byte 0 was asked for and not sent \(HTTP 416\)"),
-        (Fault(status=204), r"byte 0 was asked for and not sent \(HTTP 204\)"),
+        (Fault(status=416), r"byte 0 was requested and not sent \(HTTP 416\)"),
+        (Fault(status=204), r"byte 0 was requested and not sent \(HTTP 204\)"),
     ],
 )
 def test_an_answer_that_is_not_the_file_is_not_kept(
@@ -190,7 +190,7 @@ def test_a_compressed_answer_is_unpacked(hub: Hub, get: Get, tmp_path: Path) -> 
     packed = gzip.compress(BYTES, 0)
     hub.faults[LARGE] = [Fault(body=packed, headers={"Content-Encoding": "gzip"}, cut=cut) for cut in (400_000, None)]
     _, err = get(tmp_path / "thing", pattern=LARGE)
-    assert "was asked for and not sent (HTTP 206)" in err  # bytes of the packed file do not continue the unpacked one
+    assert "was requested and not sent (HTTP 206)" in err  # bytes of the packed file do not continue the unpacked one
     assert hub.asked[-1] == (LARGE, "")
     hub.faults["config.json"] = [Fault(body=gzip.compress(DIFF["config.json"]), headers={"Content-Encoding": "gzip"})]
     hub.asked.clear()
@@ -203,7 +203,7 @@ def test_a_range_that_begins_elsewhere_is_not_appended(hub: Hub, get: Get, tmp_p
     shifted = {"Content-Range": f"bytes 299999-{len(BYTES) - 1}/{len(BYTES)}"}
     hub.faults[LARGE] = [Fault(cut=300_000), Fault(headers=shifted)]
     _, err = get(tmp_path / "thing", pattern=LARGE)
-    assert "byte 300,000 was asked for and not sent (HTTP 206)" in err
+    assert "byte 300,000 was requested and not sent (HTTP 206)" in err
     assert hub.asked[-1] == (LARGE, "")
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
 

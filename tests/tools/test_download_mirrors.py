@@ -25,8 +25,8 @@ def test_a_rate_limit_is_waited_for(hub: Hub, get: Get, tmp_path: Path) -> None:
     start = time.monotonic()
     _, err = get(tmp_path / "thing")
     assert time.monotonic() - start >= 2
-    assert "notice: some/thing: HTTP 429; going on in 1 s" in err
-    assert "notice: config.json: HTTP 429; going on in 1 s" in err
+    assert "notice: some/thing: HTTP 429; retrying in 1 s" in err
+    assert "notice: config.json: HTTP 429; retrying in 1 s" in err
     assert downloaded(tmp_path / "thing") == DIFF
 
 
@@ -56,17 +56,17 @@ def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: i
     hub.faults[API] = [Fault(status=status)] * 2
     hub.faults["config.json"] = [Fault(status=status)] * 2
     _, err = get(tmp_path / "thing")
-    assert err.count(f"HTTP {status}; going on in 0 s") == 4
+    assert err.count(f"HTTP {status}; retrying in 0 s") == 4
     assert downloaded(tmp_path / "thing") == DIFF
 
 
 def test_a_hub_that_stays_busy_is_given_up(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(status=503)] * hub_retry.TRIES
-    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); .*; \d of 3 files.* goes on"):
+    with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* goes on"):
         get(tmp_path / "thing")
     assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_retry.TRIES
     hub.faults[API] = [Fault(status=503)] * hub_retry.TRIES
-    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 503\); try again later"):
+    with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); try again later"):
         get(tmp_path / "thing")
 
 
@@ -78,7 +78,10 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
     [
         (Fault(status=401), r"does not accept the token for some/thing \(HTTP 401\); correct HF_TOKEN, or unset it"),
         (Fault(status=403), r"refuses some/thing \(HTTP 403\); accept its terms there, or set HF_TOKEN"),
-        (Fault(status=403, headers=GATED), "some/thing is given out on request: accept its terms on http://127.*HF_TO"),
+        (
+            Fault(status=403, headers=GATED),
+            "some/thing is requires accepting its terms: accept its terms on http://127.*HF_TO",
+        ),
         (Fault(status=404), r"has no .* \(HTTP 404\); try another --endpoint or --revision"),
     ],
 )
@@ -171,7 +174,7 @@ def test_without_any_hash_sizes_are_checked_and_what_arrived_is_noted(
     hub.asked.clear()
     out, _ = get(target)
     assert hub.asked == [(LARGE, "")]
-    assert "3 files as first arrived, since no hash is published" in out
+    assert "3 files as first downloaded, since no hash is published" in out
     assert downloaded(target) == DIFF
 
 
@@ -195,11 +198,11 @@ def test_a_mirror_without_sizes_and_hashes_is_no_use(
     hub: Hub, get: Get, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     hub.hashes = hub.sizes = hub.heads = False
-    with pytest.raises(ValueError, match=r"does not give out some/thing \(HTTP 405\)"):
+    with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 405\)"):
         get(tmp_path / "thing")
     hub.heads, hub.linked_sizes = True, False
     request.getfixturevalue("storage")
-    with pytest.raises(ValueError, match=r"the hub tells no size of .*, so nothing could be checked; use another --e"):
+    with pytest.raises(ValueError, match=r"the hub gives no size of .*, so nothing could be checked; use another --e"):
         get(tmp_path / "thing")
     assert not list(tmp_path.iterdir())
 

@@ -58,9 +58,9 @@ def test_one_file_by_default_and_a_sealed_export_verifies(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"--max_shard_size": "big"}, "'big' is no size"),
-        ({"--lora_model": "none"}, "none is no folder here; --lora_model"),
-        ({"--base_model": "none"}, "none is no folder here; --base_model"),
+        ({"--max_shard_size": "big"}, "'big' is not a size"),
+        ({"--lora_model": "none"}, "none is not a folder; --lora_model"),
+        ({"--base_model": "none"}, "none is not a folder; --base_model"),
         ({"--load_8bit": "True"}, "unknown option --load_8bit"),
     ],
 )
@@ -80,5 +80,5 @@ def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path
     done = run_tool(
         SCRIPT, "--base_model", tiny_checkpoint, "--lora_model", broken, "--output_dir", tmp_path / "out", status=2
     )
-    assert f"{broken / 'adapter_model.safetensors'} is cut off" in done.stderr
+    assert f"{broken / 'adapter_model.safetensors'} is damaged" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

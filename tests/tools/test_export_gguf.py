@@ -193,8 +193,8 @@ def test_chunks_change_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.M
 
 
 CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
-    "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not exported here"),
-    "none": ({"architectures": None, "model_type": "llama"}, "llama is not exported here"),
+    "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported"),
+    "none": ({"architectures": None, "model_type": "llama"}, "llama is not supported"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "model is quantised; export the model that"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     "window": ({"sliding_window": 100}, "sliding_window=100"),
@@ -206,7 +206,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "no number": ({"intermediate_size": None}, "has no number intermediate_size"),
     "more layers": ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),
-    "fewer layers": ({"num_hidden_layers": 1}, "calls for no tensor model.layers.1."),
+    "fewer layers": ({"num_hidden_layers": 1}, "requires no tensor model.layers.1."),
     "other width": ({"intermediate_size": 64}, "is [64, 96], by config.json [64, 64]"),
 }
 

@@ -96,12 +96,13 @@ def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
 
 def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
-    with pytest.raises(ValueError, match="differently once it is answered"):
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match="changes a question once it is answered"):
         encoder.example(ROWS[0])
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
-    with pytest.raises(ValueError, match="refuses a row: not this"):
+    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"cannot render these messages: not this.*set_template"):
         encoder.example(ROWS[0])
 
 
@@ -138,28 +139,6 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
             counts[number] += 1
     assert min(counts) > 100  # 160 expected of each
     assert max(counts) < 220
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "x.jsonl holds no rows"),
-        (b"[]", "x.jsonl holds no rows"),
-        (b'{"text": "a"}\n{"text"\n', "x.jsonl:2 is not JSON"),
-        (b'[{"text": "a"},\n{]', "x.jsonl:2 is not JSON"),
-        (b'\n{"text": ""}', r"x.jsonl:2 is no row"),
-        (b'[{"text": "a"}, 7]', "x.jsonl, row 2 is no row"),
-        (b'{"instruction": "a"}', "x.jsonl:1 is no row"),
-        (b'{"instruction": "a", "output": "b", "input": 1}', "x.jsonl:1 is no row"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "x.jsonl:1 is no row"),
-        (b'{"text": "\xff"}', "x.jsonl is not UTF-8"),
-    ],
-)
-def test_damaged_rows_are_named(tmp_path: Path, content: bytes, said: str) -> None:
-    file = tmp_path / "x.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        calibration.sample_rows(file, 4, 0)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -323,7 +302,7 @@ def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: st
 
 
 def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none is no folder here"):
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
         quantization_inputs.check_model("none")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; --model_path"):
         quantization_inputs.check_model(tmp_path)

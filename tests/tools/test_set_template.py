@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import set_template
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from conftest import REPOSITORY
 from in_process import RunTool
 
@@ -41,15 +42,33 @@ def test_new_folder_has_the_template_and_the_same_weights(
     assert (model / "config.json").read_bytes() == before["config.json"]
 
 
+def test_template_that_ignores_an_input_is_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Every consumer appends the input to the content then."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ bos_token }}{{ messages[0].content }}")
+    set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
+    from transformers import AutoTokenizer
+
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(tmp_path / "out"))
+    assert encoder.text(one_turn("Which?", "this")) == "<s>Which?\n\nthis"
+
+
 BROKEN = {
-    "syntax": ("{{ bos_token", "does not render"),
-    "refusal": ("{{ raise_exception('no ' + messages[0].role) }}", "does not render: no user"),
-    "unknown name": ("{{ messages[0].content + missing }}", "does not render"),
-    "no input": ("{{ messages[0].content }}", "'input'"),
+    "syntax": ("{{ bos_token", "cannot render"),
+    "refusal": ("{{ raise_exception('no ' + messages[0].role) }}", "cannot render these messages: no user"),
+    "unknown name": ("{{ messages[0].content + missing }}", "cannot render"),
+    "changed input": ("{{ messages[0].content }}{{ messages[0].input | upper }}", "'input'"),
     "no content": ("{{ messages[0].input }}", "'content'"),
     "changed": ("{{ messages[0].content | upper }} {{ messages[0].input }}", "'content'"),
-    "forbidden": ("{{ messages.__class__.__mro__ }}", "does not render"),
+    "forbidden": ("{{ messages.__class__.__mro__ }}", "cannot render"),
 }
+
+
+def test_template_without_input_is_accepted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")  # every prompt of the repository then appends the input to it
+    set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
+    assert (tmp_path / "out/chat_template.jinja").read_text() == template.read_text()
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -66,10 +85,10 @@ def test_wrong_template_is_refused(tiny_checkpoint: Path, tmp_path: Path, case: 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--model_path", "none", "none is no folder here"),
-        ("--model_path", "finetune", "no checkpoint folder"),
-        ("--template_path", "none.jinja", "none.jinja is no .jinja file"),
-        ("--template_path", "pyproject.toml", "pyproject.toml is no .jinja file"),
+        ("--model_path", "none", "none is not a folder"),
+        ("--model_path", "finetune", "not a checkpoint folder"),
+        ("--template_path", "none.jinja", "none.jinja is not a .jinja file"),
+        ("--template_path", "pyproject.toml", "pyproject.toml is not a .jinja file"),
         ("--name", "alpaca", "unknown option --name"),
     ],
 )

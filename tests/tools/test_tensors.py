@@ -106,14 +106,16 @@ def test_tensors_that_share_memory_in_a_bin_are_read_each(tmp_path: Path) -> Non
         assert found[name].read().view(np.float32).reshape(value.shape).tolist() == value.tolist()
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5GiB", 3 * 2**29), (77, 77)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5GiB", 3 * 2**29), ("77", 77)]
+)
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "five", "5TB"])
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(ValueError, match="no size"):
+    with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
 
 
@@ -140,7 +142,7 @@ FAULTS = {
     "cut off in the header": (lambda f: os.truncate(f / SECOND, 20), [SECOND, "header"]),
     "empty": (lambda f: os.truncate(f / SECOND, 0), [SECOND, "download it again"]),
     "too long": (lambda f: (f / SECOND).open("ab").write(b"x"), [SECOND, "after its last tensor"]),
-    "garbage": (lambda f: (f / SECOND).write_bytes(b"\xff" * 500), [SECOND, "no safetensors"]),
+    "garbage": (lambda f: (f / SECOND).write_bytes(b"\xff" * 500), [SECOND, "not a safetensors"]),
     "no JSON": (lambda f: (f / SECOND).write_bytes(b"\x08" + bytes(7) + b"{{{{{{{{"), [SECOND, "damaged header"]),
     "shard missing": (lambda f: (f / SECOND).unlink(), [SECOND, "missing", "holds b"]),
     "tensor not in shard": (lambda f: edit_index(f, c=SECOND), [SECOND, "lacks tensor c"]),
@@ -216,7 +218,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.arange(100_000)}, tmp_path / "model.safetensors")
     tensor = read_weights(tmp_path)["a"]
     os.truncate(tmp_path / "model.safetensors", 5000)
-    with pytest.raises(ValueError, match="became shorter while tensor a was read"):
+    with pytest.raises(ValueError, match="was truncated while tensor a was read"):
         list(tensor.chunks())
 
 
@@ -227,7 +229,7 @@ def test_what_is_not_on_the_disk_as_it_was_written_is_named(tmp_path: Path) -> N
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors: tensor b is not on the disk as it was written"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: tensor b differs on the disk from what was written"):
         verify_written(tmp_path, hashes)
     with pytest.raises(ValueError, match="does not hold the tensors"):
         verify_written(tmp_path, {"a": hashes["a"]})

@@ -60,11 +60,10 @@ def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
     return modules.get(module, modules.get(module.partition(".")[2]))
 
 
-def changed_shape(parts: Shapes, transposed: bool = False) -> tuple[int, int] | None:
+def changed_shape(parts: Shapes) -> tuple[int, int] | None:
     """(rows, columns) of the base's matrix that a pair of LoRA matrices changes; None without a pair."""
     if "lora_A" in parts:
-        shape = parts["lora_B"][0], parts["lora_A"][1]
-        return shape[::-1] if transposed else shape
+        return parts["lora_B"][0], parts["lora_A"][1]
     if "lora_embedding_A" in parts:
         return parts["lora_embedding_A"][1], parts["lora_embedding_B"][0]
     return None
@@ -79,7 +78,9 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
         shape = shape_in_base(module, modules)
         if shape is None:
             raise ValueError(f"{adapter.path} changes {module}, which {base} does not have; {REMEDY}")
-        pair = changed_shape(parts, bool(adapter.config.get("fan_in_fan_out")))
+        pair = changed_shape(parts)
+        if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
+            pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
         copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
         grown = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have got more rows
         for wanted in [*copies, *([pair] if pair else [])]:

@@ -23,7 +23,6 @@ class AnswerLayout(NamedTuple):
     lead: str  # white space between the prompt and the answer
     tail: str  # everything behind the answer
     strips: tuple[bool, bool]  # whether white space at the answer's beginning and end is removed
-    followed: bool  # found only where another question follows: the last answer is rendered differently
 
 
 class ChatTemplate:
@@ -79,5 +78,5 @@ class ChatTemplate:
                 if not (prompt and found and before.startswith(prompt)) or lead.strip():
                     continue
                 padded_before, _, padded_tail = answered(f" \n{MARK}\n ")
-                return AnswerLayout(lead, tail, (padded_before == before, padded_tail == tail), followed)
+                return AnswerLayout(lead, tail, (padded_before == before, padded_tail == tail))
         return None

@@ -23,9 +23,9 @@ from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypedDict
 
-from chat_prompts.chat_templates import MARK, QUESTION, ChatTemplate, Messages
+from chat_prompts.chat_templates import MARK, ChatTemplate, Messages
+from chat_prompts.text_encoding import TextEncoder, text_encoder
 
-ANCHOR = "\ufdd0"  # a noncharacter: no piece of a vocabulary joins it to its neighbours
 STAND_INS = 0xD800  # lone surrogates from here on stand for the first characters of control tokens
 REMEDY = "take another template, such as finetune/templates/alpaca.jinja, which only appends"
 
@@ -88,6 +88,10 @@ class PromptEncoder:
         self._spelled = re.compile("|".join(spelled) or r"(?!)")  # the first character of each, overlapping ones too
         self._stand_ins = {first: chr(STAND_INS + place) for place, first in enumerate(by_first)}
 
+    @property
+    def _encoder(self) -> TextEncoder:
+        return text_encoder(self.tokenizer, next(iter(self.controls), ""))
+
     # --- what is asked ------------------------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[Any]) -> list[int]:
@@ -102,7 +106,7 @@ class PromptEncoder:
         if not self.template:
             texts = ["\n\n".join(filter(None, map(joined, messages))) for messages in conversations]
             bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return [bos + ids for ids in self._texts_ids([(self._checked(text), False) for text in texts])]
+            return [bos + ids for ids in self._encoder.ids([(self._checked(text), False) for text in texts])]
         layouts = []
         for messages in map(self._safe, conversations):
             text, answers = self._history(messages)
@@ -116,7 +120,7 @@ class PromptEncoder:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text in which nothing is a control token; no BOS."""
-        return self._texts_ids([(self._checked(text), False)])[0]
+        return self._encoder.ids([(self._checked(text), False)])[0]
 
     def text(self, messages: Sequence[Any]) -> str:
         """The rendered prompt, for people to read."""
@@ -194,24 +198,22 @@ class PromptEncoder:
     def _answered(self, messages: Messages, every: bool) -> Layout:
         """A conversation up to its last answer, divided before and behind each answer and behind each end-of-turn.
 
-        The last answer is rendered at the end of the conversation and, where this is not in the form of an earlier one
-        (Qwen3 writes an empty reasoning before it), with another question behind it.
+        The last answer and its end-of-turn are appended to the prompt that asks for it. A template may render the
+        end of a conversation differently from a history (Qwen3 writes an empty reasoning there); tuning does not.
         """
         last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
-        history, answer = messages[:last], messages[last]
-        prompt, answers = self._history(history)
-        if every:
-            self._check_history(history, prompt, answers)
+        prompt, answers = self._history(messages[:last])
         layout = self.chat_template.answer_layout
-        lead, more = (layout.lead, [QUESTION] if layout.followed else []) if layout else ("", [])
+        if layout is None:
+            raise ValueError(f"the chat template changes a question once it is answered; {REMEDY}")
+        if every:
+            self._check_history(messages[:last], prompt, answers)
         behind = "".join(self._end or ())
-        for following in (more, [] if more else [QUESTION]):
-            text = self.chat_template.try_render([*history, answer, *following], bool(following))
-            if text.startswith(prompt) and text.startswith(lead + answer["content"] + behind, len(prompt)):
-                spans = [*(answers or ()), (len(prompt), len(prompt) + len(lead) + len(answer["content"]))]
-                cuts = [(start, end, end + text.startswith(behind, end) * len(behind)) for start, end in spans]
-                return Layout(text, list(chain(*cuts)))
-        raise ValueError(f"the chat template changes an answer, or the question before it once answered; {REMEDY}")
+        answer = layout.lead + messages[last]["content"]
+        text = prompt + answer + behind
+        spans = [*(answers or ()), (len(prompt), len(prompt) + len(answer))]
+        cuts = [(start, end, end + text.startswith(behind, end) * len(behind)) for start, end in spans]
+        return Layout(text, list(chain(*cuts)))
 
     def _check_history(self, history: Messages, prompt: str, answers: list[tuple[int, int]] | None) -> None:
         """Raise ValueError unless each earlier answer follows exactly the prompt that asks for it."""
@@ -295,7 +297,7 @@ class PromptEncoder:
         """The ids of every rendering, divided at its cuts; all texts are encoded in one call, which uses all cores."""
         split = [self._split(layout) for layout in layouts]
         texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
-        encoded = iter(self._texts_ids(texts))
+        encoded = iter(self._encoder.ids(texts))
         return [
             [
                 list(chain(*([piece] if isinstance(piece, int) else next(encoded) for piece in region)))
@@ -320,43 +322,6 @@ class PromptEncoder:
                     continues, stripped = True, False
                 if found:
                     region.append(self.controls[found[0]])
-                    start, continues, stripped = found.end(), self._backend[1], right
+                    start, continues, stripped = found.end(), self._encoder.continues_after_control, right
             regions.append(region)
         return regions
-
-    @cached_property
-    def _backend(self) -> tuple[Any, bool, list[int] | None]:
-        """A copy of the tokenizer's backend that takes control tokens as text, safe to use in several threads.
-
-        And whether a text behind a control token continues (no space of SentencePiece's is put before it), and the ids
-        of the anchor; None where a text has the same ids whether or not it continues another.
-        """
-        from tokenizers import Tokenizer
-
-        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-
-        def ids(text: str) -> list[int]:
-            return backend.encode(text, add_special_tokens=False).ids
-
-        control = next(iter(self.controls), "")
-        behind = ids(control + "b")
-        backend.encode_special_tokens = True
-        anchor = ids(ANCHOR)
-        continued = ids(ANCHOR + "b")
-        needs_anchor = continued[: len(anchor)] == anchor and continued[len(anchor) :] != ids("b")
-        return backend, bool(control) and behind[1:] != ids("b"), anchor if needs_anchor else None
-
-    def _texts_ids(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Ids of texts in which nothing is a control token, each with whether it continues another text.
-
-        SentencePiece puts a space before a text, though not before one that continues: an anchor stands in for the text
-        before, and its ids are cut off.
-        """
-        backend, _, anchor = self._backend
-        anchored = [continues and anchor is not None for _, continues in texts]
-        given = [ANCHOR + text if behind else text for (text, _), behind in zip(texts, anchored, strict=True)]
-        encoded = backend.encode_batch_fast(given, add_special_tokens=False)
-        size = len(anchor or ())
-        return [each.ids[size:] if behind else each.ids for each, behind in zip(encoded, anchored, strict=True)]

@@ -110,7 +110,7 @@ def mismatched_files(folder: Path, files: list[RemoteFile], stop: threading.Even
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 
-class Part:
+class ReceivedPart:
     """The received beginning of a file on the disk, and the hash over it."""
 
     def __init__(self, handle: IO[bytes], file: RemoteFile, bar: Any) -> None:
@@ -180,7 +180,7 @@ class Transfer:
         from huggingface_hub import errors
 
         with path.open("a+b", buffering=0) as handle:
-            part = Part(handle, file, self.bar)
+            part = ReceivedPart(handle, file, self.bar)
             retries = RetryPolicy(file.name, self.stop)
             try:
                 while (before := part.size) < file.size:
@@ -197,7 +197,7 @@ class Transfer:
             os.fsync(handle.fileno())
         return digest
 
-    def receive_rest(self, part: Part) -> None:
+    def receive_rest(self, part: ReceivedPart) -> None:
         """Request the rest of a part once; HTTPError if the response breaks off, DamagedError if it is wrong."""
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session, hf_raise_for_status
@@ -221,7 +221,7 @@ class Transfer:
             raise DamagedError(f"the hub sent {part.size:,} bytes, published are {size:,}")
 
 
-def check_range(part: Part, response: Any) -> None:
+def check_range(part: ReceivedPart, response: Any) -> None:
     """Compare the range of a response with the request; a part is emptied if the response starts at byte 0."""
     headers, size = response.headers, part.file.size
     if response.status_code == 206 and "Content-Encoding" not in headers:

@@ -20,7 +20,7 @@ REDIRECTS = 10
 
 
 @dataclass(frozen=True)
-class Source:
+class RepositorySource:
     """A repository of a hub, its revision ("": the main branch), and the selection of its files."""
 
     repo: str
@@ -61,7 +61,7 @@ def resolve_endpoint(endpoint: str) -> str:
     return address
 
 
-def list_files(source: Source, stop: threading.Event) -> Listing:
+def list_files(source: RepositorySource, stop: threading.Event) -> Listing:
     """Request the revision's commit and files.
 
     Raises ValueError with one line if there is no such repository, revision or file, a name leads out of the folder, or
@@ -110,7 +110,7 @@ def check_names(names: list[str], repo: str) -> None:
         raise ValueError(f"{repo} lists {twice!r} twice, or as a file and a folder; nothing was downloaded")
 
 
-def select(names: list[str], source: Source) -> list[str]:
+def select(names: list[str], source: RepositorySource) -> list[str]:
     """The names that match a pattern and no exclusion (fnmatch over the whole name, so * also matches /).
 
     Raises ValueError with some names if a pattern matches none, or no name remains.
@@ -176,7 +176,7 @@ def origin(request: Any) -> tuple[str, bytes]:
     return request.url.scheme, request.url.netloc
 
 
-def explain(error: Exception, source: Source) -> str:
+def explain(error: Exception, source: RepositorySource) -> str:
     """One line with the remedy for an exception of the hub client."""
     from huggingface_hub import errors
 

@@ -25,11 +25,11 @@ from hub_download.hub_folders import (
     staging,
     write_note,
 )
-from hub_download.hub_listing import Listing, Source, explain, list_files
+from hub_download.hub_listing import Listing, RepositorySource, explain, list_files
 from hub_download.hub_retry import notice
 
 
-def download(source: Source, target: Path) -> str:
+def download(source: RepositorySource, target: Path) -> str:
     """Download the repository into the new folder `target`, or replace its missing and damaged files; a summary line.
 
     Raises ValueError if the hub refuses, the disk is too small, or target holds something else. Files that arrived stay
@@ -89,7 +89,7 @@ def verification(listing: Listing, files: list[RemoteFile]) -> str:
     return "every hash as published"
 
 
-def listing_for(source: Source, target: Path, note: DownloadNote | None, stop: threading.Event) -> Listing:
+def listing_for(source: RepositorySource, target: Path, note: DownloadNote | None, stop: threading.Event) -> Listing:
     """The hub's files of the source, at the commit that `target` holds if this command made it.
 
     Raises ValueError if the folder's note names another repository or revision.
@@ -117,7 +117,12 @@ def with_noted_hashes(listing: Listing, notes: list[DownloadNote | None]) -> lis
 
 
 def fetch_files(
-    source: Source, partial: Path, wrong: list[RemoteFile], note: DownloadNote, title: str, stop: threading.Event
+    source: RepositorySource,
+    partial: Path,
+    wrong: list[RemoteFile],
+    note: DownloadNote,
+    title: str,
+    stop: threading.Event,
 ) -> None:
     """Download the files that the partial folder lacks, and note the hash of each.
 

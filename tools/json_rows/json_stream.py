@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, NoReturn
 
-BLOCK = 1 << 20  # bytes read at a time
+BLOCK = 1 << 18  # bytes read at a time
 BLANKS = re.compile(r"[ \t\r]*")
 SPACES = re.compile(r"[ \t\r\n]*")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -157,7 +157,7 @@ class JsonStream:
                 if complete or not cut:
                     raise ParseError(json_fault(error), error.pos - self.at) from None
             except RecursionError:
-                raise ParseError("is nested too deep; write it with fewer levels") from None
+                raise ParseError("is nested too deep; write it with fewer levels", len(text) - self.at) from None
             except ValueError as error:  # of a number
                 long = "has an integer of more than 4300 digits; write it as text"
                 raise ParseError(long if "integer string" in str(error) else str(error)) from None

@@ -34,7 +34,7 @@ def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
     if path.suffix == ".zst":
         import pyarrow
 
-        return pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd")
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))
     return file
 
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from checkpoint_io.tensors import CHUNK, Spec, Tensor, check_finite, fingerprint
 from lora_merging.low_rank import Factors, Sum
 
 from weight_diffs import number_coding
-from weight_diffs.exact_diff import FORMAT, Entry, Part, counterpart, from_base, predicted
+from weight_diffs.exact_diff import FORMAT, Entry, PayloadPart, counterpart, from_base, predicted
 from weight_diffs.rank_search import RankSearch
 
 Known = Callable[[Tensor], Factors | None]  # factors of a product known to have been added to a tensor's base
 Added = Callable[[Tensor, Tensor], Factors | None]  # factors worth storing, known or found
-PLANNED = 16 * CHUNK  # elements coded with one plan
 
 
 @dataclass(frozen=True)
@@ -179,29 +177,19 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
     total = Sum(factors) if factors else None
     stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
 
-    def numbers(part: Part, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
+    def numbers(part: PayloadPart, ours: np.ndarray, theirs: np.ndarray | None) -> np.ndarray:
         if base is None or theirs is None:
             return ours
         return difference(ours, predicted(theirs, base.dtype, part.first, entry, total), tuned.dtype)
 
-    @cache
-    def plan(what: str, first: int) -> list[int]:
-        """The coding steps of parts after `first`, chosen by the numbers there, independent of threads."""
-        sample = Part(what, 0, first, min(first + number_coding.SAMPLE, tuned.elements))
-        theirs = base.read(sample.first, min(sample.last, entry.from_base)) if base and what == "difference" else None
-        ours = tuned.read(sample.first, sample.first + theirs.size if theirs is not None else sample.last)
-        return number_coding.make_plan(numbers(sample, ours, theirs))
-
-    def piece(part: Part) -> Piece:
+    def piece(part: PayloadPart) -> Piece:
         if part.what in stored:
             values = np.asarray(stored[part.what], np.float32).reshape(-1)[part.first : part.last]
             return Piece(number_coding.encode(values.view(np.uint32), zstd))
         ours = tuned.read_once(part.first, part.last)
         check_finite(ours, tuned)
         theirs = base.read_once(part.first, part.last) if base and part.what == "difference" else None
-        start = part.first // PLANNED * PLANNED if part.what == "difference" else part.first
-        kinds = plan(part.what, start) if total is None and part.last - start > number_coding.SAMPLE else []
-        return Piece(number_coding.encode(numbers(part, ours, theirs), zstd, kinds), ours, theirs)
+        return Piece(number_coding.encode(numbers(part, ours, theirs), zstd), ours, theirs)
 
     return in_order(piece, entry.parts(CHUNK))
 

@@ -50,20 +50,20 @@ class Entry:
     rank: int = 0  # of the product added to the base before subtracting; 0: none
     scaled: bool = False  # whether the rows of that sum are scaled
 
-    def parts(self, chunk: int) -> list["Part"]:
+    def parts(self, chunk: int) -> list["PayloadPart"]:
         """The parts of the payload in order."""
         rows, columns = (self.shape[0], self.from_base // self.shape[0]) if self.rank else (0, 0)
-        parts = [Part("left", 4, *cut) for cut in ranges(rows * self.rank, chunk)]
-        parts += [Part("right", 4, *cut) for cut in ranges(columns * self.rank, chunk)]
-        parts += [Part("scale", 4, *cut) for cut in ranges(rows if self.scaled else 0, chunk)]
+        parts = [PayloadPart("left", 4, *cut) for cut in ranges(rows * self.rank, chunk)]
+        parts += [PayloadPart("right", 4, *cut) for cut in ranges(columns * self.rank, chunk)]
+        parts += [PayloadPart("scale", 4, *cut) for cut in ranges(rows if self.scaled else 0, chunk)]
         step = max(1, chunk // columns) * columns if self.rank else chunk  # whole rows if there is a product
-        parts += [Part("difference", ITEMSIZE[self.dtype], *cut) for cut in ranges(self.from_base, step)]
+        parts += [PayloadPart("difference", ITEMSIZE[self.dtype], *cut) for cut in ranges(self.from_base, step)]
         whole = ranges(math.prod(self.shape), chunk, self.from_base)
-        return parts + [Part("whole", ITEMSIZE[self.dtype], *cut) for cut in whole]
+        return parts + [PayloadPart("whole", ITEMSIZE[self.dtype], *cut) for cut in whole]
 
 
 @dataclass(frozen=True)
-class Part:
+class PayloadPart:
     """One compressed chunk of a payload: elements first to last of `what`."""
 
     what: str  # left, right, scale, difference, whole
@@ -72,7 +72,7 @@ class Part:
     last: int
 
 
-Place = tuple[Part, int, int]  # a part and its byte range in the payload
+Place = tuple[PayloadPart, int, int]  # a part and its byte range in the payload
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,10 @@ def codec() -> Any:
     return pyarrow.Codec("zstd", compression_level=1)
 
 
-def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
-    """Compress a chunk of unsigned numbers, (n,) uint8/16/32/64; `decode` is the inverse.
-
-    plan: kinds of the first steps, chosen for a similar chunk, which saves choosing them; any plan is valid.
-    """
+def encode(numbers: np.ndarray, zstd: Any) -> bytes:
+    """Compress a chunk of unsigned numbers, (n,) uint8/16/32/64; `decode` is the inverse."""
     table, streams = [], []
-    for kind, stream in steps(numbers, plan):
+    for kind, stream in steps(numbers):
         packed = zstd.compress(stream, asbytes=True)
         shorter = len(packed) < stream.nbytes
         table.append(STEP.pack(kind, ZSTD if shorter else RAW, min(len(packed), stream.nbytes), stream.nbytes))
@@ -53,19 +50,12 @@ def encode(numbers: np.ndarray, zstd: Any, plan: Sequence[int] = ()) -> bytes:
     return b"".join((bytes([len(table)]), *table, *streams))
 
 
-def make_plan(sample: np.ndarray) -> list[int]:
-    """Kinds of the steps for numbers like this sample."""
-    return [kind for kind, _ in steps(sample, ())]
-
-
-def steps(numbers: np.ndarray, plan: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def steps(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(kind, stream of bytes) of each step until only zeros are left."""
-    kinds = iter(plan)
     while numbers.size and (highest := int(numbers.max())):
         if highest < 256:
             numbers = numbers.astype(np.uint8, copy=False)
-        kind = next(kinds, None)
-        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)]) if kind is None else kind
+        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)])
         if kind == GAPS:
             places = np.flatnonzero(numbers != 0)  # many times as fast on booleans
             yield GAPS, gap_bytes(places)

@@ -1,0 +1,130 @@
+"""Read an adapter's folder: its configuration and the shapes of its tensors, not their values.
+
+Tensor names and the rules of rank_pattern follow PEFT (peft/utils/save_and_load.py, peft/tuners/lora, 0.21).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Shapes = dict[str, tuple[int, ...]]
+
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PART = re.compile(
+    r"(?:base_model\.model\.)?(.+?)\."
+    r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta"
+    r"|base_layer|weight|bias)((?:\.weight)?|\.bias)"
+)
+PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A LoRA adapter on disk.
+
+    parts: for each module of the base that it changes, the shapes of its tensors by kind: lora_A (rank, in) and
+    lora_B (out, rank); lora_embedding_A (rank, vocabulary) and lora_embedding_B (hidden, rank); lora_magnitude_vector
+    (DoRA); weight and bias (modules_to_save); base_layer (PEFT's copy of an embedding or output matrix);
+    token_adapter.trainable_tokens_delta (tokens, hidden).
+    """
+
+    path: Path
+    config: dict[str, Any]
+    parts: dict[str, Shapes]
+
+
+def read_adapter_folder(folder: str | Path) -> AdapterFolder:
+    """Read a folder; raises FileNotFoundError or ValueError with one line unless it holds a complete LoRA adapter."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; give the folder of an adapter")
+    if not (path / "adapter_config.json").is_file():
+        if (path / "config.json").is_file():
+            raise ValueError(f"{folder} is a full checkpoint, not an adapter; give it as the base model")
+        raise FileNotFoundError(f"{folder} has no adapter_config.json; give a folder that finetune/finetune.py wrote")
+    config = read_config(path / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder} is an adapter of type {config.get('peft_type')}; only type LORA is supported")
+    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{folder} has no {WEIGHT_FILES[0]}; copy or train the adapter again")
+    adapter = AdapterFolder(path, config, group_by_module(stored_shapes(file), file))
+    for module, parts in adapter.parts.items():
+        check_pair(adapter, module, parts)
+    return adapter
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError that names the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged (not a JSON object); copy it again")
+    return content
+
+
+def stored_shapes(file: Path) -> Shapes:
+    """Shapes of the tensors of a .safetensors or .bin file by name; raises ValueError where it cannot be read."""
+    try:
+        if file.suffix == ".bin":
+            import torch
+
+            tensors = torch.load(file, map_location="meta", weights_only=True)
+            return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        from safetensors import safe_open
+
+        with safe_open(file, framework="np") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except Exception as error:  # each library has exceptions of its own
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from None
+
+
+def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Shapes]:
+    """The tensors of an adapter's file by module and kind; raises ValueError on a tensor of another kind."""
+    parts: dict[str, Shapes] = {}
+    for name, shape in shapes.items():
+        found = PART.fullmatch(name)
+        if found is None or "lora_" in found[1]:
+            raise ValueError(f"{file} holds {name}, which is not a tensor of a LoRA adapter; copy it again")
+        kind = found[2] + (".bias" if found[3] == ".bias" else "")
+        parts.setdefault(found[1], {})[kind] = shape
+    if not parts:
+        raise ValueError(f"{file} holds no tensors; train or copy the adapter again")
+    return parts
+
+
+def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
+    """Raise ValueError where one matrix of a pair is missing, or their rank is not the configuration's."""
+    for down, up in PAIRS:
+        if down not in parts and up not in parts:
+            continue
+        if down not in parts or up not in parts:
+            raise ValueError(f"{adapter.path} has only one of {down} and {up} for {module}; copy it again")
+        if len(parts[down]) != 2 or len(parts[up]) != 2 or parts[down][0] != parts[up][1]:
+            raise ValueError(f"{adapter.path}: {down} and {up} of {module} do not fit each other; copy it again")
+        rank = matching_value(adapter.config.get("rank_pattern"), module, adapter.config.get("r"))
+        if rank != parts[down][0]:
+            raise ValueError(
+                f"{adapter.path} has rank {parts[down][0]} for {module}, its adapter_config.json says {rank}; "
+                "copy both files again"
+            )
+        if bool(adapter.config.get("use_dora")) != ("lora_magnitude_vector" in parts):
+            says = "use_dora, which needs one" if adapter.config.get("use_dora") else "no use_dora"
+            has = "a" if "lora_magnitude_vector" in parts else "no"
+            raise ValueError(
+                f"{adapter.path} has {has} lora_magnitude_vector for {module}, its adapter_config.json says {says}; "
+                "copy both files again"
+            )
+
+
+def matching_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The entry of rank_pattern or alpha_pattern for a module, else the default (PEFT's get_pattern_key)."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,87 @@
+"""Load a checkpoint folder and its tokenizer; with an adapter where one is given."""
+
+from pathlib import Path
+from typing import Any
+
+from adapter_checks.adapter_folder import read_config
+from adapter_checks.base_fit import check_adapter
+
+from adapter_loading.adapter_attachment import attach_adapter
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def check_folders(base_model: str, lora_weights: str = "") -> None:
+    """Raise FileNotFoundError or ValueError with one line unless the folders hold a checkpoint and an adapter of it."""
+    base = Path(base_model)
+    if not base.is_dir():
+        raise FileNotFoundError(
+            f"{base} does not exist; --base_model takes a checkpoint folder (from the hub: python tools/download.py "
+            "--specify --repo_name OWNER/NAME --download_path FOLDER)"
+        )
+    if not (base / "config.json").is_file():
+        if (base / "adapter_config.json").is_file():
+            raise ValueError(f"{base} is an adapter; give it as --lora_weights, with its base as --base_model")
+        raise ValueError(f"{base} has no config.json; --base_model takes a checkpoint folder")
+    read_config(base / "config.json")
+    if not [*base.glob("*.safetensors"), *base.glob("pytorch_model*.bin")]:
+        raise FileNotFoundError(f"{base} has no weights (model*.safetensors); download or copy it again")
+    tokenizer_folder(base_model, lora_weights)
+    if lora_weights:
+        check_adapter(lora_weights, base_model)
+
+
+def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
+    """The adapter's folder where it has a tokenizer, else the base's; raises FileNotFoundError where neither has."""
+    for folder in (lora_weights, base_model):
+        if folder and all(Path(folder, name).is_file() for name in TOKENIZER_FILES):
+            return folder
+    raise FileNotFoundError(
+        f"{base_model} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it there, or from a tokenizer.model: "
+        f"python tools/build_tokenizer.py --tokenizer_model M --output_dir {base_model}"
+    )
+
+
+def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False, **options: Any) -> tuple[Any, Any]:
+    """(model in evaluation mode, tokenizer); the tokenizer and its chat template are the adapter's where it has them.
+
+    merge: see attach_adapter; options: of from_pretrained (dtype, device_map …). Raises FileNotFoundError or ValueError
+    with one line on folders that are incomplete or do not fit each other.
+    """
+    check_folders(base_model, lora_weights)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = load_base(AutoModelForCausalLM, base_model, **options)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base_model, lora_weights), local_files_only=True)
+    if lora_weights:
+        model = attach_adapter(model, lora_weights, base_model, merge)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise ValueError(
+            f"{base_model} has {embeddings} embeddings, the tokenizer {len(tokenizer)} pieces; use the tokenizer of "
+            "this model"
+        )
+    return model.eval(), tokenizer
+
+
+def load_base(architecture: Any, base_model: str, **options: Any) -> Any:
+    """from_pretrained of a local folder; raises ValueError where tensors are missing, unknown or of another shape.
+
+    transformers initialises missing tensors at random, drops unknown ones, and only logs both.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model, report = architecture.from_pretrained(
+            base_model, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{base_model} cannot be loaded: {lines[0].strip()}") from error
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
+    if wrong:
+        raise ValueError(
+            f"{base_model}: {len(wrong)} tensors are missing, unknown or of another shape ({wrong[0]}, for example); "
+            "download or copy it again"
+        )
+    return model

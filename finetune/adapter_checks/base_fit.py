@@ -1,0 +1,215 @@
+"""Check an adapter against its base: every tensor of it has a module of its shape, and none that it needs is missing.
+
+PEFT loads an adapter that fits in part and only warns; vLLM copies a narrower adapter into a corner of the matrices
+and drops layers that the base lacks. Either way the answers come from a model that was never trained.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
+
+EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # PEFT's names, too (EMBEDDING_LAYER_NAMES)
+LAYER = re.compile(r"(.*\.)(\d+)(\..+)")
+REMEDY = "give the base that the adapter was trained on"
+
+
+def check_adapter(folder: str | Path, base: str | Path) -> AdapterFolder:
+    """Read an adapter's folder and compare it with the files of its base.
+
+    A base that is not a folder here (a name on the hub), or whose tensors are not named as its modules are (models for
+    text and images), is not compared. Raises FileNotFoundError or ValueError with one line.
+    """
+    adapter = read_adapter_folder(folder)
+    modules, tied = base_modules(Path(base))
+    if modules:
+        check_shapes(adapter, modules, str(base))
+        check_vocabulary_matrices(adapter, modules, tied, str(base))
+        check_nothing_missing(adapter, modules, tied, str(base))
+        check_tokenizers(adapter, Path(base))
+    return adapter
+
+
+def base_modules(base: Path) -> tuple[Shapes, bool]:
+    """(module -> shape of its weight, whether embedding and output matrix are one).
+
+    A shape is () where the files do not tell it (packed weights of a quantised base).
+    """
+    config = read_config(base / "config.json") if (base / "config.json").is_file() else {}
+    files = sorted(base.glob("*.safetensors")) or sorted(base.glob("pytorch_model*.bin"))
+    stored: Shapes = {}
+    for file in [] if "text_config" in config else files:
+        stored |= stored_shapes(file)
+    modules: Shapes = {name.rpartition(".")[0]: () for name in stored}
+    if not config.get("quantization_config"):
+        modules |= {name.removesuffix(".weight"): s for name, s in stored.items() if name.endswith(".weight")}
+    embedding = next((name for name in modules if name.rpartition(".")[2] == EMBEDDING), None)
+    tied = bool(embedding) and OUTPUT not in modules
+    if embedding and tied:
+        modules[OUTPUT] = modules[embedding]
+    return modules, tied
+
+
+def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
+    """Shape of a module's weight, None where the base has no such module.
+
+    A checkpoint saved without its language-modelling head names modules without the leading "model.".
+    """
+    return modules.get(module, modules.get(module.partition(".")[2]))
+
+
+def changed_shape(parts: Shapes) -> tuple[int, int] | None:
+    """(rows, columns) of the base's matrix that a pair of LoRA matrices changes; None without a pair."""
+    if "lora_A" in parts:
+        return parts["lora_B"][0], parts["lora_A"][1]
+    if "lora_embedding_A" in parts:
+        return parts["lora_embedding_A"][1], parts["lora_embedding_B"][0]
+    return None
+
+
+def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
+    """Raise ValueError unless each tensor belongs to a module of the base and has its shape."""
+    embedding = next((shape for name, shape in modules.items() if name.rpartition(".")[2] == EMBEDDING), ())
+    for module, parts in adapter.parts.items():
+        if ".experts" in module:  # fused in memory under other names than on disk
+            continue
+        shape = shape_in_base(module, modules)
+        if shape is None:
+            raise ValueError(f"{adapter.path} changes {module}, which {base} does not have; {REMEDY}")
+        pair = changed_shape(parts)
+        if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
+            pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
+        copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
+        grown = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have got more rows
+        for wanted in [*copies, *([pair] if pair else [])]:
+            fits = wanted == shape or (grown and wanted[1:] == shape[1:] and wanted[0] > shape[0])
+            if shape and not fits:
+                raise ValueError(
+                    f"{adapter.path} changes {module} as a matrix of {size(wanted)}, which in {base} is {size(shape)}; "
+                    f"{REMEDY}"
+                )
+        delta = parts.get("token_adapter.trainable_tokens_delta")
+        if delta and shape and delta[1:] != shape[1:]:
+            raise ValueError(
+                f"{adapter.path} has rows of {delta[1]} for {module}, those of {base} have {shape[1]}; {REMEDY}"
+            )
+
+
+def size(shape: tuple[int, ...]) -> str:
+    return " by ".join(map(str, shape))
+
+
+def check_vocabulary_matrices(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
+    """Raise ValueError where the adapter adds rows to only one of the embedding and the output matrix."""
+    rows = {}
+    for module, shape in modules.items():
+        if module.rpartition(".")[2] in (EMBEDDING, OUTPUT) and shape and not (tied and module == OUTPUT):
+            parts = adapter.parts.get(module, {})
+            rows[module] = next((parts[kind][0] for kind in ("weight", "base_layer") if kind in parts), shape[0])
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{count} for {module}" for module, count in rows.items())
+        raise ValueError(
+            f"{adapter.path} on {base} makes embedding and output of different vocabularies ({counts}); {REMEDY}"
+        )
+
+
+def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
+    """Raise ValueError where a module that adapter_config.json names has no tensors in the adapter."""
+    present = set()
+    for name, parts in adapter.parts.items():
+        kinds = {"lora"} if changed_shape(parts) else {"whole"} if "weight" in parts else set()
+        present |= {(spelling, kind) for kind in kinds for spelling in (name, name.partition(".")[2])}
+    for module, kind in expected_modules(adapter, modules, tied):
+        if (module, kind) not in present:
+            raise ValueError(
+                f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
+                f"again, or {REMEDY}"
+            )
+
+
+def expected_modules(adapter: AdapterFolder, modules: Shapes, tied: bool) -> Iterator[tuple[str, str]]:
+    """(module of the base, "lora" or "whole") of all that adapter_config.json asks for."""
+    config = adapter.config
+    saved = config.get("modules_to_save") or []
+    shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
+    for module, shape in modules.items():
+        if ".experts" in module or (shared and module == OUTPUT):
+            continue
+        if any(re.match(rf"(^|.*\.){name}$", module) for name in saved):
+            yield module, "whole"
+        elif len(shape) in (0, 2) and is_target(module, config, modules) and not saved_with_parent(module, saved):
+            yield module, "lora"
+
+
+def saved_with_parent(module: str, saved: list[str]) -> bool:
+    return any(re.match(rf"(^|.*\.){name}\.", module) for name in saved)
+
+
+def is_target(module: str, config: dict[str, Any], modules: Shapes) -> bool:
+    """Whether target_modules and its relatives name a module (PEFT's check_target_module_exists)."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if not targets or (excluded and named(module, excluded)):
+        return False
+    if isinstance(targets, str):
+        if targets == "all-linear":
+            return LAYER.fullmatch(module) is not None and len(modules[module]) == 2
+        return named(module, targets)
+    found = named(module, targets) or named(module, targets_of_all_layers(targets, modules))
+    layers = config.get("layers_to_transform")
+    if not found or layers is None or layers == []:
+        return found
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if place := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(place[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def named(module: str, names: str | list[str]) -> bool:
+    """Whether a regular expression matches a module, or a list holds its name or the end of its name."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def targets_of_all_layers(targets: list[str], modules: Shapes) -> list[str]:
+    """Ends of module names where the targets are what PEFT writes for "all-linear": full names, every matrix of layers.
+
+    Such a list says nothing of layers that the training base did not have.
+    """
+    kinds = {found[3] for found in map(LAYER.fullmatch, targets) if found}
+    first = {found[3] for name, shape in modules.items() if len(shape) == 2 and (found := LAYER.fullmatch(name))}
+    return [kind[1:] for kind in kinds] if kinds and kinds == first else []
+
+
+def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
+    """Raise ValueError where the adapter's tokenizer gives a piece of the base another id.
+
+    An adapter that replaces the embedding may come with a vocabulary of its own.
+    """
+    files = adapter.path / "tokenizer.json", base / "tokenizer.json"
+    replaced = any(name.rpartition(".")[2] == EMBEDDING and "weight" in parts for name, parts in adapter.parts.items())
+    if replaced or not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    own, theirs = (pieces(file) for file in files)
+    other = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
+    if other:
+        number, piece = other[0]
+        raise ValueError(
+            f"{adapter.path} has another tokenizer than {base}: {len(other)} pieces differ, {piece!r} has id "
+            f"{own.get(piece, 'none')} here and {number} there; {REMEDY}"
+        )
+
+
+def pieces(file: Path) -> dict[str, int]:
+    """piece -> id of a tokenizer.json (BPE, WordPiece or Unigram); raises ValueError where it is damaged."""
+    content = read_config(file)
+    try:
+        table = content["model"]["vocab"]
+        if isinstance(table, list):
+            table = {piece: number for number, (piece, *_) in enumerate(table)}
+        return table | {added["content"]: added["id"] for added in content.get("added_tokens", [])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); copy it again") from None

@@ -1,0 +1,71 @@
+"""Attach an adapter to a loaded base with PEFT."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from adapter_checks.adapter_folder import AdapterFolder, group_by_module, read_adapter_folder
+from adapter_checks.base_fit import EMBEDDING, OUTPUT, REMEDY
+
+
+def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool = False) -> Any:
+    """The model with the adapter attached.
+
+    merge: add the deltas to the weights, which generates faster. They stay apart where the adapter changes one of two
+    tied matrices, since adding them would change both. Raises ValueError unless every tensor of the adapter belongs to
+    the model and the model's adapter has no others.
+    """
+    adapter = read_adapter_folder(folder)
+    rows = grown_vocabulary(adapter)
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # all rows come from the adapter
+    adapted = load(model, adapter, base)
+    check_all_loaded(adapted, adapter, base)
+    return adapted.merge_and_unload() if merge and not changes_tied_matrix(adapted, adapter) else adapted
+
+
+def load(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
+    """PeftModel.from_pretrained with its errors as one line."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of missing tensors, which check_all_loaded refuses
+            return PeftModel.from_pretrained(model, str(adapter.path))
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{adapter.path} does not fit {base}: {lines[0].strip()}; {REMEDY}") from error
+
+
+def check_all_loaded(adapted: Any, adapter: AdapterFolder, base: str | Path) -> None:
+    """Raise ValueError unless the model's adapter and the folder have tensors for the same modules."""
+    from peft import get_peft_model_state_dict
+
+    in_model = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    model_parts = group_by_module({name: tuple(tensor.shape) for name, tensor in in_model.items()}, adapter.path)
+    names = dict(adapted.get_base_model().named_modules())
+    kept = {"base_layer", "weight", "bias"}  # whole tensors, loaded into the base where nothing wraps them
+    wanted = {(module, kind) for module, parts in model_parts.items() for kind in parts}
+    found = {(module, kind) for module, parts in adapter.parts.items() for kind in parts}
+    stray = {(module, kind) for module, kind in found - wanted if kind not in kept or module not in names}
+    different = sorted((wanted - found) | stray)
+    if different:
+        module, kind = different[0]
+        raise ValueError(
+            f"{adapter.path} does not fit {base}: {len(different)} tensors are on one side only ({kind} of {module}, "
+            f"for example); {REMEDY}"
+        )
+
+
+def grown_vocabulary(adapter: AdapterFolder) -> int:
+    """Rows of the embedding matrix in the adapter's files, 0 without one."""
+    found = [parts for module, parts in adapter.parts.items() if module.rpartition(".")[2] == EMBEDDING]
+    return max((parts[kind][0] for parts in found for kind in ("weight", "base_layer") if kind in parts), default=0)
+
+
+def changes_tied_matrix(adapted: Any, adapter: AdapterFolder) -> bool:
+    """Whether the adapter changes the embedding or output matrix of a model in which these two are one."""
+    model = adapted.get_base_model()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    ends = {module.rpartition(".")[2] for module in adapter.parts}
+    return bool(tied and ends & {EMBEDDING, OUTPUT})

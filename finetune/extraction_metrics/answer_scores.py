@@ -1,0 +1,100 @@
+"""Precision, recall and F1 of extracted entities and triples, the share of exact answers and of answers that parse.
+
+An answer is a JSON object of lists: of names, which are entities ({"person": ["Ann Lee"]}), or of objects with subject
+and object, which are triples ({"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}). Counts are summed over all
+examples (micro average), and items are matched as multisets: a repeated item must be repeated in the right answer. An
+answer that does not parse has no items.
+"""
+
+import json
+from collections import Counter
+from typing import Any, NamedTuple
+
+TASKS = ("entity", "triple")
+PAIRS = (("subject", "object"), ("head", "tail"))  # the keys of a triple: in our answers, in published annotations
+
+
+class ExtractedItem(NamedTuple):
+    """An entity, a triple or another value of an answer; two items match where they are equal."""
+
+    kind: str
+    content: tuple[str, ...]
+
+
+def parse_answer(answer: str) -> Counter[ExtractedItem] | None:
+    """The items of an answer as a multiset; None where it is not a JSON object of lists."""
+    try:
+        found = json.loads(answer)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(items, list) for items in found.values()):
+        return None
+    return Counter(as_item(label, value) for label, items in found.items() for value in items)
+
+
+def as_item(label: str, value: Any) -> ExtractedItem:
+    """A name is an entity of type `label`; an object with subject and object a triple; anything else is "other"."""
+    if isinstance(value, str):
+        return ExtractedItem("entity", (label, value))
+    if isinstance(value, dict):
+        for first, second in PAIRS:
+            if isinstance(value.get(first), str) and isinstance(value.get(second), str):
+                return ExtractedItem("triple", (value[first], label, value[second]))
+    return ExtractedItem("other", (label, json.dumps(value, sort_keys=True, ensure_ascii=False)))
+
+
+def example_kinds(gold: Counter[ExtractedItem], predicted: Counter[ExtractedItem]) -> set[str]:
+    """The tasks of an example: the kinds in its right answer or, where that has no item, in the prediction."""
+    return {item.kind for item in gold} or {item.kind for item in predicted}
+
+
+def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
+    """Precision, recall and F1 with the counts that they are computed from; 0 where the divisor is 0."""
+    precision, recall = correct / predicted if predicted else 0.0, correct / gold if gold else 0.0
+    f1 = 2 * correct / (predicted + gold) if predicted + gold else 0.0
+    counts = {"correct": correct, "predicted": predicted, "gold": gold}
+    return {"precision": precision, "recall": recall, "f1": f1, **counts}
+
+
+def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Scores of (prediction, right answer) pairs; ValueError where a right answer does not parse.
+
+    Where an example has one task, every predicted item counts for it, also an item of another kind.
+    """
+    totals = {task: Counter[str]() for task in TASKS}
+    parsed = exact = 0
+    for number, (prediction, output) in enumerate(pairs, 1):
+        gold, answered = parse_answer(output), parse_answer(prediction)
+        if gold is None:
+            raise ValueError(
+                f"the right answer of example {number} is not a JSON object of lists ({output[:60]!r}); "
+                "give extraction rows"
+            )
+        parsed += answered is not None
+        exact += answered == gold
+        predicted = answered or Counter[ExtractedItem]()
+        kinds = example_kinds(gold, predicted)
+        for task in TASKS:
+            if task not in kinds:
+                continue
+            mine = {item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1}
+            right = {item: n for item, n in gold.items() if item.kind == task}
+            totals[task]["predicted"] += sum(mine.values())
+            totals[task]["gold"] += sum(right.values())
+            totals[task]["correct"] += sum(min(n, mine.get(item, 0)) for item, n in right.items())
+    examples = len(pairs)
+    by_task = {task: rates(totals[task]["correct"], totals[task]["predicted"], totals[task]["gold"]) for task in TASKS}
+    return {"examples": examples, "parsed": parsed / examples, "exact": exact / examples, **by_task}
+
+
+def scores_table(scores: dict[str, Any]) -> str:
+    """The scores as lines for a terminal."""
+    lines = [f"{'':8}{'precision':>10}{'recall':>10}{'F1':>10}{'correct':>10}{'predicted':>10}{'gold':>10}"]
+    for task in TASKS:
+        one = scores[task]
+        lines.append(
+            f"{task:8}{one['precision']:10.4f}{one['recall']:10.4f}{one['f1']:10.4f}"
+            f"{one['correct']:10d}{one['predicted']:10d}{one['gold']:10d}"
+        )
+    shares = f"{scores['exact']:.1%} exactly right, {scores['parsed']:.1%} of answers parse"
+    return "\n".join([*lines, f"{scores['examples']} examples, {shares}"])

@@ -1,0 +1,90 @@
+"""Check instruction rows and turn them into conversations: the same rows are tuned on, asked and calibrated with.
+
+A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}; a row's other
+keys are carried along, a message's other keys are ignored. `input`, which may be missing, belongs to a user's message.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from json_rows.row_files import Row, iterate_rows
+
+SHAPE = '{"instruction", "input", "output"} or {"messages"}'
+ROLES = ("system", "user", "assistant")
+
+Message = dict[str, str]
+InstructionRow = dict[str, Any]
+
+
+def checked_rows(path: str | Path, answers: bool, blank_lines: bool = False, plain_text: bool = False) -> Iterator[Row]:
+    """The rows of `iterate_rows`; one that is not an instruction row has an error, too.
+
+    answers: every row must end with an answer, as for tuning; else a question is enough.
+    plain_text: rows of {"text"} are taken, too.
+    """
+    for row in iterate_rows(path, blank_lines):
+        if row.content is None or (plain_text and is_plain_text(row.content)):
+            yield row
+            continue
+        fault = row_fault(row.content, answers)
+        yield Row(row.place, None, f"{fault}; a row is {SHAPE}") if fault else row
+
+
+def iterate_instructions(path: str | Path, answers: bool = True, plain_text: bool = False) -> Iterator[InstructionRow]:
+    """The rows of `checked_rows`; raises ValueError with place and reason at the first that has an error."""
+    for row in checked_rows(path, answers, plain_text=plain_text):
+        if row.content is None:
+            raise ValueError(f"{row.place} {row.error}")
+        yield row.content
+
+
+def is_plain_text(row: InstructionRow) -> bool:
+    """Whether a row is {"text"} for models without a template, not an instruction."""
+    text = row.get("text")
+    return isinstance(text, str) and bool(text.strip()) and "instruction" not in row and "messages" not in row
+
+
+def row_fault(row: InstructionRow, answers: bool) -> str:
+    """What is wrong with an instruction row, or ""."""
+    if row.get("messages") is not None:
+        for key in ("instruction", "input"):
+            if row.get(key):
+                return f"has both messages and {key!r}"
+        return messages_fault(row["messages"], answers)
+    for key in ("instruction", "output") if answers else ("instruction",):
+        if not isinstance(row.get(key), str):
+            return f"has no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'})"
+    return "" if row.get("input") is None or isinstance(row["input"], str) else "has an input that is not text"
+
+
+def messages_fault(messages: object, answers: bool) -> str:
+    """What is wrong with a conversation, or ""."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return "has messages that are not a list of objects"
+    for message in messages:
+        if message.get("role") not in ROLES:
+            return f"has a message whose role is not one of {', '.join(ROLES)}"
+        if not isinstance(message.get("content"), str):
+            return "has a message without text under 'content'"
+        if not isinstance(message.get("input") or "", str) or (message.get("input") and message["role"] != "user"):
+            return "has a message whose input is not text, or which has one and is not a user's"
+    question = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    if not question or question[0]["role"] == "assistant" or question[-1]["role"] != "user":
+        return "has messages that do not begin with a question, or whose last answer does not follow a user's message"
+    return "has messages that do not end with an answer (role assistant)" if answers and question is messages else ""
+
+
+def messages_of(row: InstructionRow) -> list[Message]:
+    """The conversation of a row; that of an instruction has the keys role, content and input, and an answer."""
+    if row.get("messages") is None:
+        question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
+        return [question, {"role": "assistant", "content": row.get("output") or ""}]
+    keys = ("role", "content", "input")
+    return [{key: message[key] for key in keys if message.get(key) is not None} for message in row["messages"]]
+
+
+def question_of(row: InstructionRow) -> list[Message]:
+    """The conversation without its final answer, which is what a model is to give."""
+    messages = messages_of(row)
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages

@@ -1,0 +1,1 @@
+"""Ranks: processes that a launcher starts as one run. Read ranks.py first."""

@@ -1,0 +1,115 @@
+"""Checkpoints that are complete or ignored.
+
+A checkpoint-N is complete when `complete.json` in it names every file with its size. That file is written last, after
+all ranks have flushed their files to the disk. A folder without it, or with files that do not match it, was left by a
+run that was killed while saving.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+MARKER = "complete.json"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 where the name has none."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else -1
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """The folders checkpoint-N of a run, complete or not, by step."""
+    return sorted((path for path in output.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+
+
+def list_complete(output: Path) -> list[Path]:
+    """The complete folders checkpoint-N of a run, by step."""
+    return [checkpoint for checkpoint in list_checkpoints(output) if is_complete(checkpoint)]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file that the marker names is there with its size."""
+    try:
+        expected = json.loads((checkpoint / MARKER).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return expected.items() <= _sizes(checkpoint).items()
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of a folder's files by relative path, without the marker."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+
+
+def flush(checkpoint: Path) -> None:
+    """Flush the folder and its files to the disk; one rank of each machine does it."""
+    for path in [*checkpoint.rglob("*"), checkpoint]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Write the marker of a checkpoint whose files are flushed."""
+    partial = checkpoint / f"{MARKER}.partial"
+    partial.write_text(json.dumps({"step": step_of(checkpoint), "files": _sizes(checkpoint)}, indent=2) + "\n")
+    _sync(partial)
+    partial.replace(checkpoint / MARKER)
+    _sync(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, its marker first."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def keep_newest(output: Path, limit: int | None, best: str | None = None) -> None:
+    """Remove the oldest complete checkpoints beyond `limit` (None or 0: keep all), but never the one named `best`."""
+    complete = list_complete(output)
+    for checkpoint in complete[: -limit or None] if limit else ():
+        if checkpoint != Path(best or ""):
+            remove(checkpoint)
+
+
+def remove_incomplete(output: Path) -> list[str]:
+    """Remove the checkpoints that are not complete; returns a notice for each."""
+    incomplete = [checkpoint for checkpoint in list_checkpoints(output) if not is_complete(checkpoint)]
+    for checkpoint in incomplete:
+        remove(checkpoint)
+    return [f"{checkpoint} is incomplete, the run was killed while saving it; removed" for checkpoint in incomplete]
+
+
+def resume_point(given: str | None, output: Path) -> Path | None:
+    """The checkpoint to resume from: a path, True for the newest complete one in `output`, False or none for None.
+
+    Raises FileNotFoundError or ValueError where there is none or it is not complete, and ValueError where `output` has
+    complete checkpoints but the run is to start anew.
+    """
+    complete = list_complete(output)
+    if (given or "").lower() in ("", "false", "none", "no"):
+        if complete:
+            raise ValueError(
+                f"{output} holds checkpoints of an earlier run; resume it with --resume_from_checkpoint True, "
+                "or name a new folder"
+            )
+        return None
+    assert given is not None
+    if given.lower() in ("true", "yes", "last"):
+        if not complete:
+            raise FileNotFoundError(f"{output} holds no complete checkpoint; start without --resume_from_checkpoint")
+        return complete[-1]
+    if not Path(given).is_dir():
+        raise FileNotFoundError(f"{given} does not exist; --resume_from_checkpoint takes a checkpoint-N, or True")
+    if not is_complete(Path(given)):
+        raise ValueError(f"{given} is not complete: its files do not match {MARKER}; name another checkpoint, or True")
+    return Path(given)

@@ -1,0 +1,63 @@
+"""The folders of a run: the base it starts from, and the result, which appears file by file when it is finished."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def check_base(base: Path, option: str) -> None:
+    """Raise FileNotFoundError or ValueError where `base`, given by `option`, is no checkpoint folder."""
+    if not base.is_dir():
+        raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
+    if not (base / "config.json").is_file():
+        if (base / "adapter_config.json").is_file():
+            raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
+        raise FileNotFoundError(f"{base} has no config.json, so it is no checkpoint folder; name one with {option}")
+    if not (base / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{base} has no tokenizer.json; build it: python tools/build_tokenizer.py "
+            f"--tokenizer_model {base}/tokenizer.model --output_dir {base}"
+        )
+
+
+def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> str:
+    """The text of run.json: arguments, seed and package versions of a run, and `more`."""
+    run = {
+        "script": script,
+        "arguments": args.to_sanitized_dict(),
+        "seed": args.seed,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", *packages)},
+        **more,
+    }
+    return json.dumps(run, indent=2, default=str, ensure_ascii=False) + "\n"
+
+
+def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Path], bool]) -> None:
+    """Write model and tokenizer to a folder in --output_dir, `finish` that folder, then move its files up one by one.
+
+    All ranks call it, since weights are gathered jointly; rank 0 alone calls `finish` and moves files. last: whether a
+    file is moved after the others; a folder without it is not finished.
+    """
+    output = Path(trainer.args.output_dir)
+    scratch = output / ".partial"
+    if trainer.args.should_save:
+        shutil.rmtree(scratch, ignore_errors=True)
+    trainer.save_model(str(scratch))
+    if not trainer.args.should_save:
+        return
+    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json says the same), PEFT's empty model card
+        (scratch / needless).unlink(missing_ok=True)
+    trainer.processing_class.save_pretrained(scratch)
+    finish(scratch)
+    for file in sorted(scratch.iterdir(), key=lambda file: (last(file), file.name)):
+        file.chmod(0o644)  # safetensors writes files that only their owner may read
+        file.replace(output / file.name)
+    scratch.rmdir()
+
+
+def copy_if_there(source: Path, target: Path) -> None:
+    if source.is_file():
+        shutil.copyfile(source, target)

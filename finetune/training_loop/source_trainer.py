@@ -1,0 +1,249 @@
+"""Trainer for runs over several sources: losses by source, checks after each step, stop by SIGTERM.
+
+To Trainer, a run is one epoch of `args.max_steps` steps; the data loader of a resumed run begins at the step after the
+checkpoint, so nothing is skipped. No private method of Trainer is overridden or called. What is used of Trainer beyond
+its callbacks and options (a test asserts that each exists, has this signature and is called):
+
+| name | reason |
+| --- | --- |
+| `set_initial_training_values` | the loader of a resumed run is shorter than the run |
+| `get_train_dataloader`, `get_batch_samples` | order, packing and token counts are decided before the run |
+| `training_step`, `compute_loss`, `loss_is_scaled_for_ga` | the loss is by token of the whole step |
+| `floating_point_ops`, `create_optimizer` | instruction tuning: an item of the loader is a step; LoRA+ |
+| `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
+| `state.compute_steps` | a checkpoint's logging, evaluation and saving steps must not replace the command line's |
+| `PreTrainedConfig._attn_implementation` | segment_attention.py: there is no public name of the attention in use |
+| `TrainingArguments._n_gpu` | instruction tuning: one process uses one GPU; Trainer would multiply the batch |
+| `ds_tensor`, `ds_numel`, `skipped_steps` | attributes of DeepSpeed: a rank's share, the whole size, steps of fp16 |
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rank_group.ranks import sum_over_ranks
+from resumable_checkpoints.run_state import CheckpointCompletion, RunState
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from training_loop.loss_meter import LossMeter, MeanLosses
+from training_loop.training_log import TrainingLog
+
+STOPPED = 128 + signal.SIGTERM  # the exit status of a program that SIGTERM ends
+RESUME = "the same command with --resume_from_checkpoint True resumes the run"
+
+
+class StopSignal:
+    """Notes SIGTERM, which a cluster sends before it takes the machine away, while the context is entered."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's bar without log entries, which `SourceTrainer.log` prints."""
+
+    def on_log(self, *arguments: Any, **more: Any) -> None:
+        pass
+
+
+class StepControl(TrainerCallback):
+    """Calls the trainer before the first step and after each step."""
+
+    def __init__(self, trainer: "SourceTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # the command line, not the checkpoint, says how often to log
+        self.trainer.before_training()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.check_step(control)
+
+
+class SourceTrainer(Trainer):
+    """See the head of this file; a subclass overrides the methods that raise NotImplementedError.
+
+    Args:
+        sources: names of the sources, in the order of their indices.
+        batch: samples or examples of a step, on all ranks.
+        first_step: the step of the checkpoint that the run resumes from, else 0.
+        log_path: the file of the log, JSON lines.
+        max_bad_steps: after so many steps in a row whose loss is not finite the run ends with ValueError.
+        more: Trainer's arguments.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+    model: Any
+    measures_losses = True  # whether compute_loss adds losses, not only tokens, to the meter
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[str],
+        batch: int,
+        first_step: int,
+        log_path: Path,
+        max_bad_steps: int = 1,
+        **more: Any,
+    ) -> None:
+        config = more["model"].config
+        use_cache = config.use_cache
+        super().__init__(**more)
+        config.use_cache = use_cache  # Trainer turns it off for good; here each forward pass says it
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of the whole step
+        self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
+        self.log_file = TrainingLog(log_path)
+        self.meter = LossMeter(sources, self.args.device)
+        self.stop, self.stopped = StopSignal(), False
+        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss was not finite
+        self._bad_in_a_row = 0
+        self._logged_at, self._logged_step = time.perf_counter(), first_step
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ProgressBar)
+        self.add_callback(StepControl(self))
+        self.add_callback(CheckpointCompletion(self.run_state))
+
+    # --- for subclasses -----------------------------------------------------------------------------------------------
+
+    def run_state(self) -> RunState:
+        """What a checkpoint of this step says of the run; all ranks call it."""
+        raise NotImplementedError
+
+    def epochs(self) -> float:
+        """Passes over the data so far."""
+        raise NotImplementedError
+
+    def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
+        """Quantities to log besides losses, of the steps since the last entry, which took so many seconds."""
+        raise NotImplementedError
+
+    def measure_held_out(self, meter: LossMeter) -> None:
+        """Add the losses of this rank's share of the held-out data; the model is in evaluation mode."""
+        raise NotImplementedError
+
+    def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
+        """Metrics of an evaluation besides the losses, by names without a prefix."""
+        return {}
+
+    def before_training(self) -> None:
+        """Called when model and optimizer are ready, before the first step."""
+
+    # --- Trainer's public methods -------------------------------------------------------------------------------------
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
+        """Trainer's numbers for one epoch that is the whole run, though the loader has only the steps to come."""
+        steps = args.max_steps
+        return (
+            1,
+            steps,
+            steps * self.batch,
+            steps * self.batch,
+            self.batch,
+            steps * args.gradient_accumulation_steps,
+            steps,
+        )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._bad |= ~loss.isfinite()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log Trainer's entry with losses by source, speed and the time that is left."""
+        if "loss" in logs:
+            now, step = time.perf_counter(), self.state.global_step
+            seconds, steps = max(now - self._logged_at, 1e-9), max(step - self._logged_step, 1)
+            losses = self.meter.take()
+            if self.measures_losses:
+                logs |= {f"loss_{name}": round(loss, 4) for name, loss in losses.by_source.items()}
+            logs |= self.progress_entry(losses, seconds)
+            logs["eta_seconds"] = round(seconds / steps * (self.args.max_steps - step))
+            self._logged_at, self._logged_step = now, step
+        self.state.epoch = self.epochs()
+        super().log(logs, start_time)
+        if self.args.should_save:
+            self.log_file.update(self.state.log_history, self.args.max_steps)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss of the held-out data by token, all and by source, equal for any batch size and number of ranks."""
+        begun, training = time.perf_counter(), self.model_wrapped.training
+        meter = LossMeter(self.meter.names, self.args.device)
+        self.model_wrapped.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.measure_held_out(meter)
+        losses = meter.take()
+        metrics = {"loss": losses.mean}
+        if len(losses.by_source) > 1:
+            metrics |= {f"loss_{name}": loss for name, loss in losses.by_source.items()}
+        metrics |= self.held_out_metrics(losses)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.model_wrapped.train(training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._logged_at += time.perf_counter() - begun  # not the training's time
+        return metrics
+
+    # --- after each step ----------------------------------------------------------------------------------------------
+
+    def check_step(self, control: Any) -> None:
+        """Agree with the other ranks whether SIGTERM came or a loss is not finite, and act on it together.
+
+        A step may make weights non-finite before a loss shows it, so weights are checked before they are saved. Raises
+        ValueError after `max_bad_steps` such steps.
+        """
+        flags = torch.stack([torch.tensor(self.stop.received, device=self._bad.device), self._bad]).int()
+        stop, bad = (count > 0 for count in sum_over_ranks(flags).tolist())
+        bad = bad or ((stop or control.should_save) and self.has_bad_weights())
+        self._bad.zero_()
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        if bad:
+            control.should_save = False  # the last good checkpoint stays the last
+            if self._bad_in_a_row >= self.max_bad_steps:
+                raise ValueError(
+                    f"the loss or a weight is not finite for {self._bad_in_a_row} steps up to step "
+                    f"{self.state.global_step}; lower --learning_rate (or take --bf16 for --fp16) and resume from the "
+                    "last checkpoint: --resume_from_checkpoint True"
+                )
+        elif stop:
+            self.stopped = control.should_training_stop = control.should_save = True
+
+    def has_bad_weights(self) -> bool:
+        """Whether a trained weight is not finite on any rank (under ZeRO-3, in its share); all ranks call it."""
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
+        return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self._bad.device)) > 0)
+
+    def train_until_stopped(self, checkpoint: Path | None) -> Any:
+        """Train, from a checkpoint if given; SIGTERM ends the run after the step it arrives in, with a checkpoint.
+
+        Sets `stopped` and says so in the latter case. Raises ValueError where losses or weights are not finite.
+        """
+        with self.stop:
+            result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.has_bad_weights():
+            raise ValueError(
+                f"weights are not finite after step {self.state.global_step}; lower --learning_rate and resume from "
+                "the last checkpoint: --resume_from_checkpoint True"
+            )
+        if self.stopped and self.args.should_save:
+            print(f"stopped by SIGTERM after step {result.global_step}, with a checkpoint; {RESUME}", file=sys.stderr)
+        return result

@@ -1,0 +1,149 @@
+"""One run of batch.py: what identifies it, its progress, and its two ways to answer rows (engine or server)."""
+
+import asyncio
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from chat_prompts.template_files import read_template
+from tqdm import tqdm
+
+from batch_runs.batch_file import AnswerFile
+from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, output_line, read_rows
+
+# vLLM's options that change the speed and not the answers: a run can be resumed with others.
+SPEED_OPTIONS = (
+    "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--kv-cache-memory-bytes",
+    "--tensor-parallel-size", "--pipeline-parallel-size", "--distributed-executor-backend", "--enforce-eager",
+    "--no-enforce-eager", "--enable-prefix-caching", "--no-enable-prefix-caching", "--async-scheduling",
+)  # fmt: skip
+
+
+def hash_and_count(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of a file and its number of rows; raises ValueError if it cannot be read to its end."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest, sum(1 for _ in read_rows(path))
+
+
+def model_identity(model: str) -> str:
+    """Return what identifies a checkpoint: its path with a hash of its files' sizes and times, or its hub name."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    return f"{folder.resolve()} {hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
+
+
+def answer_options(options: list[str]) -> list[str]:
+    """Return vLLM's options that the answers depend on, with their values."""
+    kept, is_kept = [], True
+    for word in options:
+        if word.startswith("--"):
+            is_kept = word.partition("=")[0].replace("_", "-") not in SPEED_OPTIONS
+        if is_kept:
+            name, equals, folder = word.partition("=")  # an adapter's
+            kept.append(f"{name}={model_identity(folder)}" if equals else word)
+    return kept
+
+
+class BatchProgress:
+    """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
+
+    def __init__(self, file: AnswerFile, rows: int) -> None:
+        """rows: of the whole input."""
+        self.file, self.rows = file, rows
+        self.failed = self.prompt_tokens = self.output_tokens = 0
+        self.bar: Any = None
+        self.began = self.seconds = 0.0
+
+    def start(self) -> None:
+        """Start the clock; called when the first row can be answered."""
+        self.bar = tqdm(total=self.rows, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
+        self.began = time.monotonic()
+
+    def write(self, row: BatchRow, answer: RowAnswer) -> None:
+        self.file.write(row.number, output_line(row, answer))
+        self.failed += bool(answer.error)
+        self.prompt_tokens += answer.prompt_tokens
+        self.output_tokens += answer.tokens
+        self.seconds = time.monotonic() - self.began
+        self.bar.set_postfix_str(f"{self.rate(self.output_tokens)} tokens/s, {self.failed} failed", refresh=False)
+        self.bar.update()
+
+    def rate(self, tokens: int) -> str:
+        return f"{tokens / max(self.seconds, 1e-3):,.0f}"
+
+    def summary(self) -> str:
+        prompts = f"{self.rate(self.prompt_tokens)} prompt and " if self.prompt_tokens else ""
+        return f"{self.seconds:.1f} s, {prompts}{self.rate(self.output_tokens)} output tokens/s"
+
+
+AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]
+
+
+def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows) -> int:
+    """Answer the rows that have no answer yet, rename the output, print a summary; return how many rows failed.
+
+    settings: what the answers depend on, besides the input.
+    """
+    digest, count = hash_and_count(source)
+    with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
+        before = file.lines
+        progress = BatchProgress(file, count)
+        rows = read_rows(source, before)
+        if first := next(rows, None):
+            if before:
+                print(f"note: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
+            answer_rows(chain([first], rows), progress)
+            progress.bar.close()
+        done, failed = file.finish()
+    earlier = f" ({before} lines from before)" if before else ""
+    failures = f" ({file.failures})" if failed else ""
+    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.summary()}")
+    return failed
+
+
+def engine_run(
+    model: str, template_path: str, options: list[str], request: MakeRequest
+) -> tuple[dict[str, Any], AnswerRows]:
+    """Return what the answers of an engine of our own depend on, and the function that answers rows with it."""
+    template = read_template(template_path, "--template_path") if template_path else None
+
+    def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+        from batch_runs.batch_engine import OfflineEngine, engine_args
+
+        with OfflineEngine(engine_args(model, template_path, options)) as engine:
+            progress.start()
+            engine.answer(rows, request, progress.write, progress.file.is_full)
+
+    return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
+
+
+def server_run(url: str, key: str, callers: int, model: str, request: MakeRequest) -> tuple[dict[str, Any], AnswerRows]:
+    """Return what the answers of a server depend on, and the function that answers rows with it.
+
+    Raises ValueError if the server does not serve the model, and as BatchClient does.
+    """
+    from batch_runs.batch_client import BatchClient
+
+    client = BatchClient(url, key, callers)
+
+    async def names() -> tuple[list[str], list[str]]:
+        async with client:
+            return await client.models()
+
+    async def answer_all(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+        async with client:
+            progress.start()
+            await client.answer(rows, request, progress.write, progress.file.is_full)
+
+    bases, adapters = asyncio.run(names())
+    if model and model not in bases + adapters:
+        raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
+    return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(answer_all(rows, progress))

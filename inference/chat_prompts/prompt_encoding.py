@@ -1,0 +1,327 @@
+"""Messages to token ids: the prompts that are asked, and whole conversations with supervised answers for tuning.
+
+A conversation is rendered by a chat template, and the text is cut into pieces that are encoded one by one. The cuts are
+at the template's control tokens and on both sides of every answer. These properties hold for every tokenizer:
+
+- The ids that a conversation is trained on are, up to each of its answers, the ids of the prompt that asks for this
+  answer, since an answer's ids are appended to the prompt's (a joint encoding could merge across the border).
+- An answer ends in tuning as it does in a rendered history: in the control token that the template writes behind it.
+  Only where it writes none does the last answer end in EOS. `stop_ids` are the tokens on which generation must stop.
+- Text of a message never becomes a control token: the first character of such a spelling is replaced before rendering
+  and put back before encoding.
+- A message's input that the template ignores is appended to its content after a blank line. Without a template, all
+  contents and inputs of a conversation follow BOS, with blank lines between them.
+
+All work is linear in the text, except that `turns` renders the history of each answer to compare it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain, pairwise
+from typing import Any, NamedTuple, TypedDict
+
+from chat_prompts.chat_templates import MARK, ChatTemplate, Messages
+from chat_prompts.text_encoding import TextEncoder, text_encoder
+
+STAND_INS = 0xD800  # lone surrogates from here on stand for the first characters of control tokens
+REMEDY = "take another template, such as finetune/templates/alpaca.jinja, which only appends"
+
+
+class Message(TypedDict, total=False):
+    """One message of a conversation; `input` is the text that a user's instruction is about."""
+
+    role: str
+    content: str
+    input: str
+
+
+class Turn(NamedTuple):
+    """Token ids of a question (in a later turn: all that follows the earlier answer), of its answer and its end."""
+
+    prompt: list[int]
+    answer: list[int]
+    end: list[int]
+
+
+class Layout(NamedTuple):
+    """A rendered conversation and the places, in characters, where its pieces are divided besides control tokens."""
+
+    text: str
+    cuts: list[int]
+
+
+def one_turn(instruction: str, input: str = "") -> list[Message]:
+    """The conversation of a single instruction."""
+    return [{"role": "user", "content": instruction, "input": input}]
+
+
+def joined(message: Any) -> str:
+    """A message's content and its input, with a blank line between them."""
+    return "\n\n".join(text for text in (message["content"], message.get("input")) if text)
+
+
+class PromptEncoder:
+    """Encodes conversations with one tokenizer and its chat template, or another template given instead.
+
+    Attributes:
+        tokenizer: of transformers, with a `tokenizers` backend; never changed.
+        template: Jinja source, None for a base model without one.
+        controls: ids of the special tokens, by their spelling.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = ChatTemplate(tokenizer, template)
+        self.template = self.chat_template.source
+        special = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.controls = {str(token): index for index, token in special.items() if str(token)}
+        self._strips = {str(token): (token.lstrip, token.rstrip) for token in special.values()}
+        longest_first = sorted(self.controls, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        by_first: dict[str, list[str]] = {}
+        for token in longest_first:
+            by_first.setdefault(token[0], []).append(re.escape(token[1:]))
+        spelled = [f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in by_first.items()]
+        self._spelled = re.compile("|".join(spelled) or r"(?!)")  # the first character of each, overlapping ones too
+        self._stand_ins = {first: chr(STAND_INS + place) for place, first in enumerate(by_first)}
+
+    @property
+    def _encoder(self) -> TextEncoder:
+        return text_encoder(self.tokenizer, next(iter(self.controls), ""))
+
+    # --- what is asked ------------------------------------------------------------------------------------------------
+
+    def prompt(self, messages: Sequence[Any]) -> list[int]:
+        """Token ids that ask for the next answer of a conversation; BOS is the template's.
+
+        Raises ValueError where the template refuses the messages or a text is not valid Unicode.
+        """
+        return self.prompts([messages])[0]
+
+    def prompts(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
+        """As `prompt`, of many conversations at once."""
+        if not self.template:
+            texts = ["\n\n".join(filter(None, map(joined, messages))) for messages in conversations]
+            bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+            return [bos + ids for ids in self._encoder.ids([(self._checked(text), False) for text in texts])]
+        layouts = []
+        for messages in map(self._safe, conversations):
+            text, answers = self._history(messages)
+            layouts.append(Layout(text, list(chain(*answers or ()))))
+        return [list(chain(*regions)) for regions in self._encode(layouts)]
+
+    def plain(self, text: str) -> list[int]:
+        """BOS (where the tokenizer has one) and the ids of a text that is to be continued, without any template."""
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        return bos + self.text_ids(text)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is a control token; no BOS."""
+        return self._encoder.ids([(self._checked(text), False)])[0]
+
+    def text(self, messages: Sequence[Any]) -> str:
+        """The rendered prompt, for people to read."""
+        return self._restored(self.chat_template.render(self._safe(messages), True))
+
+    @property
+    def uses_input(self) -> bool:
+        """Whether the template itself places a message's input."""
+        return bool(self.template) and self.chat_template.uses_input
+
+    @cached_property
+    def lead(self) -> str:
+        """White space that the template writes between a prompt and its answer, with which answers then begin."""
+        layout = self.chat_template.answer_layout if self.template else None
+        return layout.lead if layout else ""
+
+    @cached_property
+    def _end(self) -> tuple[str, str] | None:
+        """The text between an answer and its end-of-turn, and that control token; None where the template has none."""
+        layout = self.chat_template.answer_layout if self.template else None
+        found = self._control.search(layout.tail) if layout else None
+        return (found.string[: found.start()], found[0]) if found else None
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Ids on which generation must stop: EOS and the template's end-of-turn."""
+        end = [self.controls[self._end[1]]] if self._end else []
+        return sorted({self.tokenizer.eos_token_id, *end} - {None})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything but the messages that the ids depend on: tokenizer, control tokens and template."""
+        tokenizer = self.tokenizer
+        parts = [tokenizer.backend_tokenizer.to_str(), self.template, tokenizer.bos_token, tokenizer.eos_token,
+                 sorted(self.controls.items())]  # fmt: skip
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def turns(self, conversations: Iterable[Sequence[Any]]) -> list[list[Turn]]:
+        """Every conversation as its turns, up to its last answer; answer and end are supervised in tuning.
+
+        Raises ValueError without a template, and where the ids could not be those that are asked: the template changes
+        a question once it is answered, or an answer.
+        """
+        return self._turns(conversations, every=True)
+
+    def last_turns(self, conversations: Iterable[Sequence[Any]]) -> list[Turn]:
+        """The last answer of every conversation and the whole prompt that asks for it, for scoring; see `turns`.
+
+        Templates that rewrite earlier turns are fine here.
+        """
+        return [turns[0] for turns in self._turns(conversations, every=False)]
+
+    def _turns(self, conversations: Iterable[Sequence[Any]], every: bool) -> list[list[Turn]]:
+        if not self.template:
+            raise ValueError("there is no chat template to render a conversation with; give the model one")
+        found = []
+        for regions in self._encode([self._answered(self._safe(messages), every) for messages in conversations]):
+            earlier = len(regions) - 4 if not every else 0  # regions of the history, which `last_turns` joins
+            regions = [list(chain(*regions[: earlier + 1])), *regions[earlier + 1 :]]
+            turns = [Turn(*regions[at : at + 3]) for at in range(0, len(regions) - 1, 3)]
+            turns[-1] = turns[-1]._replace(end=turns[-1].end or self._last_end())
+            found.append(turns)
+        return found
+
+    def _last_end(self) -> list[int]:
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "neither the template nor the tokenizer ends an answer, so a tuned model could not stop; set eos_token "
+                "in tokenizer_config.json"
+            )
+        return [self.tokenizer.eos_token_id]
+
+    def _answered(self, messages: Messages, every: bool) -> Layout:
+        """A conversation up to its last answer, divided before and behind each answer and behind each end-of-turn.
+
+        The last answer and its end-of-turn are appended to the prompt that asks for it. A template may render the
+        end of a conversation differently from a history (Qwen3 writes an empty reasoning there); tuning does not.
+        """
+        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        prompt, answers = self._history(messages[:last])
+        layout = self.chat_template.answer_layout
+        if layout is None:
+            raise ValueError(f"the chat template changes a question once it is answered; {REMEDY}")
+        if every:
+            self._check_history(messages[:last], prompt, answers)
+        behind = "".join(self._end or ())
+        answer = layout.lead + messages[last]["content"]
+        text = prompt + answer + behind
+        spans = [*(answers or ()), (len(prompt), len(prompt) + len(answer))]
+        cuts = [(start, end, end + text.startswith(behind, end) * len(behind)) for start, end in spans]
+        return Layout(text, list(chain(*cuts)))
+
+    def _check_history(self, history: Messages, prompt: str, answers: list[tuple[int, int]] | None) -> None:
+        """Raise ValueError unless each earlier answer follows exactly the prompt that asks for it."""
+        places = [at for at, message in enumerate(history) if message["role"] == "assistant"]
+        if answers is None or any(
+            self.chat_template.render(history[:at], True) != prompt[:start]
+            for at, (start, _) in zip(places, answers, strict=True)
+        ):
+            raise ValueError(f"the chat template rewrites earlier turns of a conversation; {REMEDY}")
+
+    # --- rendering ----------------------------------------------------------------------------------------------------
+
+    def _history(self, messages: Messages) -> tuple[str, list[tuple[int, int]] | None]:
+        """The prompt's text and where earlier answers, with the lead before them, begin and end in it.
+
+        None in their place where the template changes answers or what precedes them; then nothing can be trained on
+        them either. A second rendering, with a mark on either side of each answer, shows where they come to stand.
+        """
+        text = self.chat_template.render(messages, True)
+        answers = sum(message["role"] == "assistant" for message in messages)
+        layout = self.chat_template.answer_layout if answers else None
+        if layout is None:
+            return text, None if answers else []
+        marked = [
+            message | {"content": MARK + message["content"] + MARK} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        pieces = self.chat_template.try_render(marked, True).split(MARK)
+        leads = all(piece.endswith(layout.lead) for piece in pieces[:-1:2])
+        if len(pieces) != 2 * answers + 1 or "".join(pieces) != text or not leads:
+            return text, None
+        spans, at = [], 0
+        for before, answer in zip(pieces[::2], pieces[1::2], strict=False):
+            start = at + len(before)
+            at = start + len(answer)
+            spans.append((start - len(layout.lead), at))
+        return text, spans
+
+    def _safe(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
+        """Messages to hand to the template: no text spells a control token, no input would be ignored."""
+        safe = []
+        for message in messages:
+            given = {**message, "input": message.get("input") or ""}
+            if given["input"] and given["role"] != "user":
+                raise ValueError(f"a message of the role {given['role']} has an input; only a user's may have one")
+            if given["input"] and not self.uses_input:
+                given |= {"content": joined(given), "input": ""}
+            if given["role"] == "assistant" and (layout := self.chat_template.answer_layout):
+                left, right = layout.strips  # as the template does, so that an answer's place in the text is known
+                given["content"] = given["content"].lstrip() if left else given["content"]
+                given["content"] = given["content"].rstrip() if right else given["content"]
+            safe.append(self._escaped(given))
+        return safe
+
+    def _escaped(self, value: Any) -> Any:
+        """A value of a message in whose texts a stand-in replaces the first character of each control token."""
+        if isinstance(value, str):
+            return self._spelled.sub(lambda found: self._stand_ins[found[0]], self._checked(value))
+        if isinstance(value, dict):
+            return {key: self._escaped(each) for key, each in value.items()}
+        return [self._escaped(each) for each in value] if isinstance(value, list) else value
+
+    def _restored(self, text: str) -> str:
+        for first, stand_in in self._stand_ins.items():
+            text = text.replace(stand_in, first)
+        return text
+
+    def _checked(self, text: str) -> str:
+        """The text; ValueError where it is not valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of a text is half of a surrogate pair; correct its encoding"
+            ) from None
+        return text
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def _encode(self, layouts: Sequence[Layout]) -> list[list[list[int]]]:
+        """The ids of every rendering, divided at its cuts; all texts are encoded in one call, which uses all cores."""
+        split = [self._split(layout) for layout in layouts]
+        texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
+        encoded = iter(self._encoder.ids(texts))
+        return [
+            [
+                list(chain(*([piece] if isinstance(piece, int) else next(encoded) for piece in region)))
+                for region in regions
+            ]
+            for regions in split
+        ]
+
+    def _split(self, layout: Layout) -> list[list[int | tuple[str, bool]]]:
+        """The pieces of each region: ids of control tokens, and texts, each with whether it continues another text."""
+        regions = []
+        continues, stripped = False, False  # stripped: the control token before removes the white space behind it
+        for start, end in pairwise([0, *layout.cuts, len(layout.text)]):
+            region: list[int | tuple[str, bool]] = []
+            for found in chain(self._control.finditer(layout.text, start, end), [None]):
+                text = layout.text[start : found.start() if found else end]
+                left, right = self._strips[found[0]] if found else (False, False)
+                text = text.lstrip() if stripped else text
+                text = text.rstrip() if left else text
+                if text:
+                    region.append((self._restored(text), continues))
+                    continues, stripped = True, False
+                if found:
+                    region.append(self.controls[found[0]])
+                    start, continues, stripped = found.end(), self._encoder.continues_after_control, right
+            regions.append(region)
+        return regions

@@ -1,0 +1,62 @@
+"""Chat templates from files: Jinja, or the alpaca prompt files (JSON) of older repositories."""
+
+import json
+from pathlib import Path
+from string import Formatter
+
+# Each turn of a conversation in the layout with or without input; every answer ends in EOS.
+CONVERSATION = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{% if message.input %}{{ WITH_INPUT }}{% else %}{{ NO_INPUT }}{% endif %}"
+    "{% elif message.role == 'assistant' %}{{ message.content + eos_token }}"
+    "{% else %}{{ raise_exception('this template knows the roles user and assistant, not ' + message.role) }}"
+    "{% endif %}{% endfor %}"
+)
+FIELDS = {"instruction": "message.content", "input": "message.input"}
+
+
+def read_template(path: str | Path, option: str) -> str:
+    """The Jinja source of a template file: its text, or the translation of an alpaca prompt file (.json).
+
+    option: the command line's option that named the file, for messages. Raises FileNotFoundError and ValueError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {option} takes a Jinja file or an alpaca prompt file (.json)")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
+    return from_alpaca(text, path) if path.suffix == ".json" else text
+
+
+def from_alpaca(text: str, path: str | Path) -> str:
+    """Jinja source of {"prompt_input": "…{instruction}…{input}…", "prompt_no_input": "…{instruction}…"}.
+
+    The prompts are data: their text becomes string literals of the template, whatever it spells. Raises ValueError
+    where the JSON in `text` has another form; `path` is named in the message.
+    """
+    try:
+        prompts = json.loads(text)
+        with_input, without = (_expression(prompts[name]) for name in ("prompt_input", "prompt_no_input"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        form = '{"prompt_input": "… {instruction} … {input} …", "prompt_no_input": "… {instruction} …"}'
+        raise ValueError(f"{path} is no alpaca prompt file ({error!r}); it has the form {form}") from None
+    before, _, rest = CONVERSATION.partition("WITH_INPUT")
+    between, _, after = rest.partition("NO_INPUT")
+    return before + with_input + between + without + after
+
+
+def _expression(prompt: str) -> str:
+    """A Jinja expression of a str.format prompt: literals and fields, joined."""
+    parts = []
+    for literal, field, _, _ in Formatter().parse(prompt):
+        parts += [json.dumps(literal, ensure_ascii=False)] if literal else []
+        parts += [FIELDS[field]] if field is not None else []
+    return " + ".join(parts) or '""'
+
+
+def folder_template(folder: str | Path) -> str | None:
+    """The chat_template.jinja in a checkpoint's or adapter's folder; None without one."""
+    path = Path(folder, "chat_template.jinja")
+    return path.read_text(encoding="utf-8") if folder and path.is_file() else None

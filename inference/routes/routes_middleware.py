@@ -1,0 +1,42 @@
+"""Adds /generate and /extract to vLLM's application, in each API process (`--middleware`, which the launcher presets).
+
+vLLM's endpoint plugins would do the same, but vLLM finds plugins by the metadata of an installed distribution only, and
+a stage that is copied alone has nothing installed. vLLM starts the application once its engine and its own handlers are
+ready, so the middleware adds the routes at the application's startup.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from routes.extract_api import extract_router
+from routes.generate_api import generate_router
+from routes.served_models import served_models
+
+
+class RoutesMiddleware:
+    """ASGI middleware that adds the routes at startup and passes everything on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await start_routes(scope["app"])
+        await self.app(scope, receive, send)
+
+
+async def start_routes(app: FastAPI) -> None:
+    """Add the routes and the state that they use; no routes if the model does not generate text.
+
+    Raises ValueError or FileNotFoundError if an adapter cannot be served.
+    """
+    state = app.state
+    if getattr(state, "openai_serving_completion", None) is not None:
+        state.knowlm_models = await served_models(state.engine_client, state, state.args)
+        add_routes(app)
+
+
+def add_routes(app: FastAPI) -> None:
+    app.include_router(generate_router())
+    app.include_router(extract_router())

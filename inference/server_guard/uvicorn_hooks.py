@@ -1,0 +1,51 @@
+"""uvicorn's private interfaces that this stage uses; tests/inference/test_uvicorn_hooks.py checks each.
+
+- HttpToolsProtocol: `data_received`, `on_headers_complete`, `on_body`, `on_message_complete` are extended,
+  `send_400_response` is called, and `Config.http_protocol_class` is set. The parser httptools has no limit on the bytes
+  of a request's head or of a chunk's trailer, so a client without a key could fill the memory. uvicorn's other parser,
+  h11, has such a limit (vLLM's --h11-max-incomplete-event-size).
+- Server: `should_exit` and `force_exit` are set, the only way to stop a running server from its event loop.
+"""
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 2**16
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """Closes a connection that sent more than MAX_HEAD_BYTES without completing a head or a part of a body."""
+
+    pending_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.pending_bytes += len(data)
+        super().data_received(data)
+        if self.pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request has more than {MAX_HEAD_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        self.pending_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.pending_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.pending_bytes = 0
+        super().on_message_complete()
+
+
+def limit_heads(server: Any) -> None:
+    """Use BoundedHttpProtocol for new connections of a uvicorn.Server, unless it parses with h11."""
+    if server.config.http_protocol_class is HttpToolsProtocol:
+        server.config.http_protocol_class = BoundedHttpProtocol
+
+
+def exit_server(server: Any, force: bool = False) -> None:
+    """Let a uvicorn.Server stop; force: without waiting for open connections."""
+    server.should_exit = True
+    if force:
+        server.force_exit = True

@@ -1,0 +1,132 @@
+"""Command lines of the server and of the offline engine: checked, parsed by vLLM's parser, completed with presets."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from chat_prompts.template_files import read_template
+from vllm_bridge.vllm_hooks import option_names
+from vllm_bridge.vllm_imports import from_vllm
+
+from server_launch.launch_adapters import check_adapters, named_adapters, preset_adapters
+from server_launch.launch_checks import check_model, check_port, read_json
+from server_launch.launch_presets import preset_for_cpu
+from server_launch.launch_safety import add_safety_options, preset_safety
+
+DEFAULT_HOST = "127.0.0.1"
+# vLLM's options with a default that depends on the model or on the machine; None until finalize_args fills them in.
+PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
+
+
+def note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def precheck(arguments: Sequence[str]) -> None:
+    """Check the folders, the template and the port of a command line before vLLM is imported, which takes seconds.
+
+    Sets the environment variables that keep vLLM and the hub client off the network. Raises ValueError or
+    FileNotFoundError.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
+    for name in ("lora-modules", "served-model-name"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
+    try:
+        args, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return  # vLLM's parser reports it
+    model = args.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
+    if args.template_path:
+        read_template(args.template_path, "--template_path")
+    if args.port and args.port.isdecimal() and not args.uds:
+        check_port(args.host or DEFAULT_HOST, int(args.port))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if model:
+        if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
+            if Path(args.tokenizer or model).exists():
+                os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        else:
+            note(f"there is no folder {model}; vLLM will look for that name on the hub")
+        if args.lora_modules:
+            check_adapters(named_adapters(args.lora_modules), model, (args.served_model_name or [()])[-1])
+
+
+def strict_parser(prog: str, **options: str) -> Any:
+    """Return vLLM's parser, without abbreviations, whose errors are ValueErrors of one line.
+
+    options: further arguments of argparse.ArgumentParser.
+    """
+    base: Any = from_vllm("FlexibleArgumentParser")
+
+    class StrictParser(base):
+        def error(self, message: str) -> NoReturn:
+            unknown = message.partition("unrecognized arguments: ")[2].split()
+            if unknown:
+                near = get_close_matches(unknown[0].partition("=")[0], option_names(self), 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                message = f"unknown option {unknown[0]}; {hint}--help=all lists all options"
+            raise ValueError(message)
+
+    return StrictParser(prog=prog, allow_abbrev=False, **options)
+
+
+def finalize_args(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the engine's options, and fill in those that depend on the adapters or on a machine without a GPU.
+
+    Raises ValueError for unknown or contradicting options, and for options that a machine without a GPU cannot serve.
+    """
+    defaults = {name: parser.get_default(name) for name in PRESET_OPTIONS}
+    parser.set_defaults(model=None, **dict.fromkeys(defaults))
+    args = parser.parse_args(list(arguments))
+    args.model = getattr(args, "model_tag", None) or args.model
+    if not args.model:
+        raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
+    is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    for line in preset_adapters(args):
+        note(line)
+    if from_vllm("current_platform").is_cpu():
+        config = read_json(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
+        for line in preset_for_cpu(args, config, os.environ):
+            note(line)
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def server_parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of `vllm serve` with this launcher's options."""
+    parser = strict_parser("launch_vllm.py", description=description, usage="launch_vllm.py --model M [options]")
+    parser = from_vllm("make_arg_parser")(parser)
+    group = parser.add_argument_group("KnowLM", "Options of this launcher.")
+    group.add_argument(
+        "--template-path", metavar="FILE",
+        help="prompt template that replaces the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
+    )  # fmt: skip
+    add_safety_options(parser, group)
+    parser.set_defaults(host=DEFAULT_HOST)
+    return parser
+
+
+def parse_server_args(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
+    """Parse the server's command line into the namespace that `vllm serve` takes.
+
+    Raises ValueError as finalize_args does, and if the port is in use.
+    """
+    args = finalize_args(server_parser(description), arguments)
+    args.model_tag = args.model
+    if args.template_path:
+        args.chat_template = read_template(args.template_path, "--template_path")
+    if not args.uds:
+        check_port(args.host or "", args.port)
+    for line in preset_safety(args, os.environ):
+        note(line)
+    args.subparser = "serve"
+    return args

@@ -1,0 +1,106 @@
+"""vLLM's private interfaces that this stage calls or overrides, each with its reason.
+
+PRIVATE_API is the list; tests/inference/test_vllm_hooks.py checks that each exists in the installed vLLM with the
+parameters that are used here, and that the overrides are called. Options (`--middleware`, `--worker-cls`) and classes
+that vLLM documents are used where there are any.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from vllm_bridge.vllm_imports import from_vllm
+
+PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+COMPLETION = "vllm.entrypoints.openai.completion"
+MODELS = "vllm.entrypoints.openai.models.serving:OpenAIServingModels"
+# "module:name(parameters that are passed by position or name)": reason
+PRIVATE_API = {
+    # cpu_adapters.py: wrong answers and slow products of adapters on machines without a GPU
+    "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper()": "replaced: no option names another LoRA wrapper",
+    "vllm.v1.worker.cpu_worker:CPUWorker.__init__()": "extended: the replacement has to be made in each worker",
+    f"{PUNICA}.update_metadata()": "extended: groups the rows by adapter",
+    f"{PUNICA}.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)": "overridden: products",
+    f"{PUNICA}.add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale)": "overridden: products",
+    f"{PUNICA}.add_lora_embedding(y, x, lora_b_stacked)": "overridden: products",
+    f"{PUNICA}._apply_shrink(y, x, w_t_all, scale)": "overridden: products (--fully-sharded-loras)",
+    f"{PUNICA}._apply_expand(y, x, w_t_all, y_offset)": "overridden: products (--fully-sharded-loras)",
+    f"{PUNICA}.token_lora_indices": "read: the adapter's slot of each row",
+    f"{PUNICA}.sampler_indices": "read: the adapter's slot of each row of logits",
+    # token limits: no middleware sees the tokens of an answer whose client has left
+    "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
+    "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
+    # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
+    f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
+    f"{COMPLETION}.protocol:CompletionRequest.build_tok_params(model_config)": "called: checks the number of tokens",
+    f"{COMPLETION}.protocol:CompletionRequest.to_sampling_params(max_tokens, default_sampling_params)": "called",
+    f"{MODELS}.resolve_lora(lora_name)": "called: adapters that vLLM's resolvers find",
+    f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
+    # launching
+    "vllm.engine.arg_utils:EngineArgs.get_batch_defaults(world_size)": "called: default of --max-num-seqs",
+    "vllm.v1.engine.core_client:EngineCoreClient.shutdown(timeout)": "called: LLMEngine has no public shutdown",
+    "argparse:ArgumentParser": "_option_string_actions is read: the names that an error suggests",
+}
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    return list(parser._option_string_actions)
+
+
+def default_max_num_seqs(args: argparse.Namespace) -> int:
+    """Return the sequences that one engine of a server computes at once if --max-num-seqs is not given."""
+    world_size = args.tensor_parallel_size * args.pipeline_parallel_size
+    _, max_num_seqs = from_vllm("AsyncEngineArgs").get_batch_defaults(world_size)
+    return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
+
+
+def stop_engine(engine: Any) -> None:
+    """End the processes of an LLMEngine at once, without waiting for sequences that still run."""
+    engine.engine_core.shutdown(timeout=0)
+
+
+class TokenUsage:
+    """Counts the tokens of requests by vLLM's records of the sequences that each request started.
+
+    The record of a sequence keeps counting until the sequence is finished or aborted, also when nobody waits for the
+    answer any more.
+    """
+
+    def __init__(self, engine_client: Any) -> None:
+        """engine_client: vLLM's AsyncLLM, whose output processor is wrapped."""
+        self.sequences: ContextVar[list[Any] | None] = ContextVar("sequences", default=None)
+        processor = engine_client.output_processor
+        add_request = processor.add_request
+
+        def add_and_record(request: Any, *args: Any, **kwargs: Any) -> None:
+            add_request(request, *args, **kwargs)
+            started = self.sequences.get()
+            if started is not None and (sequence := processor.request_states.get(request.request_id)):
+                started.append(sequence)
+
+        processor.add_request = add_and_record
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Any]]:
+        """Collect the sequences that are started within this context (of one asyncio task and its children)."""
+        started: list[Any] = []
+        token = self.sequences.set(started)
+        try:
+            yield started
+        finally:
+            self.sequences.reset(token)
+
+
+def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
+    """Return the tokens of a request: prompt and answer.
+
+    state: the request's, in which a handler may leave `knowlm_usage` (tokens) or vLLM's `request_metadata`; sequences:
+    TokenUsage's records, by which a request counts that left neither.
+    """
+    if (usage := state.get("knowlm_usage")) is not None:
+        return usage
+    if final := getattr(state.get("request_metadata"), "final_usage_info", None):
+        return final.prompt_tokens + (final.completion_tokens or 0)
+    return sum(one.prompt_len + (one.detokenizer.num_output_tokens() if one.detokenizer else 0) for one in sequences)

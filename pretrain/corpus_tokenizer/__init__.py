@@ -1,0 +1,1 @@
+"""Text to token ids for the corpus, checked against SentencePiece. Read document_encoder.py first."""

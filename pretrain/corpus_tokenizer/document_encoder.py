@@ -1,0 +1,141 @@
+"""Encode documents with the tokenizer of a folder, and compare some of them with the other engines.
+
+A corpus must hold the ids that tuning and serving will use. The first documents of every shard, and then every 500th,
+are therefore encoded by the reference engine and by the folder's tokenizer.json, too.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpus_tokenizer.tokenizer_engines import (
+    EncodedText,
+    Engine,
+    GigatokenEngine,
+    ReferenceEngine,
+    SentencePieceEngine,
+    TokenizersEngine,
+)
+
+logger = logging.getLogger("document_encoder")
+
+CHECK_FIRST, CHECK_EVERY = 10, 500  # texts of a shard that all engines encode: the first 10, then every 500th
+CHECK_CHARACTERS = 1000  # of each of these texts, so that the comparison takes a negligible part of the time
+ENGINES = ("auto", "gigatoken", "reference")
+
+
+@dataclass
+class DocumentEncoder:
+    """Encodes documents with the tokenizer of a folder and compares some of them with other engines.
+
+    folder: the tokenizer's. engine: encodes. checkers: engines whose ids are compared, each with the message for a
+    difference in {text}. fingerprint: sha256 of the id-ordered table of pieces. vocab_size: the largest id + 1.
+    bos_id: None where the tokenizer has no BOS. checked: the number of texts compared so far.
+    """
+
+    folder: str
+    engine: Engine
+    checkers: list[tuple[Engine, str]]
+    fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    checked: int = field(default=0)
+
+    def encode(self, text: str, number: int | None = None) -> EncodedText:
+        """Encode a text.
+
+        number: the text's place in its shard, by which texts are chosen for the comparison; None: no comparison.
+        Raises ValueError where a checker gives other ids.
+        """
+        encoded = self.engine.encode(text)
+        if self.checkers and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
+            short = text[:CHECK_CHARACTERS]
+            ours = encoded.ids if len(short) == len(text) else self.engine.encode(short).ids
+            for checker, complaint in self.checkers:
+                if not np.array_equal(ours, checker.encode(short).ids):
+                    raise ValueError(complaint.replace("{text}", repr(short[:40])))
+            self.checked += 1
+        return encoded
+
+    def describe(self) -> dict[str, Any]:
+        """The description of the tokenizer for a corpus's sidecar."""
+        return {
+            "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
+            "eos_id": self.eos_id, "engine": self.engine.name,
+        }  # fmt: skip
+
+
+def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
+    """Open the tokenizer of a tokenizer or checkpoint folder.
+
+    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers where there is no tokenizer.model; `auto`: gigatoken
+    where it gives the reference's ids, else the reference, with a warning.
+    Raises FileNotFoundError where the folder has no tokenizer, ValueError where its files are damaged or incomplete.
+    """
+    model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; --tokenizer_path takes a tokenizer or checkpoint folder")
+    if not model.is_file() and not table_file.is_file():
+        raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
+    converted = TokenizersEngine(table_file) if table_file.is_file() else None
+    reference = SentencePieceEngine(model) if model.is_file() else converted
+    assert reference is not None
+    source = model if model.is_file() else table_file
+    encoding = _choose_engine(source, reference, engine)
+    checkers: list[tuple[Engine, str]] = []
+    if encoding is not reference:
+        other = f"gigatoken gives other ids than {source} for {{text}}; use the reference: --engine reference"
+        checkers.append((reference, other))
+    if converted and converted is not reference:
+        build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
+        other = f"{table_file} gives other ids than its tokenizer.model for {{text}}; build the exact one: {build}"
+        checkers.append((converted, other))
+    table = (converted or reference).table
+    bos_id, eos_id = (_special_id(Path(folder), kind, table, reference) for kind in ("bos", "eos"))
+    if eos_id is None:
+        raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
+    return DocumentEncoder(
+        folder=str(folder), engine=encoding, checkers=checkers, fingerprint=fingerprint(table),
+        vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
+    )  # fmt: skip
+
+
+def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engine:
+    """The engine for a tokenizer file; raises ValueError where gigatoken is required and cannot encode as it does."""
+    if engine == "reference":
+        return reference
+    try:
+        return GigatokenEngine(path, reference)
+    except ValueError as error:
+        if engine == "gigatoken":
+            raise
+        logger.warning("%s; %s encodes instead, at a fraction of the speed", error, reference.name)
+        return reference
+
+
+def fingerprint(table: dict[str, int]) -> str:
+    """sha256 of the id-ordered table of pieces, one `id<TAB>piece` line each (JSON-escaped)."""
+    ordered = sorted(table.items(), key=lambda item: item[1])
+    return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()
+
+
+def _special_id(folder: Path, kind: str, table: dict[str, int], reference: ReferenceEngine) -> int | None:
+    """The id of BOS or EOS (kind: bos or eos): tokenizer_config.json's, else tokenizer.model's; None without one."""
+    path = folder / "tokenizer_config.json"
+    token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
+    if isinstance(token, dict):
+        token = token["content"]
+    if token is not None:
+        if token not in table:
+            raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer lacks; correct it")
+        return table[token]
+    if isinstance(reference, TokenizersEngine):
+        return None
+    index = reference.model.bos_id() if kind == "bos" else reference.model.eos_id()
+    return index if index >= 0 else None

@@ -1,0 +1,178 @@
+"""The engines that encode text: SentencePiece, Hugging Face's tokenizers, and gigatoken.
+
+SentencePiece is the reference where there is a tokenizer.model, tokenizers where there is only a tokenizer.json.
+gigatoken gives the same ids in a fraction of the time. The spelling of a control token in a text (`<s>`) is text.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RENEW_AFTER = 32_000_000  # characters: gigatoken's cache of encoded words has no bound
+NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # every normalisation but the identity changes it
+
+
+@dataclass
+class EncodedText:
+    """An encoded text.
+
+    ids: (tokens,) integers, without BOS and EOS. ends(): (tokens,) int32, the position in the text where each token
+    ends, in characters; tokens that share a character have the same end. It is computed only when it is called.
+    """
+
+    ids: np.ndarray
+    ends: Callable[[], np.ndarray]
+
+
+class SentencePieceEngine:
+    """Encodes with SentencePiece; the ends of tokens follow from the lengths of their pieces."""
+
+    name = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"{path} is not a SentencePiece model ({reason}); get the original tokenizer.model"
+            ) from None
+        pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
+        self.table = {piece: i for i, piece in enumerate(pieces)}
+        values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]
+        # Of the byte pieces of one character, the first counts as the character.
+        begun = [len(p) if v < 0 else int(not 0x80 <= v < 0xC0) for p, v in zip(pieces, values, strict=True)]
+        self._characters = np.array(begun, dtype=np.int32)
+        plain = NORMALISER_PROBE.replace(" ", "▁")
+        normal = self.model.normalize(NORMALISER_PROBE)
+        self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: pieces are not the text's characters
+
+    def encode(self, text: str) -> EncodedText:
+        ids = self.model.encode(text, return_type="numpy")
+        return EncodedText(ids, lambda: self.ends(text, ids))
+
+    def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        ends = self._characters[ids].cumsum(dtype=np.int32)
+        if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
+            return token_ends(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
+        ends -= self._prefix
+        return ends
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.model.decode(ids.tolist())
+
+
+class TokenizersEngine:
+    """Encodes with a tokenizer.json and Hugging Face's `tokenizers`."""
+
+    name = "tokenizers"
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self.model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(f"{path} is not a tokenizer.json ({error}); get or build it again") from None
+        self.model.no_truncation()
+        self.model.no_padding()
+        self.model.post_processor = None  # it would add BOS and trim offsets
+        self.model.encode_special_tokens = True
+        self.table = self.model.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> EncodedText:
+        encoding = self.model.encode(text, add_special_tokens=False)
+        return EncodedText(np.array(encoding.ids, dtype=np.int32), lambda: token_ends(encoding.offsets, len(text)))
+
+    def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        return token_ends(self.model.encode(text, add_special_tokens=False).offsets, len(text))
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.model.decode(ids.tolist(), skip_special_tokens=True)
+
+
+ReferenceEngine = SentencePieceEngine | TokenizersEngine
+
+PROBES = (  # texts that gigatoken must encode as the reference engine does before it is used
+    "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
+    "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
+    "It's WE'RE don’t", "<|endoftext|> <|im_start|>user <tool_call> [INST]",
+)  # fmt: skip
+
+
+class GigatokenEngine:
+    """Encodes with gigatoken, faster and with the same ids; decodes with the reference engine.
+
+    Raises ValueError where gigatoken cannot read the model or gives other ids for a probe.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, path: Path, reference: ReferenceEngine) -> None:
+        self.reference, self.table = reference, reference.table
+        try:
+            self._definition = _definition(path)
+            self._renew()
+        except Exception as error:  # gigatoken raises many kinds
+            raise ValueError(f"gigatoken cannot read {path} ({error})") from None
+        for probe in PROBES:
+            if not np.array_equal(self.encode(probe).ids, reference.encode(probe).ids):
+                raise ValueError(f"gigatoken gives other ids than {reference.name} with {path}, for {probe!r}")
+        pieces = self.fast.vocab
+        self._bytes = np.array([len(pieces.get(i, b"")) for i in range(max(pieces) + 1)])
+
+    def _renew(self) -> None:
+        import gigatoken
+
+        self.fast: Any = None  # frees the old one before the new one is made
+        self.fast = gigatoken.Tokenizer.from_json(self._definition)
+        self._seen = 0
+
+    def encode(self, text: str) -> EncodedText:
+        if self._seen > RENEW_AFTER:
+            self._renew()
+        self._seen += len(text)
+        ids = self.fast.encode(text)
+        return EncodedText(ids, lambda: self._ends(text, ids))
+
+    def _ends(self, text: str, ids: np.ndarray) -> np.ndarray:
+        if isinstance(self.reference, SentencePieceEngine):
+            return self.reference.ends(text, ids)
+        ends, data = self._bytes[ids].cumsum(), np.frombuffer(text.encode(), dtype=np.uint8)
+        if not len(ids) or ends[-1] != len(data):  # the tokenizer normalises this text
+            return self.reference.ends(text, ids)
+        return ((data & 0xC0) != 0x80).cumsum(dtype=np.int32)[ends - 1]  # number of characters begun by each byte
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.reference.decode(ids)
+
+
+def _definition(path: Path) -> str:
+    """A tokenizer.json for gigatoken without control tokens, so that it encodes their spelling as text."""
+    import gigatoken
+
+    if path.suffix == ".model":
+        definition = json.loads(gigatoken.Tokenizer.from_sentencepiece(path)._hf_json or "")
+    else:
+        definition = json.loads(path.read_text(encoding="utf-8"))
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if not token["special"]]
+    return json.dumps(definition | {"post_processor": None, "truncation": None, "padding": None})
+
+
+Engine = ReferenceEngine | GigatokenEngine
+
+
+def token_ends(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
+    """The ends of tokens (see EncodedText) from each token's (start, end) in a text of `characters` characters."""
+    pairs = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+    begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # not within the same character
+    ends = np.where(np.append(begins, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))
+    return np.minimum.accumulate(ends[::-1])[::-1][: len(pairs)]

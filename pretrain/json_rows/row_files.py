@@ -1,0 +1,158 @@
+"""Read the rows of files: JSON lists, JSONL, objects over several lines, parquet, each as .gz or .zst, and folders.
+
+Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
+another. NaN, infinite numbers and lone surrogates are refused, of equal keys the last one counts. One row at a time is
+in memory.
+"""
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from json_rows.json_stream import SPACES, JsonStream, ParseError, StreamError, json_values
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+PACKED = (".gz", ".zst")
+NOT_ROWS = ("extraction.json", "types.json", "run.json")  # JSON files that stand beside rows in their folders
+PARQUET_ROWS = 1024  # read at a time
+
+
+class Row(NamedTuple):
+    """A record of a file."""
+
+    place: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
+    content: dict[str, Any] | None  # None where there is an error, or nothing on the line
+    error: str = ""  # what is wrong and what to do, to be read behind `place`
+
+
+def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+    """The bytes of an open file, decompressed where its name ends in .gz or .zst."""
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # reads as a BinaryIO does
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))
+    return file
+
+
+def list_files(path: str | Path) -> list[Path]:
+    """A file, or the files of rows in a folder by name; raises FileNotFoundError where there is none."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give a .json, .jsonl or .parquet file, or a folder of them")
+    files = [file for file in sorted(path.iterdir()) if is_row_file(file)]
+    if not files:
+        raise FileNotFoundError(f"{path} holds no .json, .jsonl or .parquet file; name a folder that does")
+    return files
+
+
+def is_row_file(path: Path) -> bool:
+    """Whether a folder's file is read as rows, by its name."""
+    name = path.with_suffix("") if path.suffix in PACKED else path
+    return name.suffix in SUFFIXES and name.name not in NOT_ROWS and path.is_file()
+
+
+def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
+    """The rows of a file or of a folder's files; one that cannot be read has an error instead of its content.
+
+    blank_lines: a blank line is a Row without content and error. Raises FileNotFoundError, and ValueError with file and
+    line where the rest of a file cannot be read, and where there are no rows.
+    """
+    found = False
+    for file in list_files(path):
+        for row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, blank_lines):
+            found = found or row.content is not None or bool(row.error)
+            yield row
+    if not found:
+        raise ValueError(f"{path} holds no rows; it must be a JSON list, one JSON object a line, or parquet")
+
+
+def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) for each row; raises as `iterate_rows` does, and ValueError at the first row with an error."""
+    for row in iterate_rows(path):
+        if row.content is None:
+            raise ValueError(f"{row.place} {row.error}")
+        yield row.place, row.content
+
+
+def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
+    try:
+        with path.open("rb") as file:
+            for value in json_values(unpacked(file, path), blank_lines):
+                place = f"{path}:{value.line}" + (f", row {value.item}" if value.item else "")
+                if isinstance(value.content, dict) or value.error or value.blank:
+                    yield Row(place, value.content, value.error)  # type: ignore[arg-type]  # a dict or None
+                else:
+                    yield Row(place, None, "is not a JSON object; a row must be one")
+    except StreamError as error:
+        item = f", row {error.value.item}" if error.value.item else ""
+        raise ValueError(f"{path}:{error.value.line}{item} {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for number, content in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 (goes on counting)
+                    yield Row(f"{path}, row {number}", content)
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}, row {number + 1} cannot be read as parquet ({reason}); write it again") from None
+
+
+def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
+    """The one JSON value of a file, encoded as rows are.
+
+    expected: what to give where there is no such file. Raises FileNotFoundError, or ValueError with file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {expected}")
+    try:
+        with path.open("rb") as file:
+            window = JsonStream(unpacked(file, path))
+            window.skip(SPACES)
+            try:
+                content, end = window.parse(within_line=False)
+                reason = window.fault(end, content)
+                window.advance(end)
+                if not reason and window.skip(SPACES):
+                    reason = "is not JSON (extra data behind the value); correct it"
+            except ParseError as error:
+                stopped = window.at + error.offset
+                reason = window.fault(stopped + 1) or str(error)
+                window.advance(stopped)
+            if reason:
+                raise window.error(reason)
+            return content
+    except StreamError as error:
+        raise ValueError(f"{path}:{error.value.line} {error}") from None
+
+
+def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
+    """The texts under `key` of a file's rows, or the lines of a file whose name is not that of a file of rows.
+
+    Raises FileNotFoundError or ValueError with file and line.
+    """
+    path = Path(path)
+    if path.is_file() and not is_row_file(path):
+        with path.open("rb") as file:
+            try:
+                lines = io.TextIOWrapper(unpacked(file, path), encoding="utf-8-sig")
+                yield from (line.removesuffix("\n") for line in lines)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+        return
+    for place, row in iterate_objects(path):
+        if not isinstance(row.get(key), str):
+            raise ValueError(f"{place} has no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'}); add it")
+        yield row[key]

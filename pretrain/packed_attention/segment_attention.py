@@ -1,0 +1,118 @@
+"""Attention for packed sequences: each segment (a sample or an example) attends to itself and to its shared prefix.
+
+FlashAttention keeps segments apart if it gets their boundaries. Elsewhere (V100, machines without a GPU) transformers
+builds one mask over the whole sequence, and the scores of all masked pairs are computed and thrown away. Here each
+segment is a causal attention of its own: of a sequence of n equal segments, an n-th of the scores.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "sdpa_by_segment"  # for --attn_implementation
+
+
+@dataclass(frozen=True)  # not a tuple, which Trainer would take apart
+class Segment:
+    """Consecutive tokens of a packed sequence. parent: the index of the segment that is its shared prefix, if any."""
+
+    length: int
+    parent: int | None = None
+
+
+def attend_by_segment(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Sequence[Sequence[Segment]] | None = None,
+    sliding_window: int | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function; returns (sequences, tokens, heads, width), and no attention weights.
+
+    query: (sequences, heads, tokens, width); key, value: the same with perhaps fewer heads. segments: of each
+    sequence; without them, this is transformers' own sdpa. sliding_window: how far back a token sees, itself included.
+    """
+    if segments is None:
+        more |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    attended = [
+        _attend(q[None], k[None], v[None], of, scaling, dropout, sliding_window)
+        for q, k, v, of in zip(query, key, value, segments, strict=True)
+    ]
+    return torch.cat(attended).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Sequence[Segment],
+    scaling: float | None, dropout: float, window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """The attention of one sequence, (1, heads, tokens, width)."""
+    lengths = [segment.length for segment in segments]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    attended = []
+    for segment, q, k, v in zip(segments, queries, keys, values, strict=True):
+        before, parent = 0, segment.parent
+        if parent is not None:
+            before = lengths[parent]
+            k, v = torch.cat([keys[parent], k], 2), torch.cat([values[parent], v], 2)
+        near = window if window is not None and before + segment.length > window else None
+        mask = _mask(segment.length, before, near, q.device) if near or before else None
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(attended, dim=2)
+
+
+@lru_cache(maxsize=4096)
+def _mask(tokens: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which tokens of its prefix and of the segment each token sees, (tokens, before + tokens) bool."""
+    back = torch.arange(before, before + tokens)[:, None] - torch.arange(before + tokens)
+    return ((back >= 0) & (back < (window or before + tokens))).to(device)
+
+
+def attention_arguments(
+    implementation: str, segments: Sequence[Sequence[Segment]], device: torch.device
+) -> dict[str, Any]:
+    """The arguments of a forward pass, besides ids and positions, from which attention knows the segments.
+
+    FlashAttention gets boundaries in the sequences put one after another; other backends know segments by positions
+    that restart, or not at all (see isolation_check.py).
+    """
+    if implementation == NAME:
+        return {"segments": segments}
+    if "flash" not in implementation:
+        return {}
+    lengths = [segment.length for sequence in segments for segment in sequence]
+    ends = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths), "max_length_k": max(lengths)}
+
+
+def can_pack(model: Any) -> bool:
+    """Whether the architecture passes arguments on to its attention, and that is one which takes segments."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.forward).parameters.values())
+    return open_ended and attention_of(base) in (NAME, "flash_attention_2", "flash_attention_3")
+
+
+def attention_of(model: Any) -> str:
+    """The name of the attention that a model uses; transformers has no public name for it."""
+    return str(model.config._attn_implementation)
+
+
+def register() -> None:
+    """Register the attention with transformers under its name."""
+    AttentionInterface.register(NAME, attend_by_segment)

@@ -1,0 +1,28 @@
+"""A user error ends all ranks with one line and exit status 2.
+
+A launcher ends the other ranks as soon as one exits with an error, even if they wait in a collective operation. Most
+user errors (an unknown option, a missing file) occur on every rank at about the same time, so the ranks take turns:
+rank 0 fails at once, the first rank of another machine after GRACE seconds, all others after twice as long. A rank that
+is still alive by then is the only one with the error.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE = 10.0  # seconds; torchrun and deepspeed look at their ranks several times in it
+
+
+@contextmanager
+def user_errors_in_turn() -> Iterator[None]:
+    """Delay ValueError and OSError on all ranks but rank 0, so that the command prints its error line once.
+
+    Also serves as a decorator.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        if int(os.environ.get("RANK", "0")):
+            time.sleep(GRACE * (2 if int(os.environ.get("LOCAL_RANK", "0")) else 1))
+        raise

@@ -1,0 +1,44 @@
+"""Losses by source, summed on the device and over the ranks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from rank_group.ranks import sum_over_ranks
+
+
+class MeanLosses(NamedTuple):
+    """Losses by token. mean: of all sources; by_source: of each source that had a token; tokens: with a label."""
+
+    mean: float
+    by_source: dict[str, float]
+    tokens: int
+
+
+class LossMeter:
+    """Sums of losses and of tokens with a label by source, kept on the device until `take` reads them."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = names
+        self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+
+    def add(
+        self, losses: torch.Tensor, tokens: torch.Tensor, sources: torch.Tensor, weight: float | torch.Tensor = 1.0
+    ) -> None:
+        """Add losses and the numbers of their tokens; losses, tokens, sources: of one shape, a token or a row each.
+
+        sources: int64, indices of `names`. weight: 0 for a batch that only keeps ranks in step.
+        """
+        values = torch.stack([losses.detach().double().flatten(), tokens.double().flatten()]) * weight
+        self.sums.index_add_(1, sources.flatten(), values)
+
+    def tokens(self) -> int:
+        """Tokens since the last `take`, over all ranks."""
+        return round(sum_over_ranks(self.sums[1].clone()).sum().item())
+
+    def take(self) -> MeanLosses:
+        """The mean losses since the last time, over all ranks; all ranks call it."""
+        losses, counts = sum_over_ranks(self.sums.clone()).tolist()
+        self.sums.zero_()
+        means = {name: loss / count for name, loss, count in zip(self.names, losses, counts, strict=True) if count}
+        return MeanLosses(sum(losses) / max(1, sum(counts)), means, round(sum(counts)))

@@ -1,0 +1,85 @@
+"""The log of a run: one JSON object a line while it runs, the same as a line for people, and curves at the end."""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # of an evaluation, the order in a line
+
+
+class TrainingLog:
+    """`train_log.jsonl`: the entries of Trainer's history, on the disk as soon as they are made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._written = path, 0
+
+    def update(self, history: Sequence[dict[str, Any]], max_steps: int) -> None:
+        """Write the new entries and print the last; the first call writes all, which a resumed run brings along."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a" if self._written else "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in history[self._written :])
+        self._written = len(history)
+        if line := describe_entry(history[-1], max_steps):
+            tqdm.write(line)
+
+
+def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
+    """An entry as a line for people; "" for Trainer's summary at the end of training."""
+    words = [f"step {entry['step']}/{max_steps}"]
+    if "eval_loss" in entry:
+        values = {name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")}
+        names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
+        return f"{words[0]} | held out: " + ", ".join(f"{name.replace('_', ' ')} {values[name]:.4f}" for name in names)
+    if "loss" not in entry:
+        return ""
+    sources = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
+    by_source = ", ".join(f"{name} {loss:.4f}" for name, loss in sources.items()) if len(sources) > 1 else ""
+    words += [f"loss {entry['loss']:.4f}" + (f" ({by_source})" if by_source else "")]
+    words += [f"grad {entry['grad_norm']:.3f}"] if entry.get("grad_norm") is not None else []
+    words += [f"lr {entry['learning_rate']:.3g}"]
+    words += [f"{entry[name]:,.0f} {name.replace('_per_second', '').replace('_', ' ')}/s"
+              for name in entry if name.endswith("tokens_per_second")]  # fmt: skip
+    words += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
+    words += [f"{entry['skipped_steps']} skipped"] if entry.get("skipped_steps") else []
+    words += [f"data {entry['data_wait']:.1%}"] if "data_wait" in entry else []
+    return " | ".join([*words, f"{timedelta(seconds=entry['eta_seconds'])} left"])
+
+
+def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss (trained on and held out, all and by source), F1 of held-out answers if any, gradient norm and rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = sorted({key for entry in history for key in entry})
+    panels = {
+        "loss per token": [key for key in keys if key.startswith(("loss", "eval_loss"))],
+        "F1": [key for key in keys if key.startswith("eval_") and key.endswith("f1")],
+        "gradient norm": [key for key in keys if key == "grad_norm"],
+        "learning rate": [key for key in keys if key == "learning_rate"],
+    }
+    panels = {label: names for label, names in panels.items() if names}
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(8, 2 + 2 * len(panels)), sharex=True, squeeze=False,
+        height_ratios=[3 if label == "loss per token" else 1.5 for label in panels],
+    )  # fmt: skip
+    for panel, (label, names) in zip(axes[:, 0], panels.items(), strict=True):
+        colours = sorted({name.removeprefix("eval_") for name in names})
+        for name in names:
+            points = [(entry["step"], entry[name]) for entry in history if name in entry]
+            held_out = name.startswith("eval_")
+            panel.plot(
+                *zip(*points, strict=True), "--" if held_out else "-", marker="." if held_out else "", label=name,
+                color=f"C{colours.index(name.removeprefix('eval_'))}", linewidth=1,
+            )  # fmt: skip
+        panel.set(ylabel=label)
+        panel.legend(fontsize=8)
+    axes[0, 0].set_title(title)
+    axes[-1, 0].set_xlabel("step")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)

@@ -1,0 +1,94 @@
+"""Tokenizers of several kinds, and chat templates in the shape of published ones, for the tests of prompts."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+MARKERS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
+           "<end_of_turn>"]  # fmt: skip
+END = {"chatml": "<|im_end|>", "qwen": "<|im_end|>", "qwen3": "<|im_end|>", "llama-3": "<|eot_id|>",
+       "gemma": "<end_of_turn>"}  # fmt: skip  # end-of-turn where it is not EOS
+PUBLISHED = {
+    # Refuses a system message and questions out of turn; no place for an input.
+    "mistral": """{{ bos_token }}{% for message in messages %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{% if message['role'] == 'user' %}
+{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{% elif message['role'] == 'assistant' %}
+{{ ' ' + message['content'] + eos_token }}
+{% else %}{{ raise_exception('only users and assistants') }}{% endif %}{% endfor %}""",
+    # The later form: the system's words move into the last question, so earlier turns change.
+    "mistral-v3": """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}
+{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}
+{{ bos_token }}{% for message in turns %}
+{% if message['role'] == 'user' %}
+{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}
+{% else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% endif %}
+{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}""",
+    # A system message of its own where none is given.
+    "qwen": """{% for message in messages %}
+{% if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}
+{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    # Reasoning is kept (or an empty one written) in the last answer alone.
+    "qwen3": """{% set ns = namespace(last=0, searching=true) %}
+{% for message in messages[::-1] %}
+{% if message.role == 'user' and ns.searching %}
+{% set ns.searching = false %}{% set ns.last = messages | length - 1 - loop.index0 %}{% endif %}{% endfor %}
+{% for message in messages %}
+{% if message.role == 'assistant' %}
+{% set content, thought = message.content, '' %}
+{% if '</think>' in content %}
+{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+{% set content = content.split('</think>')[-1].lstrip('\n') %}
+{% endif %}
+{% if loop.index0 > ns.last %}
+{{ '<|im_start|>assistant\n<think>\n' + thought + '\n</think>\n\n' + content + '<|im_end|>\n' }}
+{% else %}{{ '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}{% endif %}
+{% else %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    "llama-3": """{{ bos_token }}{% for message in messages %}
+{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
+{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+    "gemma": """{{ bos_token -}}
+{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}
+{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""",
+    # The markers of roles are ordinary text.
+    "zephyr": """{% for message in messages %}
+{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}
+{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}""",
+    "needs-system": """{% if messages[0]['role'] != 'system' %}
+{{- raise_exception('begin with a system message') }}{% endif %}
+{{ bos_token }}{% for message in messages %}{{ message.role + ': ' + message.content }}
+{% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}
+{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}""",
+    "no-end": """{{ bos_token }}{% for message in messages %}
+{{ message.role + ': ' + message.content + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}""",
+}
+
+
+def byte_level(folder: Path, texts: list[str]) -> Any:
+    """A byte-level BPE as GPT-2 and Qwen have it: no space before a text, and merges across whatever is not split."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    )
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    words.save_pretrained(folder)
+    return words
+
+
+def with_markers(folder: Path) -> Any:
+    """A folder's tokenizer with the control tokens of all the templates, EOS as it was."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKERS})
+    return tokenizer

@@ -1,0 +1,207 @@
+"""batch.py with the real engine, its own and a server's: equal lines, and equal files after kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, RunScript
+
+SCRIPT = "inference/batch.py"
+GREEDY = ("--temperature", 0, "--max_tokens", 16)
+# What a row can be, by turns; the last ones fail.
+TALK = [("user", "a"), ("assistant", "b"), ("user", "c")]
+KINDS: list[dict[str, Any]] = [
+    {"instruction": "Where was Dabe Kilo born?", "input": "", "output": "kept"},
+    {"instruction": "写出首都", "input": "李白生于701年。", "parameters": {"max_new_tokens": 9}},
+    {"messages": [{"role": role, "content": content} for role, content in TALK]},
+    {"instruction": "a </s> in <s> text", "parameters": {"temperature": 1, "seed": 7}, "number": 10**30},
+    {"instruction": "Name a city.", "parameters": {"stop": "e", "ignore_eos": True, "min_tokens": 3}},
+    {"instruction": "Name a city.", "parameters": {"structured_outputs": {"choice": ["Oslo", "Rome"]}}},
+    {"instruction": "word " * 600},
+    {"instruction": "x", "parameters": {"temprature": 1}},
+    {"instruction": "x", "parameters": {"max_tokens": 10**6}},
+    {"instruction": "x", "parameters": [1]},
+    {"instruction": "x", "model": "none"},
+    {"input": "x"},
+]  # fmt: skip
+
+
+def write_rows(path: Path, count: int, failing: bool = True) -> Path:
+    """Write different rows of all kinds; with failing, also lines that are not rows."""
+    kinds = KINDS if failing else KINDS[:6]
+    lines = []
+    for number in range(count):
+        row = {"id": number} | kinds[number % len(kinds)]
+        if row.get("instruction"):
+            row["instruction"] = f"{number} {row['instruction']}"
+        lines.append(json.dumps(row, ensure_ascii=False))
+    if failing:
+        lines[3] = "not JSON"
+        lines[5] = ""
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+class BatchProcess:
+    """A run of batch.py in its own session."""
+
+    def __init__(self, source: Path, output: Path, *options: object) -> None:
+        command = [sys.executable, REPOSITORY / SCRIPT, "--input", source, "--output", output, *options]
+        self.partial = Path(f"{output}.partial")
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={"OMP_NUM_THREADS": "1"} | os.environ,
+        )  # fmt: skip
+
+    def lines(self) -> int:
+        return self.partial.read_bytes().count(b"\n") if self.partial.exists() else 0
+
+    def stop_after(self, lines: int, number: int) -> tuple[int, str]:
+        """Send a signal once there are so many lines; exit status and what it stderr."""
+        for _ in range(60_000):
+            if self.lines() >= lines or self.process.poll() is not None:
+                break
+            time.sleep(0.005)
+        self.process.send_signal(number)
+        stderr = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, stderr
+
+    def living(self) -> list[int]:
+        """Return the ids of the session's processes, without zombies."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(session) == self.process.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+
+def answers(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) if line.strip() else {} for line in path.read_text().splitlines()]
+
+
+def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+    """Killed twice, once within a line, and interrupted by Ctrl-C once; every line is the server's answer."""
+    source, whole, killed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
+    assert done.stdout.startswith(f"{whole}: 149 rows, 73 failed ({tmp_path}/whole.failed.jsonl), ")
+    assert done.stdout.endswith(" output tokens/s\n")
+    assert done.stderr == ""
+
+    options = ("--url", server.url, "--concurrency", 3, *GREEDY)
+    assert BatchProcess(source, killed, *options).stop_after(20, signal.SIGKILL)[0] == -signal.SIGKILL
+    run = BatchProcess(source, killed, *options)
+    assert run.stop_after(60, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = run.partial.read_bytes()
+    assert len(kept) > 5
+    assert whole.read_bytes().startswith(kept)
+    run.partial.write_bytes(kept[:-5])
+    status, stderr = BatchProcess(source, killed, *options).stop_after(100, signal.SIGINT)
+    assert status == 130
+    assert stderr.endswith("interrupted; the same command resumes the run\n")
+    run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
+    assert killed.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "killed.failed.jsonl").read_bytes() == (tmp_path / "whole.failed.jsonl").read_bytes()
+    assert not list(tmp_path.glob("*.partial*"))
+
+    rows = answers(source.with_name("whole.jsonl"))
+    for row, asked in list(zip(rows, source.read_text().splitlines(), strict=True))[:40]:
+        if row and "instruction" in row and not row["error"]:
+            given = json.loads(asked)
+            assert {name: row[name] for name in given} == given
+            parameters = {"temperature": 0, "max_tokens": 16} | given.get("parameters", {})
+            if "max_new_tokens" in parameters:
+                del parameters["max_tokens"]
+            answer = server.generate(given["instruction"], given.get("input", ""), **parameters)
+            assert [row[name] for name in answer] == list(answer.values())
+
+
+def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) -> tuple[Path, bytes]:
+    """Return a file of `count` rows, and the server's output for it."""
+    source, output = write_rows(folder / "in.jsonl", count), folder / "url.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", output, "--url", server.url, *GREEDY, status=1)
+    return source, output.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_offline_engine_writes_the_servers_lines(
+    server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    source, served = served_rows(server, run_script, tmp_path, 150)
+    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
+    done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
+    assert computed.read_bytes() == served
+    assert done.stdout.startswith(f"{computed}: 149 rows, 73 failed ")
+    assert " prompt and " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_offline_engine_leaves_no_process_and_is_resumed(
+    server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    source, served = served_rows(server, run_script, tmp_path, 600)
+    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
+    run = BatchProcess(source, computed, *options, "--", "--max-num-seqs", 16)
+    assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = run.partial.read_bytes()
+    before = run.lines()
+    assert 100 <= before < 600
+    for _ in range(100):
+        if not run.living():
+            break
+        time.sleep(0.1)
+    assert run.living() == []
+    done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
+    assert computed.read_bytes().startswith(kept)
+    assert computed.read_bytes() == served
+    assert f"599 rows ({before} lines from before), 301 failed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
+    source, whole, killed = write_rows(tmp_path / "in.jsonl", 1500), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
+    draw = random.Random(3)
+    for _ in range(20):
+        run = BatchProcess(source, killed, "--url", server.url, *GREEDY)
+        time.sleep(draw.uniform(0.1, 1.5))
+        run.process.kill()
+        run.process.communicate()
+        if killed.exists():
+            killed.rename(run.partial)  # it was through before: its end is cut off, and the identity is lost
+            break
+        content = run.partial.read_bytes() if run.partial.exists() else b""
+        assert whole.read_bytes().startswith(content)
+    run_script(SCRIPT, "--input", source, "--output", killed, "--url", server.url, "--overwrite", *GREEDY, status=1)
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_offline_engine_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0
+        run = BatchProcess(source, output, "--model", tuned_checkpoint, *GREEDY)
+        status, stderr = run.stop_after(run.lines() + 50, number)
+        assert status == 130
+        assert stderr.endswith("interrupted; the same command resumes the run\n")
+        assert "Traceback" not in stderr
+        assert run.living() == []
+        assert len(run.partial.read_bytes()) > before
+    done = run_script(SCRIPT, "--input", source, "--output", output, "--model", tuned_checkpoint, *GREEDY, timeout=500)
+    assert "3000 rows (" in done.stdout
+    assert [row["id"] for row in answers(output)] == list(range(3000))

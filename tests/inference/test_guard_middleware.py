@@ -1,0 +1,204 @@
+"""guard_middleware.py: every route of vLLM's real application requires a key."""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from server_guard.guard_middleware import GuardMiddleware, api_keys
+
+# Builds the application as the server does, without an engine, and asks it for each of its routes by each of its
+# methods, and by others, under paths that are spelled in other ways; prints what was answered.
+ASK_EVERYTHING = """
+import asyncio, json, os, re, sys
+from routes.routes_middleware import add_routes
+from server_launch.launch_args import parse_server_args
+from vllm.entrypoints.launchers.app import build_app
+
+def paths_like(path):
+    path = re.sub(r"{[^}]*}", "x", path)
+    yield from (path, path + "/", "/" + path, path.upper(), path + "/.", "/x/.." + path, path + "//", "/api" + path)
+    yield from (path.replace("/v1", "/./v1"), path + "%00", path + ";x", "/health/.." + path, "/health" + path)
+
+async def ask(app, path, method, headers=()):
+    sent = []
+    kind = "http" if method else "websocket"
+    scope = {
+        "type": kind, "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
+        "headers": [(name.encode(), value.encode()) for name, value in headers], "client": ("127.0.0.1", 5),
+        "root_path": "", "http_version": "1.1", "server": ("127.0.0.1", 80), "state": {}, "asgi": {"version": "3.0"},
+        "extensions": {"websocket.http.response": {}} if not method else {},
+    }
+    async def receive():
+        return {"type": "http.request", "body": b"{}"} if method else {"type": "websocket.connect"}
+    async def send(message):
+        sent.append(message)
+    try:
+        await app(scope, receive, send)
+    except Exception as error:
+        if not sent:
+            return f"{type(error).__name__}: {error}", {}
+    start = sent[0]
+    return start.get("status", start["type"]), {n.decode(): v.decode() for n, v in start.get("headers", [])}
+
+def errors(options):
+    parse_server_args([*options, "--host", "0.0.0.0"])
+    for more in json.loads(os.environ["WRONG"]):
+        try:
+            parse_server_args([*options, *more])
+        except ValueError as error:
+            yield str(error)
+
+async def main(options):
+    app = build_app(parse_server_args(options), ("generate", "realtime", "transcription"))
+    add_routes(app)
+    routes = set()
+    def walk(holder, before=""):
+        for route in holder.routes:
+            path = before + getattr(route, "path", "")
+            routes.add((path, tuple(sorted(getattr(route, "methods", None) or ("", "GET", "POST")))))
+            if getattr(route, "app", None) is not None and hasattr(route.app, "routes"):
+                walk(route.app, path)
+    walk(app)
+    open_without, tried = [], 0
+    for path, methods in sorted(routes):
+        for asked in paths_like(path):
+            for method in {*methods, "GET", "HEAD", "POST", "OPTIONS", "DELETE", ""}:
+                for headers in ((), [("authorization", "Bearer wrong")], [("authorization", "Basic second")]):
+                    status, _ = await ask(app, asked, method, headers)
+                    tried += 1
+                    if status != 401:
+                        open_without.append((method, asked, status))
+    key, origin = ("authorization", "bearer second"), ("origin", "http://page.example")
+    preflight = [origin, ("access-control-request-method", "POST")]
+    print(json.dumps({
+        "paths": sorted({path for path, _ in routes}), "tried": tried, "open": sorted(set(open_without)),
+        "with a key": [(await ask(app, path, "GET", [key]))[0] for path in ("/version", "/openapi.json", "/docs")],
+        "refused": [await ask(app, "/generate", "POST", [("origin", f"http://{o}.example")]) for o in ("page", "evil")],
+        "preflight": [await ask(app, "/generate", "OPTIONS", headers) for headers in (preflight, preflight[1:])],
+        "errors": list(errors(options[:4])),
+        "settings": {name: getattr(app.state.args, name) for name in os.environ["SHOWN"].split()},
+        "trusted": os.environ["FORWARDED_ALLOW_IPS"],
+        "user_middleware": [middleware.cls.__name__ for middleware in app.user_middleware],
+    }))
+
+asyncio.run(main(sys.argv[1:]))
+"""
+
+SERVED = (
+    "/generate /v1/completions /invocations /tokenize /metrics /docs /openapi.json /ping /version /collective_rpc "
+    "/tokenizer_info /v1/realtime"
+)
+SAFE = {"trust_remote_code": False, "enable_log_requests": False, "shutdown_timeout": 600, "host": "127.0.0.1"}
+WRONG = {
+    ("--limit-requests", "60"): "--limit-requests 60 is not a limit; give an amount of 1 or more per time, such as",
+    ("--max-body-mib", "0"): "--max-body-mib 0 admits no request; give 1 or more",
+    ("--api-key", ""): "--api-key is empty; give a key, or remove it",
+    ("--grpc",): "--grpc and VLLM_USE_RUST_FRONTEND serve without keys, limits and /generate; remove them",
+}
+
+
+def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_checkpoint: Path) -> None:
+    """Includes vLLM's routes for developers; only GET and HEAD of /health need no key."""
+    options = ["--model", tiny_checkpoint, "--port", "0", "--api-key", "first", "second", "--root-path", "/api"]
+    more = ["--allowed-origins", '["http://page.example"]', "--enable-offline-docs", "--enable-tokenizer-info-endpoint"]
+    environment = {"PYTHONPATH": repository / "inference", "SHOWN": " ".join(SAFE), "WRONG": json.dumps(list(WRONG))}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_EVERYTHING, *map(str, options), *more], capture_output=True, text=True, timeout=300,
+        env=os.environ | {name: str(value) for name, value in environment.items()} | {"VLLM_SERVER_DEV_MODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert set(SERVED.split()) <= set(seen["paths"])
+    assert seen["tried"] > 5000
+    health = {(method, path) for method in ("GET", "HEAD") for path in ("/health", "/api/health")}
+    assert {(method, path) for method, path, _ in seen["open"]} == health
+    assert seen["with a key"] == [200, 200, 200]
+    (status, headers), (_, elsewhere) = seen["refused"]
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert headers["access-control-allow-origin"] == "http://page.example"
+    assert "access-control-allow-origin" not in elsewhere
+    (allowed, headers), (no_preflight, _) = seen["preflight"]
+    assert (allowed, headers["access-control-allow-origin"], no_preflight) == (200, "http://page.example", 401)
+    assert seen["user_middleware"][0] == "GuardMiddleware"
+    assert seen["settings"] == SAFE
+    assert seen["trusted"] == ""
+    for error, expected in zip(seen["errors"], WRONG.values(), strict=True):
+        assert error.startswith(expected)
+    assert f"--max-num-queued-reqs {4 * 128}: requests beyond" in done.stderr or "no GPU" not in done.stderr
+    assert done.stderr.count("no key is required") == 1
+    assert "note: --host 0.0.0.0: no key is required" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "keys"),
+    [(None, None, []), (["a", "b"], "c", ["a", "b"]), (None, "c", ["c"]), (["a"], None, ["a"])],
+)
+def test_api_keys_prefers_the_option_over_the_environment(
+    given: list[str] | None, environment: str | None, keys: list[str]
+) -> None:
+    assert api_keys(given, environment) == keys
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        ([""], None, "--api-key is empty; give a key, or remove it"),
+        (["a", ""], None, "--api-key is empty"),
+        (None, "", "VLLM_API_KEY is empty"),
+        (["a b"], None, "the key of --api-key has spaces"),
+        (None, "a\n", "the key of VLLM_API_KEY has spaces"),
+        (["schlüssel"], None, "characters that are not ASCII; choose one without"),
+    ],
+)
+def test_api_keys_refuses_empty_and_unsendable_keys(
+    given: list[str] | None, environment: str | None, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        api_keys(given, environment)
+
+
+def settings(**changed: Any) -> Any:
+    """Return an application's state with the arguments that the guard reads."""
+    usual: dict[str, Any] = {
+        "api_key": None, "max_body_mib": 8, "limit_requests": None, "limit_tokens": None, "allowed_origins": [],
+        "allow_credentials": False,
+    }  # fmt: skip
+    return SimpleNamespace(state=SimpleNamespace(args=argparse.Namespace(**(usual | changed))))
+
+
+def test_websocket_without_key_is_closed() -> None:
+    """The server cannot refuse a websocket with a status."""
+    sent: list[Any] = []
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "client": ("::1", 1)}
+    asyncio.run(GuardMiddleware(never)(scope | {"app": settings(api_key=["k"])}, never, keep))
+    assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
+
+
+async def never(*_: Any) -> Any:
+    pytest.fail("something was read or passed on")
+
+
+def test_failed_startup_is_reported_so_that_nothing_is_served_unguarded() -> None:
+    """Without the message, uvicorn takes the exception for missing lifespan support and serves."""
+    sent: list[Any] = []
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("adapter a: damaged")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with pytest.raises(ValueError, match="damaged"):
+        asyncio.run(GuardMiddleware(fails)({"type": "lifespan"}, never, send))
+    assert sent == [{"type": "lifespan.startup.failed", "message": "adapter a: damaged"}]

@@ -1,0 +1,131 @@
+"""process_supervisor.py with real processes, without vLLM: none outlives the launcher, signals arrive once."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_guard.process_supervisor import CLEAN_UP_SECONDS, MARK, SAME_SIGNAL_SECONDS, marked_processes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
+
+# A server with a child and a grandchild that hide as well as vLLM's do: each leads a session, and renames itself.
+SERVER = """
+import os, signal, subprocess, sys, time
+from server_guard.process_supervisor import LEAVING, MARK, SERVING, report, supervise
+
+supervise()
+HIDDEN = '''
+import setproctitle, subprocess, sys, time
+if sys.argv[1:]:
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+setproctitle.setproctitle("VLLM::EngineCore")
+print("hidden", flush=True)
+time.sleep(300)
+'''
+
+def on_signal(number, frame):
+    print("signal", number, flush=True)
+    if "leaves" in sys.argv:
+        report(LEAVING)
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, on_signal)
+print(os.getpid(), os.environ[MARK], flush=True)
+subprocess.Popen([sys.executable, "-c", HIDDEN, HIDDEN], start_new_session=True)
+if "serves" in sys.argv:
+    report(SERVING)
+if "fails" in sys.argv:
+    sys.exit(3)
+while True:
+    time.sleep(300)
+"""
+
+
+class Launcher:
+    """A running launcher of SERVER; `line` marks its processes, `trial` also itself and its watchdog."""
+
+    def __init__(self, script: Path, inference: Path, *words: str) -> None:
+        trial = secrets.token_hex(8)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), *words],
+            env=os.environ | {"PYTHONPATH": str(inference), "TRIAL": trial},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert self.process.stdout
+        server, mark = self.process.stdout.readline().split()
+        self.server, self.line, self.trial = int(server), f"{MARK}={mark}".encode(), f"TRIAL={trial}".encode()
+        if "fails" not in words:
+            assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
+
+    def ended(self, within: float) -> tuple[int, str]:
+        """Return exit status and further output; no process and, soon, no watchdog may be left."""
+        written, _ = self.process.communicate(timeout=within)
+        for _ in range(100):
+            if not marked_processes(self.trial):
+                break
+            time.sleep(0.02)
+        assert marked_processes(self.line) == marked_processes(self.trial) == []
+        return self.process.returncode, written
+
+
+@pytest.fixture
+def launch(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Launcher]]:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    launched: list[Launcher] = []
+
+    def start(*words: str) -> Launcher:
+        launched.append(Launcher(script, repository / "inference", *words))
+        return launched[-1]
+
+    yield start
+    for launcher in launched:
+        launcher.process.kill()
+
+
+def test_killed_launcher_leaves_no_process(launch: Any) -> None:
+    launcher = launch("serves")
+    assert len(marked_processes(launcher.line)) == 3
+    assert len(marked_processes(launcher.trial)) == 3 + 2
+    assert os.getpgid(launcher.server) != os.getpgid(launcher.process.pid)
+    launcher.process.kill()
+    assert launcher.ended(within=5)[0] == -signal.SIGKILL
+
+
+def test_ended_server_leaves_no_process_and_passes_its_status_on(launch: Any) -> None:
+    killed = launch("serves")
+    os.kill(killed.server, signal.SIGKILL)
+    assert killed.ended(within=5)[0] == 128 + signal.SIGKILL
+    assert launch("fails").ended(within=5)[0] == 3
+
+
+def test_signal_before_serving_ends_the_server_at_once(launch: Any) -> None:
+    launcher = launch()
+    launcher.process.terminate()
+    assert launcher.ended(within=5) == (128 + signal.SIGTERM, "")
+
+
+def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
+    """A signal to the process group reaches the server through the launcher only."""
+    launcher = launch("serves")
+    os.killpg(launcher.process.pid, signal.SIGINT)
+    launcher.process.send_signal(signal.SIGINT)
+    time.sleep(SAME_SIGNAL_SECONDS + 0.2)
+    assert launcher.process.poll() is None
+    launcher.process.terminate()
+    assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
+
+
+def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
+    launcher = launch("serves", "leaves")
+    began = time.monotonic()
+    launcher.process.terminate()
+    assert launcher.ended(within=CLEAN_UP_SECONDS + 5) == (0, f"signal {signal.SIGTERM.value}\n")
+    assert time.monotonic() - began >= CLEAN_UP_SECONDS

@@ -1,0 +1,143 @@
+"""text_windows.py: sentence ends, and windows of whole sentences within a token limit."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from extraction.text_windows import windows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_ends.sentence_boundaries import sentence_ends
+from transformers import AutoTokenizer
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def check_windows(text: str, found: list[tuple[int, int]]) -> None:
+    """Check that windows are ordered, separated by white space only, not empty, and stripped."""
+    outside, before = "", 0
+    for start, end in found:
+        assert start < end
+        assert text[start:end] == text[start:end].strip()
+        outside += text[before:start]
+        before = end
+    assert not (outside + text[before:]).strip()
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from(["Ann", " ", "  ", ". ", "。", "，", ", ", "\n", "x" * 9, "e\u0301", "我", "Dr. "])),
+    st.integers(2, 30),
+)
+def test_windows_cover_the_text_within_the_limit(parts: list[str], limit: int) -> None:
+    text = "".join(parts)
+    found = windows(text, len, limit)
+    check_windows(text, found)
+    ends = [0, *sentence_ends(text), len(text)]
+    for start, end in found:
+        assert end - start <= limit
+        assert text[end : end + 1] != "\u0301"
+        behind = next(place for place in ends if place >= end)
+        whole = any(not text[place:start].strip() for place in ends if place <= start)
+        ended = not text[end:behind].strip()
+        if whole and ended and text[behind:].strip():  # a window of whole sentences: one more would not have fitted
+            after = next(place for place in ends if text[behind:place].strip())
+            assert len(text[start:after].rstrip()) > limit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The kettle boiled.| Nobody got up!| Why?",
+        "Maj. Smith lives on Fifth Ave. Near the park.| He owns approx. Five houses.",
+        "1. First item.| 2. Second item.",
+        "Dr. Who met Mrs. J. R. Hill of Acme Inc. in the U.S. Army.| It was 3.5 km away, e.g. at No. 5 or 6.| Fine.",
+        "On Jan. 3 we met.| He said no.| Five did not.",
+        "First line|\nsecond line|\n\n  third.",
+        "他走了。|天亮了！|谁？|真的吗？！|他说：“走吧。”|《谁？》，一本书。",
+        "打开1.2版。|点击1.打开。|参见Fig. 3。|真的?|是啊!|好",
+    ],
+)
+def test_windows_end_where_sentences_of_the_corpus_end(text: str) -> None:
+    sentences = [part.strip() for part in text.split("|")]
+    whole = text.replace("|", "")
+    assert [whole[start:end] for start, end in windows(whole, len, 1000, usual=1)] == sentences
+
+
+def test_windows_take_no_second_sentence_beyond_the_usual_length() -> None:
+    text = "One two. Three. Four five six seven eight. Nine. Ten."
+
+    def cut(limit: int, usual: int) -> list[str]:
+        return [text[start:end] for start, end in windows(text, len, limit, usual)]
+
+    assert cut(100, 16) == ["One two. Three.", "Four five six seven eight.", "Nine. Ten."]
+    assert cut(100, 1) == ["One two.", "Three.", "Four five six seven eight.", "Nine.", "Ten."]
+    assert cut(100, 1000) == [text]
+    assert cut(15, 16) == ["One two. Three.", "Four five six", "seven eight.", "Nine. Ten."]
+
+
+def test_long_sentence_is_split_at_clauses_words_or_characters() -> None:
+    def cut(text: str, limit: int) -> list[str]:
+        return [text[start:end] for start, end in windows(text, len, limit)]
+
+    assert cut("One, two three, four. Five.", 16) == ["One, two three,", "four. Five."]
+    assert cut("One two three four", 9) == ["One two", "three", "four"]
+    assert cut("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert cut("3,000 men，走了很远，很远", 9) == ["3,000", "men，走了很远，", "很远"]
+    assert cut("👩\u200d🚀👩\u200d🚀👍🏽👍🏽", 5) == ["👩\u200d🚀", "👩\u200d🚀👍🏽", "👍🏽"]
+    assert cut("a" + "\u0301" * 5, 3) == ["a\u0301\u0301", "\u0301\u0301\u0301"]
+    assert cut(" \n ", 3) == cut("", 3) == []
+    with pytest.raises(ValueError, match="0 tokens do not hold the character 'a'"):
+        cut("a", 0)
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "code"])
+def test_windows_of_real_text_are_full_after_few_tokenizer_calls(
+    language: str, shared_data: Path, tiny_tokenizer: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    lines = (shared_data / f"corpus/{language}.jsonl").read_text(encoding="utf-8").splitlines()
+    text = "\n\n".join(json.loads(line)["text"] for line in lines)[:60_000]
+    asked: list[int] = []
+
+    def length_of(piece: str) -> int:
+        asked.append(len(piece))
+        return len(tokenizer.encode(piece, add_special_tokens=False))
+
+    found = windows(text, length_of, 500)
+    calls = len(asked)
+    check_windows(text, found)
+    lengths = [length_of(text[start:end]) for start, end in found]
+    assert max(lengths) <= 500
+    assert sum(lengths) / len(lengths) > 350
+    assert calls < 6 * len(found)
+    assert sum(asked[:calls]) < 8 * len(text)
+
+
+WORST_CASES = ("He left. ", "a", ".", "e\u0301", "1.\n", " ", "?!", '."', "\n ")
+
+
+@pytest.mark.parametrize("unit", WORST_CASES)
+def test_a_megabyte_of_any_repeated_text_takes_about_a_second(unit: str) -> None:
+    text = unit * (10**6 // len(unit)) + "x"
+    began = time.process_time()
+    found = windows(text, len, 1000)
+    assert time.process_time() - began < 6
+    assert len(found) >= 900 or not text[:-1].strip()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text('.!?…。！？"”)】 \n,，a山1\u0301', min_size=1, max_size=5), st.text(".x山\n ", max_size=2))
+def test_time_is_linear_for_repeated_marks(unit: str, ending: str) -> None:
+    text = unit * (100_000 // len(unit)) + ending
+    began = time.process_time()
+    windows(text, len, 1000)
+    assert time.process_time() - began < 1
+
+
+def test_two_hundred_thousand_full_stops_take_milliseconds() -> None:
+    text = "." * 200_000 + "x"
+    began = time.process_time()
+    assert sentence_ends(text) == []
+    assert time.process_time() - began < 0.2

@@ -1,0 +1,150 @@
+"""vllm_hooks.py, cpu_adapters.py: vLLM's private interfaces exist as they are used, and vLLM calls the overrides."""
+
+import argparse
+import inspect
+import re
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, option_names, tokens_used
+from vllm_bridge.vllm_imports import MODULES, from_vllm
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imported_names_exist(name: str) -> None:
+    assert from_vllm(name) is not None
+
+
+@pytest.mark.parametrize("place", PRIVATE_API)
+def test_private_interfaces_exist_with_the_expected_parameters(place: str) -> None:
+    module, name, parameters = re.fullmatch(r"([\w.]+):([\w.]+)(?:\((.*)\))?", place).groups()  # type: ignore[union-attr]
+    found = attrgetter(name)(import_module(module))
+    if parameters:
+        assert set(parameters.split(", ")) <= set(inspect.signature(found).parameters)
+
+
+def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES, "LoRARequest", "vllm.lora.elsewhere")
+    with pytest.raises(ValueError, match=r"vllm\.lora\.elsewhere\.LoRARequest cannot be imported .* tools/setup\.sh "):
+        from_vllm("LoRARequest")
+
+
+def test_option_names_lists_the_options_of_a_parser() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--one", "--uno")
+    assert option_names(parser) == ["--one", "--uno"]
+
+
+# --- adapters without a GPU -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The LoRA wrapper that vLLM makes after a CpuAdapterWorker; three rows: adapter 1, base, adapter 1."""
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper import get_punica_wrapper
+    from vllm_bridge import cpu_adapters
+
+    platform = type(from_vllm("current_platform"))
+    if not from_vllm("current_platform").is_cpu():
+        pytest.skip("there is a GPU; its kernels are vLLM's own")
+    monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
+    monkeypatch.setattr(from_vllm("CPUWorker"), "__init__", lambda self, **kwargs: None)
+    cpu_adapters.CpuAdapterWorker(vllm_config=None)
+    made = get_punica_wrapper(8, max_batches=4, device="cpu", lora_config=from_vllm("LoRAConfig")())
+    assert type(made) is cpu_adapters.GroupedPunicaWrapper
+    made.update_metadata(LoRAMapping(index_mapping=(1, 0, 1), prompt_mapping=(1, 0, 1), is_prefill=True), [1], 1, 16)
+    return made
+
+
+def test_wrapper_groups_the_rows_of_vllms_mapping(wrapper: Any) -> None:
+    for groups in (wrapper.token_groups, wrapper.sampler_groups):
+        assert [(slot, rows.tolist()) for slot, rows in groups] == [(0, [0, 2])]
+
+
+def test_wrapper_adds_products_for_rows_of_adapters_only(wrapper: Any) -> None:
+    torch.manual_seed(0)
+    x, a, b = torch.randn(3, 6), torch.randn(1, 1, 2, 6), torch.randn(1, 1, 4, 2)
+    expected = x @ a[0, 0].T @ b[0, 0].T
+    expected[1] = 0
+    linear, logits, split = (torch.zeros(3, 4) for _ in range(3))
+    wrapper.add_lora_linear(linear, x, (a,), (b,), 1.0, (4,))
+    wrapper.add_lora_logits(logits, x, a, b, 1.0)
+    low = torch.zeros(1, 3, 2)
+    wrapper.add_shrink(low, x, (a,), 1.0)
+    wrapper.add_expand(split, low, (b,), (4,), add_inputs=True)
+    embedding = torch.zeros(3, 4)
+    wrapper.add_lora_embedding(embedding, x @ a[0, 0].T, b, add_inputs=True)
+    for result in (linear, logits, split, embedding):
+        torch.testing.assert_close(result, expected)
+
+
+def test_vllms_layers_call_every_override() -> None:
+    """The layers call the wrapper's public methods; its own add_shrink and add_expand call the private ones."""
+    from vllm.lora import layers, punica_wrapper
+
+    sources = [*Path(layers.__file__).parent.glob("*.py"), *Path(punica_wrapper.__file__).parent.glob("punica_cpu.py")]
+    text = "\n".join(source.read_text() for source in sources)
+    manager = Path(import_module("vllm.lora.model_manager").__file__ or "").read_text()
+    for name in ("add_lora_linear", "add_lora_logits", "add_lora_embedding", "_apply_shrink", "_apply_expand"):
+        assert re.search(rf"\.{name}\(", text), name
+    assert "get_punica_wrapper(" in manager
+    assert ".update_metadata(" in manager
+
+
+# --- tokens of a request ----------------------------------------------------------------------------------------------
+
+
+def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    processor = OutputProcessor(None, log_stats=False)
+    usage = TokenUsage(SimpleNamespace(output_processor=processor))
+
+    def start(name: str) -> None:
+        sampling = SamplingParams(max_tokens=9, detokenize=False, output_kind=RequestOutputKind.DELTA)
+        given: dict[str, Any] = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3]}
+        given |= {"sampling_params": sampling, "arrival_time": 0.0}
+        known = inspect.signature(EngineCoreRequest).parameters
+        others: dict[str, Any] = {
+            key: None for key, value in known.items() if key not in given and value.default is value.empty
+        }
+        processor.add_request(EngineCoreRequest(**given, **others), None)
+
+    start("unrecorded")
+    with usage.recorded() as sequences:
+        start("first")
+        start("second")
+    start("later")
+    assert [sequence.request_id for sequence in sequences] == ["first", "second"]
+    assert tokens_used({}, sequences) == 6
+    for sequence in sequences:  # detokenizer: what vLLM counts generated tokens with
+        sequence.detokenizer.token_ids += [7, 7]
+    assert tokens_used({}, sequences) == 10
+
+
+def test_tokens_used_prefers_the_count_of_the_handler() -> None:
+    usage = SimpleNamespace(prompt_tokens=5, completion_tokens=7)
+    answered = SimpleNamespace(final_usage_info=usage)
+    sequence: Any = SimpleNamespace(prompt_len=3, detokenizer=SimpleNamespace(num_output_tokens=lambda: 4))
+    pooled: Any = SimpleNamespace(prompt_len=2, detokenizer=None)
+    assert tokens_used({"knowlm_usage": 0, "request_metadata": answered}, [sequence]) == 0
+    assert tokens_used({"request_metadata": answered}, [sequence]) == 12
+    assert tokens_used({"request_metadata": SimpleNamespace(final_usage_info=None)}, [sequence, pooled]) == 9
+    assert tokens_used({}, []) == 0
+
+
+def test_vllm_sets_the_attributes_of_the_application_that_are_read() -> None:
+    """app.state.args, engine_client, server, openai_serving_completion and openai_serving_models."""
+    launchers = Path(import_module("vllm.entrypoints.launchers").__file__ or "").parent
+    generate = Path(import_module("vllm.entrypoints.generate.api_router").__file__ or "")
+    text = "\n".join(source.read_text() for source in [*launchers.rglob("*.py"), generate])
+    for name in ("args", "engine_client", "server", "openai_serving_completion", "openai_serving_models"):
+        assert re.search(rf"\bstate\.{name} = ", text), name

@@ -1,0 +1,256 @@
+"""document_encoder.py, tokenizer_engines.py: ids equal SentencePiece's, ends of tokens, refused tokenizers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from conftest import small_texts
+from corpora import document_ids, rows
+from corpus_building import corpus_build, segmentation
+from corpus_building.samples import Settings, document_tokens
+from corpus_files.corpus import verify
+from corpus_tokenizer import document_encoder, tokenizer_engines
+from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_files import sentencepiece_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁🤖")
+
+
+@pytest.fixture
+def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_tokenizer / name, tmp_path)
+    return tmp_path
+
+
+def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
+    """The tokens with which a character begins, but for the first: from the pieces, one after another."""
+    assert isinstance(encoder.engine, tokenizer_engines.SentencePieceEngine)
+    model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
+    for token, index in enumerate(ids):
+        piece = model.id_to_piece(index)
+        continues = model.is_byte(index) and int(piece[1:-1], 16) & 0xC0 == 0x80
+        if at > 0 and not continues:
+            found.append(token)
+        at += 0 if continues else 1 if model.is_byte(index) else len(piece)
+    return found
+
+
+def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
+    """The tokens before which the text may be cut."""
+    return segmentation._Edges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
+
+
+def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Path, json_only: Path) -> None:
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
+    ours = [load_encoder(tiny_tokenizer), load_encoder(tiny_tokenizer, "reference")]
+    ours += [load_encoder(json_only), load_encoder(json_only, "reference")]
+    assert [encoder.engine.name for encoder in ours] == ["gigatoken", "sentencepiece", "gigatoken", "tokenizers"]
+    assert [len(encoder.checkers) for encoder in ours] == [2, 1, 1, 0]
+
+    @settings(max_examples=300, deadline=None)
+    @given(TEXTS)
+    def same(text: str) -> None:
+        truth = oracle.encode(text)
+        places = expected_edges(ours[1], text, truth)
+        for encoder in ours:
+            encoded = encoder.encode(text, 1)
+            assert (encoded.ids.tolist(), edges(encoded, text)) == (truth, places), encoder.engine.name
+
+    same()
+
+
+def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> None:
+    for folder in (tiny_tokenizer, json_only):
+        encoder = load_encoder(folder)
+        ids = encoder.encode("a <s> b </s> <unk>").ids
+        assert not {0, 1, 2} & set(ids.tolist())
+        assert document_tokens([ids], encoder).tolist() == [1, *ids.tolist(), 2]
+        assert encoder.engine.decode(document_tokens([ids], encoder)) == "a <s> b </s> <unk>"
+
+
+def test_fingerprint_is_build_tokenizers_from_either_file(
+    tiny_tokenizer: Path, json_only: Path, tmp_path: Path
+) -> None:
+    truth = sentencepiece_tokenizer.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
+    model_only = tmp_path / "model"
+    model_only.mkdir()
+    shutil.copy(tiny_tokenizer / "tokenizer.model", model_only)
+    encoders = [load_encoder(folder) for folder in (tiny_tokenizer, json_only, model_only)]
+    assert {encoder.fingerprint for encoder in encoders} == {truth}
+    assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
+
+
+def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The merges in another order, as conversions have written them: the self-check refuses the folder by name."""
+    for file in tiny_tokenizer.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["model"]["merges"].reverse()
+    path.write_text(json.dumps(table))
+    encoder = load_encoder(tmp_path)
+    with pytest.raises(ValueError, match=r"gives other ids than its tokenizer.model .* tools/build_tokenizer\.py"):
+        for text in small_texts():
+            encoder.encode(text, number=1)
+
+
+def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
+    encoder = load_encoder(tiny_tokenizer)
+    assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
+    encoder.engine.fast = type("Slip", (), {"encode": lambda self, text: np.full(len(text), 5)})()
+    with pytest.raises(ValueError, match=r"gigatoken gives other ids .* --engine reference"):
+        encoder.encode("two words", number=1)
+
+
+def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
+    """LLaMA-2's own model on real English, Chinese and code, control tokens' spellings in between."""
+    shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
+    encoder = load_encoder(tmp_path)
+    assert encoder.engine.name == "gigatoken"
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for source in ("en", "zh", "code"):
+        with (shared_data / "corpus" / f"{source}.jsonl").open() as lines:
+            for line in list(lines)[:60]:
+                text = json.loads(line)["text"][:20_000] + "<s></s> <unk>"
+                assert encoder.encode(text).ids.tolist() == oracle.encode(text)
+
+
+def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
+    encoder = load_encoder(tiny_tokenizer)
+    for number in range(1, 1201):
+        encoder.encode("a b", number)
+    encoder.encode("a b")
+    assert encoder.checked == document_encoder.CHECK_FIRST + 2  # and the 500th and 1,000th
+    encoder.encode("long " * document_encoder.CHECK_CHARACTERS, 1)
+    assert encoder.checked == document_encoder.CHECK_FIRST + 3
+
+
+def train(folder: Path, **options: Any) -> None:
+    """A small SentencePiece model of rows with characters that a normalisation changes."""
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"row {i} of ① some  plain text ﬁne" for i in range(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), minloglevel=2, **options
+    )
+
+
+def test_a_normalising_model_has_ends_in_the_text_as_it_is(tmp_path: Path) -> None:
+    train(tmp_path, vocab_size=330, model_type="bpe", byte_fallback=True, normalization_rule_name="nmt_nfkc")
+    encoder, text = load_encoder(tmp_path), "① plain  ﬁne"
+    encoded = encoder.encode(text, 1)
+    ends = encoded.ends()
+    assert len(ends) == len(encoded.ids) and ends[-1] == len(text)
+    assert {1, 2} & set(ends.tolist()) and (np.diff(ends) >= 0).all()
+
+
+def test_a_model_that_gigatoken_cannot_read_is_sentencepieces_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, vocab_size=40, model_type="unigram", hard_vocab_limit=False)
+    encoder = load_encoder(tmp_path)
+    assert encoder.engine.name == "sentencepiece" and not encoder.checkers
+    assert "gigatoken cannot read" in caplog.text and "sentencepiece encodes instead" in caplog.text
+    with pytest.raises(ValueError, match="gigatoken cannot read"):
+        load_encoder(tmp_path, "gigatoken")
+
+
+def test_forgetting_what_was_seen_changes_nothing(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_engines, "RENEW_AFTER", 100)
+    encoder, texts = load_encoder(tiny_tokenizer), small_texts()
+    assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
+    first = encoder.engine.fast
+    truth = load_encoder(tiny_tokenizer, "reference")
+    for text in texts:
+        assert encoder.encode(text).ids.tolist() == truth.encode(text).ids.tolist()
+    assert encoder.engine.fast is not first
+
+
+def byte_level_folder(folder: Path, extra: int = 0) -> Path:
+    """A tokenizer of the LLaMA-3 and Qwen kind: byte-level BPE, NFC, trimmed offsets, no BOS; `extra` idle pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        special_tokens=["<|endoftext|>"],
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["the cat sat on the mat. 山水 the end"] * 20, trainer)
+    if extra:
+        tokenizer.add_tokens([f"<extra {i}>" for i in range(extra)])
+    tokenizer.enable_truncation(4)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": None, "eos_token": {"content": "<|endoftext|>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
+    encoder = load_encoder(byte_level_folder(tmp_path))
+    assert encoder.bos_id is None
+    text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
+    encoded = encoder.encode(text)
+    assert encoder.eos_id not in encoded.ids and document_tokens([encoded.ids], encoder)[-1] == encoder.eos_id
+    assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
+    ends = encoded.ends()
+    assert 8 in ends  # the space after the full stop opens a token
+    assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
+    assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
+    truth = load_encoder(tmp_path, "reference")
+    assert encoder.engine.name == "gigatoken" and truth.engine.name == "tokenizers"
+
+    @settings(max_examples=300, deadline=None)
+    @given(TEXTS)
+    def same(text: str) -> None:
+        ours, theirs = encoder.encode(text), truth.encode(text)
+        assert ours.ids.tolist() == theirs.ids.tolist()
+        assert edges(ours, text) == edges(theirs, text)
+
+    same()
+
+
+def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
+    encoder = load_encoder(byte_level_folder(tmp_path, extra=70_000))
+    ids = encoder.encode("the <extra 69999> end").ids
+    assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1
+
+
+def test_a_corpus_of_a_large_vocabulary_has_int32(tmp_path: Path) -> None:
+    """As LLaMA-3's and Qwen's have: ids over 65,535 come back, documents without BOS."""
+    folder = byte_level_folder(tmp_path / "tokenizer", 151_000)
+    texts = ["The cat. 山 🤖 sat " * 40, "<extra 150999> the end"]
+    source = rows(tmp_path / "a.jsonl", texts)
+    corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(64))
+    corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
+    assert corpus.dtype == np.int32 and corpus.vocab_size > 151_000 and corpus.lengths.max() <= 64
+    assert document_ids(corpus) == [[*encoder.engine.encode(text).ids.tolist(), encoder.eos_id] for text in texts]
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        load_encoder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        load_encoder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        load_encoder(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+        load_encoder(tmp_path)
+    shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
+    with pytest.raises(ValueError, match='names no end-of-text token; add "eos_token"'):
+        load_encoder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    with pytest.raises(ValueError, match=r"names '<\|im_end\|>' as eos_token, which the tokenizer lacks"):
+        load_encoder(tmp_path)

@@ -1,0 +1,84 @@
+"""resumable_checkpoints/: a checkpoint is complete or ignored, and resumed by the run that wrote it only."""
+
+from pathlib import Path
+
+import pytest
+from resumable_checkpoints import complete_checkpoints as checkpoints
+from resumable_checkpoints.run_state import RunState, differences
+
+
+def make(output: Path, step: int, complete: bool = True) -> Path:
+    folder = output / f"checkpoint-{step}"
+    (folder / "global_step").mkdir(parents=True)
+    (folder / "global_step/rank_0.pt").write_bytes(b"weights")
+    (folder / "trainer_state.json").write_text("{}")
+    checkpoints.flush(folder)
+    if complete:
+        checkpoints.mark_complete(folder)
+    return folder
+
+
+def test_checkpoint_is_complete_only_with_all_files_at_full_size(tmp_path: Path) -> None:
+    folder = make(tmp_path, 3, complete=False)
+    assert not checkpoints.is_complete(folder)
+    checkpoints.mark_complete(folder)
+    assert checkpoints.is_complete(folder)
+    (folder / "added.txt").write_text("later")
+    assert checkpoints.is_complete(folder)
+    (folder / "global_step/rank_0.pt").write_bytes(b"weigh")
+    assert not checkpoints.is_complete(folder)
+    (folder / "global_step/rank_0.pt").unlink()
+    assert not checkpoints.is_complete(folder)
+    folder = make(tmp_path, 4)
+    (folder / "complete.json").write_text("{")
+    assert not checkpoints.is_complete(folder)
+
+
+def test_newest_complete_checkpoint_is_resumed_and_incomplete_ones_are_removed(tmp_path: Path) -> None:
+    for step, complete in ((5, True), (10, True), (15, False)):
+        make(tmp_path, step, complete)
+    (tmp_path / "checkpoint-best").mkdir()  # not one of these
+    assert checkpoints.resume_point("True", tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoints.resume_point(str(tmp_path / "checkpoint-5"), tmp_path) == tmp_path / "checkpoint-5"
+    for given in (None, "False"):
+        with pytest.raises(ValueError, match="holds checkpoints of an earlier run; resume it"):
+            checkpoints.resume_point(given, tmp_path)
+        assert checkpoints.resume_point(given, tmp_path / "other") is None
+    with pytest.raises(ValueError, match="checkpoint-15 is not complete"):
+        checkpoints.resume_point(str(tmp_path / "checkpoint-15"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="checkpoint-7 does not exist"):
+        checkpoints.resume_point(str(tmp_path / "checkpoint-7"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        checkpoints.resume_point("True", tmp_path / "other")
+    (notice,) = checkpoints.remove_incomplete(tmp_path)
+    assert notice.startswith(f"{tmp_path}/checkpoint-15 is incomplete")
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    assert (tmp_path / "checkpoint-best").is_dir()
+
+
+def test_limit_counts_complete_checkpoints_and_spares_the_best(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        make(tmp_path, step)
+    make(tmp_path, 20, complete=False)
+    checkpoints.keep_newest(tmp_path, 2, best=str(tmp_path / "checkpoint-5"))
+    checkpoints.keep_newest(tmp_path, None)
+    assert len(checkpoints.list_checkpoints(tmp_path)) == 4
+    checkpoints.keep_newest(tmp_path, 2)
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 15, 20]
+
+
+def test_differences_name_each_unequal_option() -> None:
+    saved = {"--seed": 4, "--block_size": 64, "--mix": "a=1"}
+    assert differences(saved, saved) == {}
+    assert differences(saved, {"--seed": 5, "--block_size": 64}) == {
+        "--seed": "--seed was 4 and is 5", "--mix": "--mix was a=1 and is None",
+    }  # fmt: skip
+
+
+def test_run_state_is_read_back_or_refused(tmp_path: Path) -> None:
+    state = RunState({"--seed": 4}, {"next_row": 160})
+    state.write(tmp_path)
+    assert RunState.read(tmp_path) == state
+    (tmp_path / "run_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no readable run_state\.json"):
+        RunState.read(tmp_path)

@@ -1,0 +1,267 @@
+"""An adapter made by PEFT loads in the demos, in ie_run.py and in merging with equal logits, or all refuse it alike."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ie_run
+import pytest
+import torch
+from adapter_checks.base_fit import check_adapter
+from adapter_loading.checkpoint_loading import load_checkpoint
+from demo_pages import model_loading
+from in_process import run_in_process
+from lora_adapters import NARROW, make_adapter, other_model
+from safetensors.torch import load_file, save_file
+from server_launch.launch_adapters import check_adapters
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+IDS = torch.arange(10, 40)[None]
+QUICK_START = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "attention": {"target_modules": ["q_proj", "v_proj"]},
+    "quick start": {"target_modules": QUICK_START, "r": 4},
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "embedding and output": {"target_modules": ["embed_tokens", "lm_head"]},
+    "modules to save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "regular expression": {"target_modules": r".*layers\.1\..*(q|v)_proj"},
+    "all linear": {"target_modules": "all-linear"},
+    "one layer": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+    "excluded": {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*layers\.0\..*"},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.*q_proj": 9}, "alpha_pattern": {"v_proj": 5},
+    },
+    "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    "rslora": {"target_modules": ["q_proj"], "use_rslora": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tied_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return other_model(tiny_checkpoint, tmp_path_factory.mktemp("tied") / "base", tie_word_embeddings=True)
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def logits_by_peft(base: Path, adapter: Path) -> torch.Tensor:
+    from peft import PeftModel
+
+    return logits_of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval())
+
+
+def check_same_logits(base: Path, adapter: Path) -> None:
+    """Demo and ie_run.py agree with PEFT, and the adapter has an effect."""
+    expected = logits_by_peft(base, adapter)
+    torch.testing.assert_close(logits_of(model_loading.load(str(base), str(adapter)).model), expected)
+    torch.testing.assert_close(
+        logits_of(ie_run.load(str(base), str(adapter), "float32")[0].cpu()), expected, rtol=1e-4, atol=1e-5
+    )
+    assert (logits_of(AutoModelForCausalLM.from_pretrained(base)) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_loads_with_equal_logits_everywhere(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", **ADAPTERS[name])
+    check_same_logits(tiny_checkpoint, adapter)
+    paths = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
+    run_in_process("tools/weight_diff.py", "merge", *paths)
+    merged = logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    torch.testing.assert_close(merged, logits_by_peft(tiny_checkpoint, adapter), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp_path: Path, target: str) -> None:
+    """Adding the delta to the one matrix would change the other use, so ie_run.py does not, and merging refuses."""
+    adapter = make_adapter(tied_checkpoint, tmp_path / "adapter", target_modules=["q_proj", target])
+    check_same_logits(tied_checkpoint, adapter)
+    paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
+    said = run_in_process("tools/weight_diff.py", "merge", *paths, status=2).stderr
+    assert f"has one matrix for embedding and output, and {adapter} changes its use as {target} only" in said
+
+
+def test_adapter_saved_with_copies_of_base_matrices_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT's save_pretrained without options stores the base's embedding and output beside their adapters."""
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["embed_tokens", "lm_head"])
+    state, base = load_file(adapter / "adapter_model.safetensors"), load_file(tiny_checkpoint / "model.safetensors")
+    for module in ("model.embed_tokens", "lm_head"):
+        state[f"base_model.model.{module}.base_layer.weight"] = base[f"{module}.weight"]
+    save_file(state, adapter / "adapter_model.safetensors", {"format": "pt"})
+    check_same_logits(tiny_checkpoint, adapter)
+
+
+def test_adapter_with_more_pieces_than_its_base_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", **ADAPTERS["modules to save"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(adapter)
+    state = load_file(adapter / "adapter_model.safetensors")
+    grown = {name: torch.cat([t, t[:1] + 1]) if t.shape[0] == 800 else t for name, t in state.items()}
+    save_file(grown, adapter / "adapter_model.safetensors", {"format": "pt"})
+    check_adapter(adapter, tiny_checkpoint)
+    model, tokenizer = load_checkpoint(str(tiny_checkpoint), str(adapter))
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 801
+    paths = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
+    run_in_process("tools/weight_diff.py", "merge", *paths)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(model), logits_of(merged), rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_with_trainable_tokens_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[12, 15], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                weight += 0.1
+    model.save_pretrained(str(tmp_path / "adapter"))
+    check_same_logits(tiny_checkpoint, tmp_path / "adapter")
+
+
+def test_adapter_of_first_peft_versions_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The configuration of PEFT 0.3, which has no later keys, and weights in adapter_model.bin."""
+    new = make_adapter(tiny_checkpoint, tmp_path / "new", **ADAPTERS["quick start"])
+    old = shutil.copytree(new, tmp_path / "old")
+    torch.save(load_file(old / "adapter_model.safetensors"), old / "adapter_model.bin")
+    (old / "adapter_model.safetensors").unlink()
+    config = {
+        "base_model_name_or_path": "base", "bias": "none", "enable_lora": None, "fan_in_fan_out": False,
+        "inference_mode": True, "init_lora_weights": True, "lora_alpha": 8, "lora_dropout": 0.05,
+        "merge_weights": False, "modules_to_save": None, "peft_type": "LORA", "r": 4, "target_modules": QUICK_START,
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    (old / "adapter_config.json").write_text(json.dumps(config))
+    check_same_logits(tiny_checkpoint, old)
+    assert torch.equal(logits_by_peft(tiny_checkpoint, old), logits_by_peft(tiny_checkpoint, new))
+
+
+# --- adapters that do not fit -----------------------------------------------------------------------------------------
+
+Tensors = dict[str, torch.Tensor]
+Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+def without(*words: str) -> Callable[[Tensors], Tensors]:
+    return lambda state: {name: t for name, t in state.items() if not all(word in name for word in words)}
+
+
+def with_extra_layer(state: Tensors) -> Tensors:
+    return state | {name.replace("layers.1.", "layers.7."): t.clone() for name, t in state.items()}
+
+
+FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
+    "missing layer": (without("layers.1."), {}, "has no tensors for model.layers.1.mlp.down_proj of BASE"),
+    "missing matrix": (without("layers.1.", "q_proj", "lora_A"), {}, "only one of lora_A and lora_B for model"),
+    "extra layer": (with_extra_layer, {}, "changes model.layers.7.mlp.down_proj, which BASE does not have"),
+    "wrong shape": (
+        lambda state: state | {Q_A: torch.ones(4, 63)}, {}, "q_proj as a matrix of 64 by 63, which in BASE is 64 by 64"
+    ),
+    "wrong rank": (lambda state: state, {"r": 5}, "its adapter_config.json says 5"),
+    "no magnitudes": (lambda state: state, {"use_dora": True}, "has no lora_magnitude_vector for "),
+    "no saved module": (lambda state: state, {"modules_to_save": ["embed_tokens"]}, "no tensors for model.embed"),
+    "unknown tensor": (lambda state: state | {Q_A.replace("_A", "_C"): torch.ones(2, 2)}, {}, "not a tensor of a LoRA"),
+    "no tensors": (lambda state: {}, {}, "holds no tensors"),
+    "another method": (lambda state: state, {"peft_type": "LOHA"}, "is an adapter of type LOHA"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick start's adapter; tests do not write into it."""
+    return make_adapter(tiny_checkpoint, tmp_path_factory.mktemp("adapters") / "one", r=4, target_modules=QUICK_START)
+
+
+def refusals(base: Path, adapter: Path, tmp_path: Path) -> list[str]:
+    """The lines with which the demo, ie_run.py, merging and the server's launcher refuse an adapter, status 2."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "x", "output": "y"}\n')
+    files, model = ("--data_path", rows, "--output", tmp_path / "answers.jsonl"), ("--base_model", base)
+    done = [
+        run_in_process("examples/generate_lora.py", *model, "--lora_weights", adapter, "--run_ie_cases", status=2),
+        run_in_process("finetune/ie_run.py", *model, "--lora_weights", adapter, *files, status=2),
+        run_in_process(
+            "tools/weight_diff.py", "merge", "--path_zhixi", base, "--path_lora", adapter, "--path_sfted",
+            tmp_path / "merged", status=2,
+        ),
+    ]  # fmt: skip
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        check_adapters([("ie", str(adapter))], str(base))
+    assert not (tmp_path / "answers.jsonl").exists()
+    assert not (tmp_path / "merged").exists()
+    return [*(command.stderr for command in done), f"error: {refused.value}\n".replace("adapter ie: ", "")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_adapter_is_refused_everywhere_with_one_line(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, fault: str
+) -> None:
+    change, settings, said = FAULTS[fault]
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((spoilt / "adapter_config.json").read_text())
+    (spoilt / "adapter_config.json").write_text(json.dumps(config | settings))
+    save_file(change(load_file(spoilt / "adapter_model.safetensors")), spoilt / "adapter_model.safetensors")
+    lines = refusals(tiny_checkpoint, spoilt, tmp_path)
+    assert len(set(lines)) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert lines[0].count("\n") == 1
+    assert said.replace("BASE", str(tiny_checkpoint)) in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "said"),
+    [
+        ({"num_hidden_layers": 3}, {"target_modules": QUICK_START}, "has no tensors for model.layers.2."),
+        ({"num_hidden_layers": 3}, {"target_modules": "all-linear"}, "has no tensors for model.layers.2."),
+        ({"num_hidden_layers": 1}, {"target_modules": "all-linear"}, "layers.1."),
+        ({"vocab_size": 900}, {"target_modules": ["lm_head"]}, "as a matrix of 800 by 64, which in BASE is 900 by 64"),
+        ({"vocab_size": 900}, {"target_modules": ["embed_tokens"]}, "as a matrix of 800 by 64, which in BASE is 900"),
+        (NARROW, {"target_modules": ["q_proj"]}, "as a matrix of 64 by 64, which in BASE is 32 by 32"),
+    ],
+    ids=["more layers", "more layers, all linear", "fewer layers", "output", "embedding", "narrower"],
+)
+def test_adapter_on_another_base_is_refused_everywhere_with_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", **settings)
+    other = other_model(tiny_checkpoint, tmp_path / "other", **changes)
+    lines = refusals(other, adapter, tmp_path)
+    assert len(set(lines)) == 1, lines
+    assert said.replace("BASE", str(other)) in lines[0]
+    assert lines[0].endswith("give the base that the adapter was trained on\n")
+
+
+def test_adapter_of_another_vocabulary_of_the_same_size_is_refused_everywhere(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Two pieces of the tokenizer changed places; the shapes of the tensors fit."""
+    other = shutil.copytree(adapter, tmp_path / "adapter")
+    content = json.loads((other / "tokenizer.json").read_text())
+    table = content["model"]["vocab"]
+    one, two = [piece for piece, number in table.items() if number in (500, 600)]
+    table[one], table[two] = table[two], table[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    lines = refusals(tiny_checkpoint, other, tmp_path)
+    assert len(set(lines)) == 1, lines
+    assert re.search(r"has another tokenizer than .*: 2 pieces differ, '.+' has id 600 here and 500 there", lines[0])
+
+
+def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    """A pickle that would create a file is refused and creates none."""
+
+    class Creates:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "created",))
+
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    (spoilt / "adapter_model.safetensors").unlink()
+    torch.save({Q_A: Creates()}, spoilt / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin is damaged"):
+        check_adapter(spoilt, tiny_checkpoint)
+    assert not (tmp_path / "created").exists()

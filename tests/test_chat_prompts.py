@@ -1,0 +1,391 @@
+"""chat_prompts/: what a template renders, where its text is divided, and what becomes of texts that spell tokens."""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_models import PUBLISHED, byte_level, with_markers
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from chat_prompts.template_files import folder_template, from_alpaca, read_template
+from conftest import RunScript, small_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instruction_data.named_templates import load_template
+from instruction_data.row_files import messages_of, read_rows
+from transformers import AddedToken, AutoTokenizer
+
+QUESTIONS = [
+    ("Where was Dabe Kilo born?", ""),
+    ("写出首都", "李白生于701年。"),
+    ("  spaces,\n\nlines and {{ braces }} {% x %} %s", "input {0} 🤖"),
+    ("▁ 🤖 ﷺ \u200b a tab\tand\n\nnew lines  ", "naïve ½"),
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+Tokenizer = Any
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    tokenizer.chat_template = load_template("alpaca")
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bytes")
+    byte_level(folder, small_texts())
+    return with_markers(folder)
+
+
+def user(instruction: str, given: str = "") -> dict[str, str]:
+    return {"role": "user", "content": instruction, "input": given}
+
+
+def answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def trained_ids(encoder: PromptEncoder, talk: list[dict[str, str]]) -> list[int]:
+    [turns] = encoder.turns([talk])
+    return [index for turn in turns for part in turn for index in part]
+
+
+# --- shipped templates ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alpaca", "alpaca_short"])
+def test_templates_render_byte_for_byte_like_the_published_format(
+    shared_data: Path, tokenizer: Tokenizer, name: str
+) -> None:
+    published = json.loads((shared_data / f"templates/{name}.json").read_text())
+    tokenizer.chat_template = load_template(name)
+    for instruction, context in (
+        ("List three.", ""),
+        ("Extract {entities}.", "Ann %s was born {{here}} in {% raw %} Oslo."),
+        ("  spaces \n\n", "\n x \n"),
+        ("抽取关系。", "李白生于碎叶。"),
+    ):
+        kind = "prompt_input" if context else "prompt_no_input"
+        expected = published[kind].replace("{instruction}", instruction).replace("{input}", context)
+        assert PromptEncoder(tokenizer).text([user(instruction, context)]) == "<s>" + expected
+        talk = [user(instruction, context), answer("Yes.")]
+        assert tokenizer.apply_chat_template(talk, tokenize=False) == "<s>" + expected + "Yes.</s>"
+
+
+def test_llama_2_s_format_is_meta_s(tokenizer: Tokenizer) -> None:
+    """White space around the answer belongs to it; every turn begins with BOS; the first carries the system's words."""
+    tokenizer.chat_template = load_template("llama-2")
+    talk = [
+        {"role": "system", "content": "Be brief."}, user("Who?", "Ann."), answer("Ann"), user("And?"), answer("Bo"),
+    ]  # fmt: skip
+    text = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert text == (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho?\nAnn. [/INST] Ann </s><s>[INST] And? [/INST] Bo </s>"
+    )
+    assert trained_ids(PromptEncoder(tokenizer), talk) == tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_chatml_ends_every_answer_in_its_own_token_and_never_in_eos(tokenizer: Tokenizer) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = load_template("chatml")
+    encoder = PromptEncoder(tokenizer)
+    talk = [user("Say <|im_end|>.", "a"), answer("Yes "), user("b"), answer("No<|im_end|>")]
+    ids = trained_ids(encoder, talk)
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (ids.count(start), ids.count(end), ids.count(tokenizer.eos_token_id)) == (4, 4, 0)
+    assert ids[-1] == end
+    assert encoder.stop_ids == sorted([end, tokenizer.eos_token_id])
+    assert encoder.prompt([*talk, user("c")])[: len(ids)] == ids
+
+
+# --- ids of ordinary text ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("instruction", "given"), QUESTIONS)
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
+def test_prompt_ids_are_the_tokenizers_own(
+    tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer, kind: str, instruction: str, given: str
+) -> None:
+    words = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
+    words.chat_template = load_template("alpaca")
+    own = words.apply_chat_template([user(instruction, given)], add_generation_prompt=True, return_dict=False)
+    assert PromptEncoder(words).prompt(one_turn(instruction, given)) == own
+    assert own.count(words.bos_token_id) == 1
+
+
+def test_prompt_ids_are_the_tokenizers_own_for_any_ordinary_text(tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer)
+
+    @settings(max_examples=150, deadline=None)
+    @given(TEXTS, TEXTS)
+    def same(instruction: str, given: str) -> None:
+        if any(control in instruction + given for control in encoder.controls):
+            return
+        talk = [user(instruction, given)]
+        assert encoder.prompt(talk) == tokenizer.apply_chat_template(talk, add_generation_prompt=True).input_ids
+
+    same()
+
+
+def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenizer) -> None:
+    """As Phi-3's control tokens do it with the line break behind them."""
+    marker = AddedToken("<|end|>", rstrip=True, special=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [marker]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|end|>\n' }}{% endfor %}{{ 'assistant:' }}"
+    )
+    own = tokenizer.apply_chat_template([user("a"), answer("b"), user("c")], return_dict=False)
+    assert PromptEncoder(tokenizer).prompt([user("a"), answer("b"), user("c")]) == own
+
+
+def test_answers_equal_the_joint_encoding_on_real_rows(
+    shared_data: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    """On LLaMA-2's tokenizer and the alpaca template nothing merges across the border, so both ways agree."""
+    model = shared_data / "llama/tokenizer.model"
+    run_script("tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = load_template("alpaca")
+    found = [
+        row for task in ("NER", "RE", "EE") for row in read_rows(shared_data / f"iepile/{task}/train_sorted.zh.json")
+    ]
+    encoder = PromptEncoder(tokenizer)
+    for row in random.Random(0).sample(found, min(300, len(found))):
+        text = tokenizer.apply_chat_template(messages_of(row), tokenize=False)
+        assert trained_ids(encoder, messages_of(row)) == tokenizer(text, add_special_tokens=False).input_ids
+
+
+# --- text that spells control tokens ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
+def test_control_token_spellings_in_user_text_stay_text(
+    tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer, kind: str
+) -> None:
+    words = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
+    words.chat_template = load_template("alpaca")
+    encoder = PromptEncoder(words)
+    controls = set(encoder.controls.values())
+    parts = st.lists(
+        st.sampled_from(["<s>", "</s>", "<unk>", "<", "s>", "/", "字", " ", "a", "\n", "\ufdd0", "\ufdd1"])
+    )
+
+    @settings(max_examples=150, deadline=None)
+    @given(*[parts.map("".join)] * 3)
+    def holds(instruction: str, given: str, said: str) -> None:
+        prompt = encoder.prompt([user(instruction, given)])
+        assert [index for index in prompt if index in controls] == [words.bos_token_id]
+        rendered = words.apply_chat_template([user(instruction, given)], tokenize=False, add_generation_prompt=True)
+        assert prompt == [words.bos_token_id, *text_ids(words, rendered.removeprefix("<s>"))]
+        [[turn]] = encoder.turns([[user(instruction, given), answer(said)]])
+        assert turn.prompt == prompt
+        assert not controls & set(turn.answer)
+        assert words.decode(prompt[1:] + turn.answer).endswith(said)
+        assert turn.end == [words.eos_token_id]
+
+    holds()
+
+
+def test_overlapping_and_single_character_spellings_stay_text(byte_level_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    words.add_special_tokens({"additional_special_tokens": ["zyz", "☃"]})
+    words.chat_template = "{{ messages[0].content }}☃"
+    ids = PromptEncoder(words).prompt([user("xzyzyzy☃ ☃zyz")])
+    special = [index for index in ids if index in words.all_special_ids]
+    assert special == [words.convert_tokens_to_ids("☃")]
+    assert words.decode(ids) == "xzyzyzy☃ ☃zyz☃"
+
+
+def test_text_with_every_noncharacter_is_encoded_like_any_other(tokenizer: Tokenizer) -> None:
+    text = "".join(map(chr, [*range(0xFDD0, 0xFDF0), 0xFFFE, 0x10FFFF])) + "</s>"
+    encoder = PromptEncoder(tokenizer)
+    ids = encoder.prompt(one_turn(text, text))
+    assert tokenizer.decode(ids).count(text) == 2
+    assert tokenizer.eos_token_id not in ids
+    assert encoder.prompt([user(text), answer(text), user(text)])[: len(encoder.prompt([user(text)]))]
+
+
+def test_half_a_surrogate_pair_is_one_line(tokenizer: Tokenizer) -> None:
+    for work in (lambda text: PromptEncoder(tokenizer).prompt(one_turn(text)), PromptEncoder(tokenizer).plain):
+        with pytest.raises(ValueError, match="character 1 of a text is half of a surrogate pair"):
+            work("a\ud800b")
+
+
+def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: Tokenizer) -> None:
+    """Zephyr's: nobody who asks is refused, and answers end in EOS."""
+    tokenizer.chat_template = PUBLISHED["zephyr"]
+    [turns] = PromptEncoder(tokenizer).turns([[user("a"), answer("b")]])
+    assert turns[-1].end == [tokenizer.eos_token_id]
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*sorted(PUBLISHED), "alpaca", "alpaca_short", "chatml", "llama-2"])
+def test_no_input_vanishes(byte_level_tokenizer: Tokenizer, name: str) -> None:
+    template = PUBLISHED.get(name) or load_template(name)
+    encoder = PromptEncoder(byte_level_tokenizer, template)
+    assert encoder.uses_input == (name not in PUBLISHED)
+    before = [{"role": "system", "content": "s"}] if name == "needs-system" else []
+    text = encoder.text([*before, user("Which?", "the input")])
+    assert ("Which?\n\nthe input" in text) == (name in PUBLISHED)
+    assert text.count("the input") == 1
+    if name in PUBLISHED:
+        with_input = encoder.prompt([*before, user("Which?", "the input")])
+        assert with_input == encoder.prompt([*before, user("Which?\n\nthe input")])
+
+
+def test_the_word_input_in_a_template_does_not_make_it_use_inputs(tokenizer: Tokenizer) -> None:
+    template = "{# message.input #}{{ messages[-1].content }}{% if messages[0]['input'] is undefined %}?{% endif %}"
+    assert PromptEncoder(tokenizer, template).text([user("a", "b")]) == "a\n\nb"
+    looped = "{% for m in messages %}{% for key in ['content', 'in' + 'put'] %}{{ m[key] }}|{% endfor %}{% endfor %}"
+    assert PromptEncoder(tokenizer, looped).text([user("a", "b")]) == "a|b|"
+
+
+def test_an_input_of_another_role_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="a message of the role assistant has an input"):
+        PromptEncoder(tokenizer).prompt([user("a"), answer("b") | {"input": "c"}, user("d")])
+
+
+def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
+    """Contents and inputs with blank lines between them, for one message and for several."""
+    tokenizer.chat_template = None
+    encoder, bos = PromptEncoder(tokenizer), [tokenizer.bos_token_id]
+    assert encoder.prompt(one_turn("one </s>", "two")) == bos + text_ids(tokenizer, "one </s>\n\ntwo")
+    assert encoder.prompt(one_turn("one")) == encoder.plain("one") == bos + text_ids(tokenizer, "one")
+    assert encoder.prompt(one_turn("", "two")) == encoder.plain("two")
+    assert encoder.prompt(one_turn("")) == bos
+    assert encoder.prompt([user("a", "b"), answer("c"), user("d")]) == encoder.plain("a\n\nb\n\nc\n\nd")
+    assert encoder.stop_ids == [tokenizer.eos_token_id]
+    with pytest.raises(ValueError, match="no chat template"):
+        encoder.turns([[user("a"), answer("b")]])
+
+
+# --- templates that cannot be tuned on, or not be rendered ------------------------------------------------------------
+
+
+def test_asking_is_refused_only_where_the_template_refuses(tokenizer: Tokenizer) -> None:
+    talk = [user("a"), answer("b"), user("c")]
+    rewriting = PromptEncoder(
+        tokenizer, "{{ bos_token }}{% for m in messages %}{{ m.content ~ loop.revindex }}{% endfor %}"
+    )
+    assert tokenizer.decode(rewriting.prompt(talk)) == "<s> a3b2c1"
+    with pytest.raises(ValueError, match="changes a question once it is answered"):
+        rewriting.turns([talk])
+    with pytest.raises(ValueError, match=r"cannot render these messages: .*not system"):
+        PromptEncoder(tokenizer).prompt([{"role": "system", "content": "s"}, user("a")])
+    with pytest.raises(ValueError, match="cannot render these messages: no"):
+        PromptEncoder(tokenizer, "{{ raise_exception('no') }}").prompt(one_turn("why"))
+
+
+def test_qwen3s_kind_trains_answers_as_the_next_question_shows_them(tokenizer: Tokenizer) -> None:
+    """No reasoning is written before them, in rows of one turn and of several; a row's own reasoning is kept."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    encoder = PromptEncoder(tokenizer, PUBLISHED["qwen3"])
+    talk = [user("a"), answer("b"), user("c"), answer("<think>\nwhy\n</think>\n\nd")]
+    text = tokenizer.decode(trained_ids(encoder, talk))
+    assert text.count("<think>") == 1
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        encoder.turns([[*talk, user("e"), answer("f")]])  # the reasoning is gone when e is asked
+    [turn] = encoder.last_turns([[*talk, user("e"), answer("f")]])
+    assert turn.prompt == encoder.prompt([*talk, user("e")])
+
+
+def test_a_template_that_moves_the_system_message_trains_on_rows_of_one_turn(tokenizer: Tokenizer) -> None:
+    encoder, system = PromptEncoder(tokenizer, PUBLISHED["mistral-v3"]), {"role": "system", "content": "s"}
+    [[turn]] = encoder.turns([[system, user("a"), answer("b ")]])
+    assert turn.prompt == encoder.prompt([system, user("a")])
+    assert turn.end == [tokenizer.eos_token_id]
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        encoder.turns([[system, user("a"), answer("b"), user("c"), answer("d")]])
+    assert len(encoder.turns([[user("a"), answer("b"), user("c"), answer("d")]])[0]) == 2
+
+
+def test_only_the_last_answer_ends_in_eos_where_the_template_has_no_end_of_turn(tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer, PUBLISHED["no-end"])
+    [turns] = encoder.turns([[user("a"), answer("b"), user("c"), answer("d")]])
+    assert [turn.end for turn in turns] == [[], [tokenizer.eos_token_id]]
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="could not stop; set eos_token"):
+        PromptEncoder(tokenizer, PUBLISHED["no-end"]).turns([[user("a"), answer("b")]])
+
+
+# --- template files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_data: Path, tokenizer: Tokenizer) -> None:
+    for name in ("alpaca", "alpaca_short"):
+        older = PromptEncoder(tokenizer, read_template(shared_data / f"templates/{name}.json", "--template_path"))
+        ours = PromptEncoder(tokenizer, load_template(name))
+        for question in [*QUESTIONS, ("List {x} three.", "of %s"), ('say "山" \\ {{x}}', "")]:
+            assert older.prompt(one_turn(*question)) == ours.prompt(one_turn(*question))
+
+
+def test_an_alpaca_file_is_data_whatever_it_spells(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    prompt = '{{% raw %}} {{{{ bos_token }}}} "quoted" \\n 🤖\n{instruction}|{{x}}\n'
+    text = json.dumps({"prompt_input": prompt + "{input}!", "prompt_no_input": prompt})
+    encoder = PromptEncoder(tokenizer, from_alpaca(text, tmp_path))
+    assert encoder.text(one_turn("I", "J")) == '<s>{% raw %} {{ bos_token }} "quoted" \\n 🤖\nI|{x}\nJ!'
+    broken = ("{", "[]", "{}", '{"prompt_input": "{instruction}"}', '{"prompt_input": "{a}", "prompt_no_input": ""}',
+              '{"prompt_input": 1, "prompt_no_input": "x"}', '{"prompt_input": "{x}"}')  # fmt: skip
+    for content in broken:
+        with pytest.raises(ValueError, match="is no alpaca prompt file"):
+            from_alpaca(content, tmp_path)
+
+
+def test_unreadable_template_files_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jinja does not exist; --template_path takes"):
+        read_template(tmp_path / "none.jinja", "--template_path")
+    (tmp_path / "old.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_template(tmp_path / "old.jinja", "--template_path")
+    assert folder_template(tmp_path) is folder_template("") is None
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert folder_template(tmp_path) == "{{ messages }}"
+
+
+# --- work and threads -------------------------------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(3):
+        begun = time.process_time()
+        work()
+        best = min(best, time.process_time() - begun)
+    return best
+
+
+@pytest.mark.parametrize("text", ["<", "</s", "</s>", "\ufdd0", "山a "])
+def test_work_grows_with_the_text_and_not_with_its_square(tokenizer: Tokenizer, text: str) -> None:
+    encoder = PromptEncoder(tokenizer)
+    few, many = one_turn(text * 5_000), one_turn(text * 40_000)
+    assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
+
+
+def test_work_grows_with_the_turns_and_not_with_their_square(tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer)
+    few, many = ([user("a"), answer("b")] * count + [user("c")] for count in (200, 1600))
+    assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
+
+
+def test_threads_do_not_disturb_each_other_nor_the_tokenizer(tokenizer: Tokenizer) -> None:
+    """Others use the same tokenizer meanwhile with control tokens on, whose switch is the backend's."""
+    encoder = PromptEncoder(tokenizer)
+    texts = [f"{number} </s> " * 200 for number in range(40)]
+    expected = [encoder.prompt(one_turn(text)) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(tokenizer, text, split_special_tokens=False) for text in texts]
+        assert list(pool.map(lambda text: encoder.prompt(one_turn(text)), texts)) == expected
+    assert all(tokenizer.eos_token_id in other.result().input_ids for other in others)

@@ -1,0 +1,292 @@
+"""The twin package json_rows: what is read and what is refused, in the same words in every stage that reads rows."""
+
+import gzip
+import io
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ie_run
+import pyarrow
+import pyarrow.parquet
+import pytest
+from batch_runs import batch_rows
+from extraction_metrics.scored_files import answer_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instruction_data.data_sources import Source, find_sources
+from json_rows import json_stream
+from json_rows.instruction_rows import iterate_instructions, messages_of, question_of, row_fault
+from json_rows.row_files import iterate_objects, iterate_rows, iterate_texts, read_json
+from quantization.calibration import sample_rows
+
+A, B = {"instruction": "a", "output": "山"}, {"instruction": "b", "input": "😀", "output": ""}
+
+
+def text(*rows: object, **options: Any) -> str:
+    return "".join(json.dumps(row, **options) + "\n" for row in rows)
+
+
+def zstd(data: bytes) -> bytes:
+    return pyarrow.Codec("zstd").compress(data).to_pybytes()
+
+
+READ = {
+    "jsonl": text(A, B),
+    "escapes": text(A, B, ensure_ascii=False),
+    "blank_lines": "\n" + text(A) + "\r\n \t\n" + text(B).rstrip(),
+    "list": text([A, B]),
+    "list_over_lines": " \n" + text([A, B], indent=2),
+    "several_lists": text([A], [], [B]),
+    "lists_on_one_line": json.dumps([A]) + " " + json.dumps([B]),
+    "objects_over_lines": text(A, B, indent=1),
+    "objects_side_by_side": json.dumps(A) + json.dumps(B),
+    "object_then_list": text(A, [B]),
+    "byte_order_mark": b"\xef\xbb\xbf" + text(A, B).encode(),
+    "utf16": text(A, B, ensure_ascii=False).encode("utf-16"),
+    "utf16_big_endian": b"\xfe\xff" + text([A, B], ensure_ascii=False).encode("utf-16-be"),
+    "equal_keys": '{"instruction": "no", "instruction": "a", "output": "山"}\n' + text(B),
+    "gz": gzip.compress(text(A, B).encode()),
+    "zst": zstd(text(A, B).encode()),
+}
+
+
+@pytest.mark.parametrize("block", [5, 64, 1 << 20])
+@pytest.mark.parametrize("name", READ)
+def test_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
+    monkeypatch.setattr(json_stream, "BLOCK", block)
+    content = READ[name]
+    path = tmp_path / (f"x.jsonl.{name}" if name in ("gz", "zst") else "x.json")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert [row for _, row in iterate_objects(path)] == [A, B]
+
+
+PREDICTED = A | {"prediction": "p"}  # as ie_eval.py reads it; to the other commands it is an instruction row
+JSONL, LIST = text(PREDICTED), json.dumps([PREDICTED])[:-1]
+REFUSED: dict[str, tuple[str | bytes, str]] = {
+    "not_json": (JSONL + "x y\n", "x:2 is not JSON (Expecting value at 'x y'); correct it"),
+    "truncated_line": (JSONL + '{"a": "b', "x:2 is not JSON (Unterminated string starting at '\"b'); correct it"),
+    "truncated_first_line": ('{"a": \n' + JSONL, "x:1 is not JSON (Expecting ',' delimiter at the end); correct it"),
+    "extra_comma": ('{"a": 1},\n', "x:1 is not JSON (extra data at ','); correct it"),
+    "truncated_list": (LIST, "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
+    "comma_before_list_end": (LIST + "\n,]", "x:2, row 2 is not JSON (Expecting value at ']'); correct it"),
+    "missing_comma": (LIST + "{}]", "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
+    "truncated_item": (LIST + ',\n{"a": ', "x:2, row 2 is not JSON (Expecting value at the end); correct it"),
+    "not_an_object": (JSONL + "7\n", "x:2 is not a JSON object; a row must be one"),
+    "item_not_an_object": (LIST + ", []]", "x:1, row 2 is not a JSON object; a row must be one"),
+    "nan": (JSONL + '{"a": NaN}\n', "x:2 has the number NaN, which is not JSON; write null"),
+    "infinite": (LIST + ', {"a": -1e999}]', "x:1, row 2 has the number -1e999, which is not JSON; write null"),
+    "huge_integer": (f'{{"a": {"1" * 5000}}}', "x:1 has an integer of more than 4300 digits; write it as text"),
+    "nested": (JSONL + '{"a":' * 9999, "x:2 is nested too deep; write it with fewer levels"),
+    "nested_list": ("[" * 9999, "x:1, row 1 is nested too deep; write it with fewer levels"),
+    "lone_surrogate": (JSONL + r'{"a": "\ud83d"}', f"x:2 {json_stream.HALF_PAIR}"),
+    "lone_surrogate_in_list": (LIST + r', {"a": ["\uDE00"]}]', f"x:1, row 2 {json_stream.HALF_PAIR}"),
+    "latin_1": (
+        JSONL.encode() + '{"a": "é"}'.encode("latin-1"), "x:2 is not UTF-8 (byte 0xe9); convert the file to UTF-8",
+    ),
+    "gb18030": ('[{"a": "人"}]'.encode("gb18030"), "x:1, row 1 is not UTF-8 (byte 0xc8); convert the file to UTF-8"),
+    "utf32": (JSONL.encode("utf-32"), "x:1 is UTF-32; convert it to UTF-8"),
+    "utf16_without_mark": (
+        JSONL.encode("utf-16-le"),
+        "x:1 is not text, or is UTF-16 without a byte order mark; convert it to UTF-8",
+    ),
+    "half_utf16_character": (JSONL.encode("utf-16")[:-1], "x:1 ends within a UTF-16 character; write it again"),
+    "empty": ("", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
+    "blank": (" \n\n", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
+    "empty_list": ("[]", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
+    "no_instruction": (
+        text(PREDICTED, {"x": 1}),
+        'x:2 has no text under \'instruction\' (keys: x); a row is {"instruction", "input", "output"} or {"messages"}',
+    ),
+    "input_is_a_number": (
+        text(A, A | {"input": 0}),
+        'x:2 has an input that is not text; a row is {"instruction", "input", "output"} or {"messages"}',
+    ),
+}  # fmt: skip
+
+
+def refusal(read: Callable[[], object]) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        read()
+    return str(caught.value)
+
+
+def batch_refusal(path: Path) -> str:
+    """What batch.py says of a file or of its first row with an error."""
+    found = [row.error for row in batch_rows.read_rows(path) if row.error]
+    raise ValueError(found[0])
+
+
+# As the commands read files, by command; all but the scores read instruction rows.
+READERS: dict[str, Callable[[Path], object]] = {
+    "finetune": lambda path: list(iterate_instructions(path)),
+    "ie_run": lambda path: ie_run.main("base", str(path), "out"),
+    "ie_eval": lambda path: answer_pairs(str(path)),
+    "batch": batch_refusal,
+    "calibration": lambda path: sample_rows(path, 9, 0),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_all_stages_refuse_a_file_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    content, said = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    Path("base").mkdir()
+    for file in ("base/config.json", "base/tokenizer.json"):  # rows are read before the model
+        Path(file).touch()
+    Path("x").write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command, read in READERS.items():
+        if command == "ie_eval" and "a row is" in said:  # its rows need not have an instruction
+            continue
+        assert refusal(lambda read=read: read(Path("x"))) == said, command  # type: ignore[misc]
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name not in ("gz", "zst")])
+def test_all_stages_read_the_same_rows(tmp_path: Path, name: str) -> None:
+    content, path = READ[name], tmp_path / "x.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert list(iterate_instructions(path)) == sample_rows(path, 9, 0)[0] == [A, B]
+    assert [row.content for row in batch_rows.read_rows(path) if row.content] == [A, B]
+    predictions = tmp_path / "p.json"
+    predictions.write_text(text([row | {"prediction": "p"} for row in (A, B)]))
+    assert answer_pairs(str(predictions), str(path)) == [("p", "山"), ("p", "")]
+
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "do not begin with a question"),
+        ({"messages": "q"}, "are not a list of objects"),
+        ({"messages": [ANSWER, USER]}, "do not begin with a question"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "does not follow a user's message"),
+        ({"messages": [{"role": "human", "content": "q"}]}, "whose role is not one of system, user, assistant"),
+        ({"messages": [{"role": "user"}]}, "a message without text under 'content'"),
+        ({"messages": [{**USER, "input": 1}]}, "whose input is not text"),
+        ({"messages": [USER, {**ANSWER, "input": "x"}]}, "has one and is not a user's"),
+        ({"messages": [USER], "instruction": "q"}, "has both messages and 'instruction'"),
+        ({"messages": [USER], "input": "q"}, "has both messages and 'input'"),
+        ({"instruction": None}, "has no text under 'instruction'"),
+    ],
+)
+def test_bad_instruction_rows_are_refused(row: dict[str, Any], said: str) -> None:
+    assert said in row_fault(row, answers=False)
+    assert row_fault(row, answers=True)
+
+
+def test_answers_are_demanded_for_tuning_only() -> None:
+    for row in ({"instruction": "q"}, {"messages": [USER]}, {"messages": [USER, ANSWER, USER]}):
+        assert row_fault(row, answers=False) == ""
+        assert row_fault(row, answers=True)
+    assert messages_of({"messages": [USER | {"input": None, "name": "x"}, ANSWER]}) == [USER, ANSWER]
+    assert question_of({"messages": [USER, ANSWER, USER]}) == [USER, ANSWER, USER]
+    assert question_of({"messages": [USER, ANSWER]}) == [USER]
+    assert question_of({"instruction": "q", "output": "a"}) == [{"role": "user", "content": "q", "input": ""}]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+OBJECTS = st.lists(st.dictionaries(st.text(), VALUES, max_size=4), min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(OBJECTS, st.booleans(), st.sampled_from([None, 1]), st.booleans(), st.sampled_from(["utf-8", "utf-16"]))
+def test_what_is_written_is_read_back(
+    rows: list[dict[str, Any]], escaped: bool, indent: int | None, listed: bool, encoding: str
+) -> None:
+    written = text(*([rows] if listed else rows), ensure_ascii=escaped, indent=indent)
+    values = list(json_stream.json_values(io.BytesIO(written.encode(encoding))))
+    assert [value.content for value in values] == rows
+    assert not any(value.error for value in values)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | st.text('[]{}:,"\\ud8 \n1e.NaN', max_size=40).map(str.encode))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    try:
+        for value in json_stream.json_values(io.BytesIO(content), blank_lines=True):
+            assert value.line >= 1
+    except json_stream.StreamError as error:
+        assert str(error)
+
+
+def test_time_is_linear_and_memory_bounded_by_a_row(tmp_path: Path) -> None:
+    """A list on one line, objects over lines, and lines that are cut: 3 MB each; a quadratic reader takes a minute."""
+    row = {"instruction": "x" * 200, "output": "y"}
+    listed, spread, cut = (tmp_path / name for name in ("list", "spread", "cut"))
+    listed.write_text(json.dumps([row] * 10_000))
+    spread.write_text(text(row, indent=1) * 10_000)
+    cut.write_text(text(row) + '{"a": \n' * 20_000)
+    for path, count in ((listed, 10_000), (spread, 10_000), (cut, 20_001)):
+        tracemalloc.start()
+        assert sum(1 for _ in iterate_rows(path)) == count
+        assert tracemalloc.get_traced_memory()[1] < 6e6
+        tracemalloc.stop()
+
+
+def test_parquet_is_read_like_json(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a", "input": None, "output": "b", "messages": None},
+        {
+            "instruction": None,
+            "input": None,
+            "output": None,
+            "messages": [USER, ANSWER],
+        },
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert list(iterate_instructions(tmp_path / "rows.parquet")) == rows
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"broken\.parquet, row 1 cannot be read as parquet"):
+        list(iterate_rows(tmp_path / "broken.parquet"))
+
+
+def test_a_damaged_archive_is_refused_with_its_line(tmp_path: Path) -> None:
+    for ending, packed in (("gz", gzip.compress(text(A, B).encode())), ("zst", zstd(text(A, B).encode()))):
+        (path := tmp_path / f"x.jsonl.{ending}").write_bytes(packed[:-12])
+        with pytest.raises(ValueError, match=rf"x\.jsonl\.{ending}:\d+ is damaged after this line"):
+            list(iterate_rows(path))
+
+
+def test_sources_are_files_folders_and_names(tmp_path: Path) -> None:
+    for name in ("zh.jsonl", "en.json", "more.parquet", "notes.txt", "extraction.json"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "sub").mkdir()
+    found, skipped = find_sources([str(tmp_path)])
+    assert [source.name for source in found] == ["en", "more", "zh"]
+    assert [Path(path).name for path in skipped] == ["extraction.json", "notes.txt", "sub"]
+    zh, en = tmp_path / "zh.jsonl", tmp_path / "en.json"
+    assert find_sources([f"{zh},{en}"])[0] == [Source("zh", zh), Source("en", en)]
+    assert find_sources([f"a={zh}", f"b={zh}"])[0] == [Source("a", zh), Source("b", zh)]
+    with pytest.raises(ValueError, match="two sources are called zh; name them"):
+        find_sources([str(zh), str(zh)])
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        find_sources([str(tmp_path / "gone")])
+    with pytest.raises(FileNotFoundError, match=r"holds no \.json"):
+        find_sources([str(tmp_path / "sub")])
+
+
+def test_texts_are_rows_or_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(text({"body": "山\n"}), encoding="utf-16")
+    (tmp_path / "a.txt").write_text("\ufeffone\ntwo", encoding="utf-8")
+    assert list(iterate_texts(tmp_path / "a.jsonl", "body")) == ["山\n"]
+    assert list(iterate_texts(tmp_path / "a.txt")) == ["one", "two"]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 has no text under 'text' \(keys: body\)"):
+        list(iterate_texts(tmp_path / "a.jsonl"))
+
+
+def test_a_json_file_holds_one_value(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\n{"a": [1]}\n', encoding="utf-16")
+    assert read_json(path) == {"a": [1]}
+    for content, said in (("{}\n{}", "2 is not JSON (extra data"), ("[1,\n]", "2 is not JSON"), ("", "1 is not JSON")):
+        path.write_text(content)
+        assert f"a.json:{said}" in refusal(lambda: read_json(path))

@@ -1,0 +1,179 @@
+"""Tuning, ie_run, demos, server, batch and calibration give the same token ids for the same conversation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_runs.batch_rows import request_of
+from chat_models import END, PUBLISHED, byte_level, with_markers
+from chat_prompts.prompt_encoding import PromptEncoder
+from conftest import RunScript, small_texts
+from demo_pages import web_page
+from demo_pages.model_loading import Checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from instruction_data.named_templates import load_template
+from instruction_data.row_files import question_of
+from instruction_rows import encoded
+from quantization.calibration import RowEncoder
+from routes.generate_api import GenerateRequest
+from routes.served_models import ServedModel
+
+SHIPPED = ("alpaca", "alpaca_short", "chatml", "llama-2")
+KINDS = ("llama", "byte-level", "tiny")
+TEMPLATES = {**{name: load_template(name) for name in SHIPPED}, **PUBLISHED}
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def tokenizers_by_kind(
+    shared_data: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path
+) -> dict[str, Any]:
+    """Real SentencePiece of LLaMA-2, a byte-level BPE, a small SentencePiece; EOS is `</s>` in all of them."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    model = shared_data / "llama/tokenizer.model"
+    run_script("tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", folder / "llama")
+    byte_level(folder / "byte-level", small_texts())
+    folders = {"llama": folder / "llama", "byte-level": folder / "byte-level", "tiny": tiny_tokenizer}
+    return {kind: with_markers(place) for kind, place in folders.items()}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(TEMPLATES))
+def template(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def tokenizer(tokenizers_by_kind: dict[str, Any], kind: str, template: str) -> Any:
+    tokenizer = tokenizers_by_kind[kind]
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer
+
+
+def user(content: str, input: str = "") -> dict[str, str]:
+    return {"role": "user", "content": content, "input": input}
+
+
+def answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "Be brief. 请用中文。"}
+CONVERSATIONS: list[list[dict[str, str]]] = [
+    [user("Where was Ann born?"), answer("Oslo.")],
+    [user("抽取实体。", "李白生于碎叶。"), answer('{"人物": ["李白"]}')],
+    [user("Code:"), answer("def f():\n    return 1\n")],
+    [user("  spaces, \n\nlines "), answer(" two  spaces at both ends  ")],
+    [user("a"), answer("Yes "), user("b", "an input"), answer("No\n\n"), user("c"), answer(" \n")],
+    [user("问"), answer("答。"), user("再问？", "材料"), answer("再答。\n"), user("ok?"), answer("好 ")],
+    [user("empty answers"), answer(""), user("still"), answer(""), user("now"), answer("x")],
+    [user("Say </s> <s>"), answer("</s> <|im_end|>"), user("<|eot_id|>", "<end_of_turn>"), answer("<|im_start|>user")],
+    [user("".join(map(chr, range(0xFDD0, 0xFDF0)))), answer("\ufdd0 \ufdef"), user("\ufdd0"), answer("ok")],
+    [SYSTEM, user("Who?", "Ann."), answer("Ann"), user("And?"), answer("Bo")],
+    [SYSTEM, user("Who?"), answer("Ann ")],
+]
+
+
+def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The ids that the server and the batch client's own engine hand to vLLM for the body that a batch row becomes."""
+    model = ServedModel(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
+    body = request_of({"messages": messages}, "", {})
+    return model.encode(GenerateRequest.model_validate(body).conversation())
+
+
+def trained(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
+    """The ids and supervised spans of a row in tuning; None where its answers are empty."""
+    examples, _ = encoded(tokenizer, [{"messages": messages}], 10**6)
+    return examples[0] if examples else None
+
+
+def outcome(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except ValueError as error:
+        return str(error)
+
+
+REWRITES = "the chat template rewrites earlier turns"
+CANNOT_RENDER = "the chat template cannot render these messages"
+
+
+def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
+    """Compare the consumers on a conversation that ends in an answer."""
+    places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
+    asked = [outcome(lambda at=at: served(tokenizer, talk[:at])) for at in places]
+    example = outcome(lambda: trained(tokenizer, talk))
+    [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
+    assert ie_run == asked[-1]
+    measured = outcome(lambda: RowEncoder(tokenizer, Path("model")).example({"messages": talk}))
+    if isinstance(asked[-1], str):  # the template refuses such a conversation: nobody can ask or train it
+        assert asked[-1].startswith(CANNOT_RENDER)
+        assert example.startswith(CANNOT_RENDER)
+        assert CANNOT_RENDER in measured
+        return
+    assert measured.prompt == asked[-1]
+    if len(places) == 1 and talk[0]["role"] == "user":
+        demo = Checkpoint(None, PromptEncoder(tokenizer), {})
+        content, given = talk[0]["content"], talk[0].get("input", "")
+        if content.strip():
+            assert web_page.instruction_ids(demo, {}, content, given) == asked[0]
+        instruction = GenerateRequest.model_validate({"instruction": content, "input": given}).conversation()
+        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == asked[0]
+    if isinstance(example, str):  # only where the ids of an earlier turn could not match
+        assert example.startswith(REWRITES)
+        assert len(places) > 1
+        thinks = any("</think>" in message["content"] for message in talk)
+        assert thinks if template == "qwen3" else (template, talk[0]) == ("mistral-v3", SYSTEM)
+        return
+    if example is None:
+        return
+    for (start, _), prompt in zip(example.spans, asked, strict=True):
+        assert example.ids[:start] == prompt
+    assert example.ids[example.spans[-1][0] :] == measured.answer
+    for (_, end), following in zip(example.spans, asked[1:], strict=False):
+        assert following[:end] == example.ids[:end]
+    ending = tokenizer.convert_tokens_to_ids(END.get(template, "</s>"))
+    assert example.ids[-1] == ending
+    assert ending in PromptEncoder(tokenizer).stop_ids
+    rewritten = {"no-end": True, "mistral-v3": talk[0] == SYSTEM, "qwen3": "</think>" in talk[-1]["content"]}
+    if not rewritten.get(template):
+        assert served(tokenizer, [*talk, user("next")])[: len(example.ids)] == example.ids
+
+
+def test_all_consumers_give_the_same_ids(tokenizer: Any, template: str) -> None:
+    for talk in CONVERSATIONS:
+        check(tokenizer, talk, template)
+
+
+PIECES = [
+    "a",
+    "Dabe",
+    " ",
+    "山",
+    "\n",
+    ".",
+    "</s>",
+    "<|im_end|>",
+    "🤖",
+    "  ",
+    "\ufdd0",
+    "{{ x }}",
+    "</think>",
+    "[INST]",
+]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+
+
+def test_all_consumers_give_the_same_ids_for_any_text(tokenizer: Any, template: str) -> None:
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3))
+    def holds(turns: list[tuple[str, str, str]]) -> None:
+        check(tokenizer, [part for asked, more, said in turns for part in (user(asked, more), answer(said))], template)
+
+    holds()

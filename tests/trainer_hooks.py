@@ -1,0 +1,42 @@
+"""Checks of a trainer's overridden methods against transformers' Trainer, for the tests of both trainers."""
+
+import inspect
+from collections import Counter
+from functools import wraps
+from typing import Any
+
+from transformers import Trainer
+
+
+def overridden_methods(kind: type) -> list[str]:
+    """Methods of Trainer that its subclasses up to `kind` override."""
+    own = [name for base in kind.__mro__[: kind.__mro__.index(Trainer)] for name in vars(base)]
+    return sorted({name for name in own if callable(getattr(Trainer, name, None)) and not name.startswith("__")})
+
+
+def check_signatures(kind: type) -> None:
+    """Every overridden method is public and takes the parameters that Trainer passes."""
+    for name in overridden_methods(kind):
+        assert not name.startswith("_"), name
+        theirs, ours = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (Trainer, kind))
+        assert ours == theirs, name
+
+
+def calls_while_training(trainer: Any) -> Counter[str]:
+    """Train to the end; how often Trainer called each overridden method."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> Any:
+        method = getattr(trainer, name)
+
+        @wraps(method)
+        def call(*arguments: Any, **more: Any) -> Any:
+            calls[name] += 1
+            return method(*arguments, **more)
+
+        return call
+
+    for name in overridden_methods(type(trainer)):
+        setattr(trainer, name, counted(name))
+    trainer.train_until_stopped(None)
+    return calls
