@@ -6,8 +6,9 @@ its first, so that only the start of Python itself still ends with a traceback.
 
 import os
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 
+RETRY_SECONDS = 0.05
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -43,13 +44,28 @@ def print_exception(kind: type[BaseException], error: BaseException, trace: Trac
 if is_command():
     sys.excepthook = print_exception
 
-import signal  # noqa: E402 - takes ten milliseconds, during which the lines above help
+import signal  # noqa: E402 - these take ten milliseconds, during which the lines above help
+import threading  # noqa: E402
 
 
 def raise_interrupts() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt, as Python has it, for work that has to clean up."""
+    """From here on Ctrl-C raises KeyboardInterrupt, for work that has to clean up."""
     if signal.getsignal(signal.SIGINT) is end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, raise_outside_imports)
+
+
+def raise_outside_imports(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but after an import that is under way.
+
+    Compiled libraries that meet it while they are imported abort the process or raise another error in its place.
+    """
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    retry = threading.Timer(RETRY_SECONDS, signal.raise_signal, [number])
+    retry.daemon = True
+    retry.start()
 
 
 def end_on_second_interrupt() -> None:
