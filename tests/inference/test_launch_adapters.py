@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
 from prompting.adapter_prompts import adapter_prompt
-from prompting.prompt_ids import Prompt
 from safetensors.torch import load_file, save_file
 from server_launch.adapter_folders import check_adapter
 from server_launch.cpu_limits import check_limits
@@ -125,7 +125,7 @@ def test_names_are_taken_once(adapter: Path, tiny_checkpoint: Path) -> None:
 
 
 def test_an_adapters_own_template_and_words_go_first(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    base = Prompt(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
+    base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
     assert adapter_prompt(str(adapter), base).template == "{{ bos_token }}base"
     own = shutil.copytree(adapter, tmp_path / "own")
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
@@ -145,7 +145,7 @@ def test_a_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: P
     one, two = [piece for piece, index in words.items() if index in (500, 600)]
     words[one], words[two] = words[two], words[one]
     file.write_text(json.dumps(content))
-    base = Prompt(AutoTokenizer.from_pretrained(tiny_checkpoint))
+    base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint))
     with pytest.raises(
         ValueError, match=r"another tokenizer than the base: 2 pieces differ; '.+', for one, has id \d+"
     ):
