@@ -99,7 +99,7 @@ def test_an_adapter_of_old_is_looked_into_as_well(adapter: Path, tiny_checkpoint
     torch.save(weights, folder / "adapter_model.bin")
     check_adapter("ie", str(folder), str(tiny_checkpoint))
     torch.save({name: weight[:, :1] for name, weight in weights.items()}, folder / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"lora_A and lora_B of .* do not fit each other"):
+    with pytest.raises(ValueError, match="do not fit each other"):
         check_adapter("ie", str(folder), str(tiny_checkpoint))
 
 
