@@ -161,7 +161,7 @@ UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None
     "parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters=['experts'] is not supported"),
     "rank": ({"r": 8}, {}, "its adapter_config.json says 8"),
     "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "has only one of lora_A and lora_B"),
-    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "which is not a tensor of a LoRA"),
+    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "is not a tensor of a LoRA"),
     "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "changes model.layers.7.mlp, which"),
     "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "as a matrix of 64 by 63, which in"),
 }  # fmt: skip
