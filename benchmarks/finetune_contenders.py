@@ -1,7 +1,4 @@
-"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps.
-
-Not a script; `python benchmarks/bench_finetune.py` runs each of them in a process of its own.
-"""
+"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps."""
 
 import json
 import time
@@ -151,8 +148,8 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
     """Trained by finetune.py's own functions, as its command line would have it; options: more of that."""
+    from chat_prompts.prompt_encoding import PromptEncoder
     from instruction_data.data_sources import find_sources
-    from instruction_data.instructions import Encoder
     from instruction_tuning.adapters import load_model
     from instruction_tuning.instruction_trainer import make_trainer
     from instruction_tuning.tuning_arguments import parse
@@ -166,7 +163,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     }  # fmt: skip
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     args, _ = parse([*words, "--lora_target_modules", *LINEAR, *options], "")
-    encoder = Encoder(AutoTokenizer.from_pretrained(args.base_model))
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = arrange(args, encode_all(args, encoder, find_sources(args.data_path)[0]), [])
     set_seed(args.seed)
     return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
@@ -174,12 +171,12 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
     """Rows a CPU second of datasets.map row by row and of our encoder, on the rows repeated to at least so many."""
+    from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data import tokenized_examples
-    from instruction_data.instructions import Encoder
     from transformers import AutoTokenizer
 
-    encoder = Encoder(AutoTokenizer.from_pretrained(scratch / "base"))
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(scratch / "base"))
     rows = read_jsonl(scratch / "rows.jsonl")
     rows *= -(-least // len(rows))
     data = Dataset.from_list(rows)

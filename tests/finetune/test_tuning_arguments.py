@@ -1,9 +1,11 @@
 """tuning_arguments.py: the global batch, published spellings, and options that do not exist."""
 
+from command_line.trainer_options import translate
+
 from pathlib import Path
 
 import pytest
-from instruction_tuning.tuning_arguments import TuningArguments, accumulation, module_names, parse, translate
+from instruction_tuning.tuning_arguments import PUBLISHED, TuningArguments, accumulation, module_names, parse
 from resumable_checkpoints.complete_checkpoints import resume_point
 
 NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
@@ -47,21 +49,21 @@ def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
     [["[q_proj,v_proj]"], ["['q_proj', 'v_proj']"], ["q_proj,v_proj"], ["q_proj", "v_proj"], ["[q_proj,", "v_proj]"]],
 )
 def test_modules_are_read_in_every_published_notation(given: list[str]) -> None:
-    assert module_names(given) == ["q_proj", "v_proj"]
-    with pytest.raises(ValueError, match="a list of modules is empty"):
-        module_names(["[]"])
+    assert module_names("--x", given) == ["q_proj", "v_proj"]
+    with pytest.raises(ValueError, match="--x is an empty list"):
+        module_names("--x", ["[]"])
 
 
 def test_dropped_options_are_translated_with_a_notice_each() -> None:
     argv = "--evaluation_strategy steps --warmup-ratio=0.1 --group_by_length --save_safetensors True --no_cuda --seed 3"
-    translated, notices = translate(argv.split())
+    translated, notices = translate(argv.split(), PUBLISHED)
     assert " ".join(translated) == (
         "--eval_strategy steps --warmup_steps 0.1 --train_sampling_strategy group_by_length --use_cpu --seed 3"
     )
     assert len(notices) == 5
     assert notices[0] == "--evaluation_strategy is now --eval_strategy steps"
-    assert translate(["--group_by_length", "False"])[0] == ["--train_sampling_strategy", "random"]
-    assert translate(["--seed", "3", "--overwrite_output_dir"])[0] == ["--seed", "3"]
+    assert translate(["--group_by_length", "False"], PUBLISHED)[0] == ["--train_sampling_strategy", "random"]
+    assert translate(["--seed", "3", "--overwrite_output_dir"], PUBLISHED)[0] == ["--seed", "3"]
 
 
 def options(*more: str) -> TuningArguments:
