@@ -1,7 +1,4 @@
-"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps.
-
-Not a script; `python benchmarks/bench_finetune.py` runs each of them in a process of its own.
-"""
+"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps."""
 
 import json
 import time

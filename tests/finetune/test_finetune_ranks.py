@@ -64,4 +64,4 @@ def test_fsdp_that_has_no_effect_is_refused(
     more = (*MORE, "--fsdp", "full_shard")
     done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *more), extensions=extensions)
     assert done.returncode != 0
-    assert "error: --fsdp was asked for, but the model is wrapped as" in done.stderr
+    assert "error: --fsdp was given, but the model is wrapped as" in done.stderr

@@ -22,8 +22,8 @@ def test_trainer_calls_every_overridden_method_and_completes_checkpoints(
 ) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
-    more = ("--batch_size", 4, "--micro_batch_size", 1, "--cutoff_len", 160, "--max_steps", 3, "--val_set_size", 4)
-    more += ("--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 1)
+    more: tuple[object, ...] = ("--batch_size", 4, "--micro_batch_size", 1, "--cutoff_len", 160, "--max_steps", 3)
+    more += ("--val_set_size", 4, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 1)
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
     assert attention_of(trainer.base_model) == NAME
     args: Any = trainer.args
