@@ -1,5 +1,7 @@
 """pretrain/train.py: real Trainer, ZeRO-3 on two ranks, interrupted runs that end at the same weights, and refusals."""
 
+from command_line import trainer_options
+
 import json
 import os
 import random
@@ -357,7 +359,7 @@ def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
 
 def test_published_spellings_are_translated_with_a_notice() -> None:
     given = "--evaluation_strategy no --warmup_ratio=0.1 --overwrite_output_dir --group_by_length True --bf16"
-    words, notices = pretraining_arguments.translate(given.split())
+    words, notices = trainer_options.translate(given.split(), pretraining_arguments.PUBLISHED)
     assert words == ["--eval_strategy", "no", "--warmup_steps", "0.1", "--bf16"]
     assert [notice.split()[0].strip(":") for notice in notices] == [
         "--evaluation_strategy", "--warmup_ratio", "--overwrite_output_dir", "--group_by_length",
