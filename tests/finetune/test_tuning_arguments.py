@@ -49,15 +49,9 @@ def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
     [["[q_proj,v_proj]"], ["['q_proj', 'v_proj']"], ["q_proj,v_proj"], ["q_proj", "v_proj"], ["[q_proj,", "v_proj]"]],
 )
 def test_modules_are_read_in_every_published_notation(given: list[str]) -> None:
-<<<<<<< HEAD
     assert module_names("--lora_target_modules", given) == ["q_proj", "v_proj"]
     with pytest.raises(ValueError, match="--lora_target_modules is an empty list"):
         module_names("--lora_target_modules", ["[]"])
-=======
-    assert module_names("--x", given) == ["q_proj", "v_proj"]
-    with pytest.raises(ValueError, match="--x is an empty list"):
-        module_names("--x", ["[]"])
->>>>>>> wt-fin
 
 
 def test_dropped_options_are_translated_with_a_notice_each() -> None:
@@ -70,11 +64,8 @@ def test_dropped_options_are_translated_with_a_notice_each() -> None:
     assert notices[0] == "--evaluation_strategy is now --eval_strategy steps"
     assert translate(["--group_by_length", "False"], PUBLISHED)[0] == ["--train_sampling_strategy", "random"]
     assert translate(["--seed", "3", "--overwrite_output_dir"], PUBLISHED)[0] == ["--seed", "3"]
-<<<<<<< HEAD
     for words, value in (([], "true"), (["True"], "true"), (["False"], "false"), (["auto"], "auto")):
         assert translate(["--packing", *words], PUBLISHED) == (["--packing", value], [])
-=======
->>>>>>> wt-fin
 
 
 def options(*more: str) -> TuningArguments:
