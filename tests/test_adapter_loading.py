@@ -120,7 +120,7 @@ def test_adapter_with_trainable_tokens_loads(tiny_checkpoint: Path, tmp_path: Pa
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "trainable_tokens_delta" in name:
-                weight += 0.1
+                weight.add_(0.1)
     model.save_pretrained(str(tmp_path / "adapter"))
     check_same_logits(tiny_checkpoint, tmp_path / "adapter")
 

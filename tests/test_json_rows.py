@@ -33,7 +33,7 @@ def zstd(data: bytes) -> bytes:
     return pyarrow.Codec("zstd").compress(data).to_pybytes()
 
 
-READ = {
+READ: dict[str, str | bytes] = {
     "jsonl": text(A, B),
     "escapes": text(A, B, ensure_ascii=False),
     "blank_lines": "\n" + text(A) + "\r\n \t\n" + text(B).rstrip(),

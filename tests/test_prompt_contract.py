@@ -1,6 +1,7 @@
 """Tuning, ie_run, demos, server, batch and calibration give the same token ids for the same conversation."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ CANNOT_RENDER = "the chat template cannot render these messages"
 def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     """Compare the consumers on a conversation that ends in an answer."""
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
-    asked = [outcome(lambda at=at: served(tokenizer, talk[:at])) for at in places]
+    asked = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
     [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
     assert ie_run == asked[-1]
