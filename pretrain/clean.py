@@ -22,10 +22,10 @@ from cluster_jobs.job_commands import Parser, add_executor_options, executor_opt
 from corpus_building import documents
 from corpus_building.documents import FIELD, TextSource
 from datatrove.executor.base import PipelineExecutor
-from text_cleaning.cleaning_io import Plan, divided
-from text_cleaning.cleaning_report import REPORT, Finish, settings
+from text_cleaning.cleaning_io import CleaningPlan, divided
+from text_cleaning.cleaning_report import REPORT, WriteReport, settings
 from text_cleaning.cleaning_rules import LANGUAGES, read_lists
-from text_cleaning.cleaning_stages import SKIPPABLE, Stage, stages
+from text_cleaning.cleaning_stages import SKIPPABLE, CleaningStage, stages
 from text_language.language_detection import language_code
 
 SHARD_BYTES = 8_000_000  # of input: some ten seconds of work, which is what a killed worker loses
@@ -61,7 +61,7 @@ def parser() -> Parser:
     return p
 
 
-def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
+def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
     """What the command line asks for; raises ValueError or FileNotFoundError on what cannot be done."""
     skip = frozenset(part for part in options.skip.split(",") if part)
     if unknown := sorted(skip - set(SKIPPABLE)):
@@ -76,10 +76,10 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     lists = {} if "harm" in skip else read_lists(Path(options.word_lists))
     tasks = divided(shards, options.task_megabytes * 1_000_000)
     source = TextSource(options.text_key, template)
-    return Plan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
+    return CleaningPlan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
 
 
-def open_folder(folder: Path, plan: Plan, samples: int) -> None:
+def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
     """Make the folder of what lies between the stages, or take what a stopped run of the same left there."""
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
     record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     plan = make_plan(options, folder)
     open_folder(folder, plan, options.samples)
     last: PipelineExecutor | None = None
-    for stage in [*stages(plan), Stage("report", [Finish(plan, target, options.samples)], 1)]:
+    for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
         last = executors.make(
             where, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
             depends=last if where.executor == "slurm" else None, job_name=f"clean-{stage.name}",

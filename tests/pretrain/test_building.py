@@ -44,12 +44,12 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, run_script: RunSc
     ("content", "message"),
     [
         (b'{"content": "x"}\n', "line 1 has no key 'text'; name the text's key with --text_key; there are: content"),
-        (b'{"text": "x"}\nno json\n', "line 2 is no JSON"),
+        (b'{"text": "x"}\nno json\n', "line 2 is not JSON"),
         (b'[{"text": "x"}]\n', "a JSON list; one object a line is read"),
-        (b'"text"\n', "line 1 is no JSON object"),
+        (b'"text"\n', "line 1 is not a JSON object"),
         (b'{"text": 5}\n', "'text' is int, not text"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
-        (b'{"text": "\xff"}\n', "line 1 is no UTF-8"),
+        (b'{"text": "\xff"}\n', "line 1 is not UTF-8"),
         (b"", "no document to write"),
         (b"\n  \n", "no document to write"),
     ],
@@ -251,7 +251,7 @@ def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Pat
     with source.open("a") as file:
         file.write("{\n")
     bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
-    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is not JSON"):
         preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
     assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
     rows(source, ["another text"])

@@ -141,7 +141,7 @@ def test_ray_gives_the_same_and_tells_what_is_wrong(tmp_path: Path, run_script: 
     with source.open("a") as file:
         file.write("{\n")
     done = run_script(CLEAN, *arguments, "--output_dir", tmp_path / "bad", "--executor", "ray", status=2)
-    assert done.stderr.startswith(f"error: {source} line 42 is no JSON") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {source} line 42 is not JSON") and done.stderr.count("\n") == 1
 
 
 # --- corpora ----------------------------------------------------------------------------------------------------------
@@ -183,4 +183,4 @@ def test_ray_builds_the_same_corpus(tmp_path: Path, run_script: RunScript, tiny_
     with source.open("a") as file:
         file.write("{\n")
     said = build(run_script, "bad", tiny_tokenizer, "--executor", "ray", cwd=tmp_path, status=2)
-    assert said.startswith("error: a.jsonl line 401 is no JSON") and said.count("\n") == 1
+    assert said.startswith("error: a.jsonl line 401 is not JSON") and said.count("\n") == 1
