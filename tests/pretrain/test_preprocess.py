@@ -128,7 +128,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode read --read_path_prefix no/x", "no/x.json does not exist; give a corpus by its prefix"),
         ("--mode write --file_path no*.txt --save_prefix o --tokenizer_path T", "no*.txt matches no file"),
         ("--mode write --file_path a.txt --save_prefix o --tokenizer_path no", "no is not a folder"),
-        ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is no file"),
+        ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is not a file"),
         ("--mode write --file_path a.md --save_prefix o --tokenizer_path T", "a.md is not .jsonl, .json, .txt"),
         ("--mode write --seq_len 9", "unrecognized arguments: --seq_len 9"),
         ("--mode write --seq_length 7", "7 is no whole number of 8 or more"),
