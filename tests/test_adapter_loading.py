@@ -82,7 +82,7 @@ def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
     said = run_in_process("tools/weight_diff.py", "merge", *paths, status=2).stderr
-    assert f"has one matrix for embedding and output, and {adapter} changes its use as {target} only" in said
+    assert f"has one matrix for embedding and output, and {adapter} changes only its use as {target}" in said
 
 
 def test_adapter_saved_with_copies_of_base_matrices_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
