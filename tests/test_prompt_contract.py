@@ -15,11 +15,11 @@ from demo_pages.model_loading import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
-from instruction_rows import encoded
 from json_rows.instruction_rows import question_of
 from quantization.calibration import RowEncoder
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
+from tuning_runs import encoded
 
 SHIPPED = ("alpaca", "alpaca_short", "chatml", "llama-2")
 KINDS = ("llama", "byte-level", "tiny")
