@@ -87,9 +87,9 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     if vocab_size or not LLAMA.is_file():
         texts, pieces = scratch / "texts.txt", scratch / "words/tokenizer.model"
         texts.write_text("\n".join(text for row in rows for text in row.values()), encoding="utf-8")
-        tiny_llama.tokenizer(str(texts), words, vocab_size or 4000)
+        tiny_llama.train_tokenizer([str(texts)], words, vocab_size or 4000)
     build_tokenizer.main(str(pieces), words)
-    tiny_llama.model(words, str(scratch / "base"), **shape)
+    tiny_llama.make_model(words, str(scratch / "base"), **shape)
 
     drawn = random.Random(0).sample(rows, count)
     (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")

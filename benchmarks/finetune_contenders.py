@@ -1,7 +1,4 @@
-"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps.
-
-Not a script; `python benchmarks/bench_finetune.py` runs each of them in a process of its own.
-"""
+"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps."""
 
 import json
 import time
@@ -156,7 +153,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     from instruction_tuning.adapters import load_model
     from instruction_tuning.instruction_trainer import make_trainer
     from instruction_tuning.tuning_arguments import parse
-    from instruction_tuning.tuning_data import arrange, encode_all
+    from instruction_tuning.tuning_data import encode_sources, split_and_order
     from transformers import AutoTokenizer, set_seed
 
     given = trainer_options(scratch, settings) | {
@@ -167,7 +164,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     args, _ = parse([*words, "--lora_target_modules", *LINEAR, *options], "")
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
-    data = arrange(args, encode_all(args, encoder, find_sources(args.data_path)[0]), [])
+    data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)[0]), [])
     set_seed(args.seed)
     return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
 
@@ -186,8 +183,8 @@ def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict
     begun = time.process_time()
     data.map(published_encoder(encoder.tokenizer, settings["prompt"], settings["cutoff"]))
     between = time.process_time()
-    for _ in tokenized_examples.encode(
-        encoder, rows, tokenized_examples.Settings(settings["cutoff"]), tokenized_examples.Report()
+    for _ in tokenized_examples.encode_rows(
+        encoder, rows, tokenized_examples.EncodingSettings(settings["cutoff"]), tokenized_examples.EncodingReport()
     ):
         pass
     return {"published": len(rows) / (between - begun), "ours": len(rows) / (time.process_time() - between)}

@@ -1,10 +1,10 @@
-"""Score extraction answers: precision, recall and F1 of entities and of triples, exact answers, answers that parse.
+"""Score extraction answers: precision, recall and F1 of entities and triples, shares of exact and parsed answers.
 
     python finetune/ie_eval.py --predictions predictions.jsonl
     python finetune/ie_eval.py --predictions predictions.jsonl --gold heldout.jsonl --output scores.json
 
-`predictions` has the model's answer under "prediction" (finetune/ie_run.py writes it); the right answer is the row's
-"output", or that of the same row of `gold`. extraction_metrics/answer_scores.py says how answers are matched.
+`predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it. The correct answer is the
+"output" of the row, or of the same row of `gold`. extraction_metrics/answer_scores.py describes the matching.
 """
 
 from command_line.fire_commands import run
@@ -20,9 +20,9 @@ def main(predictions: str, gold: str = "", output: str = "") -> None:
     """Print the scores of a predictions file as a table and, with --output, write them as JSON.
 
     Args:
-        predictions: rows with the model's answer under "prediction".
-        gold: the same rows with the right answers under "output"; without it, the "output" of the predictions.
-        output: where to write the scores.
+        predictions: rows with the answer of the model under "prediction".
+        gold: the same rows with the correct answers under "output"; default: the "output" of the predictions.
+        output: the file for the scores.
     """
     scores = score_answers(answer_pairs(predictions, gold))
     print(scores_table(scores))

@@ -1,11 +1,11 @@
-"""Ask a checkpoint the instructions of a file and write its answers: greedy, batched, the same on every run.
+"""Answer the instructions of a file with a checkpoint: greedy, batched, equal on every run.
 
     python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
 
-A line of the output is the row with the answer under "prediction", in the order of the file; finetune/ie_eval.py scores
-it. The prompt is the checkpoint's own chat template (the adapter's, with --lora_weights), rendered as it was in tuning;
-a base model without one is asked with the bare instruction.
+The output has the rows in the order of the file, each with the answer under "prediction"; finetune/ie_eval.py scores
+them. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; the prompt of a base model
+without a template is the bare instruction.
 """
 
 from command_line.fire_commands import run
@@ -19,13 +19,13 @@ from typing import Any
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
-from extraction_scores.answer_generation import answer
+from extraction_scores.answer_generation import generate_answers
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, question_of
 
 
 def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer on the first GPU, or the CPU; raises ValueError where adapter and base do not fit."""
+    """Model and tokenizer on the first GPU, or the CPU; raises ValueError if adapter and base do not fit."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,17 +45,17 @@ def main(
     fp16: bool = False,
     bf16: bool = False,
 ) -> None:
-    """Write the rows of data_path with the model's answers under "prediction" to output (JSONL).
+    """Write the rows of data_path with the answers under "prediction" to output (JSONL).
 
     Args:
-        base_model: the checkpoint's folder.
-        data_path: JSON, JSONL or parquet of instruction rows; right answers in them are carried along, not read.
+        base_model: the folder of the checkpoint.
+        data_path: JSON, JSONL or parquet of instruction rows; correct answers in them are copied and not read.
         output: the file to write.
-        lora_weights: the folder of an adapter to put on the checkpoint.
-        prompt_template_name: another template than the checkpoint's: a name in finetune/templates, or a path.
-        batch_size: prompts answered together.
-        max_new_tokens: tokens of the longest answer.
-        limit: answer only the first rows, 0: all.
+        lora_weights: the folder of an adapter for the checkpoint.
+        prompt_template_name: a name in finetune/templates, or a path; default: the template of the checkpoint.
+        batch_size: prompts of a batch.
+        max_new_tokens: maximum tokens of an answer.
+        limit: number of rows to answer, 0 for all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
     """
@@ -74,7 +74,7 @@ def main(
     model, tokenizer = load(base_model, lora_weights, dtype)
     encoder = PromptEncoder(tokenizer, template)
     prompts = encoder.prompts([question_of(row) for row in rows])
-    answers = answer(model, encoder, prompts, batch_size, max_new_tokens)
+    answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):

@@ -82,7 +82,7 @@ def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
     said = run_in_process("tools/weight_diff.py", "merge", *paths, status=2).stderr
-    assert f"has one matrix for embedding and output, and {adapter} changes its use as {target} only" in said
+    assert f"has one matrix for embedding and output, and {adapter} changes only its use as {target}" in said
 
 
 def test_adapter_saved_with_copies_of_base_matrices_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_adapter_with_trainable_tokens_loads(tiny_checkpoint: Path, tmp_path: Pa
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "trainable_tokens_delta" in name:
-                weight += 0.1
+                weight.add_(0.1)
     model.save_pretrained(str(tmp_path / "adapter"))
     check_same_logits(tiny_checkpoint, tmp_path / "adapter")
 

@@ -16,7 +16,7 @@ from conftest import RunScript, small_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
-from instruction_data.row_files import messages_of, read_rows
+from json_rows.instruction_rows import iterate_instructions, messages_of
 from transformers import AddedToken, AutoTokenizer
 
 QUESTIONS = [
@@ -157,7 +157,9 @@ def test_answers_equal_the_joint_encoding_on_real_rows(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = load_template("alpaca")
     found = [
-        row for task in ("NER", "RE", "EE") for row in read_rows(shared_data / f"iepile/{task}/train_sorted.zh.json")
+        row
+        for task in ("NER", "RE", "EE")
+        for row in iterate_instructions(shared_data / f"iepile/{task}/train_sorted.zh.json")
     ]
     encoder = PromptEncoder(tokenizer)
     for row in random.Random(0).sample(found, min(300, len(found))):

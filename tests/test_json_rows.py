@@ -33,7 +33,7 @@ def zstd(data: bytes) -> bytes:
     return pyarrow.Codec("zstd").compress(data).to_pybytes()
 
 
-READ = {
+READ: dict[str, str | bytes] = {
     "jsonl": text(A, B),
     "escapes": text(A, B, ensure_ascii=False),
     "blank_lines": "\n" + text(A) + "\r\n \t\n" + text(B).rstrip(),
@@ -134,8 +134,8 @@ def test_all_stages_refuse_a_file_in_the_same_words(tmp_path: Path, monkeypatch:
     content, said = REFUSED[name]
     monkeypatch.chdir(tmp_path)
     Path("base").mkdir()
-    for file in ("base/config.json", "base/tokenizer.json"):  # rows are read before the model
-        Path(file).touch()
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        Path("base", file).write_text("{}")  # rows are read before the model
     Path("x").write_bytes(content if isinstance(content, bytes) else content.encode())
     for command, read in READERS.items():
         if command == "ie_eval" and "a row is" in said:  # its rows need not have an instruction

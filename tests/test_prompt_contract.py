@@ -1,6 +1,7 @@
 """Tuning, ie_run, demos, server, batch and calibration give the same token ids for the same conversation."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from demo_pages.model_loading import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
-from instruction_data.row_files import question_of
-from instruction_rows import encoded
+from json_rows.instruction_rows import question_of
 from quantization.calibration import RowEncoder
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
+from tuning_runs import encoded
 
 SHIPPED = ("alpaca", "alpaca_short", "chatml", "llama-2")
 KINDS = ("llama", "byte-level", "tiny")
@@ -107,7 +108,7 @@ CANNOT_RENDER = "the chat template cannot render these messages"
 def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     """Compare the consumers on a conversation that ends in an answer."""
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
-    asked = [outcome(lambda at=at: served(tokenizer, talk[:at])) for at in places]
+    asked = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
     [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
     assert ie_run == asked[-1]

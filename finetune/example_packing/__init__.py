@@ -1,1 +1,1 @@
-"""Which examples a step trains on and how they are packed into sequences. Read example_batches.py first."""
+"""The examples of each training step, packed into sequences or padded. Read example_batches.py first."""

@@ -1,26 +1,25 @@
-"""The rows of each step: held-out rows, proportions of sources, order of an epoch.
+"""The examples of each step: held-out examples, proportions of sources, order within an epoch.
 
-Rows are numbered over all sources, one after another. The order depends on seed and number of the epoch only, so a run
-resumes at any step without skipping data.
+Examples are numbered over all sources, one source after another. The order depends only on the seed and the number of
+the epoch, so a run resumes at any step without reading the data before it.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
-from instruction_data.tokenized_examples import EncodedRows
+from instruction_data.tokenized_examples import CachedExamples
 
-SORTED_TOGETHER = 50  # steps whose rows are sorted by length among themselves: enough for little padding
+STEPS_SORTED_TOGETHER = 50  # enough for little padding, and few enough that the order stays random
 
 
-class Rows:
-    """The rows of several sources under common numbers.
+class ExampleSources:
+    """The examples of several sources under common indices.
 
     Attributes:
-        lengths, supervised, sources: (rows,) int64, of each row: tokens, tokens with a label, index of its source.
+        lengths, supervised, sources: (examples,) int64: tokens, tokens with a label, index of the source.
     """
 
-    def __init__(self, parts: Sequence[EncodedRows]) -> None:
+    def __init__(self, parts: Sequence[CachedExamples]) -> None:
         self.parts = list(parts)
         self.names = [part.name for part in parts]
         sizes = [len(part) for part in parts]
@@ -32,34 +31,33 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (tokens,) and supervised spans (spans, 2) of a row."""
-        source = self.sources[row]
-        return self.parts[source][int(row - self.offsets[source])]
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (tokens,) and supervised spans (spans, 2) of an example."""
+        source = self.sources[index]
+        return self.parts[source][int(index - self.offsets[source])]
 
 
-def held_out(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Numbers of the held-out rows, ascending: `size` rows, or a fraction below 1, of every source in proportion.
+def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
+    """Indices of the held-out examples, ascending: `size` of them, or a fraction below 1, of each source in proportion.
 
-    sources: (rows,), the source of each row. Raises ValueError where no row would be left to train on.
+    sources: (examples,), the source of each example. Raises ValueError if no example would remain for training.
     """
     total = len(sources)
     count = round(size * total) if 0 < size < 1 else int(size)
     if count >= total > 0:
         raise ValueError(
-            f"--val_set_size {size:g} leaves none of {total} rows to train on; give fewer, or a fraction (0.1)"
+            f"--val_set_size {size:g} leaves none of {total} examples to train on; give fewer, or a fraction (0.1)"
         )
-    draw = np.random.default_rng([seed, 1])
-    shuffled = draw.permutation(total)
-    rank = np.empty(total)  # of a row among its source's, between 0 and 1
+    shuffled = np.random.default_rng([seed, 1]).permutation(total)
+    rank = np.empty(total)  # of an example within its source, between 0 and 1
     for source in np.unique(sources):
-        mine = shuffled[sources[shuffled] == source]
-        rank[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        members = shuffled[sources[shuffled] == source]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.sort(np.argsort(rank, kind="stable")[:count])
 
 
 def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Proportions `zh=2,en=1`; ValueError where they do not name exactly the sources, each with a positive number."""
+    """Proportions `zh=2,en=1`; ValueError unless they give each source, and no other, a positive number."""
     weights = {}
     for word in text.split(","):
         name, _, number = word.strip().partition("=")
@@ -73,78 +71,81 @@ def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def epoch_sizes(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Rows of each source in an epoch: in these proportions, and enough that every row is taken at least once."""
+    """Examples of each source in an epoch: in these proportions, and at least all examples of each source."""
     longest = max(sizes[name] / weights[name] for name in sizes)
     return {name: max(sizes[name], round(longest * weights[name])) for name in sizes}
 
 
-class Order:
-    """Epochs of training rows, and their steps.
+class EpochOrder:
+    """The order of the training examples in each epoch, divided into steps.
 
-    rows: numbers of the rows of each source. takes: rows that an epoch takes of each source; a source with fewer rows
-    starts again after all were taken. batch: rows of a step. lengths: (all rows,), for the order by length.
+    Args:
+        by_source: indices of the examples of each source.
+        per_epoch: examples of each source in an epoch; a source with fewer examples repeats after all were used.
+        batch_size: examples of a step.
+        strategy: sequential, random or group_by_length.
+        lengths: (all examples,), tokens, for group_by_length.
     """
 
     def __init__(
         self,
-        rows: Sequence[np.ndarray],
-        takes: Sequence[int],
-        batch: int,
+        by_source: Sequence[np.ndarray],
+        per_epoch: Sequence[int],
+        batch_size: int,
         seed: int,
         strategy: str,
         lengths: np.ndarray,
     ) -> None:
-        self.rows, self.takes, self.batch, self.seed = list(rows), list(takes), batch, seed
+        self.by_source, self.per_epoch, self.batch_size, self.seed = by_source, per_epoch, batch_size, seed
         self.strategy, self.lengths = strategy, lengths
-        self.size = sum(takes)
-        self.steps = -(-self.size // batch)
-        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self.steps = -(-sum(per_epoch) // batch_size)
+        self._cached: dict[int, np.ndarray] = {}  # the epoch that was used last
 
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key != "epoch"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self.epoch = lru_cache(maxsize=2)(self._epoch)
-
-    def bring_similar_together(self) -> None:
+    def use_length_groups(self) -> None:
         """Change the strategy to group_by_length."""
         self.strategy = "group_by_length"
-        self.epoch.cache_clear()
+        self._cached = {}
 
     def step(self, number: int) -> np.ndarray:
-        """The rows of a step, counted over all epochs; an epoch's last step may have fewer."""
+        """Indices of the examples of a step, counted over all epochs; the last step of an epoch may have fewer."""
         epoch, place = divmod(number, self.steps)
-        return self.epoch(epoch)[place * self.batch : (place + 1) * self.batch]
+        return self.epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """Row numbers of an epoch in their order, (size,)."""
-        taken = [
-            self._of_source(index, epoch * take, take) for index, take in enumerate(self.takes)
-        ]  # each source continues where the epoch before ended
+    def epoch(self, number: int) -> np.ndarray:
+        """Indices of the examples of an epoch in their order."""
+        if number not in self._cached:
+            self._cached = {number: self._make_epoch(number)}
+        return self._cached[number]
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        # Each source continues where the previous epoch ended.
+        taken = [self._of_source(source, epoch * count, count) for source, count in enumerate(self.per_epoch)]
         if self.strategy == "sequential":
             return np.concatenate(taken)
         draw = np.random.default_rng([self.seed, 2, epoch])
         order = draw.permutation(np.concatenate(taken))
-        return order if self.strategy == "random" else self._grouped(order, draw)
+        return order if self.strategy == "random" else self._grouped_by_length(order, draw)
 
-    def _of_source(self, index: int, start: int, count: int) -> np.ndarray:
-        mine = self.rows[index]
+    def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
+        """`count` examples of a source from `start` on, in its endless sequence of passes."""
+        members = self.by_source[source]
         if not count:
-            return mine[:0]
-        passes = range(start // len(mine), -(-(start + count) // len(mine)))
+            return members[:0]
+        passes = range(start // len(members), -(-(start + count) // len(members)))
         ordered = [
-            mine if self.strategy == "sequential" else np.random.default_rng([self.seed, 3, index, p]).permutation(mine)
-            for p in passes
+            members
+            if self.strategy == "sequential"
+            else np.random.default_rng([self.seed, 3, source, number]).permutation(members)
+            for number in passes
         ]
-        begin = start - passes[0] * len(mine)
+        begin = start - passes[0] * len(members)
         return np.concatenate(ordered)[begin : begin + count]
 
-    def _grouped(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Steps of rows of similar lengths, in random order, so that lengths do not drift while training."""
-        whole = len(order) // self.batch * self.batch
-        near = SORTED_TOGETHER * self.batch
-        parts = [order[at : min(at + near, whole)] for at in range(0, whole, near)]
+    def _grouped_by_length(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Steps of examples of similar lengths, in random order, so that lengths do not drift during training."""
+        whole = len(order) // self.batch_size * self.batch_size
+        width = STEPS_SORTED_TOGETHER * self.batch_size
+        parts = [order[at : min(at + width, whole)] for at in range(0, whole, width)]
         ordered = [part[np.argsort(self.lengths[part], kind="stable")] for part in parts]
-        steps = np.concatenate([order[:0], *ordered]).reshape(-1, self.batch)
+        steps = np.concatenate([order[:0], *ordered]).reshape(-1, self.batch_size)
         return np.concatenate([draw.permutation(steps).ravel(), order[whole:]])

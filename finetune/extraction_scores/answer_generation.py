@@ -1,7 +1,4 @@
-"""A model's answers to prompts: greedy, in batches padded on the left, the same on every run.
-
-ie_run.py answers files with it, instruction_trainer.py held-out rows.
-"""
+"""Greedy answers to prompts, in batches padded on the left; used by ie_run.py and during training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,24 +6,25 @@ from typing import Any
 from chat_prompts.prompt_encoding import PromptEncoder
 
 
-def batches(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length together, the longest first: what does not fit in memory fails at once."""
+def batches_by_length(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices of prompts of similar length, the longest first, so that a lack of memory shows at once."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
-def answer(
+def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[str]:
-    """The greedy continuation of each prompt (token ids) as text, up to EOS or the template's end-of-turn.
+    """The greedy continuation of each prompt (token ids) as text, up to EOS or the template's end of turn.
 
-    Prompts are padded on the left and the padding is masked by length, so that the pad id may be any id.
+    The attention mask is made from the lengths, so the pad id may be any id.
     """
     import torch
     from tqdm import tqdm
     from transformers import GenerationConfig
 
-    ends = {*encoder.stop_ids, *as_list(model.generation_config.eos_token_id)} - {None}
+    eos = model.generation_config.eos_token_id
+    ends = {*encoder.stop_ids, *(eos if isinstance(eos, list | tuple) else [eos])} - {None}
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -35,10 +33,10 @@ def answer(
         bos_token_id=encoder.tokenizer.bos_token_id,
     )
     texts = [""] * len(prompts)
-    bar = tqdm(total=len(prompts), desc="answering", unit="row", disable=None, leave=False)
-    for members in batches(prompts, batch_size):
+    bar = tqdm(total=len(prompts), desc="answering", unit="example", disable=None, leave=False)
+    for members in batches_by_length(prompts, batch_size):
         width = max(len(prompts[index]) for index in members)
-        input_ids = torch.full((len(members), width), min(ends))  # (rows, tokens)
+        input_ids = torch.full((len(members), width), min(ends))  # (examples, tokens)
         attention_mask = torch.zeros_like(input_ids)
         for place, index in enumerate(members):
             length = len(prompts[index])
@@ -56,8 +54,3 @@ def answer(
         bar.update(len(members))
     bar.close()
     return texts
-
-
-def as_list(value: Any) -> list[Any]:
-    """A configuration's one-or-many value as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,1 +1,1 @@
-"""Instruction rows to token ids and supervised spans. Read instructions.py first."""
+"""Annotations to extraction examples, and instruction rows to token ids. Read tokenized_examples.py first."""

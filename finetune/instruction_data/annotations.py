@@ -1,10 +1,9 @@
 """Read and check annotated sentences and lists of types.
 
-Annotations are rows (see json_rows) with CrossNER's keys and, for relations, a list of their own; only the list of the
-task must be there:
+Annotations have CrossNER's keys, and `relation_list` for relations; only the list of the requested task is required:
     {"sentence": "Ann Lee was born in Oslo.", "entity_list": [{"name": "Ann Lee", "type": "person"}],
      "relation_list": [{"subject": "Ann Lee", "relation": "born in", "object": "Oslo"}]}
-Types are a JSON list, or the two-level form {"entity": {"en": [...], "zh": [...]}, "relation": {"en": [...]}}.
+Types are a JSON list, or lists by kind and language: {"entity": {"en": [...], "zh": [...]}, "relation": {"en": [...]}}.
 """
 
 import json
@@ -16,8 +15,8 @@ from text_language.language_detection import LANGUAGES, language_of
 TYPES_FORM = 'a JSON list of types, or {"entity": {"en": [...]}, "relation": {"en": [...]}}'
 
 
-class Task(NamedTuple):
-    """Where a task's items stand in an annotation, under which keys, and which list of types is theirs."""
+class AnnotationKeys(NamedTuple):
+    """The keys of a task: its list in an annotation, the label and names of an item, its lists in a types file."""
 
     items: str
     label: str
@@ -26,55 +25,58 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "ner": Task("entity_list", "type", ("name",), "entity"),
-    "re": Task("relation_list", "relation", ("subject", "object"), "relation"),
+    "ner": AnnotationKeys("entity_list", "type", ("name",), "entity"),
+    "re": AnnotationKeys("relation_list", "relation", ("subject", "object"), "relation"),
 }
 
 
-class Item(NamedTuple):
-    """An annotated thing: its type or relation, and its name, or its subject and object."""
+class AnnotatedItem(NamedTuple):
+    """An entity or triple. label: its type or relation; names: (name,) or (subject, object)."""
 
     label: str
     names: tuple[str, ...]
 
 
 class Annotation(NamedTuple):
+    """A sentence, its language and its entities or triples."""
+
     sentence: str
     language: str
-    items: list[Item]
+    items: list[AnnotatedItem]
 
 
 def read_annotations(path: str, task: str, language: str = "auto") -> list[Annotation]:
-    """The sentences of a file with their items for `task`, all in `language` or each in its own (auto).
+    """The annotated sentences of a JSON or JSONL file with their items for `task`.
 
-    Raises FileNotFoundError, or ValueError with file and line.
+    language: of all sentences; "auto" detects it for each sentence. Raises FileNotFoundError, or ValueError with file
+    and line.
     """
-    form = TASKS[task]
-    found = []
+    keys = TASKS[task]
+    annotations = []
     for place, entry in iterate_objects(path):
-        complaint = complain(entry, form)
-        if complaint:
-            keys = ", ".join(f'"{key}"' for key in (form.label, *form.names))
-            expected = f'{{"sentence", "{form.items}": [{{{keys}}}]}}'
-            raise ValueError(f"{place} {complaint}; {expected} is expected for --task {task}")
-        items = [Item(item[form.label], tuple(item[key] for key in form.names)) for item in entry[form.items]]
-        spoken = language_of(entry["sentence"]) if language == "auto" else language
-        found.append(Annotation(entry["sentence"], spoken, items))
-    return found
+        fault = annotation_fault(entry, keys)
+        if fault:
+            names = ", ".join(f'"{key}"' for key in (keys.label, *keys.names))
+            expected = f'{{"sentence", "{keys.items}": [{{{names}}}]}}'
+            raise ValueError(f"{place} {fault}; {expected} is expected for --task {task}")
+        items = [AnnotatedItem(item[keys.label], tuple(item[key] for key in keys.names)) for item in entry[keys.items]]
+        detected = language_of(entry["sentence"]) if language == "auto" else language
+        annotations.append(Annotation(entry["sentence"], detected, items))
+    return annotations
 
 
-def complain(entry: dict[str, Any], form: Task) -> str:
-    """What is wrong with an annotated sentence, or ""."""
-    complaint = lacks_text(entry, "sentence")
-    if complaint:
-        return complaint
-    if not isinstance(entry.get(form.items), list):
-        return f"has no list under {form.items!r} (keys: {', '.join(entry)})"
-    return next(filter(None, (lacks_text(item, form.label, *form.names) for item in entry[form.items])), "")
+def annotation_fault(entry: dict[str, Any], keys: AnnotationKeys) -> str:
+    """The reason why an annotated sentence is invalid, or ""."""
+    fault = text_fault(entry, "sentence")
+    if fault:
+        return fault
+    if not isinstance(entry.get(keys.items), list):
+        return f"has no list under {keys.items!r} (keys: {', '.join(entry)})"
+    return next(filter(None, (text_fault(item, keys.label, *keys.names) for item in entry[keys.items])), "")
 
 
-def lacks_text(entry: Any, *keys: str) -> str:
-    """The first of the keys that has no text, as a complaint; "" if all have."""
+def text_fault(entry: Any, *keys: str) -> str:
+    """The reason why an entry does not have text under each of the keys, or ""."""
     if not isinstance(entry, dict):
         return f"has {json.dumps(entry)[:40]}, which is not a JSON object"
     missing = next((key for key in keys if not isinstance(entry.get(key), str) or not entry[key].strip()), None)
@@ -82,21 +84,24 @@ def lacks_text(entry: Any, *keys: str) -> str:
 
 
 def read_types(path: str, task: str) -> dict[str, list[str]]:
-    """Language -> the types to ask for: a plain list for every language, or the two-level form's lists for `task`."""
-    known = read_json(path, f"--types takes {TYPES_FORM}")
+    """The types to ask for by language; a plain list applies to every language.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    content = read_json(path, f"--types takes {TYPES_FORM}")
     kind = TASKS[task].types
-    lists = known.get(kind) if isinstance(known, dict) else dict.fromkeys(LANGUAGES, known)
-    if not isinstance(lists, dict):
+    by_language = content.get(kind) if isinstance(content, dict) else dict.fromkeys(LANGUAGES, content)
+    if not isinstance(by_language, dict):
         raise ValueError(f"{path} has no lists by language under {kind!r}; --types takes {TYPES_FORM}")
-    for language, types in lists.items():
+    for language, types in by_language.items():
         if not isinstance(types, list) or not all(isinstance(name, str) and name.strip() for name in types):
-            where = f" under {kind!r}, {language!r}" if isinstance(known, dict) else ""
+            where = f" under {kind!r}, {language!r}" if isinstance(content, dict) else ""
             raise ValueError(f"{path} holds no list of names{where}; --types takes {TYPES_FORM}")
-    return {language: list(dict.fromkeys(types)) for language, types in lists.items()}
+    return {language: list(dict.fromkeys(types)) for language, types in by_language.items()}
 
 
-def types_that_occur(annotations: list[Annotation]) -> dict[str, list[str]]:
-    """Language -> the types in its sentences, in the order of their first mention."""
+def annotated_types(annotations: list[Annotation]) -> dict[str, list[str]]:
+    """The types that occur in the annotations by language, in the order of their first occurrence."""
     found: dict[str, dict[str, None]] = {}
     for annotation in annotations:
         found.setdefault(annotation.language, {}).update((item.label, None) for item in annotation.items)

@@ -1,4 +1,4 @@
-"""The files of --data_path and the names by which proportions and losses call them."""
+"""The files of --data_path, and their names, by which --mix and the log address them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ class Source(NamedTuple):
     path: Path
 
 
-def find_sources(given: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """The files of --data_path, and the paths in folders that are not read.
+def find_sources(data_path: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """The files of --data_path, and the paths in folders that are skipped.
 
-    given: paths of files or folders, each optionally as name=path; one word may hold several, separated by commas. A
-    file without a name is called after its stem. Raises FileNotFoundError or ValueError.
+    data_path: files or folders, each optionally as name=path; one string may hold several, separated by commas. The
+    default name of a file is its stem. Raises FileNotFoundError or ValueError.
     """
-    words = [part for word in given for part in ([word] if Path(word).exists() else word.split(",")) if part]
-    found: list[Source] = []
+    words = [part for word in data_path for part in ([word] if Path(word).exists() else word.split(",")) if part]
+    sources: list[Source] = []
     skipped: list[str] = []
     for word in words:
         name, equals, path = ("", "", word) if Path(word).exists() else word.partition("=")
@@ -29,11 +29,11 @@ def find_sources(given: Sequence[str]) -> tuple[list[Source], list[str]]:
         files = list_files(place)
         if place.is_dir():
             skipped += [str(file) for file in sorted(place.iterdir()) if not is_row_file(file)]
-            found += [Source(f"{name}-{file.stem}" if name else file.stem, file) for file in files]
+            sources += [Source(f"{name}-{file.stem}" if name else file.stem, file) for file in files]
         else:
-            found.append(Source(name if equals else place.stem, place))
-    names = [source.name for source in found]
-    twice = next((source for source in found if names.count(source.name) > 1), None)
+            sources.append(Source(name if equals else place.stem, place))
+    names = [source.name for source in sources]
+    twice = next((source for source in sources if names.count(source.name) > 1), None)
     if twice:
         raise ValueError(f"two sources are called {twice.name}; name them: --data_path first={twice.path},second=…")
-    return found, skipped
+    return sources, skipped

@@ -1,4 +1,4 @@
-"""The chat template that a model is tuned with: named on the command line, the base's own, or alpaca."""
+"""Choose the chat template for tuning: --prompt_template_name, else the base's own, else alpaca."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from chat_prompts.template_files import folder_template, read_template
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-DEFAULT = "alpaca"  # for a base without a template
-MARKER = re.compile(r"<\|[a-z_]+\|>")  # the spelling in which templates write control tokens
+DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # as templates spell control tokens
 
 
 def load_template(name: str) -> str:
     """The Jinja source of a template: a name in finetune/templates, or the path of a .jinja or an alpaca .json file.
 
-    Raises ValueError that names the known ones.
+    Raises ValueError that lists the known templates.
     """
     known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
     path = TEMPLATES / f"{name}.jinja" if name in known else Path(name)
@@ -26,31 +26,31 @@ def load_template(name: str) -> str:
 
 
 def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = None) -> tuple[str, str]:
-    """The template to tune with and its origin in words.
+    """The template for tuning, and a description of its origin.
 
     Args:
-        name: of --prompt_template_name; "" takes the base's own template, or alpaca where it has none.
-        tokenizer: the base's.
+        name: --prompt_template_name; "" chooses the base's own template, or alpaca if it has none.
+        tokenizer: the tokenizer of the base.
         base: the base's folder.
-        resumed: the checkpoint that the run continues from; its template may not change.
+        resumed: the checkpoint from which the run resumes; its template is used.
 
-    Raises ValueError where the template writes control tokens that the tokenizer does not have (anybody could write
-    them), and where a resumed run is given another template.
+    Raises ValueError if the template writes control tokens that the tokenizer lacks, which would be ordinary text that
+    users can write too, or if a resumed run names another template.
     """
     before = folder_template(resumed) if resumed else None
     chosen = load_template(name) if name else before
     if chosen:
         if before and chosen != before:
             raise ValueError(
-                f"--prompt_template_name {name} is not the template of {resumed}; leave it out to continue that run"
+                f"--prompt_template_name {name} is not the template of {resumed}; remove it to resume that run"
             )
         origin = f"{resumed}/chat_template.jinja" if before else name
     elif tokenizer.chat_template:
         own = tokenizer.chat_template
         return (own["default"] if isinstance(own, dict) else own), f"the base's own, in {base}"
     else:
-        chosen, origin = load_template(DEFAULT), f"{DEFAULT}, since {base} has none"
-    missing = set(MARKER.findall(chosen)) - set(tokenizer.get_vocab())
+        chosen, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
+    missing = set(CONTROL_TOKEN.findall(chosen)) - set(tokenizer.get_vocab())
     if missing:
         raise ValueError(
             f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; take another "

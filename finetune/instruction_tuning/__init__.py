@@ -1,1 +1,1 @@
-"""The tuning run: options, model and adapter, Trainer, log, result. Read instruction_trainer.py first."""
+"""A tuning run: options, model and adapter, data, Trainer, result folder. Read instruction_trainer.py first."""

@@ -1,4 +1,4 @@
-"""The model to tune: the base in full or quantised precision, with a LoRA adapter; and checks of the adapter's file.
+"""Load the model to tune: the base, quantised or not, with a new LoRA adapter; check the adapter that was saved.
 
 LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's variants of it: rank-stabilised scaling
 (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353), PiSSA
@@ -18,7 +18,7 @@ from instruction_tuning.peft_hooks import keep_training_layout, save_adapter_onl
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
-START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
+PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
 LARGEST_RANK = 512  # of an adapter in vLLM (MaxLoRARanks in vllm/config/lora.py, 0.32)
 
 
@@ -43,7 +43,7 @@ def load_model(args: "TuningArguments") -> Any:
     """The base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
-    where tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
+    if tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -52,8 +52,8 @@ def load_model(args: "TuningArguments") -> Any:
     dtype = torch.float32 if args.method == "full" else half
     segment_attention.register()
     model = load_base(
-        AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=implementation(args),
-        **quantised(args, half),
+        AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=attention_implementation(args),
+        **quantisation_options(args, half),
     )  # fmt: skip
     if args.load_in:
         from peft import prepare_model_for_kbit_training
@@ -65,11 +65,10 @@ def load_model(args: "TuningArguments") -> Any:
     return model if args.method == "full" else add_adapter(model, args)
 
 
-def implementation(args: "TuningArguments") -> str:
-    """Name of the attention implementation: --attn_implementation where given, else FlashAttention 2 or sdpa.
+def attention_implementation(args: "TuningArguments") -> str:
+    """Name of the attention implementation: --attn_implementation, else FlashAttention 2 or sdpa.
 
-    Packed examples take FlashAttention 2 on a GPU in half precision, else the sdpa variant that keeps them apart.
-
+    Packed examples use FlashAttention 2 on a GPU in half precision, else the sdpa variant that keeps them apart.
     Raises ValueError on FlashAttention without half precision.
     """
     from transformers import AutoConfig
@@ -90,8 +89,8 @@ def implementation(args: "TuningArguments") -> str:
     return "sdpa" if args.packing == "false" else segment_attention.NAME
 
 
-def quantised(args: "TuningArguments", compute: Any) -> dict[str, Any]:
-    """from_pretrained's options for a base in 8 bits, or in 4 (NF4 with double quantisation), on the rank's device."""
+def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any]:
+    """Options of from_pretrained for a base in 8 bits, or 4 (NF4, double quantisation), on the rank's device."""
     if not args.load_in:
         return {}
     from transformers import BitsAndBytesConfig
@@ -112,7 +111,7 @@ def quantised(args: "TuningArguments", compute: Any) -> dict[str, Any]:
 def add_adapter(model: Any, args: "TuningArguments") -> Any:
     """The model with a new LoRA adapter whose trained weights are float32.
 
-    Raises ValueError where --lora_target_modules or --lora_modules_to_save names no module of the model.
+    Raises ValueError if --lora_target_modules or --lora_modules_to_save names no module of the model.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -183,14 +182,14 @@ def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
     """Save the initial tensors of a PiSSA adapter, which `plain_lora` needs at the end of the run.
 
     PiSSA subtracts the initial adapter from the base, so its tensors alone do not fit the published base. resumed: the
-    tensors must equal those saved by the first run; raises ValueError where they do not.
+    tensors must equal those saved by the first run, else ValueError is raised.
     """
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
 
     start = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
-    file = output / START
+    file = output / PISSA_START
     if not resumed:
         output.mkdir(parents=True, exist_ok=True)
         save_file(start, file)
@@ -201,7 +200,7 @@ def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
 def plain_lora(folder: Path, start: Path) -> None:
     """Rewrite a trained PiSSA adapter as plain LoRA of twice the rank: B A - B0 A0 = [B, B0] [A; -A0].
 
-    It then fits the original base. alpha keeps the scaling as it was (alpha / r, or alpha / sqrt(r) with use_rslora).
+    It then fits the original base. alpha is changed with the rank, so that the scaling stays the same.
     start: the file that keep_pissa_start wrote. Source: Meng et al. 2024, appendix C.
     """
     import torch

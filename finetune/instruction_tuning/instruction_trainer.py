@@ -1,9 +1,9 @@
-"""Trainer for instruction tuning: whole steps as batches, loss by supervised token, held-out loss and answers.
+"""Trainer for instruction tuning: one step per item of the data loader, loss by supervised token, held-out scores.
 
-One item of the data loader is one step: this rank's micro batches. The step's loss is the mean over the supervised
-tokens of the global batch, whose number every rank knows beforehand, so that loss and gradient are the same for all
-ways to divide a batch into micro batches and ranks. What it shares with pretraining (log, checks after each step,
-evaluation, checkpoints) is training_loop/.
+An item of the data loader is one step: this rank's micro batches. The loss of a step is the mean over the supervised
+tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on how the
+batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining uses too: log, checks after
+each step, evaluation, checkpoints.
 """
 
 import inspect
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import DistributedType, send_to_device
-from example_packing.example_batches import IGNORED, Layout, Steps, share
-from example_packing.example_order import Order
+from example_packing.example_batches import IGNORED, BatchLayout, StepDataset, rank_share
+from example_packing.example_order import EpochOrder
 from packed_attention import segment_attention
 from packed_attention.isolation_check import keeps_segments_apart, shares_prefixes
 from packed_attention.segment_attention import attention_arguments, attention_of
@@ -29,7 +29,7 @@ from training_loop.source_trainer import SourceTrainer
 from transformers.trainer_utils import IntervalStrategy
 
 from instruction_tuning.tuning_arguments import TuningArguments
-from instruction_tuning.tuning_data import Data
+from instruction_tuning.tuning_data import TuningData
 
 STRATEGIES = ("logging_strategy", "eval_strategy", "save_strategy")
 
@@ -38,43 +38,43 @@ class InstructionTrainer(SourceTrainer):
     """Trains on the steps of `data.order` from `first_step` on.
 
     Args:
-        data: rows, their order, and the held-out rows.
-        layout: how rows become micro batches; turned to padding where the model cannot keep packed rows apart.
-        identity: what must be equal to resume this run; see RunState.
+        data: examples, their order, and the held-out examples.
+        layout: how examples become micro batches; changed to padding if the model mixes packed examples.
+        identity: settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
 
     args: TuningArguments
 
-    def __init__(self, data: Data, layout: Layout, identity: dict[str, Any], **more: Any) -> None:
+    def __init__(self, data: TuningData, layout: BatchLayout, identity: dict[str, Any], **more: Any) -> None:
         self.data, self.layout, self.identity = data, layout, identity
         super().__init__(
-            sources=data.rows.names, batch=data.order.batch, train_dataset=Steps(data.rows, data.order, layout, 0, 1),
-            **more,
+            sources=data.examples.names, batch=data.order.batch_size,
+            train_dataset=StepDataset(data.examples, data.order, layout, 0, 1), **more,
         )  # fmt: skip
-        self.args.include_num_input_tokens_seen = "no"  # Trainer cannot count a step's tokens; every entry has them
+        self.args.include_num_input_tokens_seen = "no"  # progress_entry logs it; Trainer cannot count it
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
         micro = self.get_total_train_batch_size(args) // args.world_size  # lower under --auto_find_batch_size
-        self.layout.micro, self.layout.capacity = micro, micro * args.cutoff_len
-        steps = Steps(self.data.rows, self.data.order, self.layout, args.process_index, args.world_size)
+        self.layout.micro_batch_size, self.layout.capacity = micro, micro * args.cutoff_len
+        steps = StepDataset(self.data.examples, self.data.order, self.layout, args.process_index, args.world_size)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.first_step, args.max_steps),
             num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            generator=torch.Generator(),  # else starting it would advance the generator of dropout
+            generator=torch.Generator(),  # else starting the loader would advance dropout's generator
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """One step and its number of supervised tokens; none after the last step."""
+        """The next step and its number of supervised tokens; no step after the last one."""
         step = next(epoch_iterator, None)
-        return ([step], step["items"]) if step else ([], None)
+        return ([step], step["supervised"]) if step else ([], None)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward over the micro batches; gradients are exchanged after the last one."""
+        """Forward and backward over the micro batches; ranks exchange gradients after the last one."""
         under_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         loss = torch.zeros((), device=self.args.device)
         for left, micro in zip(reversed(range(len(inputs["micro_batches"]))), inputs["micro_batches"], strict=True):
@@ -87,13 +87,13 @@ class InstructionTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro batch's sum by the step's supervised tokens; times ranks, over which gradients are averaged."""
+        """Summed loss / supervised tokens of the step, times ranks, since gradients are averaged over ranks."""
         losses, targets, sources = self.token_losses(model, inputs)
         self.meter.add(losses, targets.ne(IGNORED), sources)
         return losses.sum() / num_items_in_batch * self.args.world_size
 
     def token_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses of the kept positions, 0 where there is no target, with their targets and sources, (lines, kept)."""
+        """Losses of the kept positions (0 without a target), their targets and sources, each (sequences, kept)."""
         more: dict[str, Any] = {
             key: inputs[key] for key in ("input_ids", "position_ids", "attention_mask") if key in inputs
         }
@@ -110,12 +110,12 @@ class InstructionTrainer(SourceTrainer):
 
     @property
     def base_model(self) -> Any:
-        """The model without its adapter's wrapper."""
+        """The model without PEFT's wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @cached_property
     def _narrow_head(self) -> bool:
-        """Whether the model computes the logits of given positions only."""
+        """Whether the model itself can compute the logits of the kept positions only."""
         return self.layout.supervised_head and "logits_to_keep" in inspect.signature(self.base_model.forward).parameters
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -125,11 +125,11 @@ class InstructionTrainer(SourceTrainer):
     # --- before the first step ----------------------------------------------------------------------------------------
 
     def before_training(self) -> None:
-        """Raise ValueError where --fsdp has no effect; pad where this model lets rows of a line see each other."""
+        """Raise ValueError if --fsdp has no effect; use padding if this model mixes packed examples."""
         kind = type(self.model_wrapped).__name__
         if self.args.fsdp and "FSDP" not in kind and "FullySharded" not in kind:
             raise ValueError(
-                f"--fsdp was given, but the model is wrapped as {kind} here; leave --fsdp out, or take --deepspeed"
+                f"--fsdp was given, but the model is wrapped as {kind} here; remove --fsdp, or use --deepspeed"
             )
         if not self.layout.packed:
             return
@@ -137,18 +137,18 @@ class InstructionTrainer(SourceTrainer):
         with self.compute_loss_context_manager():
             trial = (self.model_wrapped, attention, self.args.device)
             if keeps_segments_apart(*trial):
-                self.layout.shared = self.layout.shared and shares_prefixes(*trial)
+                self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*trial)
                 return
         if self.args.packing == "true":
             raise ValueError(
-                f"--packing True: rows of a line see each other in {type(self.base_model).__name__} with {attention} "
-                "attention; leave --packing out, and rows are padded"
+                f"--packing True: packed examples attend to each other in {type(self.base_model).__name__} with "
+                f"{attention} attention; remove --packing, and examples are padded"
             )
         if attention == segment_attention.NAME:
             self.base_model.set_attn_implementation("sdpa")
         self.layout.packed = False
         if self.args.train_sampling_strategy == "auto":
-            self.data.order.bring_similar_together()
+            self.data.order.use_length_groups()
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.args.loraplus_lr_ratio and self.optimizer is None:
@@ -173,44 +173,44 @@ class InstructionTrainer(SourceTrainer):
         }
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        args, rows = self.args, self.data.rows
+        args, examples = self.args, self.data.examples
         micro = args.per_device_eval_batch_size
-        layout = replace(self.layout, micro=micro, capacity=micro * args.cutoff_len)
-        together = micro * args.world_size * 8  # rows laid out at once
-        members = np.array(sorted(self.data.held_out, key=lambda row: -rows.lengths[row]))
+        layout = replace(self.layout, micro_batch_size=micro, capacity=micro * args.cutoff_len)
+        together = micro * args.world_size * 8  # examples made into micro batches at once
+        members = np.array(sorted(self.data.held_out, key=lambda index: -examples.lengths[index]))
         for start in range(0, len(members), together):
-            mine = share(rows, members[start : start + together], layout, args.process_index, args.world_size)
-            for micro_batch in mine["micro_batches"]:
+            share = rank_share(examples, members[start : start + together], layout, args.process_index, args.world_size)
+            for micro_batch in share["micro_batches"]:
                 batch = send_to_device(micro_batch, args.device)
                 losses, targets, sources = self.token_losses(self.model_wrapped, batch)
                 meter.add(losses, targets.ne(IGNORED), sources)
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Scores of the held-out answers; raises ValueError where the loss is not finite."""
+        """Scores of the held-out answers; raises ValueError if the loss is not finite."""
         if not math.isfinite(losses.mean):
             raise ValueError(f"eval_loss is {losses.mean} at step {self.state.global_step}; lower --learning_rate")
-        return self.data.scores(self) if self.data.scores else {}
+        return self.data.answer_scores(self) if self.data.answer_scores else {}
 
     def run_state(self) -> RunState:
         return RunState(self.identity, {"step": self.state.global_step, "ranks": self.args.world_size})
 
 
-def run_identity(args: TuningArguments, data: Data) -> dict[str, Any]:
-    """What must be equal for a run to be the continuation of another one; see RunState.
+def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
+    """Settings that must be equal for a run to resume another one; see RunState.
 
-    The key of encoded rows stands for file, tokenizer, template, --cutoff_len and --train_on_inputs.
+    The cache key of a source stands for file, tokenizer, template, --cutoff_len and --train_on_inputs.
     """
     names = ("batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy")
     adapter = ("lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init")
     taken = names if args.method == "full" else (*names, *adapter, "use_rslora", "use_dora")
-    keys = [part.folder.name for part in data.rows.parts]
+    keys = [part.folder.name for part in data.examples.parts]
     return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | {
         f"--{name}": getattr(args, name) for name in taken
     }
 
 
-def in_steps(args: TuningArguments, order: Order) -> None:
-    """Turn epochs into steps: --num_epochs, and "epoch" as a strategy."""
+def set_steps(args: TuningArguments, order: EpochOrder) -> None:
+    """Convert --num_epochs, and the value "epoch" of a strategy, to steps."""
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * order.steps)
     for name in STRATEGIES:
@@ -220,36 +220,36 @@ def in_steps(args: TuningArguments, order: Order) -> None:
 
 
 def has_dropout(model: Any, args: TuningArguments) -> bool:
-    """Whether a forward pass is random: rows that share a prefix would share its dropout."""
+    """Whether a forward pass is random: examples that share a prefix would share its dropout."""
     config = model.config.get_text_config().to_dict()
     rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     return any(rates) or (args.method != "full" and args.lora_dropout > 0)
 
 
 def make_trainer(
-    args: TuningArguments, model: Any, tokenizer: Any, data: Data, identity: dict[str, Any], first_step: int = 0
+    args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
     """The trainer of a run; data.held_out may be empty."""
-    in_steps(args, data.order)
-    args.ignore_data_skip = True  # the loader begins at its step; nothing needs to be skipped
-    layout = Layout(
+    set_steps(args, data.order)
+    args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
+    layout = BatchLayout(
         packed=args.packing != "false" and segment_attention.can_pack(model),
-        micro=args.per_device_train_batch_size,
+        micro_batch_size=args.per_device_train_batch_size,
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        shared=args.share_prefixes and not has_dropout(model, args),
+        share_prefixes=args.share_prefixes and not has_dropout(model, args),
         pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
         supervised_head=args.supervised_head,
         multiple=1 if args.device.type == "cpu" else 8,
     )
     if not layout.packed and args.train_sampling_strategy == "auto":
-        data.order.bring_similar_together()
+        data.order.use_length_groups()
     if args.packing == "true" and not layout.packed:
         raise ValueError(
-            f"--packing True: {type(model).__name__} with {attention_of(model)} attention cannot keep rows of a line "
-            "apart; leave --packing out, and rows are padded"
+            f"--packing True: {type(model).__name__} with {attention_of(model)} attention cannot keep packed "
+            "examples apart; remove --packing, and examples are padded"
         )
     return InstructionTrainer(
         data, layout, identity, first_step=first_step, log_path=Path(args.output_dir or "", "train_log.jsonl"),
         args=args, model=model, processing_class=tokenizer, eval_dataset=data.held_out or None,
-        data_collator=lambda rows: rows,
+        data_collator=lambda step: step,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What tuning changes in objects of PEFT and bitsandbytes beyond their documented options, in one place.
+"""Changes to objects of PEFT and bitsandbytes beyond their documented options.
 
 | function | attribute | reason |
 | --- | --- | --- |
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def save_adapter_only(model: Any) -> None:
-    """Make a PeftModel's save_pretrained leave out the base's embedding and output matrices."""
+    """Make a PeftModel's save_pretrained omit the base's embedding and output matrices."""
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 

@@ -1,4 +1,4 @@
-"""What is added to a saved adapter or model: all that belongs to it, checked before it takes its place."""
+"""Check a saved adapter or model and add the other files of the result folder."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ from instruction_data.data_sources import Source
 from training_loop.run_folders import copy_if_there, run_record
 from training_loop.training_log import draw_curves
 
-from instruction_tuning.adapters import START, check_adapter, plain_lora, tensor_names
+from instruction_tuning.adapters import PISSA_START, check_adapter, plain_lora, tensor_names
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -19,8 +19,8 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stop_at(model: Any, ids: list[int]) -> bool:
-    """Let generation stop on these ids, besides those of the base's generation config; whether any of them is new."""
+def add_stop_ids(model: Any, ids: list[int]) -> bool:
+    """Add ids that end generation to the model's generation config; returns whether any of them is new."""
     config = model.generation_config
     own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     new = [index for index in ids if index not in own]
@@ -29,25 +29,27 @@ def stop_at(model: Any, ids: list[int]) -> bool:
     return bool(new)
 
 
-def finish(trainer: Any, args: "TuningArguments", sources: list[Source], adds_end: bool, folder: Path) -> None:
+def complete_result(
+    trainer: Any, args: "TuningArguments", sources: list[Source], new_stop_ids: bool, folder: Path
+) -> None:
     """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png.
 
-    adds_end: answers end in a token that the base's generation config lacks, so an adapter gets its own.
+    new_stop_ids: the generation config differs from the base's, so an adapter needs its own.
     """
     if args.method != "full":
-        if adds_end:
+        if new_stop_ids:
             trainer.model.generation_config.save_pretrained(folder)
         check_adapter(folder / "adapter_model.safetensors", tensor_names(trainer.model))
     if args.lora_init.startswith("pissa"):
-        plain_lora(folder, Path(args.output_dir or "", START))
+        plain_lora(folder, Path(args.output_dir or "", PISSA_START))
     copy_if_there(Path(args.base_model, "tokenizer.model"), folder / "tokenizer.model")
     copy_if_there(Path(args.extraction_path), folder / "extraction.json")
-    parts, state = trainer.data.rows.parts, trainer.state
+    parts, state = trainer.data.examples.parts, trainer.state
     record = run_record(
         "finetune/finetune.py", args, ["peft"],
         arguments=args.to_sanitized_dict() | {"gradient_accumulation_steps": args.accumulation},
         data={str(source.path): sha256(str(source.path)) for source in sources},
-        rows={part.name: {**vars(part.report), "dropped": dict(part.report.dropped)} for part in parts},
+        examples={part.name: {**vars(part.report), "dropped": dict(part.report.dropped)} for part in parts},
         held_out=len(trainer.data.held_out),
         packed=trainer.layout.packed,
         best_checkpoint={"step": state.best_global_step, "metric": state.best_metric},

@@ -1,7 +1,4 @@
-"""The options of finetune.py: the published names on top of every option of Trainer, old spellings translated.
-
-`parse(argv)` gives the options with every default resolved and the notices to print.
-"""
+"""The options of finetune.py, read by `parse`: TuningOptions and every option of Trainer, checked and resolved."""
 
 from command_line import trainer_options
 from command_line.option_values import value_of
@@ -35,7 +32,7 @@ PUBLISHED = trainer_options.PublishedOptions(
 
 @dataclass
 class TuningArguments(TuningOptions, TrainingArguments):
-    """Options of the tuning script; what is not in TuningOptions is Trainer's and keeps its meaning."""
+    """TuningOptions and TrainingArguments with every default resolved; raises ValueError on impossible options."""
 
     def __post_init__(self) -> None:
         self.data_path = [word for word in self.data_path if word]
@@ -51,7 +48,8 @@ class TuningArguments(TuningOptions, TrainingArguments):
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
         )
         self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
-        self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1  # see Steps
+        # To Trainer an item of the data loader is a whole step, see StepDataset.
+        self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         self.lora_target_modules = module_names("--lora_target_modules", self.lora_target_modules)
         self.lora_modules_to_save = value_of("--lora_modules_to_save", self.lora_modules_to_save, list[str])
         self._plan_evaluation()
@@ -66,7 +64,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError(f"{ranks} ranks were launched, but Trainer sees {self.world_size}; launch with torchrun")
         if self.device.type == "cpu":
             if self.fp16:
-                raise ValueError("--fp16 needs a GPU; leave it out on a CPU (float32), or take --bf16")
+                raise ValueError("--fp16 needs a GPU; remove it on a CPU (float32), or use --bf16")
             self.dataloader_pin_memory = False
         if self.n_gpu > 1:
             self._n_gpu = 1  # otherwise Trainer would multiply the batch by the GPUs; ranks come from a launcher
@@ -75,21 +73,21 @@ class TuningArguments(TuningOptions, TrainingArguments):
         if self.method == "qlora":
             self.load_in = self.load_in or "4bit"
         if self.method == "full" and self.load_in:
-            raise ValueError(f"--method full cannot train a base in --load_in {self.load_in}; take --method qlora")
+            raise ValueError(f"--method full cannot train a base in --load_in {self.load_in}; use --method qlora")
         if self.load_in and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--load_in {self.load_in} needs bitsandbytes, which is not installed; pip install it")
         given = json_of(self.deepspeed)
         stage = given.get("zero_optimization", {}).get("stage", 0)
         if stage == 3 and (self.load_in or self.lora_init != "default"):
             what = f"--load_in {self.load_in}" if self.load_in else f"--lora_init {self.lora_init}"
-            raise ValueError(f"ZeRO-3 cuts up the weights that {what} needs whole; take ZeRO-2 or no --deepspeed")
+            raise ValueError(f"ZeRO-3 partitions the weights that {what} needs complete; use ZeRO-2 or no --deepspeed")
         if self.val_set_size and self.eval_data_path:
-            raise ValueError("--val_set_size and --eval_data_path both say what is held out; give one of the two")
+            raise ValueError("--val_set_size and --eval_data_path exclude each other; give one of the two")
         if self.eval_generate and not (self.val_set_size or self.eval_data_path):
-            raise ValueError("--eval_generate has no rows to answer; give --val_set_size or --eval_data_path")
+            raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
-        """Held-out rows are looked at once an epoch unless told otherwise, and the best checkpoint is the result."""
+        """Defaults: evaluate once an epoch if there are held-out examples; with a metric, keep the best checkpoint."""
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if self.eval_generate and self.metric_for_best_model is None:
@@ -105,11 +103,11 @@ class TuningArguments(TuningOptions, TrainingArguments):
         if self.wandb_project and self.report_to in ("none", "tensorboard"):
             self.report_to = "wandb"
         if "wandb" in (self.report_to or ()) and importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb is not installed; pip install wandb, or leave --wandb_project out")
+            raise ValueError("wandb is not installed; pip install wandb, or remove --wandb_project")
 
 
 def json_of(config: Any) -> dict[str, Any]:
-    """DeepSpeed's configuration as a dictionary; ValueError where its file is missing or no JSON."""
+    """DeepSpeed's configuration as a dictionary; ValueError if its file is missing or not JSON."""
     if not config or isinstance(config, dict):
         return config or {}
     try:
@@ -119,9 +117,10 @@ def json_of(config: Any) -> dict[str, Any]:
 
 
 def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
-    """Micro batches per step, so that micro x ranks x this is the global batch.
+    """Micro batches per rank and step: the global batch / (micro batch x ranks).
 
-    given: --gradient_accumulation_steps, 0 for none. Raises ValueError that proposes numbers which divide.
+    batch: --batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises ValueError that proposes sizes
+    if the global batch is not divisible.
     """
     if micro < 1 or (batch is not None and batch < 1):
         raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
@@ -146,7 +145,7 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
 
 
 def module_names(option: str, given: list[str]) -> list[str]:
-    """Names in any published notation: `a b`, `a,b`, `[a,b]`, `['a', 'b']`; ValueError where there are none."""
+    """Module names in any published notation: `a b`, `a,b`, `[a,b]`, `['a', 'b']`; ValueError if there are none."""
     names: list[str] = value_of(option, given, list[str])
     if not names:
         raise ValueError(f"{option} is an empty list; give all-linear or a list such as [q_proj,v_proj]")
@@ -154,5 +153,5 @@ def module_names(option: str, given: list[str]) -> list[str]:
 
 
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:
-    """Options and notices of a command line; ValueError on what is unknown, abbreviated or out of range."""
+    """The options of a command line and the notices to print; ValueError on unknown, abbreviated or invalid options."""
     return trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)

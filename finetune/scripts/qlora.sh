@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Tunes a LoRA adapter on a base held in 4 bits (NF4): a quarter of the memory for weights, so that a 13B model fits a
-# GPU of 16 GB and a 65B one of 48 GB (after Dettmers et al. 2023; not tried here); a step takes longer, since weights are unpacked as they are used.
+# Tunes a LoRA adapter on a base in 4 bits (NF4), which needs a quarter of the memory for weights: a 13B model fits a GPU
+# of 16 GB, a 65B model one of 48 GB (Dettmers et al. 2023; not measured here). A step takes longer.
 #
 #   BASE_MODEL=checkpoints/base DATA_PATH=train.jsonl OUTPUT_DIR=adapters/ie bash finetune/scripts/qlora.sh
 #
-# On 8 V100 (fp16) or A100, H100 (bf16) the same line; --load_in 8bit takes 8 bits instead.
-# The adapter is merged into the whole base, or served beside it. The other settings: settings.sh.
+# --load_in 8bit loads the base in 8 bits. The adapter can be merged into the unquantised base, or served with it.
+# settings.sh lists the other settings.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

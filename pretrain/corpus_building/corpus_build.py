@@ -1,10 +1,8 @@
-"""Text files to a corpus: the input is cut into shards, each is made into samples on its own, then all are joined.
+"""Build a corpus from text files: divide the input into shards, make the samples of each, join the shards.
 
-What is in a shard follows from the text, the tokenizer and the settings alone, so a corpus is the same to the byte
-however many processes worked on it and however often they were killed: finished shards wait in `<prefix>.shards/`, and
-the same command goes on from them.
-
-`pretrain/preprocess.py --mode write` is the command line.
+The content of a shard depends on text, tokenizer and settings alone. A corpus is therefore the same to the byte for any
+number of processes and after any interruption: finished shards are kept in `<prefix>.shards/`, and the same command
+resumes from them.
 """
 
 import gc
@@ -28,25 +26,30 @@ from tqdm import tqdm
 
 from corpus_building import documents
 from corpus_building.documents import Shard, UnreadableError
-from corpus_building.samples import Samples, Settings, left_out, make_samples
+from corpus_building.samples import Samples, Settings, dropped_record, make_samples
 
-BYTES_PER_TOKEN = 8  # more than any real text has, so that a disk is called full only where it surely is
-SHARD_BYTES = 16_000_000  # of input: a second of work, which is what a killed worker loses
-TASKS = 4  # for each worker of a cluster: each loads the tokenizer, and the last ones end at about the same time
+BYTES_PER_TOKEN = 8  # more than in any real text, so that the check of free disk space never fails wrongly
+SHARD_BYTES = 16_000_000  # of input: about a second of work, the most that a killed worker loses
+TASKS = 4  # per worker of a cluster: few, since each loads the tokenizer, but enough to end at about the same time
 POLL = 0.05  # seconds
 HERE = ExecutorOptions()
-PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # of a shard: tokens, samples, documents, what was left out
+PARTS = (
+    "bin",
+    "lengths",
+    "documents",
+    "dropped.jsonl",
+)  # the files of a shard
 
 
 class ShardMaker:
-    """Makes shards of text into files `<folder>/<number>.<part>`; each process has one."""
+    """Writes shards as files `<folder>/<number>.<part>`; each process has one."""
 
     def __init__(self, tokenizer_path: str, settings: Settings, folder: Path) -> None:
         self.encoder = load_encoder(tokenizer_path, settings.engine)
         self.settings, self.folder = settings, folder
 
     def samples(self, shard: Shard) -> Iterator[Samples]:
-        """Batch after batch; where the rest of a file cannot be read, that is left out, unless errors are to stop."""
+        """The samples of each batch; raises UnreadableError where the file is damaged, or drops the rest of it."""
         lines = 0
         try:
             for batch in documents.read_shard(shard, self.settings.source):
@@ -56,10 +59,10 @@ class ShardMaker:
             if self.settings.on_error == "stop":
                 raise
             none = np.empty(0, dtype=np.int32)
-            yield Samples(none, none, none, [left_out(shard, lines + 1, str(error))], 1)
+            yield Samples(none, none, none, [dropped_record(shard, lines + 1, str(error))], 1)
 
     def __call__(self, number: int, shard: Shard) -> int:
-        """Write the shard, its record last; returns its number."""
+        """Write a shard and then its record; returns its number."""
         totals = dict.fromkeys(("samples", "documents", "tokens", "dropped"), 0)
         already, lines = self.encoder.checked, 0
         streams: dict[str, BinaryIO] = {}
@@ -82,7 +85,7 @@ class ShardMaker:
             raise no_room(self.folder.with_suffix(""), error) from None
         finally:
             for stream in streams.values():
-                with suppress(OSError):  # the disk is full, which is being said already
+                with suppress(OSError):  # a full disk, which raises an error already
                     stream.close()
         record = asdict(shard) | totals | {"lines": lines, "checked": self.encoder.checked - already}
         unfinished = part_file(self.folder, number, "json.partial")
@@ -96,7 +99,7 @@ def part_file(folder: Path, number: int, part: str) -> Path:
 
 
 def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
-    """The record of a shard that is there already and was made from the same bytes of the same file."""
+    """The record of a finished shard, if it was made from the same bytes of the same file."""
     path = part_file(folder, number, "json")
     if not path.is_file():
         return None
@@ -104,13 +107,13 @@ def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
     return record if asdict(shard).items() <= record.items() else None
 
 
-# --- many at a time ---------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
 
 class MakeShards:
-    """A step for an executor: task r of n makes every n-th of the shards from the r-th on, but those that are there.
+    """A step for an executor: task r of n makes the unfinished shards among r, r + n, r + 2 n, ….
 
-    Forked processes share its tokenizer, which is most of what they hold; on another machine it is loaded anew.
+    Forked processes share its tokenizer, which is most of their memory; a process elsewhere loads it again.
     """
 
     def __init__(self, maker: ShardMaker, shards: dict[int, Shard]) -> None:
@@ -119,7 +122,7 @@ class MakeShards:
         self.maker: ShardMaker | None = maker
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        os.chdir(self.place)  # elsewhere a process may begin in another folder
+        os.chdir(self.place)  # on another machine a process may start in another folder
         self.maker = self.maker or ShardMaker(self.tokenizer_path, self.settings, self.folder)
         for number, shard in list(self.shards.items())[rank::world_size]:
             if finished(self.folder, number, shard) is None:
@@ -133,7 +136,7 @@ class MakeShards:
 
 
 def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int, where: ExecutorOptions) -> None:
-    """Make the shards with as many processes, here or on Ray."""
+    """Make the shards with `num_workers` processes on this machine or on Ray."""
     if where.executor == "local" and min(num_workers, len(shards)) < 2:
         for number, shard in tqdm(shards.items(), "shards", unit="shard", disable=None):
             maker(number, shard)
@@ -141,9 +144,9 @@ def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int, w
     from cluster_jobs import executors
 
     tasks = len(shards) if where.executor == "local" else min(len(shards), TASKS * num_workers)
-    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # what is finished, the shards themselves tell
+    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # else finished tasks would be skipped
     gc.collect()
-    gc.freeze()  # what processes share is not touched by their collections
+    gc.freeze()  # garbage collection in forked processes then copies no shared memory
     try:
         if tasks:
             executors.run(executors.make(where, [MakeShards(maker, shards)], tasks, num_workers, logs, None, "shards"))
@@ -161,16 +164,16 @@ def submit(
     shard_bytes: int,
     where: ExecutorOptions,
 ) -> None:
-    """Give Slurm the jobs that build a corpus: an array that makes the shards, and one that then does as `write` does.
+    """Submit the jobs that build a corpus to Slurm: an array that makes the shards, then a job that joins them.
 
-    Arguments and errors are those of `write`, as far as they can be seen now; the rest stands in `<prefix>.logs/`.
+    Arguments and errors are those of `write`; later errors are in `<prefix>.logs/`.
     """
     from cluster_jobs import executors
 
     shards = dict(enumerate(documents.plan_shards(documents.find_files(patterns), shard_bytes)))
     maker = ShardMaker(tokenizer_path, settings, Path(f"{prefix}.shards"))
     with CorpusWriter(prefix, maker.encoder.vocab_size, overwrite):
-        pass  # that it may be written
+        pass  # raises where the corpus may not be written
     open_shards(maker)
     shutil.rmtree(logs := Path(f"{prefix}.logs"), ignore_errors=True)
     tasks = max(1, min(len(shards), TASKS * num_workers))
@@ -182,7 +185,7 @@ def submit(
 
 
 class Join:
-    """A step for an executor: `write`, when all shards are there."""
+    """A step for an executor: `write`, once all shards are finished."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments, self.place = arguments, Path.cwd()
@@ -207,10 +210,9 @@ def write(
 ) -> dict[str, Any]:
     """Build the corpus `prefix` from text files and globs; returns its sidecar.
 
-    The result depends neither on num_workers nor on how often the run was stopped and begun again; shard_bytes, what a
-    process takes at a time, changes how many documents are self-checked, nothing else. Raises ValueError or OSError
-    where the input cannot be read to its end, has no documents, or the disk has no room; shards that were finished
-    before stay for the next run, nothing else does.
+    The result depends neither on num_workers nor on interruptions; shard_bytes, the input of a shard, changes only how
+    many documents are compared with other engines. Raises ValueError or OSError where the input is unreadable or has no
+    documents, or the disk is full; only finished shards are kept then, for the next run.
     """
     settings = settings or Settings()
     paths = documents.find_files(patterns)
@@ -227,7 +229,7 @@ def write(
             sidecar = finish(writer, maker, records, prefix)
         except BaseException as error:
             made = len([number for number, shard in shards.items() if finished(folder, number, shard)])
-            if not made or (made == len(shards) and isinstance(error, ValueError)):  # nothing to go on from
+            if not made or (made == len(shards) and isinstance(error, ValueError)):  # nothing to resume from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -235,7 +237,7 @@ def write(
 
 
 def open_shards(maker: ShardMaker) -> None:
-    """Make the folder of shards, or take what a stopped run with the same tokenizer and settings left there."""
+    """Make the folder of shards, or keep that of a stopped run with the same tokenizer and settings."""
     record = maker.folder / "run.json"
     of = {"tokenizer": maker.encoder.fingerprint, "settings": asdict(maker.settings) | {"engine": ""}}
     with suppress(OSError, ValueError):
@@ -249,9 +251,9 @@ def open_shards(maker: ShardMaker) -> None:
 def join(
     writer: CorpusWriter, folder: Path, shards: dict[int, Shard], make: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Make the shards and append them in their order, each as soon as it is its turn; returns their records.
+    """Make the shards and append each, in order, as soon as it is finished; returns their records.
 
-    Their bytes are copied once, by a thread of this process, which otherwise waits for those that make shards.
+    A thread copies their bytes while this process waits for the workers.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as thread:
@@ -267,7 +269,7 @@ def join(
 def append(
     writer: CorpusWriter, folder: Path, shards: dict[int, Shard], stopped: threading.Event
 ) -> list[dict[str, Any]]:
-    """Append the shards in their order, waiting for each until there will be no more; returns their records."""
+    """Append the shards in order, waiting for each unless `stopped` is set; returns the records of those appended."""
     records: list[dict[str, Any]] = []
     lines_before, last = 0, ""
     for number, shard in shards.items():
@@ -285,7 +287,7 @@ def append(
 
 
 def finish(writer: CorpusWriter, maker: ShardMaker, records: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Complete the corpus of which all shards are appended; returns its sidecar."""
+    """Write the sidecar and the index after all shards are appended; returns the sidecar."""
     source = {
         "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
         "documents": writer.documents, "tokens": writer.tokens,

@@ -1,4 +1,4 @@
-"""Documents out of files: JSONL (.jsonl, .json), .txt with a document a line, both also as .gz or .zst, and .parquet.
+"""Read documents from JSONL (.jsonl, .json), .txt with one document a line, both also .gz or .zst, and .parquet.
 
 Plain files are cut into shards at line ends, so that several processes work on one file; a packed file is one shard.
 The shards depend on the files' sizes alone. Lines are read here, not by json_rows, because a shard begins at any byte
@@ -21,20 +21,24 @@ from json_rows.json_stream import DAMAGED, HALF_PAIR, json_fault
 from json_rows.row_files import unpacked
 
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
-PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # ending: how much larger text is at least, for the check of the disk
+PACKED = {
+    ".gz": 3,
+    ".zst": 3,
+    ".parquet": 2,
+}  # least ratio of text to file size, for the check of free space
 FIELD = re.compile(r"\{(\w+)\}")  # in a text template
 BATCH_BYTES = 1 << 18
-PARQUET_ROWS = 256  # at a time
+PARQUET_ROWS = 256  # of a batch
 MOST_SHARDS = 4096  # of one file: a larger one has larger shards
 
 
 class UnreadableError(ValueError):
-    """A line or a file that has no text to give; the message says where and why."""
+    """A line or a file without readable text; the message has place, reason and remedy."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Bytes start to end of a file, of the size and time it had; lines that begin there belong to it. end < 0: all."""
+    """The lines of a file that begin in its bytes start to end (end < 0: the whole file), with its size and time."""
 
     path: str
     file_bytes: int
@@ -50,9 +54,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where a row has its text: under `key`, or in several fields, as `template` joins them: "{title}\\n{body}".
+    """The text of a row: the field `key`, or several fields joined by `template`, such as "{title}\\n{body}".
 
-    keep_newline: in a .txt, the newline that ends a line belongs to its document.
+    keep_newline: keep the newline at the end of a line of a .txt file.
     """
 
     key: str = "text"
@@ -61,17 +65,17 @@ class TextSource:
 
     @cached_property
     def fields(self) -> list[str]:
-        """The fields that are read."""
+        """The names of the fields."""
         return FIELD.findall(self.template) if self.template else [self.key]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring lines of a shard, undecoded; `first` counts from 1 at the shard's beginning."""
+    """Consecutive lines of a shard, undecoded; `first` is the number of the first line in the shard, from 1."""
 
     shard: Shard
     first: int
-    lines: list[bytes] | list[dict[str, Any]]  # of a .parquet: rows
+    lines: list[bytes] | list[dict[str, Any]]  # rows of a .parquet file
 
     def place(self, number: int) -> str:
         """File and line (of a .parquet, row) of the shard's line `number`; counts the lines before the shard."""
@@ -88,7 +92,7 @@ class Batch:
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """Paths of files and globs, in order, each once; raises FileNotFoundError or ValueError for what cannot be read."""
+    """The files that paths and globs name, in order, each once; raises FileNotFoundError or ValueError."""
     found: dict[str, None] = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
@@ -96,7 +100,7 @@ def find_files(patterns: list[str]) -> list[str]:
             raise FileNotFoundError(f"{pattern} matches no file; --file_path takes files and globs")
         for path in paths:
             if not Path(path).is_file():
-                raise ValueError(f"{path} is no file; name files, or all in a folder: '{path}/*.jsonl'")
+                raise ValueError(f"{path} is not a file; name files, or all files of a folder: '{path}/*.jsonl'")
             if kind(path) not in ENDINGS:
                 raise ValueError(f"{path} is not {', '.join(ENDINGS)}, or text with .gz or .zst; convert or rename it")
             found[path] = None
@@ -105,7 +109,7 @@ def find_files(patterns: list[str]) -> list[str]:
 
 @cache
 def kind(path: str) -> str:
-    """The ending that tells how a file is read: a packed one is named for what is in it, else taken for .jsonl."""
+    """The ending that decides how a file is read; of a compressed file, the inner ending or else .jsonl."""
     name = Path(path)
     if name.suffix in PACKED:
         return Path(name.stem).suffix or ".jsonl"
@@ -113,12 +117,12 @@ def kind(path: str) -> str:
 
 
 def text_bytes(path: str) -> int:
-    """How much text is in a file, at the least that is likely."""
+    """A lower estimate of the bytes of text in a file."""
     return Path(path).stat().st_size * PACKED.get(Path(path).suffix, 1)
 
 
 def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
-    """The shards of files, in order, of about shard_bytes where a file can be cut."""
+    """Divide files, in order, into shards of about `shard_bytes`; compressed files are not divided."""
     shards = []
     for path in paths:
         status = Path(path).stat()
@@ -132,11 +136,11 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
 
 
 def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
-    """The lines that begin in a shard, about half a megabyte at a time; UnreadableError where a file is damaged."""
+    """Read a shard in batches of about 0.25 MB; raises UnreadableError where the file is damaged."""
     try:
         raw = Path(shard.path).open("rb", BATCH_BYTES)  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
-        raise UnreadableError(f"{shard.path} cannot be read ({error.strerror}); see to its rights") from None
+        raise UnreadableError(f"{shard.path} cannot be read ({error.strerror}); check its permissions") from None
     with raw:
         if shard.path.endswith(".parquet"):
             yield from _rows(shard, raw, source.fields)
@@ -147,7 +151,7 @@ def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
 
 
 def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
-    """The rows of a .parquet, only the fields that are asked for."""
+    """Read the given fields of the rows of a .parquet file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -191,9 +195,9 @@ def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
 
 
 def text_of(batch: Batch, number: int, source: TextSource) -> str:
-    """The text of the shard's line `number`, which the batch has.
+    """The text of line `number` of the shard, which must be in the batch.
 
-    Raises UnreadableError, with file and line, on what is no UTF-8 or JSON object, or lacks what the source names.
+    Raises UnreadableError, with file and line, where it is not UTF-8, is not a JSON object or lacks a field.
     """
     line = batch.lines[number - batch.first]
     if isinstance(line, dict):
@@ -202,10 +206,10 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
     if number == 1 and batch.shard.start == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnreadableError(f"{batch.place(1)} is UTF-16, which is not cut into shards; convert the file to UTF-8")
     if not is_text:
-        with suppress(ValueError):  # json says below what is wrong, or reads what orjson is too strict for
+        with suppress(ValueError):  # json, below, accepts more than orjson and has better messages
             row = orjson.loads(line)
             if isinstance(row, dict) and not source.template and isinstance(text := row.get(source.key), str):
-                return text  # whole characters, which orjson sees to
+                return text  # orjson has checked that it is UTF-8
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -238,7 +242,7 @@ def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int) -> str:
-    """What the source makes of a row; text from a field is put in as it is, braces included."""
+    """The text of a row; fields are inserted unchanged into the template, braces included."""
     for name in source.fields:
         if name not in row:
             keys, option = ", ".join(list(row)[:6]), "--text_template" if source.template else "--text_key"

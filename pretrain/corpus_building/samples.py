@@ -1,7 +1,4 @@
-"""A batch of lines to samples: encoded, cut, chosen; what is left out, and why.
-
-`pretrain/preprocess.py --mode write` is the command line.
-"""
+"""Make samples of a batch of lines: encode, cut, choose, and record dropped documents with the reason."""
 
 import hashlib
 import operator
@@ -16,12 +13,12 @@ from corpus_tokenizer.document_encoder import DocumentEncoder
 from corpus_building import segmentation
 from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, text_of
 
-SHOWN_CHARACTERS = 200  # of a text that is left out
+SHOWN_CHARACTERS = 200  # of a dropped text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a corpus is written with, apart from tokenizer and text; all but the engine decide what is in it."""
+    """The settings of a corpus besides tokenizer and text; all but the engine decide its content."""
 
     seq_length: int = 1024
     language: str = "auto"
@@ -41,19 +38,19 @@ class Settings:
 
 @dataclass
 class Samples:
-    """A batch's documents: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples of each."""
+    """The documents of a batch: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples."""
 
     ids: np.ndarray
     lengths: np.ndarray
     per_document: np.ndarray
     dropped: list[dict[str, Any]]
-    lines: int  # that were read
+    lines: int  # of the input
 
 
 def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> Samples:
-    """Encode and cut a batch's documents; all are encoded before any is cut, which keeps the encoder's tables at hand.
+    """Encode and cut the documents of a batch; all are encoded before any is cut, for the sake of the CPU's caches.
 
-    Raises UnreadableError, with file and line, on a line that has no text, unless it is to be skipped.
+    Raises UnreadableError, with file and line, for an unreadable line unless settings.on_error is `skip`.
     """
     texts, dropped = readable(batch, settings)
     bos = 0 if encoder.bos_id is None else 1
@@ -62,14 +59,16 @@ def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> 
     for number, text, document in encoded:
         count = bos + len(document.ids) + 1
         if count < settings.min_length:
-            dropped.append(left_out(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text))
+            dropped.append(
+                dropped_record(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text)
+            )
             continue
-        ends = document.ends() if count > settings.seq_length else document.ids  # their number is enough
+        ends = document.ends() if count > settings.seq_length else document.ids  # only their number is used
         cut = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, bos)
         if settings.num_per_doc and len(cut) > settings.num_per_doc:
             keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
             why = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
-            dropped.append(left_out(batch.shard, number, why, text))
+            dropped.append(dropped_record(batch.shard, number, why, text))
             kept.append(np.repeat(np.isin(np.arange(len(cut)), keep), cut))
             cut = cut[keep]
         elif settings.num_per_doc:
@@ -105,7 +104,7 @@ def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarr
 
 
 def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
-    """The batch's texts with their lines' numbers, and a record for each line that has none."""
+    """The texts of a batch with their line numbers, and a record of each line without text."""
     texts, dropped, source = [], [], settings.source
     for number in range(batch.first, batch.first + len(batch.lines)):
         try:
@@ -113,19 +112,19 @@ def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], l
         except UnreadableError as error:
             if settings.on_error == "stop":
                 raise
-            dropped.append(left_out(batch.shard, number, str(error)))
+            dropped.append(dropped_record(batch.shard, number, str(error)))
             continue
         if not text or text.isspace():
-            dropped.append(left_out(batch.shard, number, "no text", text))
+            dropped.append(dropped_record(batch.shard, number, "no text", text))
         else:
             texts.append((number, text))
     return texts, dropped
 
 
 def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
-    """Which samples of a document stay: the first, the last, then some between, ascending; `keep` of them.
+    """Choose `keep` samples of a document, ascending: the first, the last, then samples between them at random.
 
-    The choice follows from text and seed alone, so that it is the same wherever the document lies and whoever makes it.
+    The choice depends on text and seed alone, not on the document's place or the number of workers.
     """
     if keep == 1:
         return [0]
@@ -133,6 +132,6 @@ def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
     return [0, *sorted(draw.sample(range(1, samples - 1), keep - 2)), samples - 1]
 
 
-def left_out(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
-    """A line of `<prefix>.dropped.jsonl`."""
+def dropped_record(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
+    """A record of `<prefix>.dropped.jsonl`."""
     return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}

@@ -1,8 +1,6 @@
-"""Documents on their way through cleaning: what is to be read, the readers, and the writers of rows.
+"""The plan of a cleaning run, the readers of its documents, and the writers of its rows.
 
-A document is known by its shard and line; text, the row's other fields and the language travel with it.
-
-`pretrain/clean.py` is the command line.
+A document is identified by its shard and line. Its metadata hold the other fields of its row and its language.
 """
 
 import json
@@ -23,14 +21,14 @@ from text_language.language_detection import language_of
 from text_cleaning.cleaning_rules import CHINESE_SHARE
 
 SHOWN_CHARACTERS = 200  # of a dropped text
-MOST_TASKS = 1000  # of a stage: datatrove merges the signatures of all with a file open for each
+MOST_TASKS = 1000  # of a stage: datatrove opens one file of signatures per task at once
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done: shards in input order, those of each task (first, past the last), settings, word lists."""
+class CleaningPlan:
+    """A cleaning run: shards in input order, the range of shards (first, past the last) of each task, and settings."""
 
-    folder: Path  # of all that lies between the stages
+    folder: Path  # for the intermediate files of the stages
     shards: list[Shard]
     tasks: list[tuple[int, int]]
     source: TextSource
@@ -41,7 +39,7 @@ class Plan:
 
 
 def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
-    """Neighbouring shards put together to tasks of about task_bytes, at most MOST_TASKS."""
+    """Divide shards, in order, into at most MOST_TASKS tasks of about `task_bytes` of input."""
     wanted = max(task_bytes, sum(shard.size for shard in shards) // (MOST_TASKS // 2))
     tasks, first, size = [], 0, 0
     for number, shard in enumerate(shards):
@@ -52,12 +50,12 @@ def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
     return [*tasks, (first, len(shards))]
 
 
-# --- in ---------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class AllColumns(TextSource):
-    """Of a .parquet, every column is read."""
+    """A text source that reads every column of a .parquet file."""
 
     path: str = ""
 
@@ -70,31 +68,31 @@ class AllColumns(TextSource):
 
 
 def row_of(batch: Batch, number: int, source: TextSource) -> tuple[str, dict[str, Any]]:
-    """The text of a line, and its row's other fields; raises UnreadableError as `text_of` does."""
+    """The text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
     line, row = batch.lines[number - batch.first], None
     if isinstance(line, bytes) and line.lstrip()[:1] == b"{":
         with suppress(ValueError):
             row = json.loads(line.decode("utf-8"))
     elif isinstance(line, dict):
         row = line
-    if not isinstance(row, dict):  # a text file, or what text_of says is wrong with it
+    if not isinstance(row, dict):  # a line of a text file, or a line that text_of refuses
         return text_of(batch, number, source), {}
     text = text_of(replace(batch, first=number, lines=[row]), number, source)
     return text, {key: value for key, value in row.items() if key not in source.fields and key != "text"}
 
 
 class ReadShards(PipelineStep):
-    """The documents of a task's shards; what cannot be read stops it, or is left out with the reason."""
+    """Reads the documents of a task's shards; an unreadable line is an error, or is dropped with the reason."""
 
     type, name = "READER", "reader"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CleaningPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.writer = Dropped(plan.folder, self.name, "unreadable")
+        self.writer = DroppedWriter(plan.folder, self.name, "unreadable")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Task `rank` of them; how much was read, of each shard, stands in read/<task>.json."""
+        """The documents of task `rank`; writes the number of lines and bytes of each shard to read/<task>.json."""
         read = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
@@ -109,7 +107,7 @@ class ReadShards(PipelineStep):
         write_json(self.plan.folder / f"read/{rank:05d}.json", read)
 
     def documents(self, number: int, counts: Counter[str]) -> Iterator[Document]:
-        """A shard's documents; those without text have the reason."""
+        """The documents of a shard; a document without text has a reason for the report."""
         plan, shard = self.plan, self.plan.shards[number]
         try:
             wanted = AllColumns(path=shard.path) if shard.path.endswith(".parquet") else plan.source
@@ -120,35 +118,35 @@ class ReadShards(PipelineStep):
         except UnreadableError as error:
             if plan.on_error == "stop":
                 raise
-            counts["lines"] += 1  # the rest of a damaged file counts for one
-            yield self.left_out(number, counts["lines"], str(error))
+            counts["lines"] += 1  # the rest of a damaged file counts as one line
+            yield self.dropped_document(number, counts["lines"], str(error))
 
     def document(self, batch: Batch, number: int, line: int, counts: Counter[str]) -> Document:
-        """One line's."""
+        """The document of a line."""
         try:
             with self.track_time():
                 text, row = row_of(batch, line, self.plan.source)
         except UnreadableError as error:
             if self.plan.on_error == "stop":
                 raise
-            return self.left_out(number, line, str(error))
+            return self.dropped_document(number, line, str(error))
         if not text.strip():
-            return self.left_out(number, line, "no text")
+            return self.dropped_document(number, line, "no text")
         language = language_of(text, CHINESE_SHARE) if self.plan.language == "auto" else self.plan.language
         size = len(text.encode())
         counts["bytes"] += size
         known = {"row": row, "shard": number, "line": line, "bytes": size, "language": language}
         return Document(text, f"{number}:{line}", metadata=known)
 
-    def left_out(self, number: int, line: int, why: str) -> Document:
-        """A document without text, for the record."""
+    def dropped_document(self, number: int, line: int, why: str) -> Document:
+        """A document without text that carries the reason why it is dropped."""
         reason = why if why == "no text" else "unreadable"
         known = {"shard": number, "line": line, "bytes": 0, "language": "", "filter_reason": reason, "error": why}
         return Document("", f"{number}:{line}", metadata=known)
 
 
 class ReadRows(PipelineStep):
-    """The documents of a task that passed the filters, as `Passed` wrote them."""
+    """Reads the documents of a task that passed the filters, as `PassedWriter` wrote them."""
 
     type, name = "READER", "rows"
 
@@ -157,20 +155,20 @@ class ReadRows(PipelineStep):
         self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Task `rank` of them."""
+        """The documents of task `rank`."""
         path = self.folder / f"passed/{rank:05d}.jsonl"
-        if path.is_file():  # there is none where nothing passed
+        if path.is_file():  # missing where no document passed
             for line in path.open(encoding="utf-8"):
                 with self.track_time():
                     metadata = json.loads(line)
                 yield Document(metadata.pop("text"), "", metadata=metadata)
 
 
-# --- out --------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class Rows(DiskWriter):
-    """Rows of JSON, a file a task; which fields, a subclass says."""
+class JsonRowsWriter(DiskWriter):
+    """Writes JSON rows to one file per task; a subclass chooses the fields."""
 
     default_output_filename = "${rank}.jsonl"
     name = "rows"
@@ -186,15 +184,15 @@ class Rows(DiskWriter):
         file_handler.write(line + b"\n")
 
 
-class Passed(Rows):
-    """Text and all that is known of it, for the next stage."""
+class PassedWriter(JsonRowsWriter):
+    """Writes text and metadata for the next stage."""
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text} | document.metadata
 
 
-class Kept(Rows):
-    """The result: text and its row's other fields; counted for each shard in kept/<task>.json."""
+class KeptWriter(JsonRowsWriter):
+    """Writes the result, text and the other fields of its row, and counts per shard to kept/<task>.json."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "result")
@@ -204,7 +202,7 @@ class Kept(Rows):
         return {"text": document.text} | document.metadata["row"]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Write, and let pass."""
+        """Write the documents and yield them."""
         counts: dict[int, Counter[str]] = {}
         for document in super().run(data, rank, world_size):
             counts.setdefault(document.metadata["shard"], Counter()).update(
@@ -214,8 +212,8 @@ class Kept(Rows):
         write_json(self.folder / f"kept/{rank:05d}.json", counts)
 
 
-class Dropped(Rows):
-    """What a filter dropped, and why."""
+class DroppedWriter(JsonRowsWriter):
+    """Writes the documents that a filter dropped, with the reason."""
 
     def __init__(self, folder: Path, by: str, reason: str = "") -> None:
         super().__init__(folder / f"dropped/{by}")
@@ -233,7 +231,7 @@ class Dropped(Rows):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".partial")
     unfinished.write_text(json.dumps(value), encoding="utf-8")

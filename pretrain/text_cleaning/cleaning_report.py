@@ -1,7 +1,4 @@
-"""What cleaning dropped and why: the files that stand beside the result, and the move that makes it all appear.
-
-`pretrain/clean.py` is the command line.
-"""
+"""The report of dropped documents, and the last task, which moves the result to the output folder."""
 
 import hashlib
 import heapq
@@ -19,36 +16,38 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import TimingStats
 
-from text_cleaning.cleaning_io import Plan
+from text_cleaning.cleaning_io import CleaningPlan
 from text_cleaning.cleaning_rules import CHINESE_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
 
 REPORT = "report"
 
-Samples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
+ReasonSamples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
 
 
-class Finish(PipelineStep):
-    """The last task: report.json, report.md and dropped.jsonl, then everything in its place."""
+class WriteReport(PipelineStep):
+    """The last task: writes report.json, report.md and dropped.jsonl, and moves the result to the output folder."""
 
     type, name = "WRITER", "report"
 
-    def __init__(self, plan: Plan, target: Path, samples: int) -> None:
+    def __init__(self, plan: CleaningPlan, target: Path, samples: int) -> None:
         super().__init__()
         self.plan, self.target, self.samples = plan, target, samples
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Raises ValueError where the numbers do not add up, which no input can bring about."""
+        """Raises ValueError where the counts of read, kept and dropped documents do not add up."""
         folder = self.plan.folder
         result = folder / "result"
-        told = result / REPORT  # a folder of its own: what is beside the documents is taken for documents
-        told.mkdir(parents=True, exist_ok=True)
-        report, samples = summed(self.plan, told / "dropped.jsonl", self.samples)
+        report_folder = result / REPORT  # not beside the documents: all files there are read as text
+        report_folder.mkdir(parents=True, exist_ok=True)
+        report, samples = summed(self.plan, report_folder / "dropped.jsonl", self.samples)
         totals = report["totals"]
         if totals["read"] != totals["kept"] + totals["dropped"]:
             raise ValueError(f"{folder}: {totals} do not add up; remove that folder and run the same command again")
-        (told / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        (told / "report.md").write_text(readable(report, samples), encoding="utf-8")
-        (folder / "run.json").unlink()  # from here on there is nothing to go on from
+        (report_folder / "report.json").write_text(
+            json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
+        (report_folder / "report.md").write_text(readable(report, samples), encoding="utf-8")
+        (folder / "run.json").unlink()  # from here on a stopped run starts anew
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
             self.target.rename(folder / "replaced")
@@ -56,14 +55,15 @@ class Finish(PipelineStep):
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-            elif path.name != "logs":  # which tell what went on, where nobody was looking
+            elif path.name != "logs":  # kept, for a user who did not watch the run
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def summed(plan: Plan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], Samples]:
-    """The report, and of each filter and reason that many dropped documents, chosen by a hash of file and line.
+def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], ReasonSamples]:
+    """Sum the counts of all tasks: the report, and `samples` dropped documents of each filter and reason.
 
-    Writes a line of dropped_to for each document that was dropped, in input order.
+    The samples are chosen by a hash of file and line. Writes a line to dropped_to for each dropped document, in input
+    order.
     """
     read, kept = _counts(plan, "read"), _counts(plan, "kept")
     before = _lines_before(plan, read)
@@ -81,7 +81,7 @@ def summed(plan: Plan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], 
         for language in THRESHOLDS:
             if language in stays:
                 languages[language]["kept"] += stays[language]
-    chosen: Samples = defaultdict(list)
+    chosen: ReasonSamples = defaultdict(list)
     with dropped_to.open("w", encoding="utf-8") as out:
         for record in _dropped(plan, before):
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -103,8 +103,8 @@ def summed(plan: Plan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], 
     return report, chosen
 
 
-def settings(plan: Plan) -> dict[str, Any]:
-    """All that decides what is kept, apart from the input."""
+def settings(plan: CleaningPlan) -> dict[str, Any]:
+    """All settings that decide which documents are kept."""
     return {
         "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
         "on_error": plan.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE, "thresholds": THRESHOLDS,
@@ -118,9 +118,9 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 
 def seconds(logs: Path) -> dict[str, dict[str, float]]:
-    """Of each stage, the seconds in each of its steps, all tasks together, as datatrove measured them.
+    """The seconds of each step of each stage, summed over all tasks, as datatrove measured them.
 
-    Left out is its exact-duplicate filter, whose clock runs on while later steps work.
+    Its exact-duplicate filter is excluded: its clock includes the time of later steps.
     """
     found: dict[str, Counter[str]] = {}
     for path in sorted(logs.glob("*/stats/[0-9]*.json")):
@@ -132,14 +132,14 @@ def seconds(logs: Path) -> dict[str, dict[str, float]]:
     return {stage: {step: round(s, 2) for step, s in steps.items() if s} for stage, steps in found.items()}
 
 
-def _counts(plan: Plan, name: str) -> dict[int, dict[str, int]]:
-    """What the tasks counted, by shard."""
+def _counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
+    """The counts of all tasks, by shard."""
     tasks = [json.loads(path.read_text()) for path in sorted((plan.folder / name).glob("*.json"))]
     return {int(shard): counts for task in tasks for shard, counts in task.items()}
 
 
-def _lines_before(plan: Plan, read: dict[int, dict[str, int]]) -> list[int]:
-    """How many lines of its file lie before each shard."""
+def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[int]:
+    """The number of lines of the file before each shard."""
     before, lines, last = [], 0, ""
     for number, shard in enumerate(plan.shards):
         lines = lines if shard.path == last else 0
@@ -148,8 +148,8 @@ def _lines_before(plan: Plan, read: dict[int, dict[str, int]]) -> list[int]:
     return before
 
 
-def _dropped(plan: Plan, before: list[int]) -> Iterator[dict[str, Any]]:
-    """A record of each dropped document, in input order; of a near-duplicate, with the place of the one kept."""
+def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
+    """A record of each dropped document, in input order; a near-duplicate's names the document that was kept."""
     pairs_file = plan.folder / "pairs.npy"
     pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
 
@@ -174,14 +174,14 @@ def _dropped(plan: Plan, before: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], samples: int) -> None:
-    """Keep the `samples` records of highest hash: the same ones whatever the order."""
+    """Keep the `samples` records of the highest hash, which do not depend on the order."""
     place = f"{Path(record['file']).name}:{record['line']}"
     heapq.heappush(chosen, (zlib.crc32(place.encode()), f"{record['file']}:{record['line']}", record))
     if len(chosen) > samples:
         heapq.heappop(chosen)
 
 
-def readable(report: dict[str, Any], samples: Samples) -> str:
+def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
     """The report in Markdown: a table of files, one of reasons, and the samples."""
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,8 +1,6 @@
-"""What makes a document be dropped: rules of quality and repetition, listed words, and what counts as a duplicate.
+"""The rules of cleaning: thresholds of quality and repetition by language, word lists, and near-duplicates.
 
-The rules are datatrove's filters; here are their thresholds for each language, and how a text is cut into words.
-
-`pretrain/clean.py` is the command line.
+The filters are datatrove's; this module sets their thresholds and divides text into words.
 """
 
 import re
@@ -31,10 +29,10 @@ LANGUAGES = ("auto", "en", "zh", "code")
 # rules take a tenth of Chinese characters for words that are too long (9 of 1,416 real documents between the shares).
 CHINESE_SHARE = 0.1
 
-# Every threshold: of which filter, for which language. Names are those of datatrove's filters; None: no such limit.
+# The thresholds by language and filter. Names are those of datatrove's filters; None: no limit.
 # Gopher: arXiv 2112.11446, A1.1 and table A1; FineWeb: arXiv 2406.17557, section 3.6; StarCoder: arXiv
-# 2305.06161, section 3.1. "real": set on real documentation, articles, verse, manuals and reviews, until what went
-# was mostly tables, listings, markup and repetition; pretrain/README.md shows how much of what goes.
+# 2305.06161, section 3.1. "real": set on real documentation, articles, verse, manuals and reviews, so that dropped
+# documents are mostly tables, listings, markup and repetition.
 THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     "en": {
         "gopher_quality": {
@@ -88,12 +86,14 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "code": {"code_lines": {"longest": 1000, "mean": 100, "alphanumeric": 0.25}},  # StarCoder
 }
-SHORT = 100  # words; shorter texts have these instead: a couplet may lack every stop word, and datatrove's rule of the
-OF_SHORT: dict[str, dict[str, Any]] = {  # commonest n-gram counts one that occurs once, a large share of one sentence
+# Texts of fewer words have the limits of OF_SHORT: a couplet may lack every stop word, and datatrove's rule of the most
+# frequent n-gram counts one that occurs once, which is a large share of one sentence.
+SHORT = 100
+OF_SHORT: dict[str, dict[str, Any]] = {
     "gopher_quality": {"min_stop_words": None},
     "gopher_repetition": {"top_n_grams": ()},
 }
-# Of a listed word's document: it goes only where several are in it, or where it is little else.
+# A document is dropped for several entries of a word list, or where one entry is a large share of it.
 HARM = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's: similar from about 0.72
 SHINGLES = 1024  # hashed at a time: 112 hashes of each stay in the processor's cache
@@ -102,44 +102,44 @@ _ZH = CHINESE_CHARACTERS
 _WORD = re.compile(rf"[{_ZH}]|https?://[!-~]+|[^\W{_ZH}]+(?:['’][^\W{_ZH}]+)*|[^\w\s]+")
 
 
-class Words(WordTokenizer):
-    """Words without a model: a Han character, a run of other letters and digits, a run of marks, a web address."""
+class CharacterWords(WordTokenizer):
+    """Divides text into Chinese characters, runs of other letters and digits, runs of marks, and web addresses."""
 
     def __init__(self) -> None:
         super().__init__("any")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Words)
+        return isinstance(other, CharacterWords)
 
     def __hash__(self) -> int:
-        return hash(Words)  # datatrove caches the words of a text by text and tokenizer
+        return hash(CharacterWords)  # datatrove caches the words of a text by text and tokenizer
 
     def word_tokenize(self, text: str) -> list[str]:
-        """All words, in order; white space is in none."""
+        """All words, in order, without white space."""
         return _WORD.findall(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """Not asked for by any filter that is used here."""
+        """No filter of this module calls it."""
         raise NotImplementedError
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Not asked for by any filter that is used here."""
+        """No filter of this module calls it."""
         raise NotImplementedError
 
 
-WORDS: Any = Words()
+WORDS: Any = CharacterWords()
 
 
 def normalised(document: Document) -> str:
-    """What two documents have in common that are exact duplicates: their text but for white space and code points."""
+    """The text that exact duplicates share: white space collapsed, code points composed (NFC)."""
     return unicodedata.normalize("NFC", " ".join(document.text.split()))
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
-class CodeLines(BaseFilter):
-    """Drops code that nobody wrote: data, minified or encoded text, by the length of lines and share of letters."""
+class CodeLinesFilter(BaseFilter):
+    """Drops data and minified or encoded text by the length of lines and the share of letters and digits."""
 
     name = "code_lines"
 
@@ -148,7 +148,7 @@ class CodeLines(BaseFilter):
         self.longest, self.mean, self.alphanumeric = longest, mean, alphanumeric
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep it; else the reason."""
+        """True to keep the document, else False and the reason."""
         lines = [len(line) for line in doc.text.splitlines()] or [0]
         if max(lines) > self.longest:
             return False, "code_long_line"
@@ -158,11 +158,11 @@ class CodeLines(BaseFilter):
         return (False, "code_few_letters") if letters < self.alphanumeric * len(doc.text) else True
 
 
-class Repetition(GopherRepetitionFilter):
-    """datatrove's, with the same result in less time.
+class RepetitionFilter(GopherRepetitionFilter):
+    """datatrove's filter with the same result in less time.
 
-    All words that a rule of duplicate n-grams counts are in repeated n-grams of its shortest kind, too. Where those are
-    fewer than any of these rules allows, which takes one pass to see, the passes for the others are left out.
+    Every word in a repeated n-gram is also in a repeated n-gram of the shortest n. Where these hold fewer characters
+    than the lowest limit of all n, which one pass tells, the passes for the other n are skipped.
     """
 
     def __init__(self, **limits: Any) -> None:
@@ -170,7 +170,7 @@ class Repetition(GopherRepetitionFilter):
         self.others = GopherRepetitionFilter(**(limits | {"dup_n_grams": ()}), language=WORDS)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep it; else datatrove's reason."""
+        """True to keep the document, else False and datatrove's reason."""
         n, least = min(n for n, _ in self.dup_n_grams), min(limit for _, limit in self.dup_n_grams)
         words = split_into_words(doc.text, WORDS)
         seen, repeated, end = set(), 0, 0
@@ -183,10 +183,10 @@ class Repetition(GopherRepetitionFilter):
         return super().filter(doc) if repeated > least * len(doc.text) else self.others.filter(doc)
 
 
-class ListedWords(C4BadWordsFilter):
-    """C4's filter with lists of our own, and not for a mention: see HARM.
+class WordListFilter(C4BadWordsFilter):
+    """C4's filter with own word lists, which drops a document only above the limits of HARM.
 
-    lists: of each language, the entries, in lower case.
+    lists: the entries of each language, in lower case.
     """
 
     name = "listed_words"
@@ -203,15 +203,15 @@ class ListedWords(C4BadWordsFilter):
         return self._badwords_regex.get(lang)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep it; else C4's reason."""
+        """True to keep the document, else False and C4's reason."""
         language, text = doc.metadata["language"], doc.text.lower()
-        # looking for each entry is some ten times as fast as the pattern, which most documents then do not need
+        # searching for each entry is ten times as fast as the pattern, and most documents have none
         pattern = self._get_badwords(language) if any(e in text for e in self.lists.get(language, ())) else None
         found = pattern.findall(text) if pattern else []
         share = sum(map(len, found)) / max(1, len(text))
         several = len(set(found)) >= HARM["entries"] and share >= HARM["share"]
-        little_else = len(found) >= HARM["mentions"] and share >= HARM["share_of_few"]
-        return (False, "document_removed_with_badwords") if several or little_else else True
+        mostly_listed = len(found) >= HARM["mentions"] and share >= HARM["share_of_few"]
+        return (False, "document_removed_with_badwords") if several or mostly_listed else True
 
 
 def read_lists(folder: Path) -> dict[str, list[str]]:
@@ -236,10 +236,10 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     return {language: sorted(found) for language, found in entries.items()}
 
 
-class ByLanguage(BaseFilter):
-    """A filter with thresholds of its own for each language; a document in another language passes.
+class FilterByLanguage(BaseFilter):
+    """Applies the filter of a document's language; a document in another language passes.
 
-    filters: of each language, the one for most texts and the one for SHORT texts.
+    filters: for each language, the filter of usual texts and the filter of texts shorter than SHORT words.
     """
 
     def __init__(self, name: str, filters: dict[str, tuple[BaseFilter, BaseFilter]], writer: Any = None) -> None:
@@ -248,7 +248,7 @@ class ByLanguage(BaseFilter):
         self.filters = filters
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether the language's filter keeps it; else its reason."""
+        """True to keep the document, else False and the filter's reason."""
         if doc.metadata["language"] not in self.filters:
             return True
         usual, of_short = self.filters[doc.metadata["language"]]
@@ -260,29 +260,29 @@ class ByLanguage(BaseFilter):
 MAKERS: dict[str, Any] = {
     "gopher_quality": lambda **limits: GopherQualityFilter(**limits, language=WORDS),
     "fineweb_quality": lambda **limits: FineWebQualityFilter(**limits, language=WORDS),
-    "gopher_repetition": Repetition,
-    "code_lines": CodeLines,
+    "gopher_repetition": RepetitionFilter,
+    "code_lines": CodeLinesFilter,
 }
 
 
-def by_language(name: str, writer: DiskWriter | None = None) -> ByLanguage:
-    """The filter of that name in THRESHOLDS, for all languages."""
+def by_language(name: str, writer: DiskWriter | None = None) -> FilterByLanguage:
+    """The filter `name` with the THRESHOLDS of every language."""
     make, filters = MAKERS[name], {}
     for language, limits in THRESHOLDS.items():
         if name in limits:
             usual = make(**limits[name])
             of_short = make(**(limits[name] | OF_SHORT[name])) if name in OF_SHORT else usual
             filters[language] = (usual, of_short)
-    return ByLanguage(name, filters, writer)
+    return FilterByLanguage(name, filters, writer)
 
 
-class Signatures(MinhashDedupSignature):
-    """datatrove's, with the same result in memory that does not grow with the document."""
+class MinhashSignatures(MinhashDedupSignature):
+    """datatrove's signatures, computed in parts, so that memory does not grow with the document."""
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The least of each hash function's values; shingles (words, 1) uint64, returns buckets x hashes."""
+        """The minimum of each hash function: shingles (words, 1) uint64 to (buckets, hashes)."""
         parts = [
-            super(Signatures, self).get_signature(shingles[at : at + SHINGLES])
+            super(MinhashSignatures, self).get_signature(shingles[at : at + SHINGLES])
             for at in range(0, len(shingles), SHINGLES)
         ]
         return [[min(column) for column in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]

@@ -14,13 +14,13 @@ from corpus_building import documents
 from corpus_building.documents import FIELD, TextSource
 from datatrove.executor.base import PipelineExecutor
 
-from text_cleaning.cleaning_io import Plan, divided
-from text_cleaning.cleaning_report import REPORT, Finish, settings
+from text_cleaning.cleaning_io import CleaningPlan, divided
+from text_cleaning.cleaning_report import REPORT, WriteReport, settings
 from text_cleaning.cleaning_rules import read_lists
-from text_cleaning.cleaning_stages import Stage, stages
+from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
-def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
+def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
     """What the command line asks for; raises ValueError or FileNotFoundError on what cannot be done."""
     skip = frozenset(options.skip)
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
@@ -33,10 +33,10 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     lists = {} if "harm" in skip else read_lists(Path(options.word_lists))
     tasks = divided(shards, options.task_megabytes * 1_000_000)
     source = TextSource(options.text_key, template)
-    return Plan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
+    return CleaningPlan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
 
 
-def open_folder(folder: Path, plan: Plan, samples: int) -> None:
+def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
     """Make the folder of what lies between the stages, or take what a stopped run of the same left there."""
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
     record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> str:
     open_folder(folder, plan, options.samples)
     last: PipelineExecutor | None = None
     with resumable("finished tasks are kept, and the same command resumes"):
-        for stage in [*stages(plan), Stage("report", [Finish(plan, target, options.samples)], 1)]:
+        for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
             last = executors.make(
                 where, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
                 depends=last if where.executor == "slurm" else None, job_name=f"clean-{stage.name}",

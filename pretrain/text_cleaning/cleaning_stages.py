@@ -1,8 +1,6 @@
 """The stages of cleaning: filter, find duplicates, keep the first of each, write.
 
-A stage has as many tasks as the input has parts, whatever the number of workers.
-
-`pretrain/clean.py` is the command line.
+The number of tasks depends on the input alone, not on the number of workers.
 """
 
 import resource
@@ -25,14 +23,14 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 
-from text_cleaning.cleaning_io import Dropped, Kept, Passed, Plan, ReadRows, ReadShards
-from text_cleaning.cleaning_rules import MINHASH, WORDS, ListedWords, Signatures, by_language, normalised
+from text_cleaning.cleaning_io import CleaningPlan, DroppedWriter, KeptWriter, PassedWriter, ReadRows, ReadShards
+from text_cleaning.cleaning_rules import MINHASH, WORDS, MinhashSignatures, WordListFilter, by_language, normalised
 
 LINES = 256  # of a file of signatures, read at a time
 
 
 def earlier_first(document: Document) -> int:
-    """datatrove keeps the duplicate of highest priority, of several in one task the first."""
+    """The priority of a document: datatrove keeps the duplicate of the highest, and within a task the first."""
     return 65535 - int(document.metadata["task"])
 
 
@@ -40,14 +38,14 @@ EXACT = ExactDedupConfig(content_getter=normalised, document_priority=earlier_fi
 
 
 def allow_many_files(data: Any, rank: int, world_size: int) -> Any:
-    """A step that lets this process hold as many files as the machine allows: signatures have one a task."""
+    """A step that raises the limit of open files to the maximum: there is one file of signatures per task."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return data
 
 
-class Places(PipelineStep):
-    """Notes where each document of a task came from, in places/<task>.npy: (documents, 2) int64 of shard and line."""
+class DocumentPlaces(PipelineStep):
+    """Writes the shard and line of each document of a task to places/<task>.npy: (documents, 2) int64."""
 
     type, name = "DEDUP", "places"
 
@@ -56,7 +54,7 @@ class Places(PipelineStep):
         self.folder = folder / "places"
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """All pass."""
+        """Yield all documents."""
         places = array("q")
         for document in data:
             places.extend((document.metadata["shard"], document.metadata["line"]))
@@ -66,10 +64,10 @@ class Places(PipelineStep):
 
 
 class KeepFirst(PipelineStep):
-    """Of each cluster that datatrove found, let the first in input order be kept.
+    """Keeps the first document, in input order, of each cluster that datatrove found.
 
-    datatrove keeps the one its union-find ends at. This writes the lists of what to remove anew, and pairs.npy:
-    (removed, 4) int64 of task and place of a removed document, and of the one kept for it.
+    datatrove keeps the root of its union-find instead. This step writes its lists of removed documents again, and
+    pairs.npy: (removed, 4) int64, task and index of a removed document, task and index of the document kept for it.
     """
 
     type, name = "DEDUP", "keep_first"
@@ -79,7 +77,7 @@ class KeepFirst(PipelineStep):
         self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """After MinhashDedupCluster, in the one task that it has."""
+        """Runs after MinhashDedupCluster, in the same single task."""
         nodes = [np.empty((0, 3), dtype=np.int64)]
         for path in sorted((self.folder / "clusters").glob("*.clusters")):
             members = np.fromfile(path, dtype="<u4").reshape(-1, 2).astype(np.int64)  # place, cluster
@@ -99,28 +97,28 @@ class KeepFirst(PipelineStep):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Steps, and how many tasks do them."""
+class CleaningStage:
+    """The steps of a stage and its number of tasks."""
 
     name: str
     steps: list[Any]
     tasks: int
 
 
-def stages(plan: Plan) -> list[Stage]:
-    """All of cleaning but the report, each stage after the one before it."""
+def stages(plan: CleaningPlan) -> list[CleaningStage]:
+    """The stages of a cleaning run in order, without the report."""
     folder, count = plan.folder, len(plan.tasks)
     exact, minhash = "exact" not in plan.skip, "minhash" not in plan.skip
     finders = min(64, max(1, count // 16))
     names = [] if "quality" in plan.skip else ["gopher_quality", "fineweb_quality", "code_lines"]
     names += [] if "repetition" in plan.skip else ["gopher_repetition"]
-    steps: list[Any] = [ReadShards(plan), *(by_language(name, Dropped(folder, name)) for name in names)]
+    steps: list[Any] = [ReadShards(plan), *(by_language(name, DroppedWriter(folder, name)) for name in names)]
     if "harm" not in plan.skip:
-        steps.append(ListedWords(plan.lists, Dropped(folder, "listed_words")))
-    steps.append(Passed(folder / "passed"))
+        steps.append(WordListFilter(plan.lists, DroppedWriter(folder, "listed_words")))
+    steps.append(PassedWriter(folder / "passed"))
     if exact:
         steps.append(ExactDedupSignature(str(folder / "hashes"), EXACT, finders))
-    made = [Stage("filter", steps, count)]
+    made = [CleaningStage("filter", steps, count)]
 
     def unique(**record: Any) -> list[Any]:
         known = [ExactDedupFilter(str(folder / "exact"), EXACT, **record)] if exact else []
@@ -128,18 +126,18 @@ def stages(plan: Plan) -> list[Stage]:
 
     if exact:
         find = ExactFindDedups(str(folder / "hashes"), str(folder / "exact"), EXACT, lines_to_buffer=LINES)
-        made.append(Stage("exact", [allow_many_files, find], finders))
+        made.append(CleaningStage("exact", [allow_many_files, find], finders))
     if minhash:
         signatures, pairs, clusters = (str(folder / name) for name in ("signatures", "matches", "clusters"))
-        sign = Signatures(signatures, MINHASH, WORDS)
+        sign = MinhashSignatures(signatures, MINHASH, WORDS)
         match = MinhashDedupBuckets(signatures, pairs, config=MINHASH, lines_to_buffer=LINES)
         cluster = MinhashDedupCluster(pairs, clusters, MINHASH, save_cluster_id=True, lines_to_buffer=LINES)
         made += [
-            Stage("signatures", [*unique(), Places(folder), sign], count),
-            Stage("matches", [allow_many_files, match], MINHASH.num_buckets),
-            Stage("clusters", [allow_many_files, cluster, KeepFirst(folder)], 1),
+            CleaningStage("signatures", [*unique(), DocumentPlaces(folder), sign], count),
+            CleaningStage("matches", [allow_many_files, match], MINHASH.num_buckets),
+            CleaningStage("clusters", [allow_many_files, cluster, KeepFirst(folder)], 1),
         ]
-    last = unique(exclusion_writer=Dropped(folder, "exact", "same_text"))
+    last = unique(exclusion_writer=DroppedWriter(folder, "exact", "same_text"))
     if minhash:
-        last.append(MinhashDedupFilter(str(folder / "clusters"), Dropped(folder, "minhash", "similar_text")))
-    return [*made, Stage("write", [*last, Kept(folder)], count)]
+        last.append(MinhashDedupFilter(str(folder / "clusters"), DroppedWriter(folder, "minhash", "similar_text")))
+    return [*made, CleaningStage("write", [*last, KeptWriter(folder)], count)]

@@ -197,7 +197,7 @@ def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> 
     """A request that is cancelled through Gradio, as by the Stop button, does not reach its 500 tokens."""
     client = pytest.importorskip("gradio_client")
     base = model_loading.load(str(tiny_checkpoint))
-    suites = {"pretraining": {"cases": []}}
+    suites: dict[str, dict[str, Any]] = {"pretraining": {"cases": []}}
     blocks = web_page.build_page(base, False, Decoding(500, num_beams=8), suites, "en")
     _, address, _ = blocks.queue().launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
     try:

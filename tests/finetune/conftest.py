@@ -1,4 +1,4 @@
-"""Instruction rows made by code: a sentence about two names, and the triple it states."""
+"""Generated instruction rows: a sentence about two names, and the triple that it states."""
 
 import json
 import random

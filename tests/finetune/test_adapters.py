@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import RunScript
 from instruction_data.named_templates import load_template
-from instruction_rows import command, trainer_of
 from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
 from instruction_tuning.peft_hooks import save_adapter_only
 from instruction_tuning.tuning_arguments import parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuning_runs import command, trainer_of
 
 import finetune
 

@@ -1,23 +1,25 @@
-"""example_order.py: held-out rows, proportions, and an order that depends on seed and epoch only."""
+"""example_order.py: held-out examples, proportions, and an order that depends only on seed and epoch."""
 
 import pickle
 import random
 
 import numpy as np
 import pytest
-from example_packing.example_order import Order, epoch_sizes, held_out, parse_mix
+from example_packing.example_order import EpochOrder, epoch_sizes, held_out_indices, parse_mix
 
 LENGTHS = np.array([random.Random(1).randint(10, 500) for _ in range(1003)])
 
 
-def order(sizes: list[int], takes: list[int], batch: int = 8, strategy: str = "random", seed: int = 5) -> Order:
+def order(
+    sizes: list[int], per_epoch: list[int], batch: int = 8, strategy: str = "random", seed: int = 5
+) -> EpochOrder:
     starts = np.cumsum([0, *sizes])
-    rows = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=False)]
-    return Order(rows, takes, batch, seed, strategy, np.resize(LENGTHS, sum(sizes)))
+    by_source = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+    return EpochOrder(by_source, per_epoch, batch, seed, strategy, np.resize(LENGTHS, sum(sizes)))
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
-def test_epoch_has_every_row_once(strategy: str) -> None:
+def test_epoch_has_every_example_once(strategy: str) -> None:
     made = order([1000, 3], [1000, 3], strategy=strategy)
     for epoch in range(2):
         assert sorted(made.epoch(epoch).tolist()) == list(range(1003))
@@ -26,25 +28,25 @@ def test_epoch_has_every_row_once(strategy: str) -> None:
     assert np.concatenate([made.step(number) for number in range(made.steps)]).tolist() == made.epoch(0).tolist()
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     one, other = order([50, 20], [50, 40]), pickle.loads(pickle.dumps(order([50, 20], [50, 40])))
     assert one.step(30).tolist() == other.step(30).tolist()
     assert order([50, 20], [50, 40], seed=6).step(0).tolist() != one.step(0).tolist()
 
 
-def test_proportions_hold_and_rows_come_once_before_any_comes_again() -> None:
+def test_mix_keeps_proportions_and_repeats_examples_evenly() -> None:
     assert epoch_sizes({"zh": 100, "en": 300}, {"zh": 2, "en": 1}) == {"zh": 600, "en": 300}
     assert epoch_sizes({"zh": 100, "en": 30}, {"zh": 1, "en": 1}) == {"zh": 100, "en": 100}
     made = order([10, 40], [25, 40])
     seen = np.concatenate([made.epoch(epoch) for epoch in range(2)])
     counts = np.bincount(seen)
-    assert counts[:10].tolist() == [5] * 10  # 2 x 25 rows are five passes over ten
+    assert counts[:10].tolist() == [5] * 10  # 2 x 25 examples are five passes over ten
     assert counts[10:].tolist() == [2] * 40
     first = made.epoch(0)
     assert set(np.bincount(first[first < 10]).tolist()) == {2, 3}
 
 
-def test_group_by_length_groups_without_a_drift_of_lengths() -> None:
+def test_group_by_length_pads_little_and_lengths_do_not_drift() -> None:
     epoch = order([1003], [1003], strategy="group_by_length").epoch(0)
     batches = LENGTHS[epoch][:1000].reshape(-1, 8)
     assert (batches.max(1) * 8 - batches.sum(1)).sum() / batches.sum() < 0.03
@@ -52,18 +54,18 @@ def test_group_by_length_groups_without_a_drift_of_lengths() -> None:
     assert 0.8 < halves[0] / halves[1] < 1.25
 
 
-def test_held_out_rows_are_a_count_or_a_fraction_of_every_source() -> None:
+def test_held_out_examples_are_a_count_or_a_fraction_of_every_source() -> None:
     sources = np.repeat([0, 1], [90, 10])
-    apart = held_out(sources, 0.1, seed=3)
+    apart = held_out_indices(sources, 0.1, seed=3)
     assert np.bincount(sources[apart]).tolist() == [9, 1]
-    assert held_out(sources, 20, seed=3).tolist() == held_out(sources, 20, seed=3).tolist()
-    assert len(held_out(sources, 0, seed=3)) == 0
-    with pytest.raises(ValueError, match="2000 leaves none of 100 rows"):
-        held_out(sources, 2000, seed=3)
+    assert held_out_indices(sources, 20, seed=3).tolist() == held_out_indices(sources, 20, seed=3).tolist()
+    assert len(held_out_indices(sources, 0, seed=3)) == 0
+    with pytest.raises(ValueError, match="2000 leaves none of 100 examples"):
+        held_out_indices(sources, 2000, seed=3)
 
 
 @pytest.mark.parametrize("text", ["zh=2", "zh=2,fr=1,en=1", "zh=2,en=0", "zh=2,en", "zh=2,en=nan"])
-def test_a_mix_names_every_source_with_a_number(text: str) -> None:
+def test_mix_must_give_every_source_a_positive_number(text: str) -> None:
     assert parse_mix("zh=2, en=0.5", ["en", "zh"]) == {"zh": 2.0, "en": 0.5}
     with pytest.raises(ValueError, match="--mix"):
         parse_mix(text, ["en", "zh"])

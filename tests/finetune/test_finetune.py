@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import RunScript
 from instruction_data.named_templates import load_template
-from instruction_rows import SMALL, command
 from instruction_tuning.result_folder import sha256
 from resumable_checkpoints.complete_checkpoints import is_complete, step_of
 from safetensors.torch import load_file, save_file
 from sigterm import only_checkpoint, stop_by_sigterm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuning_runs import SMALL, command
 
 import finetune
 
@@ -52,7 +52,7 @@ def test_result_folder_holds_adapter_tokenizer_template_and_records(
     assert run["seed"] == 1
     assert run["arguments"]["lora_r"] == 4
     assert run["data"] == {str(rows_file): sha256(str(rows_file))}
-    assert run["rows"]["rows"]["kept"] == 60
+    assert run["examples"]["rows"]["kept"] == 60
     assert run["held_out"] == 6
     assert run["packed"] is True
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
@@ -63,9 +63,11 @@ def test_result_folder_holds_adapter_tokenizer_template_and_records(
 
 def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
-    assert "rows: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
-    assert re.search(r"tokens: \d+, \d\d\.\d% of them supervised; longest row \d+; 6 rows held out", done.stdout)
-    assert "4 steps of 8 rows, packed into lines of at most 2048 tokens, on 1 rank\n" in done.stdout
+    assert "examples: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
+    assert re.search(
+        r"tokens: \d+, \d\d\.\d% of them supervised; longest example \d+; 6 examples held out", done.stdout
+    )
+    assert "4 steps of 8 examples, packed into sequences of at most 2048 tokens, on 1 rank\n" in done.stdout
     assert done.stdout.count("⟦") == 3
     assert re.search(r"step 4/4 \| loss \d\.\d+ \| grad [\d.]+ \| lr \S+ \| [\d,]+ supervised tokens/s", done.stdout)
     assert re.search(r"step 4/4 \| held out: loss \d\.\d+", done.stdout)
@@ -93,7 +95,7 @@ def test_adapter_on_lm_head_stores_no_copy_of_lm_head(
 def test_resumed_run_writes_the_same_adapter_to_the_byte(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
-    """With dropout on, and the break in the middle of an epoch: the files are the same to the byte."""
+    """With dropout, and an interruption in the middle of an epoch."""
     more = ["--batch_size", "8", "--micro_batch_size", "4", "--max_steps", "10", "--save_steps", "3"]
     more += ["--save_total_limit", "9"]
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "whole", *more))
@@ -146,7 +148,7 @@ def test_base_with_missing_or_unknown_weights_is_refused(
         weights | {"x.weight": weights[lost].clone()},
     ):
         save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=r"1 weights are missing, unknown or of another shape, .* for one"):
+        with pytest.raises(ValueError, match=r"1 tensors are missing, unknown or of another shape \(.*, for example\)"):
             finetune.main(command(broken, rows_file, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -196,7 +198,7 @@ def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
         (command(base, tmp_path / "nothing.jsonl", output), "holds no rows"),
         (command(base, rows_file, full), "exists and is not empty"),
         (command(base, rows_file, output, "--prompt_template_name", "vicuna"), "take one of alpaca, alpaca_short"),
-        (command(base, rows_file, output, "--cutoff_len", "20"), "leaves no row to train on"),
+        (command(base, rows_file, output, "--cutoff_len", "20"), "has no usable row"),
         (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "model has no module w_proj"),
         (command(base, rows_file, output, "--extraction_path", "gone.json"), "gone.json does not exist"),
         (command(base, rows_file, output, "--eval_data_path", "gone.jsonl"), "gone.jsonl does not exist"),

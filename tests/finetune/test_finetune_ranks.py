@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_port
-from instruction_rows import command
 from safetensors.torch import load_file
+from tuning_runs import command
 
 import finetune
 
-# Eight rows make three or four lines of 512 tokens, so that each of two ranks accumulates over two.
+# Eight examples make three or four packed sequences of 512 tokens, so each of two ranks accumulates over two.
 MORE = ("--batch_size", 8, "--micro_batch_size", 1, "--share_prefixes", "False", "--max_steps", 5, "--lora_dropout", 0,
         "--val_set_size", 7, "--eval_strategy", "steps", "--eval_steps", 5, "--learning_rate", "1e-3",
         "--warmup_steps", 0)  # fmt: skip
@@ -44,11 +44,11 @@ def curves(folder: Path) -> dict[str, list[float]]:
 def test_two_ranks_tune_the_same_adapter_as_one(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, alone: Path, extensions: Path, how: str
 ) -> None:
-    """Equal losses, gradients and eval_loss (of seven rows, which do not divide), weights within 2e-6."""
+    """Equal losses, gradients and eval_loss (of seven examples, an odd number), weights within 2e-6."""
     zero = ("--deepspeed", REPOSITORY / f"pretrain/configs/{how}.json") if how != "ddp" else ()
     done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *MORE, *zero), extensions=extensions)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("rows: 60 kept") == 1
+    assert done.stdout.count("examples: 60 kept") == 1
     one, two = curves(alone), curves(tmp_path / "out")
     for key, values in one.items():
         assert two[key] == pytest.approx(values, rel=1e-5), key
@@ -64,4 +64,4 @@ def test_fsdp_that_has_no_effect_is_refused(
     more = (*MORE, "--fsdp", "full_shard")
     done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *more), extensions=extensions)
     assert done.returncode != 0
-    assert "error: --fsdp was asked for, but the model is wrapped as" in done.stderr
+    assert "error: --fsdp was given, but the model is wrapped as" in done.stderr

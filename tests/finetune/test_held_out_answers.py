@@ -1,4 +1,4 @@
-"""--eval_generate: answers to held-out rows scored while training, by source, and the best checkpoint as the result."""
+"""--eval_generate: answers to held-out examples are scored in training; the best checkpoint is the result."""
 
 import json
 from pathlib import Path
@@ -8,49 +8,49 @@ import pytest
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder
 from extraction_scores import held_out_answers
-from extraction_scores.held_out_answers import HeldOutAnswers, figures
+from extraction_scores.held_out_answers import HeldOutAnswers, flat_scores
 from instruction_data.named_templates import load_template
-from instruction_rows import command
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from tuning_runs import command
 
 import finetune
 
 PERSON, PLACE = '{"person": ["Ann"]}', '{"person": [], "place": ["Oslo"]}'
 
 
-def test_figures_are_over_entities_and_triples_together() -> None:
+def test_f1_is_over_entities_and_triples_together() -> None:
     triple = '{"born in": [{"subject": "Ann", "object": "Oslo"}]}'
-    found = figures([(PERSON, PERSON), ("{}", PLACE), ("no", triple), (triple, triple)])
+    found = flat_scores([(PERSON, PERSON), ("{}", PLACE), ("no", triple), (triple, triple)])
     assert found["f1"] == pytest.approx(2 * 2 / (2 + 4))
     assert (found["entity_f1"], found["triple_f1"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (found["parsed"], found["exact"]) == (0.75, 0.5)
 
 
-def test_rows_that_are_no_extraction_are_refused(tiny_checkpoint: Path) -> None:
+def test_held_out_answers_that_are_not_extraction_are_refused(tiny_checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     with pytest.raises(ValueError, match="--eval_generate scores JSON objects of lists, and a held-out answer is 'b'"):
         HeldOutAnswers(PromptEncoder(tokenizer), [("x", {"instruction": "a", "output": "b"})], 4, 8)
 
 
-def test_the_best_checkpoint_by_f1_is_the_result(
+def test_best_checkpoint_by_f1_is_the_result(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Two sources in proportion, each with losses and scores; the model's answers at step 2 are made to be right."""
+    """Two sources in proportion, each with losses and scores; the answers at step 2 are replaced by correct ones."""
     other = tmp_path / "other.jsonl"
     other.write_text(rows_file.read_text())
     asked: list[int] = []
-    generate = held_out_answers.answer
+    generate = held_out_answers.generate_answers
 
     def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
         assert not model.training
-        said = generate(model, encoder, prompts[:3], size, 4)  # the real thing, with a cache and padding
+        said = generate(model, encoder, prompts[:3], size, 4)  # real generation, with a cache and padding
         asked.append(len(prompts))
         return [PERSON if len(asked) == 2 else said[0]] * len(prompts)
 
-    monkeypatch.setattr(held_out_answers, "answer", answers)
+    monkeypatch.setattr(held_out_answers, "generate_answers", answers)
     monkeypatch.setattr(held_out_answers, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
     more: tuple[object, ...] = (
         "--eval_generate",

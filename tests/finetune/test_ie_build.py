@@ -1,4 +1,4 @@
-"""finetune/ie_build.py: published and made-up annotations there and back, wording, what is counted, bad inputs."""
+"""finetune/ie_build.py: published and generated annotations, wording, counts, and invalid inputs."""
 
 import json
 from collections import Counter
@@ -12,6 +12,7 @@ from demo_pages import extraction_prompts
 from demo_world import world_builder
 from extraction_metrics.answer_scores import ExtractedItem, parse_answer
 from instruction_data import annotations
+from instruction_data.extraction_wording import WORDING
 from text_language.language_detection import language_of
 
 ANN: dict[str, Any] = {
@@ -31,7 +32,7 @@ TYPES = {
 
 
 def put(path: Path, *values: Any, lines: bool = True) -> Path:
-    """The values as JSON: one a line, or (lines=False) the first of them alone."""
+    """Write the values as JSON, one a line, or (lines=False) only the first value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) if lines else json.dumps(values[0])
     path.write_text(text, encoding="utf-8")
@@ -43,7 +44,7 @@ def read(path: Path) -> list[Any]:
 
 
 def made(folder: Path, *sentences: Any, types: Any = None, **options: Any) -> list[dict[str, str]]:
-    """The rows of a build in `folder` from these annotations and types."""
+    """The examples of a build in `folder` from these annotations and types."""
     given = put(folder / "annotated.jsonl", *sentences)
     if types is not None:
         options["types"] = put(folder / "types.json", types, lines=False)
@@ -64,11 +65,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- published and demo annotations -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path, split: str) -> None:
+def test_answers_hold_all_published_annotations(tmp_path: Path, shared_data: Path, split: str) -> None:
     source = shared_data / "crossner" / "ai"
     target = tmp_path / "rows.jsonl"
     ie_build.main(str(source / f"{split}.json"), str(target), types=str(source / "class.json"))
@@ -76,9 +77,7 @@ def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path
     annotated = json.loads((source / f"{split}.json").read_text())
     rows = read(target)
     assert [row["input"] for row in rows] == [entry["sentence"] for entry in annotated]
-    assert {row["instruction"] for row in rows} == {
-        ie_build.WORDING["ner"]["en"].replace("{schema}", ", ".join(classes))
-    }
+    assert {row["instruction"] for row in rows} == {WORDING["ner"]["en"].replace("{schema}", ", ".join(classes))}
     for row, entry in zip(rows, annotated, strict=True):
         assert row.keys() == {"instruction", "input", "output"}
         assert list(json.loads(row["output"])) == classes
@@ -89,7 +88,7 @@ def test_published_annotations_come_back_whole(tmp_path: Path, shared_data: Path
 
 @pytest.mark.parametrize(("task", "kind"), [("ner", "entity"), ("re", "triple")])
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_the_demo_world_s_rows_are_built_from_its_annotations(
+def test_demo_examples_are_built_from_their_annotations(
     tmp_path: Path, world: Path, task: str, kind: str, split: str
 ) -> None:
     target = tmp_path / "rows.jsonl"
@@ -110,7 +109,7 @@ def test_the_demo_world_s_rows_are_built_from_its_annotations(
 
 
 @pytest.mark.parametrize("task", ["ner", "re"])
-def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) -> None:
+def test_demos_ask_a_tuned_model_with_the_wording_of_its_examples(tmp_path: Path, task: str) -> None:
     rows = made(tmp_path, ANN, LI, types=TYPES, task=task)
     kept = {"tasks": extraction(tmp_path)}
     kinds = TYPES["entity" if task == "ner" else "relation"]
@@ -119,10 +118,10 @@ def test_the_demos_ask_a_tuned_model_as_its_rows_did(tmp_path: Path, task: str) 
         assert asked == (row["instruction"], row["input"])
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_lists_every_type_in_the_order_asked(tmp_path: Path) -> None:
+def test_answer_lists_every_type_in_the_requested_order(tmp_path: Path) -> None:
     english, chinese = made(tmp_path, ANN, LI, types=TYPES)
     assert english["output"] == '{"place": ["Oslo"], "person": ["Ann Lee"], "work": []}'
     assert "place, person, work" in english["instruction"]
@@ -130,19 +129,19 @@ def test_an_answer_lists_every_type_in_the_order_asked(tmp_path: Path) -> None:
     assert "人物、作品、地点" in chinese["instruction"]
 
 
-def test_relations_are_pairs(tmp_path: Path) -> None:
+def test_relation_answer_lists_subjects_and_objects(tmp_path: Path) -> None:
     english, chinese = made(tmp_path, ANN, LI, types=TYPES, task="re")
     assert english["output"] == '{"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}'
     assert chinese["output"] == '{"出生地": [{"subject": "李明", "object": "北京"}], "任职": []}'
 
 
-def test_without_types_those_of_the_annotations_are_asked(tmp_path: Path) -> None:
+def test_default_types_are_the_annotated_types(tmp_path: Path) -> None:
     english, chinese = made(tmp_path, ANN, LI)
     assert "person, place" in english["instruction"]
     assert "人物、地点" in chinese["instruction"]
 
 
-def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_json_list_and_jsonl_are_distinguished_by_content(tmp_path: Path) -> None:
     rows = made(tmp_path, ANN, LI)
     listed = put(tmp_path / "listed.jsonl", [ANN, LI], lines=False)
     ie_build.main(str(listed), str(tmp_path / "same.jsonl"))
@@ -155,7 +154,7 @@ def test_name_in_brackets_does_not_change_the_language_of_a_sentence(tmp_path: P
     assert "实体" in made(tmp_path / "zh", mixed, language="zh")[0]["instruction"]
 
 
-def test_data_is_no_format_string(tmp_path: Path) -> None:
+def test_braces_and_percent_signs_in_data_stay_text(tmp_path: Path) -> None:
     names = ["{0}", "%s", "{schema}"]
     odd = {"sentence": "{x} and {0} at %d\u2028.", "entity_list": [{"name": "{x}", "type": name} for name in names]}
     (row,) = made(tmp_path, odd, types=names)
@@ -164,7 +163,7 @@ def test_data_is_no_format_string(tmp_path: Path) -> None:
     assert json.loads(row["output"]) == {name: ["{x}"] for name in names}
 
 
-def test_what_became_of_the_items_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kept_and_dropped_items_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = [("Ann Lee", "person"), ("Ann Lee", "person"), ("Ann Lee", "work"), ("Ann", "else"), ("Bo", "person")]
     sentence = {"sentence": "Ann Lee came.", "entity_list": [{"name": name, "type": kind} for name, kind in found]}
     none = {"sentence": "Nobody came.", "entity_list": []}
@@ -173,7 +172,7 @@ def test_what_became_of_the_items_is_counted(tmp_path: Path, capsys: pytest.Capt
         {"person": ["Ann Lee", "Bo"], "work": ["Ann Lee"]}, {"person": [], "work": []}, {"person": [], "work": []},
     ]  # fmt: skip
     assert capsys.readouterr().out.split("\n")[1:-1] == [
-        "rows: 3 (66.7% en, 33.3% zh), 2 of them without any item",
+        "examples: 3 (66.7% en, 33.3% zh), 2 of them without any item",
         "items: 3 kept, 1 of them not in the sentence as written",
         "dropped: 1 of a type that is not in the list (else 1), 1 repeated in one sentence",
     ]
@@ -195,7 +194,7 @@ def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) ->
     }
     assert json.loads((tmp_path / "extraction.json").read_text())["note"] == "mine"
     assert tasks["ner"]["en"] == {
-        "instruction": ie_build.WORDING["ner"]["en"],
+        "instruction": WORDING["ner"]["en"],
         "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"},
         "text_characters": len(ANN["sentence"]),
     }
@@ -203,7 +202,7 @@ def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) ->
     assert shape == {"<relation>": [{"subject": "<name>", "object": "<name>"}]}
 
 
-def test_the_usual_length_is_the_median_of_the_first_rows(tmp_path: Path) -> None:
+def test_text_characters_is_the_median_length_of_the_first_build(tmp_path: Path) -> None:
     longer, longest = (ANN | {"sentence": ANN["sentence"] + " Yes." * count} for count in (3, 50))
     made(tmp_path, ANN, longer, longest, LI, types=TYPES)
     assert extraction(tmp_path)["ner"]["en"]["text_characters"] == len(longer["sentence"])
@@ -211,7 +210,7 @@ def test_the_usual_length_is_the_median_of_the_first_rows(tmp_path: Path) -> Non
     assert extraction(tmp_path)["ner"]["en"]["text_characters"] == len(longer["sentence"])
 
 
-def test_an_extraction_file_that_contradicts_stays(tmp_path: Path) -> None:
+def test_other_wording_in_extraction_json_is_an_error_and_stays(tmp_path: Path) -> None:
     other = put(tmp_path / "extraction.json", {"tasks": {"ner": {"en": {"instruction": "Name the {schema}."}}}})
     before = other.read_bytes()
     with pytest.raises(ValueError, match=r"extraction.json has another instruction for ner in en.*--wording"):
@@ -223,7 +222,7 @@ def test_an_extraction_file_that_contradicts_stays(tmp_path: Path) -> None:
     assert extraction(tmp_path)["ner"]["en"]["answer"]["absent"] == "empty list"
 
 
-def test_files_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_neither_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writing = Path.write_text
 
     def full(path: Path, text: str, **options: Any) -> int:
@@ -259,7 +258,7 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
         (NER.replace("came", r"\ud83d"), "has half a surrogate pair"),
     ],
 )
-def test_bad_annotations_are_named_with_their_place(tmp_path: Path, text: str, said: str) -> None:
+def test_error_for_invalid_annotation_names_file_and_line(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "in.jsonl").write_text(text)
     with pytest.raises(ValueError, match=said):
         ie_build.main(str(tmp_path / "in.jsonl"), str(tmp_path / "rows.jsonl"))
@@ -281,10 +280,10 @@ def test_annotations_in_another_encoding_are_named(tmp_path: Path) -> None:
         ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
         ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
         ({"entity": {"zh": ["人物"]}}, "no types are known for the sentences in en"),
-        (["人物"], r"no item is of a type that is asked for .*: they are person 1, place 1; give the --types"),
+        (["人物"], r"no item has a requested type .*; the annotated types are person 1, place 1; give the --types"),
     ],
 )
-def test_bad_types_are_named(tmp_path: Path, types: Any, said: str) -> None:
+def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         made(tmp_path, ANN, types=types)
     assert not (tmp_path / "rows.jsonl").exists()
@@ -293,16 +292,16 @@ def test_bad_types_are_named(tmp_path: Path, types: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("wording", "said"),
     [
-        ([], "is no extraction.json, which has the form"),
-        ({"tasks": {"ner": {"en": "Extract."}}}, "is no extraction.json"),
+        ([], "is not an extraction.json of the form"),
+        ({"tasks": {"ner": {"en": "Extract."}}}, "is not an extraction.json"),
         ({"tasks": {"ner": {"zh": {"instruction": "抽取实体。"}}}}, "no instruction for ner in en"),
         (
             {"tasks": {"ner": {"en": {"instruction": "{schema}?", "answer": {"shape": {}, "absent": "left out"}}}}},
-            "wants another answer for ner in en",
+            "describes another answer for ner in en",
         ),
     ],
 )
-def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
+def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         made(tmp_path, ANN, wording=put(tmp_path / "wording.json", wording))
 
@@ -314,13 +313,13 @@ def test_bad_wording_is_named(tmp_path: Path, wording: Any, said: str) -> None:
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; make it"),
-        ({"output": "in.jsonl"}, "in.jsonl is a folder, extraction.json or a file that is read"),
+        ({"output": "in.jsonl"}, "in.jsonl is a folder, extraction.json or an input file"),
         ({"output": "extraction.json"}, "give --output another name"),
         ({"task": "ee"}, "there is no --task ee; take one of ner, re"),
         ({"language": "fr"}, "there is no --language fr; take one of en, zh, auto"),
     ],
 )
-def test_bad_options_are_named(
+def test_error_for_invalid_option_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -330,7 +329,7 @@ def test_bad_options_are_named(
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_the_script_says_it_in_one_line(tmp_path: Path, run_script: RunScript) -> None:
+def test_invalid_input_is_an_error_of_one_line(tmp_path: Path, run_script: RunScript) -> None:
     source = put(tmp_path / "in.jsonl", ANN, {"sentence": "Bo came."})
     done = run_script("finetune/ie_build.py", "--annotations", source, "--output", tmp_path / "rows.jsonl", status=2)
     assert done.stderr.startswith(f"error: {source}:2 has no list under 'entity_list'")

@@ -1,4 +1,4 @@
-"""finetune/ie_run.py: answers in the file's order, the same for every batch, ended by EOS, with and without adapter."""
+"""finetune/ie_run.py: answers in the order of the file, equal for every batch size, with and without adapter."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
-from extraction_scores.answer_generation import answer
+from extraction_scores.answer_generation import generate_answers
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, question_of
 from peft import LoraConfig, get_peft_model
@@ -36,23 +36,23 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[di
     encoder = PromptEncoder(tokenizer)
     prompts = encoder.prompts([question_of(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
-    alone = answer(model, encoder, prompts, 1, 12)
-    assert answer(model, encoder, prompts, 4, 12) == answer(model, encoder, prompts, 9, 12) == alone
+    alone = generate_answers(model, encoder, prompts, 1, 12)
+    assert generate_answers(model, encoder, prompts, 4, 12) == generate_answers(model, encoder, prompts, 9, 12) == alone
     assert all(alone)
 
 
-def test_an_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
+def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
     prompts = PromptEncoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
-    whole = answer(model, PromptEncoder(tokenizer), prompts, 2, 8)
+    whole = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, 8)
     ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
     at = next(index for index in range(1, 8) if ids[index] not in ids[:index])
     model.generation_config.eos_token_id = [ids[at]]
-    cut = answer(model, PromptEncoder(tokenizer), prompts, 2, 8)
+    cut = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, 8)
     assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
 
 
-def test_an_adapter_changes_the_answers_and_brings_its_template(
+def test_adapter_changes_the_answers_and_sets_the_template(
     tmp_path: Path, tiny_checkpoint: Path, adapter: Path, rows_file: Path, run_script: RunScript
 ) -> None:
     target = tmp_path / "predictions.jsonl"
@@ -69,9 +69,9 @@ def test_an_adapter_changes_the_answers_and_brings_its_template(
     prompts = PromptEncoder(tokenizer).prompts([question_of(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [row["prediction"] for row in written]
-    assert answer(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
+    assert generate_answers(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
     base, _ = ie_run.load(str(tiny_checkpoint), "", "float32")
-    assert answer(base, PromptEncoder(tokenizer), prompts, 32, 6) != answers
+    assert generate_answers(base, PromptEncoder(tokenizer), prompts, 32, 6) != answers
 
 
 def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: Path, adapter: Path) -> None:
@@ -93,7 +93,7 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
         ({"output": "no/such/folder/p.jsonl"}, "no/such/folder does not exist"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_loaded(
+def test_error_for_invalid_input_comes_before_the_model_is_loaded(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, changed: dict[str, Any], said: str
 ) -> None:
     given: dict[str, Any] = {"base_model": tiny_checkpoint, "data_path": rows_file, "output": tmp_path / "p.jsonl"}
@@ -103,9 +103,7 @@ def test_bad_input_is_named_before_anything_is_loaded(
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_command_refuses_missing_folder_and_unknown_option_with_one_line(
-    tmp_path: Path, run_script: RunScript, rows_file: Path
-) -> None:
+def test_invalid_input_is_an_error_of_one_line(tmp_path: Path, run_script: RunScript, rows_file: Path) -> None:
     arguments = ("--base_model", tmp_path / "gone", "--data_path", rows_file, "--output", tmp_path / "p.jsonl")
     done = run_script("finetune/ie_run.py", *arguments, status=2)
     assert done.stderr.startswith(f"error: {tmp_path / 'gone'} does not exist")

@@ -1,4 +1,4 @@
-"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout, and rows kept apart."""
+"""instruction_trainer.py: loss, gradient and eval_loss by token for every layout; packed examples stay separate."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from instruction_data.named_templates import load_template
-from instruction_rows import trainer_of
 from instruction_tuning.adapters import check_adapter, tensor_names
 from packed_attention import segment_attention
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tuning_runs import trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,11 @@ def tokenizer(tiny_checkpoint: Path) -> Any:
     return tokenizer
 
 
-def row_losses(model: Any, rows: Any, numbers: Any) -> list[tuple[float, int]]:
-    """Summed loss and supervised tokens of each row, one at a time without padding: what every layout must give."""
+def example_losses(model: Any, examples: Any, indices: Any) -> list[tuple[float, int]]:
+    """Summed loss and supervised tokens of each example, computed one at a time without padding."""
     found = []
-    for number in numbers:
-        ids, spans = (torch.from_numpy(part.astype("int64")) for part in rows[int(number)])
+    for index in indices:
+        ids, spans = (torch.from_numpy(part.astype("int64")) for part in examples[int(index)])
         with torch.inference_mode():
             logprobs = torch.log_softmax(model(ids[None], use_cache=False).logits[0].float(), -1)
         places = torch.cat([torch.arange(max(start, 1), end) for start, end in spans.tolist()])
@@ -33,15 +33,15 @@ def row_losses(model: Any, rows: Any, numbers: Any) -> list[tuple[float, int]]:
     return found
 
 
-def token_mean(model: Any, rows: Any, numbers: Any) -> float:
-    losses, counts = zip(*row_losses(model, rows, numbers), strict=True)
+def token_mean(model: Any, examples: Any, indices: Any) -> float:
+    losses, counts = zip(*example_losses(model, examples, indices), strict=True)
     return sum(losses) / sum(counts)
 
 
 def test_loss_and_gradient_are_the_same_for_every_layout(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
-    """1x8, 2x4, 4x2 and 8x1, packed and padded, all logits or those wanted: the mean over the step's tokens."""
+    """1x8, 2x4, 4x2 and 8x1, packed and padded, logits of all or of the supervised positions."""
     seen = []
     layouts: list[tuple[object, ...]] = [("--packing", "true", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
     layouts += [("--packing", "false", "--micro_batch_size", micro) for micro in (1, 2, 4, 8)]
@@ -67,10 +67,10 @@ def test_loss_and_gradient_are_the_same_for_every_layout(
         assert loss == pytest.approx(seen[0][0], rel=1e-6)
         assert norm == pytest.approx(seen[0][1], rel=1e-5)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)  # a fresh adapter adds nothing
-    assert seen[0][0] == pytest.approx(token_mean(model, trainer.data.rows, trainer.data.order.step(0)), rel=1e-6)
+    assert seen[0][0] == pytest.approx(token_mean(model, trainer.data.examples, trainer.data.order.step(0)), rel=1e-6)
 
 
-def test_the_last_step_of_an_epoch_is_normalised_by_its_own_tokens(
+def test_last_step_of_an_epoch_is_normalised_by_its_own_tokens(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
     more = ("--batch_size", 56, "--num_epochs", 1, "--learning_rate", "1e-30", "--micro_batch_size", 8)
@@ -80,7 +80,7 @@ def test_the_last_step_of_an_epoch_is_normalised_by_its_own_tokens(
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     steps = [trainer.data.order.step(number) for number in range(2)]
     assert [len(step) for step in steps] == [56, 4]
-    assert losses == pytest.approx([token_mean(model, trainer.data.rows, step) for step in steps], rel=1e-5)
+    assert losses == pytest.approx([token_mean(model, trainer.data.examples, step) for step in steps], rel=1e-5)
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
@@ -91,7 +91,7 @@ def test_eval_loss_is_weighted_by_tokens_for_every_batch_size(
         sizes = ("--per_device_eval_batch_size", size, "--val_set_size", 10, "--packing", packing, "--cutoff_len", 160)
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *sizes)
         model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-        expected = token_mean(model, trainer.data.rows, trainer.data.held_out)
+        expected = token_mean(model, trainer.data.examples, trainer.data.held_out)
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -109,10 +109,10 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_loss_equals_the_loss_of_rows_alone_in_every_architecture(
+def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, name: str
 ) -> None:
-    """Through the trainer: every row's loss is what it is alone; packed where attention can be told, else padded."""
+    """Architectures without an exchangeable attention are padded."""
     own = {} if name in ("gpt2", "bloom", "mamba") else SIZES
     more = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **own, **ARCHITECTURES[name]}
     torch.manual_seed(0)
@@ -127,13 +127,13 @@ def test_packed_loss_equals_the_loss_of_rows_alone_in_every_architecture(
     assert trainer.data.order.strategy == ("random" if trainer.layout.packed else "group_by_length")
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
-    assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.rows, trainer.data.order.step(0)), rel=2e-6)
+    assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.examples, trainer.data.order.step(0)), rel=2e-6)
 
 
-def test_model_that_mixes_packed_rows_is_padded_or_refused(
+def test_model_that_mixes_packed_examples_is_padded_or_refused(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:
-    """sdpa without the rows' lengths attends over the whole line: padded without a word, refused if asked for."""
+    """sdpa without segments attends over the whole packed sequence: padded by default, refused with --packing True."""
     options = ("--batch_size", 8, "--max_steps", 1, "--attn_implementation", "sdpa_by_segment")
     for packing in ("auto", "true"):
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / packing, *options, "--packing", packing)
@@ -141,7 +141,7 @@ def test_model_that_mixes_packed_rows_is_padded_or_refused(
             forward = layer.self_attn.forward
             layer.self_attn.forward = lambda *given, f=forward, segments=None, **more: f(*given, **more)
         if packing == "true":
-            with pytest.raises(ValueError, match="rows of a line see each other in LlamaForCausalLM"):
+            with pytest.raises(ValueError, match="packed examples attend to each other in LlamaForCausalLM"):
                 trainer.train()
         else:
             trainer.train()
@@ -159,7 +159,7 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     tensors = load_file(file)
     assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=segment_attention.NAME)
-    ids = torch.from_numpy(trainer.data.rows[0][0].astype("int64"))[None]
+    ids = torch.from_numpy(trainer.data.examples[0][0].astype("int64"))[None]
     with torch.inference_mode():
         plain = base(ids).logits
         again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
@@ -171,5 +171,5 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     with pytest.raises(ValueError, match=f"{first} .* is zero after training"):
         check_adapter(file, names)
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, file)
-    with pytest.raises(ValueError, match=f"holds 27 tensors and should hold 28; {first} is in one"):
+    with pytest.raises(ValueError, match=f"holds 27 tensors, the adapter of this model has 28; {first} is in only one"):
         check_adapter(file, names)

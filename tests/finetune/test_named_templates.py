@@ -1,4 +1,4 @@
-"""Which chat template a run is tuned with, and what it says of it."""
+"""named_templates.py: the chat template of a run, and what the run prints about it."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from chat_models import PUBLISHED, with_markers
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
 from instruction_data.named_templates import choose_template, load_template
-from instruction_rows import command
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
+from tuning_runs import command
 
 
 @pytest.fixture
@@ -20,34 +20,34 @@ def tokenizer(tiny_tokenizer: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_tokenizer)
 
 
-def test_an_unknown_template_lists_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_template_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no template 'vicuna'; take one of alpaca, alpaca_short, chatml, llama-2"):
         load_template("vicuna")
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     assert load_template(str(tmp_path / "own.jinja")) == "{{ messages }}"
 
 
-def test_a_bases_own_template_is_kept_unless_another_is_named(tokenizer: Any) -> None:
+def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) -> None:
     assert choose_template("", tokenizer, "B") == (load_template("alpaca"), "alpaca, since B has none")
     tokenizer.chat_template = PUBLISHED["zephyr"]
     assert choose_template("", tokenizer, "B") == (PUBLISHED["zephyr"], "the base's own, in B")
     assert choose_template("llama-2", tokenizer, "B") == (load_template("llama-2"), "llama-2")
 
 
-def test_a_named_template_whose_tokens_are_missing_is_refused(tokenizer: Any) -> None:
+def test_template_whose_tokens_the_tokenizer_lacks_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"chatml writes <\|im_end\|>, which the tokenizer of B does not have"):
         choose_template("chatml", tokenizer, "B")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     assert choose_template("chatml", tokenizer, "B")[1] == "chatml"
 
 
-def test_a_resumed_run_keeps_its_template(tokenizer: Any, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_template(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = PUBLISHED["zephyr"]
     (tmp_path / "chat_template.jinja").write_text(load_template("alpaca"))
     chosen, origin = choose_template("", tokenizer, "B", str(tmp_path))
     assert (chosen, origin) == (load_template("alpaca"), f"{tmp_path}/chat_template.jinja")
     assert choose_template("alpaca", tokenizer, "B", str(tmp_path))[0] == chosen
-    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; leave it out to continue that run"):
+    with pytest.raises(ValueError, match=r"llama-2 is not the template of .*; remove it to resume that run"):
         choose_template("llama-2", tokenizer, "B", str(tmp_path))
 
 
@@ -70,18 +70,18 @@ def instruct_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_result_has_the_bases_template_and_stops_at_its_end_of_turn(
+def test_result_has_the_template_of_the_base_and_stops_at_its_end_of_turn(
     instruct_base: Path, rows_file: Path, tmp_path: Path, run_script: RunScript, method: str
 ) -> None:
     out = tmp_path / "out"
-    run = command(instruct_base, rows_file, out, "--method", method, "--max_steps", 3, "--batch_size", 4)
+    run = command(instruct_base, rows_file, out, "--method", method, "--max_steps", 2, "--batch_size", 4)
     done = run_script("finetune/finetune.py", *run, "--micro_batch_size", 4)
     assert done.stdout.count("prompt template: ") == 1
     assert f"prompt template: the base's own, in {instruct_base}" in done.stdout
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == PUBLISHED["qwen"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert GenerationConfig.from_pretrained(instruct_base).eos_token_id == tokenizer.eos_token_id
+    assert GenerationConfig.from_pretrained(instruct_base).eos_token_id == tokenizer.eos_token_id != end
     assert {end, tokenizer.eos_token_id} <= set(GenerationConfig.from_pretrained(out).eos_token_id)
     assert set(PromptEncoder(tokenizer).stop_ids) == {end, tokenizer.eos_token_id}
     if method == "lora":

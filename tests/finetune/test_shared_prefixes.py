@@ -1,4 +1,4 @@
-"""shared_prefixes.py: families that save the most tokens, and lines that hold every row."""
+"""shared_prefixes.py: groups that save the most tokens, and packed sequences that hold every example."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_packing.shared_prefixes import Family, families, lines
+from example_packing.shared_prefixes import PrefixGroup, group_by_prefix, pack_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
-from instruction_rows import trainer_of
 from transformers import AutoTokenizer
+from tuning_runs import trainer_of
 
 IDS = st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=12), min_size=1, max_size=7)
 
 
-def saved(found: list[Family]) -> int:
+def saved(found: list[PrefixGroup]) -> int:
     return sum(prefix * (len(members) - 1) for members, prefix in found)
 
 
-def common(rows: list[np.ndarray]) -> int:
-    columns = zip(*[row[:-1].tolist() for row in rows], strict=False)
+def common_length(examples: list[np.ndarray]) -> int:
+    columns = zip(*[ids[:-1].tolist() for ids in examples], strict=False)
     return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
@@ -32,15 +32,18 @@ def powerset(items: range) -> Iterator[tuple[int, ...]]:
 
 @settings(max_examples=120, deadline=None)
 @given(IDS)
-def test_families_save_the_most_tokens(given_ids: list[list[int]]) -> None:
-    ids = [np.array(row) for row in given_ids]
-    found = families(ids, [len(row) - 1 for row in ids])
-    assert sorted(row for members, _ in found for row in members) == list(range(len(ids)))
+def test_prefix_groups_save_the_most_tokens(given_ids: list[list[int]]) -> None:
+    ids = [np.array(example) for example in given_ids]
+    found = group_by_prefix(ids, [len(example) - 1 for example in ids])
+    assert sorted(index for members, _ in found for index in members) == list(range(len(ids)))
     for members, prefix in found:
-        assert prefix <= common([ids[row] for row in members]) or len(members) == 1
-    order = sorted(range(len(ids)), key=lambda row: ids[row][:-1].tolist())
+        assert prefix <= common_length([ids[index] for index in members]) or len(members) == 1
+    order = sorted(range(len(ids)), key=lambda index: ids[index][:-1].tolist())
     best = max(
-        sum(common([ids[row] for row in order[first:last]]) * (last - first - 1) for first, last in pairwise(cuts))
+        sum(
+            common_length([ids[index] for index in order[first:last]]) * (last - first - 1)
+            for first, last in pairwise(cuts)
+        )
         for inner in powerset(range(1, len(order)))
         for cuts in [[0, *inner, len(order)]]
     )
@@ -49,29 +52,33 @@ def test_families_save_the_most_tokens(given_ids: list[list[int]]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(IDS, st.integers(12, 40), st.integers(1, 4))
-def test_lines_hold_every_row_within_their_capacity(given_ids: list[list[int]], capacity: int, ranks: int) -> None:
-    ids = [np.array(row) for row in given_ids]
-    lengths = [len(row) for row in ids]
-    filled = lines(families(ids, [length - 1 for length in lengths]), lengths, capacity, ranks)
+def test_packed_sequences_hold_every_example_within_their_capacity(
+    given_ids: list[list[int]], capacity: int, ranks: int
+) -> None:
+    ids = [np.array(example) for example in given_ids]
+    lengths = [len(example) for example in ids]
+    filled = pack_groups(group_by_prefix(ids, [length - 1 for length in lengths]), lengths, capacity, ranks)
     assert len(filled) % ranks == 0
-    assert sorted(row for line in filled for members, _ in line for row in members) == list(range(len(ids)))
-    for line in filled:
-        tokens = sum(sum(lengths[row] for row in members) - prefix * (len(members) - 1) for members, prefix in line)
+    assert sorted(index for sequence in filled for members, _ in sequence for index in members) == list(range(len(ids)))
+    for sequence in filled:
+        tokens = sum(
+            sum(lengths[index] for index in members) - prefix * (len(members) - 1) for members, prefix in sequence
+        )
         assert tokens <= capacity
-        assert all(prefix == 0 for members, prefix in line if len(members) == 1)
+        assert all(prefix == 0 for members, prefix in sequence if len(members) == 1)
 
 
 @pytest.mark.parametrize("cutoff", [60, 512])
-def test_step_with_shared_prefixes_holds_every_row_in_fewer_tokens(
+def test_step_with_shared_prefixes_holds_every_example_in_fewer_tokens(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, cutoff: int
 ) -> None:
-    """Read back from ids and positions, each row is whole, and so are its labels, in fewer tokens than rows have."""
+    """Every example can be restored from ids and segments, and the step has fewer tokens than its examples."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca_short")
     more = ("--batch_size", 32, "--micro_batch_size", 4, "--cutoff_len", cutoff)
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
-    assert trainer.layout.shared
-    rows, found = trainer.data.rows, []
+    assert trainer.layout.share_prefixes
+    examples, found = trainer.data.examples, []
     step = trainer.train_dataset[0]
     for micro in step["micro_batches"]:
         parts = np.split(micro["input_ids"][0].numpy(), np.cumsum([s.length for s in micro["segments"]])[:-1])
@@ -80,8 +87,8 @@ def test_step_with_shared_prefixes_holds_every_row_in_fewer_tokens(
             if number not in parents:
                 before = [] if segment.parent is None else parts[segment.parent].tolist()
                 found.append([*before, *parts[number].tolist()])
-    wanted = [rows[row][0].tolist() for row in trainer.data.order.step(0).tolist()]
+    wanted = [examples[index][0].tolist() for index in trainer.data.order.step(0).tolist()]
     assert sorted(found) == sorted(wanted)
     laid_out = sum(micro["input_ids"].numel() for micro in step["micro_batches"])
     assert laid_out < 0.8 * step["tokens"]
-    assert step["items"] == sum(micro["targets"].numel() for micro in step["micro_batches"])
+    assert step["supervised"] == sum(micro["targets"].numel() for micro in step["micro_batches"])

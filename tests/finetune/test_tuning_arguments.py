@@ -1,4 +1,4 @@
-"""tuning_arguments.py: the global batch, published spellings, and options that do not exist."""
+"""tuning_arguments.py: the global batch, published spellings, and invalid options."""
 
 from command_line.trainer_options import translate
 
@@ -22,7 +22,7 @@ NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
         (8, 2, 2, 2, 2),
     ],
 )
-def test_accumulation_makes_up_the_global_batch(
+def test_accumulation_times_micro_batches_is_the_global_batch(
     batch: int | None, micro: int, given: int, ranks: int, expected: int
 ) -> None:
     assert accumulation(batch, micro, given, ranks) == expected
@@ -37,7 +37,7 @@ def test_accumulation_makes_up_the_global_batch(
         (0, 4, 0, 1, "at least 1"),
     ],
 )
-def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
+def test_error_for_indivisible_batch_proposes_divisible_sizes(
     batch: int, micro: int, given: int, ranks: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -48,10 +48,10 @@ def test_a_batch_that_does_not_divide_is_answered_with_numbers_that_do(
     "given",
     [["[q_proj,v_proj]"], ["['q_proj', 'v_proj']"], ["q_proj,v_proj"], ["q_proj", "v_proj"], ["[q_proj,", "v_proj]"]],
 )
-def test_modules_are_read_in_every_published_notation(given: list[str]) -> None:
-    assert module_names("--lora_target_modules", given) == ["q_proj", "v_proj"]
-    with pytest.raises(ValueError, match="--lora_target_modules is an empty list"):
-        module_names("--lora_target_modules", ["[]"])
+def test_module_names_are_read_in_every_published_notation(given: list[str]) -> None:
+    assert module_names("--x", given) == ["q_proj", "v_proj"]
+    with pytest.raises(ValueError, match="--x is an empty list"):
+        module_names("--x", ["[]"])
 
 
 def test_dropped_options_are_translated_with_a_notice_each() -> None:
@@ -72,7 +72,7 @@ def options(*more: str) -> TuningArguments:
     return parse([*NEEDED, *more], "")[0]
 
 
-def test_published_names_and_trainer_s_are_the_same_options() -> None:
+def test_published_and_trainer_names_set_the_same_options() -> None:
     published = options(
         "--batch_size", "64", "--micro_batch_size", "8", "--num_epochs", "2",
         "--lora_target_modules", "[q_proj,k_proj]",
@@ -103,6 +103,6 @@ def test_published_names_and_trainer_s_are_the_same_options() -> None:
         (["--data_path", ""], "--data_path is missing"),
     ],
 )
-def test_unknown_abbreviated_and_impossible_options_are_errors(more: list[str], said: str) -> None:
+def test_unknown_abbreviated_and_invalid_options_are_errors(more: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         options(*more)

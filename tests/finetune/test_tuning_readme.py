@@ -1,4 +1,4 @@
-"""finetune/README.md: its commands from CrossNER's annotations to a score run as they stand, on a tiny model."""
+"""finetune/README.md: its commands from CrossNER's annotations to a score run as printed, on a tiny model."""
 
 import json
 import shlex
@@ -19,10 +19,10 @@ SCRIPTS: dict[str, Any] = {"ie_build": ie_build, "ie_run": ie_run, "ie_eval": ie
 SHORTER = {"finetune": ["--max_steps", "2"], "ie_run": ["--limit", "3", "--max_new_tokens", "8"]}
 
 
-def test_from_annotations_to_a_score(
+def test_readme_commands_from_annotations_to_a_score(
     tmp_path: Path, shared_data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one process; of the settings only the number of steps and of answers are smaller."""
+    """In one process, with fewer steps and answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("crossner").symlink_to(shared_data / "crossner")

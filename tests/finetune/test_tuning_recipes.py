@@ -1,4 +1,4 @@
-"""finetune/scripts/: each recipe tunes as it stands, goes on where it was broken off, and names a bad setting."""
+"""finetune/scripts/: each recipe tunes, resumes an interrupted run, and names a bad setting."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_port
-from instruction_rows import command
 from safetensors.torch import load_file
+from tuning_runs import command
 
 import finetune
 
@@ -38,7 +38,7 @@ def ended(process: "subprocess.Popen[str]") -> str:
     return said
 
 
-def test_lora_goes_on_where_it_was_broken_off(
+def test_lora_recipe_resumes_an_interrupted_run(
     tmp_path: Path, settings: Environment, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
     more = ("--lora_r", 16, "--batch_size", 8, "--max_steps", 4, "--save_steps", 4)
@@ -52,32 +52,38 @@ def test_lora_goes_on_where_it_was_broken_off(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["qlora.sh", "full.sh"])
-def test_the_other_methods(tmp_path: Path, settings: Environment, recipe: str) -> None:
-    assert "8 steps of 8 rows" in ended(start(recipe, settings))
+def test_qlora_and_full_recipes_write_a_result(tmp_path: Path, settings: Environment, recipe: str) -> None:
+    assert "8 steps of 8 examples" in ended(start(recipe, settings))
     name = "model" if recipe == "full.sh" else "adapter_model"
     assert load_file(tmp_path / f"out/{name}.safetensors")
 
 
 @pytest.mark.slow
-def test_two_nodes(tmp_path: Path, settings: Environment) -> None:
+def test_multinode_recipe_tunes_on_two_nodes(tmp_path: Path, settings: Environment) -> None:
     meeting = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     nodes = [start("lora_multinode.sh", settings | meeting | {"NODE_RANK": str(rank)}) for rank in range(2)]
     said = [ended(node) for node in nodes]
-    assert "8 steps of 8 rows, packed into lines of at most 2048 tokens, on 2 ranks" in said[0]
-    assert "rows:" not in said[1]
+    assert "8 steps of 8 examples, packed into sequences of at most 2048 tokens, on 2 ranks" in said[0]
+    assert "examples:" not in said[1]
 
 
 @pytest.mark.parametrize(
     ("recipe", "setting", "said"),
     [
         ("lora.sh", {"PRECISION": "half"}, "PRECISION=half is not bf16, fp16 or fp32"),
-        ("lora.sh", {"BASE_MODEL": "gone"}, "BASE_MODEL=gone is no checkpoint folder"),
+        ("lora.sh", {"BASE_MODEL": "gone"}, "BASE_MODEL=gone is not a checkpoint folder"),
         ("full.sh", {"CONFIG": "gone.json"}, "CONFIG=gone.json does not exist"),
-        ("lora_multinode.sh", {"NODES": "2"}, "must say how many nodes, which, and where the first is"),
-        ("lora_multinode.sh", {"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "x"}, "NODE_RANK=2 of 2 nodes"),
+        ("lora_multinode.sh", {"NODES": "2"}, "must be the number of nodes, the number of this node"),
+        (
+            "lora_multinode.sh",
+            {"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "x"},
+            "NODE_RANK=2 of 2 nodes is out of range",
+        ),
     ],
 )
-def test_a_bad_setting_is_one_line(settings: Environment, recipe: str, setting: Environment, said: str) -> None:
+def test_bad_setting_is_an_error_of_one_line(
+    settings: Environment, recipe: str, setting: Environment, said: str
+) -> None:
     process = start(recipe, settings | setting)
     _, complained = process.communicate()
     assert process.returncode == 2

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ie_build
 import pytest
 from demo_pages import extraction_prompts
 from extraction.extraction_form import (
@@ -15,6 +14,7 @@ from extraction.extraction_form import (
     extraction_prompt,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
+from instruction_data.extraction_wording import WORDING, ExtractionQuestion, absent_of, updated_extraction
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
@@ -214,9 +214,9 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
 
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
     for task in ("ner", "re"):
-        for language, message in ie_build.WORDING[task].items():
-            asked = {language: ie_build.Question(message, message, ["a"], ie_build.absent_of(message))}
-            written = ie_build.extraction(tmp_path / "extraction.json", task, asked, {language: 70})
+        for language, message in WORDING[task].items():
+            asked = {language: ExtractionQuestion(message, message, ["a"], absent_of(message))}
+            written = updated_extraction(tmp_path / "extraction.json", task, asked, {language: 70})
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
             assert extraction_prompt(task, types, "x", language, written).usual_characters == 70

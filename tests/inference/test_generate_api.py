@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
-from instruction_rows import encoded
 from routes.generate_api import GenerateAnswer
 from routes.sampling_parameters import DEFAULT_MAX_TOKENS
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuning_runs import encoded
 
 CONTEXT = 512  # of the tiny checkpoint
 QUESTIONS = [

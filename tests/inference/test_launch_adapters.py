@@ -36,6 +36,11 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True}, "saved": {"modules_to_save": ["lm_head"]}, "huge": {"r": 600},
+}  # fmt: skip
+
+
 def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
     """Return a copy with other settings in its adapter_config.json."""
     shutil.copytree(adapter, folder)
@@ -221,10 +226,8 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
     (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
     of_kind = {
-        name: make_adapter(tiny_checkpoint, tmp_path / name, **{"target_modules": ["q_proj"], **settings})
-        for name, settings in {
-            "dora": {"use_dora": True}, "saved": {"modules_to_save": ["lm_head"]}, "huge": {"r": 600},
-        }.items()
+        name: make_adapter(tiny_checkpoint, tmp_path / name, target_modules=["q_proj"], **settings)
+        for name, settings in KINDS.items()
     }  # fmt: skip
     lines: dict[str, tuple[list[str], Any]] = {
         "one": ([*here, f"a={adapter}"], (True, 16, 1, None)),

@@ -310,7 +310,7 @@ def test_words_of_mixed_text() -> None:
 
 
 def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path) -> None:
-    ours = cleaning_rules.Signatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
+    ours = cleaning_rules.MinhashSignatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
     theirs = MinhashDedupSignature(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
     for sentences in (1, 14, 300):
         shingles = ours.get_shingles(english(1, sentences))
@@ -322,7 +322,7 @@ def test_repetition_is_what_datatrove_calls_so() -> None:
     for language, made in (("en", english), ("zh", chinese)):
         limits = cleaning_rules.THRESHOLDS[language]["gopher_repetition"]
         ours, theirs = (
-            cleaning_rules.Repetition(**limits),
+            cleaning_rules.RepetitionFilter(**limits),
             GopherRepetitionFilter(**limits, language=cleaning_rules.WORDS),
         )
         results = set()

@@ -119,7 +119,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode read --read_path_prefix no/x", "no/x.json does not exist; give a corpus by its prefix"),
         ("--mode write --file_path no*.txt --save_prefix o --tokenizer_path T", "no*.txt matches no file"),
         ("--mode write --file_path a.txt --save_prefix o --tokenizer_path no", "no is not a folder"),
-        ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is no file"),
+        ("--mode write --file_path . --save_prefix o --tokenizer_path T", ". is not a file"),
         ("--mode write --file_path a.md --save_prefix o --tokenizer_path T", "a.md is not .jsonl, .json, .txt"),
         ("--mode write --seq_len 9", "unknown option --seq_len; did you mean --seq_length?"),
         ("--mode write --seq_length 7", "--seq_length: '7' is not a whole number of 8 or more"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, free_port
-from pretraining import checkpointing
+from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 
 RECIPES = REPOSITORY / "pretrain" / "scripts"
 Environment = dict[str, str]
@@ -72,7 +72,7 @@ def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Envi
 
 def newest(output: Path) -> int:
     """The step of the newest complete checkpoint."""
-    return max(checkpointing.step_of(path) for path in output.glob("checkpoint-*") if checkpointing.is_complete(path))
+    return max(step_of(path) for path in list_complete(output))
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,9 @@ def get(hub: Hub, hub_client: None, capsys: pytest.CaptureFixture[str]) -> Get:
 
     def run(folder: Path, **options: object) -> Got:
         asked: dict[str, Any] = {"specify": True, "repo_name": "some/thing", "endpoint": hub.url} | options
-        download.main(str(folder), **asked)
+        texts = {name: asked[name] for name in ("pattern", "exclude") if isinstance(asked.get(name), str)}
+        patterns = {name: tuple(one.strip() for one in text.split(",") if one.strip()) for name, text in texts.items()}
+        download.main(str(folder), **asked | patterns)
         said = capsys.readouterr()
         return said.out, said.err
 

@@ -86,17 +86,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "checklist.chk").write_text(f"{'0' * 32}  ../x\n"),
         "checklist.chk, line 1 names '../x', which is not in the folder",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "has no tokenizer.model"),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "nor the folder above has tokenizer.model"),
     "damaged tokenizer": (
         lambda f: [(f / "tokenizer.model").write_bytes(b"x"), seal(f)],
-        "tokenizer.model is no SentencePiece model",
+        "tokenizer.model is not a SentencePiece model",
     ),
     "no params.json": (lambda f: (f / "params.json").unlink(), "has neither params.json nor auto/params.json"),
     "another vocabulary": (
         lambda f: change_params(f, vocab_size=32000),
         "params.json says vocab_size 32000, the embedding has 800 rows",
     ),
-    "unknown entry": (lambda f: change_params(f, sliding_window=4096), "params.json: sliding_window=4096 is none of"),
+    "unknown entry": (lambda f: change_params(f, sliding_window=4096), "sliding_window=4096 is not an entry"),
     "no number": (lambda f: change_params(f, dim="64"), "params.json: dim is '64', not a positive number"),
     "half a head": (lambda f: change_params(f, n_heads=1), "says 1 key-value heads, which 2 files cannot share"),
     "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 do not fit"),
@@ -123,14 +123,12 @@ def test_faults_are_named_and_leave_nothing(
     ("options", "said"),
     [
         ({"model_size": "13B"}, "--model_size 13B has dim 5120, 40 layers, 40 key-value heads, but"),
-        ({"model_size": "12B"}, "--model_size 12B is not known; take 1B, 3B"),
-        ({"llama_version": 3}, "--llama_version 3 cannot be: tokenizer.model is a SentencePiece model"),
-        ({"llama_version": 4}, "--llama_version 4 is not known"),
-        ({"num_shards": 4}, "--num_shards 4, but"),
+        ({"model_size": "12B"}, "--model_size 12B is unknown; use 1B, 3B"),
+        ({"llama_version": "3"}, "--llama_version 3 contradicts the files: tokenizer.model is a SentencePiece model"),
+        ({"llama_version": "4"}, "--llama_version 4 is unknown"),
+        ({"num_shards": 4}, "--num_shards is 4, "),
         ({"safe_serialization": False}, "only safetensors is written"),
-        ({"push_to_hub": True}, "unknown option --push_to_hub"),
         ({"max_shard_size": "big"}, "'big' is not a size"),
-        ({"instruct": "yes"}, "--instruct takes True or False"),
     ],
 )
 def test_options_that_cannot_be(
@@ -146,7 +144,7 @@ def test_versions_that_contradict_the_files(original: Make, convert: Callable[..
     three, scaled = original(THREE, name="three")[0], original(SCALED, name="scaled")[0]
     for folder, version, said in (
         (three, "2", "tokenizer.model is a table of ranks"),
-        (three, 3.1, "params.json has no use_scaled_rope"),
+        (three, "3.1", "params.json has no use_scaled_rope"),
         (scaled, "3", "params.json has use_scaled_rope"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -163,6 +161,17 @@ def test_another_models_tokenizer_is_refused(original: Make, convert: Callable[.
     seal(folder)
     with pytest.raises(ValueError, match=r"tokenizer.model has 812 tokens, the embedding in .* 800 rows"):
         convert(folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--push_to_hub=True", "unknown option --push_to_hub"), ("--instruct=yes", "--instruct takes True or False")],
+)
+def test_wrong_option_of_command_is_refused(
+    original: Make, tmp_path: Path, run_script: RunScript, option: str, message: str
+) -> None:
+    options = ("--input_dir", original()[0], "--model_size", "auto", "--output_dir", tmp_path / "out")
+    assert message in run_script("tools/convert_llama.py", *options, option, status=2).stderr
 
 
 def test_the_command_ends_with_status_2_and_one_line(original: Make, tmp_path: Path, run_script: RunScript) -> None:

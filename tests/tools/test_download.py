@@ -145,7 +145,7 @@ def test_a_repaired_folder_stays_at_its_commit(hub: Hub, get: Get, tmp_path: Pat
     hub.commit, hub.repositories["some/thing"] = new, DIFF | {"config.json": b"newer"}
     (target / "sub/notes.txt").unlink()
     out, err = get(target)
-    assert f"some/thing is at ffffffffff now; {target} stays at 0123456789" in err
+    assert f"some/thing is now at ffffffffff; {target} stays at 0123456789" in err
     assert "complete now (some/thing at 0123456789" in out
     assert downloaded(target) == DIFF
     with pytest.raises(ValueError, match="holds some/thing at 0123456789, not at ffffffffff; name a new folder"):
@@ -168,7 +168,7 @@ def test_links_are_not_followed(hub: Hub, get: Get, tmp_path: Path) -> None:
     (target / "sub/notes.txt").unlink()
     (target / "sub").rmdir()
     (target / "sub").symlink_to(outside)
-    with pytest.raises(ValueError, match=r"thing/sub is a link, behind which sub/notes.txt would be written"):
+    with pytest.raises(ValueError, match=r"thing/sub is a link through which sub/notes.txt would be written"):
         get(target)
     assert not list(outside.iterdir())
 
@@ -252,15 +252,14 @@ def test_plain_names_pass_and_doubtful_ones_do_not() -> None:
     [
         ({"specify": False, "repo_name": ""}, "exactly one of --only_base, --only_lora, --both and --specify"),
         ({"only_base": True}, "exactly one of"),
-        ({"specify": False, "repo_name": "", "only_lora": True, "fp16": True}, "--fp16 is a choice of base weights"),
-        ({"repo_name": ""}, "--specify and --repo_name OWNER/NAME go together"),
-        ({"specify": False, "only_base": True}, "go together"),
-        ({"fp32": True}, "unknown option --fp32"),
+        ({"specify": False, "repo_name": "", "only_lora": True, "fp16": True}, "--fp16 chooses base weights"),
+        ({"repo_name": ""}, "--specify and --repo_name OWNER/NAME must be used together"),
+        ({"specify": False, "only_base": True}, "must be used together"),
         ({"specify": False, "repo_name": "", "only_base": True}, "no repository zjunlp/zhixi-13b-diff, or it is priv"),
         ({"revision": "v9"}, "has no revision 'v9'"),
         ({"repo_name": "a/b/c"}, "'a/b/c' is not a repository name"),
         ({"endpoint": "ftp://x"}, "'ftp://x' is not the address of a hub"),
-        ({"endpoint": "https://me:secret@x"}, "a token goes to HF_TOKEN"),
+        ({"endpoint": "https://me:secret@x"}, "put a token into HF_TOKEN"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(
@@ -292,7 +291,7 @@ def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_transfer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"GB free, 1000000\.00 GB are to come; choose another disk"):
+    with pytest.raises(ValueError, match=r"GB free, 1000000\.00 GB are needed; choose another disk"):
         hub_folders.check_free_space(tmp_path / "a/b.partial", [RemoteFile("big", 10**15, "", "")])
     assert not (tmp_path / "a").exists()
     hub_folders.check_free_space(tmp_path / "a/b.partial", [RemoteFile("small", 10, "", "")])

@@ -93,13 +93,15 @@ def test_an_interrupted_process_says_how_much_is_there(hub: Hub, tmp_path: Path)
     hub.let_go.set()
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "\ninterrupted: 2 of 3 files, 0.50 MB of 1.05 MB have arrived; the same command resumes\n"
+    assert err == "interrupted: 2 of 3 files, 0.50 MB of 1.05 MB have arrived; the same command resumes\n"
 
 
 def test_a_part_that_was_damaged_on_the_disk_is_noticed(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     hub.faults[LARGE] = [Fault(cut=500_000), Fault(status=403)]
-    with pytest.raises(ValueError, match=r"refuses some/thing \(HTTP 403\).*0 of 1 files, 0.50 MB of 1.05 MB are ther"):
+    with pytest.raises(
+        ValueError, match=r"refuses some/thing \(HTTP 403\).*0 of 1 files, 0.50 MB of 1.05 MB have arri"
+    ):
         get(target, pattern=LARGE)
     with part_of(target).open("r+b") as part:
         part.write(b"x")
@@ -124,7 +126,7 @@ def test_a_part_as_long_as_the_file_or_longer(hub: Hub, get: Get, tmp_path: Path
 def test_two_processes_do_not_fill_one_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
     notes = tmp_path / "thing.partial/.download"
     notes.mkdir(parents=True)
-    with FileLock(notes / "lock"), pytest.raises(ValueError, match="is being written by another process; let it end"):
+    with FileLock(notes / "lock"), pytest.raises(ValueError, match="is being written by another process; wait for it"):
         get(tmp_path / "thing")
     get(tmp_path / "thing")
 
@@ -230,5 +232,5 @@ def test_the_first_error_ends_the_other_threads() -> None:
 
     start = time.monotonic()
     with pytest.raises(ValueError, match="two"):
-        hub_files.each(work, range(20), stop)
+        hub_files.run_in_threads(work, range(20), stop)
     assert time.monotonic() - start < 5

@@ -47,7 +47,7 @@ def test_pauses_that_are_asked_for() -> None:
 
 def test_too_long_a_pause_ends_the_run(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(cut=400_000), Fault(status=429, headers={"Retry-After": "7200"})]
-    with pytest.raises(ValueError, match=r"a pause of 7200 s \(HTTP 429\); run .* after it; 0 of 1 files, 0.40 MB"):
+    with pytest.raises(ValueError, match=r"a pause of 7200 s \(HTTP 429\); run .* later; 0 of 1 files, 0.40 MB"):
         get(tmp_path / "thing", pattern=LARGE)
 
 
@@ -62,7 +62,7 @@ def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: i
 
 def test_a_hub_that_stays_busy_is_given_up(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(status=503)] * hub_retry.TRIES
-    with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* goes on"):
+    with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* resumes"):
         get(tmp_path / "thing")
     assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_retry.TRIES
     hub.faults[API] = [Fault(status=503)] * hub_retry.TRIES
@@ -80,7 +80,7 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
         (Fault(status=403), r"refuses some/thing \(HTTP 403\); accept its terms there, or set HF_TOKEN"),
         (
             Fault(status=403, headers=GATED),
-            "some/thing is requires accepting its terms: accept its terms on http://127.*HF_TO",
+            "some/thing requires accepting its terms: accept them on http://127.*HF_TO",
         ),
         (Fault(status=404), r"has no .* \(HTTP 404\); try another --endpoint or --revision"),
     ],
@@ -104,7 +104,9 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, limits[1]))
     try:
-        with pytest.raises(ValueError, match=r"File too large; 0 of 1 files, 0.70 MB of 1.05 MB are there; the same c"):
+        with pytest.raises(
+            ValueError, match=r"File too large; 0 of 1 files, 0.70 MB of 1.05 MB have arrived; the same c"
+        ):
             get(tmp_path / "thing", pattern=LARGE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -202,7 +204,7 @@ def test_a_mirror_without_sizes_and_hashes_is_no_use(
         get(tmp_path / "thing")
     hub.heads, hub.linked_sizes = True, False
     request.getfixturevalue("storage")
-    with pytest.raises(ValueError, match=r"the hub gives no size of .*, so nothing could be checked; use another --e"):
+    with pytest.raises(ValueError, match=r"the hub gives no size of .*, so it could not be verified; use another --e"):
         get(tmp_path / "thing")
     assert not list(tmp_path.iterdir())
 

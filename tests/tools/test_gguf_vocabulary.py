@@ -115,7 +115,7 @@ def test_added_tokens_and_rows_that_no_token_has(
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 801]}')
     export_gguf.main(str(folder), str(file), "f16")
     notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notice:")]
-    assert notices == ["notice: llama.cpp finds '知识' wherever it stands; ids around it may differ"]
+    assert notices == ["notice: llama.cpp matches '知识' anywhere; ids around it may differ"]
     found = keys(file)
     assert found["tokenizer.ggml.tokens"][800:806] == ["<pad>", "<|end|>", "< x 1>", "知识", "[PAD804]", "[PAD805]"]
     assert found["tokenizer.ggml.token_type"][800:] == [CONTROL] * 2 + [USER_DEFINED] * 2 + [UNUSED] * 12
@@ -189,12 +189,12 @@ def test_tokenizers_that_do_not_fit_are_refused(make: Make, tmp_path: Path, byte
     edit(folder / "tokenizer_config.json", pad_token=None)
     added = {"content": "<more>", "special": True, "normalized": False}
     edit(path, added_tokens=[*table["added_tokens"], {"id": 800, **added}])
-    refused(folder, "token '<more>' has id 800, but the embedding only 800 rows")
+    refused(folder, "token '<more>' has id 800, but the embedding has only 800 rows")
     table["model"]["vocab"] |= {"▁": 799, list(table["model"]["vocab"])[799]: table["model"]["vocab"]["▁"]}
     edit(path, **table)
     refused(folder, "tokenizer.json has")
     (folder / "tokenizer.model").unlink()
-    refused(folder, "was made from a SentencePiece model; put its tokenizer.model beside it")
+    refused(folder, "was made from a SentencePiece model; copy its tokenizer.model beside it")
     edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
     cut = byte_level("llama-bpe")
     for change, said in (

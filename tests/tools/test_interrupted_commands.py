@@ -1,7 +1,6 @@
 """Every tool that is killed or interrupted: it resumes, or starts over, as its message says, with the same result."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -209,16 +208,25 @@ def test_ctrl_c_in_set_template_removes_partial_folder_and_says_so(
     assert not list(tmp_path.iterdir())
 
 
+def is_reading(file: Path) -> Callable[[int], bool]:
+    """Whether a process, given by its id, has a file open."""
+
+    def check(pid: int) -> bool:
+        try:
+            return any(entry.readlink() == file for entry in Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:  # a descriptor was closed meanwhile
+            return False
+
+    return check
+
+
 def test_ctrl_c_in_build_tokenizer_leaves_old_files(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    folder, pipe = shutil.copytree(tiny_tokenizer, tmp_path / "words"), tmp_path / "pipe"
+    folder, texts = shutil.copytree(tiny_tokenizer, tmp_path / "words"), tmp_path / "texts.txt"
     before = contents(folder)
-    os.mkfifo(pipe)
+    texts.write_text("some plain text\n" * 1_000_000)  # seconds of work
     arguments: list[object] = ["tools/build_tokenizer.py", "--tokenizer_model", folder / "tokenizer.model"]
-    process = start([*arguments, "--output_dir", folder, "--check_path", pipe])
-    with pipe.open("w"):  # opens once the command reads, and gives it nothing
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=120)
-    assert (process.returncode, message.strip()) == (130, "interrupted")
+    arguments += ["--output_dir", folder, "--check_path", texts]
+    assert interrupted(arguments, is_reading(texts)) == "interrupted"
     assert contents(folder) == before
 
 
@@ -243,13 +251,7 @@ def test_ctrl_c_in_seal_leaves_old_seal_and_signature(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text("{}")
     (tmp_path / "model.sig").write_text("a signature")
 
-    def is_read(pid: int) -> bool:
-        try:
-            return any(entry.readlink() == file for entry in Path(f"/proc/{pid}/fd").iterdir())
-        except OSError:  # a descriptor was closed meanwhile
-            return False
-
-    assert interrupted(["tools/checkpoint.py", "seal", tmp_path], is_read) == "interrupted"
+    assert interrupted(["tools/checkpoint.py", "seal", tmp_path], is_reading(file)) == "interrupted"
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "checkpoint.json", "model.sig"}
 
 

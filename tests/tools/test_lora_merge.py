@@ -154,14 +154,14 @@ def test_vocabulary_that_grew_grows_the_model(
 
 
 UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None], str]] = {
-    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out=True is not supported"),
+    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "as a matrix of"),
     "biases": ({"bias": "all"}, {}, "bias='all' is not supported"),
     "other method": ({"peft_type": "LOHA"}, {}, "of type LOHA"),
     "changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights='pissa'"),
     "parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters=['experts'] is not supported"),
     "rank": ({"r": 8}, {}, "its adapter_config.json says 8"),
     "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "has only one of lora_A and lora_B"),
-    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "lora_C.weight, which is not a tensor of a LoRA adapter"),
+    "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "is not a tensor of a LoRA"),
     "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "changes model.layers.7.mlp, which"),
     "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "as a matrix of 64 by 63, which in"),
 }  # fmt: skip

@@ -109,7 +109,7 @@ def test_tensors_that_share_memory_in_a_bin_are_read_each(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5GiB", 3 * 2**29), ("77", 77)]
 )
-def test_sizes(text: str | int, size: int) -> None:
+def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 

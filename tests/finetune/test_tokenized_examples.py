@@ -1,4 +1,4 @@
-"""tokenized_examples.py: what is kept of a file, when it is made anew, and that memory does not grow with it."""
+"""tokenized_examples.py: the cache of examples, truncation, supervised spans, and memory."""
 
 import json
 import pickle
@@ -12,10 +12,10 @@ from chat_prompts.prompt_encoding import PromptEncoder, Turn
 from instruction_data import tokenized_examples
 from instruction_data.data_sources import Source
 from instruction_data.named_templates import load_template
-from instruction_data.tokenized_examples import Settings, cache_key, fit, open_encoded
-from instruction_rows import encoded, opened
+from instruction_data.tokenized_examples import EncodingSettings, cache_key, open_examples, truncate
 from json_rows.instruction_rows import messages_of
 from transformers import AutoTokenizer
+from tuning_runs import encoded, opened
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tokenizer(tiny_tokenizer: Path) -> Any:
     return tokenizer
 
 
-def test_the_cache_holds_what_was_encoded(
+def test_cached_examples_equal_the_encoded_rows(
     tmp_path: Path, tokenizer: Any, rows: list[dict[str, str]], rows_file: Path
 ) -> None:
     examples, report = encoded(tokenizer, rows, 110)
@@ -43,45 +43,45 @@ def test_the_cache_holds_what_was_encoded(
     assert again[3][0].tolist() == kept[3][0].tolist()
 
 
-def test_rows_that_are_dropped_leave_the_places_of_the_others(tmp_path: Path, tokenizer: Any) -> None:
+def test_row_numbers_count_dropped_rows(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"instruction": "a", "output": text} for text in ("x", "", "y")]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert opened(tokenizer, file, tmp_path / "cache").numbers.tolist() == [0, 2]
+    assert opened(tokenizer, file, tmp_path / "cache").row_numbers.tolist() == [0, 2]
     assert len(opened(tokenizer, file, tmp_path / "cache", cutoff=20)) == 0
 
 
-def test_rows_are_encoded_once_until_something_changes(
+def test_file_is_encoded_again_only_if_content_settings_or_template_change(
     tmp_path: Path, tokenizer: Any, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    write = tokenized_examples._write
+    write = tokenized_examples._write_cache
 
     def noted(*given: Any) -> None:
         made.append(given[-1])
         write(*given)
 
-    monkeypatch.setattr(tokenized_examples, "_write", noted)
+    monkeypatch.setattr(tokenized_examples, "_write_cache", noted)
     encoder, source, cache = PromptEncoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
     for _ in range(2):
-        open_encoded(encoder, source, Settings(512), cache)
+        open_examples(encoder, source, EncodingSettings(512), cache)
     assert len(made) == 1
     other = tmp_path / "other.jsonl"
     other.write_bytes(rows_file.read_bytes())
-    open_encoded(encoder, Source("other", other), Settings(512), cache)  # the same rows under another name
+    open_examples(encoder, Source("other", other), EncodingSettings(512), cache)  # equal rows, another name
     assert len(made) == 1
-    open_encoded(encoder, source, Settings(100), cache)
-    open_encoded(encoder, source, Settings(512, train_on_inputs=True), cache)
+    open_examples(encoder, source, EncodingSettings(100), cache)
+    open_examples(encoder, source, EncodingSettings(512, train_on_inputs=True), cache)
     other.write_bytes(rows_file.read_bytes() + b'{"instruction": "a", "output": "b"}\n')
-    open_encoded(encoder, Source("other", other), Settings(512), cache)
-    before = cache_key(encoder, rows_file, Settings(512))
+    open_examples(encoder, Source("other", other), EncodingSettings(512), cache)
+    before = cache_key(encoder, rows_file, EncodingSettings(512))
     tokenizer.chat_template = load_template("alpaca_short")
-    assert cache_key(PromptEncoder(tokenizer), rows_file, Settings(512)) != before
+    assert cache_key(PromptEncoder(tokenizer), rows_file, EncodingSettings(512)) != before
     assert len(made) == 4
     assert {path.name for path in cache.iterdir()} == {path.name for path in made}
 
 
-def test_a_bad_row_leaves_nothing_half_made(tmp_path: Path, tokenizer: Any) -> None:
+def test_bad_row_is_an_error_with_its_place_and_leaves_no_cache(tmp_path: Path, tokenizer: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3 + "{}\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl:4 has no text under 'instruction'"):
@@ -89,7 +89,7 @@ def test_a_bad_row_leaves_nothing_half_made(tmp_path: Path, tokenizer: Any) -> N
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_every_row_ends_in_a_supervised_eos_also_when_cut(tokenizer: Any, rows: list[dict[str, str]]) -> None:
+def test_every_example_ends_in_a_supervised_eos_even_if_truncated(tokenizer: Any, rows: list[dict[str, str]]) -> None:
     eos = tokenizer.eos_token_id
     whole, report = encoded(tokenizer, rows, 512)
     assert (report.kept, report.truncated, report.dropped.total()) == (len(rows), 0, 0)
@@ -136,18 +136,18 @@ def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> 
         (5, [1, 1, 1, 7, 2], [(3, 5)]),
     ],
 )
-def test_fit_reserves_the_end(cutoff: int, ids: list[int], spans: list[tuple[int, int]]) -> None:
-    example, cut = fit([Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])], cutoff)
+def test_truncated_example_keeps_the_end_of_turn(cutoff: int, ids: list[int], spans: list[tuple[int, int]]) -> None:
+    example, truncated = truncate([Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])], cutoff)
     assert example == (ids, spans)
-    assert cut == (cutoff < 12)
-    assert fit([Turn([1, 1, 1], [7, 7], [2])], 4) == (None, True)
+    assert truncated == (cutoff < 12)
+    assert truncate([Turn([1, 1, 1], [7, 7], [2])], 4) == (None, True)
 
 
-def test_fit_ends_a_cut_earlier_answer_like_the_last_one() -> None:
-    """Where a template writes no end-of-turn, earlier answers have none and the last one ends in EOS."""
+def test_truncated_earlier_answer_ends_like_the_last_answer() -> None:
+    """If a template writes no end of turn, earlier answers have none and the last one ends in EOS."""
     turns = [Turn([1], [7, 7, 7], []), Turn([3], [8], [2])]
-    assert fit(turns, 9)[0] == ([1, 7, 7, 7, 3, 8, 2], [(1, 4), (5, 7)])
-    assert fit(turns, 4) == (([1, 7, 7, 2], [(1, 4)]), True)
+    assert truncate(turns, 9)[0] == ([1, 7, 7, 7, 3, 8, 2], [(1, 4), (5, 7)])
+    assert truncate(turns, 4) == (([1, 7, 7, 2], [(1, 4)]), True)
 
 
 MEASURE = """
@@ -157,19 +157,19 @@ from pathlib import Path
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.named_templates import load_template
 from instruction_data.data_sources import Source
-from instruction_data.tokenized_examples import Settings, open_encoded
+from instruction_data.tokenized_examples import EncodingSettings, open_examples
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer.chat_template = load_template("alpaca_short")
 encoder = PromptEncoder(tokenizer)
 for file in sys.argv[2:]:
-    open_encoded(encoder, Source("x", Path(file)), Settings(4096), Path(file).parent / "cache")
+    open_examples(encoder, Source("x", Path(file)), EncodingSettings(4096), Path(file).parent / "cache")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, tiny_tokenizer: Path, repository: Path) -> None:
-    """A list four times as long, some 15 MB more of text and of ids, takes next to nothing beyond the first."""
+    """A list four times as long, with 15 MB more of text and ids, needs less than 10 MB more memory."""
     row = json.dumps({"instruction": "x" * 600, "input": "Bafi was born in Tola. " * 60, "output": "Tola"})
     for name, count in (("small", 2000), ("large", 8000)):
         (tmp_path / f"{name}.json").write_text("[" + ",\n".join([row] * count) + "]")

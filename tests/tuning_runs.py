@@ -1,4 +1,4 @@
-"""Instruction rows as they are trained on, and trainers over them, for the tests of tuning."""
+"""Encoded examples and trainers made from instruction rows, for the tests of tuning."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,18 @@ from typing import Any
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source
-from instruction_data.tokenized_examples import EncodedRows, Example, Report, Settings, encode, open_encoded
+from instruction_data.tokenized_examples import (
+    CachedExamples,
+    EncodedExample,
+    EncodingReport,
+    EncodingSettings,
+    encode_rows,
+    open_examples,
+)
 from instruction_tuning.adapters import load_model
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
-from instruction_tuning.tuning_data import arrange
+from instruction_tuning.tuning_data import split_and_order
 from packed_attention.segment_attention import can_pack
 
 SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--logging_steps", "1", "--seed", "1",
@@ -19,16 +26,16 @@ SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--log
 
 def encoded(
     tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False
-) -> tuple[list[Example], Report]:
-    """Rows as they are trained on, and what became of them."""
-    report = Report()
-    chunks = encode(PromptEncoder(tokenizer), rows, Settings(cutoff, train_on_inputs), report)
+) -> tuple[list[EncodedExample], EncodingReport]:
+    """The examples of the rows that are kept, and the counts of all rows."""
+    report = EncodingReport()
+    chunks = encode_rows(PromptEncoder(tokenizer), rows, EncodingSettings(cutoff, train_on_inputs), report)
     return [example for chunk in chunks for _, example in chunk], report
 
 
-def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> EncodedRows:
-    """A file's rows out of the cache."""
-    return open_encoded(PromptEncoder(tokenizer), Source(name or file.stem, file), Settings(cutoff), cache)
+def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> CachedExamples:
+    """The examples of a file from the cache."""
+    return open_examples(PromptEncoder(tokenizer), Source(name or file.stem, file), EncodingSettings(cutoff), cache)
 
 
 def command(base: Path, data: Path | str, output: Path, *more: object) -> list[str]:
@@ -38,10 +45,10 @@ def command(base: Path, data: Path | str, output: Path, *more: object) -> list[s
 
 
 def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: object) -> InstructionTrainer:
-    """The trainer that finetune.py would make, without dropout and checkpoints."""
+    """The trainer of finetune.py with these options, without dropout and checkpoints."""
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
     parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
     model = load_model(args)
     assert can_pack(model) or args.packing != "true"
-    return make_trainer(args, model, tokenizer, arrange(args, parts, []), {})
+    return make_trainer(args, model, tokenizer, split_and_order(args, parts, []), {})

@@ -1,0 +1,123 @@
+"""The wording of extraction instructions, and extraction.json, which records it for demos and the server.
+
+{"tasks": {"ner": {"en": {"text_characters": 120, "instruction": "… {schema} …", "answer": {...}}}}}
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from json_rows.row_files import read_json
+
+from instruction_data.annotations import Annotation, text_fault
+
+SEPARATORS = {"en": ", ", "zh": "、"}  # between the types in an instruction
+SHAPES: dict[str, dict[str, list[Any]]] = {
+    "ner": {"<type>": ["<name>"]},
+    "re": {"<relation>": [{"subject": "<name>", "object": "<name>"}]},
+}
+WORDING = {
+    "ner": {
+        "en": "Which entities of the following types does the text name: {schema}? Reply with a JSON object: each type "
+        "is a key, its value the list of its entities as the text spells them, [] for none.",
+        "zh": "文本中有哪些以下类型的实体：{schema}？以JSON对象作答，类型为键，"
+        "值为实体的列表，写法与原文一致，没有则为[]。",
+    },
+    "re": {
+        "en": "Which relations of the following kinds does the text state: {schema}? Reply with a JSON object: each "
+        'kind is a key, its value a list of {"subject": …, "object": …} as the text spells them, [] for none.',
+        "zh": "文本中陈述了以下哪些关系：{schema}？以JSON对象作答，关系为键，"
+        '值为{"subject": …, "object": …}的列表，写法与原文一致，没有则为[]。',
+    },
+}
+
+
+class ExtractionQuestion(NamedTuple):
+    """The question of one task in one language."""
+
+    wording: str  # with {schema}, where it names the types
+    instruction: str  # the wording with the types in place of {schema}
+    types: list[str]
+    absent: str  # how an answer treats types without items: "empty list" or "left out"
+
+
+def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """The value of "tasks" in an extraction.json: task -> language -> {"instruction", ...}; ValueError if malformed."""
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    if isinstance(tasks, dict) and all(isinstance(languages, dict) for languages in tasks.values()):
+        entries = [entry for languages in tasks.values() for entry in languages.values()]
+        if not any(text_fault(entry, "instruction") for entry in entries):
+            return tasks
+    expected = '{"tasks": {"ner": {"en": {"instruction": …}}}}'
+    raise ValueError(f"{path} is not an extraction.json of the form {expected}; repair it or name another file")
+
+
+def answer_form(task: str, absent: str) -> dict[str, Any]:
+    """The description of an answer in extraction.json: its shape with placeholders, and types without items."""
+    return {"shape": SHAPES[task], "absent": absent}
+
+
+def absent_of(wording: str) -> str:
+    """How an answer treats types without items; it can list all types only if the instruction names them."""
+    return "empty list" if "{schema}" in wording else "left out"
+
+
+def read_wording(path: str, task: str) -> dict[str, str]:
+    """Language -> wording of `task` from an extraction.json, or the default wording if `path` is empty.
+
+    Raises ValueError if the file describes answers of another form than ie_build.py writes for this wording.
+    """
+    if not path:
+        return WORDING[task]
+    entries = tasks_of(path, read_json(path, "--wording takes an extraction.json")).get(task, {})
+    for language, entry in entries.items():
+        form = answer_form(task, absent_of(entry["instruction"]))
+        if entry.get("answer", form) != form:
+            raise ValueError(
+                f"{path} describes another answer for {task} in {language} than this wording gets; "
+                f"remove its answer, or set it to {json.dumps(form)}"
+            )
+    return {language: entry["instruction"] for language, entry in entries.items()}
+
+
+def make_questions(
+    annotations: list[Annotation], task: str, types: dict[str, list[str]], wording: dict[str, str]
+) -> dict[str, ExtractionQuestion]:
+    """The question for each language of the annotations; ValueError if its types or wording are missing."""
+    questions = {}
+    for language in sorted({annotation.language for annotation in annotations}):
+        if not types.get(language):
+            raise ValueError(f"no types are known for the sentences in {language}; give --types with a list for them")
+        if language not in wording:
+            raise ValueError(
+                f"the wording has no instruction for {task} in {language}; add it to the file, or remove --wording"
+            )
+        text = wording[language]
+        # str.format would fail on braces in the wording or in the types.
+        instruction = text.replace("{schema}", SEPARATORS[language].join(types[language]))
+        questions[language] = ExtractionQuestion(text, instruction, types[language], absent_of(text))
+    return questions
+
+
+def updated_extraction(
+    path: Path, task: str, questions: dict[str, ExtractionQuestion], lengths: dict[str, int]
+) -> dict[str, Any]:
+    """The content of the extraction.json at `path`, which may not exist, with this task and its languages added.
+
+    lengths: usual characters of a sentence by language; a value in the file is kept, so that building a test set does
+    not change the value of the training set. Raises ValueError if the file has another wording for this task.
+    """
+    content = read_json(path) if path.exists() else {"tasks": {}}
+    tasks = tasks_of(path, content)
+    languages = dict(tasks.get(task, {}))
+    for language, question in questions.items():
+        new = {"instruction": question.wording, "answer": answer_form(task, question.absent)}
+        old = languages.get(language, {})
+        for key in new:
+            if old.get(key, new[key]) != new[key]:
+                raise ValueError(
+                    f"{path} has another {key} for {task} in {language}, and a model is tuned on one wording only; "
+                    f"use the file's with --wording {path}, or write --output to another folder"
+                )
+        languages[language] = {"text_characters": lengths[language]} | old | new
+    return content | {"tasks": tasks | {task: languages}}
