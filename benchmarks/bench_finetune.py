@@ -1,30 +1,29 @@
-"""What our instruction tuning gains over the published script and over TRL with packing: a small LLaMA, LoRA, the CPU.
+"""Compare the speed of instruction tuning with the published script and with TRL: a small LLaMA, LoRA, on the CPU.
 
     python benchmarks/bench_finetune.py
     python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
 
-Each is a process (`--role`) that trains one epoch of the same instruction rows from the same weights, in turns: one
-thread, float32, the same LoRA, about as many rows a step, the first --warm_up steps not counted.
+Each contender is a process (`--role`) that trains one epoch of the same examples from the same weights with the same
+LoRA, in one thread and float32, with about as many examples a step. The first --warm_up steps are not counted.
 
-- published, after alpaca-lora: rows are tokenised one by one, prompt and whole, and padded to the longest of their
-  micro batch, to a multiple of 8; plain Trainer, random order, logits at every place.
-- trl: SFTTrainer, packed by best fit, loss on completions only, a packed row of --pack_length each forward pass (512
-  was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in the others
-  (TRL's default is on), in an environment that the first run makes (--trl_venv). On a CPU it attends by sdpa under a
-  dense mask made of position_ids, so rows do not see each other; its head scores every place (the supervised ones alone
-  only where Triton runs, on a GPU).
-- ours: finetune.py's trainer, and without each of its parts in turn: prefixes that rows have in common computed for
-  each row (prefixes apart), rows of similar length padded (padded), the head at every place (whole head).
+- published, after alpaca-lora: examples are tokenised one by one and padded to the longest of their micro batch and a
+  multiple of 8; plain Trainer, random order, logits of every position.
+- trl: SFTTrainer, best-fit packing, loss on completions only, a packed sequence of --pack_length tokens a forward pass
+  (512 was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in the
+  others (TRL's default is on), in an environment that the first run makes (--trl_venv). On a CPU it uses sdpa with a
+  dense mask from position_ids and computes the logits of every position (with Triton, of supervised positions only).
+- ours: finetune.py's trainer; then without shared prefixes (prefixes apart), with padded batches of similar lengths
+  (padded), and with the logits of every position (whole head).
 
-Rows: CrossNER of ../shared/data/crossner as instructions, else the rows of examples/make_demo.py world. The model
-is tiny and has LLaMA-2's vocabulary. What a head gains shrinks with the model: it is four fifths of the products with
-weights here, in LLaMA-2 7B 2 %; what shared prefixes gain does not. The last line is JSON; figures are medians over
+The examples are made from CrossNER in ../shared/data/crossner, or from the demo world of examples/make_demo.py. The
+model is tiny and has LLaMA-2's vocabulary. The output matrix is four fifths of the weights here and 2 % in LLaMA-2 7B,
+so its gain shrinks with the model; the gain of shared prefixes does not. The last line is JSON; values are medians over
 the rounds:
 
-- rows_per_cpu_s, supervised_tokens_per_cpu_s: {contender: instruction rows, or tokens with a label, a CPU second};
-- padding: {contender: share of the slots (places for a token) that hold none};
-- ours_over: {contender: {rows, supervised_tokens: [ours divided by theirs within a round, the least, the greatest]}};
-- tokenising: {published, ours: rows a CPU second of datasets.map row by row, and of our encoder; ratio}.
+- examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
+- padding: {contender: share of token slots that are padding};
+- ours_over: {contender: {examples, supervised_tokens: [ours / theirs, minimum, maximum over the rounds]}};
+- tokenising: {published, ours: rows per CPU second of datasets.map row by row, and of our encoder; ratio}.
 """
 
 import json
@@ -45,15 +44,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
 CROSSNER = REPOSITORY.parent / "shared/data/crossner"
 TRL = "trl==1.16.0"
-COMPARED = ("published", "trl", "ours")  # the rest of ROLES is ours without one of its parts
+COMPARED = ("published", "trl", "ours")  # the other roles are ours without one of its methods
 LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
 
 
-# --- rows and a model from nothing ------------------------------------------------------------------------------------
+# --- examples and a model ---------------------------------------------------------------------------------------------
 
 
 def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
-    """Every sentence as an instruction to find its entities, the answer as JSON from type to names."""
+    """Every sentence as an instruction row; the answer is a JSON object from types to names."""
     rows = []
     for file in sorted([*folder.glob("*/train.json"), *folder.glob("*/test.json")]):
         types = ", ".join(json.loads((file.parent / "class.json").read_text(encoding="utf-8")))
@@ -68,10 +67,10 @@ def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
 
 
 def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) -> None:
-    """Into scratch: rows.jsonl, settings.json, and base, a random LLaMA with LLaMA-2's tokenizer or one of the rows.
+    """Write to scratch: rows.jsonl, settings.json, and base, a random LLaMA.
 
-    vocab_size: of the latter; 0: the former, if it is there. The settings also hold the prompt as the format string
-    that the published script has, with an input.
+    vocab_size: pieces of a tokenizer trained on the rows; 0: LLaMA-2's tokenizer, if present. settings.json also has
+    the prompt with an input as the published script's format string.
     """
     import build_tokenizer
     from demo_world import tiny_llama, world_builder
@@ -82,7 +81,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
         world_builder.make_world(str(scratch / "world"), documents_per_language=10, rows=count + 100)
         rows = read_jsonl(scratch / "world/train.jsonl")
     if len(rows) < count:
-        raise ValueError(f"there are {len(rows)} rows, and {count} are wanted; lower --steps, --warm_up or --batch")
+        raise ValueError(f"there are {len(rows)} rows, and {count} are needed; lower --steps, --warm_up or --batch")
     words, pieces = str(scratch / "words"), LLAMA
     if vocab_size or not LLAMA.is_file():
         texts, pieces = scratch / "texts.txt", scratch / "words/tokenizer.model"
@@ -104,7 +103,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
 
 
 def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
-    """What a role measures of itself, in a process of its own with one thread."""
+    """The measurements of a role, from its own process with one thread."""
     single = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     command = [python, __file__, "--role", role, "--scratch", str(scratch)]
     done = subprocess.run(command, env=os.environ | single, capture_output=True, text=True)
@@ -114,7 +113,7 @@ def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict
 
 
 def trl_python(folder: Path) -> str:
-    """The Python of TRL's environment, with the versions of this one; made where it is not there yet (1 GB)."""
+    """The Python of TRL's environment, which is made if it is missing (1 GB), with this environment's versions."""
     python, mark = folder / "bin/python", folder / "installed.txt"
     ours = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers", "peft", "datasets", "fire")]
     wanted = " ".join([TRL, *ours])
@@ -122,13 +121,13 @@ def trl_python(folder: Path) -> str:
         print(f"{folder}: installing {wanted}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         if subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted.split()]).returncode:
-            raise ValueError(f"{folder} lacks what pip could not install; leave TRL out with --trl False")
+            raise ValueError(f"pip could not install TRL in {folder}; run without it: --trl False")
         mark.write_text(wanted)
     return str(python)
 
 
 def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Medians over the rounds, and ratios within each; the keys are explained at the head of this file."""
+    """Medians over the rounds, and ratios within each round; the docstring of this file describes the keys."""
 
     def rates(kind: str, name: str) -> list[float]:
         return [found[name][kind] / found[name]["cpu_s"] for found in rounds]
@@ -137,7 +136,7 @@ def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         each = [ours / theirs for ours, theirs in zip(rates(kind, "ours"), rates(kind, name), strict=True)]
         return [round(value, 3) for value in (median(each), min(each), max(each))]
 
-    kinds, last = ("rows", "supervised_tokens"), rounds[-1]
+    kinds, last = ("examples", "supervised_tokens"), rounds[-1]
     result: dict[str, Any] = {
         f"{kind}_per_cpu_s": {name: round(median(rates(kind, name)), 2) for name in names} for kind in kinds
     }
@@ -150,12 +149,12 @@ def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table."""
-    print(f"\n{'':18}{'rows/CPU s':>11}{'supervised/CPU s':>18}{'padding':>9}  ours over it, by supervised tokens")
-    for name, rate in result["rows_per_cpu_s"].items():
+    """Print the table."""
+    print(f"\n{'':18}{'examples/CPU s':>15}{'supervised/CPU s':>18}{'padding':>9}  ours over it, by supervised tokens")
+    for name, rate in result["examples_per_cpu_s"].items():
         supervised, padding = result["supervised_tokens_per_cpu_s"][name], result["padding"][name]
         over = result["ours_over"].get(name, {"supervised_tokens": (1, 1, 1)})["supervised_tokens"]
-        print(f"{name:18}{rate:11.2f}{supervised:18.1f}{padding:9.1%}  {over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})")
+        print(f"{name:18}{rate:15.2f}{supervised:18.1f}{padding:9.1%}  {over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})")
     print("tokenising, rows/CPU s: {published} by datasets.map, {ours} ours, x {ratio}".format(**result["tokenising"]))
 
 
@@ -177,7 +176,7 @@ def main(
     scratch: str = "",
     **unknown: object,
 ) -> None:
-    """batch: rows a step; micro: in a forward pass; role, scratch: for the processes that this one starts."""
+    """batch: examples a step; micro: examples a forward pass; role, scratch: for the processes of the contenders."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if role:

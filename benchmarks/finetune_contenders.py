@@ -1,4 +1,4 @@
-"""The trainers that bench_finetune.py compares: published, TRL's and ours, each measuring its own steps."""
+"""The trainers that bench_finetune.py compares: published, TRL's and ours. Each measures its own steps."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-IGNORED = -100  # the label of a place that is not supervised
+IGNORED = -100  # the label of an unsupervised position
 Row = dict[str, str]
 Settings = dict[str, Any]  # cutoff, batch, micro, steps, warm_up, pack_length, prompt
 
@@ -20,21 +20,21 @@ def read_jsonl(path: Path) -> list[Row]:
         return [json.loads(line) for line in lines]
 
 
-def contents(batch: dict[str, Any]) -> dict[str, int]:
-    """What a micro batch holds; rows: those with a label. TRL's packed ones start where position_ids is 0."""
+def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
+    """Counts of a micro batch; examples: those with a label. TRL's packed examples start where position_ids is 0."""
     import torch
 
     ids = batch["input_ids"]
-    supervised = batch["targets" if "targets" in batch else "labels"] != IGNORED  # ours: of the columns `keep` alone
+    supervised = batch["targets" if "targets" in batch else "labels"] != IGNORED  # ours: the kept columns only
     places = torch.arange(ids.shape[1])
-    if "segments" in batch:  # ours, packed: a row is a segment, or the rest of one behind a shared prefix
+    if "segments" in batch:  # ours, packed: an example is a segment, or the remainder after a shared prefix
         lengths = torch.tensor([segment.length for segment in batch["segments"]])
-        row = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
+        example = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
     else:
         starts = batch["position_ids"] == 0 if "position_ids" in batch else places.expand_as(ids) == 0
-        row = starts.flatten().cumsum(0).view_as(ids)  # (lines, width) the number of the row that a slot belongs to
+        example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), number of the example of each slot
     return {
-        "rows": row[:, batch.get("keep", places)][supervised].unique().numel(),
+        "examples": example[:, batch.get("keep", places)][supervised].unique().numel(),
         "supervised_tokens": int(supervised.sum()),
         "tokens": int(batch["attention_mask"].sum()) if "attention_mask" in batch else ids.numel(),
         "slots": ids.numel(),
@@ -42,7 +42,7 @@ def contents(batch: dict[str, Any]) -> dict[str, int]:
 
 
 def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
-    """Train; what the steps after the first ones held, their CPU seconds, and the loss of every step."""
+    """Train; the counts and CPU seconds of the steps after the warm-up, and the loss of every step."""
     from transformers import TrainerCallback
 
     counts: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
 
     def counting(model: Any, batch: Any, *more: Any, **options: Any) -> Any:
         for micro in batch.get("micro_batches", [batch]):
-            counts.update(contents(micro))
+            counts.update(batch_counts(micro))
         return step(model, batch, *more, **options)
 
     class Clock(TrainerCallback):
@@ -68,7 +68,7 @@ def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
 
 
 def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """What all trainers are told, in Trainer's names."""
+    """Options of all trainers, by Trainer's names."""
     return {
         "output_dir": str(scratch / "output"), "max_steps": settings["warm_up"] + settings["steps"], "seed": 1,
         "learning_rate": 3e-4, "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
@@ -78,7 +78,7 @@ def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def base_of(scratch: Path) -> tuple[Any, Any, Any]:
-    """The tokenizer and the float32 model of scratch/base, and the adapter that all of them train."""
+    """The tokenizer and the float32 model of scratch/base, and the configuration of the adapter."""
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,7 +89,7 @@ def base_of(scratch: Path) -> tuple[Any, Any, Any]:
 
 
 def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row], dict[str, list[int]]]:
-    """A function for datasets.map: one row to ids and labels by two calls of the tokenizer."""
+    """A function for datasets.map: a row to ids and labels by two calls of the tokenizer."""
 
     def encode(text: str, end: bool) -> list[int]:
         ids = tokenizer(text, truncation=True, max_length=cutoff, padding=False)["input_ids"]
@@ -105,7 +105,7 @@ def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row
 
 
 def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Trained as the published script trains."""
+    """Train like the published script."""
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
@@ -125,7 +125,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Trained by TRL; a step takes as many packed rows as hold about --batch instruction rows."""
+    """Train with TRL; a step has as many packed sequences as hold about --batch examples."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -147,7 +147,7 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Trained by finetune.py's own functions, as its command line would have it; options: more of that."""
+    """Train with finetune.py's functions; options: further options of its command line."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from instruction_data.data_sources import find_sources
     from instruction_tuning.adapters import load_model
@@ -170,7 +170,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
-    """Rows a CPU second of datasets.map row by row and of our encoder, on the rows repeated to at least so many."""
+    """Rows per CPU second of datasets.map row by row and of our encoder; rows are repeated to `least` or more."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data import tokenized_examples

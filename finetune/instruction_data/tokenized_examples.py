@@ -50,14 +50,8 @@ class EncodingReport:
     longest: int = 0
 
     def __add__(self, other: "EncodingReport") -> "EncodingReport":
-        return EncodingReport(
-            self.kept + other.kept,
-            self.truncated + other.truncated,
-            self.dropped + other.dropped,
-            self.tokens + other.tokens,
-            self.supervised + other.supervised,
-            max(self.longest, other.longest),
-        )
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return EncodingReport(**sums | {"longest": max(self.longest, other.longest)})
 
 
 @dataclass(frozen=True)

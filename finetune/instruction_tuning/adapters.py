@@ -95,16 +95,10 @@ def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any
         return {}
     from transformers import BitsAndBytesConfig
 
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if args.load_in == "8bit"
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
-    )
+    config = BitsAndBytesConfig(
+        load_in_8bit=args.load_in == "8bit", load_in_4bit=args.load_in == "4bit", bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
+    )  # fmt: skip
     return {"quantization_config": config, "device_map": {"": args.device}}
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/bench_finetune.py in its smallest form: what a contender says of its steps, and what is made of that."""
+"""benchmarks/bench_finetune.py in its smallest form: the measurements of a contender, and their summary."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from conftest import RunScript
 
 SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512}
-SAID = {"rows", "supervised_tokens", "tokens", "slots", "padded_slots", "cpu_s", "losses"}
+MEASURED = {"examples", "supervised_tokens", "tokens", "slots", "padded_slots", "cpu_s", "losses"}
 TRL_VENV = bench_finetune.REPOSITORY / "benchmarks/.trl_venv"
 
 
@@ -23,43 +23,56 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def holds(said: dict[str, Any]) -> None:
-    assert said.keys() == SAID
-    assert said["slots"] - said["padded_slots"] == said["tokens"] > said["supervised_tokens"] > said["rows"] > 0
+def check_measurements(said: dict[str, Any]) -> None:
+    assert said.keys() == MEASURED
+    assert said["slots"] - said["padded_slots"] == said["tokens"] > said["supervised_tokens"] > said["examples"] > 0
     assert said["cpu_s"] > 0
     assert len(said["losses"]) == 2
 
 
-def test_contenders_and_their_comparison(scratch: Path) -> None:
+def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     settings = json.loads((scratch / "settings.json").read_text())
     found = {name: finetune_contenders.ROLES[name](scratch, settings) for name in ("published", "ours")}
     for said in found.values():
-        holds(said)
-        assert said["rows"] == 8
+        check_measurements(said)
+        assert said["examples"] == 8
     assert found["published"]["slots"] % (4 * 8) == 0
     found["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, least=1)
     result = bench_finetune.summary([found], ["published", "ours"])
-    assert result.keys() == {"rows_per_cpu_s", "supervised_tokens_per_cpu_s", "padding", "ours_over", "tokenising"}
-    ratio = found["ours"]["rows"] / found["ours"]["cpu_s"] * found["published"]["cpu_s"] / found["published"]["rows"]
-    assert result["ours_over"]["published"]["rows"] == [pytest.approx(ratio, abs=1e-3)] * 3
+    assert result.keys() == {"examples_per_cpu_s", "supervised_tokens_per_cpu_s", "padding", "ours_over", "tokenising"}
+    ratio = (
+        found["ours"]["examples"]
+        / found["ours"]["cpu_s"]
+        * found["published"]["cpu_s"]
+        / found["published"]["examples"]
+    )
+    assert result["ours_over"]["published"]["examples"] == [pytest.approx(ratio, abs=1e-3)] * 3
     assert result["tokenising"].keys() == {"published", "ours", "ratio"}
 
 
-def test_packed_rows_are_counted() -> None:
+def test_batch_counts_counts_packed_examples() -> None:
     labels = torch.tensor([[-100, -100, 5, -100, 6, 7, -100]])
     packed = {"input_ids": torch.arange(7)[None], "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 0]])}
-    on_tokens = finetune_contenders.contents(packed | {"labels": labels})
-    kept = {"keep": torch.tensor([1, 3, 4]), "targets": torch.tensor([[5, 6, 7]])}  # where the same three are foretold
-    assert on_tokens == finetune_contenders.contents(packed | kept)
-    assert on_tokens == {"rows": 2, "supervised_tokens": 3, "tokens": 7, "slots": 7}  # the third row has no label
+    on_tokens = finetune_contenders.batch_counts(packed | {"labels": labels})
+    kept = {
+        "keep": torch.tensor([1, 3, 4]),
+        "targets": torch.tensor([[5, 6, 7]]),
+    }  # the positions that predict these three
+    assert on_tokens == finetune_contenders.batch_counts(packed | kept)
+    assert on_tokens == {
+        "examples": 2,
+        "supervised_tokens": 3,
+        "tokens": 7,
+        "slots": 7,
+    }  # the third example has no label
 
 
-@pytest.mark.skipif(not (TRL_VENV / "installed.txt").is_file(), reason="TRL's environment is not there")
+@pytest.mark.skipif(not (TRL_VENV / "installed.txt").is_file(), reason="TRL's environment is missing")
 def test_trl_in_its_own_environment(scratch: Path) -> None:
-    holds(bench_finetune.in_a_process("trl", scratch, str(TRL_VENV / "bin/python")))
+    check_measurements(bench_finetune.in_a_process("trl", scratch, str(TRL_VENV / "bin/python")))
 
 
-def test_bad_options_are_one_line(run_script: RunScript) -> None:
+def test_invalid_option_is_an_error_of_one_line(run_script: RunScript) -> None:
     for option, said in (("--stepz", "unknown option --stepz"), ("--micro", "counts are at least 1, --batch a mult")):
         done = run_script("benchmarks/bench_finetune.py", option, 3, status=2)
         assert done.stderr.startswith(f"error: {said}")
