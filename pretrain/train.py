@@ -16,7 +16,6 @@ from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +25,16 @@ from rank_group.rank_errors import user_errors_in_turn
 if TYPE_CHECKING:
     from pretraining.pretraining_arguments import PretrainingArguments
 
-# --- training ---------------------------------------------------------------------------------------------------------
 
-
-def load_model(args: "PretrainingArguments") -> Any:
-    """Load the base with float32 weights, as mixed precision needs; ZeRO-3 partitions them while loading.
+def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
+    """Load the base's model and tokenizer; weights are float32, as mixed precision needs, and ZeRO-3 partitions them.
 
     Raises ValueError if the checkpoint lacks weights (transformers would initialise them at random), or the attention
     backend is not available.
     """
     import torch
     from packed_attention import segment_attention
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
 
     segment_attention.register()
@@ -56,10 +53,7 @@ def load_model(args: "PretrainingArguments") -> Any:
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{args.model_name_or_path} lacks {len(wrong)} weights, such as {wrong[0]}; download it again")
-    return model
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------
+    return model, AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
 
 
 def prepare(argv: list[str]) -> tuple[Any, Path | None]:
@@ -69,12 +63,16 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     corpus, the base or the checkpoint.
     """
     from corpus_files.corpus import Corpus
-    from pretraining import preflight
+    from pretraining import preflight, universal_checkpoint
     from pretraining.pretraining_arguments import parse
+    from pretraining.pretraining_trainer import PretrainingTrainer
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, resume_point
     from sequence_packing.packed_sequences import Packing
     from sequence_packing.sampler import Schedule
+    from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
     from training_loop.run_folders import check_base
+    from transformers import set_seed
+    from transformers.utils import logging as transformers_logging
 
     args, notices = parse(argv, __doc__ or "")
     preflight.check_launch(args)
@@ -93,8 +91,7 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     identity = preflight.run_identity(corpus, packing, batch, schedule)
     start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
-        epoch = sum(size for name, size in groups.sizes.items() if weights.get(name))
-        args.max_steps = ceil(args.num_train_epochs * epoch / batch)
+        args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     if args.should_save:
         for notice in [*notices, *more, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
@@ -105,35 +102,20 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
             + (f" from {checkpoint}" if checkpoint else ""),
             flush=True,
         )
-    return make_trainer(args, corpus, sequences, groups, schedule, identity, start, checkpoint), checkpoint
-
-
-def make_trainer(
-    args: "PretrainingArguments", corpus: Any, sequences: Any, groups: Any, schedule: Any, identity: dict[str, Any],
-    start: Any, checkpoint: Path | None,
-) -> Any:  # fmt: skip
-    """Load model and tokenizer; the trainer takes the sequences in the schedule's order from the start point on."""
-    from pretraining import preflight, universal_checkpoint
-    from pretraining.pretraining_trainer import PretrainingTrainer
-    from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
-    from transformers import AutoTokenizer, set_seed
-    from transformers.utils import logging as transformers_logging
-
     if args.disable_tqdm:
         transformers_logging.disable_progress_bar()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
-    model = load_model(args)
+    model, tokenizer = load_base(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     scheduled = ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch)
     held_out = HeldOutSequences(corpus, sequences, SourceGroups.of(sequences, "held_out", groups.by_type))
-    return PretrainingTrainer(
+    trainer = PretrainingTrainer(
         scheduled, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
-        log_path=Path(str(args.output_dir)) / "train_log.jsonl", model=model, args=args,
-        data_collator=Collator(args.block_size, pad_id, sequences.packing.packed), processing_class=tokenizer,
+        log_path=output / "train_log.jsonl", model=model, args=args, processing_class=tokenizer,
+        data_collator=Collator(args.block_size, pad_id, packing.packed),
         callbacks=universal_checkpoint.prepare(args, checkpoint) if checkpoint else None,
     )  # fmt: skip
+    return trainer, checkpoint
 
 
 def load_arguments() -> type:

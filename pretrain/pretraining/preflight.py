@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
 
     Attention is counted within samples, since the samples of a packed sequence do not attend to each other.
     """
-    known = [peak for name, (peak, _) in SPEEDS.items() if name in gpu_name(args).lower()]
+    import torch
+
+    gpu = torch.cuda.get_device_name().lower() if args.device.type == "cuda" else ""
+    known = [peak for name, (peak, _) in SPEEDS.items() if name in gpu]
     peak = args.peak_tflops * 1e12 or max(known, default=0.0)
     try:
         shape = read_shape(Path(args.model_name_or_path))
@@ -77,13 +81,6 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
     lengths = corpus.lengths[:1_000_000].astype(float)
     flops = flops_per_token(shape, int((lengths**2).sum() / lengths.sum()))
     return flops / (peak * args.world_size) if peak else 0.0
-
-
-def gpu_name(args: PretrainingArguments) -> str:
-    """The name that the GPU reports; empty without a GPU."""
-    import torch
-
-    return torch.cuda.get_device_name() if args.device.type == "cuda" else ""
 
 
 # --- packed sequences and their order ---------------------------------------------------------------------------------
@@ -131,6 +128,11 @@ def check_sequence_count(sequences: PackedSequences, ranks: int) -> None:
             f"there are {sequences.train_count} sequences of {sequences.packing.block_size} tokens for {ranks} ranks; "
             "start fewer ranks, lower --block_size, or use a larger corpus"
         )
+
+
+def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
+    """The steps in which as many sequences are trained as the weighted groups have, `epochs` times."""
+    return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
 def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
