@@ -1,26 +1,24 @@
-"""What packing gains over padding, and what the Trainer costs over a bare loop, with a small LLaMA on the CPU.
+"""Packing against padding, and Trainer against a plain PyTorch loop, with a small LLaMA on the CPU.
 
     python benchmarks/bench_pretrain.py
-    python benchmarks/bench_pretrain.py --block_size 1024 --rows 8 --median 300 --rounds 5
+    python benchmarks/bench_pretrain.py --block_size 1024 --micro_batch 8 --median 300 --rounds 5
 
-The trainer is train.py's own, made from its command line: once with --no_packing, one sample a row in random order,
-padded to the longest of its micro batch, and once packed. Both compute about the same number of slots (places for a
-token) in a step. The time of a slot is measured; how many slots hold a token with a label is counted over the whole
-corpus, since a few padded steps say little of it. Documents are random ids of lognormal length; those over block_size
-are divided evenly, as preprocess.py divides them, though not at sentences. The bare loop is plain PyTorch on the packed
-batches: forward, cross_entropy, backward, clip, AdamW; its steps alternate with the Trainer's, so that both meet the
-same weather.
+The trainer is that of train.py: once with --no_packing (one sample a sequence in random order, padded to the longest of
+its micro batch), once packed. Both have about the same number of token positions in a step. The time per position is
+measured; the share of positions with a label is counted over the whole corpus, since it varies between padded steps.
+Documents are random ids of lognormal length; longer ones than block_size are divided evenly. The plain loop runs on the
+packed batches (forward, cross_entropy, backward, clip, AdamW); its steps alternate with Trainer's, so that the load of
+the machine affects both.
 
-The ratio grows with the rows of a micro batch, since the longest of many is longer, and with hidden_size: attention
-costs block_size / (6 x hidden_size) of the other work, far more than in a large model, and packed rows are longer.
+The ratio grows with the micro batch, since the longest sample of many is longer, and with hidden_size: attention costs
+block_size / (6 x hidden_size) of the other work, far more than in a large model, and packed sequences are longer.
 The last line is JSON; figures are medians over the rounds:
 
-- packed_tokens_per_cpu_s, padded_tokens_per_cpu_s: slots per CPU second of the steps, their start excluded, times slot
-  efficiency: the tokens that are learnt from;
+- packed_tokens_per_cpu_s, padded_tokens_per_cpu_s: tokens with a label per CPU second, without the start of training;
 - ratio: the first divided by the second (goal: 1.6 at a median of 450 tokens);
-- packed_slot_efficiency, padded_slot_efficiency: tokens with a label per slot;
-- overhead: CPU time of a Trainer's step, an entry of its log included, over that of the bare loop's on the same batch,
-  less 1 (goal: below 0.05).
+- packed_slot_efficiency, padded_slot_efficiency: the share of token positions with a label;
+- overhead: CPU time of a step of Trainer, with a log entry, over that of the plain loop on the same batch, minus 1
+  (goal: below 0.05).
 """
 
 import contextlib
@@ -43,11 +41,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
 
-# --- a model and a corpus from nothing --------------------------------------------------------------------------------
+# --- a random model and a random corpus -------------------------------------------------------------------------------
 
 
 def random_base(folder: Path, shape: dict[str, Any], dtype: str = "float32") -> None:
-    """A checkpoint folder: a LLaMA of this shape (LlamaConfig's names) with random weights, and a tokenizer for it."""
+    """Write a checkpoint folder: a LLaMA with random weights and a tokenizer. shape: arguments of LlamaConfig."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -64,7 +62,7 @@ def random_base(folder: Path, shape: dict[str, Any], dtype: str = "float32") -> 
 
 
 def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma: float, block_size: int) -> np.ndarray:
-    """A corpus of two sources of random ids, lognormal lengths; returns (samples,) lengths in tokens."""
+    """Write a corpus of two sources of random ids, lognormal lengths; returns (samples,) lengths in tokens."""
     from corpus_files.corpus import Corpus, CorpusWriter
     from corpus_tokenizer.document_encoder import fingerprint
     from tokenizers import Tokenizer
@@ -89,29 +87,29 @@ def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma
     return Corpus(prefix).lengths
 
 
-def padded_slots(lengths: np.ndarray, rows: int) -> float:
-    """Slots that so many random samples take, padded to the longest of them: the mean over all choices of them."""
+def padded_slots(lengths: np.ndarray, count: int) -> float:
+    """The expected token positions of `count` random samples, padded to the longest of them."""
     share = np.arange(len(lengths) + 1) / len(lengths)
-    return rows * float(np.sort(lengths) @ np.diff(share**rows))
+    return count * float(np.sort(lengths) @ np.diff(share**count))
 
 
-def rows_like(lengths: np.ndarray, slots: int) -> int:
-    """How many random samples take about so many slots."""
-    return min(range(1, slots // int(lengths.mean()) + 2), key=lambda rows: abs(padded_slots(lengths, rows) - slots))
+def samples_for(lengths: np.ndarray, slots: int) -> int:
+    """The number of random samples that take about `slots` token positions when padded."""
+    return min(range(1, slots // int(lengths.mean()) + 2), key=lambda count: abs(padded_slots(lengths, count) - slots))
 
 
-def efficiency_by_length(lengths: np.ndarray, rows: int) -> float:
-    """Slot efficiency where micro batches are made of neighbours in length, as --group_by_length made them."""
-    shuffled = np.random.default_rng(0).permutation(lengths)[: len(lengths) // (50 * rows) * 50 * rows]
-    groups = np.sort(shuffled.reshape(-1, 50 * rows), axis=1)  # Trainer sorted 50 micro batches at a time
-    return float((shuffled - 1).sum() / (groups.reshape(-1, rows).max(1).sum() * rows))
+def efficiency_by_length(lengths: np.ndarray, size: int) -> float:
+    """Slot efficiency of micro batches of samples of similar length, as with --group_by_length."""
+    shuffled = np.random.default_rng(0).permutation(lengths)[: len(lengths) // (50 * size) * 50 * size]
+    groups = np.sort(shuffled.reshape(-1, 50 * size), axis=1)  # Trainer sorted 50 micro batches at a time
+    return float((shuffled - 1).sum() / (groups.reshape(-1, size).max(1).sum() * size))
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- timed steps ------------------------------------------------------------------------------------------------------
 
 
 def make_trainer(base: Path, prefix: Path, output: Path, packed: bool, **options: Any) -> Any:
-    """train.py's trainer, ready to train; options are the command line's."""
+    """The trainer of train.py, ready to train; options: of its command line."""
     import train
 
     given = {
@@ -122,11 +120,11 @@ def make_trainer(base: Path, prefix: Path, output: Path, packed: bool, **options
 
 
 def bare_steps(trainer: Any) -> Iterator[None]:
-    """The same steps without a Trainer: its batches, a copy of its model, what a training loop needs and no more."""
+    """The same steps in a plain loop: the batches of the trainer, a copy of its model."""
     import copy
 
     import torch
-    from sequence_packing.packed_batches import RankBatches
+    from sequence_packing.sequence_batches import RankBatchSampler
     from torch.nn.functional import cross_entropy, pad
 
     args, model = trainer.args, copy.deepcopy(trainer.model).train()
@@ -134,9 +132,11 @@ def bare_steps(trainer: Any) -> Iterator[None]:
     optimizer = torch.optim.AdamW(
         model.parameters(), args.learning_rate, betas, args.adam_epsilon, args.weight_decay, fused="fused" in args.optim
     )
-    rows, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    batches = RankBatches(0, args.max_steps * accumulation, rows, 0, 1)
-    loader = iter(torch.utils.data.DataLoader(trainer.rows, batch_sampler=batches, collate_fn=trainer.data_collator))
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    batches = RankBatchSampler(0, args.max_steps * accumulation, size, 0, 1)
+    loader = iter(
+        torch.utils.data.DataLoader(trainer.sequences, batch_sampler=batches, collate_fn=trainer.data_collator)
+    )
     for _ in range(args.max_steps):
         step = list(islice(loader, accumulation))
         count = sum(int((batch["labels"] != -100).sum()) for batch in step)
@@ -152,7 +152,7 @@ def bare_steps(trainer: Any) -> Iterator[None]:
 
 
 def timed_steps(trainer: Any, beside: Iterator[None] | None) -> tuple[list[float], list[float]]:
-    """Train; CPU seconds of each of the Trainer's steps, and of a step of `beside` after each of them."""
+    """Train; CPU seconds of each step of Trainer, and of a step of `beside` after each of them."""
     from transformers import TrainerCallback
 
     ours: list[float] = []
@@ -179,11 +179,11 @@ def timed_steps(trainer: Any, beside: Iterator[None] | None) -> tuple[list[float
 
 
 def slots_of(trainer: Any, warm_up: int) -> int:
-    """Slots of all steps after the first ones."""
-    args = trainer.args
-    rows = args.per_device_train_batch_size
-    first = warm_up * rows * args.gradient_accumulation_steps
-    batches = (trainer.rows.__getitems__(range(at, at + rows)) for at in range(first, len(trainer.rows), rows))
+    """Token positions of all steps after the warm-up."""
+    args, sequences = trainer.args, trainer.sequences
+    size = args.per_device_train_batch_size
+    first = warm_up * size * args.gradient_accumulation_steps
+    batches = (sequences.__getitems__(range(at, at + size)) for at in range(first, len(sequences), size))
     return sum(trainer.data_collator(batch)["labels"].numel() for batch in batches)
 
 
@@ -191,26 +191,26 @@ def slots_of(trainer: Any, warm_up: int) -> int:
 
 
 def one_round(
-    scratch: Path, lengths: np.ndarray, rows: dict[str, int], warm_up: int, **options: Any
+    scratch: Path, lengths: np.ndarray, sizes: dict[str, int], warm_up: int, **options: Any
 ) -> dict[str, float]:
-    """Padded steps, then packed ones with the bare loop's between them; rows: of a micro batch."""
-    useful, row, steps = int((lengths - 1).sum()), {}, options.pop("steps")
+    """Padded steps, then packed ones alternating with the plain loop. sizes: micro batch, packed and padded."""
+    useful, found, steps = int((lengths - 1).sum()), {}, options.pop("steps")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for kind, count in (("padded", 2 * steps), ("packed", steps)):
             trainer = make_trainer(
                 scratch / "base", scratch / "corpus", scratch / f"{kind}-{options['seed']}", kind == "packed",
-                max_steps=warm_up + count, logging_steps=1, per_device_train_batch_size=rows[kind], **options,
+                max_steps=warm_up + count, logging_steps=1, per_device_train_batch_size=sizes[kind], **options,
             )  # fmt: skip
             ours, theirs = timed_steps(trainer, bare_steps(trainer) if kind == "packed" else None)
             if kind == "packed":
-                whole = trainer.rows.rows.to_train_on * options["block_size"]
+                whole = trainer.sequences.packed.train_count * options["block_size"]
             else:
-                whole = padded_slots(lengths, rows[kind]) * len(lengths) / rows[kind]
-            row[f"{kind}_tokens_per_cpu_s"] = slots_of(trainer, warm_up) / sum(ours[warm_up:]) * useful / whole
-            row[f"{kind}_slot_efficiency"] = useful / whole
-    row["ratio"] = row["packed_tokens_per_cpu_s"] / row["padded_tokens_per_cpu_s"]
-    row["overhead"] = middle(our / their for our, their in zip(ours[warm_up:], theirs[warm_up:], strict=True)) - 1
-    return row
+                whole = padded_slots(lengths, sizes[kind]) * len(lengths) / sizes[kind]
+            found[f"{kind}_tokens_per_cpu_s"] = slots_of(trainer, warm_up) / sum(ours[warm_up:]) * useful / whole
+            found[f"{kind}_slot_efficiency"] = useful / whole
+    found["ratio"] = found["packed_tokens_per_cpu_s"] / found["padded_tokens_per_cpu_s"]
+    found["overhead"] = middle(our / their for our, their in zip(ours[warm_up:], theirs[warm_up:], strict=True)) - 1
+    return found
 
 
 def main(
@@ -220,21 +220,21 @@ def main(
     median: float = 450,
     sigma: float = 1.0,
     block_size: int = 2048,
-    rows: int = 4,
+    micro_batch: int = 4,
     accumulation: int = 1,
     hidden_size: int = 512,
     layers: int = 2,
     threads: int = 1,
     **unknown: object,
 ) -> None:
-    """Time `steps` packed steps and twice as many padded ones, since these differ more, in every round.
+    """Time `steps` packed steps and twice as many padded ones, which vary more, in every round.
 
-    median, sigma: of the documents' lengths in tokens, lognormal. rows: packed ones of a micro batch, as many as
-    pretrain/scripts takes. threads: of PyTorch's operations; CPU seconds of more than one have their waiting in them.
+    median, sigma: of the lognormal document lengths in tokens. micro_batch: packed sequences, by default as in
+    pretrain/scripts. threads: of PyTorch; with more than one, CPU seconds include the time they wait for each other.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
-    if min(rounds, steps, rows, accumulation, layers, threads) < 1 or block_size < 2 or hidden_size % 64:
+    if min(rounds, steps, micro_batch, accumulation, layers, threads) < 1 or block_size < 2 or hidden_size % 64:
         raise ValueError("counts are at least 1, --block_size at least 2, and --hidden_size a multiple of 64")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns where there is no GPU
     import torch
@@ -249,26 +249,27 @@ def main(
         scratch = Path(folder)
         random_base(scratch / "base", shape)
         lengths = random_corpus(scratch / "corpus", scratch / "base", 20_000, median, sigma, block_size)
-        both = {"packed": rows, "padded": rows_like(lengths, rows * block_size)}
-        by_length = efficiency_by_length(lengths, both["padded"])
+        sizes = {"packed": micro_batch, "padded": samples_for(lengths, micro_batch * block_size)}
+        by_length = efficiency_by_length(lengths, sizes["padded"])
         print(
             f"{len(lengths)} samples, {np.median(lengths):.0f} tokens in the median, {lengths.mean():.0f} in the mean; "
-            f"a micro batch: {rows} packed rows of {block_size}, {both['padded']} padded ones\n"
-            f"slot efficiency of padded rows that are neighbours in length, not in random order: {by_length:.3f}",
+            f"a micro batch: {micro_batch} packed sequences of {block_size}, {sizes['padded']} padded samples\n"
+            f"slot efficiency of padded samples of similar length instead of random order: {by_length:.3f}",
             flush=True,
         )
         for number in range(1, rounds + 1):
             found.append(
                 one_round(
-                    scratch, lengths, both, warm_up, steps=steps, seed=number, block_size=block_size,
+                    scratch, lengths, sizes, warm_up, steps=steps, seed=number, block_size=block_size,
                     gradient_accumulation_steps=accumulation,
                 )
             )  # fmt: skip
             print(
                 f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in found[-1].items()), flush=True
             )
-    result = {name: round(middle(row[name] for row in found), 3) for name in found[0]}
-    print(json.dumps(result | {"median": median, "block_size": block_size, "rows": rows, "rounds": rounds}))
+    result = {name: round(middle(each[name] for each in found), 3) for name in found[0]}
+    more = {"median": median, "block_size": block_size, "micro_batch": micro_batch, "rounds": rounds}
+    print(json.dumps(result | more))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
 """Tokens a second, MFU and memory of continued pretraining on one GPU, setting by setting, through train.py.
 
     python benchmarks/bench_pretrain_gpu.py
-    python benchmarks/bench_pretrain_gpu.py --settings sdpa-8,flash-8,zero1-liger-16 --rows 64 --peak_tflops 989
+    python benchmarks/bench_pretrain_gpu.py --settings sdpa-8,flash-8,zero1-liger-16 --global_batch 64 --peak_tflops 989
     python benchmarks/bench_pretrain_gpu.py --tiny
 
-A LLaMA of 1.1 billion parameters (the shape of TinyLlama, Zhang et al. 2024) with random weights, packed rows of 2048
-random ids. Every setting is a process of its own: train.py as users start it, `steps` steps after `warm_up`, of equally
-many rows; what does not fit or is not installed is a line. "zero1" is bf16 weights under `deepspeed` with
-configs/zero1.json; the others are Trainer's mixed precision, bf16 beside float32 weights. AdamW is PyTorch's fused one
-unless the name says unfused. --tiny tries the script itself, with a model of no size, on the CPU.
+A LLaMA of 1.1 billion parameters (the shape of TinyLlama, Zhang et al. 2024) with random weights, packed sequences of
+2048 random ids. Every setting runs train.py in a process of its own, `steps` steps after `warm_up`, with the same
+global batch; a setting that does not fit or is not installed is reported and skipped. "zero1" has bf16 weights under
+`deepspeed` with configs/zero1.json; the others use Trainer's mixed precision, bf16 with float32 weights. AdamW is
+PyTorch's fused one unless the name says unfused. --tiny tests the script itself with a very small model on the CPU.
 
 MFU is tokens_per_second x FLOP per token / peak. N: parameters; L, H, Q, T: layers, heads, width of a head, tokens of a
-row. Only tokens with a label count. The attention term takes rows for single documents, as is usual; samples that share
-a row see less. Recomputed activations are not counted (PaLM, appendix B). The last line is JSON:
+sequence. Only tokens with a label count. The attention term assumes one document a sequence, as is usual, although
+packed samples attend to less. Recomputed activations are not counted (PaLM, appendix B). The last line is JSON:
 
-- tokens_per_second, mfu, best: of the fastest setting, and its name (null where none ran);
-- gpu, peak_tflops: what it ran on, and its dense 16-bit peak (null: not known; give --peak_tflops);
+- tokens_per_second, mfu, best: of the fastest setting, and its name (null if none ran);
+- gpu, peak_tflops: the GPU and its dense 16-bit peak (null: not known; give --peak_tflops);
 - settings: by name, either skipped (why), or
   tokens_per_second;
   mfu: 6 N + 6 L H Q T, attention halved since it is causal, as plan.py and train.py count;
   mfu_whole_attention: 6 N + 12 L H Q T, as PaLM counts;
   mfu_without_embeddings: as mfu, N less the input embeddings, which are looked up, not multiplied;
-  gb: memory at its highest, by nvidia-smi, PyTorch's cache and CUDA's own included (null on the CPU).
+  gb: peak memory by nvidia-smi, with the caches of PyTorch and CUDA (null on the CPU).
 """
 
 import importlib.util
@@ -57,7 +57,7 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What of train.py's command line differs. packages: what must be installed, by import name."""
+    """The options of train.py that differ. packages: the packages that they need, by import name."""
 
     micro_batch: int
     attention: str = "sdpa"
@@ -81,8 +81,8 @@ SETTINGS = {
     "sdpa-16-recomputed": Setting(16, options=RECOMPUTED),
     "sdpa-8-compiled": Setting(8, options=COMPILED),
     "flex-8": Setting(8, "flex_attention"),
-    "by-sample-8": Setting(8, "sdpa_by_segment"),
-    "by-sample-liger-16": Setting(16, "sdpa_by_segment", LIGER),
+    "by-segment-8": Setting(8, "sdpa_by_segment"),
+    "by-segment-liger-16": Setting(16, "sdpa_by_segment", LIGER),
     "flash-8": Setting(8, FLASH),
     "flash-16": Setting(16, FLASH),
     "liger-8": Setting(8, options=LIGER),
@@ -100,29 +100,29 @@ SETTINGS = {
 
 
 class Gpu:
-    """One GPU: the first that CUDA_VISIBLE_DEVICES names. name: "" without any."""
+    """The first GPU of CUDA_VISIBLE_DEVICES. name: "" if there is none."""
 
     def __init__(self) -> None:
         self.number = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "none"
         try:
-            done = subprocess.run(self._ask("name"), capture_output=True, text=True)
+            done = subprocess.run(self._query("name"), capture_output=True, text=True)
             self.name = done.stdout.strip() if done.returncode == 0 else ""
         except FileNotFoundError:
             self.name = ""
 
-    def _ask(self, what: str) -> list[str]:
-        return ["nvidia-smi", "-i", self.number, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    def _query(self, field: str) -> list[str]:
+        return ["nvidia-smi", "-i", self.number, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
 
     @property
     def peak(self) -> float | None:
-        """Dense 16-bit TFLOP/s, by plan.py's table."""
+        """Dense 16-bit TFLOP/s from the table of plan.py."""
         from pretraining.memory_estimate import SPEEDS
 
         return next((peak / 1e12 for kind, (peak, _) in SPEEDS.items() if kind in self.name.lower()), None)
 
     def watch(self) -> "subprocess.Popen[str]":
-        """A process that says five times a second how many MiB are taken."""
-        return subprocess.Popen([*self._ask("memory.used"), "-lms", "200"], stdout=subprocess.PIPE, text=True)
+        """Start a process that prints the used MiB five times a second."""
+        return subprocess.Popen([*self._query("memory.used"), "-lms", "200"], stdout=subprocess.PIPE, text=True)
 
 
 def flops(base: Path, block_size: int) -> dict[str, float]:
@@ -141,25 +141,25 @@ def flops(base: Path, block_size: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all settings have in common. rows: of a step."""
+    """What all settings share. global_batch: sequences of a step; timeout: seconds of a setting."""
 
     scratch: Path
     gpu: Gpu
     block_size: int
-    rows: int
+    global_batch: int
     steps: int
     warm_up: int
     timeout: float
 
     def command(self, setting: Setting) -> list[str]:
-        micro_batch = min(setting.micro_batch, self.rows)
+        micro_batch = min(setting.micro_batch, self.global_batch)
         start = [sys.executable]
-        if setting.zero1:  # it takes the GPU that CUDA_VISIBLE_DEVICES names
+        if setting.zero1:  # deepspeed uses the GPU of CUDA_VISIBLE_DEVICES
             start = [sys.executable, "-m", "deepspeed.launcher.runner", *([] if self.gpu.name else ["--num_gpus", "1"])]
         options = {
             "model_name_or_path": self.scratch / "base", "data_path": self.scratch / "corpus",
             "output_dir": self.scratch / "trained", "block_size": self.block_size, "bf16": True,
-            "per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": self.rows // micro_batch,
+            "per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": self.global_batch // micro_batch,
             "max_steps": self.warm_up + self.steps, "logging_steps": math.gcd(self.warm_up, self.steps),
             "attn_implementation": setting.attention, "save_strategy": "no", "report_to": "none", **setting.options,
         }  # fmt: skip
@@ -171,7 +171,7 @@ class Bench:
         return [*start, str(REPOSITORY / "pretrain/train.py"), *words]
 
     def run(self, setting: Setting) -> dict[str, Any]:
-        """Train; tokens_per_second and gb, or skipped and why."""
+        """Train; returns tokens_per_second and gb, or skipped with the reason."""
         if setting.attention == FLASH and not self.gpu.name:
             return {"skipped": "FlashAttention needs a GPU"}
         if setting.attention == "flex_attention" and not self.gpu.name:
@@ -197,7 +197,7 @@ class Bench:
         return {"tokens_per_second": self.speed(), "gb": gb and round(gb, 1)}
 
     def speed(self) -> float:
-        """Tokens of the steps after warm_up, by their seconds, out of train_log.jsonl."""
+        """Tokens per second of the steps after warm_up, from train_log.jsonl."""
         lines = (self.scratch / "trained/train_log.jsonl").read_text().splitlines()
         entries = [entry for entry in map(json.loads, lines) if "tokens_per_second" in entry]
         tokens = seconds = 0.0
@@ -209,7 +209,7 @@ class Bench:
 
 
 def run_group(command: list[str], timeout: float, **more: Any) -> int | None:
-    """The exit status of a command; None where it took too long and was ended, with all that it had started."""
+    """The exit status of a command; None if it exceeded the timeout and was killed with its child processes."""
     process = subprocess.Popen(command, start_new_session=True, cwd=REPOSITORY, **more)
     try:
         return process.wait(timeout)
@@ -222,20 +222,20 @@ def run_group(command: list[str], timeout: float, **more: Any) -> int | None:
 
 
 def reason(output: str, status: int) -> str:
-    """Why a run failed, in a line."""
+    """Why a run failed, as one line."""
     if "out of memory" in output.lower():
         return "out of memory"
     lines = [line.strip() for line in output.splitlines() if line.strip()] or [f"exit status {status}"]
-    telling = [line for line in lines if line.startswith("error: ") or "Error: " in line]
-    return (telling or lines)[-1][:300]
+    errors = [line for line in lines if line.startswith("error: ") or "Error: " in line]
+    return (errors or lines)[-1][:300]
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all settings -----------------------------------------------------------------------------------------------------
 
 
 def main(
     settings: str | tuple[str, ...] = "",
-    rows: int = 32,
+    global_batch: int = 32,
     steps: int = 20,
     warm_up: int = 5,
     median: float = 450,
@@ -244,7 +244,7 @@ def main(
     tiny: bool = False,
     **unknown: object,
 ) -> None:
-    """Run all settings, or some of them, separated by commas. rows: of a step. median: of documents, in tokens."""
+    """Run all settings, or those named (comma-separated). global_batch: sequences of a step. median: of documents."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     chosen = (settings.split(",") if settings else list(SETTINGS)) if isinstance(settings, str) else list(settings)
@@ -254,7 +254,7 @@ def main(
     if tiny:
         gpu.name = ""
     elif not gpu.name:
-        raise ValueError("nvidia-smi shows no GPU here; --tiny tries the script on the CPU")
+        raise ValueError("nvidia-smi shows no GPU here; --tiny tests the script on the CPU")
     peak = peak_tflops or (gpu.peak if gpu.name else None)
     shape = TINY if tiny else LARGE
     block_size = shape["max_position_embeddings"]
@@ -267,8 +267,8 @@ def main(
         for name, formula in FORMULAS.items():
             below = f"{peak:g} TFLOP/s" if peak else "peak"
             print(f"{name:<23} tokens/s x ({formula} = {per_token[name] / 1e9:.4g} GFLOP) / {below}")
-        print(f"{gpu.name or 'CPU'}, {rows} rows of {block_size} a step, {steps} steps after {warm_up}\n")
-        bench = Bench(scratch, gpu, block_size, rows, steps, warm_up, timeout)
+        print(f"{gpu.name or 'CPU'}, {global_batch} sequences of {block_size} a step, {steps} steps after {warm_up}\n")
+        bench = Bench(scratch, gpu, block_size, global_batch, steps, warm_up, timeout)
         for name in chosen:
             found = bench.run(SETTINGS[name])
             if speed := found.get("tokens_per_second"):
@@ -283,7 +283,7 @@ def main(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and with it, what is running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that run_group kills train.py
     try:
         fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
     except (ValueError, OSError) as error:

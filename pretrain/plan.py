@@ -1,10 +1,9 @@
-"""Say which DeepSpeed configuration trains a model on a machine, how large its micro batch may be, and how to start it.
+"""Find the DeepSpeed configuration and the micro batch that train a model on a machine, and the command to start it.
 
     python pretrain/plan.py --model base --gpus 1 --gpu_memory 24
     python pretrain/plan.py --model checkpoints/llama-13b --gpus 24 --gpu_memory 32 --gpu v100 --block_size 1024
 
-It estimates (pretraining/memory_estimate.py) and measures nothing; it needs only the model's config.json. A GB is 1e9
-bytes.
+Memory is estimated from config.json alone (pretraining/memory_estimate.py). A GB is 1e9 bytes.
 """
 
 from command_line.command_errors import run_command
@@ -43,38 +42,36 @@ def make_parser() -> StrictParser:
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="", help="default: bf16; fp16 on V100")
     parser.add_argument(
         "--block_size", type=number_from(2), default=0, metavar="N",
-        help=f"tokens of a row (default: the model's context, at most {LARGEST_BLOCK})",
+        help=f"tokens of a packed sequence (default: the model's context, at most {LARGEST_BLOCK})",
     )  # fmt: skip
     parser.add_argument(
-        "--global_batch_rows", type=number_from(1), default=0, metavar="N",
-        help=f"rows of a step on all GPUs (default: some {STEP_TOKENS:,} tokens)",
+        "--global_batch", type=number_from(1), default=0, metavar="N",
+        help=f"packed sequences of a step on all GPUs (default: about {STEP_TOKENS:,} tokens)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON, sizes in bytes")
     return parser
 
 
 def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
-    """The workload and the machine of the options; raises ValueError where the options contradict each other."""
+    """The workload and the machine; raises ValueError if options contradict each other."""
     shape, gpus, per_node = read_shape(args.model), args.gpus, args.gpus_per_node
     if gpus > per_node and gpus % per_node:
-        raise ValueError(f"--gpus {gpus} does not fill nodes of {per_node}; give --gpus_per_node")
-    if args.global_batch_rows % gpus:
-        nearest = max(1, round(args.global_batch_rows / gpus)) * gpus
-        raise ValueError(
-            f"--global_batch_rows {args.global_batch_rows} is not a multiple of {gpus} GPUs; try {nearest}"
-        )
+        raise ValueError(f"--gpus {gpus} is not a multiple of {per_node} GPUs a node; give --gpus_per_node")
+    if args.global_batch % gpus:
+        nearest = max(1, round(args.global_batch / gpus)) * gpus
+        raise ValueError(f"--global_batch {args.global_batch} is not a multiple of {gpus} GPUs; try {nearest}")
     if args.block_size > shape.context:
         raise ValueError(f"--block_size {args.block_size} is over the context of {args.model}; try {shape.context}")
     if args.gpu == "v100" and args.precision == "bf16":
-        raise ValueError("a V100 does not compute in bf16; leave --precision out, or give fp16")
+        raise ValueError("a V100 does not compute in bf16; give --precision fp16")
     block = args.block_size or min(shape.context, LARGEST_BLOCK)
     precision = args.precision or ("fp16" if args.gpu == "v100" else "bf16")
-    load = Workload(shape, block, precision, args.global_batch_rows)
+    load = Workload(shape, block, precision, args.global_batch)
     return load, Machine(gpus, per_node, args.gpu_memory * GB, args.host_memory * GB)
 
 
 def main() -> None:
-    """Read, plan, print."""
+    """Print the plans and the recommended command; raises ValueError if no configuration fits."""
     args = make_parser().parse_args()
     load, machine = read_options(args)
     plans = make_plans(load, machine)
@@ -86,7 +83,7 @@ def main() -> None:
         found = {"parameters": parameters, "plans": [asdict(plan) for plan in plans], "recommended": best_as_dict}
         print(json.dumps(found | {"command": line}))
     else:
-        size = f"{parameters / 1e9:.2f} billion parameters, {load.precision}, rows of {load.block:,} tokens"
+        size = f"{parameters / 1e9:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
         print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory} GB, nodes: {machine.nodes}\n")
         print(f"{table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")
     if best is None:

@@ -4,11 +4,11 @@
     deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \
         --model_name_or_path base --data_path corpus/all --output_dir trained --source_weights zh=0.6,en=0.4
 
-The second line is also the one for two ranks on a machine without a GPU. Samples are packed into rows, and rows come in
-the proportions of --source_weights, in an order that the seed alone decides. The result is a checkpoint folder;
---resume_from_checkpoint True resumes from the newest complete checkpoint-* in it, to the same weights as a run that was
-not interrupted. SIGTERM ends a run after the current step with a checkpoint and exit status 143.
-Options: pretraining/pretraining_arguments.py. Rows: sequence_packing/. Loop: pretraining/pretraining_trainer.py.
+The second command also starts two ranks on a machine without a GPU. Samples are packed into sequences, which are mixed
+by --source_weights in an order that depends on the seed alone. The result is a checkpoint folder.
+--resume_from_checkpoint True resumes from the newest complete checkpoint-* in it, with the same final weights as an
+uninterrupted run. SIGTERM ends a run after the current step with a checkpoint and exit status 143.
+Options: pretraining/pretraining_options.py. Packing: sequence_packing/. Loss: pretraining/pretraining_trainer.py.
 """
 
 from command_line.command_errors import run_command
@@ -16,7 +16,6 @@ from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +25,23 @@ from rank_group.rank_errors import user_errors_in_turn
 if TYPE_CHECKING:
     from pretraining.pretraining_arguments import PretrainingArguments
 
-# --- training ---------------------------------------------------------------------------------------------------------
 
+def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
+    """Load the base's model and tokenizer; weights are float32, as mixed precision needs, and ZeRO-3 partitions them.
 
-def load_model(args: "PretrainingArguments") -> Any:
-    """The base with float32 weights, partitioned while loading under ZeRO-3.
-
-    Mixed precision keeps them so beside 16-bit ones; under DeepSpeed it makes its float32 ones from the 16-bit ones.
-
-    Raises ValueError where the checkpoint lacks weights (transformers would draw them at random), or there is no such
-    attention backend.
+    Raises ValueError if the checkpoint lacks weights (transformers would initialise them at random), or the attention
+    backend is not available.
     """
     import torch
     from packed_attention import segment_attention
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
 
     segment_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    # torch.compile would compile anew for every combination of segment lengths
-    plain = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
-    backend = args.attn_implementation or ("flash_attention_2" if flash else plain)
+    # torch.compile would recompile for every combination of segment lengths
+    default = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
+    backend = args.attn_implementation or ("flash_attention_2" if flash else default)
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path, dtype=torch.float32, local_files_only=True, output_loading_info=True,
@@ -58,24 +53,25 @@ def load_model(args: "PretrainingArguments") -> Any:
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{args.model_name_or_path} lacks {len(wrong)} weights, such as {wrong[0]}; download it again")
-    return model
+    return model, AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+def prepare(argv: list[str]) -> tuple[Any, Path | None]:
+    """Parse and check the options, pack the corpus and load the model.
 
-
-def prepare(argv: list[str]) -> Any:
-    """Parse, check, plan and load; returns the trainer and the checkpoint to resume from."""
+    Returns the trainer and the checkpoint to resume from. Raises ValueError or OSError on options that do not fit the
+    corpus, the base or the checkpoint.
+    """
     from corpus_files.corpus import Corpus
     from pretraining import preflight, universal_checkpoint
     from pretraining.pretraining_arguments import parse
     from pretraining.pretraining_trainer import PretrainingTrainer
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, resume_point
-    from sequence_packing.packed_batches import Collator, HeldOutRows, ScheduledRows, Streams
-    from sequence_packing.packed_rows import Packing
+    from sequence_packing.packed_sequences import Packing
     from sequence_packing.sampler import Schedule
+    from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
     from training_loop.run_folders import check_base
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
     from transformers.utils import logging as transformers_logging
 
     args, notices = parse(argv, __doc__ or "")
@@ -88,56 +84,56 @@ def prepare(argv: list[str]) -> Any:
     corpus = Corpus(args.data_path)
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)
     packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, args.seed if args.eval_fraction else 0)
-    rows = preflight.plan_rows(args, corpus, packing)
-    streams, weights, more = preflight.source_weights(args, rows)
-    schedule = Schedule(streams.sizes, weights, args.seed)
+    sequences = preflight.pack_corpus(args, corpus, packing)
+    groups, weights, more = preflight.source_weights(args, sequences)
+    schedule = Schedule(groups.sizes, weights, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     identity = preflight.run_identity(corpus, packing, batch, schedule)
     start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
-        taken = sum(size for name, size in streams.sizes.items() if weights.get(name))
-        args.max_steps = ceil(args.num_train_epochs * taken / batch)
+        args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     if args.should_save:
         for notice in [*notices, *more, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
         print(
-            f"{args.data_path}: {len(corpus)} samples, {corpus.sidecar['tokens']} tokens in {rows.to_train_on} rows of "
-            f"{args.block_size} ({rows.efficiency:.1%} full); {batch} rows a step on {args.world_size} ranks "
-            f"({args.device.type}), {args.max_steps} steps" + (f" from {checkpoint}" if checkpoint else ""),
+            f"{args.data_path}: {len(corpus)} samples, {corpus.sidecar['tokens']} tokens in {sequences.train_count} "
+            f"sequences of {args.block_size} ({sequences.efficiency:.1%} full); {batch} sequences a step on "
+            f"{args.world_size} ranks ({args.device.type}), {args.max_steps} steps"
+            + (f" from {checkpoint}" if checkpoint else ""),
             flush=True,
         )
     if args.disable_tqdm:
         transformers_logging.disable_progress_bar()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
-    model = load_model(args)
+    model, tokenizer = load_base(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    held_out = HeldOutRows(corpus, rows, Streams.of(rows, "held_out", streams.by_type))
+    scheduled = ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch)
+    held_out = HeldOutSequences(corpus, sequences, SourceGroups.of(sequences, "held_out", groups.by_type))
     trainer = PretrainingTrainer(
-        ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), held_out if len(held_out) else None,
-        identity, start, preflight.seconds_per_token(args, corpus), log_path=output / "train_log.jsonl", model=model,
-        args=args, data_collator=Collator(args.block_size, pad_id, packing.packed), processing_class=tokenizer,
+        scheduled, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
+        log_path=output / "train_log.jsonl", model=model, args=args, processing_class=tokenizer,
+        data_collator=Collator(args.block_size, pad_id, packing.packed),
         callbacks=universal_checkpoint.prepare(args, checkpoint) if checkpoint else None,
     )  # fmt: skip
     return trainer, checkpoint
 
 
 def load_arguments() -> type:
-    """The class of all options; imports torch and transformers."""
+    """The class of all options, for --help=all; imports torch and transformers."""
     from pretraining.pretraining_arguments import PretrainingArguments
 
     return PretrainingArguments
 
 
 def finish(trainer: Any, folder: Path) -> None:
-    """Add to a saved model the base's remaining tokenizer files, run.json and training_curves.png."""
+    """Add tokenizer.model and generation_config.json of the base, run.json and training_curves.png to a saved model."""
     from training_loop.run_folders import copy_if_there, run_record
     from training_loop.training_log import draw_curves
 
     args = trainer.args
     for name in ("tokenizer.model", "generation_config.json"):
         copy_if_there(Path(args.model_name_or_path, name), folder / name)
-    data = {args.data_path: trainer.rows.corpus.sidecar["sha256"]}
+    data = {args.data_path: trainer.sequences.corpus.sidecar["sha256"]}
     (folder / "run.json").write_text(run_record("pretrain/train.py", args, ["deepspeed"], data=data))
     draw_curves(trainer.state.log_history, folder / "training_curves.png", args.data_path)
 

@@ -1,4 +1,4 @@
-"""What the tests of the corpus share: rows on disk, and a corpus as documents and as bytes."""
+"""Corpora and JSONL files for tests of pretraining."""
 
 import json
 from itertools import pairwise
@@ -14,7 +14,7 @@ TOKENIZER = {"fingerprint": "f" * 64, "vocab_size": 32000, "bos_id": 1, "eos_id"
 def write_corpus(
     prefix: Path, documents: Documents, vocab_size: int = 32000, name: str = "", overwrite: bool = False
 ) -> Path:
-    """A corpus of one source, each document added by itself."""
+    """Write a corpus of one source, document by document."""
     with CorpusWriter(prefix, vocab_size, overwrite) as writer:
         for samples in documents:
             lengths = np.array([len(sample) for sample in samples])
@@ -33,7 +33,7 @@ def rows(path: Path, texts: list[str], key: str = "text") -> Path:
 
 
 def document_ids(corpus: Corpus) -> list[list[int]]:
-    """Each document's samples put together again."""
+    """The ids of each document: its samples concatenated."""
     return [np.concatenate([corpus[i] for i in range(a, b)]).tolist() for a, b in pairwise(corpus.documents)]
 
 

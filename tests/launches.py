@@ -1,4 +1,4 @@
-"""train.py as users start it on several ranks, for the tests of pretraining."""
+"""train.py on several ranks under DeepSpeed's launcher, for the tests of pretraining."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from conftest import REPOSITORY, free_port
 
 
 class Launch:
-    """train.py under DeepSpeed's launcher, as users type it, in a process group of its own."""
+    """Starts train.py under DeepSpeed's launcher, in a process group of its own."""
 
     def __init__(self, extensions: Path) -> None:
         self.extensions = extensions
@@ -30,14 +30,15 @@ class Launch:
         )  # fmt: skip
 
     def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
+        """Run to the end; returns stdout and stderr, and fails on another exit status."""
         process = self(*options, **more)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == status, said
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == status, output
         assert not list(Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"))
-        return said
+        return output
 
 
 def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes of the ranks under DeepSpeed's launcher."""
+    """Process ids of the ranks under DeepSpeed's launcher."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [each.pid for each in found if any(word.endswith("pretrain/train.py") for word in each.cmdline()[:4])]

@@ -1,4 +1,4 @@
-"""A command in which rank 1 alone meets a user error, while rank 0 waits for it; a test starts it with torchrun."""
+"""A command in which rank 1 fails with a user error while rank 0 waits in a barrier; a test starts it with torchrun."""
 
 import os
 import sys

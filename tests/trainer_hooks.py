@@ -15,7 +15,7 @@ def overridden_methods(kind: type) -> list[str]:
 
 
 def check_signatures(kind: type) -> None:
-    """Every overridden method is public and takes the parameters that Trainer passes."""
+    """Assert that every overridden method is public and has the parameters of Trainer's."""
     for name in overridden_methods(kind):
         assert not name.startswith("_"), name
         theirs, ours = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (Trainer, kind))
@@ -23,7 +23,7 @@ def check_signatures(kind: type) -> None:
 
 
 def calls_while_training(trainer: Any) -> Counter[str]:
-    """Train to the end; how often Trainer called each overridden method."""
+    """Train; returns how often Trainer called each overridden method."""
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Checks on the model at hand that the segments of a packed sequence do not see each other.
+"""Checks on a loaded model that the segments of a packed sequence do not attend to each other.
 
-Packing trains something else where a backend overlooks segments, and neither PyTorch nor transformers would say so.
+A backend that ignores segments trains on mixed samples, and neither PyTorch nor transformers reports it.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ HALF = 8  # tokens of a segment
 
 
 def keeps_segments_apart(model: Any, implementation: str, device: torch.device) -> bool:
-    """Whether the logits of a segment stay equal to the bit when the segment before it changes.
+    """Whether the logits of a segment are bit-identical when the segment before it changes.
 
-    Under ZeRO-3 all ranks call this together.
+    All ranks call it, as ZeRO-3 requires.
     """
     two = [Segment(HALF), Segment(HALF)]
     one, other = (_logits(model, implementation, device, two, modulus) for modulus in (3, 4))
@@ -23,7 +23,7 @@ def keeps_segments_apart(model: Any, implementation: str, device: torch.device) 
 
 
 def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bool:
-    """Whether a segment's logits are equal, up to rounding, if its first tokens stand in a shared prefix."""
+    """Whether a segment has the same logits, within rounding, if its first tokens are moved to a shared prefix."""
     if implementation != NAME:
         return False
     whole = _logits(model, implementation, device, [Segment(2 * HALF)]).float()
@@ -36,7 +36,7 @@ def _logits(
 ) -> torch.Tensor:
     """Logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
 
-    modulus: decides the ids of the first half.
+    modulus: of the ids of the first half.
     """
     first, second = torch.arange(HALF) % modulus + 1, torch.arange(HALF) % 5 + 1
     starts = [0 if segment.parent is None else segments[segment.parent].length for segment in segments]

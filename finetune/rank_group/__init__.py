@@ -1,1 +1,1 @@
-"""Ranks: processes that a launcher starts as one run. Read ranks.py first."""
+"""Ranks, the processes that a launcher starts as one run: joining, sums, user errors. Read ranks.py first."""

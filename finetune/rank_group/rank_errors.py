@@ -2,8 +2,8 @@
 
 A launcher ends the other ranks as soon as one exits with an error, even if they wait in a collective operation. Most
 user errors (an unknown option, a missing file) occur on every rank at about the same time, so the ranks take turns:
-rank 0 fails at once, the first rank of another machine after GRACE seconds, all others after twice as long. A rank that
-is still alive by then is the only one with the error.
+rank 0 fails at once, the first rank of another machine after GRACE seconds, all others after twice as long. Such a late
+rank prints its error only if no earlier rank failed.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GRACE = 10.0  # seconds; torchrun and deepspeed look at their ranks several times in it
+GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
 
 
 @contextmanager

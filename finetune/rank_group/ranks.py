@@ -1,4 +1,4 @@
-"""The ranks of a run: joined before the model is loaded, summed over while it trains, left when all is saved.
+"""The ranks of a run: join before the model is loaded, sum tensors during training, leave after the result is saved.
 
 A launcher (torchrun, deepspeed, accelerate launch) names the ranks in environment variables. Without a launcher there
 is one rank, and no function here waits for another.
@@ -25,9 +25,9 @@ def is_first() -> bool:
 def join_ranks(deepspeed_config: Any) -> None:
     """Initialise DeepSpeed's process group, unless there is no launcher or no DeepSpeed.
 
-    This must precede TrainingArguments: `zero.Init` in `from_pretrained` otherwise partitions the model for one rank,
-    and without a GPU accelerate takes DeepSpeed only if ACCELERATE_USE_DEEPSPEED is set. Raises ValueError where the
-    master port is taken.
+    This must precede TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one rank,
+    and without a GPU accelerate uses DeepSpeed only if ACCELERATE_USE_DEEPSPEED is set. Raises ValueError if the ranks
+    cannot connect.
     """
     if not deepspeed_config or "LOCAL_RANK" not in os.environ:
         return
@@ -44,9 +44,9 @@ def join_ranks(deepspeed_config: Any) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """Remove the names of DeepSpeed's CPU buffers in /dev/shm, some 60 MB a rank, which would outlive the run.
+    """Remove the names of DeepSpeed's CPU buffers in /dev/shm, about 60 MB a rank, which would remain after the run.
 
-    All ranks have opened the buffers once they have met; from then on the names are not needed.
+    After the barrier all ranks have opened the buffers, and the names are not needed any more.
     """
     distributed.barrier()
     port, rank = os.environ.get("MASTER_PORT"), os.environ.get("RANK")
@@ -68,7 +68,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def leave_ranks() -> None:
-    """Wait for all ranks and destroy the process group: a rank that exits while another saves may abort it."""
+    """Wait for all ranks and destroy the process group; a rank that exits earlier may abort one that still saves."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What both trainers share around Trainer: loss by source, log, stop by SIGTERM, result folder.
+"""The shared part of both trainers: losses by source, log, stop by SIGTERM, result folder.
 
 Read source_trainer.py first.
 """

@@ -8,7 +8,7 @@ from rank_group.ranks import sum_over_ranks
 
 
 class MeanLosses(NamedTuple):
-    """Losses by token. mean: of all sources; by_source: of each source that had a token; tokens: with a label."""
+    """Mean losses per token. by_source: of each source with a token; tokens: the number of labels."""
 
     mean: float
     by_source: dict[str, float]
@@ -16,7 +16,7 @@ class MeanLosses(NamedTuple):
 
 
 class LossMeter:
-    """Sums of losses and of tokens with a label by source, kept on the device until `take` reads them."""
+    """Sums of losses and label counts by source, kept on the device until `take` reads them."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = names
@@ -25,19 +25,19 @@ class LossMeter:
     def add(
         self, losses: torch.Tensor, tokens: torch.Tensor, sources: torch.Tensor, weight: float | torch.Tensor = 1.0
     ) -> None:
-        """Add losses and the numbers of their tokens; losses, tokens, sources: of one shape, a token or a row each.
+        """Add sums of losses; losses, tokens and sources have one shape, with an element per token or per sequence.
 
-        sources: int64, indices of `names`. weight: 0 for a batch that only keeps ranks in step.
+        tokens: label counts. sources: int64, indices of `names`. weight: 0 for a batch that must not count.
         """
         values = torch.stack([losses.detach().double().flatten(), tokens.double().flatten()]) * weight
         self.sums.index_add_(1, sources.flatten(), values)
 
     def tokens(self) -> int:
-        """Tokens since the last `take`, over all ranks."""
+        """Tokens since the last `take`, over all ranks; all ranks call it."""
         return round(sum_over_ranks(self.sums[1].clone()).sum().item())
 
     def take(self) -> MeanLosses:
-        """The mean losses since the last time, over all ranks; all ranks call it."""
+        """The mean losses since the last call, over all ranks; all ranks call it."""
         losses, counts = sum_over_ranks(self.sums.clone()).tolist()
         self.sums.zero_()
         means = {name: loss / count for name, loss, count in zip(self.names, losses, counts, strict=True) if count}

@@ -1,4 +1,4 @@
-"""The folders of a run: the base it starts from, and the result, which appears file by file when it is finished."""
+"""The folders of a run: checks of the base, and saving of the result."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def check_base(base: Path, option: str) -> None:
-    """Raise FileNotFoundError or ValueError where `base`, given by `option`, is no checkpoint folder."""
+    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not a checkpoint folder."""
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
     if not (base / "config.json").is_file():
         if (base / "adapter_config.json").is_file():
             raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
-        raise FileNotFoundError(f"{base} has no config.json, so it is no checkpoint folder; name one with {option}")
+        raise FileNotFoundError(f"{base} has no config.json, so it is not a checkpoint folder; name one with {option}")
     if not (base / "tokenizer.json").is_file():
         raise FileNotFoundError(
             f"{base} has no tokenizer.json; build it: python tools/build_tokenizer.py "
@@ -36,10 +36,10 @@ def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> 
 
 
 def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Path], bool]) -> None:
-    """Write model and tokenizer to a folder in --output_dir, `finish` that folder, then move its files up one by one.
+    """Save model and tokenizer to a folder in --output_dir, call `finish` on it, then move its files to --output_dir.
 
-    All ranks call it, since weights are gathered jointly; rank 0 alone calls `finish` and moves files. last: whether a
-    file is moved after the others; a folder without it is not finished.
+    All ranks call it, since ZeRO-3 gathers weights; rank 0 alone calls `finish` and moves files. last: whether to move
+    a file after the others, as a sign that the result is complete.
     """
     output = Path(trainer.args.output_dir)
     scratch = output / ".partial"
@@ -48,12 +48,12 @@ def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Pa
     trainer.save_model(str(scratch))
     if not trainer.args.should_save:
         return
-    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json says the same), PEFT's empty model card
+    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json has the same), an empty model card of PEFT
         (scratch / needless).unlink(missing_ok=True)
     trainer.processing_class.save_pretrained(scratch)
     finish(scratch)
     for file in sorted(scratch.iterdir(), key=lambda file: (last(file), file.name)):
-        file.chmod(0o644)  # safetensors writes files that only their owner may read
+        file.chmod(0o644)  # safetensors writes files that only the owner can read
         file.replace(output / file.name)
     scratch.rmdir()
 

@@ -1,20 +1,20 @@
 """Trainer for runs over several sources: losses by source, checks after each step, stop by SIGTERM.
 
-To Trainer, a run is one epoch of `args.max_steps` steps; the data loader of a resumed run begins at the step after the
-checkpoint, so nothing is skipped. No private method of Trainer is overridden or called. What is used of Trainer beyond
-its callbacks and options (a test asserts that each exists, has this signature and is called):
+For Trainer, a run is one epoch of `args.max_steps` steps; the data loader of a resumed run starts after the checkpoint,
+so no batch is skipped. No private method of Trainer is overridden or called. Besides callbacks and options it uses the
+following (a test asserts that each exists, has the expected signature and is called):
 
 | name | reason |
 | --- | --- |
 | `set_initial_training_values` | the loader of a resumed run is shorter than the run |
-| `get_train_dataloader`, `get_batch_samples` | order, packing and token counts are decided before the run |
-| `training_step`, `compute_loss`, `loss_is_scaled_for_ga` | the loss is by token of the whole step |
-| `floating_point_ops`, `create_optimizer` | instruction tuning: an item of the loader is a step; LoRA+ |
+| `get_train_dataloader`, `get_batch_samples` | own order and packing; time spent waiting for data |
+| `training_step`, `compute_loss`, `loss_is_scaled_for_ga` | the loss is the mean over the tokens of a step |
+| `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; LoRA+ |
 | `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
-| `state.compute_steps` | a checkpoint's logging, evaluation and saving steps must not replace the command line's |
-| `PreTrainedConfig._attn_implementation` | segment_attention.py: there is no public name of the attention in use |
-| `TrainingArguments._n_gpu` | instruction tuning: one process uses one GPU; Trainer would multiply the batch |
-| `ds_tensor`, `ds_numel`, `skipped_steps` | attributes of DeepSpeed: a rank's share, the whole size, steps of fp16 |
+| `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
+| `PreTrainedConfig._attn_implementation` | segment_attention.py: no public attribute names the attention in use |
+| `TrainingArguments._n_gpu` | instruction tuning: one process uses one GPU; otherwise Trainer multiplies the batch |
+| `ds_tensor`, `ds_numel`, `skipped_steps` | DeepSpeed: partition of a rank, size of a parameter, skipped fp16 steps |
 """
 
 import signal
@@ -34,12 +34,12 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.training_log import TrainingLog
 
-STOPPED = 128 + signal.SIGTERM  # the exit status of a program that SIGTERM ends
+STOPPED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
 
 
 class StopSignal:
-    """Notes SIGTERM, which a cluster sends before it takes the machine away, while the context is entered."""
+    """Context manager that records SIGTERM, which clusters send before they end a job."""
 
     def __init__(self) -> None:
         self.received = False
@@ -56,7 +56,7 @@ class StopSignal:
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's bar without log entries, which `SourceTrainer.log` prints."""
+    """Trainer's progress bar without log entries, since `SourceTrainer.log` prints them."""
 
     def on_log(self, *arguments: Any, **more: Any) -> None:
         pass
@@ -69,7 +69,7 @@ class StepControl(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        state.compute_steps(args, state.max_steps)  # the command line, not the checkpoint, says how often to log
+        state.compute_steps(args, state.max_steps)  # replaces the values of the checkpoint
         self.trainer.before_training()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -81,10 +81,10 @@ class SourceTrainer(Trainer):
 
     Args:
         sources: names of the sources, in the order of their indices.
-        batch: samples or examples of a step, on all ranks.
-        first_step: the step of the checkpoint that the run resumes from, else 0.
-        log_path: the file of the log, JSON lines.
-        max_bad_steps: after so many steps in a row whose loss is not finite the run ends with ValueError.
+        batch: the global batch: sequences or examples of a step.
+        first_step: the step of the checkpoint to resume from, else 0.
+        log_path: the log file, JSON lines.
+        max_bad_steps: the run ends with ValueError after this many consecutive non-finite steps.
         more: Trainer's arguments.
     """
 
@@ -105,13 +105,13 @@ class SourceTrainer(Trainer):
         config = more["model"].config
         use_cache = config.use_cache
         super().__init__(**more)
-        config.use_cache = use_cache  # Trainer turns it off for good; here each forward pass says it
-        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of the whole step
+        config.use_cache = use_cache  # Trainer sets False, which save_pretrained would write
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the step
         self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop, self.stopped = StopSignal(), False
-        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss was not finite
+        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # whether a loss was non-finite
         self._bad_in_a_row = 0
         self._logged_at, self._logged_step = time.perf_counter(), first_step
         self.remove_callback(PrinterCallback)
@@ -123,7 +123,7 @@ class SourceTrainer(Trainer):
     # --- for subclasses -----------------------------------------------------------------------------------------------
 
     def run_state(self) -> RunState:
-        """What a checkpoint of this step says of the run; all ranks call it."""
+        """The run state for a checkpoint at this step; all ranks call it."""
         raise NotImplementedError
 
     def epochs(self) -> float:
@@ -131,34 +131,26 @@ class SourceTrainer(Trainer):
         raise NotImplementedError
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
-        """Quantities to log besides losses, of the steps since the last entry, which took so many seconds."""
+        """Further values to log for the steps since the last entry. seconds: how long they took."""
         raise NotImplementedError
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Add the losses of this rank's share of the held-out data; the model is in evaluation mode."""
+        """Add the losses of this rank's part of the held-out data; the model is in evaluation mode."""
         raise NotImplementedError
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Metrics of an evaluation besides the losses, by names without a prefix."""
+        """Further metrics of an evaluation, by names without prefix."""
         return {}
 
     def before_training(self) -> None:
-        """Called when model and optimizer are ready, before the first step."""
+        """Called before the first step, when model and optimizer are ready."""
 
     # --- Trainer's public methods -------------------------------------------------------------------------------------
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
-        """Trainer's numbers for one epoch that is the whole run, though the loader has only the steps to come."""
-        steps = args.max_steps
-        return (
-            1,
-            steps,
-            steps * self.batch,
-            steps * self.batch,
-            self.batch,
-            steps * args.gradient_accumulation_steps,
-            steps,
-        )
+        """Trainer's numbers for one epoch of all steps, since the loader of a resumed run is shorter."""
+        steps, items = args.max_steps, args.max_steps * self.batch
+        return 1, steps, items, items, self.batch, steps * args.gradient_accumulation_steps, steps
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -166,7 +158,7 @@ class SourceTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log Trainer's entry with losses by source, speed and the time that is left."""
+        """Add losses by source, speed and remaining time to Trainer's log entry."""
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             seconds, steps = max(now - self._logged_at, 1e-9), max(step - self._logged_step, 1)
@@ -184,7 +176,7 @@ class SourceTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss of the held-out data by token, all and by source, equal for any batch size and number of ranks."""
+        """Mean held-out loss per token, total and by source; independent of batch size and number of ranks."""
         begun, training = time.perf_counter(), self.model_wrapped.training
         meter = LossMeter(self.meter.names, self.args.device)
         self.model_wrapped.eval()
@@ -199,15 +191,15 @@ class SourceTrainer(Trainer):
         self.model_wrapped.train(training)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._logged_at += time.perf_counter() - begun  # not the training's time
+        self._logged_at += time.perf_counter() - begun  # evaluation does not count as training time
         return metrics
 
     # --- after each step ----------------------------------------------------------------------------------------------
 
     def check_step(self, control: Any) -> None:
-        """Agree with the other ranks whether SIGTERM came or a loss is not finite, and act on it together.
+        """Stop or skip saving on all ranks if one received SIGTERM or has a non-finite loss.
 
-        A step may make weights non-finite before a loss shows it, so weights are checked before they are saved. Raises
+        Weights are also checked before they are saved, since they become non-finite one step before the loss. Raises
         ValueError after `max_bad_steps` such steps.
         """
         flags = torch.stack([torch.tensor(self.stop.received, device=self._bad.device), self._bad]).int()
@@ -216,26 +208,26 @@ class SourceTrainer(Trainer):
         self._bad.zero_()
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         if bad:
-            control.should_save = False  # the last good checkpoint stays the last
+            control.should_save = False  # the newest checkpoint must be finite
             if self._bad_in_a_row >= self.max_bad_steps:
                 raise ValueError(
-                    f"the loss or a weight is not finite for {self._bad_in_a_row} steps up to step "
-                    f"{self.state.global_step}; lower --learning_rate (or take --bf16 for --fp16) and resume from the "
+                    f"the loss or a weight was not finite for {self._bad_in_a_row} steps up to step "
+                    f"{self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from the "
                     "last checkpoint: --resume_from_checkpoint True"
                 )
         elif stop:
             self.stopped = control.should_training_stop = control.should_save = True
 
     def has_bad_weights(self) -> bool:
-        """Whether a trained weight is not finite on any rank (under ZeRO-3, in its share); all ranks call it."""
+        """Whether a trained weight is non-finite on any rank; all ranks call it (under ZeRO-3 each for its part)."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
         finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
         return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self._bad.device)) > 0)
 
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
-        """Train, from a checkpoint if given; SIGTERM ends the run after the step it arrives in, with a checkpoint.
+        """Train, from a checkpoint if given. SIGTERM ends the run after the current step, with a checkpoint.
 
-        Sets `stopped` and says so in the latter case. Raises ValueError where losses or weights are not finite.
+        Sets `stopped` if SIGTERM ended the run. Raises ValueError if losses or weights are not finite.
         """
         with self.stop:
             result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

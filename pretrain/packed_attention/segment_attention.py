@@ -1,8 +1,8 @@
 """Attention for packed sequences: each segment (a sample or an example) attends to itself and to its shared prefix.
 
-FlashAttention keeps segments apart if it gets their boundaries. Elsewhere (V100, machines without a GPU) transformers
-builds one mask over the whole sequence, and the scores of all masked pairs are computed and thrown away. Here each
-segment is a causal attention of its own: of a sequence of n equal segments, an n-th of the scores.
+FlashAttention separates segments by their boundaries. Elsewhere (V100, machines without a GPU) transformers builds one
+mask over the whole sequence and computes the scores of all masked pairs. Here each segment is a separate causal
+attention: for n equal segments, 1/n of the scores are computed.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 NAME = "sdpa_by_segment"  # for --attn_implementation
 
 
-@dataclass(frozen=True)  # not a tuple, which Trainer would take apart
+@dataclass(frozen=True)  # not a tuple: Trainer would traverse it
 class Segment:
     """Consecutive tokens of a packed sequence. parent: the index of the segment that is its shared prefix, if any."""
 
@@ -39,10 +39,10 @@ def attend_by_segment(
     sliding_window: int | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; returns (sequences, tokens, heads, width), and no attention weights.
+    """An attention function of transformers; returns (sequences, tokens, heads, width), and no attention weights.
 
-    query: (sequences, heads, tokens, width); key, value: the same with perhaps fewer heads. segments: of each
-    sequence; without them, this is transformers' own sdpa. sliding_window: how far back a token sees, itself included.
+    query: (sequences, heads, tokens, width); key, value: the same, possibly with fewer heads. segments: of each
+    sequence; None: the sdpa of transformers. sliding_window: tokens that a token attends to, itself included.
     """
     if segments is None:
         more |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
@@ -79,7 +79,7 @@ def _attend(
 
 @lru_cache(maxsize=4096)
 def _mask(tokens: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which tokens of its prefix and of the segment each token sees, (tokens, before + tokens) bool."""
+    """Which tokens of the prefix and of the segment each token attends to, (tokens, before + tokens) bool."""
     back = torch.arange(before, before + tokens)[:, None] - torch.arange(before + tokens)
     return ((back >= 0) & (back < (window or before + tokens))).to(device)
 
@@ -87,10 +87,10 @@ def _mask(tokens: int, before: int, window: int | None, device: torch.device) ->
 def attention_arguments(
     implementation: str, segments: Sequence[Sequence[Segment]], device: torch.device
 ) -> dict[str, Any]:
-    """The arguments of a forward pass, besides ids and positions, from which attention knows the segments.
+    """The arguments of a forward pass that tell attention the segments.
 
-    FlashAttention gets boundaries in the sequences put one after another; other backends know segments by positions
-    that restart, or not at all (see isolation_check.py).
+    FlashAttention gets boundaries in the concatenated sequences; other backends recognise segments by positions that
+    restart, or not at all (see isolation_check.py).
     """
     if implementation == NAME:
         return {"segments": segments}
@@ -102,14 +102,14 @@ def attention_arguments(
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the architecture passes arguments on to its attention, and that is one which takes segments."""
+    """Whether the model passes further arguments to its attention, and its attention takes segments."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.forward).parameters.values())
     return open_ended and attention_of(base) in (NAME, "flash_attention_2", "flash_attention_3")
 
 
 def attention_of(model: Any) -> str:
-    """The name of the attention that a model uses; transformers has no public name for it."""
+    """The name of the attention that a model uses; transformers has no public attribute for it."""
     return str(model.config._attn_implementation)
 
 

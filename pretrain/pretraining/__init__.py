@@ -1,1 +1,1 @@
-"""The training run: options, checks, Trainer, log, checkpoints. Read pretraining_trainer.py first."""
+"""Continued pretraining: options, checks, Trainer, memory estimates. Read pretraining_trainer.py first."""

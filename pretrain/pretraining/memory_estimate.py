@@ -1,7 +1,6 @@
 """Estimates for training a LLaMA: parameters, bytes on a GPU and on a node, bytes sent, floating-point operations.
 
-Only config.json is read; the rest is arithmetic on the states that DeepSpeed 0.19 and transformers 5 keep, and each
-formula names its source.
+Only config.json is read. The formulas follow DeepSpeed 0.19 and transformers 5, and each names its source.
 """
 
 import json
@@ -10,15 +9,15 @@ from pathlib import Path
 
 BUCKET = 5e7  # elements; reduce_bucket_size and stage3_prefetch_bucket_size in configs/*.json
 LIVE = 1e9  # elements; stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
-PINNED = 1.5  # what pinned host memory takes of what is asked for: additional_buffer_factor in zero/stage3.py
+PINNED = 1.5  # pinned host memory per requested byte: additional_buffer_factor in zero/stage3.py
 # Dense 16-bit peak in FLOP/s (NVIDIA's data sheets, SXM; A800 and H800 differ in NVLink only), and the share of it
-# that a published training run made of it: V100 15 PFLOP/s on 400 (Rajbhandari et al. 2020), A100 380 tokens/s of
+# that a published training run reached: V100 15 PFLOP/s on 400 (Rajbhandari et al. 2020), A100 380 tokens/s of
 # LLaMA-65B (Touvron et al. 2023), H100 38 to 43 % (Llama Team 2024).
 SPEEDS = {
     "v100": (125e12, 0.30), "a100": (312e12, 0.47), "a800": (312e12, 0.47),
     "h100": (989e12, 0.40), "h800": (989e12, 0.40), "h200": (989e12, 0.40),
 }  # fmt: skip
-FAMILY = ("llama", "mistral")  # model types whose layers are LLaMA's
+FAMILY = ("llama", "mistral")  # model types with the layers of LLaMA
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,22 @@ class Shape:
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape of a checkpoint folder or config.json; FileNotFoundError or ValueError where there is none."""
+    """Read the shape from a checkpoint folder or config.json; raises FileNotFoundError or ValueError."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; --model takes a checkpoint folder or a config.json")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); get it again") from None
+        raise ValueError(f"{file} is not JSON ({error}); download it again") from None
     if not isinstance(config, dict) or config.get("model_type") not in FAMILY:
         kind = config.get("model_type") if isinstance(config, dict) else None
-        raise ValueError(f"{file} has model_type {kind}, whose layers are not counted here; known: {', '.join(FAMILY)}")
+        raise ValueError(f"{file} has model_type {kind}, which is not supported; known: {', '.join(FAMILY)}")
 
     def number(name: str, default: int | None = None) -> int:
         value = default if config.get(name) is None else config[name]
         if type(value) is not int or value < 1:
-            raise ValueError(f"{file} has {name} {json.dumps(value)}, not a whole number above 0; get it again")
+            raise ValueError(f"{file} has {name} {json.dumps(value)}, not a whole number above 0; download it again")
         return value
 
     hidden, heads = number("hidden_size"), number("num_attention_heads")
@@ -69,7 +68,7 @@ def read_shape(path: Path) -> Shape:
 
 
 def parameter_count(shape: Shape) -> int:
-    """Parameters of LlamaForCausalLM, the embeddings included, once where they are tied."""
+    """Parameters of LlamaForCausalLM, embeddings included; tied embeddings count once."""
     hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = 2 * hidden * (query + key) + shape.attention_bias * (query + 2 * key + hidden)
     mlp = 3 * hidden * shape.intermediate + shape.mlp_bias * (2 * shape.intermediate + hidden)
@@ -78,20 +77,19 @@ def parameter_count(shape: Shape) -> int:
 
 
 def layer_bytes(shape: Shape, block: int) -> int:
-    """Bytes that one layer keeps of a token for its backward pass, rows being `block` tokens long.
+    """Bytes that one layer keeps of a token for the backward pass, with sequences of `block` tokens.
 
-    Counted as Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models) count, for what
-    transformers' LLaMA does: two norms that compute in float32 (4 + 2 + 2 bytes an element each); queries, keys, values
-    (repeated to the queries' number) and output of attention (2 each), its row sums (4 a head) and its mask, which
-    packed or padded rows have; gate, activated gate, up and their product (2 each). There is no dropout, and SDPA and
-    flash attention keep no scores.
+    Counted as in Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), for the LLaMA
+    of transformers: two norms that compute in float32 (4 + 2 + 2 bytes an element each); queries, keys, values
+    (repeated for grouped heads) and output of attention (2 each), its row sums (4 a head) and its mask; gate, activated
+    gate, up and their product (2 each). There is no dropout, and SDPA and flash attention keep no scores.
     """
     query = shape.heads * shape.head_dim
     return 16 * shape.hidden + 8 * query + 8 * shape.intermediate + 4 * shape.heads + 2 * block + 8
 
 
-def row_bytes(shape: Shape, block: int, recompute: bool) -> int:
-    """Bytes of a row's activations at the peak; recomputed, only each layer's input is kept and one layer is alive.
+def sequence_bytes(shape: Shape, block: int, recompute: bool) -> int:
+    """Bytes of the activations of a sequence at the peak; recompute: each layer's input, and one layer's activations.
 
     Logits take 2 + 4 + 4 bytes each: 16-bit, float32, and the log-softmax that cross entropy keeps (then its gradient).
     """
@@ -101,7 +99,7 @@ def row_bytes(shape: Shape, block: int, recompute: bool) -> int:
 
 
 def flops_per_token(shape: Shape, block: int) -> float:
-    """6 a parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B)."""
+    """6 per parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B)."""
     return 6 * parameter_count(shape) + 6 * shape.layers * shape.heads * shape.head_dim * block
 
 
@@ -109,27 +107,27 @@ def flops_per_token(shape: Shape, block: int) -> float:
 
 
 def state_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU of the 16 that a parameter has in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
+    """Bytes on a GPU of the 16 per parameter in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
 
-    Stage 1 divides Adam among the GPUs, 2 the gradients too, 3 all (Rajbhandari et al. 2020, figure 1). Gradients are
-    16-bit and accumulate in 16 bits; Adam's float32 weights are made from the 16-bit ones.
+    Stage 1 partitions Adam, stage 2 also gradients, stage 3 everything (Rajbhandari et al. 2020, figure 1). Gradients
+    are stored and accumulated in 16 bits.
     """
     if "offload" in config:
         return 0.0 if config.endswith("all") else 2 * parameters / gpus
-    whole, divided = {"zero1": (4, 12), "zero2": (2, 14)}.get(config, (0, 16))
-    return whole * parameters + divided * parameters / gpus
+    whole, partitioned = {"zero1": (4, 12), "zero2": (2, 14)}.get(config, (0, 16))
+    return whole * parameters + partitioned * parameters / gpus
 
 
 def buffer_bytes(config: str, shape: Shape) -> float:
-    """Bytes on a GPU beside states and activations: four buckets, the largest gradient, in stage 3 gathered weights."""
+    """Bytes on a GPU besides states and activations: buckets, the largest gradient, gathered weights of stage 3."""
     gathered = min(parameter_count(shape), LIVE) if config.startswith("zero3") else 0
     return 8 * BUCKET + 2 * shape.vocabulary * shape.hidden + 2 * gathered
 
 
 def step_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU that Adam's step takes, after the activations are gone: its gradients in float32.
+    """Bytes on a GPU during Adam's step, after the activations are freed: gradients in float32.
 
-    Stage 3 takes them `LIVE` at a time; what is offloaded is stepped on the host.
+    Stage 3 converts `LIVE` of them at a time; an offloaded optimizer steps on the host.
     """
     if "offload" in config:
         return 0.0
@@ -137,10 +135,10 @@ def step_bytes(config: str, parameters: int, gpus: int) -> float:
 
 
 def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
-    """Bytes on a node: while loading, and for what is offloaded.
+    """Bytes on a node while loading and for offloading.
 
-    Stages 1 and 2 load float32 weights in every rank; stage 3 maps the 16-bit file once and divides it at once.
-    Offloaded are Adam (12), float32 and 16-bit gradients (4 + 2), and with `all` the weights (2), in pinned memory.
+    Stages 1 and 2 load float32 weights in every rank; stage 3 maps the 16-bit file and partitions it while loading.
+    Offloading takes Adam (12), float32 and 16-bit gradients (4 + 2), and with `all` the weights (2), in pinned memory.
     """
     if config in ("zero1", "zero2"):
         return 4.0 * parameters * gpus / nodes
@@ -149,10 +147,11 @@ def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
 
 
 def sent_bytes(config: str, parameters: int, gpus: int, accumulation: int) -> float:
-    """Bytes that a GPU sends in a step: 16-bit, all-reduce 2 and gather or reduce-scatter 1 of each element.
+    """Bytes that a GPU sends in a step: 16-bit elements, twice for all-reduce, once for gather or reduce-scatter.
 
-    The volumes are section 7's of the ZeRO paper; stages 1 and 2 of DeepSpeed all-reduce gradients (1 once a step, 2 in
-    every micro batch) and gather weights once; stage 3 gathers them twice and reduce-scatters in every micro batch.
+    Volumes as in section 7 of the ZeRO paper. DeepSpeed's stages 1 and 2 all-reduce gradients (stage 1 once a step,
+    stage 2 in every micro batch) and gather weights once; stage 3 gathers twice and reduce-scatters once in every micro
+    batch.
     """
     times = {"zero1": 3, "zero2": 2 * accumulation + 1}.get(config, 3 * accumulation)
     return 2.0 * times * parameters * (gpus - 1) / gpus

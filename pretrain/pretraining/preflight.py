@@ -1,36 +1,37 @@
-"""Checks and plans before anything is loaded: launch, corpus, rows, their proportions, where the run starts."""
+"""Checks before the model is loaded: launch, corpus, packed sequences, source weights, where the run starts."""
 
 import hashlib
 import json
 import os
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
 from resumable_checkpoints.complete_checkpoints import step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
-from sequence_packing.packed_batches import Streams
-from sequence_packing.packed_rows import Packing, Rows, open_rows
+from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule, parse_weights
+from sequence_packing.sequence_batches import SourceGroups
 
 from pretraining.memory_estimate import SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
 from pretraining.pretraining_trainer import StartPoint
 
-BATCH = "rows of a step (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
+BATCH = "global batch (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
 WEIGHTS = "--source_weights"
-LONGEST_ROW = 4096  # tokens, without --block_size
+LONGEST_BLOCK = 4096  # tokens of a packed sequence without --block_size
 
 
 # --- launch and corpus ------------------------------------------------------------------------------------------------
 
 
 def check_launch(args: PretrainingArguments) -> None:
-    """Raise ValueError where the ranks that were launched are not the ranks that Trainer sees."""
+    """Raise ValueError if Trainer sees another number of ranks than were launched."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise ValueError(
-            f"{launched} ranks were launched and Trainer sees {args.world_size}; "
+            f"{launched} ranks were launched, but Trainer sees {args.world_size}; "
             "start them with deepspeed, torchrun or accelerate launch"
         )
     if args.n_gpu > 1:
@@ -41,7 +42,7 @@ def check_launch(args: PretrainingArguments) -> None:
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
-    """The tokens of a row; raises ValueError on a corpus made for another tokenizer, vocabulary or context."""
+    """The tokens of a packed sequence; ValueError if the corpus does not fit the tokenizer, vocabulary or context."""
     from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
@@ -55,49 +56,47 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     if corpus.vocab_size > config["vocab_size"]:
         raise ValueError(
             f"{corpus.prefix} may hold ids up to {corpus.vocab_size - 1}, and {base} has {config['vocab_size']} "
-            "embeddings; it is the wrong checkpoint, or its embeddings were not enlarged with its tokenizer"
+            "embeddings; use another checkpoint, or enlarge its embeddings"
         )
-    context = config.get("max_position_embeddings", max(LONGEST_ROW, block_size))
+    context = config.get("max_position_embeddings", max(LONGEST_BLOCK, block_size))
     if block_size > context:
         raise ValueError(f"--block_size {block_size} is over the context of {base}, {context}; lower it")
-    return block_size or min(context, LONGEST_ROW)
+    return block_size or min(context, LONGEST_BLOCK)
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
-    """Seconds that a token takes at the GPUs' peak of floating-point operations; 0 where the peak is not known.
+    """Seconds for a token at the peak FLOP/s of all GPUs; 0 if the peak is not known.
 
-    A token attends to those before it in its sample, however samples share rows.
+    Attention is counted within samples, since the samples of a packed sequence do not attend to each other.
     """
-    known = [peak for name, (peak, _) in SPEEDS.items() if name in gpu_name(args).lower()]
+    import torch
+
+    gpu = torch.cuda.get_device_name().lower() if args.device.type == "cuda" else ""
+    known = [peak for name, (peak, _) in SPEEDS.items() if name in gpu]
     peak = args.peak_tflops * 1e12 or max(known, default=0.0)
     try:
         shape = read_shape(Path(args.model_name_or_path))
-    except ValueError:  # of another family
+    except ValueError:  # another architecture
         return 0.0
     lengths = corpus.lengths[:1_000_000].astype(float)
     flops = flops_per_token(shape, int((lengths**2).sum() / lengths.sum()))
     return flops / (peak * args.world_size) if peak else 0.0
 
 
-def gpu_name(args: PretrainingArguments) -> str:
-    """The name that the GPU reports; empty without a GPU."""
-    import torch
-
-    return torch.cuda.get_device_name() if args.device.type == "cuda" else ""
+# --- packed sequences and their order ---------------------------------------------------------------------------------
 
 
-# --- rows and their order ---------------------------------------------------------------------------------------------
-
-
-def source_weights(args: PretrainingArguments, rows: Rows) -> tuple[Streams, dict[str, Any], list[str]]:
-    """Streams, their weights, and notices. Raises ValueError where the options do not fit the corpus."""
-    by_name, by_type = Streams.of(rows, "rows"), Streams.of(rows, "rows", by_type=True)
+def source_weights(
+    args: PretrainingArguments, sequences: PackedSequences
+) -> tuple[SourceGroups, dict[str, Any], list[str]]:
+    """Source groups, their weights, and notices. Raises ValueError if the options do not fit the corpus."""
+    by_name, by_type = (SourceGroups.of(sequences, "train", by_type=by_type) for by_type in (False, True))
     if not args.global_batch_distributed:
         names = {pair.partition("=")[0].strip() for pair in args.source_weights.split(",")}
-        streams = by_type if names & {*by_type.names} and not names & {*by_name.names} else by_name
-        return streams, parse_weights(args.source_weights, streams.sizes), []
+        groups = by_type if names & {*by_type.names} and not names & {*by_name.names} else by_name
+        return groups, parse_weights(args.source_weights, groups.sizes), []
     if args.source_weights != "size":
-        raise ValueError("--global_batch_distributed and --source_weights say the same thing; give one of them")
+        raise ValueError("--global_batch_distributed and --source_weights exclude each other; give one of them")
     words = args.global_batch_distributed.strip("[]() ").split(",")
     types = sorted(by_type.names, key=int)
     if not all(word.strip().isdecimal() for word in words) or len(words) != len(types):
@@ -108,31 +107,36 @@ def source_weights(args: PretrainingArguments, rows: Rows) -> tuple[Streams, dic
     weights = dict(zip(types, map(int, words), strict=True))
     batch = args.per_device_train_batch_size * args.world_size
     notice = (
-        f"--global_batch_distributed {args.global_batch_distributed} sums to {sum(weights.values())}, and "
-        f"{args.world_size} ranks x {args.per_device_train_batch_size} rows are {batch}; it is read as proportions"
+        f"--global_batch_distributed {args.global_batch_distributed} sums to {sum(weights.values())}, but "
+        f"{args.world_size} ranks x {args.per_device_train_batch_size} sequences are {batch}; it is used as proportions"
     )
     return by_type, weights, [notice] if sum(weights.values()) != batch else []
 
 
-def plan_rows(args: PretrainingArguments, corpus: Corpus, packing: Packing) -> Rows:
-    """The rows of the corpus; one process of each machine makes them where they are not there yet."""
-    with args.main_process_first(local=True, desc="packing samples into rows"):
-        rows = open_rows(corpus, packing, Path(str(args.output_dir)))
-    check_rows(rows, args.world_size)
-    return rows
+def pack_corpus(args: PretrainingArguments, corpus: Corpus, packing: Packing) -> PackedSequences:
+    """Open the packed sequences of the corpus; one process of each machine packs them if necessary."""
+    with args.main_process_first(local=True, desc="packing samples into sequences"):
+        sequences = open_packed_sequences(corpus, packing, Path(str(args.output_dir)))
+    check_sequence_count(sequences, args.world_size)
+    return sequences
 
 
-def check_rows(rows: Rows, ranks: int) -> None:
-    """Raise ValueError where there are fewer rows than ranks."""
-    if rows.to_train_on < ranks:
+def check_sequence_count(sequences: PackedSequences, ranks: int) -> None:
+    """Raise ValueError if there are fewer training sequences than ranks."""
+    if sequences.train_count < ranks:
         raise ValueError(
-            f"there are {rows.to_train_on} rows of {rows.packing.block_size} tokens for {ranks} ranks; "
-            "start fewer, lower --block_size, or take a larger corpus"
+            f"there are {sequences.train_count} sequences of {sequences.packing.block_size} tokens for {ranks} ranks; "
+            "start fewer ranks, lower --block_size, or use a larger corpus"
         )
 
 
+def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
+    """The steps in which as many sequences are trained as the weighted groups have, `epochs` times."""
+    return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
+
+
 def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
-    """What must be equal for a run to be the continuation of another one; see RunState."""
+    """The settings that must be equal to resume a run; see RunState."""
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,
@@ -140,17 +144,17 @@ def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: 
         "--eval_fraction": packing.eval_fraction,
         "--seed": schedule.seed,
         BATCH: global_batch,
-        WEIGHTS: dict(zip(schedule.names, schedule.segments[-1].counts, strict=True)),
+        WEIGHTS: dict(zip(schedule.names, schedule.phases[-1].counts, strict=True)),
     }
 
 
 def start_point(
     identity: dict[str, Any], schedule: Schedule, weights: dict[str, Any], checkpoint: Path | None, accept_changes: bool
 ) -> tuple[StartPoint, Schedule]:
-    """Where the run starts or resumes, and the schedule from there on.
+    """Where the run starts or resumes, and its schedule from there on.
 
-    Raises ValueError where the checkpoint is of another run, unless changes are accepted: other weights then begin a
-    new segment of its schedule, and another corpus, packing, seed or list of sources begins the new schedule.
+    Raises ValueError if the checkpoint belongs to another run, unless changes are accepted: with other weights the
+    saved schedule continues in a new phase; with another corpus, packing, seed or list of sources a new one starts.
     """
     if not checkpoint:
         return StartPoint(), schedule
@@ -162,5 +166,5 @@ def start_point(
     if changes.keys() - {BATCH, WEIGHTS} or saved.identity[WEIGHTS].keys() != identity[WEIGHTS].keys():
         return StartPoint(step, 0, tokens), schedule
     resumed = Schedule.restore(saved.progress["schedule"])
-    resumed.reweighted(weights, saved.progress["next_row"])
-    return StartPoint(step, saved.progress["next_row"], tokens), resumed
+    resumed.change_weights(weights, saved.progress["next_index"])
+    return StartPoint(step, saved.progress["next_index"], tokens), resumed

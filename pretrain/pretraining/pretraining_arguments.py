@@ -1,7 +1,4 @@
-"""The options of train.py: ours on top of every option of Trainer and DeepSpeed, published spellings translated.
-
-`parse(argv)` gives the options with their defaults resolved and the notices to print.
-"""
+"""The command line of train.py: its own options and every option of Trainer; published spellings are translated."""
 
 from command_line import trainer_options
 
@@ -22,14 +19,14 @@ PUBLISHED = trainer_options.PublishedOptions(
         "save_safetensors": "weights are always written as safetensors",
         "use_fast_tokenizer": "there is one tokenizer, and it is exact",
         "sharded_ddp": "use --deepspeed",
-        "group_by_length": "samples are packed into rows, and nothing is padded",
+        "group_by_length": "samples are packed, so there is no padding to reduce",
     },
 )
 
 
 @dataclass
 class PretrainingArguments(PretrainingOptions, TrainingArguments):
-    """Options of continued pretraining; what is not in PretrainingOptions is Trainer's and keeps its meaning."""
+    """Options of continued pretraining: PretrainingOptions, and those of Trainer."""
 
     def __post_init__(self) -> None:
         for name in ("model_name_or_path", "data_path", "output_dir"):
@@ -38,32 +35,27 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
         if self.block_size < 0 or self.block_size == 1:
             raise ValueError(f"--block_size {self.block_size} must be 0 or at least 2")
         if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"--eval_fraction {self.eval_fraction} is not from 0 to below 1")
+            raise ValueError(f"--eval_fraction {self.eval_fraction} must be at least 0 and below 1")
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"--train_sampling_strategy {self.train_sampling_strategy}: the order is that of --source_weights"
+                f"--train_sampling_strategy {self.train_sampling_strategy} has no effect here; use --source_weights"
             )
         if self.max_nan_steps < 1:
             raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.save_steps
-        self.ignore_data_skip = True  # the sampler continues at its row; no data needs to be skipped
+        self.ignore_data_skip = True  # the batch sampler starts at the right index
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        if (
-            self.deepspeed
-            and not str(self.deepspeed).lstrip().startswith("{")
-            and not Path(str(self.deepspeed)).exists()
-        ):
-            raise FileNotFoundError(
-                f"{self.deepspeed} does not exist; --deepspeed takes a file such as pretrain/configs/*"
-            )
+        config = str(self.deepspeed or "")
+        if config and not config.lstrip().startswith("{") and not Path(config).exists():
+            raise FileNotFoundError(f"{config} does not exist; --deepspeed takes a file, as in pretrain/configs/")
         join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # otherwise Trainer trains each CPU rank by itself, without averaging gradients
+            self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks
         super().__post_init__()
 
 
 def parse(argv: list[str], description: str) -> tuple[PretrainingArguments, list[str]]:
-    """Options and notices of a command line; ValueError on what is unknown, abbreviated or out of range."""
+    """Options and notices of a command line; ValueError if one is unknown, abbreviated or out of range."""
     return trainer_options.parse(PretrainingArguments, argv, description, "train.py", PUBLISHED)

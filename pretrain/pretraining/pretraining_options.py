@@ -1,4 +1,4 @@
-"""The options of pretrain/train.py beside Trainer's, and Trainer's own that have another default here."""
+"""The options that pretrain/train.py adds to Trainer's, and Trainer's options with another default."""
 
 from command_line.trainer_options import option
 
@@ -12,30 +12,30 @@ class PretrainingOptions:
     model_name_or_path: str = option("", "checkpoint folder to continue from")
     data_path: str = option("", "prefix of the corpus: the path without .bin")
     output_dir: str | None = option(None, "folder to write: the trained checkpoint, and checkpoint-*")
-    block_size: int = option(0, "tokens of a row; 0: the model's context, at most 4096")
-    no_packing: bool = option(False, "one sample a row, padded to the longest of its micro batch")
-    source_weights: str = option("size", 'shares of the rows: zh=0.6,en=0.4 (names or types), "size", temperature=0.7')
-    global_batch_distributed: str = option("", "the older way to say it: [424,80], rows of each type in proportion")
+    block_size: int = option(0, "tokens of a packed sequence; 0: the model's context, at most 4096")
+    no_packing: bool = option(False, "one sample a sequence, padded to the longest of its micro batch")
+    source_weights: str = option("size", 'proportions: zh=0.6,en=0.4 (names or types), "size", temperature=0.7')
+    global_batch_distributed: str = option("", "published form of --source_weights: [424,80], one number for each type")
     eval_fraction: float = option(0.0, "share of each source's documents that is held out for evaluation")
-    accept_changes: bool = option(False, "resume though corpus, batch, seed or weights are not those of the checkpoint")
-    max_nan_steps: int = option(3, "end the run after so many steps in a row whose loss is no number")
+    accept_changes: bool = option(False, "resume although corpus, batch, seed or weights changed")
+    max_nan_steps: int = option(3, "end the run after this many consecutive steps with a non-finite loss")
     attn_implementation: str = option(
-        "", "attention backend; empty: flash_attention_2 if it is installed, else by sample"
+        "", "attention backend; empty: flash_attention_2 if available, else sdpa_by_segment"
     )
-    peak_tflops: float = option(0.0, "of one GPU, for MFU in the log; 0: what is known of it")
+    peak_tflops: float = option(0.0, "peak of one GPU for MFU in the log; 0: the known value")
 
-    # Trainer's own, with defaults that suit the job.
+    # Options of Trainer with another default.
     num_train_epochs: float = option(1.0, "passes over the corpus")
     learning_rate: float = option(2e-5, "peak learning rate")
-    lr_scheduler_type: str = option("cosine", "shape of the learning rate over the run")
+    lr_scheduler_type: str = option("cosine", "learning rate schedule")
     warmup_steps: float = option(0.03, "steps of linear warm-up; below 1: a share of all steps")
     adam_beta2: float = option(0.95, "decay of Adam's second moment")
     weight_decay: float = option(0.1, "decoupled weight decay")
-    logging_steps: float = option(10, "log every so many steps; below 1: a share of all steps")
-    save_steps: float = option(500, "keep a checkpoint to resume from every so many steps; below 1: a share")
+    logging_steps: float = option(10, "steps between log entries; below 1: a share of all steps")
+    save_steps: float = option(500, "steps between checkpoints; below 1: a share of all steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
-    logging_nan_inf_filter: bool = option(False, "replace NaN in the logged loss (off: NaN ends the run)")
-    remove_unused_columns: bool = option(False, "samples hold what the model needs and nothing else")
+    logging_nan_inf_filter: bool = option(False, "hide non-finite losses in the log")
+    remove_unused_columns: bool = option(False, "remove columns that the model does not take")
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
-        "tensorboard", "where the log goes, too: tensorboard, wandb, none"
+        "tensorboard", "also log to: tensorboard, wandb, none"
     )

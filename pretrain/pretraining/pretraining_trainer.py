@@ -1,6 +1,6 @@
-"""Trainer for continued pretraining: rows of packed samples in the schedule's order, loss by token of the whole step.
+"""Trainer for continued pretraining: packed sequences in the schedule's order, mean loss over the tokens of a step.
 
-What it shares with instruction tuning (log, checks after each step, evaluation, checkpoints) is training_loop/.
+Log, checks after each step, evaluation and checkpoints are shared with instruction tuning: training_loop/.
 """
 
 import math
@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from packed_attention.isolation_check import keeps_segments_apart
 from packed_attention.segment_attention import attention_arguments, attention_of
 from resumable_checkpoints.run_state import RunState
-from sequence_packing.packed_batches import IGNORED, HeldOutRows, RankBatches, ScheduledRows
+from sequence_packing.sequence_batches import IGNORED, HeldOutSequences, RankBatchSampler, ScheduledSequences
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
@@ -24,9 +24,9 @@ from pretraining.pretraining_arguments import PretrainingArguments
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy at each position, (rows, tokens) float32; 0 where the next position has no label.
+    """Cross entropy at each position, (sequences, tokens) float32; 0 if the next position has no label.
 
-    logits: (rows, tokens, vocabulary). labels: (rows, tokens) int64.
+    logits: (sequences, tokens, vocabulary). labels: (sequences, tokens) int64.
     """
     targets = pad(labels, (0, 1), value=IGNORED)[:, 1:]
     losses = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -35,60 +35,61 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where this process starts or resumes: after `step` steps, at global row `row`, with `tokens` tokens seen."""
+    """Where the run starts or resumes: after `step` steps, at global sequence index `index`, after `tokens` tokens."""
 
     step: int = 0
-    row: int = 0
+    index: int = 0
     tokens: int = 0
 
 
 class PretrainingTrainer(SourceTrainer):
-    """Trains on the rows of a schedule from the start point on.
+    """Trains on the sequences of a schedule from the start point on.
 
     Args:
-        rows: the rows to train on.
-        held_out: the rows for evaluation, None without.
-        identity: what must be equal to resume this run; see RunState.
-        seconds_per_token: at the GPUs' peak, for MFU; 0: not known.
+        sequences: the training sequences in order.
+        held_out: the sequences for evaluation, or None.
+        identity: the settings that must be equal to resume this run; see RunState.
+        seconds_per_token: at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
         more: arguments of SourceTrainer and Trainer.
     """
 
     args: PretrainingArguments
 
     def __init__(
-        self, rows: ScheduledRows, held_out: HeldOutRows | None, identity: dict[str, Any], start: StartPoint,
-        seconds_per_token: float = 0.0, **more: Any,
+        self, sequences: ScheduledSequences, held_out: HeldOutSequences | None, identity: dict[str, Any],
+        start: StartPoint, seconds_per_token: float = 0.0, **more: Any,
     ) -> None:  # fmt: skip
         args = more["args"]
         super().__init__(
-            sources=rows.streams.names, first_step=start.step, max_bad_steps=args.max_nan_steps, train_dataset=rows,
+            sources=sequences.groups.names, first_step=start.step, max_bad_steps=args.max_nan_steps,
+            train_dataset=sequences,
             batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             eval_dataset=held_out, **more,
         )  # fmt: skip
-        self.rows, self.held_out, self.identity, self.start = rows, held_out, identity, start
+        self.sequences, self.held_out, self.identity, self.start = sequences, held_out, identity, start
         self.tokens_seen, self.seconds_per_token = start.tokens, seconds_per_token
         self.measures_losses = not args.use_liger_kernel
-        self._waited = 0.0  # seconds for data
+        self._waited = 0.0  # seconds spent waiting for data since the last log entry
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @property
-    def next_row(self) -> int:
-        """The global row index that the next step begins with."""
-        return self.start.row + (self.state.global_step - self.start.step) * self.batch
+    def next_index(self) -> int:
+        """The global sequence index at which the next step begins."""
+        return self.start.index + (self.state.global_step - self.start.step) * self.batch
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
-        batches = RankBatches(
-            self.start.row, (args.max_steps - self.start.step) * args.gradient_accumulation_steps,
+        batches = RankBatchSampler(
+            self.start.index, (args.max_steps - self.start.step) * args.gradient_accumulation_steps,
             args.per_device_train_batch_size, args.process_index, args.world_size,
         )  # fmt: skip
-        return self._loader(self.rows, batches)
+        return self._loader(self.sequences, batches)
 
-    def _loader(self, rows: Any, batches: Any) -> DataLoader[Any]:
+    def _loader(self, sequences: Any, batches: Any) -> DataLoader[Any]:
         args = self.args
         return DataLoader(
-            rows, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
+            sequences, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_num_workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor,
@@ -101,11 +102,12 @@ class PretrainingTrainer(SourceTrainer):
         return batches
 
     def before_training(self) -> None:
-        """Raise ValueError where samples of a row see each other, which a backend that ignores positions lets them."""
+        """Raise ValueError if samples of a packed sequence attend to each other (some backends ignore positions)."""
         collator: Any = self.data_collator
         if collator.packed and not keeps_segments_apart(self.model_wrapped, attention_of(self.model), self.args.device):
             raise ValueError(
-                "samples of a row see each other in this model; name another --attn_implementation, or --no_packing"
+                "the samples of a packed sequence attend to each other in this model; "
+                "name another --attn_implementation, or give --no_packing"
             )
 
     # --- loss ---------------------------------------------------------------------------------------------------------
@@ -113,9 +115,9 @@ class PretrainingTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro batch's sum by the tokens of the whole step; times ranks, over which gradients are averaged."""
+        """The loss sum of this micro batch / tokens of the step x ranks, since gradients are averaged over ranks."""
         sources, labels = inputs.pop("sources"), inputs["labels"]
-        if self.args.use_liger_kernel:  # its loss is computed without ever having all logits
+        if self.args.use_liger_kernel:  # its fused loss does not return losses by token
             inputs |= self._attention_arguments(inputs)
             loss = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch).loss
             losses = torch.zeros_like(labels, dtype=torch.float32)
@@ -130,7 +132,7 @@ class PretrainingTrainer(SourceTrainer):
         return attention_arguments(attention_of(self.model), segments, inputs["input_ids"].device) if segments else {}
 
     def _logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The model's logits, (rows, tokens, vocabulary); takes labels out of the inputs."""
+        """The model's logits, (sequences, tokens, vocabulary); removes the labels from the inputs."""
         del inputs["labels"]
         more = self._attention_arguments(inputs)
         return model(**inputs, **more, use_cache=False).logits
@@ -138,23 +140,23 @@ class PretrainingTrainer(SourceTrainer):
     def _add(
         self, meter: LossMeter, losses: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, weight: float = 1
     ) -> None:
-        """losses, labels: (rows, tokens); sources: (rows,)."""
+        """losses, labels: (sequences, tokens); sources: (sequences,)."""
         meter.add(losses.double().sum(1), labels[:, 1:].ne(IGNORED).sum(1), sources, weight)
 
     # --- log, evaluation, checkpoints ---------------------------------------------------------------------------------
 
     def epochs(self) -> float:
-        return round(self.next_row / max(1, self.rows.rows.to_train_on), 4)
+        return round(self.next_index / max(1, self.sequences.packed.train_count), 4)
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
         self.tokens_seen += losses.tokens
-        rate, schedule = losses.tokens / seconds, self.rows.schedule
+        rate, schedule = losses.tokens / seconds, self.sequences.schedule
         entry: dict[str, float] = {"tokens_per_second": round(rate), "tokens": self.tokens_seen}
         if self.seconds_per_token:
             entry["mfu"] = round(rate * self.seconds_per_token, 4)
         sizes = dict(zip(schedule.names, schedule.sizes.tolist(), strict=True))
-        for name, consumed in schedule.consumed(self.next_row).items():
-            entry[f"rows_{name}"] = consumed
+        for name, consumed in schedule.consumed(self.next_index).items():
+            entry[f"sequences_{name}"] = consumed
             entry[f"epochs_{name}"] = round(consumed / max(1, sizes[name]), 4)
         if self.args.fp16:
             entry["skipped_steps"] = int(getattr(self.model_wrapped, "skipped_steps", 0))
@@ -163,10 +165,10 @@ class PretrainingTrainer(SourceTrainer):
         return entry
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Batches go round the ranks; a rank with fewer repeats some, which count nothing: ZeRO-3 needs all ranks."""
+        """Ranks take batches in turn; a rank with fewer repeats some with weight 0, since ZeRO-3 needs all ranks."""
         assert self.held_out is not None
-        args, rows, total = self.args, self.args.per_device_eval_batch_size, len(self.held_out)
-        batches = [list(range(at, min(at + rows, total))) for at in range(0, total, rows)]
+        args, size, total = self.args, self.args.per_device_eval_batch_size, len(self.held_out)
+        batches = [list(range(at, min(at + size, total))) for at in range(0, total, size)]
         mine = range(args.process_index, -(-len(batches) // args.world_size) * args.world_size, args.world_size)
         loader = self._loader(self.held_out, [batches[number % len(batches)] for number in mine])
         for number, batch in zip(mine, loader, strict=True):
@@ -180,7 +182,7 @@ class PretrainingTrainer(SourceTrainer):
 
     def run_state(self) -> RunState:
         progress = {
-            "next_row": self.next_row, "tokens": self.tokens_seen + self.meter.tokens(), "ranks": self.args.world_size,
-            "schedule": self.rows.schedule.state(),
+            "next_index": self.next_index, "tokens": self.tokens_seen + self.meter.tokens(),
+            "ranks": self.args.world_size, "schedule": self.sequences.schedule.state(),
         }  # fmt: skip
         return RunState(self.identity, progress)

@@ -1,12 +1,12 @@
 """Resume from a DeepSpeed checkpoint with another number of ranks, by converting it to a universal checkpoint.
 
-A ZeRO checkpoint holds one part of the optimizer's state for each rank, and only as many ranks can load it. With
-another number, it is converted in its folder, loaded, and the converted files are removed. The ZeRO stage must be the
-same. This is the only file that relies on DeepSpeed's internals:
+A ZeRO checkpoint holds one part of the optimizer state for each rank, and only the same number of ranks can load it.
+For another number it is converted in its folder and loaded, and the converted files are removed. The ZeRO stage must be
+the same. This is the only file that relies on DeepSpeed's internals:
 
 | name | reason |
 | --- | --- |
-| `zero_pp_rank_N_mp_rank_…_optim_states.pt` | the number of ranks that wrote a checkpoint stands in file names only |
+| `zero_pp_rank_N_mp_rank_…_optim_states.pt` | only the file names tell the number of ranks that wrote a checkpoint |
 | `deepspeed.checkpoint.ds_to_universal`, `latest_universal`, `load_universal` | the documented conversion |
 | `optimizer.param_groups` and `state` | see RepairUniversalState |
 """
@@ -25,14 +25,14 @@ from transformers import TrainerCallback
 
 from pretraining.pretraining_arguments import PretrainingArguments
 
-LATEST = "latest_universal"  # the file in which DeepSpeed looks up a universal checkpoint
-PEAK = 2.5  # disk space of a conversion over the checkpoint's size, measured with 68 million parameters in float32
+LATEST = "latest_universal"  # DeepSpeed reads the name of the universal checkpoint from this file
+PEAK = 2.5  # disk space of a conversion / size of the checkpoint, measured with 68 million parameters in float32
 
 
 def writers(checkpoint: Path) -> int:
-    """How many ranks wrote the optimizer's state, by the names of the files; 0 where DeepSpeed wrote none.
+    """How many ranks wrote the optimizer state, from the file names; 0 if the run did not use DeepSpeed.
 
-    Raises ValueError where a rank's file is missing.
+    Raises ValueError if the file of a rank is missing.
     """
     if not (checkpoint / "latest").is_file():
         return 0
@@ -40,15 +40,15 @@ def writers(checkpoint: Path) -> int:
     names = [re.search(r"zero_pp_rank_(\d+)_mp_rank_", file.name) for file in folder.glob("*_optim_states.pt")]
     found = {int(name[1]) for name in names if name}
     if missing := set(range(max(found, default=-1) + 1)) - found:
-        raise ValueError(f"{folder} lacks the optimizer of rank {min(missing)}; resume from another checkpoint")
+        raise ValueError(f"{folder} lacks the optimizer state of rank {min(missing)}; resume from another checkpoint")
     return len(found)
 
 
 def convert(checkpoint: Path) -> None:
-    """Write a universal checkpoint into a checkpoint's folder, its `latest_universal` last. For one rank.
+    """Write a universal checkpoint into the folder of a checkpoint, `latest_universal` last. One rank calls it.
 
-    It runs in a process of its own, since the converter does not release memory, and with relative paths, since it uses
-    its folder as a regular expression. Raises ValueError where it fails, or the disk has no room.
+    The converter runs in a process of its own, since it does not release memory, and with relative paths, since it uses
+    its folder as a regular expression. Raises ValueError if it fails or the disk has too little space.
     """
     discard(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
@@ -64,11 +64,11 @@ def convert(checkpoint: Path) -> None:
     done = subprocess.run(command, cwd=checkpoint, capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(partial, ignore_errors=True)
-        why = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        why = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ValueError(
-            f"{checkpoint} could not be converted for another number of ranks ({why}); use as many as before"
+            f"{checkpoint} could not be converted for another number of ranks ({why}); resume with the same number"
         )
-    _without_shard(folder / "zero/optimizer_state.pt")
+    _drop_shard(folder / "zero/optimizer_state.pt")
     folder.replace(checkpoint / folder.name)
     (partial / LATEST).replace(checkpoint / LATEST)
     partial.rmdir()
@@ -79,7 +79,7 @@ def _partial(checkpoint: Path) -> Path:
 
 
 def _optimizer_state(file: Path) -> dict[str, Any]:
-    """The part of the converted state that belongs to no single parameter."""
+    """Read the part of the converted state that is not stored by parameter."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -87,11 +87,11 @@ def _optimizer_state(file: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
-def _without_shard(file: Path) -> None:
-    """Drop rank 0's whole share of the optimizer, which stage 3 writes into the file that every rank reads."""
+def _drop_shard(file: Path) -> None:
+    """Remove rank 0's share of the optimizer state, which stage 3 writes into the file that every rank reads."""
     state = _optimizer_state(file)
     inner = state.get("optimizer_state_dict")
-    if inner is None:  # stages 1 and 2 leave none
+    if inner is None:  # stages 1 and 2
         return
     inner["state"] = {key: {"step": held["step"]} for key, held in inner["state"].items()}
     state.pop("fp32_flat_groups", None)
@@ -107,18 +107,18 @@ def discard(checkpoint: Path) -> None:
 
 
 class RepairUniversalState(TrainerCallback):
-    """Corrects the optimizer's state that DeepSpeed 0.19 loads from a universal checkpoint, then removes the latter.
+    """Corrects the optimizer state that DeepSpeed 0.19 loads from a universal checkpoint, then removes that checkpoint.
 
     Under stage 3 (runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3) all parts of the
-    optimizer share one tensor as their step, which each of them then raises, and all groups take the weight decay of
-    the first. The step also lies on the CPU, where AdamW's fused kernel does not look for it.
+    optimizer share one step tensor, so that each of them increments it, and all groups get the weight decay of the
+    first. The step is also on the CPU, and AdamW's fused kernel needs it on the device.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **more: Any) -> None:
-        while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's hold torch's
+        while hasattr(optimizer, "optimizer"):  # accelerate and DeepSpeed wrap the optimizer of torch
             optimizer = optimizer.optimizer
         folder = self.checkpoint / (self.checkpoint / LATEST).read_text().strip()
         saved = _optimizer_state(folder / "zero/optimizer_state.pt")
@@ -136,13 +136,13 @@ class RepairUniversalState(TrainerCallback):
 def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallback]:
     """Convert the checkpoint if another number of ranks wrote it; returns the callbacks that Trainer then needs.
 
-    Every rank calls it before Trainer is made. Raises ValueError where a run with DeepSpeed is resumed without it or
-    the other way round, since its optimizer would start anew.
+    Every rank calls it before making Trainer. Raises ValueError if a run with DeepSpeed is resumed without it or vice
+    versa, since Trainer would start with a new optimizer state.
     """
     ranks = writers(checkpoint)
     if bool(ranks) != bool(args.deepspeed):
         raise ValueError(
-            f"{checkpoint} was written {'with' if ranks else 'without'} --deepspeed; resume it in that way"
+            f"{checkpoint} was written {'with' if ranks else 'without'} --deepspeed; resume it the same way"
         )
     if ranks == (args.world_size if args.deepspeed else 0):
         return []

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: complete or ignored, and only by the run that wrote them.
+"""Checkpoints to resume from: complete ones only, and only by the run that wrote them.
 
 Read complete_checkpoints.py first.
 """

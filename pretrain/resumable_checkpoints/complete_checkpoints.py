@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or ignored.
+"""Complete checkpoints: mark, find and limit them; remove those that an interrupted save left.
 
-A checkpoint-N is complete when `complete.json` in it names every file with its size. That file is written last, after
-all ranks have flushed their files to the disk. A folder without it, or with files that do not match it, was left by a
-run that was killed while saving.
+A checkpoint-N is complete if its files match `complete.json` in it, which has the size of every file. That file is
+written last, after all ranks have flushed their files to the disk. A folder without it, or with files that do not match
+it, was left by a run that was killed while saving.
 """
 
 import json
@@ -10,27 +10,29 @@ import os
 import shutil
 from pathlib import Path
 
+# complete.json has sizes and no hashes, for adapters too: files are flushed first, so an interrupted save can only lack
+# files or bytes, and an adapter that lost a tensor has another size. Hashes would only detect later edits of values.
 MARKER = "complete.json"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name; -1 where the name has none."""
+    """The step in the name of a checkpoint; -1 if there is none."""
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else -1
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """The folders checkpoint-N of a run, complete or not, by step."""
+    """All folders checkpoint-N of a run, ordered by step."""
     return sorted((path for path in output.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
 def list_complete(output: Path) -> list[Path]:
-    """The complete folders checkpoint-N of a run, by step."""
+    """The complete checkpoints of a run, ordered by step."""
     return [checkpoint for checkpoint in list_checkpoints(output) if is_complete(checkpoint)]
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file that the marker names is there with its size."""
+    """Whether every file in `complete.json` exists with its size; further files do not matter."""
     try:
         expected = json.loads((checkpoint / MARKER).read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -39,13 +41,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a folder's files by relative path, without the marker."""
+    """Sizes of the files of a checkpoint in bytes, by relative path, without complete.json."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def flush(checkpoint: Path) -> None:
-    """Flush the folder and its files to the disk; one rank of each machine does it."""
+    """Flush a checkpoint to the disk; one rank of each machine calls it."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
         _sync(path)
 
@@ -59,7 +61,7 @@ def _sync(path: Path) -> None:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker of a checkpoint whose files are flushed."""
+    """Write complete.json into a checkpoint whose files are flushed."""
     partial = checkpoint / f"{MARKER}.partial"
     partial.write_text(json.dumps({"step": step_of(checkpoint), "files": _sizes(checkpoint)}, indent=2) + "\n")
     _sync(partial)
@@ -68,13 +70,13 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, its marker first."""
+    """Remove a checkpoint, complete.json first."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def keep_newest(output: Path, limit: int | None, best: str | None = None) -> None:
-    """Remove the oldest complete checkpoints beyond `limit` (None or 0: keep all), but never the one named `best`."""
+    """Remove the oldest complete checkpoints beyond `limit` (None or 0: keep all), except `best`."""
     complete = list_complete(output)
     for checkpoint in complete[: -limit or None] if limit else ():
         if checkpoint != Path(best or ""):
@@ -82,18 +84,22 @@ def keep_newest(output: Path, limit: int | None, best: str | None = None) -> Non
 
 
 def remove_incomplete(output: Path) -> list[str]:
-    """Remove the checkpoints that are not complete; returns a notice for each."""
+    """Remove incomplete checkpoints; returns a notice for each."""
     incomplete = [checkpoint for checkpoint in list_checkpoints(output) if not is_complete(checkpoint)]
     for checkpoint in incomplete:
         remove(checkpoint)
-    return [f"{checkpoint} is incomplete, the run was killed while saving it; removed" for checkpoint in incomplete]
+    return [
+        f"{checkpoint} was incomplete, since the run was killed while saving it; it was removed"
+        for checkpoint in incomplete
+    ]
 
 
 def resume_point(given: str | None, output: Path) -> Path | None:
-    """The checkpoint to resume from: a path, True for the newest complete one in `output`, False or none for None.
+    """The checkpoint to resume from; None for a new run.
 
-    Raises FileNotFoundError or ValueError where there is none or it is not complete, and ValueError where `output` has
-    complete checkpoints but the run is to start anew.
+    given: --resume_from_checkpoint: a path, True for the newest complete checkpoint in `output`, False or empty for a
+    new run. Raises FileNotFoundError or ValueError if there is no such complete checkpoint, and ValueError if a new run
+    finds complete checkpoints in `output`.
     """
     complete = list_complete(output)
     if (given or "").lower() in ("", "false", "none", "no"):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it: what must be equal to resume, and where the run was."""
+"""The run that wrote a checkpoint: the settings that must be equal to resume it, and its position in the data."""
 
 import json
 from collections.abc import Callable
@@ -18,8 +18,8 @@ STATE = "run_state.json"
 class RunState:
     """The state of a run; plain JSON values.
 
-    identity: what must be equal for a run to be the continuation of another one, by the option that decides it.
-    progress: where the run was in its data.
+    identity: the settings that must be equal to resume the run, by option.
+    progress: the position in the data.
     """
 
     identity: dict[str, Any]
@@ -30,15 +30,17 @@ class RunState:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "RunState":
-        """The state of a checkpoint; raises ValueError where it has none."""
+        """Read the state of a checkpoint; raises ValueError if it has none."""
         try:
             return cls(**json.loads((checkpoint / STATE).read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{checkpoint} has no readable {STATE} ({error}); resume from another") from None
+            raise ValueError(
+                f"{checkpoint} has no readable {STATE} ({error}); resume from another checkpoint"
+            ) from None
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """The identities' unequal values, by option, each described; what only one of the two has is unequal."""
+    """A description of each option that differs or that only one of the two identities has."""
     return {
         option: f"{option} was {saved.get(option)} and is {now.get(option)}"
         for option in {**now, **saved}
@@ -47,7 +49,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def check_same_run(checkpoint: Path, identity: dict[str, Any], remedy: str) -> RunState:
-    """The state of a checkpoint; raises ValueError, which ends with the remedy, where its identity is another one."""
+    """Read the state of a checkpoint; raises ValueError, ending with `remedy`, if its identity differs."""
     saved = RunState.read(checkpoint)
     if changes := differences(saved.identity, identity):
         raise ValueError(f"{checkpoint} is of another run: {'; '.join(changes.values())}; {remedy}")
@@ -55,10 +57,10 @@ def check_same_run(checkpoint: Path, identity: dict[str, Any], remedy: str) -> R
 
 
 class CheckpointCompletion(TrainerCallback):
-    """Completes each checkpoint that Trainer saved: run state, flush, marker; then the oldest ones are removed.
+    """Adds run state and complete.json to each checkpoint that Trainer saved, then removes the oldest ones.
 
-    Trainer itself would remove older checkpoints before the new one is complete, so --save_total_limit is taken from
-    it while it trains. `state` is called by all ranks.
+    Trainer would remove older checkpoints before the new one is complete, so its --save_total_limit is off during
+    training. All ranks call `state`.
     """
 
     def __init__(self, state: Callable[[], RunState]) -> None:

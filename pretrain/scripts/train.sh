@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Continued pretraining on one machine: every GPU it has, or two ranks without one. Settings are environment variables:
+# Continued pretraining on one machine, on all of its GPUs or on two CPU ranks. Settings are environment variables:
 #
 #   MODEL=checkpoints/llama-13b DATA=corpus/all OUT=runs/zh bash pretrain/scripts/train.sh
 #   MODEL=… DATA=… OUT=… PRECISION=fp16 MICRO_BATCH=8 ACCUMULATION=4 MAX_STEPS=1000 bash pretrain/scripts/train.sh
 #   MODEL=… DATA=… OUT=… RANKS=4 bash pretrain/scripts/train.sh --lr_scheduler_type constant --save_total_limit 5
 #
-# MODEL   checkpoint folder to continue from; its seal is verified, where it has one
+# MODEL   checkpoint folder to continue from; its seal, if any, is verified
 # DATA    prefix of a corpus that pretrain/preprocess.py wrote with that checkpoint's tokenizer
 # OUT     folder for checkpoint-* and, at the end, the trained checkpoint
-# RANKS   how many GPUs to use, from the first on (all; two ranks without one), or CUDA_VISIBLE_DEVICES=2,3: which
-# The others, with their defaults, are in settings.sh; pretrain/plan.py prints a line with those that fit your machine.
-# What follows the script's name goes to train.py last, so that it wins over a setting.
+# RANKS   number of GPUs to use (default: all; two CPU ranks without a GPU); or choose them: CUDA_VISIBLE_DEVICES=2,3
+# settings.sh has the other settings with their defaults; pretrain/plan.py prints a command with values for your GPUs.
+# Arguments after the script's name are passed to train.py last and override settings.
 #
-# A step has RANKS x MICRO_BATCH x ACCUMULATION rows: 8 GPUs x 4 x 8 = 256 rows of 4096 tokens are a million tokens.
+# Global batch = RANKS x MICRO_BATCH x ACCUMULATION: 8 GPUs x 4 x 8 = 256 sequences of 4096 tokens, one million tokens.
 #
-# Ctrl-C, SIGTERM, or the terminal closed: it ends the step under way, saves, and leaves with status 143; Ctrl-C twice
-# kills it. The same command goes on from the last complete checkpoint, after that as after a crash.
+# Ctrl-C, SIGTERM or a closed terminal: the run finishes the step, saves a checkpoint and exits with status 143; a second
+# Ctrl-C kills it. The same command resumes from the newest complete checkpoint, also after a crash.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-where=(${RANKS:+--num_gpus "$RANKS"}) # none: all that CUDA_VISIBLE_DEVICES names, or all
+where=(${RANKS:+--num_gpus "$RANKS"}) # without it: the GPUs of CUDA_VISIBLE_DEVICES, or all
 source pretrain/scripts/settings.sh
 
 [ "$gpus" -gt 0 ] || where=(--num_gpus "$RANKS")
 [ "$gpus" = 0 ] || [ ${#where[@]} = 0 ] || [ -z "${CUDA_VISIBLE_DEVICES:-}" ] \
-    || fail "RANKS and CUDA_VISIBLE_DEVICES both say which GPUs, and DeepSpeed would ignore the second; give one"
-# A port of its own for the ranks to meet at, so that several runs fit on one machine.
+    || fail "RANKS and CUDA_VISIBLE_DEVICES both choose GPUs, and DeepSpeed would ignore the second; set one of them"
+# A free port, so that several runs can share a machine.
 MASTER_PORT=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 launch deepspeed "${where[@]}" --master_port "$MASTER_PORT" pretrain/train.py "${options[@]}" "$@"

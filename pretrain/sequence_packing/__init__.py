@@ -1,1 +1,1 @@
-"""Samples to batches of packed sequences: which, in which order, in which row. Read packed_rows.py first."""
+"""Samples to packed sequences, their order by source weights, and batches. Read packed_sequences.py first."""

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line while it runs, the same as a line for people, and curves at the end."""
+"""The log of a run: JSON lines in a file, a readable line on the terminal, and curves at the end."""
 
 import json
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # of an evaluation, the order in a line
+FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # the first metrics of an evaluation line
 
 
 class TrainingLog:
-    """`train_log.jsonl`: the entries of Trainer's history, on the disk as soon as they are made."""
+    """Writes the entries of Trainer's history to `train_log.jsonl`, one JSON object a line."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._written = path, 0
 
     def update(self, history: Sequence[dict[str, Any]], max_steps: int) -> None:
-        """Write the new entries and print the last; the first call writes all, which a resumed run brings along."""
+        """Append the new entries and print the last one. The first call writes all, also those of a resumed run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a" if self._written else "w", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in history[self._written :])
@@ -28,7 +28,7 @@ class TrainingLog:
 
 
 def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
-    """An entry as a line for people; "" for Trainer's summary at the end of training."""
+    """An entry as a readable line; "" for Trainer's summary at the end of training."""
     words = [f"step {entry['step']}/{max_steps}"]
     if "eval_loss" in entry:
         values = {name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")}
@@ -50,7 +50,7 @@ def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss (trained on and held out, all and by source), F1 of held-out answers if any, gradient norm and rate."""
+    """Draw training and held-out losses, F1 of held-out answers if any, gradient norm and learning rate."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""benchmarks/bench_pretrain*.py in their smallest forms: they end with one JSON line that has all promised keys."""
+"""benchmarks/bench_pretrain*.py in their smallest forms: the last line is JSON with the documented keys."""
 
 import json
 from typing import Any
@@ -12,24 +12,24 @@ def last_line(said: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_packing_is_measured_against_padding_and_a_bare_loop(run_script: RunScript) -> None:
+def test_packing_is_measured_against_padding_and_a_plain_loop(run_script: RunScript) -> None:
     done = run_script(
         "benchmarks/bench_pretrain.py", "--rounds", 1, "--steps", 2, "--hidden_size", 64, "--layers", 1,
-        "--median", 60, "--block_size", 256, "--rows", 2,
+        "--median", 60, "--block_size", 256, "--micro_batch", 2,
     )  # fmt: skip
     found = last_line(done.stdout)
     assert found.keys() == {
         "packed_tokens_per_cpu_s", "padded_tokens_per_cpu_s", "ratio", "packed_slot_efficiency",
-        "padded_slot_efficiency", "overhead", "median", "block_size", "rows", "rounds",
+        "padded_slot_efficiency", "overhead", "median", "block_size", "micro_batch", "rounds",
     }  # fmt: skip
     assert 0 < found["padded_slot_efficiency"] < found["packed_slot_efficiency"] <= 1
     assert found["packed_tokens_per_cpu_s"] > 0 < found["padded_tokens_per_cpu_s"]
 
 
 @pytest.mark.slow
-def test_settings_are_lines_whether_they_run_or_not(run_script: RunScript) -> None:
+def test_every_setting_has_a_result_or_a_reason(run_script: RunScript) -> None:
     done = run_script(
-        "benchmarks/bench_pretrain_gpu.py", "--tiny", "--settings", "sdpa-4,flash-8", "--rows", 4, "--steps", 2,
+        "benchmarks/bench_pretrain_gpu.py", "--tiny", "--settings", "sdpa-4,flash-8", "--global_batch", 4, "--steps", 2,
         "--warm_up", 1, "--peak_tflops", 1,
     )  # fmt: skip
     found = last_line(done.stdout)

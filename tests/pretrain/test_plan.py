@@ -23,7 +23,7 @@ LLAMA_13B = Shape(32000, 5120, 13824, 40, 40, 40, 128, 2048)
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    """The config.json of LLaMA-13B, changed; a change to ... leaves the key out."""
+    """The config.json of LLaMA-13B with changes; `...` removes a key."""
     config = {
         "model_type": "llama", "vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824,
         "num_hidden_layers": 40, "num_attention_heads": 40, "max_position_embeddings": 2048,
@@ -50,7 +50,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     ],
     ids=lambda changes: "-".join(changes) or "plain",
 )  # fmt: skip
-def test_parameters_are_those_of_the_real_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_parameter_count_equals_that_of_the_real_model(tmp_path: Path, changes: dict[str, Any]) -> None:
     small = {
         "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3,
         "num_attention_heads": 8,
@@ -63,8 +63,8 @@ def test_parameters_are_those_of_the_real_model(tmp_path: Path, changes: dict[st
     assert memory_estimate.parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
 
 
-def kept_bytes(config: LlamaConfig, rows: int, tokens: int, recompute: bool) -> int:
-    """Bytes that autograd keeps of a real forward pass over padded rows, the parameters aside."""
+def kept_bytes(config: LlamaConfig, sequences: int, tokens: int, recompute: bool) -> int:
+    """Bytes that autograd keeps of a real forward pass over padded sequences, without the parameters."""
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16).train()
     if recompute:
@@ -77,7 +77,7 @@ def kept_bytes(config: LlamaConfig, rows: int, tokens: int, recompute: bool) -> 
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    mask = torch.ones(rows, tokens, dtype=torch.long)
+    mask = torch.ones(sequences, tokens, dtype=torch.long)
     mask[-1, tokens // 2 :] = 0
     ids = torch.randint(config.vocab_size, mask.shape)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -86,22 +86,22 @@ def kept_bytes(config: LlamaConfig, rows: int, tokens: int, recompute: bool) -> 
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])
-def test_activations_are_those_that_the_real_model_keeps(tmp_path: Path, kv_heads: int) -> None:
+def test_activation_bytes_equal_those_that_the_real_model_keeps(tmp_path: Path, kv_heads: int) -> None:
     config = LlamaConfig(
         vocab_size=1000, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=8,
         num_key_value_heads=kv_heads,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     shape = memory_estimate.read_shape(tmp_path)
-    # Forward keeps the log-softmax alone of the logits' 2 + 4 + 4 bytes; recomputed, no layer is alive yet.
+    # After the forward pass only the log-softmax of the logits is kept, and with recomputing no layer's activations.
     logits, layer = 512 * 6 * 1000, 512 * memory_estimate.layer_bytes(shape, 256)
-    expected = 2 * memory_estimate.row_bytes(shape, 256, recompute=False) - logits
+    expected = 2 * memory_estimate.sequence_bytes(shape, 256, recompute=False) - logits
     assert kept_bytes(config, 2, 256, recompute=False) == pytest.approx(expected, rel=0.01)
-    expected = 2 * memory_estimate.row_bytes(shape, 256, recompute=True) - logits - layer
+    expected = 2 * memory_estimate.sequence_bytes(shape, 256, recompute=True) - logits - layer
     assert kept_bytes(config, 2, 256, recompute=True) == pytest.approx(expected, rel=0.05)
 
 
-def test_states_are_the_published_ones() -> None:
+def test_state_bytes_equal_published_figures() -> None:
     parameters = memory_estimate.parameter_count(LLAMA_7B)
     assert parameters == 6_738_415_616  # what the published checkpoint has
     assert memory_estimate.state_bytes("zero3", parameters, 1) == pytest.approx(107.8 * GB, rel=1e-3)
@@ -113,7 +113,7 @@ def test_states_are_the_published_ones() -> None:
     assert memory_estimate.state_bytes("zero3-offload-all", parameters, 8) == 0
 
 
-def test_traffic_is_that_of_the_paper_and_grows_with_accumulation() -> None:
+def test_sent_bytes_equal_the_papers_and_grow_with_accumulation() -> None:
     def elements(config: str, accumulation: int) -> float:
         return memory_estimate.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
 
@@ -133,7 +133,7 @@ def recommended(
     return hardware_plan.recommend(hardware_plan.make_plans(Workload(shape, block, precision), machine), block)
 
 
-def test_simple_configurations_come_first() -> None:
+def test_simplest_configuration_that_fits_is_recommended() -> None:
     def chosen(shape: Shape, gpus: int, gigabytes: float) -> tuple[str, bool]:
         best = recommended(shape, gpus, gigabytes, 2048)
         assert best is not None
@@ -153,7 +153,7 @@ def test_simple_configurations_come_first() -> None:
 def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_script: RunScript) -> None:
     write_config(tmp_path)
     options = ["--model", tmp_path, "--gpus", 24, "--gpu_memory", 32, "--gpu", "v100", "--block_size", 1024]
-    options += ["--global_batch_rows", 504]
+    options += ["--global_batch", 504]
     done = run_script("pretrain/plan.py", *options)
     assert all(len(line) <= 120 for line in done.stdout.splitlines()[1:-1])
     last = done.stdout.splitlines()[-1]
@@ -166,11 +166,11 @@ def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path,
     assert found["parameters"] == memory_estimate.parameter_count(LLAMA_13B)
     assert found["command"] == last
     best = found["recommended"]
-    assert best["states"] + best["buffers"] + best["micro_batch"] * best["row"] < 32 * GB
+    assert best["states"] + best["buffers"] + best["micro_batch"] * best["sequence"] < 32 * GB
     assert best["micro_batch"] * best["accumulation"] * 24 == 504
 
 
-def test_a_bare_config_file_will_do_and_one_node_takes_the_plain_recipe(tmp_path: Path, run_script: RunScript) -> None:
+def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_script: RunScript) -> None:
     file = write_config(tmp_path / "a model", num_hidden_layers=4)
     last = run_script("pretrain/plan.py", "--model", file, "--gpus", 8, "--gpu_memory", 80).stdout.splitlines()[-1]
     assert last.startswith(f"MODEL='{file.parent}' ")
@@ -186,7 +186,7 @@ def test_a_bare_config_file_will_do_and_one_node_takes_the_plain_recipe(tmp_path
         (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs is enough; lower --block_size"),
     ],
 )
-def test_a_machine_that_is_too_small_is_one_line_and_status_2(
+def test_too_small_machine_is_one_line_and_status_2(
     tmp_path: Path, run_script: RunScript, options: list[object], said: str
 ) -> None:
     write_config(tmp_path)
@@ -201,12 +201,12 @@ def test_a_machine_that_is_too_small_is_one_line_and_status_2(
     ("changes", "options", "said"),
     [
         ({}, {"--model": "nowhere"}, "nowhere does not exist; --model takes"),
-        ({}, {"--gpus": "12"}, "does not fill nodes of 8"),
         ({}, {"--gpus": "0"}, "'0' is not a whole number of 1 or more"),
+        ({}, {"--gpus": "12"}, "is not a multiple of 8 GPUs a node"),
         ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
         ({}, {"--gpu": "v100", "--precision": "bf16"}, "a V100 does not compute in bf16"),
         ({}, {"--block_size": "4096"}, "over the context"),
-        ({}, {"--global_batch_rows": "100", "--gpus": "24"}, "is not a multiple of 24 GPUs; try 96"),
+        ({}, {"--global_batch": "100", "--gpus": "24"}, "is not a multiple of 24 GPUs; try 96"),
         ({}, {"--gpu_mem": "32"}, "unknown option --gpu_mem; did you mean --gpu_memory?"),
         ({"model_type": "gpt2"}, {}, "model_type gpt2"),
         ({"hidden_size": ...}, {}, "hidden_size null, not a whole number"),
@@ -224,21 +224,21 @@ def test_bad_input_is_one_line_and_status_2(
     assert not done.stdout
 
 
-def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+def test_damaged_config_is_named(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
             memory_estimate.read_shape(tmp_path)
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_plan_imports_no_heavy_package() -> None:
     code = "import sys, plan; print(sorted({'torch', 'numpy', 'transformers', 'deepspeed'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "pretrain")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-# --- what must hold for any model -------------------------------------------------------------------------------------
+# --- properties for any model -----------------------------------------------------------------------------------------
 
 shapes = st.builds(
     Shape, vocabulary=st.integers(500, 200_000), hidden=st.integers(64, 8192), intermediate=st.integers(64, 32_768),
@@ -249,42 +249,44 @@ shapes = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(shapes, st.integers(1, 64), st.integers(1, 64), st.integers(2, 8192), st.integers(0, 8192))
-def test_more_gpus_never_need_more_memory_and_longer_rows_never_less(
+def test_more_gpus_never_need_more_memory_and_longer_sequences_never_less(
     shape: Shape, gpus: int, more: int, block: int, longer: int
 ) -> None:
     def plans(gpus: int, block: int) -> list[hardware_plan.ConfigPlan]:
         return hardware_plan.make_plans(Workload(shape, block, "bf16"), Machine(gpus, 1, 0.0))
 
     few, many, long = plans(gpus, block), plans(gpus + more, block), plans(gpus, block + longer)
-    for here, larger_machine, longer_rows in zip(few, many, long, strict=True):
-        assert larger_machine.memory <= here.memory <= longer_rows.memory
-    for kept, again in zip(few[::2], few[1::2], strict=True):
-        assert shape.layers == 1 or again.row < kept.row
-        assert kept.states == again.states
+    for here, larger_machine, longer_sequences in zip(few, many, long, strict=True):
+        assert larger_machine.memory <= here.memory <= longer_sequences.memory
+    for kept, recomputed in zip(few[::2], few[1::2], strict=True):
+        assert shape.layers == 1 or recomputed.sequence < kept.sequence
+        assert kept.states == recomputed.states
     states = [each.states for each in few[::2]]
     assert states == sorted(states, reverse=True)
 
 
 @settings(max_examples=200, deadline=None)
 @given(shapes, st.integers(1, 32), st.integers(4, 200), st.integers(2, 8192), st.integers(0, 40))
-def test_what_is_recommended_fits(shape: Shape, gpus: int, gigabytes: int, block: int, rows_each: int) -> None:
-    load, machine = Workload(shape, block, "bf16", rows_each * gpus), Machine(gpus, 1, gigabytes * GB)
+def test_recommended_plan_fits_and_divides_the_global_batch(
+    shape: Shape, gpus: int, gigabytes: int, block: int, per_gpu: int
+) -> None:
+    load, machine = Workload(shape, block, "bf16", per_gpu * gpus), Machine(gpus, 1, gigabytes * GB)
     best = hardware_plan.recommend(hardware_plan.make_plans(load, machine), block)
     if best is None:
         assert hardware_plan.shortage(load, machine, hardware_plan.make_plans(load, machine)).startswith(
             "no configuration fits: "
         )
         return
-    assert best.memory <= hardware_plan.PLANNED * gigabytes * GB
-    assert 1 <= best.micro_batch <= best.rows_fit
-    assert not rows_each or best.micro_batch * best.accumulation == rows_each
+    assert best.memory <= hardware_plan.MEMORY_SHARE * gigabytes * GB
+    assert 1 <= best.micro_batch <= best.largest_micro_batch
+    assert not per_gpu or best.micro_batch * best.accumulation == per_gpu
 
 
 # --- the configurations -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_configurations_hold_nothing_that_deepspeed_does_not_know(file: Path) -> None:
+def test_configuration_keys_are_known_to_deepspeed(file: Path) -> None:
     from deepspeed.runtime import constants
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -307,7 +309,7 @@ def test_configurations_hold_nothing_that_deepspeed_does_not_know(file: Path) ->
         assert zero.gather_16bit_weights_on_model_save
 
 
-def test_configurations_are_those_that_are_planned_with() -> None:
+def test_every_configuration_file_is_planned() -> None:
     load, machine = Workload(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GB)
     names = {each.config for each in hardware_plan.make_plans(load, machine)}
     names |= {each.config for each in hardware_plan.make_plans(Workload(LLAMA_7B, 2048, "fp16"), machine)}

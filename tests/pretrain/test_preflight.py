@@ -1,4 +1,4 @@
-"""preflight.py: checks of options against a corpus, and where a run starts or resumes."""
+"""preflight.py: source weights, number of sequences, and where a run starts or resumes."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -11,13 +11,13 @@ from corpus_files.corpus import Corpus
 from pretraining import preflight
 from pretraining.pretraining_trainer import StartPoint
 from resumable_checkpoints.run_state import RunState
-from sequence_packing.packed_rows import Packing, Rows, open_rows
+from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule
 
 
 @pytest.fixture
-def rows(two_sources: Path, tmp_path: Path) -> Rows:
-    return open_rows(Corpus(two_sources), Packing(128), tmp_path)
+def sequences(two_sources: Path, tmp_path: Path) -> PackedSequences:
+    return open_packed_sequences(Corpus(two_sources), Packing(128), tmp_path)
 
 
 def options(**changed: Any) -> Any:
@@ -25,40 +25,40 @@ def options(**changed: Any) -> Any:
     return SimpleNamespace(**defaults | {"world_size": 2} | changed)
 
 
-def test_weights_name_sources_or_types(rows: Rows) -> None:
-    streams, weights, notices = preflight.source_weights(options(source_weights="zh=0.6,en=0.4"), rows)
-    assert (streams.names, weights) == (["en", "zh"], {"zh": Fraction("0.6"), "en": Fraction("0.4")})
-    streams, weights, notices = preflight.source_weights(options(source_weights="0=2,1=1"), rows)
-    assert (streams.names, weights, notices) == (["0", "1"], {"0": 2, "1": 1}, [])
-    assert list(streams.sizes.values()) == [last - first for first, last in (s["rows"] for s in rows.sources)]
+def test_weights_name_sources_or_types(sequences: PackedSequences) -> None:
+    groups, weights, notices = preflight.source_weights(options(source_weights="zh=0.6,en=0.4"), sequences)
+    assert (groups.names, weights) == (["en", "zh"], {"zh": Fraction("0.6"), "en": Fraction("0.4")})
+    groups, weights, notices = preflight.source_weights(options(source_weights="0=2,1=1"), sequences)
+    assert (groups.names, weights, notices) == (["0", "1"], {"0": 2, "1": 1}, [])
+    assert list(groups.sizes.values()) == [last - first for first, last in (s["train"] for s in sequences.sources)]
 
 
-def test_global_batch_distributed_is_read_as_proportions(rows: Rows) -> None:
-    _, weights, notices = preflight.source_weights(options(global_batch_distributed="[424,80]"), rows)
+def test_global_batch_distributed_is_read_as_proportions(sequences: PackedSequences) -> None:
+    _, weights, notices = preflight.source_weights(options(global_batch_distributed="[424,80]"), sequences)
     assert weights == {"0": 424, "1": 80}
-    assert "sums to 504, and 2 ranks x 4 rows are 8" in notices[0]
-    assert not preflight.source_weights(options(global_batch_distributed="[5,3]"), rows)[2]
+    assert "sums to 504, but 2 ranks x 4 sequences are 8" in notices[0]
+    assert not preflight.source_weights(options(global_batch_distributed="[5,3]"), sequences)[2]
     with pytest.raises(ValueError, match="give one of them"):
-        preflight.source_weights(options(global_batch_distributed="[5,3]", source_weights="0=1,1=1"), rows)
+        preflight.source_weights(options(global_batch_distributed="[5,3]", source_weights="0=1,1=1"), sequences)
     with pytest.raises(ValueError, match="is not a list of 2 numbers"):
-        preflight.source_weights(options(global_batch_distributed="[5,x]"), rows)
+        preflight.source_weights(options(global_batch_distributed="[5,x]"), sequences)
 
 
-def test_more_ranks_than_rows_are_refused(rows: Rows) -> None:
-    preflight.check_rows(rows, 4)
-    with pytest.raises(ValueError, match="rows of 128 tokens for 1000 ranks"):
-        preflight.check_rows(rows, 1000)
+def test_more_ranks_than_sequences_are_refused(sequences: PackedSequences) -> None:
+    preflight.check_sequence_count(sequences, 4)
+    with pytest.raises(ValueError, match="sequences of 128 tokens for 1000 ranks"):
+        preflight.check_sequence_count(sequences, 1000)
 
 
-def test_accepted_weights_start_a_segment_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
+def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
     sizes, even = {"zh": 10, "en": 20}, {"zh": 1, "en": 1}
     schedule, checkpoint = Schedule(sizes, even, 4), tmp_path / "checkpoint-10"
     checkpoint.mkdir()
     identity = {"--data_path": "a", preflight.BATCH: 16, preflight.WEIGHTS: even}
-    RunState(identity, {"next_row": 160, "tokens": 999, "schedule": schedule.state()}).write(checkpoint)
+    RunState(identity, {"next_index": 160, "tokens": 999, "schedule": schedule.state()}).write(checkpoint)
     assert preflight.start_point(identity, schedule, even, None, False)[0] == StartPoint(0, 0, 0)
     start, resumed = preflight.start_point(identity, Schedule(sizes, even, 4), even, checkpoint, False)
-    assert (start, len(resumed.segments)) == (StartPoint(10, 160, 999), 1)
+    assert (start, len(resumed.phases)) == (StartPoint(10, 160, 999), 1)
 
     heavy = {"zh": 3, "en": 1}
     other, changed = Schedule(sizes, heavy, 4), identity | {preflight.WEIGHTS: heavy}
@@ -66,7 +66,7 @@ def test_accepted_weights_start_a_segment_and_accepted_corpus_starts_a_new_sched
         preflight.start_point(changed, other, heavy, checkpoint, False)
     start, resumed = preflight.start_point(changed, other, heavy, checkpoint, True)
     assert start == StartPoint(10, 160, 999)
-    assert resumed.state()["segments"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
+    assert resumed.state()["phases"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
     assert np.bincount(resumed.at(np.arange(160, 560))[0]).tolist() == [300, 100]
 
     start, resumed = preflight.start_point(identity | {"--data_path": "b"}, schedule, even, checkpoint, True)

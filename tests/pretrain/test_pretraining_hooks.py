@@ -1,4 +1,4 @@
-"""What pretraining uses of transformers' Trainer: it exists, has the expected signature and is called."""
+"""Methods of transformers' Trainer that pretraining overrides: they exist, keep their signature and are called."""
 
 from pathlib import Path
 

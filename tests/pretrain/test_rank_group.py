@@ -1,4 +1,4 @@
-"""rank_group/: a user error ends all ranks, with one line, whether all of them have it or one."""
+"""rank_group/: a user error of one or of all ranks ends the run with one error line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""pretrain/scripts/: each recipe trains, is stopped and goes on; what settings become; bad ones are one line."""
+"""pretrain/scripts/: each recipe trains, is stopped and resumes; settings become options; wrong ones are one line."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ Environment = dict[str, str]
 
 
 class Run:
-    """A recipe that was started, with what it prints in a file."""
+    """A running recipe whose output goes to a file."""
 
     def __init__(self, recipe: Path, env: Environment, log: Path, *more: object) -> None:
         self.log = log
@@ -37,16 +37,15 @@ class Run:
             assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()
             time.sleep(0.05)
 
-    def ends(self, status: int) -> str:
-        """What it printed; fails where it does not end, or with another status."""
-        said = self.process.wait(240)
-        assert said == status, self.log.read_text()
+    def output(self, status: int) -> str:
+        """Wait for the end; returns the output, and fails on another exit status."""
+        assert self.process.wait(240) == status, self.log.read_text()
         return self.log.read_text()
 
 
 @contextmanager
 def running(*arguments: object, recipe: Path, env: Environment, log: Path) -> Iterator[Run]:
-    """A recipe, of which nothing is left afterwards."""
+    """Start a recipe; afterwards kill all of its processes."""
     run = Run(recipe, env, log, *arguments)
     try:
         yield run
@@ -60,7 +59,7 @@ def running(*arguments: object, recipe: Path, env: Environment, log: Path) -> It
 
 @pytest.fixture(scope="module")
 def settings(extensions: Path, tiny_checkpoint: Path, two_sources: Path) -> Environment:
-    """The environment of a run that is too long to end by itself; OUT is still to be named."""
+    """The environment of a run that does not end by itself, without OUT."""
     return os.environ | {
         "MODEL": str(tiny_checkpoint), "DATA": str(two_sources), "VENV": str(Path(sys.executable).parent.parent),
         "TORCH_EXTENSIONS_DIR": str(extensions), "OMP_NUM_THREADS": "1",
@@ -77,21 +76,20 @@ def newest(output: Path) -> int:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> Path:
-    """What train.sh on two ranks leaves after SIGTERM."""
+    """The output folder of train.sh on two ranks after SIGTERM."""
     output = tmp_path_factory.mktemp("one") / "trained"
     env = settings | {"OUT": str(output), "RANKS": "2"}
     with running(recipe=RECIPES / "train.sh", env=env, log=output.parent / "log") as run:
         run.wait_for("\nstep 2/")
         run.process.terminate()
-        said = run.ends(143)
-    assert "8 rows a step on 2 ranks (cpu), 100000 steps\n" in said
+        said = run.output(143)
+    assert "8 sequences a step on 2 ranks (cpu), 100000 steps\n" in said
     assert "stopped by SIGTERM after step" in said
     return output
 
 
 @pytest.mark.slow
-def test_one_machine(stopped: Path) -> None:
-    """SIGTERM to the recipe reaches the ranks; they save, and nothing of the run is left behind."""
+def test_sigterm_to_train_sh_saves_a_checkpoint_and_leaves_no_process(stopped: Path) -> None:
     assert newest(stopped) >= 2
     assert not (stopped / "config.json").exists()
     for process in psutil.process_iter():
@@ -100,8 +98,8 @@ def test_one_machine(stopped: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_without_ssh(tmp_path: Path, settings: Environment, stopped: Path) -> None:
-    """Two nodes of one rank go on from one machine's checkpoint; a signal on either stops both."""
+def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Environment, stopped: Path) -> None:
+    """Two nodes without ssh, one rank each, resume the run of one machine."""
     output = Path(shutil.copytree(stopped, tmp_path / "trained"))
     (tmp_path / "hosts").write_text("# in the order of the ranks\nlocalhost slots=1\n\n127.0.0.1 slots=1\n")
     env = settings | {"OUT": str(output), "HOSTFILE": str(tmp_path / "hosts"), "MASTER_ADDR": "127.0.0.1"}
@@ -112,14 +110,14 @@ def test_two_nodes_without_ssh(tmp_path: Path, settings: Environment, stopped: P
     ):
         first.wait_for(f"\nstep {newest(stopped) + 2}/")
         second.process.terminate()
-        said, others = first.ends(143), second.ends(143)
-    assert f"8 rows a step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in said
+        said, others = first.output(143), second.output(143)
+    assert f"8 sequences a step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in said
     assert "node_rank=1" in others
     assert newest(output) >= newest(stopped) + 2
 
 
 SRUN = r"""#!/bin/bash
-# In place of Slurm's srun: every task is a process of this machine, as if each had a node of its own.
+# Replaces Slurm's srun: starts every task on this machine, as if each had its own node.
 while [[ $1 == --* ]]; do shift; done
 for task in $(seq 0 $((SLURM_NTASKS - 1))); do
     SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
@@ -133,7 +131,7 @@ done
 exit "$status"
 """
 SCONTROL = r"""#!/bin/bash
-# In place of Slurm's scontrol: the first node is this machine; what is to be requeued is noted.
+# Replaces Slurm's scontrol: the first node is this machine; requeued jobs are written to a file.
 case "$1" in
     show) echo 127.0.0.1 && echo node2 ;;
     requeue) echo "$2" >> "$JOB/requeued" ;;
@@ -142,7 +140,7 @@ esac
 
 
 def programs(folder: Path, **texts: str) -> Path:
-    """A folder with these programs."""
+    """Write executable scripts into a folder; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name.replace("_", "-")
@@ -152,13 +150,12 @@ def programs(folder: Path, **texts: str) -> Path:
 
 
 @pytest.mark.slow
-def test_slurm(tmp_path: Path, settings: Environment, stopped: Path) -> None:
-    """SIGTERM to the tasks, as before the time is up: they save and the job is requeued; then it goes on to its end."""
-    output, work = (
-        Path(shutil.copytree(stopped, tmp_path / "trained")),
-        programs(tmp_path, srun=SRUN, scontrol=SCONTROL),
-    )
-    recipe = Path(shutil.copy(RECIPES / "train.slurm", tmp_path / "slurm_script"))  # as Slurm does
+def test_slurm_job_requeues_itself_after_sigterm_and_then_finishes(
+    tmp_path: Path, settings: Environment, stopped: Path
+) -> None:
+    output = Path(shutil.copytree(stopped, tmp_path / "trained"))
+    work = programs(tmp_path, srun=SRUN, scontrol=SCONTROL)
+    recipe = Path(shutil.copy(RECIPES / "train.slurm", tmp_path / "slurm_script"))  # as Slurm copies it
     env = settings | {
         "OUT": str(output), "JOB": str(work), "PATH": f"{work}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
         "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
@@ -168,19 +165,19 @@ def test_slurm(tmp_path: Path, settings: Environment, stopped: Path) -> None:
         run.wait_for(f"\nstep {newest(stopped) + 2}/")
         for task in (work / "tasks").read_text().split():
             psutil.Process(int(task)).terminate()
-        said = run.ends(143)
-    assert "the job queues itself again" in said
+        said = run.output(143)
+    assert "the job is requeued and will resume" in said
     assert (work / "requeued").read_text() == "7\n"
     begun = newest(output)
     assert begun >= newest(stopped) + 2
     with running("--max_steps", begun + 2, recipe=recipe, env=env, log=tmp_path / "second") as run:
-        said = run.ends(0)
+        said = run.output(0)
     assert f"{begun + 2} steps from {output}/checkpoint-{begun}\n" in said
     assert (output / "config.json").is_file()
     assert (work / "requeued").read_text() == "7\n"
 
 
-# --- what settings become ---------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 SHOW = '#!/bin/bash\nprintf "%s\\n" "$@"\n[ -z "${DS_ENV_FILE:-}" ] || cat "$DS_ENV_FILE"\n'
 EIGHT_GPUS = '#!/bin/bash\nfor gpu in 0 1 2 3 4 5 6 7; do echo "GPU $gpu: a GPU"; done\n'
@@ -188,7 +185,7 @@ EIGHT_GPUS = '#!/bin/bash\nfor gpu in 0 1 2 3 4 5 6 7; do echo "GPU $gpu: a GPU"
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Environment:
-    """An environment in which `deepspeed` prints what it is told, on a machine of eight GPUs that can reach others."""
+    """An environment with eight GPUs and working ssh, in which `deepspeed` prints its arguments."""
     for name in ("base/config.json", "corpus.json", "home/.deepspeed_env"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("NCCL_IB_HCA=mlx5\n" if name.startswith("home") else "{}")
@@ -209,9 +206,9 @@ def run_recipe(name: str, env: Environment, *more: str) -> "subprocess.Completed
     return subprocess.run(["bash", str(RECIPES / name), *more], env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_defaults_are_those_of_the_machine(shown: Environment) -> None:
+def test_defaults_follow_the_machine_and_settings_become_options(shown: Environment) -> None:
     said = run_recipe("train.sh", shown, "--seed", "7").stdout.split()
-    assert said[:3] == ["--master_port", "29500", "pretrain/train.py"]  # so all GPUs
+    assert said[:3] == ["--master_port", "29500", "pretrain/train.py"]  # no --num_gpus: all GPUs
     assert said[-2:] == ["--seed", "7"]
     pairs = " ".join(said)
     for pair in ("--bf16 True", "--gradient_checkpointing True", "--deepspeed pretrain/configs/zero3.json"):
@@ -228,20 +225,10 @@ def test_defaults_are_those_of_the_machine(shown: Environment) -> None:
         assert pair in pairs
 
 
-def test_what_goes_to_other_nodes(shown: Environment) -> None:
-    """By ssh, what DeepSpeed does not send by itself; nothing that is nobody's business."""
+def test_only_listed_variables_are_exported_to_other_nodes(shown: Environment) -> None:
     given = {"GLOO_SOCKET_IFNAME": "ib0", "SSH_PORT": "2222", "HF_TOKEN": "secret", "MASTER_ADDR": "10.0.0.1"}
     said = run_recipe("train_multinode.sh", shown | given).stdout.splitlines()
-    start = [
-        "--hostfile",
-        shown["HOSTFILE"],
-        "--master_port",
-        "29500",
-        "--master_addr",
-        "10.0.0.1",
-        "--ssh_port",
-        "2222",
-    ]
+    start = f"--hostfile {shown['HOSTFILE']} --master_port 29500 --master_addr 10.0.0.1 --ssh_port 2222".split()
     assert said[: len(start) + 1] == [*start, "pretrain/train.py"]
     assert {"GLOO_SOCKET_IFNAME=ib0", "NCCL_IB_HCA=mlx5"} < set(said)
     assert any(line.startswith("PATH=") for line in said)
@@ -253,11 +240,11 @@ def test_what_goes_to_other_nodes(shown: Environment) -> None:
     [
         ("train.sh", {"PRECISION": "int8"}, "PRECISION=int8 is not bf16, fp16 or fp32"),
         ("train.sh", {"MICRO_BATCH": "many"}, "MICRO_BATCH=many is not a whole number"),
-        ("train.sh", {"MODEL": "nowhere"}, "MODEL=nowhere is no checkpoint folder"),
-        ("train.sh", {"DATA": "nowhere"}, "DATA=nowhere is no prefix of a corpus"),
+        ("train.sh", {"MODEL": "nowhere"}, "MODEL=nowhere is not a checkpoint folder"),
+        ("train.sh", {"DATA": "nowhere"}, "DATA=nowhere is not the prefix of a corpus"),
         ("train.sh", {"CONFIG": "nowhere.json"}, "CONFIG=nowhere.json does not exist"),
         ("train.sh", {"OUT": "{base}"}, "holds a finished model"),
-        ("train.sh", {"RANKS": "2", "CUDA_VISIBLE_DEVICES": "4,5"}, "both say which GPUs"),
+        ("train.sh", {"RANKS": "2", "CUDA_VISIBLE_DEVICES": "4,5"}, "both choose GPUs"),
         ("train_multinode.sh", {"HOSTFILE": "nowhere"}, "HOSTFILE=nowhere does not exist"),
         ("train_multinode.sh", {"HOSTFILE": "{one}"}, "fewer than two nodes"),
         ("train_multinode.sh", {"HOSTFILE": "{bad}"}, "'node2 ' is not of the form: node1 slots=8"),

@@ -1,10 +1,12 @@
-"""resumable_checkpoints/: a checkpoint is complete or ignored, and resumed by the run that wrote it only."""
+"""resumable_checkpoints/: complete and incomplete checkpoints, and the state of the run that wrote them."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from resumable_checkpoints.run_state import RunState, differences
+from safetensors.torch import save_file
 
 
 def make(output: Path, step: int, complete: bool = True) -> Path:
@@ -34,10 +36,21 @@ def test_checkpoint_is_complete_only_with_all_files_at_full_size(tmp_path: Path)
     assert not checkpoints.is_complete(folder)
 
 
+def test_adapter_that_lost_a_tensor_makes_its_checkpoint_incomplete(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1, complete=False)
+    weights = {f"layers.{layer}.lora_A.weight": torch.ones(4, 4) for layer in range(2)}
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    checkpoints.mark_complete(folder)
+    assert checkpoints.is_complete(folder)
+    weights.pop("layers.1.lora_A.weight")
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    assert not checkpoints.is_complete(folder)
+
+
 def test_newest_complete_checkpoint_is_resumed_and_incomplete_ones_are_removed(tmp_path: Path) -> None:
     for step, complete in ((5, True), (10, True), (15, False)):
         make(tmp_path, step, complete)
-    (tmp_path / "checkpoint-best").mkdir()  # not one of these
+    (tmp_path / "checkpoint-best").mkdir()  # not a checkpoint-N
     assert checkpoints.resume_point("True", tmp_path) == tmp_path / "checkpoint-10"
     assert checkpoints.resume_point(str(tmp_path / "checkpoint-5"), tmp_path) == tmp_path / "checkpoint-5"
     for given in (None, "False"):
@@ -51,7 +64,7 @@ def test_newest_complete_checkpoint_is_resumed_and_incomplete_ones_are_removed(t
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         checkpoints.resume_point("True", tmp_path / "other")
     (notice,) = checkpoints.remove_incomplete(tmp_path)
-    assert notice.startswith(f"{tmp_path}/checkpoint-15 is incomplete")
+    assert notice.startswith(f"{tmp_path}/checkpoint-15 was incomplete")
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
     assert (tmp_path / "checkpoint-best").is_dir()
 
@@ -76,7 +89,7 @@ def test_differences_name_each_unequal_option() -> None:
 
 
 def test_run_state_is_read_back_or_refused(tmp_path: Path) -> None:
-    state = RunState({"--seed": 4}, {"next_row": 160})
+    state = RunState({"--seed": 4}, {"next_index": 160})
     state.write(tmp_path)
     assert RunState.read(tmp_path) == state
     (tmp_path / "run_state.json").write_text("{}")

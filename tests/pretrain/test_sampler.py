@@ -1,4 +1,4 @@
-"""sampler.py: sources in proportion, each row once an epoch, one order for any number of ranks."""
+"""sampler.py: sources in proportion, each sequence once an epoch, one order for any number of ranks."""
 
 import json
 import tracemalloc
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sequence_packing import sampler
-from sequence_packing.packed_batches import RankBatches
-from sequence_packing.sampler import Schedule, parse_weights, period_counts, period_table, permuted
+from sequence_packing.sampler import Schedule, parse_weights, period_counts, period_table, permute
+from sequence_packing.sequence_batches import RankBatchSampler
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any))
 @settings(max_examples=200, deadline=None)
-def test_every_prefix_of_a_period_is_within_a_row_of_the_proportions(counts: list[int]) -> None:
+def test_every_prefix_of_a_period_is_within_one_sequence_of_the_proportions(counts: list[int]) -> None:
     table = period_table(counts)
-    seen = np.cumsum(np.eye(len(counts), dtype=np.int64)[table], axis=0)  # (rows, sources)
+    seen = np.cumsum(np.eye(len(counts), dtype=np.int64)[table], axis=0)  # (period, sources)
     wanted = np.arange(1, len(table) + 1)[:, None] * np.array(counts) / sum(counts)
     assert np.abs(seen - wanted).max() < 1
     assert seen[-1].tolist() == counts
@@ -25,17 +25,17 @@ def test_every_prefix_of_a_period_is_within_a_row_of_the_proportions(counts: lis
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
 @settings(max_examples=200, deadline=None)
-def test_a_permutation_has_every_row_once(size: int, key: int) -> None:
-    found = permuted(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
+def test_permutation_has_every_value_once(size: int, key: int) -> None:
+    found = permute(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
     assert np.array_equal(np.sort(found), np.arange(size))
 
 
 def test_permutations_look_random() -> None:
-    """No place prefers rows, neighbours have nothing to do with one another, and keys differ."""
+    """Values are uniform at every place, neighbours are uncorrelated, and keys give different orders."""
     size, keys = 1000, 400
     places = np.tile(np.arange(size), keys)
     names = np.repeat([sampler.key_of(seed, "x") for seed in range(keys)], size).astype(np.uint64)
-    orders = permuted(places, np.full(size * keys, size), names).reshape(keys, size)
+    orders = permute(places, np.full(size * keys, size), names).reshape(keys, size)
     tenths = np.array([np.bincount(orders[:, place] // 100, minlength=10) for place in range(size)])
     chi_squared = ((tenths - keys / 10) ** 2 / (keys / 10)).sum(1)
     assert 8 < chi_squared.mean() < 10  # 9 degrees of freedom
@@ -48,7 +48,7 @@ def test_permutations_look_random() -> None:
     st.lists(st.integers(1, 40), min_size=1, max_size=5), st.data(), st.integers(0, 3), st.integers(1, 3),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
-def test_an_epoch_of_a_source_has_each_of_its_rows_once(
+def test_epoch_of_a_source_has_each_of_its_sequences_once(
     sizes: list[int], data: st.DataObject, seed: int, epochs: int
 ) -> None:
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes)))
@@ -56,9 +56,9 @@ def test_an_epoch_of_a_source_has_each_of_its_rows_once(
     schedule = Schedule(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), seed)
     sources, places = schedule.at(np.arange(200 * epochs))
     for source, size in enumerate(sizes):
-        rows = places[sources == source]
-        for begin in range(0, len(rows) // size * size, size):
-            assert sorted(rows[begin : begin + size]) == list(range(size))
+        taken = places[sources == source]
+        for begin in range(0, len(taken) // size * size, size):
+            assert sorted(taken[begin : begin + size]) == list(range(size))
     consumed = schedule.consumed(200 * epochs)
     assert list(consumed.values()) == np.bincount(sources, minlength=len(sizes)).tolist()
 
@@ -71,41 +71,40 @@ def test_second_epoch_of_a_source_has_another_order() -> None:
 
 @given(st.integers(0, 10**9), st.integers(1, 4), st.sampled_from([48, 8, 2, 1]))
 @settings(max_examples=60, deadline=None)
-def test_the_order_does_not_depend_on_the_ranks(first: int, steps: int, micro: int) -> None:
-    """Steps of 48 rows have the same rows in the same order on 1, 2 and 24 ranks, however they accumulate."""
+def test_order_does_not_depend_on_the_number_of_ranks(first: int, steps: int, micro: int) -> None:
+    """Steps of 48 sequences have the same order on 1, 2 and 24 ranks, with any accumulation."""
     orders = []
-    for ranks, rows in ((1, micro), (2, min(micro, 24)), (24, 2), (24, 1)):
-        per_step = 48 // (ranks * rows)
-        shares = [list(RankBatches(first, steps * per_step, rows, rank, ranks)) for rank in range(ranks)]
-        orders.append([row for together in zip(*shares, strict=True) for batch in together for row in batch])
+    for ranks, size in ((1, micro), (2, min(micro, 24)), (24, 2), (24, 1)):
+        per_step = 48 // (ranks * size)
+        shares = [list(RankBatchSampler(first, steps * per_step, size, rank, ranks)) for rank in range(ranks)]
+        orders.append([index for together in zip(*shares, strict=True) for batch in together for index in batch])
     assert all(order == list(range(first, first + 48 * steps)) for order in orders)
 
 
-def test_any_row_index_can_be_looked_up_directly() -> None:
+def test_any_index_can_be_looked_up_directly() -> None:
     schedule = Schedule({"a": 1000, "b": 77}, {"a": Fraction("0.7"), "b": Fraction("0.3")}, 5)
-    walked = [schedule.at(np.array([row])) for row in range(5000, 5100)]
+    walked = [schedule.at(np.array([index])) for index in range(5000, 5100)]
     sources, places = schedule.at(np.arange(5000, 5100))
     assert [(int(s[0]), int(p[0])) for s, p in walked] == list(zip(sources.tolist(), places.tolist(), strict=True))
 
 
-def test_new_weights_start_a_segment_and_sources_continue() -> None:
+def test_new_weights_start_a_phase_and_sources_continue() -> None:
     sizes = {"a": 100, "b": 100}
     schedule = Schedule(sizes, {"a": 1, "b": 1}, 3)
     before = schedule.at(np.arange(60))
-    schedule.reweighted({"a": 1, "b": 3}, 60)
+    schedule.change_weights({"a": 1, "b": 3}, 60)
     schedule = Schedule.restore(json.loads(json.dumps(schedule.state())))
     assert [array.tolist() for array in schedule.at(np.arange(60))] == [array.tolist() for array in before]
     sources, places = schedule.at(np.arange(60 + 400))
     assert np.bincount(sources[60:]).tolist() == [100, 300]
     for source in (0, 1):
-        rows = places[sources == source]
-        assert sorted(rows[:100]) == list(range(100))
+        assert sorted(places[sources == source][:100]) == list(range(100))
     assert schedule.consumed(60) == {"a": 30, "b": 30}
-    schedule.reweighted({"a": 1, "b": 3}, 460)
-    assert len(schedule.segments) == 2  # the same weights are no new segment
+    schedule.change_weights({"a": 1, "b": 3}, 460)
+    assert len(schedule.phases) == 2  # equal weights start no new phase
 
 
-def test_memory_does_not_grow_with_the_rows_of_the_sources() -> None:
+def test_memory_does_not_grow_with_the_size_of_the_sources() -> None:
     tracemalloc.start()
     schedule = Schedule({"a": 900_000_000, "b": 100_000_000}, {"a": 9, "b": 1}, 0)
     schedule.at(np.arange(10**15, 10**15 + 1000))
@@ -133,12 +132,12 @@ def test_source_weights_are_parsed_or_refused() -> None:
         ("zh=0.6", "does not name en"),
         ("zh=1,de=2", "no source de"),
         ("zh", "neither"),
-        ("temperature=0", "over 0"),
+        ("temperature=0", "above 0"),
         ("zh=a,en=1", "neither"),
     ):
         with pytest.raises(ValueError, match=said):
             parse_weights(given_, sizes)
     with pytest.raises(ValueError, match="must not be below 0"):
         Schedule(sizes, {"zh": 0, "en": 0}, 0)
-    with pytest.raises(ValueError, match="has no rows"):
+    with pytest.raises(ValueError, match="has no training sequences"):
         Schedule({"zh": 0, "en": 3}, {"zh": 1, "en": 1}, 0)

@@ -1,4 +1,4 @@
-"""pretrain/train.py: real Trainer, ZeRO-3 on two ranks, interrupted runs that end at the same weights, and refusals."""
+"""pretrain/train.py: ZeRO-3 on two ranks, interrupted and resumed runs, source weights, wrong options."""
 
 from command_line.trainer_options import translate
 
@@ -58,7 +58,7 @@ def undisturbed(
     """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
     output = tmp_path_factory.mktemp("undisturbed") / "trained"
     said = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
-    assert "8 rows a step on 2 ranks (cpu), 6 steps" in said
+    assert "8 sequences a step on 2 ranks (cpu), 6 steps" in said
     assert "step 6/6 | loss" in said
     return output
 
@@ -68,7 +68,7 @@ RESUME = ("--resume_from_checkpoint", "True")
 
 
 def train_here(*options: object) -> None:
-    """The same program in this process, which has loaded all that it needs."""
+    """train.py in this process, which has already imported torch."""
     assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 
@@ -77,8 +77,8 @@ def read_log(output: Path) -> list[dict[str, Any]]:
 
 
 def exact_entries(output: Path) -> list[list[Any]]:
-    """Of each step what a resumed run must repeat to the bit; speeds are not among it."""
-    names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "rows_small", "epochs_small")
+    """The values of each log entry that a resumed run must reproduce exactly, so without speeds."""
+    names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "loss_small", "sequences_small", "epochs_small")
     return [[entry.get(name) for name in names] for entry in read_log(output) if "loss" in entry]
 
 
@@ -91,13 +91,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
     undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
-    """Both ranks train one model, and one complete checkpoint folder comes out, with a log of what happened."""
     entries = [entry for entry in read_log(undisturbed) if "loss" in entry]
     losses = [entry["loss"] for entry in entries]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
     assert all(entry["loss_small"] == pytest.approx(entry["loss"], abs=1e-4) for entry in entries)
-    assert [entry["rows_small"] for entry in entries] == [8, 16, 24, 32, 40, 48]
+    assert [entry["sequences_small"] for entry in entries] == [8, 16, 24, 32, 40, 48]
     assert {"tokens_per_second", "data_wait", "eta_seconds", "epochs_small", "grad_norm"} <= set(entries[0])
     before, after = load_file(tiny_checkpoint / "model.safetensors"), load_file(undisturbed / "model.safetensors")
     assert {name: tensor.shape for name, tensor in before.items()} == {name: t.shape for name, t in after.items()}
@@ -119,7 +118,7 @@ def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
 
 
 def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:
-    """Kill -9 all of a run so many seconds after it began to write the checkpoint of a step later than `after`."""
+    """Kill all processes of a run `delay` seconds after it started to write a checkpoint of a step above `after`."""
     while process.poll() is None:
         if any(checkpoints.step_of(path) > after for path in checkpoints.list_checkpoints(output)):
             break
@@ -138,7 +137,7 @@ def newest_complete(output: Path) -> int:
 def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
-    """Two ranks: kill -9 within the writing of a checkpoint, twice, then SIGTERM; the end is equal to the bit."""
+    """Two ranks, killed twice while they write a checkpoint, then stopped by SIGTERM."""
     output = tmp_path / "trained"
     given = [*options(tiny_checkpoint, small_corpus, output, *SAVING)]
     draw = random.Random(5)
@@ -147,7 +146,7 @@ def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
     assert done >= 2
     kill_while_saving(launch(*given, *RESUME), output, done, draw.uniform(0, 0.1))
     assert newest_complete(output) >= done
-    shutil.rmtree(output / "checkpoint-6", ignore_errors=True)  # were it complete, nothing would be left to stop
+    shutil.rmtree(output / "checkpoint-6", ignore_errors=True)  # if it is complete, no step is left
     process = launch(*given, *RESUME)
     assert process.stdout
     for line in process.stdout:
@@ -166,13 +165,13 @@ def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
 def test_run_killed_twenty_times_ends_at_the_same_weights(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
-    """Start-up, steps and saving included; what was complete is never lost, and the end is equal to the bit."""
+    """Killed during start-up, steps and saving; no complete checkpoint is lost."""
     output, draw = tmp_path / "trained", random.Random(11)
     given = [*options(tiny_checkpoint, small_corpus, output, *SAVING)]
     kills = 0
     while kills < 20:
         done = newest_complete(output)
-        if done >= 4:  # begin again, else there is soon nothing left to kill
+        if done >= 4:  # start anew before the run is finished
             shutil.rmtree(output)
             done = 0
         process = launch(*given, *(RESUME if done else ()))
@@ -204,7 +203,7 @@ def test_resuming_another_run_is_refused_without_accept_changes(
         train_here(*given)
     for change, said in (
         (("--seed", 7), "--seed was 42 and is 7"),
-        (("--gradient_accumulation_steps", 2), r"rows of a step \(.*\) was 4 and is 8"),
+        (("--gradient_accumulation_steps", 2), r"global batch \(.*\) was 4 and is 8"),
         (("--block_size", 96), "--block_size was 128 and is 96"),
         (("--eval_fraction", 0.2), "--eval_fraction was 0.0 and is 0.2"),
     ):
@@ -212,14 +211,14 @@ def test_resuming_another_run_is_refused_without_accept_changes(
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
     assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
-    rows = [entry["rows_small"] for entry in read_log(again) if "loss" in entry]
-    assert rows == [4, 8, 12, 20, 28, 36]
+    sequences = [entry["sequences_small"] for entry in read_log(again) if "loss" in entry]
+    assert sequences == [4, 8, 12, 20, 28, 36]
 
 
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a killed run left half-written is removed, with a notice."""
+    """The incomplete checkpoint of a killed run is removed, with a notice."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_here(*options(tiny_checkpoint, small_corpus, whole, "--save_steps", 3))
     resumed.mkdir()
@@ -228,7 +227,7 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     (resumed / "checkpoint-5" / "optimizer.pt").unlink()
     train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
     assert (
-        f"notice: {resumed}/checkpoint-5 is incomplete, the run was killed while saving it; removed\n"
+        f"notice: {resumed}/checkpoint-5 was incomplete, since the run was killed while saving it; it was removed\n"
         in capsys.readouterr().err
     )
     assert not (resumed / "checkpoint-5").exists()
@@ -239,7 +238,7 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
 def test_one_rank_resumes_the_run_of_two(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
-    """One rank takes the steps that two began: weights within rounding, and the same rows in the same order."""
+    """One rank continues the run of two: weights within rounding, the same sequences in the same order."""
     resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
 
 
@@ -266,7 +265,7 @@ def test_four_ranks_resume_the_run_of_two_and_three_are_refused(
     if ranks == 4:
         resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
     else:
-        with pytest.raises(AssertionError, match=r"rows of a step \(.*\) was 8 and is 6"):
+        with pytest.raises(AssertionError, match=r"global batch \(.*\) was 8 and is 6"):
             resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
 
 
@@ -282,13 +281,14 @@ def resume_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path,
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
     for mine, theirs in zip(exact_entries(output), exact_entries(undisturbed), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
-    assert sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before  # nothing is left of it
+    assert (
+        sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before
+    )  # the converted checkpoint is removed
 
 
 def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
 ) -> None:
-    """The optimizer would begin anew without a word."""
     more = ("--use_cpu", "True", "--resume_from_checkpoint", undisturbed / "checkpoint-4")
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", *more)
     given[given.index("--per_device_train_batch_size") + 1] = 8
@@ -313,13 +313,13 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     assert_same_run(whole, stopped)
 
 
-# --- what rows there are, and from where ------------------------------------------------------------------------------
+# --- source weights and held-out loss ---------------------------------------------------------------------------------
 
 
-def test_rows_follow_the_source_weights_and_held_out_loss_is_by_source(
+def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
     tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names, types and the older option; held-out loss by source, the same for every batch size."""
+    """Weights by name, by type and in the published form; the evaluation batch size does not change the loss."""
     held_out = []
     for name, more, names, shares in (
         ("names", ["--source_weights", "zh=0.75,en=0.25", "--eval_fraction", 0.2], ["en", "zh"], [6, 18]),
@@ -327,12 +327,12 @@ def test_rows_follow_the_source_weights_and_held_out_loss_is_by_source(
     ):
         train_here(*options(tiny_checkpoint, two_sources, tmp_path / name, "--save_strategy", "no", *more))
         last = [entry for entry in read_log(tmp_path / name) if "loss" in entry][-1]
-        assert [last[f"rows_{each}"] for each in names] == shares
-    assert "read as proportions" in capsys.readouterr().err
-    for rows in (1, 3):
-        more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", rows, "--max_steps", 1]
-        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{rows}", *more))
-        held_out.append([entry for entry in read_log(tmp_path / f"{rows}") if "eval_loss" in entry][-1])
+        assert [last[f"sequences_{each}"] for each in names] == shares
+    assert "used as proportions" in capsys.readouterr().err
+    for size in (1, 3):
+        more = ["--eval_fraction", 0.2, "--learning_rate", 0, "--per_device_eval_batch_size", size, "--max_steps", 1]
+        train_here(*options(tiny_checkpoint, two_sources, tmp_path / f"{size}", *more))
+        held_out.append([entry for entry in read_log(tmp_path / f"{size}") if "eval_loss" in entry][-1])
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
         assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
@@ -344,7 +344,7 @@ def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
     given[given.index("1e-2")] = "1e37"
     done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
-    assert "the loss or a weight is not finite for 3 steps" in done.stderr
+    assert "the loss or a weight was not finite for 3 steps" in done.stderr
     good = checkpoints.list_checkpoints(tmp_path / "trained")
     assert good
     assert all(checkpoints.is_complete(path) for path in good)
@@ -376,7 +376,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--block_size": "4096"}, "over the context"),
         ({"--source_weights": "zh=1"}, "no source zh"),
         ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
-        ({"--eval_fraction": "1"}, "not from 0 to below 1"),
+        ({"--eval_fraction": "1"}, "must be at least 0 and below 1"),
         ({"--attn_implementation": "flash_attention_2"}, "is not available here"),
         ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
         ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),

@@ -1,4 +1,4 @@
-"""packed_batches.py, packed_attention/: logits of packed samples equal those of each sample alone, on every backend."""
+"""sequence_batches.py, packed_attention/: packed samples have the logits of each sample alone, on every backend."""
 
 import copy
 import itertools
@@ -17,9 +17,16 @@ from packed_attention import segment_attention
 from packed_attention.segment_attention import Segment, attention_arguments
 from pretraining.pretraining_arguments import PretrainingArguments
 from pretraining.pretraining_trainer import PretrainingTrainer, StartPoint
-from sequence_packing.packed_batches import IGNORED, Collator, RankBatches, Row, ScheduledRows, Streams
-from sequence_packing.packed_rows import Packing, open_rows
+from sequence_packing.packed_sequences import Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule
+from sequence_packing.sequence_batches import (
+    IGNORED,
+    Collator,
+    PackedSequence,
+    RankBatchSampler,
+    ScheduledSequences,
+    SourceGroups,
+)
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
@@ -34,17 +41,17 @@ BACKENDS = [
 ]
 
 
-def row_of(*lengths: int, source: int = 0) -> Row:
+def random_sequence(*lengths: int) -> PackedSequence:
     draw = np.random.default_rng(sum(lengths))
-    return Row([draw.integers(3, 60, length).astype(np.uint16) for length in lengths], source)
+    return PackedSequence([draw.integers(3, 60, length).astype(np.uint16) for length in lengths], 0)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def test_packed_row_restarts_positions_and_labels_no_first_token_of_a_sample() -> None:
-    rows = [Row([np.array([1, 5, 2], np.uint16), np.array([1, 2], np.uint16)], 1), Row([np.array([1], np.uint16)], 0)]
-    batch = Collator(block_size=6, pad_id=2)(rows)
+def test_packed_sequence_restarts_positions_and_labels_no_first_token_of_a_sample() -> None:
+    one = PackedSequence([np.array([1, 5, 2], np.uint16), np.array([1, 2], np.uint16)], 1)
+    batch = Collator(block_size=6, pad_id=2)([one, PackedSequence([np.array([1], np.uint16)], 0)])
     assert batch["input_ids"].tolist() == [[1, 5, 2, 1, 2, 2], [1, 2, 2, 2, 2, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
     no = IGNORED
@@ -65,8 +72,8 @@ def test_backends_get_segments_or_boundaries() -> None:
 
 
 def test_padding_is_masked_by_length_not_by_id() -> None:
-    rows = [Row([np.array(ids, np.uint16)], 0) for ids in ([1, 5, 2, 2], [1, 2])]
-    batch = Collator(block_size=64, pad_id=2, packed=False)(rows)
+    sequences = [PackedSequence([np.array(ids, np.uint16)], 0) for ids in ([1, 5, 2, 2], [1, 2])]
+    batch = Collator(block_size=64, pad_id=2, packed=False)(sequences)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 2], [1, 2, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 5, 2, 2], [IGNORED, 2, IGNORED, IGNORED]]
@@ -76,19 +83,19 @@ def test_padding_is_masked_by_length_not_by_id() -> None:
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_every_token_but_the_first_of_each_sample_is_a_label_once(lengths: list[list[int]]) -> None:
-    rows = [row_of(*each) for each in lengths]
-    batch = Collator(block_size=40, pad_id=0)(rows)
+    sequences = [random_sequence(*each) for each in lengths]
+    batch = Collator(block_size=40, pad_id=0)(sequences)
     labels = batch["labels"][batch["labels"] != IGNORED].tolist()
-    assert labels == [int(token) for row in rows for sample in row.samples for token in sample[1:]]
+    assert labels == [int(token) for each in sequences for sample in each.samples for token in sample[1:]]
 
 
-# --- isolation, through the trainer that users run --------------------------------------------------------------------
+# --- isolation of samples, with the trainer of train.py ---------------------------------------------------------------
 
 
 def make_trainer(
     tmp_path: Path, base: Path, corpus: Corpus, backend: str, packed: bool = True, **options: Any
 ) -> PretrainingTrainer:
-    """The real trainer on one process; options are Trainer's."""
+    """The trainer of train.py in this process; options are PretrainingArguments'."""
     given_: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
@@ -101,14 +108,14 @@ def make_trainer(
         disable_tqdm=True, logging_steps=1, **given_ | options,
     )  # fmt: skip
     packing = Packing(args.block_size, packed)
-    rows = open_rows(corpus, packing, tmp_path)
-    streams = Streams.of(rows, "rows")
-    schedule = Schedule(streams.sizes, streams.sizes, args.seed)
+    sequences = open_packed_sequences(corpus, packing, tmp_path)
+    groups = SourceGroups.of(sequences, "train")
+    schedule = Schedule(groups.sizes, groups.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     segment_attention.register()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=backend)
     return PretrainingTrainer(
-        ScheduledRows(corpus, rows, streams, schedule, args.max_steps * batch), None, {}, StartPoint(),
+        ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch), None, {}, StartPoint(),
         log_path=tmp_path / "out/train_log.jsonl", model=model, args=args,
         data_collator=Collator(args.block_size, 2, packed),
     )  # fmt: skip
@@ -129,7 +136,7 @@ def short_samples(tmp_path_factory: pytest.TempPathFactory, run_script: RunScrip
 def test_packed_logits_equal_those_of_each_sample_alone(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, backend: str, recomputed: bool
 ) -> None:
-    """What the model says inside Trainer's own step, caught on its way out, against each sample by itself."""
+    """Logits of Trainer's forward pass, recorded by a hook, against logits of each sample alone."""
     flash = backend.startswith("flash")
     if flash and not (torch.cuda.is_available() and is_flash_attn_2_available()):
         pytest.skip("FlashAttention needs a GPU and its package")
@@ -138,34 +145,32 @@ def test_packed_logits_equal_those_of_each_sample_alone(
         use_cpu=not flash, bf16=flash,
     )  # fmt: skip
     model: Any = trainer.model
-    alone, caught = copy.deepcopy(model), []
+    alone, recorded = copy.deepcopy(model), []
     if backend == segment_attention.NAME:
         alone.set_attn_implementation("sdpa")
     model.register_forward_hook(
-        lambda model, arguments, inputs, output: caught.append((inputs, output.logits.detach().clone())),
+        lambda model, arguments, inputs, output: recorded.append((inputs, output.logits.detach().clone())),
         with_kwargs=True,
     )
     trains = backend != "flex_attention" or torch.cuda.is_available()  # it has no backward pass on the CPU
     with nullcontext() if trains else suppress(NotImplementedError, torch._inductor.exc.InductorError):
         trainer.train_until_stopped(None)
-    assert len(caught) == 2 + trains  # the check at the start says two batches
+    assert len(recorded) == 2 + trains  # the isolation check makes two forward passes
     compared = 0
-    for inputs, logits in caught:
+    for inputs, logits in recorded:
         assert "attention_mask" not in inputs
-        for ids, positions, said in zip(inputs["input_ids"], inputs["position_ids"], logits, strict=True):
+        for ids, positions, packed in zip(inputs["input_ids"], inputs["position_ids"], logits, strict=True):
             begins = [*torch.nonzero(positions == 0).flatten().tolist(), len(ids)]
             for begin, end in itertools.pairwise(begins):
                 with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=flash):
                     by_itself = alone.to(ids.device)(ids[None, begin:end], use_cache=False).logits[0]
-                assert torch.allclose(said[begin:end], by_itself.float(), atol=2e-2 if flash else 1e-5, rtol=0)
+                assert torch.allclose(packed[begin:end], by_itself.float(), atol=2e-2 if flash else 1e-5, rtol=0)
                 compared += 1
     assert compared >= 8 + 6 * trains
 
 
-def test_attention_that_mixes_samples_of_a_row_is_refused(
-    tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
-) -> None:
-    """As with a backend that has no mask function of its own: transformers then makes no mask for packed rows."""
+def test_attention_that_mixes_samples_is_refused(tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus) -> None:
+    """A backend without a mask function: transformers then makes no mask for packed sequences."""
     from transformers import AttentionInterface
 
     def causal_over_all(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
@@ -174,25 +179,26 @@ def test_attention_that_mixes_samples_of_a_row_is_refused(
         found = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return found.transpose(1, 2), None
 
-    AttentionInterface.register("overlooks_positions", causal_over_all)
-    trainer = make_trainer(tmp_path, tiny_checkpoint, short_samples, "overlooks_positions")
-    with pytest.raises(ValueError, match="samples of a row see each other"):
+    AttentionInterface.register("ignores_positions", causal_over_all)
+    trainer = make_trainer(tmp_path, tiny_checkpoint, short_samples, "ignores_positions")
+    with pytest.raises(ValueError, match="samples of a packed sequence attend to each other"):
         trainer.train_until_stopped(None)
 
 
-def test_packed_and_single_rows_give_the_same_gradients(
+def test_packed_and_padded_samples_give_the_same_gradients(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
 ) -> None:
-    """The same samples in one step, packed or padded: one loss, one gradient norm."""
     packed = make_trainer(tmp_path / "a", tiny_checkpoint, short_samples, "sdpa", max_steps=1)
-    samples = [int(s) for g in range(2) for s in packed.rows.rows[packed.rows.schedule.at(np.array([g]))[1][0]]]
+    places = packed.sequences.schedule.at(np.arange(2))[1]
+    samples = [int(sample) for place in places for sample in packed.sequences.packed[place]]
     packed.train_until_stopped(None)
     single = make_trainer(
         tmp_path / "b", tiny_checkpoint, short_samples, "sdpa", packed=False, max_steps=1,
         per_device_train_batch_size=len(samples),
     )  # fmt: skip
-    chosen = {g: Row([short_samples[sample]], 0) for g, sample in enumerate(samples)}
-    single.rows.__class__ = type("Chosen", (ScheduledRows,), {"__getitems__": lambda _, gs: [chosen[g] for g in gs]})
+    chosen = {i: PackedSequence([short_samples[sample]], 0) for i, sample in enumerate(samples)}
+    chosen_only = {"__getitems__": lambda _, indices: [chosen[i] for i in indices]}
+    single.sequences.__class__ = type("Chosen", (ScheduledSequences,), chosen_only)
     single.train_until_stopped(None)
     one, other = packed.state.log_history[0], single.state.log_history[0]
     assert one["tokens"] == other["tokens"]
@@ -200,15 +206,15 @@ def test_packed_and_single_rows_give_the_same_gradients(
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "accumulation"), [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize(("micro_batch", "accumulation"), [(8, 1), (4, 2), (1, 8)])
 def test_loss_is_the_mean_over_tokens_of_the_whole_global_batch(
-    tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, rows: int, accumulation: int
+    tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus, micro_batch: int, accumulation: int
 ) -> None:
-    """Eight rows of very different fill, in one micro batch or eight: the loss and gradients of their tokens' mean."""
-    options = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+    """Eight sequences of different lengths in one, two or eight micro batches."""
+    options = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation, "max_steps": 1}
     trainer = make_trainer(tmp_path, tiny_checkpoint, short_samples, "sdpa", packed=False, **options)
     model: Any = copy.deepcopy(trainer.model)
-    ids = [trainer.rows[g].samples[0] for g in range(8)]
+    ids = [trainer.sequences[i].samples[0] for i in range(8)]
     trainer.train_until_stopped(None)
     total = torch.zeros(())
     for sample in ids:
@@ -222,5 +228,5 @@ def test_loss_is_the_mean_over_tokens_of_the_whole_global_batch(
     assert entry["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
 
 
-def test_ranks_take_global_rows_in_turn() -> None:
-    assert list(RankBatches(first=10, count=2, rows=2, rank=1, ranks=3)) == [[12, 13], [18, 19]]
+def test_ranks_take_micro_batches_in_turn() -> None:
+    assert list(RankBatchSampler(first=10, count=2, micro_batch=2, rank=1, ranks=3)) == [[12, 13], [18, 19]]

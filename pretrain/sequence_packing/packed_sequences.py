@@ -1,0 +1,207 @@
+"""Packed sequences of a corpus: computed once for each source and stored beside the corpus.
+
+    <prefix>.rows-4096/           sequences of at most 4096 tokens; the name also has the other settings
+        samples.npy               (samples,) int64, sample indices in the order of the sequences
+        starts.npy                (sequences + 1,) int64, where each sequence begins in samples.npy
+        rows.json                 settings, corpus hashes, and the training and held-out sequences of each source
+
+Packing is best-fit decreasing: samples are taken longest first, each into the sequence with the least sufficient space
+(Johnson 1973).
+"""
+
+import json
+import os
+import shutil
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from corpus_files.corpus import Corpus
+
+CHUNK = 1 << 22  # samples packed together; larger chunks take more memory and hardly fill sequences better
+VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
+
+
+def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
+    """The sequence index of each sample, (samples,) int64; no sequence has more than block_size tokens.
+
+    lengths: (samples,) int32, each from 1 to block_size.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    with_space: list[list[int]] = [[] for _ in range(block_size + 1)]  # sequences by their free tokens
+    spaces = count = 0  # spaces: bit s is set if a sequence has s free tokens
+    chosen = []
+    for length in lengths[order].tolist():
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1  # of the lowest bit
+            sequence = with_space[space].pop()
+            spaces ^= 0 if with_space[space] else 1 << space
+        else:
+            space, sequence, count = block_size, count, count + 1
+        chosen.append(sequence)
+        if space > length:
+            with_space[space - length].append(sequence)
+            spaces |= 1 << (space - length)
+    sequence_of = np.empty(len(lengths), dtype=np.int64)
+    sequence_of[order] = chosen
+    return sequence_of
+
+
+def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
+    """Which samples are held out, (samples,) bool: whole documents, this fraction of each source.
+
+    A source with two or more documents has at least one held-out and at least one training document.
+    """
+    chosen = np.zeros(len(corpus.documents) - 1, dtype=bool)
+    for source in corpus.sources:
+        first, last = np.searchsorted(corpus.documents, [source["start"], source["end"]])
+        wanted = min(max(round(fraction * (last - first)), 1), last - first - 1)
+        if fraction and wanted > 0:
+            draw = np.random.default_rng([seed, int(first)])
+            chosen[first + draw.choice(last - first, wanted, replace=False)] = True
+    return np.repeat(chosen, np.diff(corpus.documents))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Settings. block_size: tokens of a sequence; packed: False for one sample a sequence; eval_fraction: held out."""
+
+    block_size: int
+    packed: bool = True
+    eval_fraction: float = 0.0
+    seed: int = 0
+
+    @property
+    def folder_suffix(self) -> str:
+        words = [f"rows-{self.block_size}"] + ([] if self.packed else ["single"])
+        return "-".join(words + ([f"without-{self.eval_fraction:g}-{self.seed}"] if self.eval_fraction else []))
+
+
+class PackedSequences:
+    """The packed sequences of a corpus: item i is the indices of its samples, (n,) int64, read from mapped files.
+
+    Attributes:
+        sources: for each source of the corpus, {name, type, train: [from, to], held_out: [from, to]}.
+        tokens, held_out_tokens: in training and in held-out sequences.
+        packing: the settings.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        record = json.loads((folder / "rows.json").read_text())
+        self.packing = Packing(**record["packing"])
+        self.sources: list[dict[str, Any]] = record["sources"]
+        self.tokens, self.held_out_tokens = record["tokens"], record["held_out_tokens"]
+        self._samples = np.load(folder / "samples.npy", mmap_mode="r")
+        self._starts = np.load(folder / "starts.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._samples[self._starts[index] : self._starts[index + 1]]
+
+    def __reduce__(self) -> tuple[type["PackedSequences"], tuple[Path]]:
+        return PackedSequences, (self.folder,)  # a data loader's worker process maps the files itself
+
+    @property
+    def train_count(self) -> int:
+        """The number of training sequences."""
+        return sum(source["train"][1] - source["train"][0] for source in self.sources)
+
+    @property
+    def efficiency(self) -> float:
+        """The share of token positions in training sequences that hold a token."""
+        return self.tokens / max(1, self.train_count * self.packing.block_size)
+
+
+def open_packed_sequences(corpus: Corpus, packing: Packing, fallback: Path) -> PackedSequences:
+    """Open the stored sequences of a corpus, or pack them: beside the corpus, or in `fallback` if that is read-only.
+
+    Raises ValueError if a sample is longer than a sequence.
+    """
+    longest = int(corpus.lengths.max())
+    if longest > packing.block_size:
+        raise ValueError(
+            f"{corpus.prefix} holds samples of up to {longest} tokens, over --block_size {packing.block_size}; "
+            f"write it again with --seq_length {packing.block_size}, or raise --block_size"
+        )
+    beside = Path(f"{corpus.prefix}.{packing.folder_suffix}")
+    other = fallback / beside.name
+    for folder in (beside, other):
+        if _matches(folder, corpus, packing):
+            return PackedSequences(folder)
+    try:
+        _write(corpus, packing, beside)
+    except PermissionError:
+        _write(corpus, packing, other)
+        return PackedSequences(other)
+    return PackedSequences(beside)
+
+
+def _identity(corpus: Corpus, packing: Packing) -> dict[str, Any]:
+    return {"version": VERSION, "corpus": corpus.sidecar["sha256"], "packing": asdict(packing)}
+
+
+def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
+    """Whether a folder holds the sequences of this corpus with these settings."""
+    try:
+        record = json.loads((folder / "rows.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return _identity(corpus, packing).items() <= record.items()
+
+
+def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
+    """Pack into a temporary folder and rename it; other processes may do so at the same time."""
+    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _pack(corpus, packing, partial)
+        shutil.rmtree(folder, ignore_errors=True)  # made from another corpus with this prefix
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not _matches(folder, corpus, packing):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
+    """Pack a corpus, source by source, and write the three files."""
+    is_held_out = held_out_samples(corpus, packing.eval_fraction, packing.seed)
+    samples = np.lib.format.open_memmap(folder / "samples.npy", "w+", np.int64, (len(corpus),))
+    starts: list[np.ndarray] = [np.zeros(1, np.int64)]
+    sources, written, count = [], 0, 0  # samples and sequences so far
+    tokens = {"train": 0, "held_out": 0}
+    for source in corpus.sources:
+        ranges = {}
+        span = np.arange(source["start"], source["end"])
+        for split, chosen in (("train", span[~is_held_out[span]]), ("held_out", span[is_held_out[span]])):
+            first = count
+            for begin in range(0, len(chosen), CHUNK):
+                chunk = chosen[begin : begin + CHUNK]
+                order, ends = _pack_chunk(corpus.lengths[chunk], packing)
+                samples[written : written + len(chunk)] = chunk[order]
+                starts.append(written + ends)
+                written, count = written + len(chunk), count + len(ends)
+            ranges[split] = [first, count]
+            tokens[split] += int(corpus.lengths[chosen].sum())
+        sources.append({"name": source["name"], "type": source["type"], **ranges})
+    samples.flush()
+    np.save(folder / "starts.npy", np.concatenate(starts))
+    totals = {"tokens": tokens["train"], "held_out_tokens": tokens["held_out"]}
+    record = _identity(corpus, packing) | {"sources": sources} | totals
+    (folder / "rows.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _pack_chunk(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
+    """Sample indices ordered by sequence, (samples,), and where each sequence ends in them, (sequences,)."""
+    if not packing.packed:
+        return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)
+    sequence_of = best_fit_decreasing(lengths, packing.block_size)
+    return np.argsort(sequence_of, kind="stable"), np.bincount(sequence_of).cumsum()

@@ -1,0 +1,170 @@
+"""Datasets and batches of packed sequences; with --no_packing, a sequence is one padded sample.
+
+Positions restart with every sample and no attention mask is passed, which keeps samples apart (packed_attention/). The
+first token of a sample has no label, since no token of the sample precedes it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from corpus_files.corpus import Corpus
+from packed_attention.segment_attention import Segment
+
+from sequence_packing.packed_sequences import PackedSequences
+from sequence_packing.sampler import Schedule
+
+IGNORED = -100  # the label of a position without loss
+
+
+class PackedSequence(NamedTuple):
+    """The ids of each sample, (tokens,) uint16 or int32, and the index of their source group."""
+
+    samples: list[np.ndarray]
+    group: int
+
+
+@dataclass(frozen=True)
+class SourceGroups:
+    """What source weights refer to: each source by its name, or all sources of a type together.
+
+    names: of the groups. ranges: for each group, its ranges of sequence indices [from, to). by_type: which of the two.
+    """
+
+    names: list[str]
+    ranges: list[list[tuple[int, int]]]
+    by_type: bool
+
+    @classmethod
+    def of(cls, packed: PackedSequences, split: str, by_type: bool = False) -> "SourceGroups":
+        """The groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for source in packed.sources:
+            first, last = source[split]
+            found.setdefault(str(source["type"]) if by_type else source["name"], []).append((first, last))
+        return cls(list(found), list(found.values()), by_type)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each group."""
+        return {
+            name: sum(last - first for first, last in ranges)
+            for name, ranges in zip(self.names, self.ranges, strict=True)
+        }
+
+    def sequence_index(self, group: int, place: int) -> int:
+        """The index among all packed sequences of a place within a group."""
+        for first, last in self.ranges[group]:
+            if place < last - first:
+                return first + place
+            place -= last - first
+        raise IndexError(f"source {self.names[group]} has no sequence at this place")
+
+
+class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
+    """Trainer's dataset: item i is the i-th sequence of the schedule. length: sequences of the whole run."""
+
+    def __init__(
+        self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups, schedule: Schedule, length: int
+    ) -> None:
+        self.corpus, self.packed, self.groups = corpus, packed, groups
+        self.schedule, self.length = schedule, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> PackedSequence:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[PackedSequence]:
+        """Used by PyTorch's loader for all items of a batch."""
+        groups, places = self.schedule.at(np.asarray(indices, dtype=np.int64))
+        pairs = zip(groups.tolist(), places.tolist(), strict=True)
+        return [_read(self.corpus, self.packed, self.groups.sequence_index(*pair), pair[0]) for pair in pairs]
+
+
+class HeldOutSequences(torch.utils.data.Dataset[PackedSequence]):
+    """The sequences that are never trained on, group by group."""
+
+    def __init__(self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups) -> None:
+        self.corpus, self.packed = corpus, packed
+        self.indices = [
+            (index, group)
+            for group, ranges in enumerate(groups.ranges)
+            for first, last in ranges
+            for index in range(first, last)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> PackedSequence:
+        return _read(self.corpus, self.packed, *self.indices[number])
+
+
+def _read(corpus: Corpus, packed: PackedSequences, index: int, group: int) -> PackedSequence:
+    return PackedSequence([corpus[sample] for sample in packed[index]], group)
+
+
+@dataclass(frozen=True)
+class RankBatchSampler:
+    """The micro batches of one rank, as Trainer's batch sampler: `count` lists of global sequence indices.
+
+    From index `first` on, rank r takes the r-th part of each `micro_batch` x `ranks` consecutive indices.
+    """
+
+    first: int
+    count: int
+    micro_batch: int
+    rank: int
+    ranks: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(self.count):
+            begin = self.first + (number * self.ranks + self.rank) * self.micro_batch
+            yield list(range(begin, begin + self.micro_batch))
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of packed sequences: input_ids and labels, (sequences, tokens) int64; sources, (sequences,) int64.
+
+    Packed batches also have position_ids, (sequences, tokens) int64, and segments, for each sequence its samples and
+    its padding. Others have attention_mask, (sequences, tokens) int64, and are padded to their longest sample.
+    block_size: tokens of a packed sequence. pad_id: padding has no label, even if samples contain this id.
+    """
+
+    block_size: int
+    pad_id: int
+    packed: bool = True
+
+    def __call__(self, sequences: list[PackedSequence]) -> dict[str, Any]:
+        lengths = [[len(sample) for sample in sequence.samples] for sequence in sequences]
+        width = self.block_size if self.packed else max(map(sum, lengths))
+        input_ids = np.full((len(sequences), width), self.pad_id, dtype=np.int64)
+        labels = np.full((len(sequences), width), IGNORED, dtype=np.int64)
+        positions = np.empty((len(sequences), width), dtype=np.int64)
+        for number, sequence in enumerate(sequences):
+            at = 0
+            for sample in sequence.samples:
+                end = at + len(sample)
+                input_ids[number, at:end] = sample
+                labels[number, at + 1 : end] = sample[1:]
+                positions[number, at:end] = np.arange(end - at)
+                at = end
+            positions[number, at:] = np.arange(width - at)
+        batch: dict[str, Any] = {
+            "input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels),
+            "sources": torch.tensor([sequence.group for sequence in sequences]),
+        }  # fmt: skip
+        if not self.packed:
+            filled = torch.tensor([[sum(each)] for each in lengths])
+            return batch | {"attention_mask": (torch.arange(width) < filled).long()}
+        segments = [[*each, width - sum(each)] if sum(each) < width else each for each in lengths]
+        batch["segments"] = [[Segment(length) for length in each] for each in segments]
+        return batch | {"position_ids": torch.from_numpy(positions)}
