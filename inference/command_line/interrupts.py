@@ -8,7 +8,6 @@ import os
 import sys
 from types import FrameType, TracebackType
 
-RETRY_SECONDS = 0.05
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -24,13 +23,13 @@ def print_line(line: str) -> None:
 
 
 def end_at_once(*_: object) -> None:
-    """End the process: nothing has been written yet, and a KeyboardInterrupt may be lost inside an import."""
+    """End the process without the clean-up of Python; see `raise_outside_imports`."""
     print_line("interrupted")
     os._exit(INTERRUPTED)
 
 
 def end_quietly(*_: object) -> None:
-    """End a process that has said already that it was interrupted."""
+    """End a process that has printed how its work ended."""
     os._exit(INTERRUPTED)
 
 
@@ -44,33 +43,31 @@ def print_exception(kind: type[BaseException], error: BaseException, trace: Trac
 if is_command():
     sys.excepthook = print_exception
 
-import signal  # noqa: E402 - these take ten milliseconds, during which the lines above help
-import threading  # noqa: E402
+import signal  # noqa: E402 - takes ten milliseconds, during which the lines above help
 
 
-def raise_interrupts() -> None:
+def begin_work() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt, for work that has to clean up."""
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, raise_outside_imports)
 
 
 def raise_outside_imports(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but after an import that is under way.
+    """Raise KeyboardInterrupt; inside an import, which may lose it or abort the process, end at once instead.
 
-    Compiled libraries that meet it while they are imported abort the process or raise another error in its place.
+    Compiled libraries that meet it while they are imported raise another error in its place, or call std::terminate.
+    What an import inside of other work leaves half-written is what a killed process leaves.
     """
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            end_at_once()
         frame = frame.f_back
-    if frame is None:
-        raise KeyboardInterrupt
-    retry = threading.Timer(RETRY_SECONDS, signal.raise_signal, [number])
-    retry.daemon = True
-    retry.start()
+    raise KeyboardInterrupt
 
 
-def end_on_second_interrupt() -> None:
-    """Let another Ctrl-C end a command that is ending, without a traceback."""
-    if is_command():
+def end_work() -> None:
+    """From here on Ctrl-C ends the process without a line: all has been printed, and only Python has to clean up."""
+    if signal.getsignal(signal.SIGINT) is raise_outside_imports:
         signal.signal(signal.SIGINT, end_quietly)
 
 

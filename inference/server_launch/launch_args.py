@@ -1,15 +1,15 @@
 """Command lines of the server and of the offline engine: checked, parsed by vLLM's parser, completed with presets."""
 
+from command_line.strict_parsers import ParserErrors
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from chat_prompts.template_files import read_template
-from vllm_bridge.vllm_hooks import option_names
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_adapters import check_adapters, named_adapters, preset_adapters
@@ -65,14 +65,8 @@ def strict_parser(prog: str, **options: str) -> Any:
     """
     base: Any = from_vllm("FlexibleArgumentParser")
 
-    class StrictParser(base):
-        def error(self, message: str) -> NoReturn:
-            unknown = message.partition("unrecognized arguments: ")[2].split()
-            if unknown:
-                near = get_close_matches(unknown[0].partition("=")[0], option_names(self), 1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                message = f"unknown option {unknown[0]}; {hint}--help=all lists all options"
-            raise ValueError(message)
+    class StrictParser(ParserErrors, base):
+        pass
 
     return StrictParser(prog=prog, allow_abbrev=False, **options)
 

@@ -41,12 +41,7 @@ PRIVATE_API = {
     # launching
     "vllm.engine.arg_utils:EngineArgs.get_batch_defaults(world_size)": "called: default of --max-num-seqs",
     "vllm.v1.engine.core_client:EngineCoreClient.shutdown(timeout)": "called: LLMEngine has no public shutdown",
-    "argparse:ArgumentParser": "_option_string_actions is read: the names that an error suggests",
 }
-
-
-def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    return list(parser._option_string_actions)
 
 
 def default_max_num_seqs(args: argparse.Namespace) -> int:

@@ -49,20 +49,21 @@ def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception
     exceptions are programming errors and pass. Ctrl-C gives 130 and prints "interrupted", or the line that the
     KeyboardInterrupt holds where the interrupted function knows more (`resumable`).
     """
-    interrupts.raise_interrupts()
+    interrupts.begin_work()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
     try:
         return work() or 0
     except (KeyboardInterrupt, Exception) as error:
         if interrupt := _interrupt_behind(error):
             interrupts.print_line(str(interrupt) or "interrupted")
-            interrupts.end_on_second_interrupt()
             return interrupts.INTERRUPTED
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return status
+    finally:
+        interrupts.end_work()
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

@@ -222,7 +222,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     abbreviated, misspelt, port, model, *parallel, unrendered = errors
     assert abbreviated.startswith("unknown option --max-num-batched; did you mean --max-num-batched-tokens?")
     assert misspelt.startswith("unknown option --prot; did you mean --port?")
-    assert port == "argument --port: invalid int value: 'x'"
+    assert port == "--port: invalid int value: 'x'; see --help"
     assert model.startswith("--model is missing; ")
     assert not parallel or "4096 processes" in parallel[0]  # a GPU machine counts its devices later
     assert unrendered.startswith(f"{template}: the chat template cannot render the message: ")

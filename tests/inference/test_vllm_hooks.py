@@ -1,6 +1,5 @@
 """vllm_hooks.py, cpu_adapters.py: vLLM's private interfaces exist as they are used, and vLLM calls the overrides."""
 
-import argparse
 import inspect
 import re
 from importlib import import_module
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, option_names, tokens_used
+from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, tokens_used
 from vllm_bridge.vllm_imports import MODULES, from_vllm
 
 
@@ -32,12 +31,6 @@ def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.Mon
     monkeypatch.setitem(MODULES, "LoRARequest", "vllm.lora.elsewhere")
     with pytest.raises(ValueError, match=r"vllm\.lora\.elsewhere\.LoRARequest cannot be imported .* tools/setup\.sh "):
         from_vllm("LoRARequest")
-
-
-def test_option_names_lists_the_options_of_a_parser() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--one", "--uno")
-    assert option_names(parser) == ["--one", "--uno"]
 
 
 # --- adapters without a GPU -------------------------------------------------------------------------------------------
