@@ -191,7 +191,7 @@ def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
     empty.mkdir()
     (tmp_path / "nothing.jsonl").write_text("")
     output, base = tmp_path / "out", tiny_checkpoint
-    for argv, said in (
+    for argv, message in (
         (command(empty, rows_file, output), "no config.json, so it is no checkpoint"),
         (command(no_tokenizer, rows_file, output), "has no tokenizer.json; build it"),
         (command(adapter, rows_file, output), "is an adapter; merge it first"),
@@ -205,7 +205,7 @@ def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
         (command(base, rows_file, output, "--mix", "zh=1"), "the sources are rows"),
         (command(base, rows_file, output, "--batch_size", "6"), "take --batch_size 4 or 8"),
     ):  # fmt: skip
-        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             finetune.main(argv)
         assert not output.exists()
     assert [file.name for file in full.iterdir()] == ["x"]

@@ -105,7 +105,7 @@ def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
     two = lines(tmp_path / "two.jsonl", {"output": "{}"}, {"output": "{}"})
     other = lines(tmp_path / "other.jsonl", {"instruction": "z", "output": "{}"})
     empty = lines(tmp_path / "empty.jsonl")
-    for arguments, said in (
+    for arguments, message in (
         (("--predictions", tmp_path / "gone"), "gone does not exist"),
         (("--predictions", two), "no text under 'prediction'"),
         (("--predictions", empty), "holds no rows"),
@@ -115,6 +115,6 @@ def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
     ):
         done = run_script("finetune/ie_eval.py", *arguments, "--output", tmp_path / "scores.json", status=2)
         assert done.stderr.startswith("error: ")
-        assert said in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "scores.json").exists()
