@@ -267,7 +267,7 @@ def test_error_for_invalid_annotation_names_file_and_line(tmp_path: Path, text: 
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_annotations_in_another_encoding_are_named(tmp_path: Path) -> None:
+def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(json.dumps(LI, ensure_ascii=False).encode("gb18030"))
     with pytest.raises(ValueError, match="is not UTF-8"):
         annotations.read_annotations(str(tmp_path / "in.jsonl"), "ner")
