@@ -77,10 +77,11 @@ class InstructionTrainer(SourceTrainer):
         """Forward and backward over the micro batches; ranks exchange gradients after the last one."""
         under_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         loss = torch.zeros((), device=self.args.device)
-        for left, micro in zip(reversed(range(len(inputs["micro_batches"]))), inputs["micro_batches"], strict=True):
-            self.accelerator.sync_gradients = not left
-            with self.accelerator.no_sync(model) if left and not under_deepspeed else nullcontext():
-                loss += super().training_step(model, micro, num_items_in_batch)
+        for number, micro_batch in enumerate(inputs["micro_batches"], start=1):
+            last = number == len(inputs["micro_batches"])
+            self.accelerator.sync_gradients = last
+            with nullcontext() if last or under_deepspeed else self.accelerator.no_sync(model):
+                loss += super().training_step(model, micro_batch, num_items_in_batch)
         self.state.num_input_tokens_seen += inputs["tokens"]
         return loss
 
@@ -94,17 +95,19 @@ class InstructionTrainer(SourceTrainer):
 
     def token_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses of the kept positions (0 without a target), their targets and sources, each (sequences, kept)."""
-        more: dict[str, Any] = {
-            key: inputs[key] for key in ("input_ids", "position_ids", "attention_mask") if key in inputs
-        }
+        names = ("input_ids", "position_ids", "attention_mask")
+        arguments: dict[str, Any] = {name: inputs[name] for name in names if name in inputs}
         if self.layout.packed:
-            more |= attention_arguments(attention_of(self.base_model), [inputs["segments"]], more["input_ids"].device)
+            device = inputs["input_ids"].device
+            arguments |= attention_arguments(attention_of(self.base_model), [inputs["segments"]], device)
         keep, targets = inputs["keep"], inputs["targets"]
-        narrow = self._narrow_head
-        logits = model(**more, use_cache=False, **({"logits_to_keep": keep} if narrow else {})).logits
-        logits = (logits if narrow or not self.layout.supervised_head else logits[:, keep]).float()
+        if self._model_selects_logits:
+            arguments["logits_to_keep"] = keep
+        logits = model(**arguments, use_cache=False).logits
+        if self.layout.supervised_head and not self._model_selects_logits:
+            logits = logits[:, keep]
         losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return losses.view_as(targets), targets, inputs["sources"]
 
@@ -114,8 +117,8 @@ class InstructionTrainer(SourceTrainer):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @cached_property
-    def _narrow_head(self) -> bool:
-        """Whether the model itself can compute the logits of the kept positions only."""
+    def _model_selects_logits(self) -> bool:
+        """Whether the model computes the logits of the kept positions only."""
         return self.layout.supervised_head and "logits_to_keep" in inspect.signature(self.base_model.forward).parameters
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -63,10 +63,10 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(
     )
     plain = PeftModel.from_pretrained(base, output).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=name == "whole"):
-        said, again = (model(IDS).logits.float() for model in (trained, plain))
-        untouched = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)(IDS).logits
-    assert (said - again).abs().max() < (1e-5 if name != "whole" else 1e-2)
-    assert (said - untouched).abs().max() > 1e-3
+        trained_logits, loaded_logits = (model(IDS).logits.float() for model in (trained, plain))
+        base_logits = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)(IDS).logits
+    assert (trained_logits - loaded_logits).abs().max() < (1e-5 if name != "whole" else 1e-2)
+    assert (trained_logits - base_logits).abs().max() > 1e-3
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["init_lora_weights"] is True
     assert config["r"] == (8 if "pissa" in name else 4)
@@ -147,7 +147,7 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (("--use_dora",), "--use_dora"),
         (("--lora_bias", "all"), "--lora_bias all"),
@@ -158,10 +158,12 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
         (("--lora_target_modules", "[q_proj,lm_head]", "--use_rslora"), ""),
     ],
 )
-def test_servable_refuses_options_that_vllm_does_not_load(tmp_path: Path, more: tuple[object, ...], said: str) -> None:
+def test_servable_refuses_options_that_vllm_does_not_load(
+    tmp_path: Path, more: tuple[object, ...], message: str
+) -> None:
     args, _ = parse(command(tmp_path, tmp_path, tmp_path / "out", "--servable", *more), "")
-    if said:
-        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {said}; remove that option"):
+    if message:
+        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {message}; remove that option"):
             refuse_unservable(args)
     else:
         refuse_unservable(args)

@@ -23,19 +23,25 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_measurements(said: dict[str, Any]) -> None:
-    assert said.keys() == MEASURED
-    assert said["slots"] - said["padded_slots"] == said["tokens"] > said["supervised_tokens"] > said["examples"] > 0
-    assert said["cpu_s"] > 0
-    assert len(said["losses"]) == 2
+def check_measurements(measured: dict[str, Any]) -> None:
+    assert measured.keys() == MEASURED
+    assert (
+        measured["slots"] - measured["padded_slots"]
+        == measured["tokens"]
+        > measured["supervised_tokens"]
+        > measured["examples"]
+        > 0
+    )
+    assert measured["cpu_s"] > 0
+    assert len(measured["losses"]) == 2
 
 
 def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     settings = json.loads((scratch / "settings.json").read_text())
     found = {name: finetune_contenders.ROLES[name](scratch, settings) for name in ("published", "ours")}
-    for said in found.values():
-        check_measurements(said)
-        assert said["examples"] == 8
+    for measured in found.values():
+        check_measurements(measured)
+        assert measured["examples"] == 8
     assert found["published"]["slots"] % (4 * 8) == 0
     found["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, least=1)
     result = bench_finetune.summary([found], ["published", "ours"])
@@ -73,6 +79,9 @@ def test_trl_in_its_own_environment(scratch: Path) -> None:
 
 
 def test_invalid_option_is_an_error_of_one_line(run_script: RunScript) -> None:
-    for option, said in (("--stepz", "unknown option --stepz"), ("--micro", "counts are at least 1, --batch a mult")):
+    for option, message in (
+        ("--stepz", "unknown option --stepz"),
+        ("--micro", "counts are at least 1, --batch a mult"),
+    ):
         done = run_script("benchmarks/bench_finetune.py", option, 3, status=2)
-        assert done.stderr.startswith(f"error: {said}")
+        assert done.stderr.startswith(f"error: {message}")

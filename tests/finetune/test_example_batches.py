@@ -70,7 +70,7 @@ def test_best_fit_bins_are_more_than_99_percent_full() -> None:
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_line_restarts_positions_and_has_no_target_for_first_tokens(head: bool) -> None:
+def test_packed_sequence_restarts_positions_and_has_no_target_for_first_tokens(head: bool) -> None:
     layout = BatchLayout(packed=True, micro_batch_size=2, capacity=99, pad_id=2, supervised_head=head, multiple=12)
     batch = layout.tensors(EXAMPLES, ALONE, filler=0)
     assert batch["input_ids"].tolist() == [[1, 5, 2, 6, 2, 1, 7, 2, 2, 2, 2, 2]]

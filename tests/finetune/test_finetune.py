@@ -24,7 +24,7 @@ import finetune
 def tuned(
     tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_checkpoint: Path, rows_file: Path
 ) -> Any:
-    """What a user's run printed, and the adapter folder that it wrote."""
+    """The output of a user's run, and the adapter folder that it wrote."""
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "extraction.json").write_text('{"tasks": {"ner": {"en": {"instruction": "Extract the entities."}}}}')
     done = run_script(
@@ -78,7 +78,7 @@ def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
 def test_adapter_on_lm_head_stores_no_copy_of_lm_head(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:
-    """peft would store all of lm_head beside its adapter; what is stored merges to what was trained."""
+    """PEFT's default stores the matrix of lm_head beside its adapter; the merged checkpoint has all trained changes."""
     more = ("--batch_size", "4", "--max_steps", "2", "--lora_target_modules", "[q_proj,lm_head]")
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "adapter", *more))
     adapter, out = tmp_path / "adapter", tmp_path / "merged"
@@ -174,7 +174,7 @@ def test_non_finite_loss_ends_the_run_without_an_adapter(
     assert not list((tmp_path / "nan").glob("adapter*"))
 
 
-def test_bad_input_is_one_line_and_writes_nothing(
+def test_missing_base_is_an_error_of_one_line_and_writes_nothing(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:
     done = run_script("finetune/finetune.py", *command(tmp_path / "gone", rows_file, tmp_path / "out"), status=2)
@@ -183,7 +183,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
+def test_error_for_unusable_input_names_it_and_writes_nothing(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
     no_tokenizer, adapter, empty, full = (tmp_path / name for name in ("no_tokenizer", "adapter", "empty", "full"))
     for folder, file in ((no_tokenizer, "config.json"), (adapter, "adapter_config.json"), (full, "x")):
         folder.mkdir()
@@ -191,7 +193,7 @@ def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
     empty.mkdir()
     (tmp_path / "nothing.jsonl").write_text("")
     output, base = tmp_path / "out", tiny_checkpoint
-    for argv, said in (
+    for argv, message in (
         (command(empty, rows_file, output), "no config.json, so it is no checkpoint"),
         (command(no_tokenizer, rows_file, output), "has no tokenizer.json; build it"),
         (command(adapter, rows_file, output), "is an adapter; merge it first"),
@@ -205,7 +207,7 @@ def test_unusable_inputs_are_refused_by_name(tmp_path: Path, tiny_checkpoint: Pa
         (command(base, rows_file, output, "--mix", "zh=1"), "the sources are rows"),
         (command(base, rows_file, output, "--batch_size", "6"), "take --batch_size 4 or 8"),
     ):  # fmt: skip
-        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             finetune.main(argv)
         assert not output.exists()
     assert [file.name for file in full.iterdir()] == ["x"]

@@ -46,9 +46,9 @@ def test_best_checkpoint_by_f1_is_the_result(
 
     def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
         assert not model.training
-        said = generate(model, encoder, prompts[:3], size, 4)  # real generation, with a cache and padding
+        answers = generate(model, encoder, prompts[:3], size, 4)  # real generation, with a cache and padding
         asked.append(len(prompts))
-        return [PERSON if len(asked) == 2 else said[0]] * len(prompts)
+        return [PERSON if len(asked) == 2 else answers[0]] * len(prompts)
 
     monkeypatch.setattr(held_out_answers, "generate_answers", answers)
     monkeypatch.setattr(held_out_answers, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])

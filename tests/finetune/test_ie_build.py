@@ -96,16 +96,18 @@ def test_demo_examples_are_built_from_their_annotations(
         str(world / f"{split}_annotated.jsonl"), str(target), types=str(world / "types.json"), task=task,
         wording=str(world / "extraction.json"),
     )  # fmt: skip
-    said = {one["instruction"] for one in json.loads((world / "extraction.json").read_text())["tasks"][task].values()}
+    wordings = {
+        one["instruction"] for one in json.loads((world / "extraction.json").read_text())["tasks"][task].values()
+    }
     built, theirs = read(target), read(world / f"{split}.jsonl")
     assert [row["input"] for row in built] == [row["input"] for row in theirs]
-    pairs = [pair for pair in zip(built, theirs, strict=True) if pair[1]["instruction"] in said]
+    pairs = [pair for pair in zip(built, theirs, strict=True) if pair[1]["instruction"] in wordings]
     assert len(pairs) >= 8
     for ours, row in pairs:
         assert ours == row
         assert {item.kind for item in parse_answer(row["output"]) or ()} == {kind}
-    told = extraction(tmp_path)[task]
-    assert {said["answer"]["absent"] for said in told.values()} == {"left out"}
+    languages = extraction(tmp_path)[task]
+    assert {entry["answer"]["absent"] for entry in languages.values()} == {"left out"}
 
 
 @pytest.mark.parametrize("task", ["ner", "re"])
@@ -243,7 +245,7 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "holds no rows"),
         ("[]", "holds no rows"),
@@ -258,21 +260,21 @@ NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person
         (NER.replace("came", r"\ud83d"), "has half a surrogate pair"),
     ],
 )
-def test_error_for_invalid_annotation_names_file_and_line(tmp_path: Path, text: str, said: str) -> None:
+def test_error_for_invalid_annotation_names_file_and_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "in.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         ie_build.main(str(tmp_path / "in.jsonl"), str(tmp_path / "rows.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_annotations_in_another_encoding_are_named(tmp_path: Path) -> None:
+def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(json.dumps(LI, ensure_ascii=False).encode("gb18030"))
     with pytest.raises(ValueError, match="is not UTF-8"):
         annotations.read_annotations(str(tmp_path / "in.jsonl"), "ner")
 
 
 @pytest.mark.parametrize(
-    ("types", "said"),
+    ("types", "message"),
     [
         ("person", "holds no list of names; --types takes"),
         ([1], "holds no list of names; --types takes"),
@@ -283,14 +285,14 @@ def test_annotations_in_another_encoding_are_named(tmp_path: Path) -> None:
         (["人物"], r"no item has a requested type .*; the annotated types are person 1, place 1; give the --types"),
     ],
 )
-def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         made(tmp_path, ANN, types=types)
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("wording", "said"),
+    ("wording", "message"),
     [
         ([], "is not an extraction.json of the form"),
         ({"tasks": {"ner": {"en": "Extract."}}}, "is not an extraction.json"),
@@ -301,13 +303,13 @@ def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, said
         ),
     ],
 )
-def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         made(tmp_path, ANN, wording=put(tmp_path / "wording.json", wording))
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"annotations": "gone.json"}, "gone.json does not exist; give a .json"),
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
@@ -320,11 +322,11 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
     ],
 )
 def test_error_for_invalid_option_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "in.jsonl", ANN)
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         ie_build.main(**{"annotations": "in.jsonl", "output": "rows.jsonl", **changed})
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 

@@ -1,4 +1,4 @@
-"""finetune/ie_eval.py: scores by values, agreement with published scores, and the script with its bad inputs."""
+"""finetune/ie_eval.py: scores of small cases, agreement with the published scorer, and invalid inputs."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def triples(*found: tuple[str, str, str]) -> str:
     return json.dumps(answer)
 
 
-def test_items_of_an_answer() -> None:
+def test_parse_answer_reads_entities_and_triples() -> None:
     assert parse_answer('{"person": ["Ann", "Ann"], "place": []}') == {ExtractedItem("entity", ("person", "Ann")): 2}
     born = ExtractedItem("triple", ("Ann", "born in", "Oslo"))
     assert parse_answer('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == {born: 1}
@@ -30,12 +30,15 @@ def test_items_of_an_answer() -> None:
         assert parse_answer(unparsable) is None
 
 
-def test_entities_are_matched_as_multisets_over_all_rows() -> None:
+def test_entities_are_matched_as_multisets_over_all_examples() -> None:
     pairs = [
-        (entities(person=["Ann", "Ann", "Bo"]), entities(person=["Ann"], place=["Oslo"])),  # 1 right of 3, 2 wanted
+        (
+            entities(person=["Ann", "Ann", "Bo"]),
+            entities(person=["Ann"], place=["Oslo"]),
+        ),  # 1 correct of 3 predicted, 2 annotated
         (entities(place=["Rome"]), entities(place=["Rome"])),
         ("no JSON", entities(person=["Cy"])),
-        (entities(person=["Di"]), entities(person=[])),  # nothing was to be found: a false entity
+        (entities(person=["Di"]), entities(person=[])),  # nothing annotated: a false entity
         (entities(), entities(person=[])),
     ]
     scores = score_answers(pairs)
@@ -45,7 +48,7 @@ def test_entities_are_matched_as_multisets_over_all_rows() -> None:
     assert (scores["examples"], scores["exact"], scores["parsed"]) == (5, 2 / 5, 4 / 5)
 
 
-def test_the_right_answer_s_shape_tells_the_task() -> None:
+def test_shape_of_the_correct_answer_decides_the_task() -> None:
     right = triples(("Ann", "born in", "Oslo"), ("Ann", "author of", "Dusk"))
     pairs = [
         (triples(("Ann", "born in", "Oslo"), ("Dusk", "author of", "Ann")), right),
@@ -58,14 +61,14 @@ def test_the_right_answer_s_shape_tells_the_task() -> None:
     assert scores["entity"]["predicted"] == 0
 
 
-def test_a_right_answer_that_does_not_parse_is_an_error() -> None:
+def test_correct_answer_that_does_not_parse_is_an_error() -> None:
     with pytest.raises(ValueError, match="right answer of example 2"):
         score_answers([("{}", "{}"), ("{}", "Ann")])
 
 
 @pytest.mark.parametrize("variant", ["NER.gold", "NER.noisy", "NER.broken", "RE.gold_subjobj", "RE.noisy", "RE.broken"])
-def test_scores_equal_the_published_scorer_s(shared_data: Path, variant: str) -> None:
-    """Multiset matching; a published row asks part of the types, so its annotation is cut to those."""
+def test_scores_equal_those_of_the_published_scorer(shared_data: Path, variant: str) -> None:
+    """Multiset matching; a published example asks for some of the types, so only their items are compared."""
     pairs = []
     for line in (shared_data / f"iepile/eval/{variant}.json").read_text().splitlines():
         row = json.loads(line)
@@ -100,12 +103,12 @@ def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunSc
     assert "1 examples, 0.0% exactly right, 100.0% of answers parse" in done.stdout
 
 
-def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
+def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunScript) -> None:
     one = lines(tmp_path / "one.jsonl", {"instruction": "a", "prediction": "{}", "output": "{}"})
     two = lines(tmp_path / "two.jsonl", {"output": "{}"}, {"output": "{}"})
     other = lines(tmp_path / "other.jsonl", {"instruction": "z", "output": "{}"})
     empty = lines(tmp_path / "empty.jsonl")
-    for arguments, said in (
+    for arguments, message in (
         (("--predictions", tmp_path / "gone"), "gone does not exist"),
         (("--predictions", two), "no text under 'prediction'"),
         (("--predictions", empty), "holds no rows"),
@@ -115,6 +118,6 @@ def test_bad_inputs_are_named(tmp_path: Path, run_script: RunScript) -> None:
     ):
         done = run_script("finetune/ie_eval.py", *arguments, "--output", tmp_path / "scores.json", status=2)
         assert done.stderr.startswith("error: ")
-        assert said in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "scores.json").exists()

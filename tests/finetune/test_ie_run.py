@@ -84,7 +84,7 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"base_model": "gone"}, "gone does not exist; --base_model takes"),
         ({"lora_weights": "here"}, "has no adapter_config.json"),
@@ -94,11 +94,11 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
     ],
 )
 def test_error_for_invalid_input_comes_before_the_model_is_loaded(
-    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, changed: dict[str, Any], said: str
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, changed: dict[str, Any], message: str
 ) -> None:
     given: dict[str, Any] = {"base_model": tiny_checkpoint, "data_path": rows_file, "output": tmp_path / "p.jsonl"}
     changed = {name: tmp_path if value == "here" else value for name, value in changed.items()}
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         ie_run.main(**{**given, **changed})
     assert not (tmp_path / "p.jsonl").exists()
 

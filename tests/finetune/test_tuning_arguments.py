@@ -29,7 +29,7 @@ def test_accumulation_times_micro_batches_is_the_global_batch(
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "given", "ranks", "said"),
+    ("batch", "micro", "given", "ranks", "message"),
     [
         (100, 8, 0, 1, "take --batch_size 96 or 104, or --micro_batch_size 5"),
         (12, 4, 0, 8, "take --batch_size 32$"),
@@ -38,9 +38,9 @@ def test_accumulation_times_micro_batches_is_the_global_batch(
     ],
 )
 def test_error_for_indivisible_batch_proposes_divisible_sizes(
-    batch: int, micro: int, given: int, ranks: int, said: str
+    batch: int, micro: int, given: int, ranks: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         accumulation(batch, micro, given, ranks)
 
 
@@ -93,7 +93,7 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--base_mod", "x"], "unknown option --base_mod; did you mean --base_model"),
         (["--zzz"], "unknown option --zzz; see --help"),
@@ -103,6 +103,6 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
         (["--data_path", ""], "--data_path is missing"),
     ],
 )
-def test_unknown_abbreviated_and_invalid_options_are_errors(more: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_unknown_abbreviated_and_invalid_options_are_errors(more: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         options(*more)

@@ -33,9 +33,9 @@ def start(recipe: str, env: Environment, *more: str) -> "subprocess.Popen[str]":
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
-    said, complained = process.communicate(timeout=240)
-    assert process.returncode == 0, said + complained
-    return said
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
+    return output
 
 
 def test_lora_recipe_resumes_an_interrupted_run(
@@ -44,9 +44,9 @@ def test_lora_recipe_resumes_an_interrupted_run(
     more = ("--lora_r", 16, "--batch_size", 8, "--max_steps", 4, "--save_steps", 4)
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "out", *more))
     (tmp_path / "out/adapter_model.safetensors").unlink()
-    said = ended(start("lora.sh", settings, "--logging_steps", "1"))
-    assert "step 8/8 | loss" in said
-    assert "step 1/8" not in said
+    output = ended(start("lora.sh", settings, "--logging_steps", "1"))
+    assert "step 8/8 | loss" in output
+    assert "step 1/8" not in output
     assert (tmp_path / "out/adapter_model.safetensors").is_file()
 
 
@@ -62,13 +62,13 @@ def test_qlora_and_full_recipes_write_a_result(tmp_path: Path, settings: Environ
 def test_multinode_recipe_tunes_on_two_nodes(tmp_path: Path, settings: Environment) -> None:
     meeting = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     nodes = [start("lora_multinode.sh", settings | meeting | {"NODE_RANK": str(rank)}) for rank in range(2)]
-    said = [ended(node) for node in nodes]
-    assert "8 steps of 8 examples, packed into sequences of at most 2048 tokens, on 2 ranks" in said[0]
-    assert "examples:" not in said[1]
+    outputs = [ended(node) for node in nodes]
+    assert "8 steps of 8 examples, packed into sequences of at most 2048 tokens, on 2 ranks" in outputs[0]
+    assert "examples:" not in outputs[1]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "setting", "said"),
+    ("recipe", "setting", "message"),
     [
         ("lora.sh", {"PRECISION": "half"}, "PRECISION=half is not bf16, fp16 or fp32"),
         ("lora.sh", {"BASE_MODEL": "gone"}, "BASE_MODEL=gone is not a checkpoint folder"),
@@ -82,10 +82,10 @@ def test_multinode_recipe_tunes_on_two_nodes(tmp_path: Path, settings: Environme
     ],
 )
 def test_bad_setting_is_an_error_of_one_line(
-    settings: Environment, recipe: str, setting: Environment, said: str
+    settings: Environment, recipe: str, setting: Environment, message: str
 ) -> None:
     process = start(recipe, settings | setting)
-    _, complained = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 2
-    assert complained.startswith("error: ") and complained.count("\n") == 1
-    assert said in complained
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert message in errors
