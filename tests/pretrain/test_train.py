@@ -52,11 +52,11 @@ def launch(extensions: Path) -> Launch:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
+def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, launch: Launch, tiny_checkpoint: Path, small_corpus: Path
 ) -> Path:
     """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
-    output = tmp_path_factory.mktemp("undisturbed") / "trained"
+    output = tmp_path_factory.mktemp("uninterrupted") / "trained"
     said = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
     assert "8 sequences a step on 2 ranks (cpu), 6 steps" in said
     assert "step 6/6 | loss" in said
@@ -89,27 +89,27 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
-    undisturbed: Path, tiny_checkpoint: Path, small_corpus: Path
+    uninterrupted: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
-    entries = [entry for entry in read_log(undisturbed) if "loss" in entry]
+    entries = [entry for entry in read_log(uninterrupted) if "loss" in entry]
     losses = [entry["loss"] for entry in entries]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
     assert all(entry["loss_small"] == pytest.approx(entry["loss"], abs=1e-4) for entry in entries)
     assert [entry["sequences_small"] for entry in entries] == [8, 16, 24, 32, 40, 48]
     assert {"tokens_per_second", "data_wait", "eta_seconds", "epochs_small", "grad_norm"} <= set(entries[0])
-    before, after = load_file(tiny_checkpoint / "model.safetensors"), load_file(undisturbed / "model.safetensors")
+    before, after = load_file(tiny_checkpoint / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
     assert {name: tensor.shape for name, tensor in before.items()} == {name: t.shape for name, t in after.items()}
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    loading: Any = AutoModelForCausalLM.from_pretrained(undisturbed, output_loading_info=True)
+    loading: Any = AutoModelForCausalLM.from_pretrained(uninterrupted, output_loading_info=True)
     assert not loading[1]["missing_keys"]
     assert loading[0].config.use_cache
-    held = {file.name for file in undisturbed.iterdir()}
+    held = {file.name for file in uninterrupted.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "run.json"} <= held
     assert {"training_curves.png", "train_log.jsonl"} <= held
     assert {name for name in held if name.startswith(("checkpoint-", "."))} == {"checkpoint-4", "checkpoint-6"}
     assert not any(name.endswith(".bin") for name in held)
-    run = json.loads((undisturbed / "run.json").read_text())
+    run = json.loads((uninterrupted / "run.json").read_text())
     assert run["seed"] == 42
     assert run["data"] == {str(small_corpus): json.loads(Path(f"{small_corpus}.json").read_text())["sha256"]}
 
@@ -135,7 +135,7 @@ def newest_complete(output: Path) -> int:
 
 @pytest.mark.slow
 def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
-    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
     """Two ranks, killed twice while they write a checkpoint, then stopped by SIGTERM."""
     output = tmp_path / "trained"
@@ -158,12 +158,12 @@ def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
     assert "stopped by SIGTERM after step" in said
     assert not (output / "config.json").exists()
     launch.to_the_end(*given, *RESUME)
-    assert_same_run(undisturbed, output)
+    assert_same_run(uninterrupted, output)
 
 
 @pytest.mark.slow
 def test_run_killed_twenty_times_ends_at_the_same_weights(
-    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
     """Killed during start-up, steps and saving; no complete checkpoint is lost."""
     output, draw = tmp_path / "trained", random.Random(11)
@@ -188,7 +188,7 @@ def test_run_killed_twenty_times_ends_at_the_same_weights(
         if (output / "config.json").exists():
             shutil.rmtree(output)
     launch.to_the_end(*given, *(RESUME if newest_complete(output) else ()))
-    assert_same_run(undisturbed, output)
+    assert_same_run(uninterrupted, output)
 
 
 def test_resuming_another_run_is_refused_without_accept_changes(
@@ -236,10 +236,10 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
 
 @pytest.mark.slow
 def test_one_rank_resumes_the_run_of_two(
-    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
     """One rank continues the run of two: weights within rounding, the same sequences in the same order."""
-    resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=1)
+    resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, uninterrupted, ranks=1)
 
 
 @pytest.mark.slow
@@ -260,26 +260,28 @@ def test_resumed_bf16_run_is_equal_to_the_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_four_ranks_resume_the_run_of_two_and_three_are_refused(
-    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path, ranks: int
+    tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path, ranks: int
 ) -> None:
     if ranks == 4:
-        resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=4)
+        resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, uninterrupted, ranks=4)
     else:
         with pytest.raises(AssertionError, match=r"global batch \(.*\) was 8 and is 6"):
-            resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, undisturbed, ranks=3)
+            resume_from_step_4(tmp_path, launch, tiny_checkpoint, small_corpus, uninterrupted, ranks=3)
 
 
-def resume_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path, undisturbed: Path, ranks: int) -> None:
+def resume_from_step_4(
+    tmp_path: Path, launch: Launch, base: Path, corpus: Path, uninterrupted: Path, ranks: int
+) -> None:
     output = tmp_path / "trained"
     output.mkdir()
-    shutil.copytree(undisturbed / "checkpoint-4", output / "checkpoint-4")
+    shutil.copytree(uninterrupted / "checkpoint-4", output / "checkpoint-4")
     before = sorted(path.name for path in (output / "checkpoint-4").rglob("*"))
     given = options(base, corpus, output, "--save_strategy", "no", *RESUME)
     given[given.index("--per_device_train_batch_size") + 1] = 8 // ranks
     launch.to_the_end(*given, ranks=ranks)
-    one, other = load_file(undisturbed / "model.safetensors"), load_file(output / "model.safetensors")
+    one, other = load_file(uninterrupted / "model.safetensors"), load_file(output / "model.safetensors")
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
-    for mine, theirs in zip(exact_entries(output), exact_entries(undisturbed), strict=True):
+    for mine, theirs in zip(exact_entries(output), exact_entries(uninterrupted), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
     assert (
         sorted(path.name for path in (output / "checkpoint-4").rglob("*")) == before
@@ -287,9 +289,9 @@ def resume_from_step_4(tmp_path: Path, launch: Launch, base: Path, corpus: Path,
 
 
 def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, undisturbed: Path
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path
 ) -> None:
-    more = ("--use_cpu", "True", "--resume_from_checkpoint", undisturbed / "checkpoint-4")
+    more = ("--use_cpu", "True", "--resume_from_checkpoint", uninterrupted / "checkpoint-4")
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", *more)
     given[given.index("--per_device_train_batch_size") + 1] = 8
     with pytest.raises(ValueError, match="was written with --deepspeed"):
