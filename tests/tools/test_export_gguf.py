@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import RunScript
 from gguf_files import gguf_writer
+from in_process import RunTool
 from llama_cpp_server import Ask, Make, Serve, edit, keys
 from safetensors.torch import load_file, save_file
 
@@ -240,7 +241,6 @@ def test_values_that_a_type_cannot_hold_are_refused(make: Make, tmp_path: Path) 
         ("--model_path", "none", "none is not a folder"),
         ("--output_file", "model.bin", "model.bin does not end in .gguf"),
         ("--output_file", "model/config.json/out.gguf", "out.gguf cannot be written ("),
-        ("--shards", "2", "unknown option --shards"),
     ],
 )
 def test_bad_input(make: Make, tmp_path: Path, option: str, value: str, said: str) -> None:
@@ -249,6 +249,11 @@ def test_bad_input(make: Make, tmp_path: Path, option: str, value: str, said: st
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
         export_gguf.main(**options)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_unknown_option_is_refused(tmp_path: Path, run_tool: RunTool) -> None:
+    arguments = ("--model_path", "none", "--output_file", tmp_path / "out.gguf", "--shards", 2)
+    assert "unknown option --shards" in run_tool(SCRIPT, *arguments, status=2).stderr
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(

@@ -198,7 +198,7 @@ def test_tokenizers_that_do_not_fit_are_refused(make: Make, tmp_path: Path, byte
     edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
     cut = byte_level("llama-bpe")
     for change, said in (
-        ({"normalizer": {"type": "NFKC"}}, "normalizer NFKC is not followed"),
+        ({"normalizer": {"type": "NFKC"}}, "normalizer NFKC is not supported by llama.cpp's llama-bpe"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "['ByteLevel']"),
         ({"model": json.loads(cut.to_str())["model"] | {"ignore_merges": False}}, "with ignore_merges=True"),
     ):

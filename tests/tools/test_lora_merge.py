@@ -154,7 +154,7 @@ def test_vocabulary_that_grew_grows_the_model(
 
 
 UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None], str]] = {
-    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "as a matrix of"),
+    "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out=True is not supported"),
     "biases": ({"bias": "all"}, {}, "bias='all' is not supported"),
     "other method": ({"peft_type": "LOHA"}, {}, "of type LOHA"),
     "changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights='pissa'"),

@@ -15,6 +15,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_seals.seal_writer import kind_of
 from conftest import REPOSITORY, RunScript
 from extraction_metrics.answer_scores import score_answers
+from in_process import RunTool
 from json_rows.instruction_rows import messages_of
 from quantization import calibration, quantization_inputs, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
@@ -195,7 +196,7 @@ def test_the_largest_group_that_fits_every_layer_is_taken(model: Path) -> None:
         quantization_methods.choose_group(layers, 128, model)
     with pytest.raises(ValueError, match="--group_size 48 has no kernel"):
         quantization_methods.choose_group(layers, 48, model)
-    with pytest.raises(ValueError, match=r"odd has 200 inputs, which groups of 32 do not divide; take --method fp8"):
+    with pytest.raises(ValueError, match=r"odd has 200 inputs, which groups of 32 do not divide; use --method fp8"):
         quantization_methods.choose_group({"even": (8, 64), "odd": (8, 200)}, 0, model)
 
 
@@ -286,19 +287,28 @@ def test_llmcompressor_is_asked_for_by_its_environment(model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"method": "int4"}, "--method int4 is unknown; take one of gptq, awq, fp8, int8, bnb8, nf4"),
+        ({"method": "int4"}, "--method int4 is unknown; use one of gptq, awq, fp8, int8, bnb8, nf4"),
         ({"method": "gptq"}, "--method gptq is calibrated on instruction rows; .* --data_path"),
         ({"method": "nf4", "group_size": 64}, "--group_size is for gptq and awq"),
         ({"method": "nf4", "dtype": "int8"}, "--dtype int8 is unknown"),
         ({"method": "nf4", "samples": 0}, "--samples takes a number of 1 or more, not 0"),
-        ({"method": "nf4", "eval_samples": "all"}, "--eval_samples takes a number of 1 or more, not 'all'"),
-        ({"method": "nf4", "bits": 3}, "unknown option --bits"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         quantize.main(model_path="none", output_dir=str(tmp_path / "out"), **given)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--eval_samples", "all", "error: --eval_samples takes "), ("--bits", 3, "error: unknown option --bits")],
+)
+def test_command_refuses_unknown_option_and_text_for_number(
+    tmp_path: Path, run_tool: RunTool, option: str, value: object, said: str
+) -> None:
+    arguments = ("--model_path", "none", "--output_dir", tmp_path / "out", "--method", "nf4", option, value)
+    assert run_tool(SCRIPT, *arguments, status=2).stderr.startswith(said)
 
 
 def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
@@ -309,7 +319,7 @@ def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
     done = shutil.copytree(model, tmp_path / "done")
     config = json.loads((done / "config.json").read_text())
     (done / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(ValueError, match="done is quantised already"):
+    with pytest.raises(ValueError, match="done is already quantised"):
         quantization_inputs.check_model(done)
     (done / "config.json").write_text(json.dumps(config))
     (done / "tokenizer_config.json").unlink()
@@ -328,7 +338,7 @@ def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None
 
 def test_data_that_cannot_be_used(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = {"data_path": "none.jsonl", "eval_path": "", "samples": 4, "eval_samples": 4, "max_length": 64, "seed": 1}
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; --data_path takes"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; give a \.json"):
         quantization_inputs.read_data(model, True, options)
     rows = written(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(ValueError, match=r"no chat_template\.jinja"):
