@@ -109,8 +109,8 @@ def test_parameters_of_a_row_override_the_command_line() -> None:
     assert request_of({"instruction": "a", "model": "m", "input": None}, "n", line) == {
         "instruction": "a", "model": "m", "parameters": line,
     }  # fmt: skip
-    asked = request_of({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
-    assert asked == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
+    request = request_of({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
+    assert request == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
     assert request_of({"parameters": [1]}, "", line) == {"parameters": [1]}
 
 
