@@ -207,11 +207,11 @@ def test_requests_are_limited_per_key_and_per_address(port: int) -> None:
 
 def test_forwarded_header_does_not_change_the_address(port: int) -> None:
     """uvicorn's default trusts X-Forwarded-For from 127.0.0.1."""
-    asked = [
+    statuses = [
         Caller(port, KEYS[-number], "127.0.0.1").ask("/v1/models", **{"X-Forwarded-For": f"192.0.2.{number}"})[0]
         for number in range(1, 7)
     ]
-    assert asked == [200] * 5 + [429]
+    assert statuses == [200] * 5 + [429]
 
 
 def used_up(caller: Caller) -> bool:
