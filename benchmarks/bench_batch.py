@@ -1,23 +1,23 @@
-"""Is the engine kept as busy by inference/batch.py as by vLLM itself, which is given all prompts at once?
+"""Throughput and CPU of inference/batch.py against LLM.generate on the same rows.
 
     python benchmarks/bench_batch.py
     python benchmarks/bench_batch.py --hidden_size 512 --layers 8 --rows 4000 --rounds 12
     python benchmarks/bench_batch.py --model runs/merged --rows 20000 --rounds 12                        # one GPU
 
-The rows have prompts of about sixty words, none like another, and answers of 8 to 8 + 2 * --tokens tokens (ignore_eos).
-In every round each contender answers the same rows, in an order that rotates:
+Each row has a different prompt of about fifty words and gets 8 to 8 + 2 * --tokens new tokens (ignore_eos). In every
+round each contender answers the same rows, in an order that rotates:
 
-- batch: what batch.py does: rows are read from a file, checked, put into the template, handed to the engine as others
-  end, and written in order;
-- all: LLM.generate on all rows at once, which are held in memory and have been put into the template in the same time;
-- chunks: the same, --chunk rows at a time, as one does where the rows do not fit into memory.
+- batch: the engine of batch.py, which reads rows from a file, checks and renders them, keeps the engine filled as
+  sequences end, and writes the answers in order;
+- all: LLM.generate on all rows at once, from memory, with rendering in the measured time;
+- chunks: the same with --chunk rows at a time, as for a file that does not fit into memory.
 
-Both engines have the same settings, no prefix caching, and one is idle while the other works. The model is a random
-LLaMA made here unless --model names a folder. The smaller the model, the more a row's own cost weighs. The last line is
-JSON; figures are medians over the rounds:
+Both engines have the same settings and no prefix caching; each is idle while the other works. Without --model, the
+model is a random LLaMA; the smaller it is, the larger the share of the time that a row costs outside the model. The
+last line is JSON, with medians over the rounds:
 
-- tokens_per_s: {contender: new tokens a second}; cpu_ms: {contender: CPU milliseconds of this process for a row};
-- ratio: {"batch/all", "chunks/all": [median, least, greatest of the rounds' ratios of tokens a second]}.
+- tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
+- ratio: {"batch/all", "chunks/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
 """
 
 import json
@@ -39,21 +39,22 @@ from batch_runs.batch_file import AnswerFile  # noqa: E402
 from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
 from batch_runs.batch_run import BatchProgress  # noqa: E402
 from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
 
 CONTENDERS = ("batch", "all", "chunks")
-IDLE_SECONDS = 2  # before a contender's turn: the other engine's worker looks for work for a second before it sleeps
+IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
 
 
-class Done(NamedTuple):
-    """What a contender took for the rows of a round."""
+class RoundTiming(NamedTuple):
+    """Measurements of one contender in one round."""
 
     seconds: float
     tokens: int
-    cpu: float  # seconds of this process
+    cpu: float  # CPU seconds of this process
 
 
 def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, Any]]:
-    """Rows for a round, also written to a file."""
+    """Return the rows of a round, and write them to a file."""
     draw = random.Random(seed)
     rows: list[dict[str, Any]] = [
         {
@@ -66,10 +67,10 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
     return rows
 
 
-def by_batch(engine: Any, source: Path, target: Path) -> int:
-    """Answer the rows of a file as batch.py does; new tokens."""
-    with AnswerFile(target, {"input": "of this round"}, overwrite=True) as file:
-        progress = BatchProgress(file, None)
+def by_batch(engine: Any, source: Path, target: Path, rows: int) -> int:
+    """Answer the rows of a file as batch.py does; return the number of new tokens."""
+    with AnswerFile(target, {"input": "rows of this round"}, overwrite=True) as file:
+        progress = BatchProgress(file, rows)
         progress.start()
         engine.answer(read_rows(source), lambda content: request_of(content, "", {}), progress.write, file.is_full)
         progress.bar.close()
@@ -79,29 +80,28 @@ def by_batch(engine: Any, source: Path, target: Path) -> int:
     return progress.output_tokens
 
 
-def by_generate(llm: Any, prompt: Any, rows: list[dict[str, Any]], chunk: int) -> int:
-    """Answer the rows with LLM.generate, so many at a time; new tokens."""
-    from chat_prompts.prompt_encoding import one_turn
+def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]], chunk: int) -> int:
+    """Answer the rows with LLM.generate, `chunk` at a time; return the number of new tokens."""
     from vllm import SamplingParams
 
     tokens = 0
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        ids = [{"prompt_token_ids": prompt.prompt(one_turn(row["instruction"]))} for row in part]
+        ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in part]
         params = [SamplingParams(**row["parameters"]) for row in part]
         tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
     return tokens
 
 
-def timed(work: Callable[[], int]) -> Done:
+def timed(work: Callable[[], int]) -> RoundTiming:
     time.sleep(IDLE_SECONDS)
     cpu, began = time.process_time(), time.perf_counter()
     tokens = work()
-    return Done(time.perf_counter() - began, tokens, time.process_time() - cpu)
+    return RoundTiming(time.perf_counter() - began, tokens, time.process_time() - cpu)
 
 
-def figures(rounds: list[dict[str, Done]], rows: int) -> dict[str, Any]:
-    """The last line's figures; see the head of this file."""
+def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
+    """Return the medians and ratios that the last line prints (see the docstring of this file)."""
     rate = [{name: done.tokens / done.seconds for name, done in each.items()} for each in rounds]
     return {
         "tokens_per_s": {name: round(median(each[name] for each in rate), 1) for name in CONTENDERS},
@@ -121,18 +121,18 @@ def main(
     vocab_size: int = 8000,
     **unknown: object,
 ) -> None:
-    """Answer the same rows in three ways, in turns, and compare.
+    """Answer the same rows with each contender in turn, and compare.
 
     Args:
-        model: a tuned checkpoint folder; without it a random one is made.
-        rounds: how often every contender has its turn; the first round warms up and is not counted.
-        rows: of a round.
-        tokens: half the range of an answer's length.
-        chunk: rows that `chunks` hands over at a time.
-        hidden_size: of the random model, a multiple of 64.
-        layers: of the random model.
-        vocab_size: of the random model.
-        unknown: nothing; options that do not exist are refused.
+        model: a tuned checkpoint folder; default: a random LLaMA.
+        rounds: measured rounds; one more round warms up.
+        rows: number of rows per round.
+        tokens: half the range of the answers' lengths.
+        chunk: rows per call of LLM.generate for the contender `chunks`.
+        hidden_size: width of the random model, a multiple of 64.
+        layers: number of layers of the random model.
+        vocab_size: size of the random model's vocabulary.
+        unknown: unknown options, which are refused.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
@@ -148,20 +148,20 @@ def main(
         done = []
         with OfflineEngine(args) as engine:
             llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            prompt = engine.models.base.encoder
+            encoder = engine.models.base.encoder
             for number in range(rounds + 1):
-                asked = make_rows(source, rows, tokens, number)
-                ways: dict[str, Callable[[], int]] = {
-                    "batch": lambda: by_batch(engine, source, target),
-                    "all": lambda asked=asked: by_generate(llm, prompt, asked, len(asked)),
-                    "chunks": lambda asked=asked: by_generate(llm, prompt, asked, chunk),
+                requests = make_rows(source, rows, tokens, number)
+                contenders: dict[str, Callable[[], int]] = {
+                    "batch": lambda: by_batch(engine, source, target, rows),
+                    "all": lambda requests=requests: by_generate(llm, encoder, requests, len(requests)),
+                    "chunks": lambda requests=requests: by_generate(llm, encoder, requests, chunk),
                 }
                 turn = number % len(CONTENDERS)
-                done.append({name: timed(ways[name]) for name in CONTENDERS[turn:] + CONTENDERS[:turn]})
+                done.append({name: timed(contenders[name]) for name in CONTENDERS[turn:] + CONTENDERS[:turn]})
                 print(f"round {number} of {rounds}", file=sys.stderr)
     result = figures(done[1:], rows)
     for name in CONTENDERS:
-        print(f"{name:8} {result['tokens_per_s'][name]:10,.1f} tokens/s   {result['cpu_ms'][name]:.3f} ms CPU a row")
+        print(f"{name:8} {result['tokens_per_s'][name]:10,.1f} tokens/s   {result['cpu_ms'][name]:.3f} ms CPU per row")
     for pair, (middle, low, high) in result["ratio"].items():
         print(f"{pair:12} {middle:.3f}  ({low:.3f} to {high:.3f})")
     about = {"rounds": rounds, "rows": rows, "tokens": tokens, "cores": len(os.sched_getaffinity(0)),

@@ -1,27 +1,29 @@
-"""What our routes cost beside vLLM's own: the raw engine, /v1/completions, /generate and /extract on one checkpoint.
+"""Throughput, latency and CPU of /generate and /extract against vLLM's engine and its /v1/completions.
 
     python benchmarks/bench_serve.py
     python benchmarks/bench_serve.py --hidden_size 1024 --layers 8 --rounds 40 --concurrency 64
     python benchmarks/bench_serve.py --model runs/merged --dtype half --rounds 40                        # one GPU
 
-A volley is as many requests at once as the concurrency says, each with a prompt of its own and --tokens new tokens
-(ignore_eos); it lasts until the last answer. In every round each contender fires its volleys, in an order that rotates:
+A batch is as many concurrent requests as --concurrency says. Each request has a different prompt and gets --tokens new
+tokens (ignore_eos). A batch ends with its last response. In every round each contender processes the same batches, in
+an order that rotates:
 
-- engine: LLM.generate on the volley's prompts, in this process (vLLM's engine core has its own);
-- completions: POST /v1/completions of a server started by inference/launch_vllm.py;
-- generate: POST /generate of the same server, the same prompt by way of the chat template;
-- free and extract, at the greatest concurrency: /generate with an extraction's instruction, and /extract for the same
-  text, which decodes under its grammar.
+- engine: LLM.generate in this process, whose engine core is another process;
+- completions: POST /v1/completions of a server that inference/launch_vllm.py started;
+- generate: POST /generate of the same server, with the same prompts, which it makes with the chat template;
+- free, extract (at the highest concurrency only): /generate with the instruction of an extraction, and /extract for the
+  same text, which decodes with a grammar.
 
-The engine and the server have the same settings, no prefix caching, and are idle while the other works. The model is a
-random LLaMA made here unless --model names a folder. The smaller the model, the more a request's own cost weighs. The
-last line is JSON; figures are medians over the rounds:
+Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
+model is a random LLaMA; the smaller it is, the larger the share of the time that a request costs outside the model. The
+last line is JSON, with medians over the rounds:
 
-- tokens_per_s: {concurrency: {contender: new tokens a second}}; p50_ms, p99_ms: the same of a request's latency;
-- ratio: {concurrency: {"generate/completions", "generate/engine", "completions/engine", "extract/free": [median, least,
-  greatest of the rounds' ratios of tokens a second]}};
-- api_cpu_ms: {contender: CPU milliseconds of the API process for a request, at the greatest concurrency}, and
-  api_cpu_extra_ms: [median, least, greatest of the rounds' differences between generate and completions].
+- tokens_per_s: {concurrency: {contender: new tokens per second}};
+- p50_ms, p99_ms: {concurrency: {contender: latency of a request}};
+- ratio: {concurrency: {"generate/completions", "generate/engine", "completions/engine", "extract/free": [median,
+  minimum, maximum over the rounds of the ratio of tokens per second]}};
+- api_cpu_ms: {contender: CPU milliseconds of the API process per request, at the highest concurrency};
+- api_cpu_extra_ms: [median, minimum, maximum over the rounds of the difference between generate and completions].
 """
 
 import asyncio
@@ -46,17 +48,20 @@ import fire
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = ["person", "place", "organisation", "work"]
-IDLE_SECONDS = 1.1  # where the turn goes from one engine to the other, whose worker looks for work for a second
+IDLE_SECONDS = 1.1  # between engine and server: an idle engine's worker polls for one second before it sleeps
 WORDING = "Which entities of these types does the text name: {schema}? Answer with JSON."
 
 
-class Volley(NamedTuple):
-    """What a contender did with requests that were sent at once."""
+class BatchTiming(NamedTuple):
+    """Measurements of one contender for concurrent requests."""
 
     seconds: float
     tokens: int
     latencies: list[float]  # seconds
-    api_cpu: float  # seconds of the API process, all requests together
+    api_cpu: float  # CPU seconds of the API process for all requests
+
+
+Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
 
 
 # --- a checkpoint, a server, an engine --------------------------------------------------------------------------------
@@ -69,13 +74,13 @@ def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int
         command = [sys.executable, REPOSITORY / script, *options]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
 
-    texts, words, model = folder / "texts.txt", folder / "words", folder / "model"
+    texts, tokenizer, model = folder / "texts.txt", folder / "tokenizer", folder / "model"
     sources = sorted(Path(os.__file__).parent.glob("*.py"))[:120]
     texts.write_text("\n".join(path.read_text(encoding="utf-8") for path in sources), encoding="utf-8")
-    run("examples/make_demo.py", "tokenizer", "--input", texts, "--output_dir", words, "--vocab_size", vocab_size)
-    run("tools/build_tokenizer.py", "--tokenizer_model", words / "tokenizer.model", "--output_dir", words)
+    run("examples/make_demo.py", "tokenizer", "--input", texts, "--output_dir", tokenizer, "--vocab_size", vocab_size)
+    run("tools/build_tokenizer.py", "--tokenizer_model", tokenizer / "tokenizer.model", "--output_dir", tokenizer)
     run(
-        "examples/make_demo.py", "model", "--tokenizer_path", words, "--output_dir", model,
+        "examples/make_demo.py", "model", "--tokenizer_path", tokenizer, "--output_dir", model,
         "--hidden_size", hidden_size, "--num_hidden_layers", layers, "--num_attention_heads", hidden_size // 64,
         "--intermediate_size", hidden_size * 8 // 3 // 64 * 64, "--max_position_embeddings", 1024,
     )  # fmt: skip
@@ -86,14 +91,14 @@ def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int
 
 
 def prompts(count: int, draw: random.Random) -> list[str]:
-    """Texts of about fifty words, none like another."""
+    """Different texts of fifty random words."""
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
     return [" ".join("".join(draw.choices(syllables, k=2)) for _ in range(50)) for _ in range(count)]
 
 
 @contextmanager
 def server(model: Path, options: list[str], log: Path) -> Iterator[tuple[str, int]]:
-    """URL and API process of a server that answers; it is ended afterwards."""
+    """Yield the URL and the API process id of a ready server; end it afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,7 +122,7 @@ def server(model: Path, options: list[str], log: Path) -> Iterator[tuple[str, in
 
 
 def api_process(launcher: int) -> int:
-    """The process under the launcher that answers HTTP."""
+    """Return the id of the launcher's child process that serves HTTP."""
     import psutil
 
     [api] = (each for each in psutil.Process(launcher).children() if "launch_vllm.py" in " ".join(each.cmdline()))
@@ -125,15 +130,15 @@ def api_process(launcher: int) -> int:
 
 
 def cpu_seconds(process: int) -> float:
-    """CPU time of another process so far, all threads, in nanosecond steps (clock_getcpuclockid(3) on Linux)."""
+    """Return the CPU time of all threads of another process (clock_getcpuclockid(3) on Linux)."""
     return time.clock_gettime((~process << 3) | 2)
 
 
 # --- contenders -------------------------------------------------------------------------------------------------------
 
 
-class Fire:
-    """Sends volleys to a server over connections that stay open."""
+class BatchClient:
+    """Sends batches of concurrent requests to a server over persistent connections."""
 
     def __init__(self, url: str, api_process: int) -> None:
         import aiohttp
@@ -146,7 +151,7 @@ class Fire:
 
         self.session = self.loop.run_until_complete(connect())
 
-    def __call__(self, path: str, bodies: list[dict[str, Any]], tokens_of: Callable[[Any], int]) -> Volley:
+    def __call__(self, path: str, bodies: list[dict[str, Any]], tokens_of: Callable[[Any], int]) -> BatchTiming:
         async def one(body: bytes) -> tuple[float, int]:
             began = time.perf_counter()
             headers = {"Content-Type": "application/json"}
@@ -165,48 +170,48 @@ class Fire:
         answers = self.loop.run_until_complete(all_at_once(encoded))
         seconds = time.perf_counter() - began
         latencies = [took for took, _ in answers]
-        return Volley(seconds, sum(n for _, n in answers), latencies, cpu_seconds(self.api_process) - cpu)
+        return BatchTiming(seconds, sum(n for _, n in answers), latencies, cpu_seconds(self.api_process) - cpu)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.session.close())
         self.loop.close()
 
 
-def contenders(model: Path, shots: Fire, engine: Any, tokens: int) -> dict[str, Callable[[list[str]], Volley]]:
-    """Contender -> what sends a volley of texts."""
+def contenders(model: Path, client: BatchClient, engine: Any, tokens: int) -> dict[str, Contender]:
+    """Return the contenders by name."""
     from vllm import SamplingParams
 
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
-    words = engine.get_tokenizer()
+    tokenizer = engine.get_tokenizer()
     plain = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
 
     def whole_prompt(text: str) -> str:
         message = {"role": "user", "content": text, "input": ""}
-        rendered = words.apply_chat_template([message], chat_template=template, tokenize=False)
-        return rendered.removeprefix(words.bos_token)
+        rendered = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+        return rendered.removeprefix(tokenizer.bos_token)
 
-    def raw(texts: list[str]) -> Volley:
+    def raw(texts: list[str]) -> BatchTiming:
         params = SamplingParams(**plain)
         ready = [whole_prompt(text) for text in texts]
         began = time.perf_counter()
         done = engine.generate(ready, params, use_tqdm=False)
         seconds = time.perf_counter() - began
-        return Volley(seconds, sum(len(each.outputs[0].token_ids) for each in done), [seconds] * len(texts), 0)
+        return BatchTiming(seconds, sum(len(each.outputs[0].token_ids) for each in done), [seconds] * len(texts), 0)
 
-    def completions(texts: list[str]) -> Volley:
+    def completions(texts: list[str]) -> BatchTiming:
         bodies = [{"prompt": whole_prompt(text)} | plain for text in texts]
-        return shots("/v1/completions", bodies, lambda answer: answer["usage"]["completion_tokens"])
+        return client("/v1/completions", bodies, lambda answer: answer["usage"]["completion_tokens"])
 
-    def generate(texts: list[str]) -> Volley:
+    def generate(texts: list[str]) -> BatchTiming:
         bodies = [{"instruction": text, "parameters": plain} for text in texts]
-        return shots("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
+        return client("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
 
-    def free(texts: list[str]) -> Volley:
-        asked = WORDING.replace("{schema}", ", ".join(SCHEMA))
-        bodies = [{"instruction": asked, "input": text, "parameters": plain} for text in texts]
-        return shots("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
+    def free(texts: list[str]) -> BatchTiming:
+        instruction = WORDING.replace("{schema}", ", ".join(SCHEMA))
+        bodies = [{"instruction": instruction, "input": text, "parameters": plain} for text in texts]
+        return client("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
 
-    def extract(texts: list[str]) -> Volley:
+    def extract(texts: list[str]) -> BatchTiming:
         bodies = [
             {
                 "text": text,
@@ -221,10 +226,10 @@ def contenders(model: Path, shots: Fire, engine: Any, tokens: int) -> dict[str, 
 
         def tokens_of(answer: dict[str, Any]) -> int:
             if answer["windows"] != 1:
-                raise ValueError("a text is longer than a window, so the two would not do the same work")
+                raise ValueError("a text is longer than a window, which makes /extract and /generate unequal work")
             return answer["num_output_tokens_cf"]
 
-        return shots("/extract", bodies, tokens_of)
+        return client("/extract", bodies, tokens_of)
 
     return {"engine": raw, "completions": completions, "generate": generate, "free": free, "extract": extract}
 
@@ -233,23 +238,23 @@ def contenders(model: Path, shots: Fire, engine: Any, tokens: int) -> dict[str, 
 
 
 def one_round(
-    number: int, fire_: dict[str, Callable[[list[str]], Volley]], levels: list[int], least: int
-) -> dict[tuple[int, str], Volley]:
-    """Every contender's volleys at every concurrency; at least `least` requests each."""
+    number: int, run: dict[str, Contender], levels: list[int], min_requests: int
+) -> dict[tuple[int, str], BatchTiming]:
+    """Time every contender at every concurrency, with at least `min_requests` requests each."""
     draw = random.Random(number)
     found = {}
     engine_was_last = None
     for level in levels:
-        names = [name for name in fire_ if level == max(levels) or name not in ("free", "extract")]
-        texts = [prompts(level, draw) for _ in range(max(1, least // level))]
+        names = [name for name in run if level == max(levels) or name not in ("free", "extract")]
+        texts = [prompts(level, draw) for _ in range(max(1, min_requests // level))]
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if (name == "engine") != engine_was_last:
                 time.sleep(IDLE_SECONDS)
             engine_was_last = name == "engine"
-            volleys = [fire_[name](each) for each in texts]
-            found[level, name] = Volley(
-                sum(v.seconds for v in volleys), sum(v.tokens for v in volleys),
-                [took for v in volleys for took in v.latencies], sum(v.api_cpu for v in volleys),
+            timings = [run[name](each) for each in texts]
+            found[level, name] = BatchTiming(
+                sum(timing.seconds for timing in timings), sum(timing.tokens for timing in timings),
+                [took for timing in timings for took in timing.latencies], sum(timing.api_cpu for timing in timings),
             )  # fmt: skip
     return found
 
@@ -258,12 +263,12 @@ def spread(values: list[float]) -> list[float]:
     return [round(value, 4) for value in (median(values), min(values), max(values))]
 
 
-def figures(rounds: list[dict[tuple[int, str], Volley]], levels: list[int]) -> dict[str, Any]:
-    """The last line's figures; see the head of this file."""
+def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int]) -> dict[str, Any]:
+    """Return the medians and ratios that the last line prints (see the docstring of this file)."""
     pairs = [("generate", "completions"), ("generate", "engine"), ("completions", "engine"), ("extract", "free")]
     result: dict[str, Any] = {"tokens_per_s": {}, "p50_ms": {}, "p99_ms": {}, "ratio": {}}
 
-    def rate(done: dict[tuple[int, str], Volley], level: int, name: str) -> float:
+    def rate(done: dict[tuple[int, str], BatchTiming], level: int, name: str) -> float:
         return done[level, name].tokens / done[level, name].seconds
 
     for level in levels:
@@ -282,7 +287,7 @@ def figures(rounds: list[dict[tuple[int, str], Volley]], levels: list[int]) -> d
         }  # fmt: skip
     top = max(levels)
 
-    def cpu(done: dict[tuple[int, str], Volley], name: str) -> float:
+    def cpu(done: dict[tuple[int, str], BatchTiming], name: str) -> float:
         return 1e3 * done[top, name].api_cpu / len(done[top, name].latencies)
 
     served = [name for at, name in rounds[0] if at == top and name != "engine"]
@@ -300,8 +305,8 @@ def show(result: dict[str, Any]) -> None:
             print(f"{pair:25} {middle:.3f}  ({low:.3f} to {high:.3f})")
     cpu = ", ".join(f"{name} {value:.2f}" for name, value in result["api_cpu_ms"].items())
     middle, low, high = result["api_cpu_extra_ms"]
-    print(f"\nCPU of the API process, ms a request: {cpu}")
-    print(f"generate beyond completions: {middle:+.3f} ms  ({low:+.3f} to {high:+.3f})")
+    print(f"\nCPU of the API process, ms per request: {cpu}")
+    print(f"generate minus completions: {middle:+.3f} ms  ({low:+.3f} to {high:+.3f})")
 
 
 def main(
@@ -316,19 +321,19 @@ def main(
     dtype: str = "",
     **unknown: object,
 ) -> None:
-    """Fire volleys at the engine and at a server, in turns, and compare.
+    """Send batches of requests to the engine and to a server in turn, and compare.
 
     Args:
-        model: a tuned checkpoint folder; without it a random one is made.
-        rounds: how often every contender has its turn; the first round warms up and is not counted.
-        concurrency: requests at once, one number or several.
-        tokens: new tokens of an answer.
-        least: requests of a contender at one concurrency in a round, at least.
-        hidden_size: of the random model, a multiple of 64.
-        layers: of the random model.
-        vocab_size: of the random model.
-        dtype: as vLLM's --dtype; without it as the checkpoint has it.
-        unknown: nothing; options that do not exist are refused.
+        model: a tuned checkpoint folder; default: a random LLaMA.
+        rounds: measured rounds; one more round warms up.
+        concurrency: concurrent requests; one number or several.
+        tokens: new tokens of each response.
+        least: minimum number of requests per contender, concurrency and round.
+        hidden_size: width of the random model, a multiple of 64.
+        layers: number of layers of the random model.
+        vocab_size: size of the random model's vocabulary.
+        dtype: vLLM's --dtype; default: the checkpoint's.
+        unknown: unknown options, which are refused.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
@@ -344,16 +349,16 @@ def main(
         from vllm import LLM
 
         engine = LLM(str(folder), enforce_eager=True, enable_prefix_caching=False, **settings)  # type: ignore[arg-type]
-        options = [str(word) for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+        options = [str(part) for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
         options += ["--enforce-eager", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
         with server(folder, options, Path(scratch, "server.log")) as (url, process):
-            shots = Fire(url, process)
-            volleys = contenders(folder, shots, engine, tokens)
+            client = BatchClient(url, process)
+            functions = contenders(folder, client, engine, tokens)
             done = []
             for number in range(rounds + 1):
-                done.append(one_round(number, volleys, levels, least))
+                done.append(one_round(number, functions, levels, least))
                 print(f"round {number} of {rounds}", file=sys.stderr)
-            shots.close()
+            client.close()
         engine.llm_engine.engine_core.shutdown(timeout=10)
     result = figures(done[1:], levels)
     show(result)

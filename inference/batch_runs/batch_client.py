@@ -54,7 +54,7 @@ class BatchClient:
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.callers, self.policy = callers, DEFAULT_POLICY
-        self.resume_at = 0.0  # monotonic seconds, when a busy server may be asked again
+        self.resume_at = 0.0  # monotonic seconds, before which a busy server gets no request
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 

@@ -128,7 +128,7 @@ class WindowResult(NamedTuple):
 
 
 class ExtractionPlan(NamedTuple):
-    """How one model is asked for one schema."""
+    """The prompts and the answer form of one model for one schema."""
 
     model: ServedModel
     instruction: str

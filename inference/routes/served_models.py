@@ -13,7 +13,7 @@ from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
 from server_launch.adapter_folders import check_adapter
-from server_launch.adapter_prompts import adapter_prompt
+from server_launch.adapter_prompts import adapter_prompt_encoder
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import STOPPED, RequestFailedError
@@ -125,7 +125,7 @@ class ServedModels:
     def adapter_model(self, name: str, folder: str) -> ServedModel:
         """Return the model of an adapter's folder on the base."""
         check_adapter(name, folder, self.folder)
-        encoder, base = adapter_prompt(folder, self.base.encoder), self.base
+        encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
         return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
 

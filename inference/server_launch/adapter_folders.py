@@ -1,4 +1,4 @@
-"""Check the folder of an adapter that is to be served: complete, fits the base, and of a kind that vLLM loads."""
+"""Check that vLLM can serve an adapter's folder on its base: files complete, shapes equal, LoRA matrices only."""
 
 from adapter_checks import base_fit
 from adapter_checks.adapter_folder import AdapterFolder
@@ -9,26 +9,28 @@ SERVED_KINDS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
 
 
 def check_adapter(name: str, folder: str, base: str) -> AdapterFolder:
-    """Read an adapter's folder; raises FileNotFoundError or ValueError with one line unless vLLM can serve it.
+    """Read an adapter's folder and compare it with its base.
 
-    name: the adapter's name in requests; base: the base's folder, or a name on the hub, which is not compared.
+    name: the adapter's name in requests; base: a checkpoint folder, or a name on the hub, which is not compared.
+    Raises FileNotFoundError or ValueError, each with one line, if vLLM cannot serve the adapter.
     """
     try:
         adapter = base_fit.check_adapter(folder, base)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"adapter {name}: {error}") from None
     for module, parts in adapter.parts.items():
+        # PEFT may save copies of these two matrices of the base, which vLLM skips.
         copies = {"base_layer"} if module.rpartition(".")[2] in (base_fit.EMBEDDING, base_fit.OUTPUT) else set()
-        other = sorted(set(parts) - SERVED_KINDS - copies)  # vLLM skips PEFT's copies of these two matrices
-        if other:
+        unsupported = sorted(set(parts) - SERVED_KINDS - copies)
+        if unsupported:
             raise ValueError(
-                f"adapter {name}: {folder} holds {other[0]} of {module}, which vLLM does not load as an adapter; "
-                f"{merge(folder)}"
+                f"adapter {name}: {folder} holds {unsupported[0]} of {module}, which vLLM does not load as an "
+                f"adapter; {merge(folder)}"
             )
     return adapter
 
 
-def ranks(adapter: AdapterFolder) -> dict[str, int]:
-    """Rank of the matrices of each module that an adapter changes."""
+def module_ranks(adapter: AdapterFolder) -> dict[str, int]:
+    """Return the rank of each module's LoRA matrices."""
     down = ("lora_A", "lora_embedding_A")
     return {module: parts[kind][0] for module, parts in adapter.parts.items() for kind in down if kind in parts}

@@ -1,8 +1,10 @@
-"""How an adapter is asked: with its own tokenizer and chat template, as far as they fit the base that answers.
+"""The prompt encoder of an adapter: its own tokenizer and chat template; the base's where its folder has none.
 
-vLLM itself renders, reads and writes with the base's tokenizer whatever adapter a request names, so an adapter's own
-must give every piece the id that the base gives it. What an adapter's folder lacks is the base's.
+vLLM encodes text prompts and decodes answers with the base's tokenizer, whichever adapter a request names. An adapter's
+tokenizer must therefore have the same pieces with the same ids as the base's.
 """
+
+from command_line.command_errors import one_line
 
 from pathlib import Path
 from typing import Any
@@ -10,43 +12,47 @@ from typing import Any
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 
-TOKENIZERS = ("tokenizer.json", "vocab.json")  # a tokenizer.model alone would be converted anew, with other merges
+# Not tokenizer.model: transformers would convert it, with another order of merges.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
-def adapter_prompt(folder: str, base: PromptEncoder) -> PromptEncoder:
-    """The prompt encoder of an adapter: its own template, else the base's (which --template_path may have given).
+def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
+    """Return the prompt encoder of an adapter's folder.
 
-    Raises ValueError where its tokenizer cannot be read or has other ids than the base's.
+    base: the base's encoder, with the template of --template_path if there is one. Raises ValueError if the adapter's
+    tokenizer cannot be read or its pieces and ids differ from the base's.
     """
-    here = Path(folder).expanduser()
-    words = read_tokenizer(here)
-    if words is None:
-        return PromptEncoder(base.tokenizer, folder_template(here) or base.template)
-    check_ids(folder, words.get_vocab(), base.tokenizer.get_vocab())
-    return PromptEncoder(words, words.chat_template or base.template)
+    path = Path(folder).expanduser()
+    tokenizer = read_tokenizer(path)
+    if tokenizer is None:
+        return PromptEncoder(base.tokenizer, folder_template(path) or base.template)
+    check_token_ids(folder, tokenizer.get_vocab(), base.tokenizer.get_vocab())
+    return PromptEncoder(tokenizer, tokenizer.chat_template or base.template)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in an adapter's folder, None where it has none; ValueError where it cannot be read."""
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    """Return the tokenizer of a folder, None if it has none; raises ValueError if it cannot be read."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # of whatever library reads it
-        said = " ".join(str(error).split())
-        raise ValueError(f"{folder}: the tokenizer cannot be read ({said}); copy the base's into it") from error
+    except Exception as error:  # the tokenizer libraries raise exceptions of many classes
+        raise ValueError(
+            f"{folder}: the tokenizer cannot be read ({one_line(error)}); copy the base's tokenizer files into it"
+        ) from error
 
 
-def check_ids(folder: str, own: dict[str, int], base: dict[str, int]) -> None:
-    """Raise ValueError unless the two tables of pieces are the same."""
-    other = set(own.items()) ^ set(base.items())
-    if not other:
+def check_token_ids(folder: str, adapter_ids: dict[str, int], base_ids: dict[str, int]) -> None:
+    """Raise ValueError unless the adapter's and the base's tokenizer have the same pieces with the same ids."""
+    different = set(adapter_ids.items()) ^ set(base_ids.items())
+    if not different:
         return
-    piece = min(other, key=lambda entry: (entry[1], entry[0]))[0]
-    theirs, ours = (str(table.get(piece, "none")) for table in (base, own))
+    piece = min(different, key=lambda entry: (entry[1], entry[0]))[0]
+    adapter_id, base_id = (table.get(piece, "none") for table in (adapter_ids, base_ids))
+    count = len({name for name, _ in different})
     raise ValueError(
-        f"{folder} has another tokenizer than the base: {len({name for name, _ in other})} pieces differ; {piece!r}, "
-        f"for one, has id {ours} here and {theirs} there; name the base it was tuned on, or merge it into that"
+        f"{folder} has another tokenizer than the base: {count} pieces differ, {piece!r} has id {adapter_id} in the "
+        f"adapter and {base_id} in the base; give the base that the adapter was trained on, or merge it into that base"
     )

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from adapter_checks.adapter_folder import read_adapter_folder
 from vllm_bridge.vllm_imports import from_vllm
 
-from server_launch.adapter_folders import check_adapter, ranks
-from server_launch.adapter_prompts import adapter_prompt
+from server_launch.adapter_folders import check_adapter, module_ranks
+from server_launch.adapter_prompts import adapter_prompt_encoder
 from server_launch.launch_checks import merge, read_json
 
 MAX_BATCH_ADAPTERS = 8  # default of --max-loras; each takes memory for the largest rank in every layer
@@ -86,7 +86,7 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
 
 
 def check_adapter_prompts(args: argparse.Namespace) -> list[str]:
-    """Render a prompt of each adapter of the command line; return the notes about the template that was given.
+    """Render a prompt of each adapter of the command line; return notes if --template_path does not apply to it.
 
     Raises ValueError if an adapter's tokenizer has other ids than the base's or its template cannot be rendered.
     """
@@ -96,17 +96,17 @@ def check_adapter_prompts(args: argparse.Namespace) -> list[str]:
     from extraction.extraction_form import read_extraction
     from transformers import AutoTokenizer
 
-    given = from_vllm("load_chat_template")(args.chat_template)
-    base = PromptEncoder(AutoTokenizer.from_pretrained(args.tokenizer or args.model), given)
+    template = from_vllm("load_chat_template")(args.chat_template)
+    base = PromptEncoder(AutoTokenizer.from_pretrained(args.tokenizer or args.model), template)
     notes = []
     for module in args.lora_modules:
-        prompt = adapter_prompt(module.path, base)
+        encoder = adapter_prompt_encoder(module.path, base)
         read_extraction(module.path)
         try:
-            prompt.prompt(one_turn("instruction"))
+            encoder.prompt(one_turn("instruction"))
         except ValueError as error:
             raise ValueError(f"{module.path}: {error}; correct its chat_template.jinja") from None
-        if given and prompt.template != given:
+        if template and encoder.template != template:
             notes.append(f"adapter {module.name} keeps its own chat template; --template_path is for the base")
     return notes
 
@@ -116,20 +116,20 @@ def largest_rank(name: str, folder: str) -> int:
 
     Raises ValueError if vLLM does not load it; vLLM's own reader checks its adapter_config.json.
     """
-    label, here = f"adapter {name}: {folder}", Path(folder).expanduser()
+    label, path = f"adapter {name}: {folder}", Path(folder).expanduser()
     settings: Any = from_vllm("LoRAConfig")(max_lora_rank=max(get_args(from_vllm("MaxLoRARanks"))))
     try:
-        helper = from_vllm("PEFTHelper").from_local_dir(str(here), None)
+        helper = from_vllm("PEFTHelper").from_local_dir(str(path), None)
         helper.validate_legal(settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{label} is not supported by vLLM: {str(error).rstrip('.')}; {merge(folder)}") from None
-    of_modules = ranks(read_adapter_folder(folder))
-    for module, rank in of_modules.items():
+    ranks = module_ranks(read_adapter_folder(folder))
+    for module, rank in ranks.items():
         if rank != (configured := helper.get_rank_and_scaling(module)[0]):
             raise ValueError(
                 f"{label} has rank {rank} for {module}, and {configured} in adapter_config.json; copy both again"
             )
-    return max(of_modules.values(), default=1)
+    return max(ranks.values(), default=1)
 
 
 def other_base(name: str, folder: str, model: str) -> list[str]:

@@ -16,7 +16,7 @@ RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # an adapter's slot; its ro
 
 
 def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
-    """Group the rows of a batch by adapter; slots: (rows,) int64, -1 for rows of the base, which are left out."""
+    """Group the rows of a batch by adapter; slots: (rows,) int64, -1 for rows of the base, which get no group."""
     present = slots.unique().tolist()
     return [
         (slot, slice(None) if len(present) == 1 else (slots == slot).nonzero()[:, 0]) for slot in present if slot >= 0

@@ -49,8 +49,8 @@ class Server:
 
     def counted(self, *names: str, key: str = "") -> float:
         """Return the sum of these vLLM metrics, named without prefix (they exist from the first answer on)."""
-        asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
-        with urllib.request.urlopen(asked, timeout=120) as answer:
+        request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
             lines = answer.read().decode().splitlines()
         found = {name: [line for line in lines if line.startswith(f"vllm:{name}{{")] for name in names}
         assert all(found.values()), names

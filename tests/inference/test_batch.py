@@ -87,7 +87,7 @@ def test_each_input_line_is_a_row_an_error_or_empty(tmp_path: Path) -> None:
     assert [row.content for row in read_rows(listed)] == [{"instruction": "a"}, None]
 
 
-def test_a_broken_list_is_refused_before_a_model_is_asked(tmp_path: Path) -> None:
+def test_truncated_json_list_is_refused_before_the_first_request(tmp_path: Path) -> None:
     listed = tmp_path / "in.json"
     listed.write_text('[{"instruction": "a"}')
     with pytest.raises(ValueError, match=r"in.json:1, row 2 is not JSON"):
@@ -109,8 +109,8 @@ def test_parameters_of_a_row_override_the_command_line() -> None:
     assert request_of({"instruction": "a", "model": "m", "input": None}, "n", line) == {
         "instruction": "a", "model": "m", "parameters": line,
     }  # fmt: skip
-    asked = request_of({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
-    assert asked == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
+    request = request_of({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
+    assert request == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
     assert request_of({"parameters": [1]}, "", line) == {"parameters": [1]}
 
 
@@ -126,8 +126,8 @@ def test_command_line_parameters_are_json_or_text() -> None:
 
 
 def test_answer_options_ignores_speed_options() -> None:
-    words = "--dtype half --max-num-seqs 3 --lora-modules a=b c=d --enforce-eager --gpu_memory_utilization=0.8 --seed 1"
-    assert batch_run.answer_options(words.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
+    line = "--dtype half --max-num-seqs 3 --lora-modules a=b c=d --enforce-eager --gpu_memory_utilization=0.8 --seed 1"
+    assert batch_run.answer_options(line.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
 
 
 # --- the file of answers ----------------------------------------------------------------------------------------------
@@ -305,11 +305,11 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
     monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
     source, output = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
-    asked: list[str] = []
+    requests: list[str] = []
 
     def dies(body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        asked.append(body["instruction"])
-        if len(asked) > 10:
+        requests.append(body["instruction"])
+        if len(requests) > 10:
             raise ConnectionResetError
         return 200, {}, envelope("x")
 
@@ -351,13 +351,13 @@ def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypat
     """Early answers wait in memory, so their number is limited."""
     monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RetryPolicy(first_pause=0.001))
     monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
-    source, output, asked = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
+    source, output, requests = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
 
     def reply(body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        asked.append(body["instruction"])
+        requests.append(body["instruction"])
         if body["instruction"] == "Name city 1.":
             time.sleep(0.5)
-            assert 4 <= len(asked) <= 4 + 3
+            assert 4 <= len(requests) <= 4 + 3
         return 200, {}, envelope("x")
 
     with pretended(reply) as url:

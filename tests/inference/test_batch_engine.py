@@ -15,7 +15,7 @@ from conftest import REPOSITORY, RunScript
 
 SCRIPT = "inference/batch.py"
 GREEDY = ("--temperature", 0, "--max_tokens", 16)
-# What a row can be, by turns; the last ones fail.
+# Kinds of rows; those from the seventh on fail.
 TALK = [("user", "a"), ("assistant", "b"), ("user", "c")]
 KINDS: list[dict[str, Any]] = [
     {"instruction": "Where was Dabe Kilo born?", "input": "", "output": "kept"},
@@ -64,7 +64,7 @@ class BatchProcess:
         return self.partial.read_bytes().count(b"\n") if self.partial.exists() else 0
 
     def stop_after(self, lines: int, number: int) -> tuple[int, str]:
-        """Send a signal once there are so many lines; exit status and what it stderr."""
+        """Send a signal once there are so many lines; return the exit status and stderr."""
         for _ in range(60_000):
             if self.lines() >= lines or self.process.poll() is not None:
                 break
@@ -115,14 +115,14 @@ def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: Ru
     assert not list(tmp_path.glob("*.partial*"))
 
     rows = answers(source.with_name("whole.jsonl"))
-    for row, asked in list(zip(rows, source.read_text().splitlines(), strict=True))[:40]:
+    for row, line in list(zip(rows, source.read_text().splitlines(), strict=True))[:40]:
         if row and "instruction" in row and not row["error"]:
-            given = json.loads(asked)
-            assert {name: row[name] for name in given} == given
-            parameters = {"temperature": 0, "max_tokens": 16} | given.get("parameters", {})
+            request = json.loads(line)
+            assert {name: row[name] for name in request} == request
+            parameters = {"temperature": 0, "max_tokens": 16} | request.get("parameters", {})
             if "max_new_tokens" in parameters:
                 del parameters["max_tokens"]
-            answer = server.generate(given["instruction"], given.get("input", ""), **parameters)
+            answer = server.generate(request["instruction"], request.get("input", ""), **parameters)
             assert [row[name] for name in answer] == list(answer.values())
 
 
@@ -181,7 +181,7 @@ def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_scri
         run.process.kill()
         run.process.communicate()
         if killed.exists():
-            killed.rename(run.partial)  # it was through before: its end is cut off, and the identity is lost
+            killed.rename(run.partial)  # the run had finished before the kill
             break
         content = run.partial.read_bytes() if run.partial.exists() else b""
         assert whole.read_bytes().startswith(content)

@@ -14,7 +14,6 @@ from extraction.extraction_form import (
     extraction_prompt,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
-from instruction_data.extraction_wording import WORDING, ExtractionQuestion, absent_of, updated_extraction
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
@@ -90,8 +89,8 @@ def ask(task: str, extraction: Any = None, text: str = "x", language: str = "aut
 def test_demos_and_server_write_the_same_instruction(task: str, language: str) -> None:
     own = {"tasks": {task: {language: {"instruction": "List {schema}, {0} %s {schema}"}}}}
     for extraction in (None, own, {}):
-        asked, _ = extraction_prompts.build(task, SCHEMAS[task], "x", language, extraction)
-        assert ask(task, extraction, language=language) == asked
+        instruction, _ = extraction_prompts.build(task, SCHEMAS[task], "x", language, extraction)
+        assert ask(task, extraction, language=language) == instruction
 
 
 def test_schema_is_inserted_as_plain_text() -> None:
@@ -214,9 +213,9 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
 
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
     for task in ("ner", "re"):
-        for language, message in WORDING[task].items():
-            asked = {language: ExtractionQuestion(message, message, ["a"], absent_of(message))}
-            written = updated_extraction(tmp_path / "extraction.json", task, asked, {language: 70})
+        for language, message in ie_build.WORDING[task].items():
+            questions = {language: ie_build.Question(message, message, ["a"], ie_build.absent_of(message))}
+            written = ie_build.extraction(tmp_path / "extraction.json", task, questions, {language: 70})
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
             assert extraction_prompt(task, types, "x", language, written).usual_characters == 70

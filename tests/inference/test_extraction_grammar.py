@@ -52,7 +52,7 @@ Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may com
 
 
 @st.composite
-def asked(draw: st.DrawFn) -> tuple[AnswerForm, tuple[SchemaType, ...]]:
+def forms_and_types(draw: st.DrawFn) -> tuple[AnswerForm, tuple[SchemaType, ...]]:
     task, form = draw(st.sampled_from(FORMS))
     if task == "ee":
         schema: Any = draw(st.dictionaries(TYPES, st.lists(TYPES, max_size=3, unique=True), min_size=1, max_size=3))
@@ -147,7 +147,7 @@ def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
     @settings(max_examples=200, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, types = data.draw(asked())
+        form, types = data.draw(forms_and_types())
         pairs = data.draw(answers(form, types))
         text, answer = answer_grammar(form, types), dumps(pairs)
         assert judge.accepts(text, answer)
@@ -168,7 +168,7 @@ def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
     @settings(max_examples=100, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, types = data.draw(asked())
+        form, types = data.draw(forms_and_types())
         pairs = data.draw(answers(form, types))
         text, right = answer_grammar(form, types), dumps(pairs)
         wrong = {
@@ -238,7 +238,7 @@ def test_prefix_of_an_answer_is_parsed_up_to_its_last_complete_item() -> None:
     @settings(max_examples=100, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        form, types = data.draw(asked())
+        form, types = data.draw(forms_and_types())
         answer = dumps(data.draw(answers(form, types)))
         whole, _ = parse_answer(answer)
         before = 0

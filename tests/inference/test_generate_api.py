@@ -80,8 +80,8 @@ def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -
         body = {"model": model, "prompt": trained, "temperature": 0, "max_tokens": 8}
         _, response = server.post("/v1/completions", body)
         assert response["usage"]["prompt_tokens"] == len(trained)
-        asked = server.generate(row["instruction"], row["input"], temperature=0, max_tokens=8)
-        assert asked["generated_text"] == response["choices"][0]["text"]
+        generated = server.generate(row["instruction"], row["input"], temperature=0, max_tokens=8)
+        assert generated["generated_text"] == response["choices"][0]["text"]
 
 
 def test_seed_gives_the_same_answer_in_any_batch(server: Any) -> None:
@@ -315,10 +315,10 @@ LONG_WORK: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "asked"), LONG_WORK)
-def test_disconnected_client_stops_its_sequences(server: Any, path: str, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("path", "fields"), LONG_WORK)
+def test_disconnected_client_stops_its_sequences(server: Any, path: str, fields: dict[str, Any]) -> None:
     """The engine computes nothing a quarter of a second later."""
-    body = json.dumps(asked).encode()
+    body = json.dumps(fields).encode()
     began = tokens_computed(server)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

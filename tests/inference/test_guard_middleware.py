@@ -68,13 +68,13 @@ async def main(options):
     walk(app)
     open_without, tried = [], 0
     for path, methods in sorted(routes):
-        for asked in paths_like(path):
+        for variant in paths_like(path):
             for method in {*methods, "GET", "HEAD", "POST", "OPTIONS", "DELETE", ""}:
                 for headers in ((), [("authorization", "Bearer wrong")], [("authorization", "Basic second")]):
-                    status, _ = await ask(app, asked, method, headers)
+                    status, _ = await ask(app, variant, method, headers)
                     tried += 1
                     if status != 401:
-                        open_without.append((method, asked, status))
+                        open_without.append((method, variant, status))
     key, origin = ("authorization", "bearer second"), ("origin", "http://page.example")
     preflight = [origin, ("access-control-request-method", "POST")]
     print(json.dumps({
@@ -137,17 +137,17 @@ def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "keys"),
+    ("options", "environment", "keys"),
     [(None, None, []), (["a", "b"], "c", ["a", "b"]), (None, "c", ["c"]), (["a"], None, ["a"])],
 )
 def test_api_keys_prefers_the_option_over_the_environment(
-    given: list[str] | None, environment: str | None, keys: list[str]
+    options: list[str] | None, environment: str | None, keys: list[str]
 ) -> None:
-    assert api_keys(given, environment) == keys
+    assert api_keys(options, environment) == keys
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "expected"),
+    ("options", "environment", "expected"),
     [
         ([""], None, "--api-key is empty; give a key, or remove it"),
         (["a", ""], None, "--api-key is empty"),
@@ -158,10 +158,10 @@ def test_api_keys_prefers_the_option_over_the_environment(
     ],
 )
 def test_api_keys_refuses_empty_and_unsendable_keys(
-    given: list[str] | None, environment: str | None, expected: str
+    options: list[str] | None, environment: str | None, expected: str
 ) -> None:
     with pytest.raises(ValueError, match=expected):
-        api_keys(given, environment)
+        api_keys(options, environment)
 
 
 def settings(**changed: Any) -> Any:

@@ -18,7 +18,7 @@ from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
 from safetensors.torch import load_file, save_file
 from server_launch.adapter_folders import check_adapter
-from server_launch.adapter_prompts import adapter_prompt
+from server_launch.adapter_prompts import adapter_prompt_encoder
 from server_launch.cpu_limits import check_limits
 from server_launch.launch_adapters import check_adapters, named_adapters
 from test_readme import commands
@@ -131,40 +131,39 @@ def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> N
 
 def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
-    assert adapter_prompt(str(adapter), base).template == "{{ bos_token }}base"
+    assert adapter_prompt_encoder(str(adapter), base).template == "{{ bos_token }}base"
     own = shutil.copytree(adapter, tmp_path / "own")
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
-    assert adapter_prompt(str(own), base).template == "{{ bos_token }}own"
+    assert adapter_prompt_encoder(str(own), base).template == "{{ bos_token }}own"
     for file in own.glob("tokenizer*"):
         file.unlink()
-    bare = adapter_prompt(str(own), base)
+    bare = adapter_prompt_encoder(str(own), base)
     assert (bare.template, bare.tokenizer) == ("{{ bos_token }}own", base.tokenizer)
 
 
 def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Two pieces are exchanged; vLLM would decode answers with the base's tokenizer."""
-    folder = shutil.copytree(adapter, tmp_path / "words")
+    folder = shutil.copytree(adapter, tmp_path / "exchanged")
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
-    words = content["model"]["vocab"]
-    one, two = [piece for piece, index in words.items() if index in (500, 600)]
-    words[one], words[two] = words[two], words[one]
+    ids = content["model"]["vocab"]
+    one, two = [piece for piece, index in ids.items() if index in (500, 600)]
+    ids[one], ids[two] = ids[two], ids[one]
     file.write_text(json.dumps(content))
     base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint))
-    with pytest.raises(
-        ValueError, match=r"another tokenizer than the base: 2 pieces differ; '.+', for one, has id \d+"
-    ):
-        adapter_prompt(str(folder), base)
+    message = r"another tokenizer than the base: 2 pieces differ, '.+' has id \d+ in the adapter and \d+ in the base"
+    with pytest.raises(ValueError, match=message):
+        adapter_prompt_encoder(str(folder), base)
     file.write_text("{")
     with pytest.raises(ValueError, match="the tokenizer cannot be read"):
-        adapter_prompt(str(folder), base)
+        adapter_prompt_encoder(str(folder), base)
 
 
 # --- without a GPU ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "format", "message"),
+    ("options", "format", "message"),
     [
         ({"distributed_executor_backend": "ray"}, "", "Ray on GPUs only"),
         ({"pipeline_parallel_size": 2, "enforce_eager": True}, "", "compiled models without adapters only"),
@@ -176,9 +175,11 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         ({"enable_lora": True}, "pack-quantized", None),
     ],
 )
-def test_check_limits_refuses_options_that_need_a_gpu(asked: dict[str, Any], format: str, message: str | None) -> None:
+def test_check_limits_refuses_options_that_need_a_gpu(
+    options: dict[str, Any], format: str, message: str | None
+) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
-    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | asked))
+    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | options))
     config = {"quantization_config": {"format": format}} if format else {}
     if message is None:
         check_limits(args, config)
@@ -217,7 +218,7 @@ def parsed(lines: list[list[str]]) -> list[Any]:
 
 
 def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    here = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
+    model_options = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
     nine = [f"a{at}={adapter}" for at in range(9)]
     template = tmp_path / "t.jinja"
     template.write_text("{{ bos_token }}{{ messages[0].content }}")
@@ -230,29 +231,32 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
         for name, settings in KINDS.items()
     }  # fmt: skip
     lines: dict[str, tuple[list[str], Any]] = {
-        "one": ([*here, f"a={adapter}"], (True, 16, 1, None)),
-        "nine": ([*here, *nine], (True, 16, 8, 9)),
+        "one": ([*model_options, f"a={adapter}"], (True, 16, 1, None)),
+        "nine": ([*model_options, *nine], (True, 16, 8, 9)),
         "given": (
-            [*here, *nine, "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "4"],
+            [*model_options, *nine, "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "4"],
             (True, 64, 2, 4),
         ),
-        "none": (here[:-1], (None, 16, 1, None)),
-        "template": ([*here, f"a={own}", "--template_path", str(template)], (True, 16, 1, None)),
-        "rank": ([*here, f"a={adapter}", "--max-lora-rank", "8"], "--max-lora-rank 8 is less than the rank 9 of a"),
-        "off": ([*here, f"a={adapter}", "--no-enable-lora"], "--no-enable-lora and --lora-modules contradict"),
-        "json": ([*here, '{"name": "a"}'], "Invalid fields for --lora-modules"),
+        "none": (model_options[:-1], (None, 16, 1, None)),
+        "template": ([*model_options, f"a={own}", "--template_path", str(template)], (True, 16, 1, None)),
+        "rank": (
+            [*model_options, f"a={adapter}", "--max-lora-rank", "8"],
+            "--max-lora-rank 8 is less than the rank 9 of a",
+        ),
+        "off": ([*model_options, f"a={adapter}", "--no-enable-lora"], "--no-enable-lora and --lora-modules contradict"),
+        "json": ([*model_options, '{"name": "a"}'], "Invalid fields for --lora-modules"),
         "dora": (
-            [*here, f"a={of_kind['dora']}"],
+            [*model_options, f"a={of_kind['dora']}"],
             "holds lora_magnitude_vector of model.layers.0.self_attn.q_proj, which vLLM does not load",
         ),
-        "saved": ([*here, f"a={of_kind['saved']}"], "holds weight of lm_head, which vLLM does not load"),
-        "huge": ([*here, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
+        "saved": ([*model_options, f"a={of_kind['saved']}"], "holds weight of lm_head, which vLLM does not load"),
+        "huge": ([*model_options, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
         "odd": (
-            [*here, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
+            [*model_options, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
             "and 5 in adapter_config.json; copy both again",
         ),
-        "broken": ([*here, f"a={broken.parent}"], "correct its chat_template.jinja"),
-        "tasks": ([*here, f"a={tasks.parent}"], "/extraction.json does not have the form "),
+        "broken": ([*model_options, f"a={broken.parent}"], "correct its chat_template.jinja"),
+        "tasks": ([*model_options, f"a={tasks.parent}"], "/extraction.json does not have the form "),
     }
     results = dict(zip(lines, parsed([line for line, _ in lines.values()]), strict=True))
     for name, (_, expected) in lines.items():
@@ -269,18 +273,18 @@ def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint
     """Every launch_vllm.py line of the README is parsed, with existing folders in place of its own."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
-        words = shlex.split(command, comments=True)
-        if LAUNCHER not in words:
+        arguments = shlex.split(command, comments=True)
+        if LAUNCHER not in arguments:
             continue
-        words = words[words.index(LAUNCHER) + 1 :]
-        for at, word in enumerate(words):
-            if word == "--model":
-                words[at + 1] = str(tiny_checkpoint)
-            elif word in ("--port", "--host"):
-                words[at + 1] = {"--port": str(free_port()), "--host": "127.0.0.1"}[word]
-            elif re.fullmatch(r"[\w-]+=[\w/.-]+", word):
-                words[at] = f"{word.partition('=')[0]}={adapter}"
-        lines.append(words)
+        arguments = arguments[arguments.index(LAUNCHER) + 1 :]
+        for at, argument in enumerate(arguments):
+            if argument == "--model":
+                arguments[at + 1] = str(tiny_checkpoint)
+            elif argument in ("--port", "--host"):
+                arguments[at + 1] = {"--port": str(free_port()), "--host": "127.0.0.1"}[argument]
+            elif re.fullmatch(r"[\w-]+=[\w/.-]+", argument):
+                arguments[at] = f"{argument.partition('=')[0]}={adapter}"
+        lines.append(arguments)
     assert lines
     for line, result in zip(lines, parsed(lines), strict=True):
         without_a_gpu = isinstance(result, str) and ("Ray on GPUs" in result or "without a GPU" in result)

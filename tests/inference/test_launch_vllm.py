@@ -26,7 +26,7 @@ LAUNCHER = "inference/launch_vllm.py"
 LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "max_position_embeddings": 4096}
 
 
-# --- the pure core ----------------------------------------------------------------------------------------------------
+# --- functions --------------------------------------------------------------------------------------------------------
 
 
 def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
@@ -197,18 +197,18 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
     config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
     template.write_text("{% for message in messages %}")
-    (given := tmp_path / "given.jinja").write_text("{{ messages[0].content }}")
-    here = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
+    (own := tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    options = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
     lines = [
-        [*here, "--template_path", str(given), "--max_num_seqs", "5"],
+        [*options, "--template_path", str(own), "--max_num_seqs", "5"],
         [str(tiny_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
         ["--config", str(config)],
-        [*here, "--max-num-batched", "8000"],
-        [*here, "--prot", "8090"],
-        [*here, "--port=x"],
+        [*options, "--max-num-batched", "8000"],
+        [*options, "--prot", "8090"],
+        [*options, "--port=x"],
         ["--port", str(free_port())],
-        [*here, "--tensor-parallel-size", "4096"],
-        [*here, "--template_path", str(template)],
+        [*options, "--tensor-parallel-size", "4096"],
+        [*options, "--template_path", str(template)],
     ]
     done = subprocess.run(
         [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
@@ -216,7 +216,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours, vllms, from_file, *errors = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
-    assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", given.read_text(), 5)
+    assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", own.read_text(), 5)
     assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
     assert from_file["max_num_seqs"] == 3
     abbreviated, misspelt, port, model, *parallel, unrendered = errors

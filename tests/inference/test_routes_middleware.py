@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chat_prompts.prompt_encoding import PromptEncoder
 from fastapi import FastAPI
-from prompting.prompt_ids import Prompt
 from routes.routes_middleware import RoutesMiddleware
 from transformers import AutoTokenizer
 
@@ -16,7 +16,7 @@ def test_startup_adds_the_routes_of_a_generating_model(
     tiny_checkpoint: Any, completion: object, added: set[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    app, passed_on = FastAPI(), list[str]()
+    app, scope_types = FastAPI(), list[str]()
     registry = SimpleNamespace(base_model_paths=[], lora_requests={}, is_base_model=lambda name: False)
     config = SimpleNamespace(max_model_len=512)
     app.state.engine_client = SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=config)
@@ -24,7 +24,7 @@ def test_startup_adds_the_routes_of_a_generating_model(
     app.state.openai_serving_completion, app.state.openai_serving_models = completion, registry
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        passed_on.append(scope["type"])
+        scope_types.append(scope["type"])
 
     async def nothing(*_: Any) -> Any:
         pytest.fail("the middleware received or sent a message")
@@ -32,8 +32,8 @@ def test_startup_adds_the_routes_of_a_generating_model(
     before = {getattr(route, "path", "") for route in app.routes}
     asyncio.run(RoutesMiddleware(application)({"type": "lifespan", "app": app}, nothing, nothing))
     assert set(app.openapi()["paths"]) == added
-    assert passed_on == ["lifespan"]
+    assert scope_types == ["lifespan"]
     if completion:
         assert app.state.knowlm_models.base.context == 512
-        assert isinstance(app.state.knowlm_models.base.prompt, Prompt)
+        assert isinstance(app.state.knowlm_models.base.encoder, PromptEncoder)
     assert before <= {getattr(route, "path", "") for route in app.routes}

@@ -9,7 +9,7 @@ from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, completio
 
 
 @pytest.mark.parametrize(
-    ("given_", "asked"),
+    ("parameters", "fields"),
     [
         ({}, {"max_tokens": DEFAULT_MAX_TOKENS}),
         ({"top_p": 0.7, "max_tokens": 256}, {"top_p": 0.7, "max_tokens": 256}),
@@ -20,8 +20,8 @@ from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, completio
         ({"stop": ["\n"], "seed": None}, {"stop": ["\n"], "max_tokens": DEFAULT_MAX_TOKENS}),
     ],
 )
-def test_names_of_both_libraries_map_to_vllms(given_: dict[str, Any], asked: dict[str, Any]) -> None:
-    assert completion_fields(Parameters(**given_), room=1000) == asked
+def test_names_of_both_libraries_map_to_vllms(parameters: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert completion_fields(Parameters(**parameters), room=1000) == fields
 
 
 def test_default_max_tokens_is_limited_by_the_context() -> None:
@@ -50,8 +50,10 @@ def test_validation_message_lists_at_most_five_names() -> None:
 
 def test_num_beams_selects_beam_search() -> None:
     beams = {"use_beam_search": True, "n": 4, "return_token_ids": True}
-    asked = completion_fields(Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000)
-    assert asked == beams | {"max_tokens": 9, "length_penalty": 0.5}
+    fields = completion_fields(
+        Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000
+    )
+    assert fields == beams | {"max_tokens": 9, "length_penalty": 0.5}
     neutral = Parameters(num_beams=4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=3)
     assert completion_fields(neutral, room=1000) == beams | {"max_tokens": 3}
 

@@ -37,8 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class ExpectedAnswer(NamedTuple):
     """An answer of transformers as ids, since the bytes of a random model are not always text."""
 
-    asked: list[int]  # the prompt's ids
-    ids: list[int]  # the answer's, the end token included
+    prompt_ids: list[int]
+    ids: list[int]  # the answer's, with its end token
 
 
 def answers(folder: Path) -> list[ExpectedAnswer]:
@@ -47,13 +47,13 @@ def answers(folder: Path) -> list[ExpectedAnswer]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for question in QUESTIONS:
-        asked = PromptEncoder(tokenizer).prompt(one_turn(*question))
-        prompt = torch.tensor([asked])  # (1, tokens) int64
+        prompt_ids = PromptEncoder(tokenizer).prompt(one_turn(*question))
+        prompt = torch.tensor([prompt_ids])  # (1, tokens) int64
         with torch.inference_mode():
             out = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0
             )[0].tolist()
-        found.append(ExpectedAnswer(asked, out[len(asked) :]))
+        found.append(ExpectedAnswer(prompt_ids, out[len(prompt_ids) :]))
     return found
 
 
@@ -96,8 +96,8 @@ def adapter_server(start_server: Any, world: World) -> Iterator[Any]:
 
 def body(question: int, model: str | None, **more: Any) -> dict[str, Any]:
     instruction, input = QUESTIONS[question]
-    asked = {"instruction": instruction, "input": input, "parameters": {"temperature": 0, "max_tokens": TOKENS}}
-    return asked | ({"model": model} if model else {}) | more
+    fields = {"instruction": instruction, "input": input, "parameters": {"temperature": 0, "max_tokens": TOKENS}}
+    return fields | ({"model": model} if model else {}) | more
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def envelopes(adapter_server: Any, world: World) -> dict[str | None, list[dict[s
     found: dict[str | None, list[dict[str, Any]]] = {}
     for name, expected in world.expected.items():
         for each in expected:
-            fields = {"prompt": each.asked, "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
+            fields = {"prompt": each.prompt_ids, "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
             status, response = adapter_server.post("/v1/completions", fields | {"model": name or str(world.base)})
             assert status == 200
             assert response["choices"][0]["token_ids"] == each.ids
@@ -134,7 +134,7 @@ def test_add_product_adds_each_rows_adapter_and_nothing_for_the_base(slots: list
             expected[row, 5:9] += ((x[row].float() @ a[slot, 0].float().T) @ b[slot, 0].float().T).to(dtype)
     rows = rows_by_slot(torch.tensor(slots))
     add_product(rows, x, a, b, y, first=5)
-    exact: dict[str, Any] = {"rtol": 0.05, "atol": 0.02} if dtype == torch.bfloat16 else {}  # what bfloat16 rounds
+    exact: dict[str, Any] = {"rtol": 0.05, "atol": 0.02} if dtype == torch.bfloat16 else {}  # bfloat16's rounding
     torch.testing.assert_close(y, expected, **exact)
     narrow = torch.zeros(5, 3, dtype=dtype)  # an output with fewer columns than the adapter's matrix
     for slot, own in rows:
@@ -212,11 +212,11 @@ def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world:
 
 def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
     """Return adapters of other bases that vLLM loads, with the expected messages."""
-    words = shutil.copytree(world.adapters["a"], folder / "words")
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    longer = shutil.copytree(world.adapters["a"], folder / "longer")
+    tokenizer = AutoTokenizer.from_pretrained(longer)
     tokenizer.add_tokens(["<new>"])
-    tokenizer.save_pretrained(words)
-    made = {"words": (words, "has another tokenizer than the base: 1 pieces differ; '<new>', for one, has id ")}
+    tokenizer.save_pretrained(longer)
+    made = {"longer": (longer, "has another tokenizer than the base: 1 pieces differ, '<new>' has id ")}
     for name, changes, response in (
         ("narrow", NARROW, "changes model.layers.0.mlp.down_proj as a matrix of 32 by 64, which in "),
         ("layers", {"num_hidden_layers": 3}, "changes model.layers.2.mlp.down_proj, which "),
@@ -232,7 +232,7 @@ def test_end_token_of_an_adapter_ends_its_answers(
     """Like the merged model, whose tokenizer is the adapter's."""
     folder = shutil.copytree(world.adapters["a"], tmp_path / "ends")
     tokenizer, whole = AutoTokenizer.from_pretrained(folder), world.expected["a"][1]
-    at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.asked + whole.ids[:at])
+    at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.prompt_ids + whole.ids[:at])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(whole.ids[at])
     tokenizer.save_pretrained(folder)
     load(adapter_server, "load", lora_name="ends", lora_path=str(folder))

@@ -96,7 +96,7 @@ def port(guarded: Any) -> int:
     return int(guarded.url.rpartition(":")[2])
 
 
-# --- who is let in ----------------------------------------------------------------------------------------------------
+# --- access -----------------------------------------------------------------------------------------------------------
 
 
 def test_only_health_answers_without_a_key(port: int) -> None:
@@ -131,13 +131,13 @@ def test_allowed_origin_can_read_refusals(port: int) -> None:
     assert nobody.ask("/generate", method="OPTIONS", **evil, **preflight)[0] == 400
 
 
-# --- how much is let in -----------------------------------------------------------------------------------------------
+# --- size of requests -------------------------------------------------------------------------------------------------
 
 
 def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False) -> tuple[bytes, bool, float]:
     """Send 50 MB; return the answer, whether the connection was closed, and the seconds.
 
-    waits: for `100 Continue`, as `Expect` announces, before it sends; a peer that is refused has nothing to send.
+    waits: send `Expect: 100-continue`, and the body only after `100 Continue`.
     """
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", caller.port), timeout=20, source_address=(caller.host, 0)) as peer:
@@ -158,7 +158,7 @@ def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
 def test_body_of_fifty_megabytes_is_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
-    """Clients that send everything first get the answer, too; the server keeps nothing of the body."""
+    """Clients that send the whole body before they read get the response, too; the server does not store the body."""
     before = resident(guarded)
     answer, closed, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -185,33 +185,33 @@ def resident(server: Any) -> int:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-# --- how often --------------------------------------------------------------------------------------------------------
+# --- rate limits ------------------------------------------------------------------------------------------------------
 
 
 def test_requests_are_limited_per_key_and_per_address(port: int) -> None:
-    here = Caller(port)
-    assert [here.ask("/v1/models")[0] for _ in range(6)] == [200] * 5 + [429]
-    status, headers, answer = here.ask("/generate", {"instruction": "x"})
+    caller = Caller(port)
+    assert [caller.ask("/v1/models")[0] for _ in range(6)] == [200] * 5 + [429]
+    status, headers, answer = caller.ask("/generate", {"instruction": "x"})
     assert status == 429
     wait = int(headers["retry-after"])
     assert 1 <= wait <= 6
     assert answer["error"] == f"the limit of 5 requests per 3 seconds is used up; try again in {wait} s"
-    elsewhere, another = Caller(port, here.key), Caller(port, KEYS[0], here.host)
-    assert elsewhere.ask("/v1/models")[0] == another.ask("/v1/models")[0] == 429
-    assert Caller(port, key="wrong", host=here.host).ask("/v1/models")[0] == 429
-    assert here.ask("/health")[0] == here.ask("/metrics")[0] == 200
+    same_key, same_host = Caller(port, caller.key), Caller(port, KEYS[0], caller.host)
+    assert same_key.ask("/v1/models")[0] == same_host.ask("/v1/models")[0] == 429
+    assert Caller(port, key="wrong", host=caller.host).ask("/v1/models")[0] == 429
+    assert caller.ask("/health")[0] == caller.ask("/metrics")[0] == 200
     assert Caller(port).ask("/v1/models")[0] == 200
-    time.sleep(int(here.ask("/v1/models")[1]["retry-after"]))
-    assert here.ask("/v1/models")[0] == 200
+    time.sleep(int(caller.ask("/v1/models")[1]["retry-after"]))
+    assert caller.ask("/v1/models")[0] == 200
 
 
 def test_forwarded_header_does_not_change_the_address(port: int) -> None:
     """uvicorn's default trusts X-Forwarded-For from 127.0.0.1."""
-    asked = [
+    statuses = [
         Caller(port, KEYS[-number], "127.0.0.1").ask("/v1/models", **{"X-Forwarded-For": f"192.0.2.{number}"})[0]
         for number in range(1, 7)
     ]
-    assert asked == [200] * 5 + [429]
+    assert statuses == [200] * 5 + [429]
 
 
 def used_up(caller: Caller) -> bool:
@@ -222,7 +222,7 @@ def used_up(caller: Caller) -> bool:
 
 
 def test_tokens_are_limited_on_all_routes(port: int) -> None:
-    """100 tokens an hour: two answers of 60, and less than one prompt with this model's template."""
+    """100 tokens per hour: two answers of 60 tokens exceed them, and one prompt with this model's template."""
     for ask in (
         lambda caller: caller.complete(60)[0],
         lambda caller: caller.stream(60)[:0] or 200,
@@ -249,7 +249,7 @@ def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> 
     eventually(lambda: guarded.counted("generation_tokens_total", key=KEYS[0]) > made + 150)
     connection.close()
     for caller in (streams, waits):
-        eventually(partial(used_up, caller), pause=1, within=10)  # to ask costs tokens, too, but few
+        eventually(partial(used_up, caller), pause=1, within=10)  # each of these requests costs a few tokens
 
 
 def test_full_queue_is_answered_with_retry_after(port: int) -> None:
@@ -264,7 +264,7 @@ def test_full_queue_is_answered_with_retry_after(port: int) -> None:
     assert all(error.startswith("The engine is currently busy") for _, error in refused)
 
 
-# --- what is written down ---------------------------------------------------------------------------------------------
+# --- log --------------------------------------------------------------------------------------------------------------
 
 
 def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
@@ -291,13 +291,13 @@ def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
     assert "Chat template rejected the request: …" in log
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------
+# --- shutdown ---------------------------------------------------------------------------------------------------------
 
 
 def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tuple[int, dict[str, str], Any]]]:
-    """Signal a server while it answers in all ways; return the seconds from the last answer to its end, and refusals.
+    """Signal a server during responses of all kinds; return the seconds from the last one to its exit, and refusals.
 
-    Every answer that was begun must be whole.
+    Checks that the responses that had begun are complete.
     """
     port = int(server.url.rpartition(":")[2])
     everyone = [Caller(port) for _ in range(4)]
@@ -310,9 +310,9 @@ def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tupl
         plain = pool.submit(everyone[1].complete, 300)
         streamed = pool.submit(everyone[2].stream, 300)
         enveloped = pool.submit(everyone[3].ask, "/generate", generate)
-        eventually(lambda: server.counted("num_requests_running", key=KEYS[0]) == 3)  # a beam's steps do not count
+        eventually(lambda: server.counted("num_requests_running", key=KEYS[0]) == 3)  # beam search is not counted
         (os.killpg if group else os.kill)(server.process.pid, how)
-        eventually(lambda: all(late[0].ask("/health")[0] == 503 for _ in range(8)))  # of several processes, each one
+        eventually(lambda: all(late[0].ask("/health")[0] == 503 for _ in range(8)))  # each of several API processes
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].ask("/generate", {"instruction": "x"})]
         assert not beam.done()
         assert plain.result()[2]["usage"]["completion_tokens"] == 300
@@ -341,7 +341,7 @@ def test_running_requests_are_finished_before_shutdown(guarded: Any) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
-    """While the engine's process imports vLLM, which alone would leave it behind or wait for ten minutes."""
+    """While the engine's process imports vLLM; without the supervisor it would keep running, or delay the exit."""
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.living()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()

@@ -100,14 +100,14 @@ def sent(server: Any, path: str, body: Any) -> int:
 
 
 def test_five_hundred_mixed_requests_are_all_answered(server: Any) -> None:
-    """Valid, invalid and abandoned ones, 64 at a time: none is a server error, and no request is left."""
-    asked = KINDS * 25
-    random.Random(5).shuffle(asked)
+    """Valid, invalid and disconnected requests, 64 at a time: no server error, and no sequence keeps running."""
+    requests = KINDS * 25
+    random.Random(5).shuffle(requests)
     with ThreadPoolExecutor(64) as callers:
-        statuses = list(callers.map(lambda kind: sent(server, kind[0], kind[1]), asked))
+        statuses = list(callers.map(lambda kind: sent(server, kind[0], kind[1]), requests))
     wrong = Counter(
         (path, str(body)[:60], status)
-        for (path, body, right), status in zip(asked, statuses, strict=True)
+        for (path, body, right), status in zip(requests, statuses, strict=True)
         if status not in right
     )
     assert not wrong

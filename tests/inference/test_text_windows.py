@@ -99,20 +99,20 @@ def test_windows_of_real_text_are_full_after_few_tokenizer_calls(
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     lines = (shared_data / f"corpus/{language}.jsonl").read_text(encoding="utf-8").splitlines()
     text = "\n\n".join(json.loads(line)["text"] for line in lines)[:60_000]
-    asked: list[int] = []
+    piece_lengths: list[int] = []
 
     def length_of(piece: str) -> int:
-        asked.append(len(piece))
+        piece_lengths.append(len(piece))
         return len(tokenizer.encode(piece, add_special_tokens=False))
 
     found = windows(text, length_of, 500)
-    calls = len(asked)
+    calls = len(piece_lengths)
     check_windows(text, found)
     lengths = [length_of(text[start:end]) for start, end in found]
     assert max(lengths) <= 500
     assert sum(lengths) / len(lengths) > 350
     assert calls < 6 * len(found)
-    assert sum(asked[:calls]) < 8 * len(text)
+    assert sum(piece_lengths[:calls]) < 8 * len(text)
 
 
 WORST_CASES = ("He left. ", "a", ".", "e\u0301", "1.\n", " ", "?!", '."', "\n ")

@@ -33,7 +33,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 def served(talk: Callable[[int, uvicorn.Server], Awaitable[Any]]) -> Any:
-    """Return the result of talk(port, server) with a running server, which must end when it is told to."""
+    """Return the result of talk(port, server) with a running server, which must end when should_exit is set."""
 
     async def run() -> Any:
         with socket.socket() as listener:

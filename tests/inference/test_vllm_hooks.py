@@ -103,13 +103,13 @@ def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
 
     def start(name: str) -> None:
         sampling = SamplingParams(max_tokens=9, detokenize=False, output_kind=RequestOutputKind.DELTA)
-        given: dict[str, Any] = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3]}
-        given |= {"sampling_params": sampling, "arrival_time": 0.0}
+        fields: dict[str, Any] = {"request_id": name, "external_req_id": name, "prompt_token_ids": [1, 2, 3]}
+        fields |= {"sampling_params": sampling, "arrival_time": 0.0}
         known = inspect.signature(EngineCoreRequest).parameters
         others: dict[str, Any] = {
-            key: None for key, value in known.items() if key not in given and value.default is value.empty
+            key: None for key, value in known.items() if key not in fields and value.default is value.empty
         }
-        processor.add_request(EngineCoreRequest(**given, **others), None)
+        processor.add_request(EngineCoreRequest(**fields, **others), None)
 
     start("unrecorded")
     with usage.recorded() as sequences:
