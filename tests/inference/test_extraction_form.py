@@ -213,9 +213,9 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
 
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
     for task in ("ner", "re"):
-        for language, message in ie_build.WORDING[task].items():
-            questions = {language: ie_build.Question(message, message, ["a"], ie_build.absent_of(message))}
-            written = ie_build.extraction(tmp_path / "extraction.json", task, questions, {language: 70})
+        for language, message in WORDING[task].items():
+            questions = {language: ExtractionQuestion(message, message, ["a"], absent_of(message))}
+            written = updated_extraction(tmp_path / "extraction.json", task, questions, {language: 70})
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
             assert extraction_prompt(task, types, "x", language, written).usual_characters == 70
