@@ -14,6 +14,7 @@ from extraction.extraction_form import (
     extraction_prompt,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
+from instruction_data.extraction_wording import WORDING, ExtractionQuestion, absent_of, updated_extraction
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
