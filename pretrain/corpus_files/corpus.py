@@ -272,7 +272,7 @@ class CorpusWriter:
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
         targets = files(self.prefix)
-        # The old corpus ends when its sidecar is removed; the new corpus exists once its sidecar is moved, the last file.
+        # Removing the sidecar ends the old corpus; the new corpus exists once its sidecar is moved, which is last.
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
         for ending in ("bin", "idx", *(["dropped.jsonl"] if self.dropped else []), "json"):

@@ -214,6 +214,7 @@ def undisturbed(several_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -
     return result(out)
 
 
+@pytest.mark.integration
 def test_result_is_equal_for_any_number_of_workers_and_after_a_kill(
     tmp_path: Path, several_tasks: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -248,6 +249,7 @@ def test_result_is_equal_for_any_number_of_workers_and_after_a_kill(
     assert result(out) == undisturbed
 
 
+@pytest.mark.integration
 def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1), "Buy now!", "no json follows"])
     with source.open("a") as file:
@@ -263,7 +265,7 @@ def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path
     assert len(kept(out)) == 1 and not (tmp_path / "out.partial").exists()
     (tmp_path / "mine").mkdir()
     other = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "mine", "--overwrite", status=2)
-    assert "is not of an earlier run" in other.stderr and (tmp_path / "mine").is_dir()
+    assert "an earlier run did not write it" in other.stderr and (tmp_path / "mine").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path
         (["--num_workers", "0"], "'0' is not a whole number of 1 or more"),
         (["--lang", "code"], "unknown option --lang; did you mean --language?"),
         (["--executor", "slurm"], "--executor slurm needs --slurm_partition"),
-        (["--slurm_option", "account"], "--slurm_option account is no KEY=VALUE"),
+        (["--slurm_option", "account"], "--slurm_option account is not KEY=VALUE"),
     ],
 )
 def test_bad_option_is_one_error_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
@@ -285,6 +287,7 @@ def test_bad_option_is_one_error_line(tmp_path: Path, run_script: RunScript, wro
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.integration
 def test_over_85_percent_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, shared_data: Path) -> None:
     text = tmp_path / "text.jsonl"
     for name in ("en", "zh"):

@@ -28,6 +28,7 @@ from pyarrow import parquet
 SCRIPT = "pretrain/preprocess.py"
 
 
+@pytest.mark.integration
 def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
     """Every file is equal to the byte, sidecar included, over many batches."""
     source = rows(tmp_path / "a.jsonl", [*small_texts(2000), *["long sentence, " * 900 + "山水。" * 500] * 60, " "])
@@ -166,6 +167,7 @@ def test_full_disk_is_one_error_line_and_leaves_no_file(
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopped_run_ends_its_workers_and_resumes_from_finished_shards(
     tmp_path: Path, tiny_tokenizer: Path, kill: signal.Signals
@@ -282,6 +284,7 @@ def test_chosen_samples_include_first_and_last_and_are_reproducible(
         assert found == chosen(text, samples, keep, seed)
 
 
+@pytest.mark.integration
 def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:

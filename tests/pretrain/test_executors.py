@@ -73,7 +73,7 @@ def test_executor_options_are_parsed() -> None:
 
 def test_missing_slurm_or_ray_raises_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="there is no sbatch here"):
+    with pytest.raises(ValueError, match="sbatch was not found"):
         make(ExecutorOptions("slurm", "cpu"), [], 1, 1, tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"pip install {executors.RAY}"):
@@ -163,7 +163,7 @@ def test_slurm_builds_the_local_corpus(
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
     slurm = ("--executor", "slurm", "--slurm_partition", "cpu", "--num_workers", 2)
     said = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in)
-    assert "submitted; slurm/corpus is there when the last job, corpus-join, has ended" in said
+    assert "submitted; slurm/corpus is complete when the last job, corpus-join, has ended" in said
     shutil.rmtree(tmp_path / "slurm/corpus.logs")
     assert files_of(tmp_path / "slurm", "corpus") == files_of(tmp_path / "local", "corpus")
     submitted = (tmp_path / "submitted").read_text().splitlines()

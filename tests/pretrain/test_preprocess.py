@@ -92,7 +92,7 @@ def test_merge_accepts_lists_in_both_notations_and_read_shows_samples(
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "ab", "--show", 2).stdout
     assert '"A cat."' in shown and '"山水人家。"' in shown and "zh " in shown
     verified = run_script(SCRIPT, "--mode", "verify", "--read_path_prefix", tmp_path / "ab").stdout
-    assert "as the sidecar says" in verified
+    assert "agree with the sidecar" in verified
     other = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())
     (tmp_path / "other").mkdir()
     table = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
@@ -167,6 +167,7 @@ def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory, shared_data: Path,
     return folder
 
 
+@pytest.mark.integration
 def test_published_command_lines_write_and_merge_five_sources(
     tmp_path: Path, run_script: RunScript, shared_data: Path, llama_tokenizer: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_published_command_lines_write_and_merge_five_sources(
     assert english.sidecar["tokens"] == corpus.sources[0]["tokens"] + corpus.sources[1]["tokens"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", ["en", "zh", "code"])
 def test_real_documents_have_sentencepieces_ids(
     tmp_path: Path, shared_data: Path, llama_tokenizer: Path, source: str

@@ -114,6 +114,7 @@ PHRASES = (
 SENTENCES = st.lists(st.sampled_from(PHRASES), min_size=20, max_size=80).map("".join)
 
 
+@pytest.mark.integration
 @settings(max_examples=300, deadline=None)
 @given(text=SENTENCES, limit=st.integers(20, 120), language=st.sampled_from(LANGUAGES), data=st.data())
 def test_cuts_near_the_even_division_equal_cuts_from_all_sentence_ends(
@@ -148,14 +149,15 @@ def test_document_within_the_limit_is_one_sample() -> None:
     assert segmentation.sample_lengths("", np.arange(0), 8, bos=0).tolist() == [1]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "unit", [".", " ", "\n", " \n", "…", "。", "a", "a. ", "a.  b", "?!\"'", "\n   ", ",", "e.g. "]
 )
 def test_time_is_linear_for_repeated_text(unit: str) -> None:
     """100,000 repeated characters, on which patterns tend to backtrack."""
     text = unit * (100_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     for language in LANGUAGES:
         lengths = segmentation.sample_lengths(text, np.arange(1, len(text) + 1), 1000, language)
         assert lengths.max() <= 1000
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
