@@ -1,14 +1,14 @@
-"""Clean text: drop what is of poor quality, repetitive or harmful, and exact and near duplicates; report what and why.
+"""Clean text: drop documents of poor quality, with repetition or harmful phrases, and exact and near duplicates.
 
     python pretrain/clean.py --file_path en.jsonl more/*.txt.gz --output_dir data/cleaned --num_workers 2
     python pretrain/clean.py --file_path src/*.jsonl --language code --output_dir data/code
     python pretrain/clean.py … --num_workers 200 --executor slurm --slurm_partition cpu     # or --executor ray
 
 Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet.
-The output folder gets 00000.jsonl … ({"text"} and the row's other fields, in the order of the input), and the
-folder report: report.md and report.json (counts and samples by reason), dropped.jsonl (each document that was dropped).
-Of duplicates the first is kept. The result does not depend on where it ran or with how many workers. A run that was
-stopped goes on from its finished tasks, in DIR.partial/, with the same command.
+Output: 00000.jsonl … in input order ({"text"} and the other fields of the row), and the folder report/ with report.md
+and report.json (counts and samples by reason) and dropped.jsonl (every dropped document). The first of several
+duplicates is kept. The result does not depend on the executor or the number of workers. An interrupted run keeps its
+finished tasks in DIR.partial/; the same command resumes it.
 """
 
 from command_line.option_values import read_list
@@ -22,12 +22,12 @@ from text_language.language_detection import language_code
 
 LANGUAGES = ("auto", "en", "zh", "code")
 SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
-SHARD_BYTES = 8_000_000  # of input: some ten seconds of work, which is what a killed worker loses
+TASK_MEGABYTES = 8  # of input: about ten seconds of work, the most that a killed worker loses
 WORD_LISTS = Path(__file__).resolve().parent / "word_lists"
 
 
-def parts(text: str) -> frozenset[str]:
-    """The type of --skip."""
+def skipped_filters(text: str) -> frozenset[str]:
+    """The value of --skip; raises ArgumentTypeError on an unknown filter."""
     found = frozenset(read_list(text))
     if unknown := sorted(found - set(SKIPPABLE)):
         raise argparse.ArgumentTypeError(f"{unknown[0]} is not one of {', '.join(SKIPPABLE)}")
@@ -35,27 +35,42 @@ def parts(text: str) -> frozenset[str]:
 
 
 def parser() -> StrictParser:
-    """The command line."""
+    """The parser of the command line."""
     p = StrictParser(__doc__ or "")
     p.add_argument("--file_path", nargs="+", required=True, metavar="IN", help="text files and globs")
     p.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     p.add_argument(
-        "--language", type=language_code, choices=LANGUAGES, default="auto", help="whose rules; auto: by each text"
+        "--language",
+        type=language_code,
+        choices=LANGUAGES,
+        default="auto",
+        help="rules to apply; auto: en or zh for each text",
     )
-    p.add_argument("--text_key", default="text", metavar="KEY", help="where rows have their text (default: text)")
-    p.add_argument("--text_template", default="", metavar="T", help="text of several fields: '{title}\\n{content}'")
+    p.add_argument("--text_key", default="text", metavar="KEY", help="field of the text in a row (default: text)")
+    p.add_argument("--text_template", default="", metavar="T", help="join several fields: '{title}\\n{content}'")
     p.add_argument(
-        "--on_error", choices=["stop", "skip"], default="stop", help="what cannot be read: stop there, or drop it"
+        "--on_error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="unreadable rows: stop, or drop them (default: stop)",
     )
-    p.add_argument("--skip", type=parts, default=(), metavar="A,B", help=f"leave out: {', '.join(SKIPPABLE)}")
+    p.add_argument(
+        "--skip", type=skipped_filters, default=(), metavar="A,B", help=f"filters to skip: {', '.join(SKIPPABLE)}"
+    )
     p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="a folder with en.txt, zh.txt or both")
-    p.add_argument("--samples", type=number_from(0), default=3, metavar="K", help="shown of each reason (default: 3)")
-    p.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="tasks at a time (default: 1)")
     p.add_argument(
-        "--task_megabytes", type=number_from(1), default=SHARD_BYTES // 1_000_000, metavar="N",
-        help="input of a task; a stopped run goes on from there (default: 8)",
+        "--samples",
+        type=number_from(0),
+        default=3,
+        metavar="K",
+        help="samples of each reason in report.md (default: 3)",
+    )
+    p.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="parallel tasks (default: 1)")
+    p.add_argument(
+        "--task_megabytes", type=number_from(1), default=TASK_MEGABYTES, metavar="N",
+        help="input of a task, the unit in which a run resumes (default: 8)",
     )  # fmt: skip
-    p.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+    p.add_argument("--overwrite", action="store_true", help="replace the output of an earlier run")
     add_executor_options(p)
     return p
 

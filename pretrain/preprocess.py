@@ -1,4 +1,4 @@
-"""Turn text into a memory-mapped corpus of token ids; merge, read, verify and prune corpora, import those of others.
+"""Build a memory-mapped corpus of token ids from text; merge, read, verify, prune and import corpora.
 
     python pretrain/preprocess.py --mode write --file_path en.jsonl more/*.txt.gz --save_prefix data/en \\
         --tokenizer_path checkpoints/base --seq_length 1024
@@ -13,8 +13,8 @@
 
 Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet. A
 document becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences;
-every token of the document is in exactly one sample. What has no text, or fewer tokens than --min_length, stands in
-P.dropped.jsonl. A run that was stopped goes on from its finished shards, in P.shards/, with the same command.
+every token of the document is in exactly one sample. P.dropped.jsonl lists documents without text or with fewer tokens
+than --min_length. An interrupted run keeps its finished shards in P.shards/; the same command resumes it.
 """
 
 from command_line.command_errors import resumable
@@ -49,66 +49,69 @@ NEEDED = {  # by mode: the options that must be given
 
 
 def parser() -> StrictParser:
-    """The command line."""
+    """The parser of the command line."""
     p = StrictParser(__doc__ or "")
     p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
     w.add_argument("--file_path", nargs="+", metavar="IN", help="text files and globs")
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
-    w.add_argument("--save_path", metavar="DIR", help="folder that --save_prefix is in")
-    w.add_argument("--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (read: the corpus's own)")
+    w.add_argument("--save_path", metavar="DIR", help="folder of a relative --save_prefix")
     w.add_argument(
-        "--language", type=language_code, choices=LANGUAGES, default="auto", help="whose sentence ends (default: auto)"
+        "--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (default of read: the recorded one)"
     )
     w.add_argument(
-        "--seq_length", type=number_from(8), default=1024, metavar="N", help="tokens a sample (default: 1024)"
+        "--language",
+        type=language_code,
+        choices=LANGUAGES,
+        default="auto",
+        help="rules for sentence ends (default: auto)",
     )
-    w.add_argument("--text_key", default="text", metavar="KEY", help="where JSON lines have their text (default: text)")
     w.add_argument(
-        "--text_template",
-        default="",
-        metavar="T",
-        help="text of several fields: '{title}\\n{content}'",
+        "--seq_length", type=number_from(8), default=1024, metavar="N", help="longest sample in tokens (default: 1024)"
     )
+    w.add_argument("--text_key", default="text", metavar="KEY", help="field of the text in a row (default: text)")
+    w.add_argument("--text_template", default="", metavar="T", help="join several fields: '{title}\\n{content}'")
     w.add_argument(
         "--on_error",
         choices=["stop", "skip"],
         default="stop",
-        help="what cannot be read: stop there, or leave it out",
+        help="unreadable rows: stop, or drop them (default: stop)",
     )
     w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
         "--num_per_doc", type=number_from(1), default=None, metavar="K",
-        help="keep K samples of each document: first, last, and a seeded choice between (default: all)",
+        help="keep at most K samples of each document: first, last, random ones between (default: all)",
     )  # fmt: skip
-    w.add_argument("--seed", type=number_from(0), default=0, help="of that choice (default: 0)")
+    w.add_argument("--seed", type=number_from(0), default=0, help="seed of --num_per_doc (default: 0)")
     w.add_argument(
         "--engine", choices=ENGINES, default="auto",
-        help="what encodes (default: gigatoken where it gives the same ids as SentencePiece or tokenizers)",
+        help="encoder (auto: gigatoken where it gives the ids of SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")
     w.add_argument(
         "--shard_megabytes", type=number_from(1), default=SHARD_BYTES // 1_000_000, metavar="N",
-        help="input a process takes at a time; a stopped run goes on from there (default: 16)",
+        help="input of a shard, the unit in which a run resumes (default: 16)",
     )  # fmt: skip
-    w.add_argument("--do_split_sentences", action="store_true", help="cut at sentence ends; always so")
-    w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, a line's newline belongs to its document")
+    w.add_argument("--do_split_sentences", action="store_true", help="no effect: samples always end at sentence ends")
+    w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, keep the newline of each line")
     m = p.add_argument_group("merge")
     m.add_argument("--merge_path_prefix", nargs="+", metavar="A,B", help="corpora, in order: A,B or \"['A','B']\"")
-    m.add_argument("--merge_path_type", nargs="+", metavar="0,1", help="type of each (default: they keep theirs)")
+    m.add_argument("--merge_path_type", nargs="+", metavar="0,1", help="type of each (default: unchanged)")
     m.add_argument("--new_path_prefix", metavar="M", help="the corpus to write (merge, prune, import)")
     r = p.add_argument_group("read, verify, prune and import")
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
     r.add_argument("--show", type=number_from(0), default=1, metavar="K", help="samples shown per source (default: 1)")
-    r.add_argument("--histogram_path", metavar="PNG", help="picture of the lengths (default: P.lengths.png)")
-    r.add_argument("--sample_ids", metavar="F", help="prune: the samples to leave out, one id a line or a JSON list")
-    p.add_argument("--overwrite", action="store_true", help="replace a corpus of that name")
+    r.add_argument("--histogram_path", metavar="PNG", help="histogram of the lengths (default: P.lengths.png)")
+    r.add_argument(
+        "--sample_ids", metavar="F", help="prune: file of the samples to remove, one id a line or a JSON list"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
     add_executor_options(p)
     return p
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the command line says; raises ValueError or OSError."""
+    """Run the mode of the command line; raises ValueError or OSError."""
     for name in NEEDED[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
@@ -123,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
                 options.overwrite, options.shard_megabytes * 1_000_000, where,
             )  # fmt: skip
         if where.executor == "slurm":
-            print(f"submitted; {new} is there when the last job, corpus-join, has ended; logs: {new}.logs")
+            print(f"submitted; {new} is complete when the last job, corpus-join, has ended; logs: {new}.logs")
             return
     elif options.mode == "merge":
         types = value_of("--merge_path_type", options.merge_path_type or [], list[int]) or None
@@ -133,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.mode == "import":
         import_corpus(old, options.tokenizer_path, new, options.overwrite)
     elif options.mode == "verify":
-        print(f"{summary(verify(old))}\nfiles, index and ids are as the sidecar says")
+        print(f"{summary(verify(old))}\nfiles, index and ids agree with the sidecar")
         return
     else:
         show(Corpus(old), options)
@@ -142,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """What a corpus is written with."""
+    """The corpus settings of the command line; raises ValueError on a template without a field."""
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
         raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
@@ -151,7 +154,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def show(corpus: Corpus, options: argparse.Namespace) -> None:
-    """Print the sources and some samples of a corpus, and draw its lengths."""
+    """Print the sources and some samples of a corpus, and draw a histogram of its lengths."""
     print(summary(corpus))
     if options.show:
         for line in samples(corpus, options.tokenizer_path, options.show):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from cluster_jobs.job_commands import ExecutorOptions
-from corpus_files.corpus import CorpusWriter, no_room, require_space, token_dtype
+from corpus_files.corpus import CorpusWriter, require_space, token_dtype, write_error
 from corpus_tokenizer.document_encoder import load_encoder
 from tqdm import tqdm
 
@@ -32,13 +32,8 @@ BYTES_PER_TOKEN = 8  # more than in any real text, so that the check of free dis
 SHARD_BYTES = 16_000_000  # of input: about a second of work, the most that a killed worker loses
 TASKS = 4  # per worker of a cluster: few, since each loads the tokenizer, but enough to end at about the same time
 POLL = 0.05  # seconds
-HERE = ExecutorOptions()
-PARTS = (
-    "bin",
-    "lengths",
-    "documents",
-    "dropped.jsonl",
-)  # the files of a shard
+THIS_MACHINE = ExecutorOptions()
+PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # the files of a shard
 
 
 class ShardMaker:
@@ -82,7 +77,7 @@ class ShardMaker:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise no_room(self.folder.with_suffix(""), error) from None
+            raise write_error(self.folder.with_suffix(""), error) from None
         finally:
             for stream in streams.values():
                 with suppress(OSError):  # a full disk, which raises an error already
@@ -95,6 +90,7 @@ class ShardMaker:
 
 
 def part_file(folder: Path, number: int, part: str) -> Path:
+    """The path of one file of a shard."""
     return folder / f"{number:06d}.{part}"
 
 
@@ -206,7 +202,7 @@ def write(
     num_workers: int = 1,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    where: ExecutorOptions = HERE,
+    where: ExecutorOptions = THIS_MACHINE,
 ) -> dict[str, Any]:
     """Build the corpus `prefix` from text files and globs; returns its sidecar.
 

@@ -1,1 +1,1 @@
-"""The memory-mapped corpus on disk: read, write, merge, prune, import, inspect. Read corpus.py first."""
+"""The memory-mapped corpus on disk: read, write, merge, prune, import and inspect it. Read corpus.py first."""

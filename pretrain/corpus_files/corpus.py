@@ -1,10 +1,10 @@
-"""The corpus on disk, read and written nowhere else: Megatron's indexed dataset with a JSON sidecar.
+"""Read, write and verify a corpus on disk: Megatron's indexed dataset with a JSON sidecar.
 
     <prefix>.bin             token ids of all samples, one after another (uint16; int32 for vocabularies over 65,535)
-    <prefix>.idx             magic, version, dtype code, counts; per sample its length (int32), per sample its place
-                             in .bin (int64, bytes); then where each document begins (int64, samples), and the end
+    <prefix>.idx             magic, version, dtype code, counts; the length of each sample (int32); the offset of each
+                             sample in .bin (int64, bytes); the first sample of each document, and the end (int64)
     <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of both files
-    <prefix>.dropped.jsonl   what was left out, and why; only where something was
+    <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent where nothing was dropped
 
 One sample is one Megatron sequence. Layout of .idx: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
 `pretrain/preprocess.py` is the command line.
@@ -26,9 +26,9 @@ import numpy as np
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the boundary array (documents + 1)
 VERSION = 1
-DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # by Megatron's codes, of which it has more
+DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # two of Megatron's dtype codes
 LARGEST_UINT16_VOCABULARY = 65_535
-CHUNK = 1 << 20  # items or bytes handled at a time where something is streamed
+CHUNK = 1 << 20  # items or bytes that are streamed at a time
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
@@ -37,7 +37,7 @@ def files(prefix: str | Path) -> dict[str, Path]:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The dtype in which ids of such a vocabulary are stored."""
+    """The dtype of stored token ids for a vocabulary of `vocab_size` ids."""
     return DTYPES[8] if vocab_size <= LARGEST_UINT16_VOCABULARY else DTYPES[4]
 
 
@@ -50,7 +50,7 @@ class Corpus:
         documents: (documents + 1,) int64, the sample at which each document begins; the last is the sample count.
         sidecar, sources, fingerprint, vocab_size, seq_length: what `<prefix>.json` says.
 
-    Raises FileNotFoundError or ValueError, naming the remedy, where a file is missing, damaged, cut short or empty.
+    Raises FileNotFoundError or ValueError where a file is missing, damaged, truncated or empty.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -70,13 +70,13 @@ class Corpus:
         self.pointers: np.ndarray = np.frombuffer(index, "<i8", samples, at + 4 * samples)
         self.documents: np.ndarray = np.frombuffer(index, "<i8", boundaries, at + 12 * samples)
 
-        there = paths["bin"].stat().st_size
-        needed = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
-        told = self.sidecar["tokens"] * self.dtype.itemsize
-        if needed != there or told != there or self.sidecar["samples"] != samples:
+        size = paths["bin"].stat().st_size
+        by_index = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        by_sidecar = self.sidecar["tokens"] * self.dtype.itemsize
+        if by_index != size or by_sidecar != size or self.sidecar["samples"] != samples:
             raise ValueError(
-                f"{paths['bin']} has {there:,} bytes where its index says {needed:,} and its sidecar {told:,}; "
-                "it was cut short or mixed with another corpus: copy or write it again"
+                f"{paths['bin']} has {size:,} bytes where its index says {by_index:,} and its sidecar {by_sidecar:,}; "
+                "it is truncated or belongs to another corpus: copy or write it again"
             )
         self._tokens: np.ndarray = np.memmap(paths["bin"], mode="r", dtype=self.dtype)
 
@@ -84,7 +84,7 @@ class Corpus:
         return len(self.lengths)
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray:
-        """Sample `index` as (tokens,) uint16 or int32; not to be written to."""
+        """Sample `index`: (tokens,) uint16 or int32, read-only."""
         at = operator.index(index)
         if not -len(self) <= at < len(self):
             raise IndexError(f"sample {at} of {len(self)} in {self.prefix}")
@@ -92,7 +92,7 @@ class Corpus:
         return np.asarray(self._tokens[start : start + int(self.lengths[at])])
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """The ids of samples first to last, that one not included, in a row; not to be written to."""
+        """The ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
         starts = (int(self.pointers[at]) // self.dtype.itemsize if at < len(self) else None for at in (first, last))
         return np.asarray(self._tokens[slice(*starts)])
 
@@ -100,7 +100,7 @@ class Corpus:
         return (self[index] for index in range(len(self)))
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[str]]:
-        return Corpus, (self.prefix,)  # another process maps the files itself; pickling would copy them
+        return Corpus, (self.prefix,)  # a process that unpickles it maps the files
 
     @property
     def sources(self) -> list[dict[str, Any]]:
@@ -114,23 +114,23 @@ class Corpus:
 
     @property
     def vocab_size(self) -> int:
-        """Every id is below this."""
+        """The largest possible id + 1."""
         return self.sidecar["tokenizer"]["vocab_size"]
 
     @property
     def seq_length(self) -> int:
-        """No sample is longer than this, in tokens."""
+        """The length limit of a sample, in tokens."""
         return self.sidecar["seq_length"]
 
 
 def read_sidecar(prefix: str | Path) -> dict[str, Any]:
-    """Parse `<prefix>.json`; raises FileNotFoundError or ValueError where it is not there or no sidecar."""
+    """Parse `<prefix>.json`; raises FileNotFoundError where it is missing, ValueError where it is damaged."""
     path = files(prefix)["json"]
     if not path.is_file():
         if files(prefix)["idx"].is_file():
             raise ValueError(
                 f"{path} is missing beside {prefix}.idx: sources and tokenizer are unknown without it; "
-                "copy it along, or write the corpus again: python pretrain/preprocess.py --mode write"
+                "copy it too, or write the corpus again: python pretrain/preprocess.py --mode write"
             )
         raise FileNotFoundError(
             f"{path} does not exist; give a corpus by its prefix, the path without .bin, "
@@ -140,7 +140,7 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         sidecar["sources"], sidecar["tokenizer"]["fingerprint"], sidecar["tokens"], sidecar["samples"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no corpus sidecar ({error}); copy or write the corpus again") from None
+        raise ValueError(f"{path} is not a corpus sidecar ({error}); copy or write the corpus again") from None
     return sidecar
 
 
@@ -149,29 +149,29 @@ def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
     if magic != MAGIC or len(header) != HEADER.size:
-        raise ValueError(f"{path} does not begin with Megatron's magic MMIDIDX; it is no corpus index, or damaged")
+        raise ValueError(f"{path} does not begin with Megatron's magic MMIDIDX; it is damaged or not a corpus index")
     version, code, samples, boundaries = HEADER.unpack(header)
     if version != VERSION or code not in DTYPES:
         raise ValueError(
-            f"{path} has version {version} and dtype code {code}; read here: version 1, code 8 (uint16) or 4 (int32)"
+            f"{path} has version {version} and dtype code {code}; supported: version 1, code 8 (uint16) or 4 (int32)"
         )
     needed = len(MAGIC) + HEADER.size + 12 * samples + 8 * boundaries
     if path.stat().st_size != needed:
         raise ValueError(
             f"{path} has {path.stat().st_size:,} bytes where its header says {needed:,}; "
-            "it was cut short: copy or write the corpus again"
+            "it is truncated: copy or write the corpus again"
         )
     return DTYPES[code], samples, boundaries
 
 
 class CorpusWriter:
-    """Streams a new corpus into `<prefix>.partial/`; `finish` moves it in place, anything else leaves nothing behind.
+    """Streams a new corpus into `<prefix>.partial/`; `finish` moves its files in place, and an error removes them.
 
         with CorpusWriter("data/en", vocab_size=32000) as writer:
             writer.add(ids, lengths, samples_per_document)
             writer.finish(sources, tokenizer, settings, versions, seq_length)
 
-    Raises FileExistsError where the corpus is there already and `overwrite` is off, OSError where the disk is full.
+    Raises FileExistsError where the corpus exists and `overwrite` is False, OSError where the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -179,12 +179,12 @@ class CorpusWriter:
         self.dtype = token_dtype(vocab_size)
         self.vocab_size = vocab_size
         self.samples = self.documents = self.tokens = self.dropped = 0
-        there = [str(path) for path in files(prefix).values() if path.exists()]
-        if there and not overwrite:
-            raise FileExistsError(f"{there[0]} exists already; name another prefix, remove it, or add --overwrite")
+        existing = [str(path) for path in files(prefix).values() if path.exists()]
+        if existing and not overwrite:
+            raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._new_parent = not self.prefix.parent.exists()
         self.folder = Path(f"{prefix}.partial")
-        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed run
         self.folder.mkdir(parents=True)
         self._streams: dict[str, BinaryIO] = {
             name: (self.folder / name).open("wb") for name in ("bin", "lengths", "documents", "dropped.jsonl")
@@ -199,13 +199,13 @@ class CorpusWriter:
             self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._new_parent:
-            with suppress(OSError):  # it holds the corpus, unless something failed
+            with suppress(OSError):  # not empty unless the corpus failed
                 self.prefix.parent.rmdir()
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
 
-        ids: (tokens,), all their tokens in order. lengths: (samples,), each over 0. samples_per_document: (documents,).
+        ids: (tokens,), of all documents in order. lengths: (samples,), at least 1. samples_per_document: (documents,).
         """
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"ids {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}")
@@ -214,7 +214,7 @@ class CorpusWriter:
         self._write_index(lengths, self.samples + np.cumsum(samples_per_document, dtype=np.int64))
 
     def add_files(self, ids: Path, lengths: Path, samples_per_document: Path) -> None:
-        """Append documents from three files of what `add` takes: token ids in the corpus's type, counts as int32."""
+        """Append documents from files with the arguments of `add`: token ids in the corpus's dtype, counts as int32."""
         for block in _blocks(ids):
             self._write_tokens(block)
         end = self.samples
@@ -227,13 +227,13 @@ class CorpusWriter:
         assert end == self.samples, "lengths do not add up"
 
     def add_corpus(self, corpus: Corpus) -> None:
-        """Append another corpus's documents, streaming its bytes; raises ValueError where their sha256 is not right."""
-        seen = hashlib.sha256()
+        """Append the documents of a corpus by streaming its bytes; raises ValueError where their sha256 is wrong."""
+        digest = hashlib.sha256()
         for block in _blocks(files(corpus.prefix)["bin"]):
-            seen.update(block)
+            digest.update(block)
             self._write_tokens(block)
-        if seen.hexdigest() != corpus.sidecar["sha256"]["bin"]:
-            raise ValueError(f"{corpus.prefix}.bin is not what its sidecar's sha256 says; copy or write it again")
+        if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
+            raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
         base = self.samples
         for at in range(0, len(corpus), CHUNK):
             self._write_index(corpus.lengths[at : at + CHUNK], np.empty(0, np.int64))
@@ -241,7 +241,7 @@ class CorpusWriter:
             self._write_index(np.empty(0, np.int32), base + corpus.documents[at : at + CHUNK])
 
     def drop(self, record: dict[str, Any]) -> None:
-        """Note something that was left out, and why, for `<prefix>.dropped.jsonl`."""
+        """Add a record to `<prefix>.dropped.jsonl`."""
         self._write("dropped.jsonl", (json.dumps(record, ensure_ascii=False) + "\n").encode())
         self.dropped += 1
 
@@ -253,13 +253,13 @@ class CorpusWriter:
         versions: dict[str, str],
         seq_length: int,
     ) -> dict[str, Any]:
-        """Assemble the index, write the sidecar and move all of it in place; returns the sidecar.
+        """Assemble the index, write the sidecar and move all files in place; returns the sidecar.
 
-        Raises ValueError where nothing was added.
+        Raises ValueError where no document was added.
         """
         if not self.samples:
             raise ValueError(
-                f"no document to write to {self.prefix} ({self.dropped} left out, without text or too short); "
+                f"no document to write to {self.prefix} ({self.dropped} dropped: without text or too short); "
                 "nothing was written: check the input files and --min_length"
             )
         self._close()
@@ -272,8 +272,9 @@ class CorpusWriter:
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
         targets = files(self.prefix)
-        for path in (targets["json"], targets["dropped.jsonl"]):  # without a sidecar there is no corpus: the old one
-            path.unlink(missing_ok=True)  # ends here, the new one begins with the last move
+        # Removing the sidecar ends the old corpus; the new corpus exists once its sidecar is moved, which is last.
+        for path in (targets["json"], targets["dropped.jsonl"]):
+            path.unlink(missing_ok=True)
         for ending in ("bin", "idx", *(["dropped.jsonl"] if self.dropped else []), "json"):
             (self.folder / ending).replace(targets[ending])
         return sidecar
@@ -282,10 +283,10 @@ class CorpusWriter:
         """Write the index from the streams of lengths and boundaries; returns its sha256."""
         code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
         self._streams["idx"] = (self.folder / "idx").open("wb")
-        seen = hashlib.sha256()
+        digest = hashlib.sha256()
 
         def put(data: bytes) -> None:
-            seen.update(data)
+            digest.update(data)
             self._write("idx", data)
 
         put(MAGIC + HEADER.pack(VERSION, code, self.samples, self.documents + 1))
@@ -300,7 +301,7 @@ class CorpusWriter:
         for boundaries in self._chunks("documents", "<i8"):
             put(boundaries.tobytes())
         self._close()
-        return seen.hexdigest()
+        return digest.hexdigest()
 
     def _chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
         for block in _blocks(self.folder / name):
@@ -321,10 +322,10 @@ class CorpusWriter:
         try:
             self._streams[name].write(data)
         except OSError as error:
-            raise no_room(self.prefix, error) from None
+            raise write_error(self.prefix, error) from None
 
     def _close(self) -> None:
-        """Close the streams; an error on the way (the disk is full) is raised once all are closed."""
+        """Close the streams; an error (the disk is full) is raised after all are closed."""
         failure = None
         for stream in self._streams.values():
             try:
@@ -333,36 +334,36 @@ class CorpusWriter:
                 failure = error
         self._streams.clear()
         if failure:
-            raise no_room(self.prefix, failure)
+            raise write_error(self.prefix, failure)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, some at a time, whole numbers of 8 bytes but for the last."""
+    """The bytes of a file in blocks of CHUNK, which is a multiple of 8."""
     with path.open("rb") as stream:
         while block := stream.read(CHUNK):
             yield block
 
 
-def no_room(prefix: Path, error: OSError) -> OSError:
-    """What to raise for an error while writing a corpus."""
+def write_error(prefix: Path, error: OSError) -> OSError:
+    """The error to raise where writing a corpus failed with `error`."""
     return OSError(f"{prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere")
 
 
 def verify(prefix: str | Path) -> Corpus:
-    """Read all of a corpus and compare it with its sidecar; returns it. Raises ValueError with the first difference."""
+    """Compare all bytes of a corpus with its sidecar; returns the corpus. Raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
         path = files(prefix)[ending]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != corpus.sidecar["sha256"][ending]:
-            raise ValueError(f"{path} is not what the sidecar's sha256 says; copy or write the corpus again")
+            raise ValueError(f"{path} differs from the sha256 in the sidecar; copy or write the corpus again")
     end = 0
     for at in range(0, len(corpus), CHUNK):
         ends = end + np.cumsum(corpus.lengths[at : at + CHUNK], dtype=np.int64)
         starts = np.concatenate([[end], ends[:-1]])
         if (corpus.pointers[at : at + CHUNK] != starts * corpus.dtype.itemsize).any():
-            raise ValueError(f"{prefix}.idx: samples {at} and on overlap or leave gaps; write the corpus again")
+            raise ValueError(f"{prefix}.idx: samples from {at} on overlap or leave gaps; write the corpus again")
         end = int(ends[-1])
     if corpus.documents[0] != 0 or corpus.documents[-1] != len(corpus) or (np.diff(corpus.documents) < 0).any():
         raise ValueError(f"{prefix}.idx: the document boundaries do not cover the samples; write the corpus again")
@@ -371,7 +372,9 @@ def verify(prefix: str | Path) -> Corpus:
         raise ValueError(f"{prefix}.json: the sources do not cover the samples in order; write the corpus again")
     for at in range(0, len(corpus._tokens), CHUNK):
         if int(corpus._tokens[at : at + CHUNK].max()) >= corpus.vocab_size:
-            raise ValueError(f"{prefix}.bin holds ids of {corpus.vocab_size} and over, beyond its tokenizer")
+            raise ValueError(
+                f"{prefix}.bin has ids of {corpus.vocab_size} or more, which its tokenizer lacks; write it again"
+            )
     return corpus
 
 

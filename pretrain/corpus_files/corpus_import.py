@@ -1,13 +1,11 @@
-"""Corpora that others wrote, copied into ours: Megatron's indexed dataset, and the published system's own format.
+"""Import corpora from other formats: Megatron's indexed dataset, and the published system's format.
 
-Megatron's `.bin` and `.idx` are ours but for the sidecar, with more types of ids; its sequences become samples as they
-are. The published system wrote three files of a corpus of n samples:
+Megatron's `.bin` and `.idx` have our format with more dtypes and without a sidecar; each sequence becomes a sample. The
+published system wrote three files for a corpus of n samples:
 
     .bin    token ids, uint16
-    .idx    n uint64, where each sample begins in .bin, in tokens; then n uint16, how many tokens it has
-    .dis    a list, saved by torch: how many samples each type has, in the order of .bin
-
-`pretrain/preprocess.py --mode import` is the command line.
+    .idx    n uint64, the offset of each sample in .bin, in tokens; then n uint16, the length of each sample
+    .dis    a list, saved by torch: the number of samples of each type, in the order of .bin
 """
 
 import pickle
@@ -22,16 +20,17 @@ from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
 from corpus_files.corpus import HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
 
-SAMPLES = 1 << 13  # at a time
+SAMPLES = 1 << 13  # that are read at a time
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # the integers among its codes
 
 
 @dataclass
-class Foreign:
-    """A corpus of another format, mapped, not read.
+class ForeignCorpus:
+    """A memory-mapped corpus of another format.
 
-    ids: (tokens,). starts: (samples,), `unit` to a token. lengths: (samples,), in tokens. documents: (documents + 1,)
-    samples at which documents begin, None where the format does not say. types: samples of each type, in order.
+    ids: (tokens,). starts: (samples,), offsets in .bin; a token is `unit` long. lengths: (samples,), in tokens.
+    documents: (documents + 1,), the first sample of each document and the end; None where the format lacks it. types:
+    the number of samples of each type, in order.
     """
 
     ids: np.ndarray
@@ -42,18 +41,18 @@ class Foreign:
     types: list[int]
 
 
-def open_megatron(prefix: str | Path) -> Foreign:
-    """Map a dataset of Megatron's (megatron/core/datasets/indexed_dataset.py); raises ValueError on one that is cut."""
+def open_megatron(prefix: str | Path) -> ForeignCorpus:
+    """Map a Megatron dataset (megatron/core/datasets/indexed_dataset.py); raises ValueError where it is truncated."""
     path = files(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
     found, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
     if found != VERSION or code not in MEGATRON_DTYPES:
-        raise ValueError(f"{path} has version {found} and dtype code {code}; version 1 with whole numbers is read")
+        raise ValueError(f"{path} has version {found} and dtype code {code}; supported: version 1 with integers")
     if len(index) < at + 12 * samples + 8 * boundaries:
-        raise ValueError(f"{path} was cut short: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
+        raise ValueError(f"{path} is truncated: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
     dtype = np.dtype(MEGATRON_DTYPES[code])
-    return Foreign(
+    return ForeignCorpus(
         np.memmap(files(prefix)["bin"], mode="r", dtype=dtype),
         np.frombuffer(index, "<i8", samples, at + 4 * samples),
         dtype.itemsize,
@@ -63,17 +62,17 @@ def open_megatron(prefix: str | Path) -> Foreign:
     )
 
 
-def open_published(prefix: str | Path) -> Foreign:
-    """Map a corpus of the published system; raises ValueError where its files do not fit each other."""
+def open_published(prefix: str | Path) -> ForeignCorpus:
+    """Map a corpus of the published system; raises ValueError where its files do not belong together."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
         raise ValueError(
-            f"{paths['idx']} begins without Megatron's magic and is no row of 10 bytes a sample either; "
-            "it is no corpus index, or damaged"
+            f"{paths['idx']} has neither Megatron's magic nor 10 bytes a sample; "
+            "it is damaged or not a corpus index: copy it again"
         )
     index = np.memmap(paths["idx"], mode="r")
-    return Foreign(
+    return ForeignCorpus(
         np.memmap(paths["bin"], mode="r", dtype="<u2"),
         np.frombuffer(index, "<u8", samples),
         1,
@@ -84,31 +83,33 @@ def open_published(prefix: str | Path) -> Foreign:
 
 
 def _read_types(path: Path, samples: int) -> list[int]:
-    """The list in a .dis; an empty one stands for a single type."""
+    """The list in a .dis file; an empty list means a single type."""
     import torch
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist beside its .idx; copy it along: it has the samples' types")
+        raise FileNotFoundError(f"{path} does not exist beside its .idx; copy it too: it has the types of the samples")
     try:
         types = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no list saved by torch ({str(error).splitlines()[0]}); copy it again") from None
+        raise ValueError(f"{path} is not a list saved by torch ({str(error).splitlines()[0]}); copy it again") from None
     if not isinstance(types, list) or not all(type(count) is int and count >= 0 for count in types):
-        raise ValueError(f"{path} holds no list of whole numbers; copy it again")
+        raise ValueError(f"{path} does not hold a list of whole numbers; copy it again")
     types = types or [samples]
     if sum(types) != samples:
-        raise ValueError(f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they are not of one corpus")
+        raise ValueError(
+            f"{path} counts {sum(types):,} samples, its .idx {samples:,}; they belong to different corpora"
+        )
     return types
 
 
 def import_corpus(
     prefix: str | Path, tokenizer_path: str, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a corpus of ours from Megatron's or the published system's files; returns its sidecar.
+    """Write a corpus from Megatron's or the published system's files; returns its sidecar.
 
-    tokenizer_path: the tokenizer it was written with, which neither format names. Samples stay as they are; where the
-    format has no documents, one begins with each sample that begins with BOS (without BOS: after each EOS). Raises
-    ValueError or OSError where a file is missing or damaged, or has ids that the tokenizer has not.
+    tokenizer_path: the tokenizer it was written with, which neither format records. Samples do not change; where the
+    format has no documents, a document begins with each sample that begins with BOS (without BOS: after each EOS).
+    Raises ValueError or OSError where a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
         if not files(prefix)[ending].is_file():
@@ -116,9 +117,9 @@ def import_corpus(
         if not files(prefix)[ending].stat().st_size:
             raise ValueError(f"{prefix}.{ending} is empty; copy it again")
     with files(prefix)["idx"].open("rb") as file:
-        megatrons = file.read(len(MAGIC)) == MAGIC
+        is_megatron = file.read(len(MAGIC)) == MAGIC
     encoder = load_encoder(tokenizer_path)
-    corpus = open_megatron(prefix) if megatrons else open_published(prefix)
+    corpus = open_megatron(prefix) if is_megatron else open_published(prefix)
     require_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
     name = Path(prefix).name
     with CorpusWriter(new_prefix, encoder.vocab_size, overwrite) as writer:
@@ -138,17 +139,17 @@ def import_corpus(
         if writer.tokens != len(corpus.ids):
             raise ValueError(
                 f"{prefix}.bin has {len(corpus.ids):,} ids, its index {writer.tokens:,}; "
-                "they are not of one corpus, or one was cut short: copy both again"
+                "they belong to different corpora, or one is truncated: copy both again"
             )
-        settings = {"imported": {"prefix": str(prefix), "format": "megatron" if megatrons else "published"}}
+        settings = {"imported": {"prefix": str(prefix), "format": "megatron" if is_megatron else "published"}}
         tokenizer = encoder.describe() | {"path": encoder.folder}
         return writer.finish(sources, tokenizer, settings, {"numpy": version("numpy")}, int(corpus.lengths.max()))
 
 
 def _documents(
-    corpus: Foreign, start: int, end: int, encoder: DocumentEncoder
+    corpus: ForeignCorpus, start: int, end: int, encoder: DocumentEncoder
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `CorpusWriter.add` takes, of samples start to end: whole documents, some millions of tokens at a time."""
+    """The arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
     many = SAMPLES
     while start < end:
         last = min(end, start + many)
@@ -166,9 +167,9 @@ def _documents(
         begins[0] = True
         edges = np.append(np.flatnonzero(begins), last - start)
         if last < end:
-            edges = edges[:-1]  # the last document may go on
+            edges = edges[:-1]  # the last document may continue after the chunk
         if len(edges) == 1:
-            many *= 2  # one document fills all of it
+            many *= 2  # one document fills the whole chunk
             continue
         count = int(edges[-1])
         yield np.asarray(corpus.ids[starts[0] : ends[count - 1]]), lengths[:count], np.diff(edges)

@@ -1,7 +1,4 @@
-"""Look into a corpus: its sources with statistics of their samples, some samples decoded, and a picture of the lengths.
-
-`pretrain/preprocess.py --mode read` is the command line.
-"""
+"""Inspect a corpus: statistics of its sources, decoded samples, and a histogram of the lengths."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ BARS = 64  # of a histogram, at most
 
 
 def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
-    """How many of the samples start to end have each length: (longest + 1,) int64, index i for i tokens."""
+    """The number of samples of each length among samples start to end: (longest + 1,) int64, index i for i tokens."""
     counts = np.zeros(1, dtype=np.int64)
     for at in range(start, end, CHUNK):
         found = np.bincount(corpus.lengths[at : min(at + CHUNK, end)])
@@ -27,18 +24,18 @@ def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
 
 
 def quantile(counts: np.ndarray, share: float) -> int:
-    """The length that at least `share` of the samples do not exceed, from what `length_counts` returns."""
+    """The length that at least `share` of the samples do not exceed; counts: of `length_counts`."""
     total = counts.sum()
     return int(np.searchsorted(np.cumsum(counts), max(1, np.ceil(share * total)))) if total else 0
 
 
 def summary(corpus: Corpus) -> str:
-    """A table of the sources, with a line over it for the whole; lengths are tokens a sample."""
+    """A line about the corpus and a table of its sources; lengths are in tokens."""
     sidecar = corpus.sidecar
     lines = [
         f"{corpus.prefix}: {sidecar['samples']:,} samples of at most {corpus.seq_length:,} tokens, "
         f"{sidecar['documents']:,} documents, {sidecar['tokens']:,} tokens ({sidecar['dtype']}), "
-        f"{sidecar['dropped']:,} left out, tokenizer {corpus.fingerprint[:16]}",
+        f"{sidecar['dropped']:,} dropped, tokenizer {corpus.fingerprint[:16]}",
         f"{'source':<24} {'type':>4} {'start':>11} {'end':>11} {'documents':>11} {'tokens':>14} {'share':>6} "
         f"{'mean':>7} {'min':>5} {'median':>6} {'95 %':>5} {'max':>5}",
     ]
@@ -57,7 +54,7 @@ def summary(corpus: Corpus) -> str:
 def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[str]:
     """A line for each of the first `show` samples of each source, decoded.
 
-    tokenizer_path: None takes the folder the corpus was written with. Raises ValueError where it is another tokenizer.
+    tokenizer_path: None takes the folder in the sidecar. Raises ValueError where the tokenizer is not the corpus's.
     """
     encoder = load_encoder(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
     if encoder.fingerprint != corpus.fingerprint:
@@ -74,7 +71,7 @@ def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[s
 
 
 def draw_lengths(corpus: Corpus, path: Path) -> None:
-    """A histogram of the samples' lengths, source over source, as a picture; appears whole or not at all."""
+    """Draw a stacked histogram of the samples' lengths by source as a PNG; `path` is written atomically."""
     import matplotlib
 
     matplotlib.use("Agg")

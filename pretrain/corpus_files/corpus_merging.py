@@ -1,7 +1,4 @@
-"""Merge corpora into one: the token bytes are copied once, streaming; sources and types are renumbered.
-
-`pretrain/preprocess.py --mode merge` is the command line.
-"""
+"""Merge corpora into one: token bytes are streamed; the sources get new ranges, and on request new types."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +11,13 @@ from corpus_files.corpus import Corpus, CorpusWriter, files, require_space
 def merge(
     prefixes: Sequence[str], types: Sequence[int] | None, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write one corpus out of several, in order; returns its sidecar.
+    """Write one corpus of several, in order; returns its sidecar.
 
-    types: per corpus, the type that all its sources get; None keeps theirs. A name that occurs again gets a number.
+    types: for each corpus, the type of all its sources; None keeps the types. A repeated source name gets a number.
     Raises ValueError where the corpora disagree in tokenizer or dtype.
     """
     if not prefixes:
-        raise ValueError("no corpus to merge; name them: --merge_path_prefix A,B")
+        raise ValueError("no corpus to merge; name some: --merge_path_prefix A,B")
     if types is not None and len(types) != len(prefixes):
         raise ValueError(f"{len(prefixes)} corpora but {len(types)} types; --merge_path_type takes one for each")
     if types is not None and min(types, default=0) < 0:
@@ -44,7 +41,7 @@ def merge(
                 name = _unused(source["name"], {known["name"] for known in sources})
                 sources.append(source | moved | {"name": name, "type": kind})
             writer.add_corpus(corpus)
-            carry_dropped(corpus, writer)
+            copy_dropped_records(corpus, writer)
         settings = {"merged": [{"prefix": c.prefix, "settings": c.sidecar["settings"]} for c in corpora]}
         return writer.finish(
             sources, first.sidecar["tokenizer"], settings, first.sidecar["versions"], max(c.seq_length for c in corpora)
@@ -58,8 +55,8 @@ def _unused(name: str, taken: set[str]) -> str:
     return name
 
 
-def carry_dropped(corpus: Corpus, writer: CorpusWriter) -> None:
-    """Note what was left out of a corpus in the one that takes its samples, too."""
+def copy_dropped_records(corpus: Corpus, writer: CorpusWriter) -> None:
+    """Copy the records of dropped documents and samples of a corpus to a new one."""
     path = files(corpus.prefix)["dropped.jsonl"]
     if path.is_file():
         with path.open(encoding="utf-8") as lines:

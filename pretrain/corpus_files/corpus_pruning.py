@@ -1,7 +1,4 @@
-"""A corpus without some of its samples: those already trained on, or found bad later.
-
-`pretrain/preprocess.py --mode prune` is the command line.
-"""
+"""Prune a corpus: write it without listed samples, such as samples that were already trained on."""
 
 import hashlib
 import json
@@ -12,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from corpus_files.corpus import CHUNK, Corpus, CorpusWriter, files, require_space, verify
-from corpus_files.corpus_merging import carry_dropped
+from corpus_files.corpus_merging import copy_dropped_records
 
 
 def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
-    """Sample ids out of a file, one a line or a JSON list: (ids,) int64, ascending, each once.
+    """Read sample ids from a file, one a line or a JSON list: (ids,) int64, ascending and unique.
 
-    Raises ValueError, with the place, where something is no id of a corpus of so many samples, or none is there.
+    Raises ValueError where the file has no id, or an entry that is not the id of one of `samples` samples.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
         listed = json.loads(text) if text.lstrip().startswith("[") else text.split()
         if not all(type(item) is int or (isinstance(item, str) and item.isascii()) for item in listed):
-            raise ValueError("a list of whole numbers is wanted")
+            raise ValueError("it must have whole numbers only")
         ids = np.unique(np.array([int(item) for item in listed], dtype=np.int64))
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is no list of sample ids ({error}); write one a line, or a JSON list") from None
+        raise ValueError(f"{path} is not a list of sample ids ({error}); write one a line, or a JSON list") from None
     if not ids.size:
         raise ValueError(f"{path} lists no sample; there is nothing to prune")
     outside = ids[(ids < 0) | (ids >= samples)]
@@ -39,16 +36,16 @@ def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
 def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, overwrite: bool = False) -> dict[str, Any]:
     """Write a corpus without the samples that a file lists; returns its sidecar.
 
-    A document that loses some samples keeps the others; one that loses all is gone, and so is such a source. What was
-    taken out stands in `<new_prefix>.dropped.jsonl` as ranges of the old corpus's samples, and in the sidecar's
-    settings. The old corpus is read once more and compared with its sidecar first: a damaged one is an error.
+    A document or source without remaining samples is removed. `<new_prefix>.dropped.jsonl` records ranges of removed
+    samples of the old corpus, the sidecar's settings record the list. Raises ValueError where the old corpus differs
+    from its sidecar.
     """
     corpus = verify(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
     require_space(new_prefix, sum(path.stat().st_size for path in files(prefix).values() if path.exists()))
     listed = Path(ids_path)
     with CorpusWriter(new_prefix, corpus.vocab_size, overwrite) as writer:
-        carry_dropped(corpus, writer)
+        copy_dropped_records(corpus, writer)
         for ids, lengths, per_document in _kept(corpus, removed):
             writer.add(ids, lengths, per_document)
         gone = _emptied(corpus, removed)
@@ -76,7 +73,7 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
 
 
 def _kept(corpus: Corpus, removed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `CorpusWriter.add` takes, of whole documents that have some million tokens, without the removed samples."""
+    """The arguments of `CorpusWriter.add` without the removed samples, in chunks of whole documents."""
     document, documents = 0, len(corpus.documents) - 1
     while document < documents:
         first = int(corpus.documents[document])
@@ -95,7 +92,7 @@ def _kept(corpus: Corpus, removed: np.ndarray) -> Iterator[tuple[np.ndarray, np.
 
 
 def _emptied(corpus: Corpus, removed: np.ndarray) -> np.ndarray:
-    """The first samples of the documents that lose all of theirs."""
+    """The first sample of each document whose samples are all removed."""
     documents, lost = np.unique(np.searchsorted(corpus.documents, removed, "right") - 1, return_counts=True)
     return np.asarray(
         corpus.documents[documents[lost == corpus.documents[documents + 1] - corpus.documents[documents]]]
@@ -103,7 +100,7 @@ def _emptied(corpus: Corpus, removed: np.ndarray) -> np.ndarray:
 
 
 def _ranges(ids: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring numbers as (first, after the last)."""
+    """Runs of consecutive numbers as (first, last + 1)."""
     for run in np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1):
         if run.size:
             yield int(run[0]), int(run[-1]) + 1

@@ -37,7 +37,7 @@ class WriteReport(PipelineStep):
         """Raises ValueError where the counts of read, kept and dropped documents do not add up."""
         folder = self.plan.folder
         result = folder / "result"
-        report_folder = result / REPORT  # not beside the documents: all files there are read as text
+        report_folder = result / REPORT  # a folder of its own, so that DIR/*.jsonl are the documents
         report_folder.mkdir(parents=True, exist_ok=True)
         report, samples = summed(self.plan, report_folder / "dropped.jsonl", self.samples)
         totals = report["totals"]
@@ -47,7 +47,7 @@ class WriteReport(PipelineStep):
             json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
         (report_folder / "report.md").write_text(readable(report, samples), encoding="utf-8")
-        (folder / "run.json").unlink()  # from here on a stopped run starts anew
+        (folder / "run.json").unlink()  # from here on an interrupted run starts again
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
             self.target.rename(folder / "replaced")
@@ -186,10 +186,10 @@ def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     lines = [
-        "# What was dropped, and why\n",
+        "# Dropped documents\n",
         f"{totals['read']:,} documents read ({totals['bytes_read'] / 1e6:,.1f} MB), {totals['kept']:,} kept "
-        f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped; every one of these is a line of "
-        "dropped.jsonl. Settings and thresholds stand in report.json.\n",
+        f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped. dropped.jsonl has a line for each "
+        "of these; report.json has settings and thresholds.\n",
         "| file | read | kept | dropped | MB read | MB kept |\n| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for path, file in report["files"].items():

@@ -37,7 +37,7 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     "en": {
         "gopher_quality": {
             "min_doc_words": 6,  # Gopher: 50; real: aphorisms, reviews
-            "max_doc_words": 1_000_000,  # Gopher: 100,000, which books have
+            "max_doc_words": 1_000_000,  # Gopher: 100,000, which books exceed
             "min_avg_word_length": 3,
             "max_avg_word_length": 10,
             "max_symbol_word_ratio": 0.1,
@@ -161,8 +161,8 @@ class CodeLinesFilter(BaseFilter):
 class RepetitionFilter(GopherRepetitionFilter):
     """datatrove's filter with the same result in less time.
 
-    Every word in a repeated n-gram is also in a repeated n-gram of the shortest n. Where these hold fewer characters
-    than the lowest limit of all n, which one pass tells, the passes for the other n are skipped.
+    Every word in a repeated n-gram is also in a repeated n-gram of the shortest n. Where these have fewer characters
+    than the lowest limit of all n, which one pass finds out, the passes for the other n are skipped.
     """
 
     def __init__(self, **limits: Any) -> None:

@@ -21,7 +21,7 @@ from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
 def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
-    """What the command line asks for; raises ValueError or FileNotFoundError on what cannot be done."""
+    """The plan of a parsed command line; raises ValueError or FileNotFoundError where input or options are invalid."""
     skip = frozenset(options.skip)
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
@@ -29,7 +29,7 @@ def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
     paths = [str(Path(path).resolve()) for path in documents.find_files(options.file_path)]
     shards = documents.plan_shards(list(dict.fromkeys(paths)), options.task_megabytes * 1_000_000)
     if not shards:
-        raise ValueError(f"{', '.join(options.file_path)}: nothing in there; name files with text")
+        raise ValueError(f"{', '.join(options.file_path)}: all files are empty; name files with text")
     lists = {} if "harm" in skip else read_lists(Path(options.word_lists))
     tasks = divided(shards, options.task_megabytes * 1_000_000)
     source = TextSource(options.text_key, template)
@@ -37,34 +37,34 @@ def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
 
 
 def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
-    """Make the folder of what lies between the stages, or take what a stopped run of the same left there."""
+    """Make the folder of intermediate files, or keep the folder of an interrupted run with the same plan."""
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
     record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
-    of = json.loads(json.dumps(record))
+    record = json.loads(json.dumps(record))  # tuples become lists, as in the file
     run = folder / "run.json"
     try:
-        if json.loads(run.read_text(encoding="utf-8")) == of:
+        if json.loads(run.read_text(encoding="utf-8")) == record:
             return
     except (OSError, ValueError):
         if folder.exists() and not run.exists() and not (folder / "logs").is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} was not made by this script, which needs the name; move it away") from None
+            raise ValueError(f"{folder} was not made by this command, which needs the name; move it away") from None
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("hashes", "exact", "signatures", "matches", "clusters", "logs"):
         (folder / name).mkdir(parents=True)
-    run.write_text(json.dumps(of), encoding="utf-8")
+    run.write_text(json.dumps(record), encoding="utf-8")
 
 
 def free_target(target: Path, overwrite: bool) -> None:
-    """Raise ValueError where the output folder is there already and may not be replaced."""
+    """Raise ValueError where the output folder exists and may not be replaced."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
     if target.exists() and not (target / REPORT / "report.json").is_file():
-        raise ValueError(f"{target} has no {REPORT}/report.json, so it is not of an earlier run; remove it by hand")
+        raise ValueError(f"{target} has no {REPORT}/report.json, so an earlier run did not write it; remove it by hand")
 
 
 def run(options: argparse.Namespace) -> str:
-    """Do what the command line of clean.py says; returns a line on the result. Raises ValueError or OSError."""
-    executors.be_quiet()
+    """Run the stages for a parsed command line; returns a line about the result. Raises ValueError or OSError."""
+    executors.disable_datatrove_log()
     where = executor_options(options)
     target = Path(options.output_dir).resolve()
     free_target(target, options.overwrite)
@@ -83,15 +83,15 @@ def run(options: argparse.Namespace) -> str:
     if where.executor == "slurm":
         assert last is not None
         executors.run(last)
-        return f"submitted; {target} is there when the last job, clean-report, has ended; logs: {folder / 'logs'}"
+        return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {folder / 'logs'}"
     shutil.rmtree(folder, ignore_errors=True)
     return summary(target)
 
 
 def summary(target: Path) -> str:
-    """A line on what came of it."""
+    """A line about the result."""
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "
-        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / REPORT / 'report.md'} shows what was dropped"
+        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / REPORT / 'report.md'} shows dropped documents"
     )

@@ -1,4 +1,4 @@
-"""pretrain/clean.py: what is dropped and what is kept, the report, and runs that are stopped and go on."""
+"""pretrain/clean.py: dropped and kept documents, the report, and interrupted runs."""
 
 import gzip
 import json
@@ -73,16 +73,16 @@ def dropped(folder: Path) -> list[dict[str, Any]]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run wrote but the seconds it took."""
+    """All files of a run; of the report, all but the measured seconds."""
     files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     report = json.loads(files.pop("report.json"))
     return files | {"report": {name: value for name, value in report.items() if name != "seconds"}}
 
 
-def test_of_duplicates_the_first_is_kept_and_the_order(
+def test_first_of_duplicates_is_kept_in_input_order(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """And a corpus of all .jsonl files of the folder has what is kept, nothing else."""
+    """A corpus of all .jsonl files of the output folder has exactly the kept documents."""
     first = [english(1), chinese(1), english(2), chinese(2), english(3)]
     near = [english(1).replace(" the ", " this ", 1), chinese(2).replace("了。", "呢。", 1)]
     a = rows(tmp_path / "a.jsonl", [*first, f"  {english(2)}\n\n"])
@@ -106,7 +106,7 @@ def test_of_duplicates_the_first_is_kept_and_the_order(
     assert Corpus(tmp_path / "corpus").sidecar["documents"] == 6
 
 
-def test_code_is_held_to_the_rules_of_code(tmp_path: Path, run_script: RunScript) -> None:
+def test_language_code_applies_the_rules_of_code(tmp_path: Path, run_script: RunScript) -> None:
     data = f"table = [{', '.join(map(str, range(900)))}]\n"
     source = rows(tmp_path / "a.jsonl", [code(1), data, code(2), code(1).replace("return", "yield", 1), code(2)])
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--language", "code")
@@ -114,7 +114,7 @@ def test_code_is_held_to_the_rules_of_code(tmp_path: Path, run_script: RunScript
     assert [d["reason"] for d in dropped(tmp_path / "out")] == ["code_long_line", "similar_text", "same_text"]
 
 
-def test_poor_and_repeated_text_goes_and_verse_stays(tmp_path: Path, run_script: RunScript) -> None:
+def test_poor_and_repeated_text_is_dropped_and_verse_is_kept(tmp_path: Path, run_script: RunScript) -> None:
     good = [
         "Look before you leap.\n\t\t-- Samuel Butler",
         "微阳下乔木，远色隐秋山。",
@@ -139,7 +139,7 @@ def test_poor_and_repeated_text_goes_and_verse_stays(tmp_path: Path, run_script:
     assert len(kept(tmp_path / "all")) == 8
 
 
-def test_word_lists_drop_spam_not_a_mention(tmp_path: Path, run_script: RunScript) -> None:
+def test_word_lists_drop_spam_and_keep_a_mention(tmp_path: Path, run_script: RunScript) -> None:
     spam = "本公司代开发票，代办文凭，刻章办证，价格优惠，电话联系，代开发票请找我们。"
     ham = f"{chinese(7)}警方提醒，网上的代开发票广告是骗局。"
     advert = "Visit our online casinos, the best online casino bonus and casino bonus code, play slots online for you."
@@ -153,7 +153,7 @@ def test_word_lists_drop_spam_not_a_mention(tmp_path: Path, run_script: RunScrip
     assert [d["line"] for d in dropped(tmp_path / "own")] == [5]
 
 
-def test_all_kinds_of_input_and_the_other_fields_of_a_row(tmp_path: Path, run_script: RunScript) -> None:
+def test_all_kinds_of_input_keep_the_other_fields_of_a_row(tmp_path: Path, run_script: RunScript) -> None:
     texts = [english(seed) for seed in range(6)]
     (tmp_path / "a.jsonl").write_text(json.dumps({"id": 7, "rank": "x", "title": "Tea", "body": texts[0]}) + "\n")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
@@ -171,7 +171,7 @@ def test_all_kinds_of_input_and_the_other_fields_of_a_row(tmp_path: Path, run_sc
     ]
 
 
-def test_what_cannot_be_read_stops_or_is_reported(tmp_path: Path, run_script: RunScript) -> None:
+def test_unreadable_line_is_an_error_or_is_dropped_with_on_error_skip(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1), chinese(1)])
     with source.open("ab") as file:
         file.write(b'{"text": 5}\n\n{"text"\n\xff\n')
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_stops_or_is_reported(tmp_path: Path, run_script: Ru
 
 @pytest.fixture(scope="module")
 def several_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two files of 3 MB together, so of four tasks, with duplicates near and far."""
+    """Two files of 3 MB together, which are four tasks, with duplicates in the same and in other tasks."""
     folder = tmp_path_factory.mktemp("several")
     texts = [made(seed % 400, 22) for seed in range(440) for made in (english, chinese, code)]
     rows(folder / "a.jsonl", texts[: len(texts) // 2])
@@ -214,8 +214,11 @@ def undisturbed(several_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -
     return result(out)
 
 
-def test_workers_and_a_kill_change_nothing(tmp_path: Path, several_tasks: Path, undisturbed: dict[str, Any]) -> None:
-    """Killed in the middle with two workers, which end, then done by three."""
+@pytest.mark.integration
+def test_result_is_equal_for_any_number_of_workers_and_after_a_kill(
+    tmp_path: Path, several_tasks: Path, undisturbed: dict[str, Any]
+) -> None:
+    """The first process is killed while it has two workers, which then end; three workers do the rest."""
     out = tmp_path / "out"
     process = subprocess.Popen(command(several_tasks, out, 2), stderr=subprocess.PIPE, start_new_session=True)
     done = tmp_path / "out.partial/logs/filter/completions"
@@ -230,7 +233,7 @@ def test_workers_and_a_kill_change_nothing(tmp_path: Path, several_tasks: Path, 
             os.killpg(process.pid, 0)
         except ProcessLookupError:
             break
-        assert time.monotonic() < deadline, "processes are left"
+        assert time.monotonic() < deadline, "worker processes still run"
         time.sleep(0.05)
     assert not out.exists()
     before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
@@ -240,13 +243,14 @@ def test_workers_and_a_kill_change_nothing(tmp_path: Path, several_tasks: Path, 
             try:
                 assert path.stat().st_mtime_ns == modified
             except FileNotFoundError:
-                assert again.wait() == 0  # removed when all was done
+                assert again.wait() == 0  # removed at the end
         time.sleep(0.05)
     assert again.returncode == 0
     assert result(out) == undisturbed
 
 
-def test_other_settings_begin_anew_and_results_are_not_written_over(tmp_path: Path, run_script: RunScript) -> None:
+@pytest.mark.integration
+def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1), "Buy now!", "no json follows"])
     with source.open("a") as file:
         file.write("{\n")
@@ -261,7 +265,7 @@ def test_other_settings_begin_anew_and_results_are_not_written_over(tmp_path: Pa
     assert len(kept(out)) == 1 and not (tmp_path / "out.partial").exists()
     (tmp_path / "mine").mkdir()
     other = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "mine", "--overwrite", status=2)
-    assert "is not of an earlier run" in other.stderr and (tmp_path / "mine").is_dir()
+    assert "an earlier run did not write it" in other.stderr and (tmp_path / "mine").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -273,17 +277,18 @@ def test_other_settings_begin_anew_and_results_are_not_written_over(tmp_path: Pa
         (["--num_workers", "0"], "'0' is not a whole number of 1 or more"),
         (["--lang", "code"], "unknown option --lang; did you mean --language?"),
         (["--executor", "slurm"], "--executor slurm needs --slurm_partition"),
-        (["--slurm_option", "account"], "--slurm_option account is no KEY=VALUE"),
+        (["--slurm_option", "account"], "--slurm_option account is not KEY=VALUE"),
     ],
 )
-def test_a_wrong_option_is_one_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
+def test_bad_option_is_one_error_line(tmp_path: Path, run_script: RunScript, wrong: list[str], says: str) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1)])
     done = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", *wrong, status=2)
     assert says in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_most_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, shared_data: Path) -> None:
+@pytest.mark.integration
+def test_over_85_percent_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, shared_data: Path) -> None:
     text = tmp_path / "text.jsonl"
     for name in ("en", "zh"):
         lines = (shared_data / f"corpus/{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -300,16 +305,16 @@ def test_most_of_the_real_corpus_is_kept(tmp_path: Path, run_script: RunScript, 
     assert totals["bytes_kept"] > 0.85 * totals["bytes_read"]
 
 
-# --- the pure core ----------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------------------
 
 
-def test_words_of_mixed_text() -> None:
+def test_mixed_text_is_divided_into_characters_words_and_marks() -> None:
     assert cleaning_rules.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
         "Don't", "——", "看", "https://a.b/c?d=1", "，", "x_1", "!!",
     ]  # fmt: skip
 
 
-def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path) -> None:
+def test_signatures_computed_in_parts_equal_datatroves(tmp_path: Path) -> None:
     ours = cleaning_rules.MinhashSignatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
     theirs = MinhashDedupSignature(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
     for sentences in (1, 14, 300):
@@ -317,7 +322,7 @@ def test_signatures_are_those_of_datatrove_however_long_the_text(tmp_path: Path)
         assert ours.get_signature(shingles) == theirs.get_signature(shingles)
 
 
-def test_repetition_is_what_datatrove_calls_so() -> None:
+def test_repetition_filter_equals_datatroves() -> None:
     draw = random.Random(1)
     for language, made in (("en", english), ("zh", chinese)):
         limits = cleaning_rules.THRESHOLDS[language]["gopher_repetition"]
@@ -334,11 +339,11 @@ def test_repetition_is_what_datatrove_calls_so() -> None:
         assert len(results) > 3
 
 
-def test_tasks_are_neighbouring_shards_and_all_of_them() -> None:
+def test_tasks_are_consecutive_shards_and_cover_all() -> None:
     shards = [Shard("a", size, 0, 0, size) for size in (5, 4, 20, 1, 1, 1)]
     assert divided(shards, 10) == [(0, 2), (2, 3), (3, 6)]
     assert len(divided([Shard("a", 10, 0, 0, 10)] * 5000, 10)) <= 1000
 
 
-def test_normalised_text_is_the_same_but_for_white_space_and_composition() -> None:
+def test_normalised_collapses_white_space_and_composes_characters() -> None:
     assert cleaning_rules.normalised(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"

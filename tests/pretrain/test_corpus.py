@@ -1,4 +1,4 @@
-"""corpus.py and corpus_merging.py: Megatron's layout to the byte, what goes in comes out, damage is named."""
+"""corpus.py, corpus_merging.py: Megatron's layout to the byte, round trips, and errors for damaged files."""
 
 import json
 import pickle
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 31999, 4, 2]]]
 
 
-def test_files_are_megatrons_to_the_byte(tmp_path: Path) -> None:
-    """An index parsed by hand, field after field, as Megatron's own reader does it."""
+def test_files_have_megatrons_layout_to_the_byte(tmp_path: Path) -> None:
+    """The expected index is packed field by field, in the order in which Megatron's reader parses it."""
     prefix = write_corpus(tmp_path / "a", DOCUMENTS)
     assert (tmp_path / "a.bin").read_bytes() == np.concatenate(list(chain(*DOCUMENTS))).astype("<u2").tobytes()
     assert (tmp_path / "a.idx").read_bytes() == b"".join(
@@ -35,13 +35,13 @@ def test_files_are_megatrons_to_the_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_535, "uint16"), (65_536, "int32"), (151_936, "int32")])
-def test_the_vocabulary_decides_the_dtype(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+def test_dtype_follows_the_size_of_the_vocabulary(tmp_path: Path, vocab_size: int, dtype: str) -> None:
     corpus = verify(write_corpus(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
     assert corpus[0].tolist() == [0, vocab_size - 1]
     assert corpus[0].dtype == dtype == corpus.sidecar["dtype"]
 
 
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+def test_written_samples_and_documents_are_read_unchanged(tmp_path: Path) -> None:
     sample = st.lists(st.integers(0, 31999), min_size=1, max_size=8)
 
     @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,7 +56,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     round_trip()
 
 
-def test_reading(tmp_path: Path) -> None:
+def test_samples_are_read_only_and_a_pickled_corpus_maps_its_files(tmp_path: Path) -> None:
     corpus = Corpus(write_corpus(tmp_path / "a", DOCUMENTS))
     assert corpus[-1].tolist() == corpus[np.int64(3)].tolist() == [1, 31999, 4, 2]
     assert (corpus.vocab_size, corpus.fingerprint, corpus.seq_length) == (32000, "f" * 64, 8)
@@ -68,8 +68,8 @@ def test_reading(tmp_path: Path) -> None:
     assert len(packed) < 500 and pickle.loads(packed)[1].tolist() == [7, 2]
 
 
-def test_opening_a_hundred_million_samples_reads_next_to_nothing(tmp_path: Path) -> None:
-    """Under a second and 50 MB, on a sparse index of 1.2 GB."""
+def test_opening_a_hundred_million_samples_takes_under_a_second_and_50_mb(tmp_path: Path) -> None:
+    """The index is a sparse file of 1.2 GB."""
     write_corpus(tmp_path / "a", [[[7]]])
     samples = 100_000_000
     with (tmp_path / "a.idx").open("wb") as index:
@@ -94,42 +94,42 @@ def cut(path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: cut(f["bin"], 10), "a.bin has 10 bytes where its index says 24 .* cut short"),
+        (lambda f: cut(f["bin"], 10), "a.bin has 10 bytes where its index says 24 .* truncated"),
         (lambda f: f["bin"].write_bytes(b""), "is an empty corpus"),
-        (lambda f: cut(f["idx"], 60), "a.idx has 60 bytes where its header says 114; it was cut short"),
+        (lambda f: cut(f["idx"], 60), "a.idx has 60 bytes where its header says 114; it is truncated"),
         (lambda f: cut(f["idx"], 20), "does not begin with Megatron's magic"),
         (lambda f: f["idx"].write_bytes(b"TNTIDX" + bytes(200)), "does not begin with Megatron's magic MMIDIDX"),
         (lambda f: f["idx"].write_bytes(f["idx"].read_bytes().replace(b"\x01", b"\x07", 1)), "has version 7"),
-        (lambda f: f["json"].unlink(), "a.json is missing beside .*a.idx: .*copy it along"),
-        (lambda f: f["json"].write_text("{}"), "is no corpus sidecar"),
+        (lambda f: f["json"].unlink(), "a.json is missing beside .*a.idx: .*copy it too"),
+        (lambda f: f["json"].write_text("{}"), "is not a corpus sidecar"),
         (lambda f: f["bin"].unlink(), "a.bin does not exist, though .*a.json does"),
     ],
 )  # fmt: skip
-def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
+def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage: object, message: str) -> None:
     assert callable(damage)
     damage(files(write_corpus(tmp_path / "a", DOCUMENTS)))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Corpus(tmp_path / "a")
 
 
-def test_verify_sees_a_flipped_bit(tmp_path: Path) -> None:
+def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path) -> None:
     data = bytearray((path := files(write_corpus(tmp_path / "a", DOCUMENTS))["bin"]).read_bytes())
     data[5] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.bin is not what the sidecar's sha256 says"):
+    with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in the sidecar"):
         verify(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"a\.bin is not what its sidecar's sha256 says"):
+    with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in its sidecar"):
         merge([str(tmp_path / "a")], None, tmp_path / "b")
     assert not list(tmp_path.glob("b*"))
 
 
-def test_a_prefix_where_nothing_is(tmp_path: Path) -> None:
+def test_missing_corpus_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data/x\.json does not exist; give a corpus by its prefix"):
         Corpus(tmp_path / "data/x")
 
 
-def test_a_writer_leaves_all_or_nothing(tmp_path: Path) -> None:
-    """Nothing where it fails or has nothing; the old corpus where a new one fails; the new one where it succeeds."""
+def test_failed_writer_keeps_the_old_corpus_and_leaves_no_file(tmp_path: Path) -> None:
+    """A writer that succeeds replaces the old corpus."""
     new = tmp_path / "new/folder"
     with pytest.raises(ValueError, match="no document to write"), CorpusWriter(new / "a", 100) as writer:
         writer.finish([], TOKENIZER, {}, {}, 8)
@@ -145,13 +145,13 @@ def test_a_writer_leaves_all_or_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("a*")} == {"a.bin", "a.idx", "a.json"}
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial/bin").write_bytes(b"old")
     assert len(verify(write_corpus(tmp_path / "a", DOCUMENTS))) == 4
 
 
-def test_merging_renumbers_and_can_be_repeated(tmp_path: Path) -> None:
+def test_merge_renumbers_sources_and_accepts_merged_corpora(tmp_path: Path) -> None:
     a, b = write_corpus(tmp_path / "a", DOCUMENTS), write_corpus(tmp_path / "b", [[[1, 3, 2]], [[1, 2]]])
     merge([str(a), str(b)], [0, 1], tmp_path / "ab")
     merge([str(tmp_path / "ab"), str(a)], None, tmp_path / "aba")
@@ -166,7 +166,7 @@ def test_merging_renumbers_and_can_be_repeated(tmp_path: Path) -> None:
     assert {source["type"] for source in Corpus(tmp_path / "one").sources} == {7}
 
 
-def test_merging_refuses_another_tokenizer(tmp_path: Path) -> None:
+def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     a = write_corpus(tmp_path / "a", DOCUMENTS)
     sidecar = json.loads(files(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())
     sidecar["tokenizer"]["fingerprint"] = "0" * 64
@@ -180,7 +180,7 @@ def test_merging_refuses_another_tokenizer(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("m*"))
 
 
-def test_dropped_documents_are_carried_along(tmp_path: Path) -> None:
+def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "a", 10) as writer:
         writer.add(np.array([1, 2]), np.array([2]), np.array([1]))
         writer.drop({"line": 4, "reason": "no text"})
@@ -192,6 +192,6 @@ def test_dropped_documents_are_carried_along(tmp_path: Path) -> None:
     assert Corpus(tmp_path / "b").sidecar["dropped"] == 1
 
 
-def test_a_disk_without_room_is_refused_beforehand(tmp_path: Path) -> None:
+def test_require_space_refuses_a_disk_without_room(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there"):
         require_space(tmp_path / "not/yet/there", 10**18)

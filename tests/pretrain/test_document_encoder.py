@@ -31,7 +31,7 @@ def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
 
 
 def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
-    """The tokens with which a character begins, but for the first: from the pieces, one after another."""
+    """The tokens that begin with a new character, without the first token: computed piece by piece."""
     assert isinstance(encoder.engine, tokenizer_engines.SentencePieceEngine)
     model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
     for token, index in enumerate(ids):
@@ -45,10 +45,10 @@ def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[
 
 def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
     """The tokens before which the text may be cut."""
-    return segmentation._Edges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
+    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
 
 
-def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Path, json_only: Path) -> None:
+def test_model_and_json_give_sentencepieces_ids_and_equal_ends(tiny_tokenizer: Path, json_only: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ours = [load_encoder(tiny_tokenizer), load_encoder(tiny_tokenizer, "reference")]
     ours += [load_encoder(json_only), load_encoder(json_only, "reference")]
@@ -67,7 +67,7 @@ def test_both_files_give_sentencepieces_ids_and_the_same_ends(tiny_tokenizer: Pa
     same()
 
 
-def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> None:
+def test_control_token_spelling_is_encoded_as_text(tiny_tokenizer: Path, json_only: Path) -> None:
     for folder in (tiny_tokenizer, json_only):
         encoder = load_encoder(folder)
         ids = encoder.encode("a <s> b </s> <unk>").ids
@@ -76,9 +76,7 @@ def test_control_spellings_are_text(tiny_tokenizer: Path, json_only: Path) -> No
         assert encoder.engine.decode(document_tokens([ids], encoder)) == "a <s> b </s> <unk>"
 
 
-def test_fingerprint_is_build_tokenizers_from_either_file(
-    tiny_tokenizer: Path, json_only: Path, tmp_path: Path
-) -> None:
+def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, tmp_path: Path) -> None:
     truth = sentencepiece_tokenizer.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
     model_only = tmp_path / "model"
     model_only.mkdir()
@@ -88,8 +86,8 @@ def test_fingerprint_is_build_tokenizers_from_either_file(
     assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
 
 
-def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """The merges in another order, as conversions have written them: the self-check refuses the folder by name."""
+def test_tokenizer_json_with_other_ids_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """The merges have another order, as some conversions write them."""
     for file in tiny_tokenizer.iterdir():
         shutil.copy(file, tmp_path)
     path = tmp_path / "tokenizer.json"
@@ -102,16 +100,17 @@ def test_a_tokenizer_json_with_other_ids_is_found_out(tiny_tokenizer: Path, tmp_
             encoder.encode(text, number=1)
 
 
-def test_an_engine_that_slips_is_found_out(tiny_tokenizer: Path) -> None:
+def test_engine_with_other_ids_is_refused(tiny_tokenizer: Path) -> None:
     encoder = load_encoder(tiny_tokenizer)
     assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
-    encoder.engine.fast = type("Slip", (), {"encode": lambda self, text: np.full(len(text), 5)})()
+    encoder.engine.fast = type("WrongIds", (), {"encode": lambda self, text: np.full(len(text), 5)})()
     with pytest.raises(ValueError, match=r"gigatoken gives other ids .* --engine reference"):
         encoder.encode("two words", number=1)
 
 
-def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
-    """LLaMA-2's own model on real English, Chinese and code, control tokens' spellings in between."""
+@pytest.mark.integration
+def test_real_text_has_sentencepieces_ids(shared_data: Path, tmp_path: Path) -> None:
+    """LLaMA-2's model on real English, Chinese and code with the spellings of control tokens."""
     shutil.copy(shared_data / "llama/tokenizer.model", tmp_path)
     encoder = load_encoder(tmp_path)
     assert encoder.engine.name == "gigatoken"
@@ -123,7 +122,7 @@ def test_real_text_is_encoded_to_sentencepieces_ids(shared_data: Path, tmp_path:
                 assert encoder.encode(text).ids.tolist() == oracle.encode(text)
 
 
-def test_the_self_check_takes_a_sample(tiny_tokenizer: Path) -> None:
+def test_comparison_takes_first_documents_and_every_500th(tiny_tokenizer: Path) -> None:
     encoder = load_encoder(tiny_tokenizer)
     for number in range(1, 1201):
         encoder.encode("a b", number)
@@ -142,7 +141,7 @@ def train(folder: Path, **options: Any) -> None:
     )
 
 
-def test_a_normalising_model_has_ends_in_the_text_as_it_is(tmp_path: Path) -> None:
+def test_ends_of_normalising_model_refer_to_the_original_text(tmp_path: Path) -> None:
     train(tmp_path, vocab_size=330, model_type="bpe", byte_fallback=True, normalization_rule_name="nmt_nfkc")
     encoder, text = load_encoder(tmp_path), "① plain  ﬁne"
     encoded = encoder.encode(text, 1)
@@ -151,7 +150,7 @@ def test_a_normalising_model_has_ends_in_the_text_as_it_is(tmp_path: Path) -> No
     assert {1, 2} & set(ends.tolist()) and (np.diff(ends) >= 0).all()
 
 
-def test_a_model_that_gigatoken_cannot_read_is_sentencepieces_own(
+def test_model_that_gigatoken_cannot_read_is_encoded_by_sentencepiece(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path, vocab_size=40, model_type="unigram", hard_vocab_limit=False)
@@ -162,7 +161,7 @@ def test_a_model_that_gigatoken_cannot_read_is_sentencepieces_own(
         load_encoder(tmp_path, "gigatoken")
 
 
-def test_forgetting_what_was_seen_changes_nothing(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renewed_cache_gives_equal_ids(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_engines, "RENEW_AFTER", 100)
     encoder, texts = load_encoder(tiny_tokenizer), small_texts()
     assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
@@ -174,7 +173,7 @@ def test_forgetting_what_was_seen_changes_nothing(tiny_tokenizer: Path, monkeypa
 
 
 def byte_level_folder(folder: Path, extra: int = 0) -> Path:
-    """A tokenizer of the LLaMA-3 and Qwen kind: byte-level BPE, NFC, trimmed offsets, no BOS; `extra` idle pieces."""
+    """A tokenizer like LLaMA-3's and Qwen's: byte-level BPE, NFC, trimmed offsets, no BOS; `extra` more pieces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -195,7 +194,7 @@ def byte_level_folder(folder: Path, extra: int = 0) -> Path:
     return folder
 
 
-def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
+def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path) -> None:
     encoder = load_encoder(byte_level_folder(tmp_path))
     assert encoder.bos_id is None
     text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
@@ -203,7 +202,7 @@ def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
     assert encoder.eos_id not in encoded.ids and document_tokens([encoded.ids], encoder)[-1] == encoder.eos_id
     assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
     ends = encoded.ends()
-    assert 8 in ends  # the space after the full stop opens a token
+    assert 8 in ends  # the space after the full stop begins a token
     assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
     assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
     truth = load_encoder(tmp_path, "reference")
@@ -219,24 +218,23 @@ def test_byte_level_tokenizers_of_hugging_face(tmp_path: Path) -> None:
     same()
 
 
-def test_a_large_vocabulary_is_counted_to_its_last_id(tmp_path: Path) -> None:
-    encoder = load_encoder(byte_level_folder(tmp_path, extra=70_000))
-    ids = encoder.encode("the <extra 69999> end").ids
-    assert encoder.vocab_size > 65_535 and ids.max() == encoder.vocab_size - 1
-
-
-def test_a_corpus_of_a_large_vocabulary_has_int32(tmp_path: Path) -> None:
-    """As LLaMA-3's and Qwen's have: ids over 65,535 come back, documents without BOS."""
-    folder = byte_level_folder(tmp_path / "tokenizer", 151_000)
-    texts = ["The cat. 山 🤖 sat " * 40, "<extra 150999> the end"]
+@pytest.mark.integration  # adds 66,000 pieces to a tokenizer
+def test_corpus_of_large_vocabulary_has_int32_ids(tmp_path: Path) -> None:
+    """Ids over 65,535, as LLaMA-3's and Qwen's tokenizers have, are read unchanged; documents have no BOS."""
+    folder = byte_level_folder(tmp_path / "tokenizer", 66_000)
+    texts = ["The cat. 山 🤖 sat " * 40, "<extra 65999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)
     corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(64))
     corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
-    assert corpus.dtype == np.int32 and corpus.vocab_size > 151_000 and corpus.lengths.max() <= 64
+    assert (
+        corpus.dtype == np.int32
+        and corpus.vocab_size == corpus.tokens(0, len(corpus)).max() + 1 > 65_536
+        and corpus.lengths.max() <= 64
+    )
     assert document_ids(corpus) == [[*encoder.engine.encode(text).ids.tolist(), encoder.eos_id] for text in texts]
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_folder_without_complete_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         load_encoder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):

@@ -1,4 +1,4 @@
-"""executors.py: tasks that fail or are killed, what Slurm is given, and Ray where it is installed."""
+"""executors.py: tasks that fail or are killed, jobs for Slurm, and Ray where it is installed."""
 
 import argparse
 import importlib.util
@@ -24,7 +24,7 @@ TEXTS = [f"Of all that was said in the year {year}, this is the part that I have
 
 
 class Task:
-    """Notes that it ran, in a file for each rank; may fail at one."""
+    """Appends to a file for each rank; may fail at one rank."""
 
     def __init__(self, folder: Path, wrong: int = -1, by: str = "") -> None:
         self.folder, self.wrong, self.by = folder, wrong, by
@@ -43,26 +43,26 @@ def ran(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_task_is_done_once_and_again_is_not_done(tmp_path: Path, workers: int) -> None:
+def test_second_run_skips_finished_tasks(tmp_path: Path, workers: int) -> None:
     for _ in range(2):
         run(make(LOCAL, [Task(tmp_path)], 5, workers, tmp_path / "logs"))
         assert ran(tmp_path) == {f"{rank} of 5": "x" for rank in range(5)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_is_raised_and_the_rest_is_done_later(tmp_path: Path, workers: int) -> None:
+def test_error_of_a_task_is_raised_and_next_run_does_the_rest(tmp_path: Path, workers: int) -> None:
     with pytest.raises(ValueError, match="a line is wrong; correct it"):
         run(make(LOCAL, [Task(tmp_path, 2, "error")], 4, workers, tmp_path / "logs"))
     run(make(LOCAL, [Task(tmp_path)], 4, workers, tmp_path / "logs"))
     assert set(ran(tmp_path)) == {f"{rank} of 4" for rank in range(4)} and ran(tmp_path)["0 of 4"] == "x"
 
 
-def test_a_killed_worker_is_an_error_not_a_wait(tmp_path: Path) -> None:
+def test_killed_worker_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a worker process was killed.* use fewer than 2"):
         run(make(LOCAL, [Task(tmp_path, 1, "kill")], 6, 2, tmp_path / "logs"))
 
 
-def test_options_become_a_dataclass() -> None:
+def test_executor_options_are_parsed() -> None:
     parser = argparse.ArgumentParser()
     add_executor_options(parser)
     assert executor_options(parser.parse_args([])) == LOCAL
@@ -71,9 +71,9 @@ def test_options_become_a_dataclass() -> None:
     assert options == ExecutorOptions("slurm", "cpu", "24:00:00", 8, ("account=a", "qos=long"), "")
 
 
-def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_or_ray_raises_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="there is no sbatch here"):
+    with pytest.raises(ValueError, match="sbatch was not found"):
         make(ExecutorOptions("slurm", "cpu"), [], 1, 1, tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"pip install {executors.RAY}"):
@@ -81,8 +81,8 @@ def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 STAND_IN = r"""#!/bin/bash
-# In place of Slurm's sbatch: runs the script it is given at once, an index of the array after the other, which is right
-# because a job is submitted after those that it depends on.
+# In place of Slurm's sbatch: runs the script at once, one index of the array after another. The order is right because
+# a job is submitted after the jobs that it depends on.
 set -e
 echo "$@" >> "$JOBS/submitted"
 script=${!#}
@@ -99,7 +99,7 @@ echo "Submitted batch job $number"
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> dict[str, object]:
-    """An environment with a stand-in for Slurm: it tries what the scripts contain; what Slurm does, a cluster shows."""
+    """An environment with a stand-in for Slurm, which runs the scripts but does not schedule them."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {"sbatch": STAND_IN, "scontrol": "#!/bin/bash\necho node1\n"}.items():
@@ -108,7 +108,7 @@ def stand_in(tmp_path: Path) -> dict[str, object]:
     return {"PATH": f"{programs}:{os.environ['PATH']}", "JOBS": tmp_path}
 
 
-def test_slurm_jobs_are_whole_and_depend_on_each_other(
+def test_slurm_jobs_run_in_order_and_give_the_local_result(
     tmp_path: Path, run_script: RunScript, stand_in: dict[str, object]
 ) -> None:
     source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])
@@ -132,7 +132,7 @@ def test_slurm_jobs_are_whole_and_depend_on_each_other(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_ray_gives_the_same_and_tells_what_is_wrong(tmp_path: Path, run_script: RunScript) -> None:
+def test_ray_gives_the_local_result_and_its_error(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [*TEXTS, TEXTS[3]])
     arguments = ["--file_path", source, "--skip", "minhash,exact"]
     run_script(CLEAN, *arguments, "--output_dir", tmp_path / "out", "--executor", "ray")
@@ -148,7 +148,7 @@ def test_ray_gives_the_same_and_tells_what_is_wrong(tmp_path: Path, run_script: 
 
 
 def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, **more: Any) -> str:
-    """A corpus of a.jsonl by name, from the folder that it lies in; returns what was printed."""
+    """Build the corpus `name` from a.jsonl of the working folder; returns the printed text."""
     done = run_script(
         "pretrain/preprocess.py", "--mode", "write", "--file_path", "a.jsonl", "--save_prefix", f"{name}/corpus",
         "--tokenizer_path", tokenizer, "--seq_length", 64, "--shard_megabytes", 1, *options, **more,
@@ -156,14 +156,14 @@ def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, *
     return str(done.stdout + done.stderr)
 
 
-def test_slurm_builds_the_same_corpus(
+def test_slurm_builds_the_local_corpus(
     tmp_path: Path, run_script: RunScript, stand_in: dict[str, object], tiny_tokenizer: Path
 ) -> None:
     rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
     slurm = ("--executor", "slurm", "--slurm_partition", "cpu", "--num_workers", 2)
     said = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in)
-    assert "submitted; slurm/corpus is there when the last job, corpus-join, has ended" in said
+    assert "submitted; slurm/corpus is complete when the last job, corpus-join, has ended" in said
     shutil.rmtree(tmp_path / "slurm/corpus.logs")
     assert files_of(tmp_path / "slurm", "corpus") == files_of(tmp_path / "local", "corpus")
     submitted = (tmp_path / "submitted").read_text().splitlines()
@@ -175,7 +175,9 @@ def test_slurm_builds_the_same_corpus(
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.slow
-def test_ray_builds_the_same_corpus(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+def test_ray_builds_the_local_corpus_and_raises_its_error(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
     source = rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
     build(run_script, "ray", tiny_tokenizer, "--executor", "ray", "--num_workers", 2, cwd=tmp_path)

@@ -1,14 +1,15 @@
-"""pretrain/preprocess.py as a user runs it: every mode, the published command lines, and what it says to bad input."""
+"""pretrain/preprocess.py: the modes, the published command lines, and errors for bad options."""
 
 import gzip
 import json
 from pathlib import Path
 
-import preprocess
 import pytest
 import sentencepiece
 from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
+from corpus_building.corpus_build import write
+from corpus_building.samples import Settings
 from corpus_files.corpus import Corpus, verify
 from corpus_tokenizer.document_encoder import CHECK_FIRST
 from sentence_ends.sentence_boundaries import sentence_ends
@@ -16,10 +17,10 @@ from sentence_ends.sentence_boundaries import sentence_ends
 SCRIPT = "pretrain/preprocess.py"
 
 
-def test_documents_are_sentencepieces_ids_between_bos_and_eos(
+def test_documents_have_sentencepieces_ids_between_bos_and_eos(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """Exactly, from JSONL with another key, from text and from .gz; ranges, counts and hashes are right."""
+    """From JSONL with another key, from text and from .gz; ranges, counts and hashes are right."""
     texts = [" ".join(small_texts()[i : i + 9]) for i in range(0, 90, 9)]
     texts += ["<s> is text</s>", "  spaces\tand {braces} %s\x00 🤖 ", "two\nlines\r\n", "x" * 300]
     rows(tmp_path / "a.jsonl", texts, "content")
@@ -36,7 +37,7 @@ def test_documents_are_sentencepieces_ids_between_bos_and_eos(
     truth = [*texts, "one", "two", "three", "four", "five"]
     assert document_ids(corpus) == [[1, *oracle.encode(text), 2] for text in truth]
     assert corpus.lengths.max() <= 64
-    assert f"{len(truth)} documents" in done.stdout and "1 left out" in done.stdout
+    assert f"{len(truth)} documents" in done.stdout and "1 dropped" in done.stdout
     dropped = [json.loads(line) for line in (tmp_path / "out/all.dropped.jsonl").open()]
     assert dropped == [{"file": str(tmp_path / "b.txt"), "line": 3, "reason": "no text", "text": ""}]
     assert corpus.sources == [
@@ -48,11 +49,9 @@ def test_documents_are_sentencepieces_ids_between_bos_and_eos(
     assert corpus.sidecar["settings"]["self_checked_documents"] == CHECK_FIRST + 5  # of a, and the short files
 
 
-def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_tokenizer: Path) -> None:
     text = "".join(small_texts(200))
-    preprocess.write(
-        [str(rows(tmp_path / "a.jsonl", [text]))], str(tmp_path / "a"), str(tiny_tokenizer), preprocess.Settings(128)
-    )
+    write([str(rows(tmp_path / "a.jsonl", [text]))], str(tmp_path / "a"), str(tiny_tokenizer), Settings(128))
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ends, at = set(sentence_ends(text)), ""
@@ -60,10 +59,10 @@ def test_samples_end_with_sentences(tmp_path: Path, tiny_tokenizer: Path) -> Non
         at += oracle.decode([5, *sample.tolist()])[len(oracle.decode([5])) :]  # a first piece, so that no space is lost
         assert len(at.lstrip()) in ends | {len(text)} or len(at) in ends
     assert at.strip() == text
-    assert corpus.lengths.min() > 64  # balanced: no scrap at the end
+    assert corpus.lengths.min() > 64  # balanced: the last sample is not short
 
 
-def test_keeping_newlines_and_dropping_nothing_else(
+def test_do_keep_newlines_keeps_the_newline_of_each_line(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo")
@@ -75,10 +74,12 @@ def test_keeping_newlines_and_dropping_nothing_else(
     assert document_ids(Corpus(tmp_path / "a")) == [[1, *oracle.encode(text), 2] for text in ("one\n", "two")]
 
 
-def test_merging_and_reading(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Lists in comma and in Python's notation; reading shows sources and text, and refuses another tokenizer."""
+def test_merge_accepts_lists_in_both_notations_and_read_shows_samples(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """Reading refuses another tokenizer."""
     for name, text in (("en", "A cat."), ("zh", "山水人家。")):
-        preprocess.write([str(rows(tmp_path / f"{name}.jsonl", [text]))], str(tmp_path / name), str(tiny_tokenizer))
+        write([str(rows(tmp_path / f"{name}.jsonl", [text]))], str(tmp_path / name), str(tiny_tokenizer))
     run_script(
         SCRIPT, "--mode", "merge", "--merge_path_prefix", "en,zh", "--merge_path_type", "0,1",
         "--new_path_prefix", "ab", cwd=tmp_path,
@@ -91,7 +92,7 @@ def test_merging_and_reading(tmp_path: Path, run_script: RunScript, tiny_tokeniz
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "ab", "--show", 2).stdout
     assert '"A cat."' in shown and '"山水人家。"' in shown and "zh " in shown
     verified = run_script(SCRIPT, "--mode", "verify", "--read_path_prefix", tmp_path / "ab").stdout
-    assert "as the sidecar says" in verified
+    assert "agree with the sidecar" in verified
     other = json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())
     (tmp_path / "other").mkdir()
     table = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
@@ -131,7 +132,7 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode merge --merge_path_prefix a,b --merge_path_type 0,-1 --new_path_prefix o", "-1"),
     ],
 )
-def test_a_bad_command_line_is_one_clear_line(
+def test_bad_option_is_one_error_line_and_writes_no_file(
     tmp_path: Path, run_script: RunScript, options: str, message: str
 ) -> None:
     for name in ("a.txt", "a.md"):
@@ -141,7 +142,7 @@ def test_a_bad_command_line_is_one_clear_line(
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.md"}
 
 
-def test_an_existing_corpus_is_kept_unless_told_otherwise(
+def test_existing_corpus_is_replaced_only_with_overwrite(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path, one_row: Path
 ) -> None:
     options = [
@@ -166,8 +167,11 @@ def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory, shared_data: Path,
     return folder
 
 
-def test_the_published_example(tmp_path: Path, run_script: RunScript, shared_data: Path, llama_tokenizer: Path) -> None:
-    """Five sources written one by one, then merged into two types, two of them first, with the options as published."""
+@pytest.mark.integration
+def test_published_command_lines_write_and_merge_five_sources(
+    tmp_path: Path, run_script: RunScript, shared_data: Path, llama_tokenizer: Path
+) -> None:
+    """Five sources, merged into two types, with the published options."""
     for number in range(1, 6):
         run_script(
             SCRIPT, "--mode", "write", "--file_path", shared_data / f"knowlm/dataset{number}.txt",
@@ -202,10 +206,13 @@ def test_the_published_example(tmp_path: Path, run_script: RunScript, shared_dat
     assert english.sidecar["tokens"] == corpus.sources[0]["tokens"] + corpus.sources[1]["tokens"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", ["en", "zh", "code"])
-def test_real_documents_are_exact(tmp_path: Path, shared_data: Path, llama_tokenizer: Path, source: str) -> None:
+def test_real_documents_have_sentencepieces_ids(
+    tmp_path: Path, shared_data: Path, llama_tokenizer: Path, source: str
+) -> None:
     path = shared_data / f"corpus/{source}.jsonl"
-    preprocess.write([str(path)], str(tmp_path / source), str(llama_tokenizer))
+    write([str(path)], str(tmp_path / source), str(llama_tokenizer))
     corpus = Corpus(tmp_path / source)
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
     texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]

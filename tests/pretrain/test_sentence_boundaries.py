@@ -43,7 +43,7 @@ MARKED = [  # `|` where a sentence ends and another begins
 
 
 @pytest.mark.parametrize(("language", "marked"), MARKED)
-def test_sentences_end_where_a_reader_ends_them(language: str, marked: str) -> None:
+def test_sentence_ends_equal_the_marked_ends(language: str, marked: str) -> None:
     text = marked.replace("|", "")
     ends = sentence_ends(text, language)
     assert "|".join(text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])) == marked
@@ -55,7 +55,7 @@ def test_precision_and_recall_stay_above_the_floors(kind: str, language: str, pr
     assert reached[0] >= precision and reached[1] >= recall, reached
 
 
-def test_the_labels_are_read_as_they_are_written() -> None:
+def test_labelled_texts_are_parsed() -> None:
     assert all(len(texts) >= 10 for texts in LABELLED.values())
     assert inner("It works.\n\nYes?", [9, 11, 15]) == {9}
     text, ends = LABELLED["code"][0]
@@ -65,7 +65,7 @@ def test_the_labels_are_read_as_they_are_written() -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", LABELLED)
 def test_search_of_a_part_finds_the_ends_that_a_search_of_the_text_finds(kind: str, language: str) -> None:
-    """No rule may match over a letter or digit, nor look further ahead than to the next one."""
+    """No rule matches across a letter or digit or looks further ahead than the next one."""
     for text, _ in LABELLED[kind]:
         ends = sentence_ends(text, language)
         for start in range(len(text) + 1):
@@ -89,7 +89,7 @@ def seconds(text: str, languages: tuple[str, ...] = LANGUAGES) -> float:
     "unit", [".", "!", "!)", '."', ".*", ". . ", "1. ", "No. ", "ab.", "山.", "。)", '。"', "山……", "! 山", " ", "\n "]
 )
 def test_a_megabyte_of_repeated_text_takes_seconds(unit: str) -> None:
-    """A pattern that reads a run again from each of its characters would take hours."""
+    """A pattern that reads a run of marks again from each of its characters would take hours."""
     assert seconds(unit * (10**6 // len(unit)) + "x", ("auto",)) < 5
 
 

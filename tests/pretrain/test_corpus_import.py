@@ -1,4 +1,4 @@
-"""corpus_import.py, and Megatron's own reader and writer on our files: the same samples on both sides."""
+"""corpus_import.py: Megatron's reader and ours find the same samples; damaged files of other formats are refused."""
 
 import json
 import warnings
@@ -21,13 +21,13 @@ DOCUMENTS: Documents = [[[1, 5, 6], [7, 2]], [[1, 9, 2]], [[1, 799, 4, 2]]]
 @pytest.fixture(scope="module")
 def megatron() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kernels that this machine has not
+        warnings.simplefilter("ignore")  # about kernels that this machine lacks
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
 
 
 @pytest.mark.parametrize("vocab_size", [800, 70_000])
-def test_megatron_reads_ours(tmp_path: Path, megatron: Any, vocab_size: int) -> None:
+def test_megatron_reads_our_corpus(tmp_path: Path, megatron: Any, vocab_size: int) -> None:
     corpus = Corpus(write_corpus(tmp_path / "a", DOCUMENTS, vocab_size))
     theirs = megatron.IndexedDataset(str(tmp_path / "a"))
     assert [theirs[i].tolist() for i in range(len(theirs))] == [ids.tolist() for ids in corpus]
@@ -37,7 +37,7 @@ def test_megatron_reads_ours(tmp_path: Path, megatron: Any, vocab_size: int) -> 
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
-def test_we_read_megatrons(tmp_path: Path, megatron: Any, tiny_tokenizer: Path, dtype: type) -> None:
+def test_import_reads_megatron_dataset(tmp_path: Path, megatron: Any, tiny_tokenizer: Path, dtype: type) -> None:
     builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
     for samples in DOCUMENTS:
         builder.add_document(torch.tensor(list(chain(*samples))), [len(sample) for sample in samples])
@@ -59,8 +59,8 @@ def published(prefix: Path, samples: list[list[int]], types: Any) -> Path:
     return prefix
 
 
-def test_the_published_trio(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Types become sources, documents begin at BOS; the result merges, reads and verifies as any other."""
+def test_import_reads_published_format(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """Types become sources; documents begin at BOS."""
     samples = list(chain(*DOCUMENTS))
     published(tmp_path / "old", samples, [2, 2])
     run_script(
@@ -77,8 +77,8 @@ def test_the_published_trio(tmp_path: Path, run_script: RunScript, tiny_tokenize
     assert [source["name"] for source in Corpus(tmp_path / "whole").sources] == ["one"]
 
 
-def test_many_samples_and_a_document_over_many(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """More than are taken at a time, and one document that is larger still."""
+def test_import_of_more_samples_than_are_read_at_a_time(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """One document alone has more samples than are read at a time."""
     samples = [[1, 5, 2]] * 9000 + [[1, 4]] + [[6, 7]] * 40_000 + [[8, 2]] + [[1, 2]] * 3
     import_corpus(published(tmp_path / "old", samples, [len(samples)]), str(tiny_tokenizer), tmp_path / "new")
     corpus = verify(tmp_path / "new")
@@ -88,7 +88,7 @@ def test_many_samples_and_a_document_over_many(tmp_path: Path, tiny_tokenizer: P
 
 class Payload:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return print, ("code from a stranger's file ran",)
+        return print, ("the pickle was executed",)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ class Payload:
     [
         (lambda p: p.with_suffix(".dis").unlink(), "old.dis does not exist beside its .idx"),
         (lambda p: torch.save([1, 1], p.with_suffix(".dis")), "old.dis counts 2 samples, its .idx 4"),
-        (lambda p: torch.save({"a": 1}, p.with_suffix(".dis")), "old.dis holds no list of whole numbers"),
-        (lambda p: torch.save(Payload(), p.with_suffix(".dis")), "old.dis is no list saved by torch"),
-        (lambda p: p.with_suffix(".dis").write_bytes(b"what"), "old.dis is no list saved by torch"),
-        (lambda p: p.with_suffix(".idx").write_bytes(bytes(33)), "is no row of 10 bytes a sample"),
+        (lambda p: torch.save({"a": 1}, p.with_suffix(".dis")), "old.dis does not hold a list of whole numbers"),
+        (lambda p: torch.save(Payload(), p.with_suffix(".dis")), "old.dis is not a list saved by torch"),
+        (lambda p: p.with_suffix(".dis").write_bytes(b"what"), "old.dis is not a list saved by torch"),
+        (lambda p: p.with_suffix(".idx").write_bytes(bytes(33)), "nor 10 bytes a sample"),
         (lambda p: p.with_suffix(".idx").write_bytes(b""), "old.idx is empty"),
         (lambda p: p.with_suffix(".bin").write_bytes(bytes(20)), "overlap, leave gaps or go beyond .bin"),
         (lambda p: p.with_suffix(".bin").write_bytes(bytes(40)), "old.bin has 20 ids, its index 12"),
@@ -107,22 +107,23 @@ class Payload:
         (lambda p: p.with_suffix(".bin").unlink(), "old.bin does not exist"),
     ],
 )
-def test_damage_is_one_clear_line(
+def test_damaged_published_corpus_is_refused_without_running_its_pickle(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_tokenizer: Path, damage: Any, message: str
 ) -> None:
-    """And a pickle's code is not run."""
     prefix = published(tmp_path / "old", list(chain(*DOCUMENTS)), [2, 2])
     damage(prefix)
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace(".", r"\.")):
         import_corpus(prefix, str(tiny_tokenizer), tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
-    assert "stranger" not in capfd.readouterr().out
+    assert "executed" not in capfd.readouterr().out
 
 
-def test_megatrons_damage_is_named(tmp_path: Path, megatron: Any, tiny_tokenizer: Path) -> None:
+def test_damaged_megatron_index_raises_error_with_the_reason(
+    tmp_path: Path, megatron: Any, tiny_tokenizer: Path
+) -> None:
     write_corpus(tmp_path / "a", DOCUMENTS, 800)
     index = (tmp_path / "a.idx").read_bytes()
-    for damaged, message in ((index[:-9], "cut short"), (index.replace(b"\x08", b"\x06", 1), "dtype code 6")):
+    for damaged, message in ((index[:-9], "truncated"), (index.replace(b"\x08", b"\x06", 1), "dtype code 6")):
         (tmp_path / "a.idx").write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
             import_corpus(tmp_path / "a", str(tiny_tokenizer), tmp_path / "b")

@@ -1,4 +1,4 @@
-"""corpus_build.py, documents.py: all kinds of input, shards cut anywhere, runs that are stopped and go on."""
+"""corpus_build.py, documents.py, samples.py: kinds of input, shards, interrupted runs, and samples per document."""
 
 import gzip
 import json
@@ -9,22 +9,28 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
-import preprocess
+import numpy as np
 import pyarrow
 import pytest
 import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus_files.corpus import Corpus
+from corpus_building.corpus_build import write
+from corpus_building.samples import Settings, chosen
+from corpus_files.corpus import Corpus, verify
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 SCRIPT = "pretrain/preprocess.py"
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Not a byte, sidecar included, over many batches."""
+@pytest.mark.integration
+def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """Every file is equal to the byte, sidecar included, over many batches."""
     source = rows(tmp_path / "a.jsonl", [*small_texts(2000), *["long sentence, " * 900 + "山水。" * 500] * 60, " "])
     for workers in (1, 2, 3):
         folder = tmp_path / str(workers)
@@ -54,49 +60,49 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, run_script: RunSc
         (b"\n  \n", "no document to write"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(tmp_path: Path, tiny_tokenizer: Path, content: bytes, message: str) -> None:
-    """Raised by the core with the place named; nothing is left of the corpus, nor of its folder."""
+def test_bad_input_raises_one_line_and_leaves_no_file(
+    tmp_path: Path, tiny_tokenizer: Path, content: bytes, message: str
+) -> None:
+    """The error names the place; neither the corpus nor its folder is left."""
     (tmp_path / "a.jsonl").write_bytes(content)
     for workers in (1, 2):
         with pytest.raises(ValueError) as raised:
-            preprocess.write(
-                [str(tmp_path / "a.jsonl")], str(tmp_path / "out/a"), str(tiny_tokenizer), num_workers=workers
-            )
+            write([str(tmp_path / "a.jsonl")], str(tmp_path / "out/a"), str(tiny_tokenizer), num_workers=workers)
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert not (tmp_path / "out").exists()
 
 
 def packed(data: bytes) -> bytes:
-    """Zstandard, in two frames, as tools write it that pack in parallel."""
+    """Zstandard with two frames, as parallel compressors write it."""
     codec = pyarrow.Codec("zstd")
     half = data.index(b"\n", len(data) // 2) + 1
     return b"".join(codec.compress(part).to_pybytes() for part in (data[:half], data[half:]))
 
 
-def test_a_damaged_archive_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_damaged_archive_raises_error_with_its_name(tmp_path: Path, tiny_tokenizer: Path) -> None:
     rows_of_text = b'{"text": "x"}\n' * 5000
     for ending, whole in (("gz", gzip.compress(rows_of_text)), ("zst", packed(rows_of_text))):
         (tmp_path / f"whole.jsonl.{ending}").write_bytes(whole)
-        preprocess.write([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
+        write([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
         assert Corpus(tmp_path / ending).sidecar["documents"] == 5000
         for name, data in (("cut", whole[:-20]), ("not", b"plain"), ("bits", whole[:40] + b"x" * 40)):
             path = tmp_path / f"{name}.jsonl.{ending}"
             path.write_bytes(data)
             with pytest.raises(ValueError, match=f"{path.name} is damaged after line"):
-                preprocess.write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
+                write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
 
 
 def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
-    """The corpus's documents, decoded."""
+    """The decoded documents of a corpus."""
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]
 
 
-def test_fields_are_joined_and_their_braces_are_data(
+def test_text_template_joins_fields_and_keeps_their_braces(
     tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
 ) -> None:
-    """From JSONL and from parquet alike."""
+    """JSONL and parquet give the same text."""
     table = [{"title": "A {body} of {0}", "body": "says {title}", "n": 1}, {"title": "", "body": "Two.", "n": 2}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
@@ -115,41 +121,43 @@ def test_fields_are_joined_and_their_braces_are_data(
             assert place + said in refused.stderr and refused.stderr.count("\n") == 1
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
-        preprocess.write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
+        write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("no*"))
 
 
-def test_what_cannot_be_read_is_left_out_and_reported_when_asked(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_on_error_skip_drops_unreadable_lines_and_records_them(tmp_path: Path, tiny_tokenizer: Path) -> None:
     lines = [b'{"text": "one"}', b"no json", b'{"text": "\xff"}', b'{"text": 5}', b"", b'{"text": "nul\\u0000"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n' * 3)[:-3])
     (tmp_path / "c.txt").write_bytes(b"three\n")
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
-    settings = preprocess.Settings(on_error="skip")
-    preprocess.write(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
+    settings = Settings(on_error="skip")
+    write(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
     assert [text for text in texts_of(tmp_path / "out", tiny_tokenizer) if text != "two"] == ["one", "nul\x00", "three"]
     dropped = [json.loads(line) for line in (tmp_path / "out.dropped.jsonl").open()]
     assert [(Path(row["file"]).name, row["line"]) for row in dropped][:4] == [("a.jsonl", n) for n in (2, 3, 4, 5)]
     assert "is damaged" in dropped[4]["reason"] and len(dropped) == 5
 
 
-def test_where_a_file_is_cut_changes_nothing_but_the_self_check(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """Shards from one byte on: the same tokens, samples and dropped lines; an error names the file's own line."""
+def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Tokens, samples and dropped lines are equal from one byte a shard; an error has the line number of the file."""
     texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]
     source = rows(tmp_path / "a.jsonl", texts)
-    settings = preprocess.Settings(seq_length=32, min_length=4)
+    settings = Settings(seq_length=32, min_length=4)
     for size in (1, 7, 300, 1000, 10**9):
-        preprocess.write([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
+        write([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
         for ending in ("bin", "idx", "dropped.jsonl"):
             assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
     with source.open("a") as file:
         file.write('{"text": 5}\n{"text": "last"}')
     with pytest.raises(ValueError, match=rf"a\.jsonl:{len(texts) + 1}: 'text' is int"):
-        preprocess.write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
+        write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """A file size limit stands in for the full disk: the same error at the same place."""
+def test_full_disk_is_one_error_line_and_leaves_no_file(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """A limit of the file size stands in for a full disk: writing fails with the same kind of error."""
     source = rows(tmp_path / "a.jsonl", small_texts(6000))
     command = f"ulimit -f 64; exec {sys.executable} {REPOSITORY / SCRIPT} --mode write --file_path {source} " + (
         f"--save_prefix {tmp_path}/out/a --tokenizer_path {tiny_tokenizer}"
@@ -159,11 +167,12 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, run_script: RunScri
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
+def test_stopped_run_ends_its_workers_and_resumes_from_finished_shards(
     tmp_path: Path, tiny_tokenizer: Path, kill: signal.Signals
 ) -> None:
-    """Stopped or killed, the workers end and finished shards stay; the same command makes the same bytes of them."""
+    """Workers end, finished shards stay, and the same command then writes the same bytes as an undisturbed run."""
     big = rows(tmp_path / "big.jsonl", [f"{number} many words, " * 2500 for number in range(400)])
     first = rows(tmp_path / "a.jsonl", small_texts(200))
 
@@ -191,7 +200,7 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
             break
         time.sleep(0.05)
     else:
-        pytest.fail("worker processes are left")
+        pytest.fail("worker processes still run")
     assert not (tmp_path / "stopped/out.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.json")}
     assert 0 < len(kept) < 15
@@ -207,8 +216,8 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_where_it_was(
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """At any moment, with one to three workers, start-up and joining included."""
+def test_corpus_is_equal_after_thirty_kills(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
+    """Kills come at any moment, during start-up and joining too, with one to three workers."""
     source = rows(tmp_path / "a.jsonl", [f"{number} many words. " * 2000 for number in range(300)])
     command = [
         SCRIPT, "--mode", "write", "--file_path", source, "--save_prefix", "out", "--tokenizer_path", tiny_tokenizer,
@@ -230,8 +239,10 @@ def test_thirty_kills_change_nothing(tmp_path: Path, run_script: RunScript, tiny
 
 
 @pytest.mark.slow
-def test_one_large_document_holds_nobody_up(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
-    """Time grows with the text, not with its square: 40 MB in one document against 40 MB in ten."""
+def test_time_is_linear_in_the_length_of_a_document(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """One document of 40 MB takes less than twice the time of ten documents of 4 MB."""
     seconds = {}
     for name, texts in (
         ("one", ["Some words, and more. " * 1_800_000]),
@@ -247,16 +258,54 @@ def test_one_large_document_holds_nobody_up(tmp_path: Path, run_script: RunScrip
     assert seconds["one"] < 2 * seconds["ten"]
 
 
-def test_shards_of_another_tokenizer_or_another_file_are_not_taken(tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_shards_of_other_settings_or_changed_files_are_made_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
     source = rows(tmp_path / "a.jsonl", ["one text", "no json follows"])
     with source.open("a") as file:
         file.write("{\n")
     bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
     with pytest.raises(ValueError, match=r"a\.jsonl:3 is not JSON"):
-        preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
+        write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
     assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
     rows(source, ["another text"])
-    preprocess.write(bad, str(tmp_path / "out"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
-    preprocess.write(bad, str(tmp_path / "new"), str(tiny_tokenizer), preprocess.Settings(seq_length=16))
+    write(bad, str(tmp_path / "out"), str(tiny_tokenizer), Settings(seq_length=16))
+    write(bad, str(tmp_path / "new"), str(tiny_tokenizer), Settings(seq_length=16))
     assert Corpus(tmp_path / "out").seq_length == 16 and not (tmp_path / "out.shards").exists()
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
+
+
+@given(st.text(max_size=20), st.integers(2, 40), st.integers(1, 39), st.integers(0, 3))
+def test_chosen_samples_include_first_and_last_and_are_reproducible(
+    text: str, samples: int, keep: int, seed: int
+) -> None:
+    if keep < samples:
+        found = chosen(text, samples, keep, seed)
+        assert len(found) == keep and all(a < b for a, b in pairwise(found)) and found[0] == 0
+        assert keep == 1 or found[-1] == samples - 1
+        assert found == chosen(text, samples, keep, seed)
+
+
+@pytest.mark.integration
+def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """Another seed keeps other samples; the number of removed samples is recorded."""
+    texts = ["".join(small_texts(80)[at:]) for at in range(4)] + ["short"]
+    source = rows(tmp_path / "a.jsonl", texts)
+    write([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), Settings(32))
+    whole = Corpus(tmp_path / "all")
+    results = {}
+    for name, seed, workers in (("x", 0, 1), ("y", 0, 2), ("z", 1, 1)):
+        run_script(
+            SCRIPT, "--mode", "write", "--file_path", source, "--save_path", tmp_path / name, "--save_prefix", "few",
+            "--tokenizer_path", tiny_tokenizer, "--seq_length", 32, "--num_per_doc", 4, "--seed", seed,
+            "--num_workers", workers,
+        )  # fmt: skip
+        few = results[name] = verify(tmp_path / name / "few")
+        assert np.diff(few.documents).tolist() == [4, 4, 4, 4, 1]
+        for (a, b), (c, d) in zip(pairwise(whole.documents), pairwise(few.documents), strict=True):
+            kept, samples = [few[i].tolist() for i in range(c, d)], [whole[i].tolist() for i in range(a, b)]
+            assert kept[0] == samples[0] and kept[-1] == samples[-1] and all(ids in samples for ids in kept)
+        noted = [json.loads(line)["reason"] for line in (tmp_path / name / "few.dropped.jsonl").open()]
+        had = np.diff(whole.documents)[:4]
+        assert noted == [f"{count - 4} of {count} samples, num_per_doc is 4" for count in had]
+    assert results["x"].sidecar["sha256"] == results["y"].sidecar["sha256"] != results["z"].sidecar["sha256"]
