@@ -197,7 +197,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
 
 # --- a server that is busy, fails, is gone ----------------------------------------------------------------------------
 
-Reply = tuple[int, dict[str, str], Any]  # status, headers, and what is sent as JSON
+Reply = tuple[int, dict[str, str], Any]  # status, headers, body
 
 
 @contextmanager

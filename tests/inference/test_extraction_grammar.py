@@ -45,7 +45,7 @@ TYPES = st.text(
     min_size=1,
     max_size=6,
 ).filter(str.strip)
-Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may come again where types are left out
+Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may be repeated where empty types are omitted
 
 
 # --- answers that are right by the form's definition ------------------------------------------------------------------

@@ -104,6 +104,7 @@ WRONG = {
 }
 
 
+@pytest.mark.integration
 def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_checkpoint: Path) -> None:
     """Includes vLLM's routes for developers; only GET and HEAD of /health need no key."""
     options = ["--model", tiny_checkpoint, "--port", "0", "--api-key", "first", "second", "--root-path", "/api"]

@@ -217,6 +217,7 @@ def parsed(lines: list[list[str]]) -> list[Any]:
     return [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("=")]
 
 
+@pytest.mark.integration
 def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     model_options = ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--lora-modules"]
     nine = [f"a{at}={adapter}" for at in range(9)]
@@ -269,6 +270,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
     assert results["template"][2] == ["adapter a keeps its own chat template; --template_path is for the base"]
 
 
+@pytest.mark.integration
 def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
     """Every launch_vllm.py line of the README is parsed, with existing folders in place of its own."""
     lines = []

@@ -190,6 +190,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.integration
 def test_vllms_options_are_parsed_and_wrong_ones_refused(
     repository: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
