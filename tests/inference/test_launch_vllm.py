@@ -232,7 +232,7 @@ def test_vllms_options_work_and_wrong_ones_are_told(repository: Path, tiny_check
     assert port == "argument --port: invalid int value: 'x'"
     assert model.startswith("--model is missing; ")
     assert not parallel or "4096 processes" in parallel[0]  # a GPU machine counts its devices later
-    assert unrendered.startswith(f"{template}: the chat template cannot render the message: ")
+    assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")
     assert unrendered.endswith("correct it, or give another with --template_path")
 
 
