@@ -23,11 +23,14 @@ RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--fast", action="store_true", help="only the tests without a server, ranks or a browser")
 
 
-# What is expensive to make; the tests that share it run one after the other in one process, and before the others.
+# Expensive fixtures. Tests that share one run one after the other in one process, before all other tests.
 SHARED = ("extensions", "server", "checkpoints")  # the quick start shares the extensions
+# A test with one of these fixtures starts a server, DeepSpeed ranks or a browser, so it is an integration test.
+STARTS_PROCESSES = ("extensions", "start_server", "browser", "short_quickstart", "checkpoints")
 
 
 @pytest.hookimpl(wrapper=True)  # before pytest-xdist's own, which reads the groups
@@ -41,6 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(groups[item]))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
+        if any(name in getattr(item, "fixturenames", ()) for name in STARTS_PROCESSES):
+            item.add_marker(pytest.mark.integration)
+    if config.getoption("--fast"):
+        items[:] = [item for item in items if not {"slow", "integration"} & {mark.name for mark in item.iter_markers()}]
     yield
     if config.getoption("loadgroup", False) and items and "@" not in items[0].nodeid:
         raise pytest.UsageError("pytest-xdist takes no notice of groups; tests/requirements.txt has versions that do")

@@ -1,19 +1,29 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests: style, types, then pytest. Under 20 minutes on two cores.
+# Sets up and runs the tests: style, types, then pytest with the real components. Times are for two cores.
 #
-#   bash tests/run.sh                     everything that fits those minutes
-#   bash tests/run.sh --slow              the long trials too (many kills, big inputs)
-#   bash tests/run.sh tests/tools -k diff any of pytest's own arguments: then only pytest runs
+#   bash tests/run.sh --fast              no server, no ranks, no browser: at most 3 minutes
+#   bash tests/run.sh                     the suite: at most 15 minutes
+#   bash tests/run.sh --slow              also the long trials (many kills, large inputs)
+#   bash tests/run.sh tests/tools -k diff any arguments of pytest: then only pytest runs
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash tools/setup.sh --dev
 bin=${VENV:-.venv}/bin
-if [ $# = 0 ] || [ "$*" = "--slow" ]; then
-    "$bin/ruff" check .
+
+# Each stage by itself, first on its own path: twin packages have the same module names in several stages.
+types() {
+    for stage in pretrain finetune tools examples inference; do
+        MYPYPATH=$stage "$bin/mypy" --num-workers auto --no-error-summary "$stage"
+    done
+    "$bin/mypy" --num-workers auto --no-error-summary tests
+}
+
+if [ $# = 0 ] || [ "$*" = "--slow" ] || [ "$*" = "--fast" ]; then
+    "$bin/ruff" check -q .
     "$bin/ruff" format --check .
-    "$bin/mypy" --num-workers auto
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; what is expensive to make is made in one of them
-    set -- -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+    types
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; tests that share an expensive fixture run in one of them
+    set -- -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
 fi
 exec "$bin/python" -m pytest "$@"

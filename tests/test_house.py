@@ -1,90 +1,175 @@
-"""The rules of the house that a program can hold: how the repository is built and how its code reads."""
+"""Rules of the repository that a program can check: its structure, its twins, and how its code reads."""
 
 import ast
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STAGES = ("pretrain", "finetune", "tools", "examples", "inference")
-MODULES = sorted(path for stage in STAGES for path in (REPOSITORY / stage).glob("*.py"))
-SCRIPTS = [path for path in MODULES if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+COMMANDS = sorted(path for stage in STAGES for path in (REPOSITORY / stage).glob("*.py"))
+PACKAGES = sorted(path.parent for stage in STAGES for path in (REPOSITORY / stage).glob("*/__init__.py"))
+MODULES = sorted(path for stage in STAGES for path in (REPOSITORY / stage).rglob("*.py"))
 ALL_PYTHON = sorted([*MODULES, *(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
+TWINS: dict[str, list[str]] = {
+    package: stages.split()
+    for package, _, stages in (
+        line.partition(":") for line in (REPOSITORY / "tests/twins.txt").read_text(encoding="utf-8").splitlines()
+    )
+    if package and not package.startswith("#")
+}
 
 
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path) -> set[str]:
-    """Top names of everything that a file imports, wherever in it."""
-    names: set[str] = set()
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
-
-
-def named(path: Path) -> str:
+def relative(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
-def test_there_is_something_to_hold() -> None:
-    assert {path.parent.name for path in SCRIPTS} == set(STAGES)
+def stage_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).parts[0]
+
+
+def package_of(path: Path) -> str:
+    """The package that a module lies in, "" for a command."""
+    parts = path.relative_to(REPOSITORY).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, anywhere in it; `from a import b` counts as a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imported_packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(path)}
+
+
+def test_repository_has_commands_and_packages_in_every_stage() -> None:
+    assert {stage_of(path) for path in COMMANDS} == set(STAGES) == {stage_of(path) for path in PACKAGES}
+
+
+def test_stage_top_level_has_only_commands() -> None:
+    assert not [relative(path) for path in COMMANDS if '__name__ == "__main__"' not in path.read_text(encoding="utf-8")]
+    inside = [path for path in MODULES if path not in COMMANDS]
+    assert not [relative(path) for path in inside if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+
+
+def test_no_command_is_imported_by_another_module() -> None:
+    commands = {stage: {path.stem for path in COMMANDS if stage_of(path) == stage} for stage in STAGES}
+    found = [
+        f"{relative(path)} imports the command {name}"
+        for path in MODULES
+        for name in sorted(imported_packages(path) & commands[stage_of(path)])
+    ]
+    assert not found
 
 
 def test_no_stage_imports_another() -> None:
-    owner = {path.stem: path.parent.name for path in MODULES}
+    owners = defaultdict(set)
+    for path in MODULES:
+        owners[package_of(path) or path.stem].add(stage_of(path))
     crossings = [
-        f"{named(path)} imports {name}"
+        f"{relative(path)} imports {name}"
         for path in MODULES
-        for name in imported(path)
-        if name in STAGES or owner.get(name, path.parent.name) != path.parent.name
+        for name in sorted(imported_packages(path))
+        if name in STAGES or (name in owners and stage_of(path) not in owners[name])
     ]
     assert not crossings
 
 
-def test_stages_are_flat_and_their_stems_unique() -> None:
+def test_packages_have_two_to_twelve_modules_and_a_docstring() -> None:
+    wrong = []
+    for package in PACKAGES:
+        initial = parsed(package / "__init__.py")
+        if not ast.get_docstring(initial) or len(initial.body) != 1:
+            wrong.append(f"{relative(package)}/__init__.py holds more or less than one docstring")
+        modules = [path for path in package.glob("*.py") if path.name != "__init__.py"]
+        # A twin may be one module: it is as small as what the stages share.
+        if not (1 if package.name in TWINS else 2) <= len(modules) <= 12:
+            wrong.append(f"{relative(package)} has {len(modules)} modules")
+        wrong += [f"{relative(path)} lies too deep" for path in package.glob("*/**/*.py")]
+    folders = {path.parent for path in MODULES} - {REPOSITORY / stage for stage in STAGES}
+    assert not wrong
+    assert folders == set(PACKAGES)
+
+
+def test_package_and_module_names_are_unique_except_twins() -> None:
     places = defaultdict(list)
-    for path in MODULES:
-        places[path.stem].append(named(path))
+    for path in [*PACKAGES, *MODULES]:
+        if path.name != "__init__.py" and package_of(path / "x") not in TWINS and package_of(path) not in TWINS:
+            places[path.stem].append(relative(path))
     assert not [paths for paths in places.values() if len(paths) > 1]
-    assert not [named(path) for stage in STAGES for path in (REPOSITORY / stage).rglob("__init__.py")]
-    nested = [path for stage in STAGES for path in (REPOSITORY / stage).rglob("*.py") if path not in MODULES]
-    assert not nested
 
 
-def test_no_module_shadows_an_installed_package() -> None:
+def test_no_name_shadows_an_installed_package() -> None:
     taken = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
-    assert not [named(path) for path in MODULES if path.stem in taken]
+    assert not [relative(path) for path in [*PACKAGES, *COMMANDS] if path.stem in taken]
 
 
-def test_every_script_answers_help_with_its_stage_alone(tmp_path: Path) -> None:
-    for stage in STAGES:
-        shutil.copytree(REPOSITORY / stage, tmp_path / stage / stage, ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.mark.parametrize("stage", STAGES)
+def test_packages_do_not_import_each_other_in_a_circle(stage: str) -> None:
+    packages = {path.name for path in PACKAGES if stage_of(path) == stage}
+    graph: dict[str, set[str]] = {name: set() for name in packages}
+    for path in MODULES:
+        if stage_of(path) == stage and package_of(path):
+            graph[package_of(path)] |= (imported_packages(path) & packages) - {package_of(path)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"{stage}: {' -> '.join(error.args[1])}")
 
-    def answers(script: Path) -> str:
-        """What is wrong with `script --help`, in the only stage of an otherwise empty folder; "" if nothing is."""
-        folder = tmp_path / script.parent.name
-        done = subprocess.run(
-            [sys.executable, f"{script.parent.name}/{script.name}", "--help"],
-            env=os.environ | {"PAGER": "cat", "OMP_NUM_THREADS": "1"},
-            cwd=folder, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        helpful = done.returncode == 0 and script.stem in done.stdout + done.stderr
-        return "" if helpful else f"{named(script)}: exit {done.returncode}\n{done.stdout[-500:]}{done.stderr[-1500:]}"
 
-    with ThreadPoolExecutor(2) as pool:
-        assert not [reason for reason in pool.map(answers, SCRIPTS) if reason]
+def test_twins_are_equal_and_import_only_twins() -> None:
+    files = {
+        (name, stage): {path.name: path.read_bytes() for path in (REPOSITORY / stage / name).glob("*.py")}
+        for name, stages in TWINS.items()
+        for stage in stages
+    }
+    assert not [key for key, content in files.items() if not content]
+    assert not [key for key, content in files.items() if content != files[key[0], TWINS[key[0]][0]]]
+    copies = defaultdict(list)
+    for path in PACKAGES:
+        copies[path.name].append(stage_of(path))
+    assert {name: sorted(stages) for name, stages in copies.items() if len(stages) > 1 or name in TWINS} == {
+        name: sorted(stages) for name, stages in TWINS.items()
+    }
+    own = {path.name for path in PACKAGES} - set(TWINS)
+    twins = [path for path in MODULES if package_of(path) in TWINS]
+    assert not [relative(path) for path in twins if imported_packages(path) & own]
+
+
+def test_twins_script_copies_the_newest_copy_over_the_others(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    script = tmp_path / "tests/twins.sh"
+    script.write_bytes((REPOSITORY / "tests/twins.sh").read_bytes())
+    (tmp_path / "tests/twins.txt").write_text("# comment\nwords: a b c\n")
+    for age, stage in ((200, "a"), (100, "b"), (300, "c")):
+        (tmp_path / stage / "words").mkdir(parents=True)
+        file = tmp_path / stage / "words/w.py"
+        file.write_text(stage)
+        os.utime(file, (file.stat().st_mtime - age,) * 2)
+    listed = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["a/words", "c/words"]
+    subprocess.run(["bash", str(script), "words"], capture_output=True, check=True)
+    assert [(tmp_path / stage / "words/w.py").read_text() for stage in "abc"] == ["b", "b", "b"]
+    assert subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True).stdout == ""
+    unknown = subprocess.run(["bash", str(script), "none"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and unknown.stderr.count("\n") == 1
 
 
 def test_no_bare_string_is_used_as_a_comment() -> None:
@@ -97,7 +182,7 @@ def test_no_bare_string_is_used_as_a_comment() -> None:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body
         }
         found += [
-            f"{named(path)}:{node.lineno}"
+            f"{relative(path)}:{node.lineno}"
             for node in ast.walk(tree)
             if isinstance(node, ast.Expr)
             and isinstance(node.value, ast.Constant)
@@ -108,29 +193,31 @@ def test_no_bare_string_is_used_as_a_comment() -> None:
 
 
 def test_every_file_opens_with_what_it_does() -> None:
-    assert not [named(path) for path in ALL_PYTHON if not ast.get_docstring(parsed(path))]
-    without_run_line = [named(path) for path in SCRIPTS if named(path) not in (ast.get_docstring(parsed(path)) or "")]
+    assert not [relative(path) for path in ALL_PYTHON if not ast.get_docstring(parsed(path))]
+    without_run_line = [
+        relative(path) for path in COMMANDS if relative(path) not in (ast.get_docstring(parsed(path)) or "")
+    ]
     assert not without_run_line
 
 
-def test_public_functions_have_types_and_public_names_of_stages_docstrings() -> None:
+def test_public_functions_of_stages_have_types() -> None:
     bare = []
     for path in MODULES:
         for node in parsed(path).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 if node.returns is None or any(argument.annotation is None for argument in arguments):
-                    bare.append(f"{named(path)}:{node.lineno} {node.name}")
+                    bare.append(f"{relative(path)}:{node.lineno} {node.name}")
     assert not bare
 
 
 def test_files_and_functions_stay_readable() -> None:
-    long = [named(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+    long = [relative(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
     for path in ALL_PYTHON:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
-                long += [f"{named(path)}:{node.lineno} {node.name} ({lines} lines)"] if lines > 80 else []
+                long += [f"{relative(path)}:{node.lineno} {node.name} ({lines} lines)"] if lines > 80 else []
     assert not long
 
 
@@ -138,10 +225,12 @@ COPY = 8  # lines in a row; fewer may be the plain opening and ending that scrip
 
 
 def test_no_code_is_copied_between_files() -> None:
-    """No run of 8 equal lines (blank lines, imports and lone brackets aside) stands in two files."""
+    """No run of 8 equal lines (blank lines, imports and single brackets aside) stands in two files, twins aside."""
     seen: dict[tuple[str, ...], str] = {}
     copies = []
     for path in MODULES:
+        if package_of(path) in TWINS and stage_of(path) != TWINS[package_of(path)][0]:
+            continue
         lines = [
             (number, line.strip())
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
@@ -149,22 +238,22 @@ def test_no_code_is_copied_between_files() -> None:
         ]
         for start in range(len(lines) - COPY + 1):
             window = tuple(text for _, text in lines[start : start + COPY])
-            here = f"{named(path)}:{lines[start][0]}"
+            here = f"{relative(path)}:{lines[start][0]}"
             other = seen.setdefault(window, here)
-            if other.rsplit(":", 1)[0] != named(path):
+            if other.rsplit(":", 1)[0] != relative(path):
                 copies.append(f"{here} repeats {other}")
     assert not copies
 
 
 @pytest.mark.parametrize(
-    "script", sorted(REPOSITORY.glob("*/*.sh")) + sorted(REPOSITORY.glob("*/scripts/*.sh")), ids=named
+    "script", sorted(REPOSITORY.glob("*/*.sh")) + sorted(REPOSITORY.glob("*/scripts/*.sh")), ids=relative
 )
 def test_shell_scripts_parse_and_stop_at_errors(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("*/scripts/*.sh")), ids=named)
+@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("*/scripts/*.sh")), ids=relative)
 def test_recipes_say_which_setting_is_missing(recipe: Path) -> None:
     without = {name: value for name, value in os.environ.items() if name not in ("MODEL", "BASE_MODEL")}
     done = subprocess.run(["bash", str(recipe)], capture_output=True, text=True, env=without)
@@ -183,7 +272,7 @@ def test_nothing_evaluates_or_unpickles() -> None:
             name = ast.unparse(node.func)
             safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             if name in ("eval", "exec", "pickle.load", "pickle.loads") or (name == "torch.load" and not safe):
-                found.append(f"{named(path)}:{node.lineno} {name}")
+                found.append(f"{relative(path)}:{node.lineno} {name}")
             if any(k.arg == "trust_remote_code" and ast.unparse(k.value) != "False" for k in node.keywords):
-                found.append(f"{named(path)}:{node.lineno} trust_remote_code")
+                found.append(f"{relative(path)}:{node.lineno} trust_remote_code")
     assert not found

@@ -57,7 +57,7 @@ def extraction(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "world"
-    world_builder.main(
+    world_builder.make_world(
         str(folder), people=60, documents_per_language=5, rows=400, heldout_rows=40, real_megabytes=0.001, seed=3
     )
     return folder

@@ -122,7 +122,9 @@ def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: 
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")
-    asked = json.loads((repository / "inference/extraction.json").read_text(encoding="utf-8"))["tasks"]["ner"]["zh"]
+    asked = json.loads((repository / "inference/extraction/extraction.json").read_text(encoding="utf-8"))["tasks"][
+        "ner"
+    ]["zh"]
     told = {"tasks": {"ner": {"zh": asked | {"text_characters": 70}}}}
     (folder / "extraction.json").write_text(json.dumps(told), encoding="utf-8")
     return folder

@@ -179,7 +179,8 @@ def test_another_runs_rest_and_a_finished_file_are_not_touched_untold(tmp_path: 
 def in_another_process(output: Path, run: dict[str, Any]) -> None:
     """Try to write the file there; raises the ValueError that was raised there."""
     code = (
-        f"from pathlib import Path; from batch_file import AnswerFile; AnswerFile(Path({str(output)!r}), {run!r}, True)"
+        "from pathlib import Path; from batch_runs.batch_file import AnswerFile; "
+        f"AnswerFile(Path({str(output)!r}), {run!r}, True)"
     )
     folder = str(Path(batch.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": folder})

@@ -110,7 +110,8 @@ def test_new_weights_begin_a_segment_and_sources_go_on_where_they_are() -> None:
 
 def test_a_billion_rows_take_little_memory_and_a_million_indices_little_time() -> None:
     code = (
-        "import sys, time; sys.path.insert(0, 'pretrain'); import numpy as np; from sampler import Schedule\n"
+        "import sys, time; sys.path.insert(0, 'pretrain'); import numpy as np\n"
+        "from sequence_packing.sampler import Schedule\n"
         "s = Schedule({'a': 900_000_000, 'b': 100_000_000}, {'a': 9, 'b': 1}, 0)\n"
         "rows = np.arange(10**9, 10**9 + 1_000_000); begun = time.process_time(); s.at(rows)\n"
         "seconds = time.process_time() - begun\n"

@@ -9,7 +9,7 @@ import download
 import pytest
 import torch
 from conftest import small_texts
-from gguf_files import Ask, Make, Serve, started, write_model
+from gguf_checks import Ask, Make, Serve, started, write_model
 from hub_download import hub_retry
 from hub_server import DIFF, LORA, Hub, serving
 from in_process import RunTool, run_in_process

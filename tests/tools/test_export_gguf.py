@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RunScript
-from gguf_files import Ask, Make, Serve, edit, keys
+from gguf_checks import Ask, Make, Serve, edit, keys
 from safetensors.torch import load_file, save_file
 
 gguf = pytest.importorskip("gguf")

@@ -12,7 +12,7 @@ import export_gguf
 import pytest
 from build_tokenizer import HARD_TEXTS
 from conftest import REPOSITORY, RunScript, small_texts
-from gguf_files import TEMPLATE, Make, Serve, edit, ids_of, keys
+from gguf_checks import TEMPLATE, Make, Serve, edit, ids_of, keys
 from gguf_files.gguf_vocabulary import CONTROL, CUTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 pytest.importorskip("gguf")

@@ -283,7 +283,7 @@ def test_compressed_folders_are_complete_and_load(
     check_folder(model, out, done.stdout)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", "said"}
     tokenizer = AutoTokenizer.from_pretrained(out)
-    examples = calibration.encode(calibration.Renderer(tokenizer, out), ROWS, 512)
+    examples = calibration.encode(calibration.RowEncoder(tokenizer, out), ROWS, 512)
     here = quantized_score.score(out, tokenizer, examples, tmp_path / "here.jsonl")
     there = json.loads((out / "run.json").read_text())["scores"]["after"]
     assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
