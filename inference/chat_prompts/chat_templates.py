@@ -66,17 +66,16 @@ class ChatTemplate:
         """None where answers do not follow their prompts: the template rewrites a question once it is answered."""
         for question in QUESTIONS:
             prompt = self.try_render(question, True)
-            for followed in (False, True):
-                more = [QUESTION] if followed else []
-
-                def answered(content: str) -> tuple[str, str, str]:
-                    talk = [*question, {"role": "assistant", "content": content, "input": ""}, *more]  # noqa: B023
-                    return self.try_render(talk, followed).partition(MARK)  # noqa: B023
-
-                before, found, tail = answered(MARK)
+            for following in ([], [QUESTION]):  # a template may render the end of a conversation in its own way
+                before, found, tail = self._around_answer(question, MARK, following)
                 lead = before[len(prompt) :]
                 if not (prompt and found and before.startswith(prompt)) or lead.strip():
                     continue
-                padded_before, _, padded_tail = answered(f" \n{MARK}\n ")
+                padded_before, _, padded_tail = self._around_answer(question, f" \n{MARK}\n ", following)
                 return AnswerLayout(lead, tail, (padded_before == before, padded_tail == tail))
         return None
+
+    def _around_answer(self, question: Messages, answer: str, following: Messages) -> tuple[str, str, str]:
+        """The text before and behind the mark in an answer, the mark between them ("" where it does not come out)."""
+        talk = [*question, {"role": "assistant", "content": answer, "input": ""}, *following]
+        return self.try_render(talk, bool(following)).partition(MARK)

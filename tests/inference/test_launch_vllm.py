@@ -226,7 +226,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     assert port == "--port: invalid int value: 'x'; see --help"
     assert model.startswith("--model is missing; ")
     assert not parallel or "4096 processes" in parallel[0]  # a GPU machine counts its devices later
-    assert unrendered.startswith(f"{template}: the chat template cannot render the message: ")
+    assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")
     assert unrendered.endswith("correct it, or give another with --template_path")
 
 
