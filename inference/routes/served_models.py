@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
-from prompting.adapter_prompts import adapter_prompt
 from server_launch.adapter_folders import check_adapter
+from server_launch.adapter_prompts import adapter_prompt
 from vllm_bridge.vllm_imports import part
 
 from routes.response_envelope import STOPPED, RequestFailedError

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from prompting.adapter_prompts import adapter_prompt
 from vllm_bridge.vllm_imports import part
 
 from server_launch.adapter_folders import adapter_shapes, check_adapter, paired
+from server_launch.adapter_prompts import adapter_prompt
 from server_launch.launch_checks import merge, read_json
 
 MOST_IN_A_BATCH = 8  # adapters, unless told; each has room of the largest rank in every layer, used or not

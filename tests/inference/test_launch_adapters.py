@@ -16,9 +16,9 @@ import torch
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
-from prompting.adapter_prompts import adapter_prompt
 from safetensors.torch import load_file, save_file
 from server_launch.adapter_folders import check_adapter
+from server_launch.adapter_prompts import adapter_prompt
 from server_launch.cpu_limits import check_limits
 from server_launch.launch_adapters import check_adapters, named_adapters
 from test_readme import commands

@@ -1,1 +1,0 @@
-"""Requests to token ids. Read prompt_ids.py first."""
