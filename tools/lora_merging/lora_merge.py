@@ -191,7 +191,7 @@ def merge_folders(
     with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
         copy_files(base, folder, SMALL_FILES)
         for lora, _ in loras:
-            copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES))
+            copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES, "generation_config.json"))
         if rows != config.get("vocab_size", 0):
             write_json(folder / "config.json", config | {"vocab_size": rows})
         if dtype:
