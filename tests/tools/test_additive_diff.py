@@ -16,7 +16,7 @@ SCRIPT = "tools/weight_diff.py"
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_additive_diff_is_the_published_arithmetic(
+def test_additive_diff_equals_published_arithmetic(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
 ) -> None:
     flag, dtype = (["--is_fp16"], torch.float16) if half else ([], torch.float32)
@@ -68,7 +68,7 @@ def test_published_shards_of_bin_files_recover(
     assert all(torch.equal(recovered[name], raw[name] + state[name]) for name in new)
 
 
-def test_other_base_of_an_additive_diff_is_refused(
+def test_recover_refuses_other_base_of_additive_diff(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     state = load_file(tiny_checkpoint / "model.safetensors")
@@ -84,7 +84,7 @@ def test_other_base_of_an_additive_diff_is_refused(
 
 
 @pytest.mark.parametrize("source", ["file", "download", "option"])
-def test_published_sum_tells_the_base(
+def test_recover_refuses_base_that_contradicts_published_sum(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
@@ -113,7 +113,7 @@ def test_published_sum_tells_the_base(
     assert left_behind(tmp_path) == []
 
 
-def test_sums_as_published() -> None:
+def test_published_sums_are_found_by_repository() -> None:
     """What stands in the data file is what the recovery scripts of these diffs compare with."""
     assert additive_diff.published_sum(Path("none"), "zjunlp/zhixi-13b-diff") == 94052.2891
     assert additive_diff.published_sum(Path("none"), "tatsu-lab/alpaca-7b-wdiff") == 50637.1836
@@ -122,7 +122,7 @@ def test_sums_as_published() -> None:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_a_diff_made_the_published_way_recovers(
+def test_diff_made_by_published_code_recovers(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, half: bool
 ) -> None:
     """transformers loads both models, subtracts, saves; recovery gives what loading and adding gives."""

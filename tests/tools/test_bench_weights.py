@@ -7,7 +7,8 @@ import bench_weights
 import pytest
 
 
-def test_a_small_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.integration
+def test_benchmark_round_prints_ratios_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_weights.main(size="tiny", rounds=1, contenders="plain_add", folder=str(tmp_path), probe_gb=0.05)
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["seconds"].keys() == {*bench_weights.OURS, "plain_add"}

@@ -33,7 +33,7 @@ def test_float_conversions_equal_torch_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", sorted(ITEMSIZE))
-def test_any_bit_pattern_comes_back(dtype: str) -> None:
+def test_difference_and_apply_restore_any_bit_pattern(dtype: str) -> None:
     kind, top = f"<u{ITEMSIZE[dtype]}", 2 ** (8 * ITEMSIZE[dtype]) - 1
     patterns = st.sampled_from([0, 1, top, top // 2, top // 2 + 1]) | st.integers(0, top)
 
@@ -50,14 +50,14 @@ def test_any_bit_pattern_comes_back(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", HALVES)
-def test_integers_are_in_the_order_of_the_values(name: str) -> None:
+def test_ordered_integers_sort_like_values(name: str) -> None:
     values = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(HALVES[name])
     values = values[~values.isnan()]
     numbers = ordered(values.view(torch.uint16).numpy(), name).astype(np.int64)
     assert (np.diff(values.float().numpy()[np.argsort(numbers)]) >= 0).all()
 
 
-def test_neighbours_differ_by_one_and_zigzag_keeps_small_small() -> None:
+def test_zigzag_of_neighbouring_floats_is_small() -> None:
     values = np.array([1.0, np.nextafter(np.float32(1), np.float32(2)), -0.0, 0.0], np.float32).view(np.uint32)
     gaps = ordered(values, "F32").astype(np.int64)
     assert gaps[1] - gaps[0] == 1

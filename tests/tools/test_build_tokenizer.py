@@ -51,7 +51,7 @@ def test_saving_again_keeps_the_ids(tiny_tokenizer: Path, tmp_path: Path) -> Non
         assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
 
 
-def test_user_defined_pieces_and_missing_prefix(tmp_path: Path) -> None:
+def test_user_defined_pieces_and_missing_prefix_keep_ids(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"row {i} of some plain text with <sep> inside" for i in range(200)))
     sentencepiece.SentencePieceTrainer.train(
@@ -74,7 +74,7 @@ def test_user_defined_pieces_and_missing_prefix(tmp_path: Path) -> None:
         ({"normalization_rule_name": "nmt_nfkc"}, "normalization rule 'nmt_nfkc'"),
     ],
 )
-def test_what_is_not_handled_is_refused_by_name(
+def test_build_tokenizer_refuses_unsupported_model_types(
     tmp_path: Path, run_script: RunScript, setting: dict[str, object], named: str
 ) -> None:
     text = tmp_path / "text.txt"
@@ -90,7 +90,7 @@ def test_what_is_not_handled_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
+def test_build_tokenizer_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     for path, said in (
         (tmp_path / "none", "does not exist"),

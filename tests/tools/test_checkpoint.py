@@ -69,7 +69,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_tool_refuses_a_folder_whose_seal_does_not_hold(
+def test_tools_refuse_folder_that_differs_from_its_seal(
     tiny_checkpoint: Path, adapter: Path, folder: Path, tmp_path: Path, run_tool: RunTool, reader: str
 ) -> None:
     run_tool(SCRIPT, "seal", folder)
@@ -98,7 +98,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_verify_names_the_file(folder: Path, run_tool: RunTool, change: str) -> None:
+def test_verify_names_changed_missing_and_unsealed_files(folder: Path, run_tool: RunTool, change: str) -> None:
     write_seal(folder, [])
     spoil, said = CHANGES[change]
     spoil(folder)
@@ -109,7 +109,7 @@ def test_verify_names_the_file(folder: Path, run_tool: RunTool, change: str) -> 
         assert part in done.stderr
 
 
-def test_kinds(folder: Path, tmp_path: Path) -> None:
+def test_kind_is_inferred_from_files(folder: Path, tmp_path: Path) -> None:
     assert kind_of(folder) == "full"
     (folder / "config.json").write_text('{"quantization_config": {"bits": 4}}')
     assert kind_of(folder) == "quantised"
@@ -125,7 +125,7 @@ def test_resharded_weights_compare_equal(folder: Path, tmp_path: Path, run_tool:
     assert run_tool(SCRIPT, "compare", folder, other).stdout.startswith("equal: ")
 
 
-def test_compare_says_how_far(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_compare_reports_distance_of_different_weights(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
     state = load_file(folder / "model.safetensors")
     other = shutil.copytree(folder, tmp_path / "other")
     changed = {name: value.clone() for name, value in state.items()}
@@ -148,7 +148,9 @@ def test_compare_says_how_far(folder: Path, tmp_path: Path, run_tool: RunTool) -
     assert "q_proj.weight is F32 [64, 64] and F32 [3]" in done.stdout
 
 
-def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_compare_counts_signed_zeros_as_different_and_equal_nan_as_equal(
+    folder: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
     """Bits count: -0 is not +0, and the same NaN is equal."""
     for name, zero in (("a", 0.0), ("b", -0.0)):
         (tmp_path / name).mkdir()
@@ -159,7 +161,9 @@ def test_zeros_of_both_signs_and_equal_nan(folder: Path, tmp_path: Path, run_too
 
 
 @pytest.mark.parametrize("command", ["seal", "verify", "show"])
-def test_no_folder_no_weights_unknown_option(tmp_path: Path, run_tool: RunTool, command: str) -> None:
+def test_checkpoint_refuses_missing_folder_missing_weights_and_unknown_option(
+    tmp_path: Path, run_tool: RunTool, command: str
+) -> None:
     done = run_tool(SCRIPT, command, tmp_path / "none", status=2)
     assert f"{tmp_path / 'none'} is not a folder" in done.stderr
     done = run_tool(SCRIPT, command, tmp_path, status=2)
@@ -176,7 +180,7 @@ def listing(folder: Path, kind: str, style: str = "  ") -> str:
 
 
 @pytest.mark.parametrize(("kind", "style"), [("md5", "  "), ("md5", " *"), ("sha256", "  ./")])
-def test_a_published_list_is_verified(
+def test_verify_with_published_list_names_changed_file(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, kind: str, style: str
 ) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
@@ -202,13 +206,15 @@ def test_a_published_list_is_verified(
         ("0" * 40 + "  x\n", "line 1 is not an md5 or sha256 sum"), ("\n# nothing\n", "lists no file"),
     ],
 )  # fmt: skip
-def test_a_list_that_is_none(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, text: str, said: str) -> None:
+def test_verify_refuses_malformed_list_of_sums(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, text: str, said: str
+) -> None:
     (tmp_path / "sums").write_text(text)
     done = run_tool("tools/checkpoint.py", "verify", tiny_checkpoint, "--sums", tmp_path / "sums", status=2)
     assert said in done.stderr
 
 
-def test_a_flipped_bit_is_named_by_its_tensor(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_verify_names_tensor_of_flipped_bit(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     run_tool("tools/checkpoint.py", "seal", folder)
     sealed = json.loads((folder / "checkpoint.json").read_text())
@@ -222,9 +228,7 @@ def test_a_flipped_bit_is_named_by_its_tensor(tiny_checkpoint: Path, tmp_path: P
     assert "model.safetensors differs from its seal (tensor model.norm.weight); download it again" in done.stderr
 
 
-def test_signing_without_the_package_says_what_to_install(
-    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool
-) -> None:
+def test_sign_without_package_names_install_command(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
     if importlib.util.find_spec("model_signing"):
         pytest.skip("model-signing is installed")
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
@@ -232,7 +236,7 @@ def test_signing_without_the_package_says_what_to_install(
     assert "pip install model-signing" in done.stderr
 
 
-def test_a_signature_holds_until_a_file_changes(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_signature_is_invalid_after_file_changes(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
     pytest.importorskip("model_signing", reason="model-signing (40 packages) is not installed")
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     for name in ("key", "other"):

@@ -45,7 +45,7 @@ STYLES: dict[str, tuple[dict[str, Any], torch.dtype, int, str, float]] = {
 
 
 @pytest.mark.parametrize("version", STYLES)
-def test_logits_are_the_originals(original: Make, convert: Callable[..., Path], version: str) -> None:
+def test_converted_logits_equal_original_ones(original: Make, convert: Callable[..., Path], version: str) -> None:
     params, dtype, ranks, option, scale = STYLES[version]
     folder, state = original(params, dtype, ranks, tie=version == "3.2")
     out = convert(folder, llama_version=option)
@@ -65,7 +65,7 @@ def test_logits_are_the_originals(original: Make, convert: Callable[..., Path], 
     assert json.loads((out / "run.json").read_text())["arguments"]["llama_version"] == version
 
 
-def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Callable[..., Path]) -> None:
+def test_conversion_from_any_number_of_ranks_gives_same_weights(original: Make, convert: Callable[..., Path]) -> None:
     """Every bit of them, in the type that they had: also in shards, and from files of PyTorch's old format."""
     params = TINY | {"n_heads": 8}
     tensor_hashes = []
@@ -89,7 +89,7 @@ def test_any_number_of_files_gives_the_same_weights(original: Make, convert: Cal
     assert not any("freq" in name for name in new)
 
 
-def test_the_folder_is_complete(
+def test_converted_folder_is_complete(
     original: Make, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str], tiny_tokenizer: Path
 ) -> None:
     """As LLaMA-1 was given out: the size's folder, the tokenizer above it, a checklist for each."""
@@ -121,7 +121,7 @@ def test_the_folder_is_complete(
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (1, 2)
 
 
-def test_llama_2s_own_tokenizer(
+def test_llama_2_tokenizer_is_converted_exactly(
     shared_data: Path, tmp_path: Path, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """32,000 pieces, compared with SentencePiece on the texts that every conversion compares on."""
@@ -133,7 +133,7 @@ def test_llama_2s_own_tokenizer(
     assert (out / "tokenizer.model").read_bytes() == (shared_data / "llama/tokenizer.model").read_bytes()
 
 
-def test_config_is_what_transformers_writes_itself(
+def test_converted_config_equals_that_of_transformers(
     original: Make, convert: Callable[..., Path], tmp_path: Path
 ) -> None:
     """And older readers, which look for rope_theta, rope_scaling and torch_dtype, find the same there."""
@@ -168,7 +168,9 @@ def test_config_is_what_transformers_writes_itself(
          "3B", 8192),
     ],
 )  # fmt: skip
-def test_released_sizes(tmp_path: Path, params: dict[str, Any], size: str, hidden: int) -> None:
+def test_released_params_give_published_sizes_and_configs(
+    tmp_path: Path, params: dict[str, Any], size: str, hidden: int
+) -> None:
     """The published params.json and intermediate_size of each."""
     path = tmp_path / "params.json"
     path.write_text(json.dumps(params | {"norm_eps": 1e-5, "vocab_size": -1}))
@@ -183,7 +185,7 @@ def test_released_sizes(tmp_path: Path, params: dict[str, Any], size: str, hidde
 # --- version 3's tokenizer --------------------------------------------------------------------------------------------
 
 
-def test_table_of_ranks_gives_tiktokens_ids_on_any_text(ranks_table: Path, few_texts: Path) -> None:
+def test_rank_table_tokenizer_gives_tiktoken_ids(ranks_table: Path, few_texts: Path) -> None:
     pytest.importorskip("tiktoken")
     words = llama_tokenizer.read_llama_tokenizer(ranks_table, "3.1", instruct=False)
 
@@ -226,7 +228,8 @@ def test_special_tokens_have_the_published_ids(
         assert (content["bos_token_id"], content["eos_token_id"]) == (556, expected)
 
 
-def test_a_large_vocabulary_is_loaded_without_a_warning(
+@pytest.mark.integration
+def test_large_vocabulary_loads_without_warning(
     tmp_path: Path, convert: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """transformers suspects those of more than 100,000 pieces, unless config.json says which version it is of."""
@@ -245,7 +248,7 @@ def test_a_large_vocabulary_is_loaded_without_a_warning(
     assert caplog.records == []
 
 
-def test_without_tiktoken_it_is_said_that_nothing_was_compared(
+def test_conversion_without_tiktoken_reports_that_ids_were_not_compared(
     original: Make, convert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tiktoken", None)
@@ -256,7 +259,9 @@ def test_without_tiktoken_it_is_said_that_nothing_was_compared(
 # --- notices ----------------------------------------------------------------------------------------------------------
 
 
-def test_notices(original: Make, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_prints_notices_about_doubtful_files(
+    original: Make, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """A missing checklist, norms that differ a little in version 3, and the first params.json of LLaMA-2."""
     folder, _ = original(THREE, torch.bfloat16)
     change(folder, lambda part: part["norm.weight"][5:6].add_(0.008), 1)

@@ -105,7 +105,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_named_and_leave_nothing(
+def test_conversion_faults_name_the_file_and_leave_nothing(
     original: Make, convert: Callable[..., Path], tmp_path: Path, fault: str
 ) -> None:
     spoil, said = FAULTS[fault]
@@ -131,7 +131,7 @@ def test_faults_are_named_and_leave_nothing(
         ({"max_shard_size": "big"}, "'big' is not a size"),
     ],
 )
-def test_options_that_cannot_be(
+def test_conversion_refuses_invalid_options(
     original: Make, convert: Callable[..., Path], tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
@@ -140,7 +140,7 @@ def test_options_that_cannot_be(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_versions_that_contradict_the_files(original: Make, convert: Callable[..., Path]) -> None:
+def test_conversion_refuses_version_that_contradicts_files(original: Make, convert: Callable[..., Path]) -> None:
     three, scaled = original(THREE, name="three")[0], original(SCALED, name="scaled")[0]
     for folder, version, said in (
         (three, "2", "tokenizer.model is a table of ranks"),
@@ -155,7 +155,9 @@ def test_versions_that_contradict_the_files(original: Make, convert: Callable[..
         convert(three)
 
 
-def test_another_models_tokenizer_is_refused(original: Make, convert: Callable[..., Path], ranks_table: Path) -> None:
+def test_conversion_refuses_tokenizer_of_other_model(
+    original: Make, convert: Callable[..., Path], ranks_table: Path
+) -> None:
     folder, _ = original()
     (folder / "tokenizer.model").write_bytes(ranks_table.read_bytes())
     seal(folder)
@@ -167,14 +169,14 @@ def test_another_models_tokenizer_is_refused(original: Make, convert: Callable[.
     ("option", "message"),
     [("--push_to_hub=True", "unknown option --push_to_hub"), ("--instruct=yes", "--instruct takes True or False")],
 )
-def test_wrong_option_of_command_is_refused(
+def test_convert_llama_refuses_unknown_option(
     original: Make, tmp_path: Path, run_script: RunScript, option: str, message: str
 ) -> None:
     options = ("--input_dir", original()[0], "--model_size", "auto", "--output_dir", tmp_path / "out")
     assert message in run_script("tools/convert_llama.py", *options, option, status=2).stderr
 
 
-def test_the_command_ends_with_status_2_and_one_line(original: Make, tmp_path: Path, run_script: RunScript) -> None:
+def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path: Path, run_script: RunScript) -> None:
     folder, _ = original()
     flip(folder)
     options = ("--input_dir", folder, "--model_size", "auto", "--output_dir", tmp_path / "out")
@@ -195,8 +197,9 @@ def anonymous() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is told by /proc")
-def test_memory_does_not_grow_with_the_tensors(original: Make, tmp_path: Path) -> None:
+def test_conversion_memory_does_not_grow_with_tensors(original: Make, tmp_path: Path) -> None:
     """Less than one tensor is held besides the mapped files: here of 17 MB, in 120 MB of weights."""
     params = TINY | {"dim": 1024, "n_heads": 8, "multiple_of": 8192}
     state = {name: torch.zeros_like(value) for name, value in random_state(params, 800, torch.float16).items()}

@@ -34,7 +34,7 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
 # --- whole folders ----------------------------------------------------------------------------------------------------
 
 
-def test_the_published_choices(run_download: Download, get: Get, tmp_path: Path) -> None:
+def test_published_options_choose_their_repositories(run_download: Download, get: Get, tmp_path: Path) -> None:
     run_download("--download_path", tmp_path / "both", "--both", "--fp16")
     assert downloaded(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
     assert downloaded(tmp_path / "both/zhixi-13b-lora") == LORA
@@ -44,7 +44,7 @@ def test_the_published_choices(run_download: Download, get: Get, tmp_path: Path)
     assert downloaded(tmp_path / "lora") == LORA
 
 
-def test_a_repository_arrives_whole_and_a_second_run_only_compares(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_download_is_complete_and_second_run_only_compares(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "got/thing"
     out, _ = get(target, revision="main")
     before, after = out.splitlines()
@@ -59,7 +59,7 @@ def test_a_repository_arrives_whole_and_a_second_run_only_compares(hub: Hub, get
     assert not hub.asked
 
 
-def test_a_data_set(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_dataset_is_downloaded(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.repositories["datasets/some/rows"] = {"rows.jsonl": b"{}\n"}
     get(tmp_path / "rows", repo_name="some/rows", repo_type="dataset")
     assert downloaded(tmp_path / "rows") == {"rows.jsonl": b"{}\n"}
@@ -72,9 +72,7 @@ def test_a_data_set(hub: Hub, get: Get, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])  # known by sha256, and by git's id
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "link"])
-def test_only_the_damaged_file_of_a_finished_folder_is_fetched(
-    hub: Hub, get: Get, tmp_path: Path, name: str, damage: str
-) -> None:
+def test_second_run_downloads_only_damaged_file(hub: Hub, get: Get, tmp_path: Path, name: str, damage: str) -> None:
     target = tmp_path / "thing"
     get(target)
     good = {path: path.stat().st_ino for path in target.rglob("*.*") if path.is_file() and path != target / name}
@@ -101,7 +99,7 @@ def test_only_the_damaged_file_of_a_finished_folder_is_fetched(
     assert not target.with_name("thing.partial").exists()
 
 
-def test_a_damaged_file_stays_until_the_new_one_is_verified(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_damaged_file_stays_until_replacement_is_verified(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     get(target)
     (target / "model.safetensors").write_bytes(b"damaged")
@@ -116,7 +114,7 @@ def test_a_damaged_file_stays_until_the_new_one_is_verified(hub: Hub, get: Get, 
     assert downloaded(target) == DIFF
 
 
-def test_a_folder_of_another_origin_is_left_alone(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_download_leaves_folder_of_other_repository_unchanged(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     target.mkdir()
     (target / "config.json").write_bytes(b"mine")
@@ -131,14 +129,14 @@ def test_a_folder_of_another_origin_is_left_alone(hub: Hub, get: Get, tmp_path: 
         get(tmp_path / "other")
 
 
-def test_a_complete_folder_of_another_origin_is_complete(get: Get, tmp_path: Path) -> None:
+def test_complete_folder_without_note_is_accepted(get: Get, tmp_path: Path) -> None:
     for name, content in DIFF.items():
         (tmp_path / "thing" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "thing" / name).write_bytes(content)
     assert "complete already" in get(tmp_path / "thing")[0]
 
 
-def test_a_repaired_folder_stays_at_its_commit(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_repair_keeps_commit_of_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
     target, new = tmp_path / "thing", "f" * 40
     get(target)
     hub.older[hub.commit] = {"some/thing": DIFF}
@@ -154,7 +152,7 @@ def test_a_repaired_folder_stays_at_its_commit(hub: Hub, get: Get, tmp_path: Pat
     assert downloaded(tmp_path / "new") == hub.repositories["some/thing"]
 
 
-def test_links_are_not_followed(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_download_does_not_write_through_links(hub: Hub, get: Get, tmp_path: Path) -> None:
     outside, target = tmp_path / "outside", tmp_path / "thing"
     outside.mkdir()
     (tmp_path / "thing.partial").symlink_to(outside)
@@ -173,7 +171,7 @@ def test_links_are_not_followed(hub: Hub, get: Get, tmp_path: Path) -> None:
     assert not list(outside.iterdir())
 
 
-def test_a_link_to_a_finished_folder_is_followed(get: Get, tmp_path: Path) -> None:
+def test_download_repairs_folder_behind_link(get: Get, tmp_path: Path) -> None:
     get(tmp_path / "disk/thing")
     (tmp_path / "link").symlink_to(tmp_path / "disk/thing")
     (tmp_path / "link/config.json").unlink()
@@ -196,7 +194,7 @@ def test_a_link_to_a_finished_folder_is_followed(get: Get, tmp_path: Path) -> No
         ("*", "*.txt, *.json", {"model.safetensors"}),
     ],
 )
-def test_patterns(get: Get, tmp_path: Path, pattern: object, exclude: str, names: set[str]) -> None:
+def test_patterns_select_files(get: Get, tmp_path: Path, pattern: object, exclude: str, names: set[str]) -> None:
     get(tmp_path / "thing", pattern=pattern, exclude=exclude)
     assert downloaded(tmp_path / "thing").keys() == names
 
@@ -208,15 +206,13 @@ def test_patterns(get: Get, tmp_path: Path, pattern: object, exclude: str, names
         ({"exclude": "*"}, r"--exclude '\*' leaves none of the files of some/thing: 'config.json'"),
     ],
 )
-def test_a_pattern_that_matches_nothing_names_some_files(
-    get: Get, tmp_path: Path, options: dict[str, str], said: str
-) -> None:
+def test_pattern_without_match_lists_some_files(get: Get, tmp_path: Path, options: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         get(tmp_path / "thing", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_more_files_come_into_a_finished_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_wider_pattern_adds_files_to_finished_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
     get(tmp_path / "thing", pattern="*.json")
     hub.asked.clear()
     get(tmp_path / "thing")
@@ -237,7 +233,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(hub: Hub, get: Get, tmp_p
     assert not hub.asked
 
 
-def test_plain_names_pass_and_doubtful_ones_do_not() -> None:
+def test_check_names_accepts_plain_and_refuses_unsafe_names() -> None:
     check_names(["..a/b..c", "数据/第 1 行.json", "12:30.json", ".gitattributes", "a/b", "a/c"], "some/thing")
     for twice in (["a", "a"], ["a", "a/b"], ["a/b/c", "a"]):
         with pytest.raises(ValueError, match="lists 'a' twice, or as a file and a folder"):
@@ -262,7 +258,7 @@ def test_plain_names_pass_and_doubtful_ones_do_not() -> None:
         ({"endpoint": "https://me:secret@x"}, "put a token into HF_TOKEN"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_leaves_nothing(
+def test_impossible_download_is_one_line_and_leaves_nothing(
     get: Get, tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said) as error:
@@ -271,14 +267,14 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_path_that_is_no_folder_of_its_own(get: Get, tmp_path: Path) -> None:
+def test_download_refuses_file_and_empty_name(get: Get, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (Path(), tmp_path / "file"):
         with pytest.raises(ValueError, match="is a file or has no name; --download_path takes a new folder"):
             get(path)
 
 
-def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download, tmp_path: Path) -> None:
+def test_unreachable_hub_and_offline_mode_are_one_line(run_download: Download, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound, and nobody listens
@@ -290,7 +286,7 @@ def test_an_unreachable_hub_and_offline_mode_are_one_line(run_download: Download
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_transfer(tmp_path: Path) -> None:
+def test_download_refuses_small_disk_before_transfer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GB free, 1000000\.00 GB are needed; choose another disk"):
         hub_folders.check_free_space(tmp_path / "a/b.partial", [RemoteFile("big", 10**15, "", "")])
     assert not (tmp_path / "a").exists()

@@ -26,7 +26,7 @@ BYTES = DIFF[LARGE]
 # --- broken connections and killed processes --------------------------------------------------------------------------
 
 
-def test_a_cut_connection_goes_on_at_the_byte_reached(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_cut_connection_resumes_at_received_byte(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(cut=300_001), Fault(cut=0), Fault(cut=70_000)]
     _, err = get(tmp_path / "thing", pattern=LARGE)
     ranges = ["", "bytes=300001-", "bytes=300001-", "bytes=370001-"]
@@ -38,7 +38,7 @@ def test_a_cut_connection_goes_on_at_the_byte_reached(hub: Hub, get: Get, tmp_pa
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 400_000), max_size=5))
-def test_wherever_it_is_cut_every_byte_is_sent_once(hub: Hub, get: Get, tmp_path: Path, cuts: list[int]) -> None:
+def test_connection_cut_anywhere_sends_every_byte_once(hub: Hub, get: Get, tmp_path: Path, cuts: list[int]) -> None:
     hub.faults[LARGE] = [Fault(cut=cut) for cut in cuts]
     hub.sent.clear()
     target = tmp_path / f"thing{len(list(tmp_path.iterdir()))}"
@@ -71,7 +71,7 @@ def start_and_hang(hub: Hub, folder: Path) -> "subprocess.Popen[str]":
     raise AssertionError(f"{partial} does not fill: {running.communicate()}")
 
 
-def test_a_killed_process_goes_on_at_the_byte_reached(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_killed_process_resumes_at_received_byte(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     running = start_and_hang(hub, target)
     running.kill()
@@ -86,7 +86,7 @@ def test_a_killed_process_goes_on_at_the_byte_reached(hub: Hub, get: Get, tmp_pa
     assert not hub.strange
 
 
-def test_an_interrupted_process_says_how_much_is_there(hub: Hub, tmp_path: Path) -> None:
+def test_interrupted_process_reports_received_bytes(hub: Hub, tmp_path: Path) -> None:
     running = start_and_hang(hub, tmp_path / "thing")
     running.send_signal(signal.SIGINT)
     time.sleep(1)  # the signal is heard at once, the silent connection until the client's timeout, or until it ends
@@ -96,7 +96,7 @@ def test_an_interrupted_process_says_how_much_is_there(hub: Hub, tmp_path: Path)
     assert err == "interrupted: 2 of 3 files, 0.50 MB of 1.05 MB have arrived; the same command resumes\n"
 
 
-def test_a_part_that_was_damaged_on_the_disk_is_noticed(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_part_damaged_on_disk_is_downloaded_again(hub: Hub, get: Get, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     hub.faults[LARGE] = [Fault(cut=500_000), Fault(status=403)]
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_a_part_that_was_damaged_on_the_disk_is_noticed(hub: Hub, get: Get, tmp_
 
 
 @pytest.mark.parametrize("junk", [len(BYTES), len(BYTES) + 1])
-def test_a_part_as_long_as_the_file_or_longer(hub: Hub, get: Get, tmp_path: Path, junk: int) -> None:
+def test_part_as_long_as_file_or_longer_is_verified(hub: Hub, get: Get, tmp_path: Path, junk: int) -> None:
     target = tmp_path / "thing"
     hub.faults[LARGE] = [Fault(cut=500_000), Fault(status=403)]
     with pytest.raises(ValueError, match="HTTP 403"):
@@ -123,7 +123,7 @@ def test_a_part_as_long_as_the_file_or_longer(hub: Hub, get: Get, tmp_path: Path
     assert downloaded(target) == {LARGE: BYTES}
 
 
-def test_two_processes_do_not_fill_one_folder(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_second_process_on_same_folder_is_refused(hub: Hub, get: Get, tmp_path: Path) -> None:
     notes = tmp_path / "thing.partial/.download"
     notes.mkdir(parents=True)
     with FileLock(notes / "lock"), pytest.raises(ValueError, match="is being written by another process; wait for it"):
@@ -131,7 +131,7 @@ def test_two_processes_do_not_fill_one_folder(hub: Hub, get: Get, tmp_path: Path
     get(tmp_path / "thing")
 
 
-def test_an_unfinished_download_of_another_repository_is_kept(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_unfinished_download_of_other_repository_is_kept(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(cut=1000), Fault(status=404)]
     with pytest.raises(ValueError, match=rf"has no some/thing/resolve/{COMMIT}/{LARGE} \(HTTP 404\)"):
         get(tmp_path / "thing")
@@ -143,7 +143,7 @@ def test_an_unfinished_download_of_another_repository_is_kept(hub: Hub, get: Get
 
 
 @pytest.mark.parametrize("name", [LARGE, "config.json"])  # checked by sha256, and by git's id
-def test_wrong_bytes_are_fetched_again(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
+def test_damaged_response_is_downloaded_again(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
     hub.faults[name] = [Fault(wrong=True), Fault(wrong=True)]
     _, err = get(tmp_path / "thing")
     assert [asked for asked in hub.asked if asked[0] == name] == [(name, "")] * 3
@@ -151,7 +151,7 @@ def test_wrong_bytes_are_fetched_again(hub: Hub, get: Get, tmp_path: Path, name:
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-def test_a_file_that_stays_damaged_stops_no_other_and_alone_is_missing(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_file_damaged_every_time_is_missing_and_others_arrive(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults["config.json"] = [Fault(wrong=True)] * 3
     with pytest.raises(ValueError, match=r"1 file of some/thing arrived damaged \(config.json\); 2 of 3 files"):
         get(tmp_path / "thing")
@@ -171,16 +171,14 @@ def test_a_file_that_stays_damaged_stops_no_other_and_alone_is_missing(hub: Hub,
         (Fault(status=204), r"byte 0 was requested and not sent \(HTTP 204\)"),
     ],
 )
-def test_an_answer_that_is_not_the_file_is_not_kept(
-    hub: Hub, get: Get, tmp_path: Path, fault: Fault, said: str
-) -> None:
+def test_response_that_is_not_the_file_is_not_kept(hub: Hub, get: Get, tmp_path: Path, fault: Fault, said: str) -> None:
     hub.faults[LARGE] = [fault]
     _, err = get(tmp_path / "thing", pattern=LARGE)
     assert said.replace("\\", "") in err
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
 
 
-def test_a_server_without_ranges_sends_the_file_from_its_beginning(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_server_without_ranges_restarts_file(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.ranges = False
     hub.faults[LARGE] = [Fault(cut=300_000)]
     get(tmp_path / "thing", pattern=LARGE)
@@ -188,7 +186,7 @@ def test_a_server_without_ranges_sends_the_file_from_its_beginning(hub: Hub, get
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
 
 
-def test_a_compressed_answer_is_unpacked(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_compressed_response_is_decompressed(hub: Hub, get: Get, tmp_path: Path) -> None:
     packed = gzip.compress(BYTES, 0)
     hub.faults[LARGE] = [Fault(body=packed, headers={"Content-Encoding": "gzip"}, cut=cut) for cut in (400_000, None)]
     _, err = get(tmp_path / "thing", pattern=LARGE)
@@ -201,7 +199,7 @@ def test_a_compressed_answer_is_unpacked(hub: Hub, get: Get, tmp_path: Path) -> 
     assert sorted(hub.asked) == [("config.json", ""), ("sub/notes.txt", "")]
 
 
-def test_a_range_that_begins_elsewhere_is_not_appended(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_response_with_other_range_is_not_appended(hub: Hub, get: Get, tmp_path: Path) -> None:
     shifted = {"Content-Range": f"bytes 299999-{len(BYTES) - 1}/{len(BYTES)}"}
     hub.faults[LARGE] = [Fault(cut=300_000), Fault(headers=shifted)]
     _, err = get(tmp_path / "thing", pattern=LARGE)
@@ -213,7 +211,7 @@ def test_a_range_that_begins_elsewhere_is_not_appended(hub: Hub, get: Get, tmp_p
 # --- several files at once --------------------------------------------------------------------------------------------
 
 
-def test_many_files_come_at_once(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_several_files_are_downloaded_at_once(hub: Hub, get: Get, tmp_path: Path) -> None:
     files = {f"{n % 7}/{n}.bin": bytes([n]) * (n * 1000) for n in range(60)}  # the first is empty
     hub.repositories["some/thing"] = files
     hub.faults["3/10.bin"] = [Fault(cut=5)]
@@ -222,7 +220,7 @@ def test_many_files_come_at_once(hub: Hub, get: Get, tmp_path: Path) -> None:
     assert hub.sent == {name: len(content) for name, content in files.items() if content}
 
 
-def test_the_first_error_ends_the_other_threads() -> None:
+def test_first_error_stops_other_threads() -> None:
     stop = threading.Event()
 
     def work(number: int) -> None:

@@ -19,7 +19,7 @@ BYTES = DIFF[LARGE]
 # --- limits and refusals ----------------------------------------------------------------------------------------------
 
 
-def test_a_rate_limit_is_waited_for(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_rate_limited_request_is_repeated_after_pause(hub: Hub, get: Get, tmp_path: Path) -> None:
     limit = Fault(status=429, headers={"Retry-After": "1"})
     hub.faults[API], hub.faults["config.json"] = [limit], [limit]
     start = time.monotonic()
@@ -30,7 +30,7 @@ def test_a_rate_limit_is_waited_for(hub: Hub, get: Get, tmp_path: Path) -> None:
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-def test_pauses_that_are_asked_for() -> None:
+def test_asked_pause_reads_retry_after_and_rate_limit() -> None:
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     for headers, seconds in [
         ({"Retry-After": "7"}, 7),
@@ -45,14 +45,14 @@ def test_pauses_that_are_asked_for() -> None:
     assert 57 < (hub_retry.asked_pause({"Retry-After": in_a_minute}) or 0) <= 60
 
 
-def test_too_long_a_pause_ends_the_run(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_too_long_pause_ends_run(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(cut=400_000), Fault(status=429, headers={"Retry-After": "7200"})]
     with pytest.raises(ValueError, match=r"a pause of 7200 s \(HTTP 429\); run .* later; 0 of 1 files, 0.40 MB"):
         get(tmp_path / "thing", pattern=LARGE)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 408, 524])
-def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: int) -> None:
+def test_busy_hub_is_retried(hub: Hub, get: Get, tmp_path: Path, status: int) -> None:
     hub.faults[API] = [Fault(status=status)] * 2
     hub.faults["config.json"] = [Fault(status=status)] * 2
     _, err = get(tmp_path / "thing")
@@ -60,7 +60,7 @@ def test_a_busy_hub_is_asked_again(hub: Hub, get: Get, tmp_path: Path, status: i
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-def test_a_hub_that_stays_busy_is_given_up(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_hub_that_stays_busy_ends_run(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.faults[LARGE] = [Fault(status=503)] * hub_retry.TRIES
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* resumes"):
         get(tmp_path / "thing")
@@ -95,7 +95,7 @@ def test_refusals_are_not_repeated(hub: Hub, get: Get, tmp_path: Path, fault: Fa
     assert not list(tmp_path.iterdir())  # nothing arrived, so nothing is kept
 
 
-def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
+def test_full_disk_stops_run_and_keeps_received_files(
     hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import resource
@@ -124,7 +124,7 @@ def storage(hub: Hub) -> Iterator[str]:
         yield hub.storage
 
 
-def test_the_token_goes_to_the_hub_and_not_to_its_storage(
+def test_token_is_sent_to_hub_and_not_to_storage(
     hub: Hub, storage: str, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -143,7 +143,7 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("sizes", [True, False])
-def test_a_listing_without_hashes_is_completed_from_the_files_headers(
+def test_listing_without_hashes_is_completed_from_headers(
     hub: Hub, get: Get, tmp_path: Path, elsewhere: bool, sizes: bool, request: pytest.FixtureRequest
 ) -> None:
     if elsewhere:
@@ -157,7 +157,7 @@ def test_a_listing_without_hashes_is_completed_from_the_files_headers(
 
 
 @pytest.mark.parametrize("heads", [True, False])
-def test_without_any_hash_sizes_are_checked_and_what_arrived_is_noted(
+def test_without_hashes_sizes_are_checked_and_received_hashes_noted(
     hub: Hub, get: Get, tmp_path: Path, heads: bool
 ) -> None:
     hub.hashes = hub.tags = False
@@ -180,9 +180,7 @@ def test_without_any_hash_sizes_are_checked_and_what_arrived_is_noted(
     assert downloaded(target) == DIFF
 
 
-def test_hashes_noted_in_an_unfinished_folder_count_after_every_interruption(
-    hub: Hub, get: Get, tmp_path: Path
-) -> None:
+def test_noted_hashes_are_used_after_interruption(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.hashes = hub.tags = False
     target, small = tmp_path / "thing", tmp_path / "thing.partial/config.json"
     for _ in range(2):
@@ -196,9 +194,7 @@ def test_hashes_noted_in_an_unfinished_folder_count_after_every_interruption(
     assert downloaded(target) == {name: DIFF[name] for name in (LARGE, "config.json")}
 
 
-def test_a_mirror_without_sizes_and_hashes_is_no_use(
-    hub: Hub, get: Get, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_mirror_without_sizes_is_refused(hub: Hub, get: Get, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     hub.hashes = hub.sizes = hub.heads = False
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 405\)"):
         get(tmp_path / "thing")
@@ -209,7 +205,7 @@ def test_a_mirror_without_sizes_and_hashes_is_no_use(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, tmp_path: Path) -> None:
     get(tmp_path / "thing")
     (tmp_path / "thing/config.json").unlink()
     mirror = Hub(hub.repositories)

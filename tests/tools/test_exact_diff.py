@@ -36,7 +36,7 @@ def comes_back(diff: ExactDiff, tuned: Mapping[str, Tensor], base: Mapping[str, 
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 30_000], ids=["one file", "shards"])
-def test_a_folder_gives_back_every_tensor(tmp_path: Path, limit: int) -> None:
+def test_exact_diff_restores_every_tensor(tmp_path: Path, limit: int) -> None:
     """Same type, other types, rows added and removed, tensors that the base lacks, scalars, empty ones, tied output."""
     torch.manual_seed(0)
     plain = torch.randn(50, 70)
@@ -69,7 +69,7 @@ def test_a_folder_gives_back_every_tensor(tmp_path: Path, limit: int) -> None:
 @pytest.mark.parametrize(
     ("dtype", "share"), [(torch.float16, 0.172), (torch.bfloat16, 0.0085), (torch.float32, 0.4925)], ids=str
 )
-def test_size_of_a_small_change(tmp_path: Path, dtype: torch.dtype, share: float) -> None:
+def test_diff_of_small_change_is_small(tmp_path: Path, dtype: torch.dtype, share: float) -> None:
     """A relative change of 1e-3, kept in the type; entropy says 0.166, 0.0068 and 0.489."""
     torch.manual_seed(0)
     base = (torch.randn(1000, 1000) * 0.02).to(dtype)
@@ -78,7 +78,8 @@ def test_size_of_a_small_change(tmp_path: Path, dtype: torch.dtype, share: float
     assert (tmp_path / "diff/diff.safetensors").stat().st_size < share * tuned.nbytes
 
 
-def test_a_merged_adapter_takes_little(tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_diff_of_merged_adapter_is_small(tmp_path: Path) -> None:
     """The search finds the rank; a matrix that changed everywhere is stored as before; both come back to the bit."""
     torch.manual_seed(0)
     base = {"merged": (torch.randn(700, 900) * 0.02).half(), "moved": (torch.randn(700, 900) * 0.02).half()}
@@ -91,7 +92,7 @@ def test_a_merged_adapter_takes_little(tmp_path: Path) -> None:
     assert comes_back(diff, ours, parents)
 
 
-def test_other_base_is_refused_by_tensor(tmp_path: Path) -> None:
+def test_recover_refuses_other_base_and_names_tensor(tmp_path: Path) -> None:
     base = {"a": torch.ones(10), "b": torch.ones(10)}
     ours, parents = stored(tmp_path, "tuned", base | {"a": torch.zeros(10)}), stored(tmp_path, "base", base)
     diff = make(tmp_path / "diff", ours, parents)
@@ -102,7 +103,7 @@ def test_other_base_is_refused_by_tensor(tmp_path: Path) -> None:
             exact_diff.check_base(diff, stored(tmp_path, "other", state), tmp_path)
 
 
-def test_shapes_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_diff_refuses_incompatible_shapes(tmp_path: Path) -> None:
     base = stored(tmp_path, "base", {"w": torch.ones(4, 6)})
     for shape in ((6, 4), (24,), (4, 7)):
         with pytest.raises(ValueError, match="tensor w is"):
@@ -111,7 +112,7 @@ def test_shapes_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_broken_weights_are_refused_by_name(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+def test_diff_refuses_non_finite_weights_and_names_tensor(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
     tuned = torch.ones(5000, dtype=dtype)
     tuned[4321] = value
     ours = stored(tmp_path, "tuned", {"w": tuned})
@@ -119,7 +120,7 @@ def test_broken_weights_are_refused_by_name(tmp_path: Path, dtype: torch.dtype, 
         make(tmp_path / "diff", ours, stored(tmp_path, "base", {"w": torch.ones(5000, dtype=dtype)}))
 
 
-def test_damaged_payloads_are_refused(tmp_path: Path) -> None:
+def test_recover_refuses_damaged_payload(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ours = stored(tmp_path, "tuned", {"w": torch.randn(3000)})
     diff = make(tmp_path / "diff", ours, {})
@@ -140,7 +141,7 @@ CHANGES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path, change: str) -> None:
+def test_read_diff_refuses_inconsistent_metadata(tmp_path: Path, change: str) -> None:
     state = {"w": torch.ones(20, 30)}
     ours = stored(tmp_path, "tuned", state)
     make(tmp_path / "diff", ours, ours)
@@ -157,7 +158,7 @@ def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path, change: str
         exact_diff.read_diff(tmp_path / "diff")
 
 
-def test_unknown_formats_are_refused(tmp_path: Path) -> None:
+def test_read_diff_refuses_unknown_format(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, tmp_path / "diff.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="format 'pt'"):
         exact_diff.read_diff(tmp_path)

@@ -41,7 +41,7 @@ def test_export_is_sharded_and_loads_as_the_merged_model(
     assert (out / "tokenizer.model").read_bytes() == (tiny_checkpoint / "tokenizer.model").read_bytes()
 
 
-def test_one_file_by_default_and_a_sealed_export_verifies(
+def test_export_writes_one_file_by_default_and_its_seal_verifies(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     out = tmp_path / "merged"
@@ -73,7 +73,7 @@ def test_bad_input(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_adapter_is_named(tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_export_names_damaged_adapter(tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool) -> None:
     broken = shutil.copytree(adapter, tmp_path / "adapter")
     with (broken / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(5000)

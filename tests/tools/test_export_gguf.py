@@ -77,8 +77,9 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", FAMILIES)
-def test_llama_cpp_computes_what_transformers_computes(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
+def test_llama_cpp_logits_equal_those_of_transformers(make: Make, serve: Serve, tmp_path: Path, case: str) -> None:
     kind, settings = FAMILIES[case]
     folder, file = make(kind, **settings), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "f32")
@@ -87,9 +88,10 @@ def test_llama_cpp_computes_what_transformers_computes(make: Make, serve: Serve,
     assert apart < 1e-3
 
 
+@pytest.mark.integration
 # How far log-probabilities of a random model may be off, in nats: about three times what was found.
 @pytest.mark.parametrize(("kind", "nats"), [("f16", 0.0015), ("bf16", 0.02), ("q8_0", 0.05), ("q4_0", 0.6)])
-def test_smaller_types_stay_close(make: Make, serve: Serve, tmp_path: Path, kind: str, nats: float) -> None:
+def test_logits_of_smaller_types_are_close(make: Make, serve: Serve, tmp_path: Path, kind: str, nats: float) -> None:
     folder, file = make(initializer_range=0.05), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), kind)
     behind, apart = differences(folder, serve(file))
@@ -129,7 +131,7 @@ def pairs(folder: Path, file: Path) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_a_type_can_hold_is_held_to_the_bit(make: Make, tmp_path: Path, stored: torch.dtype) -> None:
+def test_values_that_a_type_can_hold_are_exact(make: Make, tmp_path: Path, stored: torch.dtype) -> None:
     folder = make()
     state = {name: value.to(stored) for name, value in load_file(folder / "model.safetensors").items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
@@ -144,7 +146,7 @@ def test_what_a_type_can_hold_is_held_to_the_bit(make: Make, tmp_path: Path, sto
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_quantised_weights_are_within_a_step(make: Make, tmp_path: Path, kind: str) -> None:
+def test_quantised_weights_differ_by_at_most_one_step(make: Make, tmp_path: Path, kind: str) -> None:
     """q8_0: half a step of the block's largest / 127. q4_0: a step of the largest / 8, since its scale has one side."""
     folder, file = make(), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), kind)
@@ -169,7 +171,7 @@ def test_q4_0_keeps_an_embedding_that_is_the_output_in_q8_0(make: Make, tmp_path
     assert (kinds["token_embd.weight"], kinds["blk.0.attn_q.weight"]) == ("Q8_0", "Q4_0")
 
 
-def test_rows_that_are_no_whole_blocks_become_f16(
+def test_rows_not_divisible_into_blocks_are_written_as_f16(
     make: Make, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = make(intermediate_size=80, initializer_range=0.05), tmp_path / "model.gguf"
@@ -182,7 +184,7 @@ def test_rows_that_are_no_whole_blocks_become_f16(
     assert differences(folder, serve(file))[1] < 0.05
 
 
-def test_chunks_change_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_gguf_file(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make()
     for size in (1 << 20, 1000):
         monkeypatch.setattr(gguf_writer, "CHUNK", size)
@@ -213,7 +215,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS)
-def test_what_llama_cpp_does_otherwise_is_refused_by_name(make: Make, tmp_path: Path, case: str) -> None:
+def test_export_refuses_settings_that_llama_cpp_computes_differently(make: Make, tmp_path: Path, case: str) -> None:
     changes, said = CONFIGURATIONS[case]
     folder = make()
     edit(folder / "config.json", **changes)
@@ -222,7 +224,7 @@ def test_what_llama_cpp_does_otherwise_is_refused_by_name(make: Make, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_values_that_a_type_cannot_hold_are_refused(make: Make, tmp_path: Path) -> None:
+def test_export_refuses_values_that_type_cannot_hold(make: Make, tmp_path: Path) -> None:
     folder = make()
     state = load_file(folder / "model.safetensors")
     for value, kinds in ((70000.0, ("f16",)), (float("nan"), ("f16", "bf16", "q8_0", "q4_0"))):
@@ -256,7 +258,7 @@ def test_unknown_option_is_refused(tmp_path: Path, run_tool: RunTool) -> None:
     assert "unknown option --shards" in run_tool(SCRIPT, *arguments, status=2).stderr
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(
+def test_export_keeps_existing_file_and_removes_partial_one(
     make: Make, tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, file = make(), tmp_path / "out.gguf"
@@ -284,7 +286,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
 # --- llama.cpp's quantiser --------------------------------------------------------------------------------------------
 
 
-def test_q4_k_m_comes_from_llama_cpp(
+def test_q4_k_m_is_written_by_llama_cpp(
     make: Make, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python, whose quantiser this needs, is compiled for minutes")
@@ -301,7 +303,7 @@ def test_q4_k_m_comes_from_llama_cpp(
         gguf_writer.quantise_q4_k_m(tmp_path / "no.gguf", tmp_path / "out.gguf")
 
 
-def test_q4_k_m_without_the_quantiser_says_what_to_install(make: Make, tmp_path: Path) -> None:
+def test_q4_k_m_without_quantiser_names_install_command(make: Make, tmp_path: Path) -> None:
     if importlib.util.find_spec("llama_cpp"):
         pytest.skip("llama-cpp-python is here")
     with pytest.raises(ValueError, match="pip install llama-cpp-python"):

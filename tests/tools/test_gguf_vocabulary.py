@@ -19,7 +19,7 @@ from tokenizer_files.tokenizer_comparison import HARD_TEXTS
 pytest.importorskip("gguf")
 
 
-def test_metadata_says_what_the_folder_says(make: Make, tmp_path: Path, run_script: RunScript) -> None:
+def test_gguf_metadata_equals_folder_settings(make: Make, tmp_path: Path, run_script: RunScript) -> None:
     folder, file = make(), tmp_path / "new/model.gguf"
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     run_script("tools/checkpoint.py", "seal", folder)
@@ -46,7 +46,7 @@ def test_metadata_says_what_the_folder_says(make: Make, tmp_path: Path, run_scri
     assert scores[-2:] == sorted(scores[-2:], reverse=True)
 
 
-def test_ids_are_those_of_sentencepiece(make: Make, serve: Serve, tmp_path: Path, tiny_tokenizer: Path) -> None:
+def test_gguf_ids_equal_those_of_sentencepiece(make: Make, serve: Serve, tmp_path: Path, tiny_tokenizer: Path) -> None:
     import sentencepiece
     from transformers import AutoTokenizer
 
@@ -63,7 +63,7 @@ def test_ids_are_those_of_sentencepiece(make: Make, serve: Serve, tmp_path: Path
     assert ask("/apply-template", {"messages": messages})["prompt"] == str(text).removeprefix("<s>")  # it adds BOS
 
 
-def test_ids_are_those_of_llama_2_on_real_documents(
+def test_gguf_ids_equal_llama_2_ids_on_real_documents(
     shared_data: Path, make: Make, serve: Serve, tmp_path: Path
 ) -> None:
     import sentencepiece
@@ -81,7 +81,7 @@ def test_ids_are_those_of_llama_2_on_real_documents(
     assert [ids_of(ask, text, add=True) for text in HARD_TEXTS] == [[1, *oracle.encode(text)] for text in HARD_TEXTS]
 
 
-def test_settings_of_older_folders(make: Make, tmp_path: Path) -> None:
+def test_settings_of_older_folders_are_read(make: Make, tmp_path: Path) -> None:
     folder, file = make(vocab_size=802), tmp_path / "model.gguf"
     (folder / "tokenizer.json").unlink()
     edit(
@@ -100,7 +100,7 @@ def test_settings_of_older_folders(make: Make, tmp_path: Path) -> None:
     assert {key: found[f"llama.rope.{key}"] for key in scaling} == scaling
 
 
-def test_added_tokens_and_rows_that_no_token_has(
+def test_added_tokens_are_written_and_rows_without_token_padded(
     make: Make, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tokenizers import AddedToken
@@ -157,7 +157,7 @@ def byte_level(tmp_path: Path) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2"])
-def test_byte_level_tokenizers_give_the_same_ids(
+def test_gguf_ids_equal_those_of_byte_level_tokenizers(
     make: Make, serve: Serve, tmp_path: Path, byte_level: Callable[[str], Any], name: str
 ) -> None:
     folder, tokenizer = make("Qwen2Config" if name == "qwen2" else "LlamaConfig"), byte_level(name)
@@ -176,7 +176,7 @@ def test_byte_level_tokenizers_give_the_same_ids(
         assert ids_of(ask, text, special=True, add=True) == tokenizer.encode(text).ids
 
 
-def test_tokenizers_that_do_not_fit_are_refused(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:
+def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:
     def refused(folder: Path, said: str, error: type[Exception] = ValueError) -> None:
         with pytest.raises(error, match=re.escape(said)):
             export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")

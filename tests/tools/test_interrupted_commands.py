@@ -165,6 +165,7 @@ def inputs(folders: Path, tiny_tokenizer: Path, run_tool: RunTool) -> Path:
     return folders
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", RESUMING)
 def test_command_killed_twice_resumes_to_same_result(
     inputs: Path, tmp_path: Path, run_tool: RunTool, name: str

@@ -61,7 +61,7 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS)
-def test_merging_equals_peft(
+def test_merged_weights_equal_those_of_peft(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
 ) -> None:
     adapter, expected = make_adapter(**CONFIGURATIONS[case])
@@ -76,7 +76,7 @@ def test_merging_equals_peft(
         assert torch.equal(merged[name], base[name]) == (name not in changed)
 
 
-def test_half_precision_is_rounded_once(
+def test_merge_rounds_half_precision_once(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
     """The result is the float32 sum, rounded; not a rounded change added in half precision."""
@@ -100,7 +100,7 @@ def test_half_precision_is_rounded_once(
     assert json.loads((tmp_path / "float16/config.json").read_text())["dtype"] == "float16"
 
 
-def test_prompt_and_tokenizer_come_from_the_adapter(
+def test_merged_folder_has_template_and_tokenizer_of_adapter(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
     adapter, _ = make_adapter()
@@ -123,7 +123,7 @@ def test_prompt_and_tokenizer_come_from_the_adapter(
     assert run["parents"]["adapter"] == {"script": "finetune/finetune.py"}
 
 
-def test_vocabulary_that_grew_grows_the_model(
+def test_adapter_with_added_rows_enlarges_model(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
     adapter, _ = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
@@ -168,7 +168,7 @@ UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None
 
 
 @pytest.mark.parametrize("case", UNMERGEABLE)
-def test_what_cannot_be_merged_is_refused_by_name(
+def test_merge_refuses_unsupported_adapter_and_names_reason(
     tiny_checkpoint: Path, tmp_path: Path, adapter: Path, case: str
 ) -> None:
     settings, changes, said = UNMERGEABLE[case]
@@ -186,7 +186,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_swapped_folders_are_noticed(tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool) -> None:
+def test_merge_refuses_swapped_folders(tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool) -> None:
     done = run_tool(
         SCRIPT,
         "merge",
@@ -201,7 +201,7 @@ def test_swapped_folders_are_noticed(tiny_checkpoint: Path, tmp_path: Path, adap
     assert f"{adapter} has no config.json; --path_zhixi" in done.stderr
 
 
-def test_several_adapters_are_added_in_order_with_their_weights(
+def test_several_adapters_are_merged_in_order_with_weights(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
 ) -> None:
     """Half of one and twice another: the sum of their changes, rounded once, as peft's own one by one."""
@@ -228,7 +228,7 @@ def test_several_adapters_are_added_in_order_with_their_weights(
 
 
 @pytest.mark.parametrize("case", ["dora", "modules_to_save"])
-def test_a_share_of_a_change_that_is_no_product(
+def test_weight_scales_replaced_tensors_and_dora(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
 ) -> None:
     """Of DoRA's and of whole tensors, a share lies between base and merged model."""
@@ -244,7 +244,7 @@ def test_a_share_of_a_change_that_is_no_product(
 @pytest.mark.parametrize(
     "weights", ["0.5", "0.5,1,2", "half,1", "nan,1"], ids=["one for two", "too many", "no number", "not finite"]
 )
-def test_weights_that_do_not_fit(
+def test_merge_refuses_wrong_number_of_weights(
     tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool, weights: str
 ) -> None:
     arguments = ("--path_zhixi", tiny_checkpoint, "--path_lora", f"{adapter},{adapter}", "--path_sfted", tmp_path / "o")
@@ -257,7 +257,7 @@ def test_weights_that_do_not_fit(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same_bytes(
+def test_merge_on_any_number_of_threads_gives_same_bytes(
     tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, threads: int, run_script: RunScript
 ) -> None:
     adapter, _ = make_adapter(use_dora=True, target_modules=["q_proj", "down_proj", "up_proj"])
@@ -272,7 +272,7 @@ def test_any_number_of_threads_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("case", [*CONFIGURATIONS, "published peft"])
-def test_a_diff_to_the_merged_model_takes_the_adapter(
+def test_diff_to_merged_model_uses_given_adapter(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
 ) -> None:
     """With --adapter the factors are stored and little else, and every bit comes back; also of what peft merged."""
@@ -295,7 +295,7 @@ def test_a_diff_to_the_merged_model_takes_the_adapter(
         assert size < 1.3 * (adapter / "adapter_model.safetensors").stat().st_size
 
 
-def test_an_adapter_that_makes_nan_is_refused(tiny_checkpoint: Path, tmp_path: Path, adapter: Path) -> None:
+def test_merge_refuses_adapter_that_gives_nan(tiny_checkpoint: Path, tmp_path: Path, adapter: Path) -> None:
     spoilt = shutil.copytree(adapter, tmp_path / "adapter")
     state = load_file(spoilt / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -306,7 +306,7 @@ def test_an_adapter_that_makes_nan_is_refused(tiny_checkpoint: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_dora_after_another_adapter_is_refused(
+def test_merge_refuses_dora_after_other_adapter(
     tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, run_tool: RunTool
 ) -> None:
     """Its lengths of rows are those of the weights that it was trained on; as the first it is merged."""

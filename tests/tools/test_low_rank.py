@@ -48,7 +48,7 @@ def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
 @pytest.mark.parametrize(
     ("dtype", "rank", "most"), [("F16", 16, 0.045), ("BF16", 8, 0.025), ("F32", 4, 0.08)], ids=["F16", "BF16", "F32"]
 )
-def test_the_rank_of_a_merged_adapter_is_found(dtype: str, rank: int, most: float) -> None:
+def test_rank_of_merged_adapter_is_found(dtype: str, rank: int, most: float) -> None:
     """`most`: what factors and residual may take of the tuned weights; without them it is about half."""
     shape = (1024, 1536)
     base, made = weights(*shape, dtype), factors(*shape, rank, 1e-3)
@@ -63,7 +63,7 @@ def test_the_rank_of_a_merged_adapter_is_found(dtype: str, rank: int, most: floa
     assert len(number_coding.encode(difference(tuned, base, dtype), ZSTD)) > 0.3 * tuned.nbytes
 
 
-def test_no_rank_is_found_where_there_is_none() -> None:
+def test_no_low_rank_is_found_in_full_rank_change() -> None:
     shape = (600, 500)
     base = weights(*shape, "F16")
     moved = to_float32(base, "F16") * (1 + 1e-3 * np.random.default_rng(3).standard_normal(base.size, dtype=np.float32))

@@ -14,7 +14,7 @@ ZSTD = number_coding.codec()
 
 
 @pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
-def test_any_numbers_come_back(itemsize: int) -> None:
+def test_encoded_numbers_decode_to_same_numbers(itemsize: int) -> None:
     top = 2 ** (8 * itemsize) - 1
     some = st.sampled_from([0, 0, 0, 0, 1, 2, 254, 255, top // 2, top]) | st.integers(0, top)
 
@@ -33,7 +33,7 @@ def test_any_numbers_come_back(itemsize: int) -> None:
     ("dtype", "relative", "above"),
     [("F16", 1e-3, 1.03), ("F16", 1e-4, 1.15), ("F16", 1e-2, 1.02), ("BF16", 1e-3, 1.06), ("F32", 1e-3, 1.01)],
 )
-def test_a_change_takes_little_more_than_its_entropy(dtype: str, relative: float, above: float) -> None:
+def test_encoded_size_is_close_to_entropy(dtype: str, relative: float, above: float) -> None:
     """Weights that changed by a random part of themselves; `above`: bytes over the entropy of the steps' bytes."""
     generator = np.random.default_rng(0)
     base = from_float32(generator.standard_normal(1 << 20, dtype=np.float32) * np.float32(0.02), dtype)
@@ -46,7 +46,7 @@ def test_a_change_takes_little_more_than_its_entropy(dtype: str, relative: float
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.03, 0.3, 1.0])
-def test_sparse_numbers(share: float) -> None:
+def test_sparse_numbers_are_encoded_by_gaps(share: float) -> None:
     generator = np.random.default_rng(1)
     numbers = generator.integers(1, 9, 100_000).astype(np.uint16) * (generator.random(100_000) < share)
     packed = encode(numbers, ZSTD)
@@ -70,12 +70,12 @@ def damages() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", damages())
-def test_damage_is_noticed(damage: str) -> None:
+def test_decode_refuses_damaged_data(damage: str) -> None:
     with pytest.raises((ValueError, OSError)):
         decode(damages()[damage], 1000, 2, ZSTD)
 
 
-def test_flipped_bits_never_crash(tmp_path: Path) -> None:
+def test_flipped_bits_raise_only_value_errors(tmp_path: Path) -> None:
     """Whatever a bit does, decoding ends with numbers of the right count or one of two errors."""
     good = encode((np.random.default_rng(2).geometric(0.4, 5000) - 1).astype(np.uint16), ZSTD)
     for at in range(0, 8 * min(len(good), 120)):

@@ -70,7 +70,7 @@ def tokenizer(model: Path) -> Any:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_ids_are_those_that_tuning_trains_on(tiny_tokenizer: Path, template: str) -> None:
+def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = template_text(template)
     rows, prompts = calibration.RowEncoder(tokenizer, tiny_tokenizer), PromptEncoder(tokenizer)
@@ -84,7 +84,7 @@ def test_ids_are_those_that_tuning_trains_on(tiny_tokenizer: Path, template: str
         assert example.expected == messages[-1]["content"]
 
 
-def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
+def test_rows_of_text_are_encoded_without_template(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
     example = encoder.example({"text": "Ann Lee </s> 李白"})
@@ -95,7 +95,7 @@ def test_rows_without_a_template_are_plain_text(tiny_tokenizer: Path) -> None:
         encoder.example(ROWS[0])
 
 
-def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer: Path) -> None:
+def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
     encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
@@ -107,7 +107,7 @@ def test_a_template_that_hides_where_the_answer_begins_is_refused(tiny_tokenizer
         encoder.example(ROWS[0])
 
 
-def test_long_rows_are_cut_for_calibration_and_left_out_of_measuring(model: Path, tokenizer: Any) -> None:
+def test_long_rows_are_truncated_for_calibration_and_omitted_from_scores(model: Path, tokenizer: Any) -> None:
     encoder = calibration.RowEncoder(tokenizer, model)
     whole = encoder.example(ROWS[0])
     size = len(whole.prompt) + len(whole.answer)
@@ -120,7 +120,7 @@ def test_long_rows_are_cut_for_calibration_and_left_out_of_measuring(model: Path
         calibration.fitting_examples(encoder, ROWS[:1], size - 1, "rows.jsonl")
 
 
-def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
+def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
     rows = [{"text": str(number)} for number in range(50)]
     lines = written(tmp_path / "a.jsonl", rows)
     listed = tmp_path / "a.json"
@@ -145,7 +145,7 @@ def test_samples_are_seeded_and_in_the_file_s_order(tmp_path: Path) -> None:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_scores_equal_those_of_transformers_and_scorer(model: Path, tokenizer: Any, tmp_path: Path) -> None:
     encoder = calibration.RowEncoder(tokenizer, model)
     examples = calibration.truncated_examples(encoder, ROWS, 512)
     figures = quantized_score.score(model, tokenizer, examples, tmp_path / "said.jsonl")
@@ -174,7 +174,7 @@ def test_figures_are_what_transformers_and_the_scorer_say(model: Path, tokenizer
     assert scores == {"entity_f1": 0.0, "triple_f1": 1.0, "exact": 0.5, "parsed": 1.0}
 
 
-def test_the_table_has_the_columns_that_were_measured() -> None:
+def test_score_table_has_measured_columns_only() -> None:
     before = {"bytes": 6_280_000, "perplexity": 1.25, "entity_f1": 0.5, "exact": 0.25}
     after = {"bytes": 2_480_000, "perplexity": 1.5, "entity_f1": 0.4, "exact": 0.2}
     assert quantized_score.score_table(before, after).splitlines() == [
@@ -186,7 +186,7 @@ def test_the_table_has_the_columns_that_were_measured() -> None:
     assert sizes.splitlines() == ["           weights", "before     1.00 MB", "after      0.50 MB"]
 
 
-def test_the_largest_group_that_fits_every_layer_is_taken(model: Path) -> None:
+def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) -> None:
     layers = quantization_methods.linear_layers(model)
     assert layers["model.layers.1.mlp.down_proj"] == (64, 128)
     assert len(layers) == 14  # seven in each of two layers, not lm_head
@@ -275,7 +275,7 @@ def test_compressed_folders_are_complete_and_load(
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_llmcompressor_is_asked_for_by_its_environment(model: Path, tmp_path: Path) -> None:
+def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path) -> None:
     if quantization_methods.importlib.util.find_spec("llmcompressor"):
         pytest.skip("llmcompressor is installed here")
     with pytest.raises(ValueError, match=r"\.venv-quantize.* -r requirements-quantize\.txt") as raised:
@@ -294,7 +294,7 @@ def test_llmcompressor_is_asked_for_by_its_environment(model: Path, tmp_path: Pa
         ({"method": "nf4", "samples": 0}, "--samples takes a number of 1 or more, not 0"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+def test_quantize_refuses_options_that_contradict_method(tmp_path: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         quantize.main(model_path="none", output_dir=str(tmp_path / "out"), **given)
     assert list(tmp_path.iterdir()) == []
@@ -311,7 +311,7 @@ def test_command_refuses_unknown_option_and_text_for_number(
     assert run_tool(SCRIPT, *arguments, status=2).stderr.startswith(said)
 
 
-def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
+def test_quantize_refuses_incomplete_and_quantised_models(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none is not a folder"):
         quantization_inputs.check_model("none")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; --model_path"):
@@ -327,7 +327,7 @@ def test_models_that_cannot_be_quantised(model: Path, tmp_path: Path) -> None:
         quantization_inputs.check_model(done)
 
 
-def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None:
+def test_quantize_names_missing_weights(model: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -336,7 +336,7 @@ def test_weights_that_are_missing_are_named(model: Path, tmp_path: Path) -> None
         quantization_methods.load_model(broken)
 
 
-def test_data_that_cannot_be_used(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_quantize_refuses_missing_data_and_missing_template(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = {"data_path": "none.jsonl", "eval_path": "", "samples": 4, "eval_samples": 4, "max_length": 64, "seed": 1}
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; give a \.json"):
         quantization_inputs.read_data(model, True, options)

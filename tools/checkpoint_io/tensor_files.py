@@ -3,11 +3,9 @@
 Format: the safetensors README.
 """
 
-import ctypes
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from blake3 import blake3
 from checkpoint_io import resume_journal
 from checkpoint_io.tensors import Spec, Tensor, progress, read_weights, tensor_hash, tensor_hashes
 
-EARLY = 1 << 25  # bytes after which writing to the disk is started
-SYNC_FILE_RANGE_WRITE = 2  # of sync_file_range(2): begin, do not wait
 Produce = Callable[[Spec], Iterable[np.ndarray]]  # a tensor's bit pattern in flat chunks
 
 
@@ -142,19 +138,9 @@ def intact_parts(path: Path, start: int, sizes: Mapping[str, int], recorded: Map
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
     """Write all bytes; one system call may write fewer, and writes at most 2 GiB."""
-    view, start = memoryview(data).cast("B"), file.tell()
+    view = memoryview(data).cast("B")
     while view:
         view = view[file.write(view) :]
-    end = file.tell()
-    if end // EARLY != start // EARLY:
-        begin_writing(file, end // EARLY * EARLY)
-
-
-def begin_writing(file: FileIO, end: int) -> None:
-    """Start writing the last EARLY bytes before `end` to the disk; the kernel by itself waits for many more."""
-    with suppress(OSError, AttributeError):  # a C library other than glibc
-        offset, count = ctypes.c_int64(max(0, end - EARLY)), ctypes.c_int64(EARLY)
-        ctypes.CDLL(None).sync_file_range(file.fileno(), offset, count, SYNC_FILE_RANGE_WRITE)
 
 
 def mismatched_tensors(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
