@@ -116,6 +116,15 @@ def test_package_and_module_names_are_unique_except_twins() -> None:
     assert not [paths for paths in places.values() if len(paths) > 1]
 
 
+def test_class_names_are_unique_except_in_twins() -> None:
+    places = defaultdict(list)
+    for path in MODULES:
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and package_of(path) not in TWINS:
+                places[node.name].append(relative(path))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
 def test_no_name_shadows_an_installed_package() -> None:
     taken = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
     assert not [relative(path) for path in [*PACKAGES, *COMMANDS] if path.stem in taken]

@@ -18,7 +18,7 @@ BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
 
 
-class RetryPolicy(NamedTuple):
+class RequestRetryPolicy(NamedTuple):
     """How failed attempts are repeated: pauses of first_pause, twice that, and so on; busy servers as they ask."""
 
     attempts: int = 6
@@ -29,7 +29,7 @@ class RetryPolicy(NamedTuple):
         return self.first_pause * 2 ** (failures - 1)
 
 
-DEFAULT_POLICY = RetryPolicy()
+DEFAULT_POLICY = RequestRetryPolicy()
 
 
 class ServerGoneError(ConnectionError):
