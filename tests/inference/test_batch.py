@@ -94,6 +94,7 @@ def test_truncated_json_list_is_refused_before_the_first_request(tmp_path: Path)
         batch_run.hash_and_count(listed)
 
 
+@pytest.mark.integration
 def test_read_rows_uses_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 100_000)
