@@ -5,15 +5,9 @@
 
 A synthetic LLaMA of --size (tiny, test, 1b, 7b) in --dtype is streamed to --folder: a base, a tuned model whose every
 weight changed by a thousandth of itself, their additive diff, and a LoRA adapter of --rank on every projection. In each
-<<<<<<< HEAD
-of the --rounds every command and every contender (weights_contenders.py) then runs once as a process of its own, one
-after the other, on inputs that were dropped from the page cache; outputs are deleted. Before and after each round the disk is
-probed with --probe_gb of random bytes: a sequential read of what is not cached, and a write with fsync.
-=======
 of the --rounds every command and every contender (weights_contenders.py) then runs once as a process of its own, one
 after the other, on inputs that were dropped from the page cache; outputs are deleted. Before and after each round the
 disk is probed with --probe_gb of random bytes: a sequential read of what is not cached, and a write with fsync.
->>>>>>> wt-tools2
 
 Needs room for five models (16 GB with 1b; 54 GB with 7b without contenders). The last line is JSON; of several rounds
 figures are medians:
