@@ -63,7 +63,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> No
         "gradient norm": [key for key in keys if key == "grad_norm"],
         "learning rate": [key for key in keys if key == "learning_rate"],
     }
-    panels = {label: names for label, names in panels.items() if names}
+    # A short run may have logged no loss; its picture is an empty panel.
+    panels = {label: names for label, names in panels.items() if names or label == "loss per token"}
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(8, 2 + 2 * len(panels)), sharex=True, squeeze=False,
         height_ratios=[3 if label == "loss per token" else 1.5 for label in panels],
@@ -78,7 +79,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> No
                 color=f"C{colours.index(name.removeprefix('eval_'))}", linewidth=1,
             )  # fmt: skip
         panel.set(ylabel=label)
-        panel.legend(fontsize=8)
+        if names:
+            panel.legend(fontsize=8)
     axes[0, 0].set_title(title)
     axes[-1, 0].set_xlabel("step")
     figure.savefig(path, dpi=120, bbox_inches="tight")
