@@ -44,7 +44,7 @@ def windows(
 
 
 def _skip_space(text: str, start: int) -> int:
-    """Return the position of the first character at or after `start` that is not white space, else the text's length."""
+    """Return the position of the first non-space character at or after `start`, else the text's length."""
     while start < len(text) and text[start].isspace():
         start += 1
     return start

@@ -1,4 +1,4 @@
-"""Options that vLLM 0.32 cannot serve without a GPU: it fails with a traceback, or at the first request."""
+"""Checks of options that need a GPU: without one, vLLM 0.32 fails with a traceback or at the first request."""
 
 import argparse
 from collections.abc import Mapping
