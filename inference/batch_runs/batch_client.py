@@ -23,9 +23,7 @@ class RequestRetryPolicy(NamedTuple):
 
     attempts: int = 6
     first_pause: float = 0.5  # seconds; doubled after each failure: 15.5 s in all
-    longest_wait: float = (
-        600  # seconds; limit of one Retry-After, and of the time a server stays busy without answering
-    )
+    longest_wait: float = 600  # seconds; limit of one Retry-After, and of the time without any answer
 
     def pause(self, failures: int) -> float:
         return self.first_pause * 2 ** (failures - 1)

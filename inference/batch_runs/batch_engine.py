@@ -101,9 +101,7 @@ class OfflineEngine:
 
     def add_row(self, number: int, body: dict[str, Any]) -> None:
         """Add a row's request to the engine; raises the errors that /generate raises for this body."""
-        request = GenerateRequest.model_validate(
-            body, from_attributes=True
-        )  # called as FastAPI does, for the same messages
+        request = GenerateRequest.model_validate(body, from_attributes=True)  # FastAPI's call, for the same messages
         model = self.models.get(request.model)
         if model is None:
             raise self.models.unknown_model(request.model or "")

@@ -29,9 +29,7 @@ from routes.served_models import ServedModel, completion_function, requested_mod
 
 MAX_ANSWER_TOKENS = 1024  # per window; longer answers are repetitions
 WINDOW_TOKENS = 256  # text tokens per window, if the usual length of the tuning texts is not known
-WINDOW_SHARE = (
-    1 / 3
-)  # largest part of the context after the instruction; the answer, which repeats names, gets the rest
+WINDOW_SHARE = 1 / 3  # largest share of the context after the instruction; the answer repeats names of the window
 CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other callers are served, too
 
 

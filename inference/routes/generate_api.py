@@ -76,7 +76,7 @@ REQUEST_MODELS: dict[str, type[BaseModel]] = {  # see validation_message
 
 
 class GenerateAnswer(BaseModel):
-    """Response of /generate, also for errors. In a stream, each event has this format and the next piece of the text."""
+    """Response of /generate, also for errors. In a stream, each event is one, with the next piece of the text."""
 
     generated_text: str = ""
     num_output_tokens_cf: int = Field(
@@ -95,8 +95,8 @@ def completion_answer(completion: Any) -> GenerateAnswer:
 def beam_search_answer(completion: Any, model: ServedModel, prompt: list[int]) -> GenerateAnswer:
     """Return the envelope of a beam search: the text and the number of tokens of the best answer.
 
-    The ids are decoded here, because vLLM decodes a beam's ids without the prompt and all at once: a character truncated
-    by the token limit would become U+FFFD.
+    The ids are decoded here, because vLLM decodes a beam's ids without the prompt and all at once: a character that the
+    token limit truncates would become U+FFFD.
     """
     best = completion.choices[0]
     return GenerateAnswer(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_MAX_TOKENS = 256
-# Parameters that vLLM 0.32's beam search uses (vllm/entrypoints/generate/beam_search/online.py); it ranks by likelihood.
+# Used by vLLM 0.32's beam search (vllm/entrypoints/generate/beam_search/online.py); it ranks by likelihood.
 BEAM_PARAMETERS = {"max_tokens", "length_penalty", "ignore_eos"}
 # Values without effect, which are accepted with beam search.
 NEUTRAL_VALUES = {

@@ -46,7 +46,7 @@ class ServedModel(NamedTuple):
         return ids
 
     async def ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the result of `encode`; a long text is tokenised in a thread, so that other requests are not blocked."""
+        """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
         return await run_in_thread_if_long(text_length(messages), self.encode, messages)
 
     def with_end_ids(self, fields: dict[str, Any]) -> dict[str, Any]:

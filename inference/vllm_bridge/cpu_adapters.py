@@ -16,7 +16,7 @@ RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # (adapter slot, its rows);
 
 
 def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
-    """Group the rows of a batch by adapter slot; slots: (rows,) int64, -1 for rows of the base, which are in no group."""
+    """Group the rows of a batch by adapter slot; slots: (rows,) int64, -1 for rows of the base, which get no group."""
     present = slots.unique().tolist()
     return [
         (slot, slice(None) if len(present) == 1 else (slots == slot).nonzero()[:, 0]) for slot in present if slot >= 0
