@@ -36,7 +36,7 @@ class GracefulShutdown:
         self.server: Any = None
 
     def install(self, server: Any, timeout: float) -> None:
-        """Replace vLLM's handlers of SIGTERM and SIGINT; must be called in the server's event loop, after vLLM set them.
+        """Replace vLLM's handlers of SIGTERM and SIGINT; call it in the server's event loop, after vLLM has set them.
 
         server: a uvicorn.Server; timeout: seconds for running requests.
         """

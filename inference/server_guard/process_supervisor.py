@@ -170,7 +170,7 @@ def marked_processes(line: bytes) -> list[int]:
 
 
 def is_resource_tracker(pid: int) -> bool:
-    """Return whether a process is multiprocessing's resource tracker, which exits after the processes that it serves."""
+    """Return whether a process is multiprocessing's resource tracker, which exits after the processes it serves."""
     with suppress(OSError):
         return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
