@@ -54,7 +54,7 @@ class BatchClient:
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.callers, self.policy = callers, DEFAULT_POLICY
-        self.resume_at = 0.0  # monotonic seconds; no request is sent before, because the server is busy
+        self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 

@@ -191,7 +191,7 @@ def completion_function() -> Callable[..., Awaitable[Any]]:
         body = completion_request(model=model.name, prompt=ids, **model.with_end_ids(fields))
         result = await request.app.state.openai_serving_completion.create_completion(body, request)
         if isinstance(result, failed_response):
-            if (task := asyncio.current_task()) and task.cancelling():  # vLLM responds to a cancellation
+            if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
                 raise asyncio.CancelledError
             raise RequestFailedError(result.error.message, result.error.code)
         if not fields.get("stream") and result.choices[0].finish_reason == "abort":

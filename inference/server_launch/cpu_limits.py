@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32."""
+    """Return whether a checkpoint has 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32."""
     return quantization_format(config) == "pack-quantized"
 
 

@@ -60,7 +60,7 @@ def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server at `host`; "" means all addresses."""
+    """Return whether only this machine can reach a server at `host`; "" means all addresses."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -202,7 +202,7 @@ def test_resolver_finds_an_adapter_by_name(adapter_server: Any, world: World, en
 
 
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
-    """vLLM itself loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
+    """vLLM loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
     for name, (folder, response) in unfit(world, tmp_path).items():
         load(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))

@@ -341,7 +341,7 @@ def test_running_requests_are_finished_before_shutdown(guarded: Any) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
-    """The signal comes while the engine's process imports vLLM; unsupervised, it would keep running or delay the exit."""
+    """The signal comes while the engine's process imports vLLM; unsupervised, it would survive or delay the exit."""
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.living()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()
