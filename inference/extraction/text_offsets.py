@@ -42,10 +42,7 @@ def find_respaced(name: str, text: str, whole_words: bool) -> list[tuple[int, in
     if not SPACES.search(name):
         return []
     runs = [run.span() for run in SPACES.finditer(text)]
-    removed = [
-        0,
-        *accumulate(last - first - 1 for first, last in runs),
-    ]  # characters removed before each run, and in total
+    removed = [0, *accumulate(last - first - 1 for first, last in runs)]  # characters, before each run and in total
     run_ends = [last - removed[i + 1] for i, (_, last) in enumerate(runs)]  # positions in the text with single spaces
 
     def original(at: int) -> int:
