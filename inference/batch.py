@@ -4,10 +4,10 @@
     python inference/batch.py --url http://127.0.0.1:8090 --input in.jsonl --output out.jsonl --concurrency 64
     python inference/batch.py --model M --input I --output O --max_tokens 64 -- --tensor-parallel-size 8    # eight GPUs
 
-A row is a body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and "model". Its
-line of the output has all of its keys, then "generated_text", "num_output_tokens_cf" and "error". Options with the name
-of a parameter of /generate are defaults for all rows: a number, true, false, text, or JSON (--stop '["\\n\\n"]').
-vLLM's own options for the engine follow after --.
+A row is a request body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and
+"model". Its output line has all of its keys, followed by "generated_text", "num_output_tokens_cf" and "error". Each
+parameter of /generate is also an option, the default for all rows: a number, true, false, text, or JSON
+(--stop '["\\n\\n"]'). vLLM's engine options follow after --.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
 failed, which out.failed.jsonl lists; 2 if the run did not finish; 130 after Ctrl-C.
@@ -36,7 +36,10 @@ OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "a
 
 
 def option_value(text: str) -> Any:
-    """Return the value of an option: JSON, Python's True, False and None (as fire writes flags), else the text."""
+    """Parse the value of an option as JSON; Python's True, False and None (from fire's flags) are accepted, too.
+
+    Returns the text itself if it is neither.
+    """
     if text in ("True", "False", "None"):
         return {"True": True, "False": False, "None": None}[text]
     try:
@@ -46,7 +49,7 @@ def option_value(text: str) -> Any:
 
 
 def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters of the command line; raises ValueError on unknown names and wrong values."""
+    """Return the sampling parameters of the command line; raises ValueError for unknown names and invalid values."""
 
     for name in given:
         if name not in Parameters.model_fields:
@@ -73,19 +76,19 @@ def main(
     engine: str = "",
     **parameters: str,
 ) -> None:
-    """Answer the rows of a file; all other options are parameters of /generate, for all rows.
+    """Answer the rows of a file; all other options are parameters of /generate and apply to all rows.
 
     Args:
-        input: a file of JSON, JSONL or parquet.
-        output: the file to write; until the run is finished it is OUTPUT.partial.
-        model: a checkpoint's folder; with --url, the name of a served model for rows that name none.
-        url: a running server, instead of an engine of this command's own.
+        input: a JSON, JSONL or parquet file.
+        output: the file to write; it is named OUTPUT.partial until the run is finished.
+        model: a checkpoint folder; with --url, the served model for rows without "model".
+        url: URL of a running server; without it, this command starts its own engine.
         template_path: prompt template that replaces the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: requests to a server at once; 0 is 32.
-        api_key: a server's key; better in the environment variable KNOWLM_API_KEY, which `ps` does not show.
+        concurrency: number of concurrent requests to the server; 0 means 32.
+        api_key: API key of the server; prefer the environment variable KNOWLM_API_KEY, which `ps` does not show.
         overwrite: replace a finished output, or the partial output of another run.
-        engine: vLLM's own options in one text; the same as giving them after --.
-        parameters: temperature, max_tokens, seed and all others of /generate.
+        engine: vLLM's engine options as one string; the same as giving them after --.
+        parameters: any parameter of /generate, such as temperature, max_tokens or seed.
     """
     given = check_parameters(parameters)
     if not input or not output:
@@ -127,7 +130,7 @@ if __name__ == "__main__":
     if "--" in own:
         own, options = own[: own.index("--")], own[own.index("--") + 1 :]
     if "--help" not in own and not any(word.startswith("--url") for word in own):
-        supervise()  # no process of the engine's outlives this one
+        supervise()  # no engine process outlives this one
     signal.signal(signal.SIGTERM, interrupt)
     report(SERVING)
     behind = [f"--engine={shlex.join(options)}"] if options else []

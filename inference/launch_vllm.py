@@ -9,10 +9,10 @@
     --host H --port P      address and port: 127.0.0.1 and 8000
     --template_path T      prompt template that replaces the checkpoint's chat_template.jinja: Jinja or alpaca JSON
     --lora-modules A=F …   adapter folders, served beside their base under the names A ("model" in a request)
-    --help=all             every option of `vllm serve`, all of which work here; --help=WORD: those that match a word
+    --help=all             the options of `vllm serve`, which are all accepted; --help=WORD: options that match WORD
 
-The launcher prints the options that it presets; an option or a variable of the user's takes precedence. Published
-options that vLLM no longer has are replaced or dropped with a notice. See inference/README.md.
+The launcher prints the options that it presets; options and environment variables of the user take precedence.
+Published options that vLLM no longer has are replaced or dropped with a notice. See inference/README.md.
 """
 
 from command_line.command_errors import run_command

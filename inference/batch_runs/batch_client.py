@@ -1,4 +1,4 @@
-"""Client of a running server: a fixed number of concurrent callers over connections that stay open."""
+"""Client of a running server: a fixed number of concurrent callers with persistent connections."""
 
 import asyncio
 import json
@@ -13,17 +13,17 @@ import aiohttp
 from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 3600  # without a byte from the server; longer than any answer should take
+READ_SECONDS = 3600  # longest time without a byte from the server; longer than any answer should take
 BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
 
 
 class RequestRetryPolicy(NamedTuple):
-    """How failed attempts are repeated: pauses of first_pause, twice that, and so on; busy servers as they ask."""
+    """Retries of a request: exponential backoff after a failure, Retry-After for a busy server."""
 
     attempts: int = 6
-    first_pause: float = 0.5  # seconds; 15.5 s in all
-    longest_wait: float = 600  # seconds for a busy server, in one Retry-After or without any answer in between
+    first_pause: float = 0.5  # seconds; doubled after each failure: 15.5 s in all
+    longest_wait: float = 600  # seconds; limit of one Retry-After, and of the time without any answer
 
     def pause(self, failures: int) -> float:
         return self.first_pause * 2 ** (failures - 1)
@@ -37,12 +37,12 @@ class ServerGoneError(ConnectionError):
 
 
 class BatchClient:
-    """A server of launch_vllm.py. An asynchronous context manager that holds the connections."""
+    """Client of a launch_vllm.py server. An asynchronous context manager that holds the connections."""
 
     def __init__(self, url: str, key: str, callers: int) -> None:
-        """url: of the server; key: sent in the header Authorization unless ""; callers: requests at once.
+        """Check the URL; raises ValueError if it is invalid.
 
-        Raises ValueError for an invalid URL.
+        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -54,7 +54,7 @@ class BatchClient:
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.callers, self.policy = callers, DEFAULT_POLICY
-        self.resume_at = 0.0  # monotonic seconds, before which a busy server gets no request
+        self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 
@@ -72,7 +72,10 @@ class BatchClient:
         await self.session.close()
 
     async def models(self) -> tuple[list[str], list[str]]:
-        """Return the names of the served base and of its adapters; raises ValueError if no vLLM server answers."""
+        """Return (names of the served base, names of its adapters).
+
+        Raises ValueError if the response is not vLLM's list of models, and the errors of request_with_retries.
+        """
         status, body = await self.request_with_retries("GET", "/v1/models", None)
         try:
             cards = json.loads(body)["data"]
@@ -83,7 +86,10 @@ class BatchClient:
             raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
 
     async def generate(self, body: dict[str, Any]) -> RowAnswer:
-        """Return the answer to a body of /generate, which holds the error of a failed request."""
+        """Send a body to /generate and return the answer; for a failed request, the answer holds its error.
+
+        Raises ValueError if the response is not one of /generate, and the errors of request_with_retries.
+        """
         status, content = await self.request_with_retries("POST", "/generate", json.dumps(body).encode())
         try:
             text, tokens, error = (json.loads(content)[name] for name in ANSWER_FIELDS)
@@ -95,9 +101,10 @@ class BatchClient:
         return RowAnswer(text, tokens, error)
 
     async def request_with_retries(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Return status and body of a response that is not a busy server's.
+        """Send a request until the server is not busy and does not fail; return status and body of the response.
 
-        Raises ServerGoneError as the retry policy says, ValueError if the key is not accepted.
+        After the last attempt, a response with status 500 is returned, too; any other failure raises ServerGoneError.
+        Also raises ServerGoneError as wait_for_busy_server does, and ValueError if the key is not accepted.
         """
         failures = 0
         while True:
@@ -123,7 +130,10 @@ class BatchClient:
             await asyncio.sleep(self.policy.pause(failures))
 
     def wait_for_busy_server(self, retry_after: str) -> None:
-        """Let all callers wait as long as Retry-After says; raises ServerGoneError if that is too long."""
+        """Delay the requests of all callers by Retry-After, or by 1 s without it.
+
+        Raises ServerGoneError if that exceeds the policy's longest_wait.
+        """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
         if seconds > self.policy.longest_wait or now - self.last_answer > self.policy.longest_wait:
@@ -133,7 +143,7 @@ class BatchClient:
     async def answer(
         self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
     ) -> None:
-        """Answer all rows; raises as request_with_retries does."""
+        """Answer all rows and pass each answer to `write`; raises the errors of `generate`."""
         self.last_answer = time.monotonic()
 
         async def caller() -> None:
@@ -149,5 +159,5 @@ class BatchClient:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.callers):
                     group.create_task(caller())
-        except BaseExceptionGroup as errors:  # the error that ended one caller ends all; it is reported once
+        except BaseExceptionGroup as errors:  # the error of one caller ends all callers; it is raised once
             raise errors.exceptions[0] from None

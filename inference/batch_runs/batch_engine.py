@@ -1,7 +1,7 @@
-"""The offline engine: vLLM in processes of batch.py, kept full from a stream of rows.
+"""Offline engine: vLLM in processes of batch.py, fed continuously from a stream of rows.
 
-Rows are added one by one as others finish, so there are no chunks at whose end the engine idles. Token ids, sampling
-parameters and their errors come from the modules of /generate.
+A row is added as soon as another one finishes. Chunks of rows would let the engine idle at the end of each chunk. Token
+ids, sampling parameters and their errors come from the modules of /generate.
 """
 
 from command_line.command_errors import one_line
@@ -28,13 +28,13 @@ from vllm_bridge.vllm_imports import from_vllm
 
 from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
 
-ROWS_PER_SEQUENCE = 2  # rows in the engine for each sequence that it computes at once, so that it never waits for rows
+ROWS_PER_SEQUENCE = 2  # rows in the engine per concurrent sequence (--max-num-seqs), so that it never waits for rows
 
 
 def engine_args(model: str, template_path: str, options: Sequence[str]) -> argparse.Namespace:
-    """Check and complete vLLM's options of the engine, without starting it.
+    """Parse and check vLLM's engine options and fill in the presets, without starting the engine.
 
-    options: vLLM's engine options, as launch_vllm.py takes them. Raises ValueError and FileNotFoundError.
+    options: vLLM's engine options, as launch_vllm.py takes them. Raises ValueError or FileNotFoundError.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
@@ -59,10 +59,10 @@ def engine_args(model: str, template_path: str, options: Sequence[str]) -> argpa
 
 
 class OfflineEngine:
-    """vLLM's engine and the models that rows can name. A context manager that stops the engine."""
+    """vLLM's engine and the models that rows can name. A context manager that stops the engine on exit."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Load the model; raises ValueError or RuntimeError if vLLM cannot."""
+        """Load the model; raises ValueError or RuntimeError if vLLM cannot load it."""
         settings = from_vllm("EngineArgs").from_cli_args(args)
         usage = from_vllm("UsageContext").LLM_CLASS
         self.engine = from_vllm("LLMEngine").from_engine_args(settings, usage_context=usage)
@@ -73,7 +73,7 @@ class OfflineEngine:
             raise
 
     def load_models(self, args: argparse.Namespace) -> None:
-        """Load the adapters, and read what the server takes from the checkpoint's folder."""
+        """Load the adapters, and read the same files and defaults from the checkpoint folder as the server does."""
         config = self.engine.vllm_config
         self.max_rows = ROWS_PER_SEQUENCE * config.scheduler_config.max_num_seqs
         self.adapters = self.load_adapters(args.lora_modules or [])
@@ -91,7 +91,7 @@ class OfflineEngine:
         self.default_max_tokens: int | None = limit
 
     def load_adapters(self, modules: Sequence[Any]) -> dict[str, Any]:
-        """Load the adapters of --lora-modules; return vLLM's LoRARequests by name."""
+        """Load the adapters of --lora-modules; return adapter name -> vLLM's LoRARequest."""
         adapters = {}
         for number, module in enumerate(modules, 1):
             adapter = from_vllm("LoRARequest")(lora_name=module.name, lora_int_id=number, lora_path=module.path)
@@ -100,8 +100,8 @@ class OfflineEngine:
         return adapters
 
     def add_row(self, number: int, body: dict[str, Any]) -> None:
-        """Pass a row's request to the engine; raises the errors to which the server would respond."""
-        request = GenerateRequest.model_validate(body, from_attributes=True)  # FastAPI's call, for equal messages
+        """Add a row's request to the engine; raises the errors that /generate raises for this body."""
+        request = GenerateRequest.model_validate(body, from_attributes=True)  # FastAPI's call, for the same messages
         model = self.models.get(request.model)
         if model is None:
             raise self.models.unknown_model(request.model or "")
@@ -110,7 +110,7 @@ class OfflineEngine:
         if "use_beam_search" in fields:
             raise ValueError("beam search needs a server; give its --url, or remove num_beams")
         completion = from_vllm("CompletionRequest")(prompt=ids, **model.with_end_ids(fields))
-        completion.build_tok_params(self.engine.model_config)  # refuses more tokens than the context holds
+        completion.build_tok_params(self.engine.model_config)  # raises if prompt and answer exceed the context
         max_tokens = from_vllm("get_max_tokens")(
             model.context, completion.max_tokens, len(ids), self.defaults, self.default_max_tokens
         )
@@ -119,7 +119,10 @@ class OfflineEngine:
         self.engine.add_request(str(number), from_vllm("tokens_input")(ids), sampling, lora_request=adapter)
 
     def try_to_add(self, number: int, body: dict[str, Any]) -> str:
-        """Add a row; return the line with which the server would respond to a request that fails, "" otherwise."""
+        """Add a row; return "", or the error message that the server would send for this request.
+
+        Raises vLLM's EngineDeadError.
+        """
         try:
             self.add_row(number, body)
         except from_vllm("EngineDeadError"):
@@ -133,7 +136,7 @@ class OfflineEngine:
         return ""
 
     def step(self) -> list[tuple[int, RowAnswer]]:
-        """Run one step of the engine; return the answers that it completes, with the numbers of their rows."""
+        """Run one step of the engine; return (row number, answer) for each answer that it completes."""
         answers = []
         for output in self.engine.step():
             if output.finished:
@@ -147,7 +150,7 @@ class OfflineEngine:
     def answer(
         self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
     ) -> None:
-        """Answer all rows; raises RuntimeError if the engine dies."""
+        """Answer all rows and pass each answer to `write`; raises RuntimeError if the engine dies."""
         running: dict[int, BatchRow] = {}
         more = True
         try:

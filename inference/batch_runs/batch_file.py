@@ -1,8 +1,8 @@
-"""The output file of a batch run, written in order, line by line, and resumable after a kill at any moment.
+"""The output file of a batch run. It is written in row order, line by line; a run killed at any moment can be resumed.
 
-Answers arrive in any order; an early one waits in memory for the lines before it. `OUTPUT.partial` always is a
-prefix of the output, `OUTPUT.partial.json` identifies the run; both are removed once OUTPUT exists. A killed run loses
-the answers that were running, and those that waited for them.
+Answers arrive in any order; a line waits in memory until all lines before it are written. `OUTPUT.partial` is always a
+prefix of the output, and `OUTPUT.partial.json` identifies the run; neither remains once OUTPUT exists. A killed run
+loses the unfinished answers and the lines that waited in memory.
 """
 
 import fcntl
@@ -17,19 +17,22 @@ from typing import Any
 
 from batch_runs.batch_rows import SUCCESS_ENDING
 
-MAX_WAITING_LINES = 32768  # and as many more as are running
+MAX_WAITING_LINES = 32768  # in memory; exceeded by at most the number of rows in progress
 LOCK_SECONDS = 2
 BLOCK_BYTES = 1 << 20
-SHOWN_CHARACTERS = 200  # of a setting in an error
+SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
 class AnswerFile:
-    """The output of a run, new or resumed. A context manager that leaves no file if no line was written."""
+    """The output of a new or resumed run. A context manager; an error before the first line removes its files."""
 
     def __init__(self, output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
-        """run: the settings that the answers depend on, as JSON values; overwrite: replace files of another run.
+        """Open the partial output, and lock it.
 
-        Raises FileExistsError and ValueError if that is needed and not given, and if another process is writing.
+        run: the settings that determine the answers, as JSON values; overwrite: replace the files of another run.
+        Raises FileNotFoundError if the output's folder does not exist. Without `overwrite`, raises FileExistsError if
+        the output exists, and ValueError if the partial output belongs to another run. Raises ValueError if another
+        process is writing it.
         """
         self.output = output
         self.partial, self.identity = Path(f"{output}.partial"), Path(f"{output}.partial.json")
@@ -38,8 +41,8 @@ class AnswerFile:
             raise FileNotFoundError(f"{output.parent} does not exist; make it before --output {output} is written")
         if output.exists() and not overwrite:
             raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
-        self.waiting: dict[int, bytes] = {}  # number of a line: the line
-        self.lines = 0  # in the file
+        self.waiting: dict[int, bytes] = {}  # line number -> line
+        self.lines = 0  # complete lines in the file
         self.file = self.partial.open("a+b")
         try:
             self.open_run(run, overwrite)
@@ -48,7 +51,10 @@ class AnswerFile:
             raise
 
     def open_run(self, run: Mapping[str, Any], overwrite: bool) -> None:
-        """Lock the file; keep the complete lines of the same run, or empty it."""
+        """Lock the file; keep its complete lines if they are from the same run, else truncate it.
+
+        Raises ValueError if the lines are from another run and `overwrite` is false.
+        """
         self.lock()
         previous = self.previous_run()
         size = self.file.seek(0, os.SEEK_END)
@@ -67,7 +73,10 @@ class AnswerFile:
         fresh.replace(self.identity)
 
     def lock(self) -> None:
-        """Lock the file against other processes; one that was just killed gets LOCK_SECONDS to exit."""
+        """Lock the file against other processes; raises ValueError if one still holds the lock after LOCK_SECONDS.
+
+        The wait lets a process that was just killed exit.
+        """
         began = time.monotonic()
         while True:
             try:
@@ -80,7 +89,7 @@ class AnswerFile:
             time.sleep(0.05)
 
     def previous_run(self) -> dict[str, Any]:
-        """Return the settings of the run that left the file, {} if they are not known."""
+        """Return the settings of the run that wrote the file, {} if they are not known."""
         try:
             content = json.loads(self.identity.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -88,9 +97,9 @@ class AnswerFile:
         return content if isinstance(content, dict) else {}
 
     def write(self, number: int, line: bytes) -> None:
-        """Add line `number` of the output, counted from 1, in any order; write the lines that have all lines before.
+        """Add a line of the output, in any order, and write all lines whose predecessors are written.
 
-        Raises ValueError if they cannot be written.
+        number: the line's position, from 1. Raises ValueError if the file cannot be written.
         """
         self.waiting[number] = line
         ready = []
@@ -106,11 +115,11 @@ class AnswerFile:
                 raise ValueError(f"{reason}; free space, and run the same command again to resume") from None
 
     def is_full(self) -> bool:
-        """Whether so many lines wait that no further row should be started."""
+        """Return whether MAX_WAITING_LINES are waiting, so that no further row should be started."""
         return len(self.waiting) >= MAX_WAITING_LINES
 
     def finish(self) -> tuple[int, int]:
-        """Rename the file to OUTPUT and list the failures beside it; return the counts of rows and of failures."""
+        """Rename the file to OUTPUT and list the failed rows beside it; return (number of rows, number of failures)."""
         assert not self.waiting
         rows = failed = 0
         os.fsync(self.file.fileno())
@@ -141,12 +150,12 @@ class AnswerFile:
         if kind is not None and not self.lines:
             self.partial.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
-        with suppress(OSError):  # of a full disk, which `write` has reported
+        with suppress(OSError):  # a full disk, which `write` has reported
             self.file.close()
 
 
 def count_lines(file: Any) -> tuple[int, int]:
-    """Return how many complete lines a file has, and their bytes."""
+    """Return the number of complete lines of a file, and their size in bytes."""
     file.seek(0)
     lines = whole = at = 0
     while block := file.read(BLOCK_BYTES):
@@ -158,7 +167,7 @@ def count_lines(file: Any) -> tuple[int, int]:
 
 
 def difference(previous: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """Return the settings in which two runs differ, for an error."""
+    """Return a description of the settings in which two runs differ, for an error message."""
     if not previous:
         return "its settings are not known"
     names = [name for name in {**previous, **run} if previous.get(name) != run.get(name)]

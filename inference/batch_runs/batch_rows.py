@@ -1,7 +1,6 @@
 """Rows of an input file, read one at a time, and the lines of the output.
 
-Line k of the output belongs to row k of the input: a row with an error gets a line with the error, a blank line a blank
-line.
+Line k of the output belongs to row k of the input. An invalid row gets a line with its error; a blank line stays blank.
 """
 
 import json
@@ -11,18 +10,18 @@ from typing import Any, NamedTuple
 
 from json_rows.instruction_rows import checked_rows, question_of
 
-REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # of a row; others are only copied
+REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent; a row's other keys are only copied
 ANSWER_FIELDS = ("generated_text", "num_output_tokens_cf", "error")  # the envelope of /generate
-SUCCESS_ENDING = b'"error": null}\n'  # of the line of an answered row
-# Names of the same setting: a row that gives one of them replaces both of the command line.
+SUCCESS_ENDING = b'"error": null}\n'  # end of an answered row's output line
+# Parameters for the same setting: if a row has one of them, both of the command line are ignored.
 SYNONYMS = ({"max_tokens", "max_new_tokens"}, {"temperature", "do_sample"})
 
 
 class BatchRow(NamedTuple):
     """A row of the input."""
 
-    number: int  # from 1; the line's if every row is on its line
-    content: dict[str, Any] | None  # None: an error or a blank line
+    number: int  # from 1; in JSONL the line number
+    content: dict[str, Any] | None  # None for an invalid row or a blank line
     error: str = ""
 
 
@@ -30,20 +29,20 @@ class RowAnswer(NamedTuple):
     """The text generated for a row, or the error."""
 
     text: str = ""
-    tokens: int = 0  # generated, the end token included
+    tokens: int = 0  # generated tokens, end token included
     error: str | None = None
     prompt_tokens: int = 0  # 0 for a server, which does not report it
 
 
-MakeRequest = Callable[[dict[str, Any]], dict[str, Any]]  # a row's content to the body of /generate
+MakeRequest = Callable[[dict[str, Any]], dict[str, Any]]  # maps a row's content to a body of /generate
 WriteAnswer = Callable[[BatchRow, RowAnswer], None]  # takes the answers in any order
-ShouldWait = Callable[[], bool]  # whether no further row should be started for now
+ShouldWait = Callable[[], bool]  # returns whether to pause before the next row
 
 
 def read_rows(path: Path, skip: int = 0) -> Iterator[BatchRow]:
-    """Return the rows behind the first `skip`; a blank line counts as a row.
+    """Yield the rows after the first `skip`; a blank line counts as a row.
 
-    Raises ValueError with file and line if the rest of the file cannot be read, and if it has no rows.
+    Raises ValueError with file and line if the rest of the file cannot be read, or if it has no rows.
     """
     for number, row in enumerate(checked_rows(path, answers=False, blank_lines=True), 1):
         if number > skip:
@@ -53,7 +52,7 @@ def read_rows(path: Path, skip: int = 0) -> Iterator[BatchRow]:
 def request_of(content: dict[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of /generate for a row.
 
-    model, parameters: of the command line; the row's own take precedence, each parameter by itself.
+    model, parameters: from the command line; the row's model and each of its parameters take precedence.
     """
     body = {name: content[name] for name in REQUEST_FIELDS if content.get(name) is not None}
     if "messages" in body:
@@ -70,7 +69,7 @@ def request_of(content: dict[str, Any], model: str, parameters: Mapping[str, Any
 
 
 def output_line(row: BatchRow, answer: RowAnswer) -> bytes:
-    """Return the line of the output: the row's keys, then the answer's, which replace keys of the same names."""
+    """Return a row's output line: the row's keys, then the answer's, which replace keys of the same names."""
     if row.content is None and not row.error:
         return b"\n"
     kept = {name: value for name, value in (row.content or {}).items() if name not in ANSWER_FIELDS}

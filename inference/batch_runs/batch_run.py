@@ -1,4 +1,4 @@
-"""One run of batch.py: what identifies it, its progress, and its two ways to answer rows (engine or server)."""
+"""A run of batch.py: its identity, its progress, and the two ways to answer rows (offline engine or server)."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, output_line, read_rows
 
-# vLLM's options that change the speed and not the answers: a run can be resumed with others.
+# vLLM's options that affect speed but not answers: a run can be resumed with other values.
 SPEED_OPTIONS = (
     "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--kv-cache-memory-bytes",
     "--tensor-parallel-size", "--pipeline-parallel-size", "--distributed-executor-backend", "--enforce-eager",
@@ -32,7 +32,7 @@ def hash_and_count(path: Path) -> tuple[str, int]:
 
 
 def model_identity(model: str) -> str:
-    """Return what identifies a checkpoint: its path with a hash of its files' sizes and times, or its hub name."""
+    """Return the identity of a checkpoint: its path with a hash of its files' sizes and times, or its hub name."""
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -41,13 +41,13 @@ def model_identity(model: str) -> str:
 
 
 def answer_options(options: list[str]) -> list[str]:
-    """Return vLLM's options that the answers depend on, with their values."""
+    """Return vLLM's options that affect the answers, with their values; adapter folders are replaced by identities."""
     kept, is_kept = [], True
     for word in options:
         if word.startswith("--"):
             is_kept = word.partition("=")[0].replace("_", "-") not in SPEED_OPTIONS
         if is_kept:
-            name, equals, folder = word.partition("=")  # an adapter's
+            name, equals, folder = word.partition("=")  # NAME=FOLDER of an adapter
             kept.append(f"{name}={model_identity(folder)}" if equals else word)
     return kept
 
@@ -56,7 +56,7 @@ class BatchProgress:
     """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
 
     def __init__(self, file: AnswerFile, rows: int) -> None:
-        """rows: of the whole input."""
+        """rows: number of rows of the whole input."""
         self.file, self.rows = file, rows
         self.failed = self.prompt_tokens = self.output_tokens = 0
         self.bar: Any = None
@@ -88,9 +88,9 @@ AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]
 
 
 def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows) -> int:
-    """Answer the rows that have no answer yet, rename the output, print a summary; return how many rows failed.
+    """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    settings: what the answers depend on, besides the input.
+    settings: the settings that determine the answers, besides the input.
     """
     digest, count = hash_and_count(source)
     with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
@@ -112,7 +112,7 @@ def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite
 def engine_run(
     model: str, template_path: str, options: list[str], request: MakeRequest
 ) -> tuple[dict[str, Any], AnswerRows]:
-    """Return what the answers of an engine of our own depend on, and the function that answers rows with it."""
+    """Return the settings that determine the offline engine's answers, and a function that answers rows with it."""
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
@@ -126,9 +126,9 @@ def engine_run(
 
 
 def server_run(url: str, key: str, callers: int, model: str, request: MakeRequest) -> tuple[dict[str, Any], AnswerRows]:
-    """Return what the answers of a server depend on, and the function that answers rows with it.
+    """Return the settings that determine a server's answers, and a function that answers rows with it.
 
-    Raises ValueError if the server does not serve the model, and as BatchClient does.
+    Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
     """
     from batch_runs.batch_client import BatchClient
 

@@ -1,1 +1,1 @@
-"""Extraction: schema and text to prompts, answers to items with offsets. Read extraction_form.py first."""
+"""Extraction: prompts from a schema and a text, items with offsets from the answers. Read extraction_form.py first."""

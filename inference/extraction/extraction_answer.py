@@ -1,4 +1,4 @@
-"""Parses an answer that was decoded under its grammar, also one that the token limit cut."""
+"""Parser of answers that were decoded under the grammar, including answers truncated by the token limit."""
 
 import json
 import re
@@ -9,10 +9,10 @@ CLOSERS = {"{": "}", "[": "]"}
 
 
 def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
-    """Return the answer as an object, and whether it is complete.
+    """Return (the answer as a dict, whether the answer is complete).
 
-    An incomplete answer is kept up to its last complete item. The values of a repeated key are joined. Text that is not
-    such an answer gives an empty object.
+    A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. Text
+    that is not an answer gives ({}, False).
     """
     for candidate, complete in ((text, True), (complete_prefix(text), False)):
         try:
@@ -25,7 +25,7 @@ def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
 
 
 def join_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these keys and values, with one list for the values of a repeated key."""
+    """Return a dict of the pairs; the values of a repeated key are joined into one list."""
     joined: dict[str, Any] = {}
     for key, value in pairs:
         joined[key] = [*as_list(joined[key]), *as_list(value)] if key in joined else value
@@ -37,9 +37,9 @@ def as_list(value: Any) -> list[Any]:
 
 
 def complete_prefix(text: str) -> str:
-    """Return the longest prefix of a cut answer that closing brackets complete, with these brackets.
+    """Return the longest prefix of a truncated answer that ends at an item boundary, with its brackets closed.
 
-    Such a prefix ends after the opening bracket of the answer or of a list, after an item, or after a list.
+    An item boundary is the position after the answer's or a list's opening bracket, after an item, or after a list.
     """
     opened: list[str] = []
     prefix = "{}"

@@ -1,7 +1,7 @@
-"""The instruction of an extraction, in the checkpoint's own words, and the form of its answer.
+"""The instruction of an extraction task, as the checkpoint was tuned on it, and the form of its answer.
 
-An extraction.json (the checkpoint's before the one in this folder) has for each task and language the instruction, the
-answer with placeholders <…> in place of names, and the usual length of the texts:
+Both come from the checkpoint's extraction.json, with the extraction.json in this folder as the default. For each task
+and language, it has the instruction, the answer with placeholders <…> for names, and the usual length of the texts:
     {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
 """
@@ -25,29 +25,29 @@ DEFAULTS: dict[str, Any] = json.loads(Path(__file__).with_name("extraction.json"
 
 
 class AnswerSlot(NamedTuple):
-    """A place for names in an item of an answer."""
+    """A value in an item of an answer that holds one or several names."""
 
-    key: str  # "" if the item consists of this slot only
+    key: str  # JSON key of the value; "" if the item is the value itself
     holds: str  # "text", "list", or "either": one name as text, several as a list
-    by_role: bool = False  # an object with such a value for each role
+    by_role: bool = False  # True: the value is an object that maps roles to such values
 
 
 class AnswerForm(NamedTuple):
     """How an answer is written: a JSON object with a list of items for each type."""
 
-    key: str  # of a type, with its placeholders: <type>
-    item: tuple[AnswerSlot, ...]  # in the order of their keys
+    key: str  # key of a type, with placeholders, such as <type>
+    item: tuple[AnswerSlot, ...]  # in the order of the item's keys
     all_types: bool  # True: all types in the schema's order, with [] if empty; False: non-empty types, in any order
 
     def name_slots(self) -> list[AnswerSlot]:
-        """Return the slots that are not by role: an entity, a trigger, or subject and object, the subject first."""
+        """Return the slots that are not by_role: an entity, a trigger, or a subject and an object, in this order."""
         return sorted((slot for slot in self.item if not slot.by_role), key=lambda slot: slot.key not in SUBJECTS)
 
     def role_slot(self) -> AnswerSlot | None:
         return next((slot for slot in self.item if slot.by_role), None)
 
     def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:
-        """Return the types of each key of an answer: several if relations differ in subject and object type only."""
+        """Return answer key -> types with this key; relations that differ only in their two types may share a key."""
         found: dict[str, list[SchemaType]] = {}
         for type_ in types:
             values = {"<subject_type>": type_.subject_type, "<object_type>": type_.object_type}
@@ -60,7 +60,7 @@ class AnswerForm(NamedTuple):
 class ExtractionPrompt(NamedTuple):
     instruction: str
     form: AnswerForm
-    usual_characters: int | None  # of the texts that the model was tuned on; None: not known
+    usual_characters: int | None  # usual length of the tuning texts; None: not known
 
 
 def extraction_prompt(
@@ -70,11 +70,11 @@ def extraction_prompt(
     language: str = "auto",
     extraction: Mapping[str, Any] | None = None,
 ) -> ExtractionPrompt:
-    """Return the instruction for the types in a text, and the form of the answer.
+    """Return the instruction that asks for the types in a text, and the form of the answer.
 
-    language: en, zh, or auto: the text's. extraction: the checkpoint's extraction.json, which takes precedence; a task
-    that it has in the other language only is asked in that language. Raises ValueError for an unknown language and for
-    an entry that check_extraction would refuse.
+    language: en, zh, or auto (detected from the text). extraction: the checkpoint's extraction.json, which takes
+    precedence over the default; if it has the task in the other language only, that language is used. Raises ValueError
+    for an unknown language, for an entry that check_extraction refuses, and for two type names with the same key.
     """
     if language not in (*LANGUAGES, "auto"):
         raise ValueError(f"there is no language {language!r:.60}; use one of {', '.join(LANGUAGES)}, auto")
@@ -89,13 +89,16 @@ def extraction_prompt(
             raise ValueError(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} would both be answered as {key!r}"
             )
-    # both are data: a format string would interpret braces in them
+    # replace(), not format(): instruction and type names may contain braces
     instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, spoken))
     return ExtractionPrompt(instruction, form, usual_characters(entry))
 
 
 def schema_phrase(task: str, types: tuple[SchemaType, ...], language: str) -> str:
-    """Return the types as a phrase: `person, place`; with roles or types `layoff (company, time); meeting (who)`."""
+    """Return the types as text: `person, place`; with roles or argument types, `layoff (company, time); meeting (who)`.
+
+    language: en or zh, which determines the punctuation.
+    """
     comma, semicolon, opening, closing = SEPARATORS[language]
     phrases = []
     for type_ in types:
@@ -105,7 +108,7 @@ def schema_phrase(task: str, types: tuple[SchemaType, ...], language: str) -> st
 
 
 def read_extraction(folder: str) -> dict[str, Any]:
-    """Return the folder's extraction.json, {} without one; raises ValueError if it is not valid."""
+    """Return the content of a folder's extraction.json, {} if there is no file; raises ValueError if it is invalid."""
     path = Path(folder, "extraction.json").expanduser()
     if not path.is_file():
         return {}
@@ -118,7 +121,7 @@ def read_extraction(folder: str) -> dict[str, Any]:
 
 
 def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
-    """Raise ValueError if an entry of this extraction.json, found at `place`, cannot be asked or answered."""
+    """Raise ValueError if an entry of an extraction.json is invalid; place: the file's path, for the message."""
     tasks = extraction.get("tasks", {}) if isinstance(extraction, dict) else None
     if not isinstance(tasks, dict) or not all(isinstance(entries, dict) for entries in tasks.values()):
         raise ValueError(f'{place} does not have the form {{"tasks": {{task: {{language: …}}}}}}; correct it')
@@ -132,9 +135,9 @@ def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
 
 
 def answer_form(task: str, entry: Any) -> AnswerForm:
-    """Return the form of the answers of an entry of an extraction.json; parts that it lacks are the task's defaults.
+    """Return the answer form of an entry of an extraction.json; missing parts have the task's defaults.
 
-    Raises ValueError if answers of the form could not be decoded or parsed.
+    Raises ValueError for an invalid entry, and for a form whose answers could not be decoded or parsed.
     """
     instruction = entry.get("instruction") if isinstance(entry, dict) else None
     answer = entry.get("answer", {}) if isinstance(entry, dict) else None
@@ -157,7 +160,7 @@ def answer_form(task: str, entry: Any) -> AnswerForm:
 
 
 def usual_characters(entry: Mapping[str, Any]) -> int | None:
-    """Return the usual length of texts by an entry of an extraction.json, None without one; raises ValueError."""
+    """Return an entry's usual text length in characters, None if it has none; raises ValueError if it is invalid."""
     characters = entry.get("text_characters")
     if characters is not None and (type(characters) is not int or characters < 1):
         raise ValueError(f'"text_characters" is {characters!r:.60}; write a number of 1 or more, or remove it')
@@ -165,7 +168,7 @@ def usual_characters(entry: Mapping[str, Any]) -> int | None:
 
 
 def item_slots(item: Any) -> tuple[AnswerSlot, ...]:
-    """Return the slots of an item of a shape."""
+    """Return the slots of an answer's items; item: the item in a shape, with placeholders."""
     if not isinstance(item, dict):
         return (AnswerSlot("", slot_kind(item)),)
     if len(item) == 1 and PLACEHOLDER.fullmatch(next(iter(item))):
@@ -175,7 +178,7 @@ def item_slots(item: Any) -> tuple[AnswerSlot, ...]:
 
 
 def slot_kind(value: Any) -> str:
-    """Return what a slot holds (see AnswerSlot) by its value in a shape, "" if it is not a known value."""
+    """Return AnswerSlot.holds for a value in a shape, "" if the value is invalid."""
     match value:
         case str() if PLACEHOLDER.fullmatch(value):
             return "text"
@@ -187,7 +190,7 @@ def slot_kind(value: Any) -> str:
 
 
 def fits_task(task: str, form: AnswerForm) -> bool:
-    """Whether answers of this form state the items of the task, and can be written and parsed."""
+    """Return whether a form has the slots that the task needs, and its answers can be decoded and parsed."""
     names = len(form.name_slots())
     by_role = len(form.item) - names
     allowed_names = {"ner": (1,), "ee": (0, 1)}.get(task, (2,))

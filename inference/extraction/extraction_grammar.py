@@ -1,10 +1,10 @@
-"""The grammar of an answer: decoding under it gives JSON that can be parsed and has types of the schema only.
+"""The grammar of an answer: constrained decoding gives valid JSON with types of the schema only.
 
-The grammar is EBNF for xgrammar and admits, to the space, the strings that json.dumps(answer, ensure_ascii=False)
-writes. A JSON schema would leave white space to the model, which was not tuned on it; a model that may write white
-space can write it until its tokens are used up.
+The grammar is EBNF for xgrammar and admits exactly the strings that json.dumps(answer, ensure_ascii=False) writes,
+spaces included. A JSON schema would also admit other white space, which the model was not tuned on, and a model can
+write white space until it reaches the token limit.
 
-xgrammar caches a compiled grammar by its text, so a schema always gives the same text. The form of a rule matters for
+xgrammar caches a compiled grammar by its text, so a schema must always give the same text. The form of a rule affects
 speed: with a group among the alternatives of `char`, the mask of a token takes 5 ms instead of 10 us (LLaMA-2's 32,000
 pieces, xgrammar 0.2.8).
 """
@@ -14,7 +14,7 @@ import json
 from extraction.extraction_form import AnswerForm
 from extraction.extraction_schema import SchemaType
 
-# The strings that json.dumps writes; \u000 and \u001 are two alternatives instead of a group, see above.
+# The strings that json.dumps writes; \u000 and \u001 are two alternatives instead of a group, which would be slow.
 STRING = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
@@ -24,10 +24,10 @@ class GrammarRules:
     """The rules of a grammar; equal bodies share one rule, so compilation is linear in the schema."""
 
     def __init__(self) -> None:
-        self.names: dict[str, str] = {}  # by body
+        self.names: dict[str, str] = {}  # body -> name
 
     def name(self, stem: str, body: str) -> str:
-        """Return the name of the rule with this body, which is added if it is new."""
+        """Return the name of the rule with this body; a new rule is added as stem + number."""
         return self.names.setdefault(body, f"{stem}{len(self.names)}")
 
     def text(self) -> str:
@@ -35,9 +35,9 @@ class GrammarRules:
 
 
 def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
-    """Return the EBNF of the answers of this form about these types.
+    """Return the EBNF grammar of answers of this form for these types.
 
-    prefix: white space that the chat template writes before an answer, with which the model's answers begin.
+    prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
     """
     rules = GrammarRules()
     opening = literal(prefix + "{")
@@ -58,7 +58,7 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
 
 
 def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> str:
-    """Return the rule for an item of a type with these roles."""
+    """Return the name of the rule for an item of a type with these roles."""
     parts = []
     for slot in form.item:
         if slot.holds == "text":
@@ -77,13 +77,16 @@ def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> 
 
 
 def list_rule(element: str, may_be_empty: bool, rules: GrammarRules) -> str:
-    """Return the rule for a list of elements of a rule."""
+    """Return the name of the rule for a list; element: name of the rule of its elements."""
     nonempty = f'"[" {element} (", " {element})* "]"'
     return rules.name("list", f'"[]" | {nonempty}' if may_be_empty else nonempty)
 
 
 def ordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
-    """Return the rule for an object of some of the roles, in their order; built from the last role back."""
+    """Return the name of the rule for an object with any subset of the roles, in their order.
+
+    value: name of the rule of a role's value. The rules are built from the last role to the first.
+    """
     first = later = rules.name("end", '"}"')
     for role in reversed(roles):
         pair = rules.name("role", f"{literal(json_string(role) + ': ')} {value}")
@@ -95,7 +98,7 @@ def ordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> st
 
 
 def unordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
-    """Return the rule for an object of some of the roles, in any order, possibly repeated."""
+    """Return the name of the rule for an object of roles in any order, possibly repeated."""
     if not roles:
         return rules.name("roles", '"{}"')
     role = rules.name("role", f'({" | ".join(literal(json_string(role)) for role in roles)}) ": " {value}')

@@ -1,8 +1,8 @@
 """Merges the answers to all windows of a text, and adds offsets.
 
-Offsets are characters (Unicode code points) of the whole text; a name is searched in the windows whose answers have it.
-An item of several windows is returned once, with the offsets of all of them, in the order in which items first occur in
-the text. A name that its windows do not have is kept and marked.
+Offsets count characters (Unicode code points) of the whole text. A name is searched only in the windows whose answers
+contain it. An item from several windows is returned once, with the offsets from all of them; items are sorted by their
+first occurrence in the text. A name that is not found in its windows is kept with "in_text": false.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from extraction.text_offsets import find_name
 
 NO_VALUE = ("", "NAN")  # how answers write a missing argument
 Span = tuple[int, int]
-Offsets = Mapping[str, set[Span]]  # by name
+Offsets = Mapping[str, set[Span]]  # name -> spans
 
 
 class ExtractedItem(NamedTuple):
-    key: str  # of the answer
+    key: str  # the answer's key of the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
-    arguments: tuple[tuple[str, str], ...] = ()  # of an event: role and name
+    arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments
 
 
 def merge_answers(
@@ -31,10 +31,10 @@ def merge_answers(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the response's "entities" (ner), "triples" (re, spo) or "events" (ee).
 
-    answers: for each window [start, end) of the text its answer, as parse_answer returns it.
+    answers: (window [start, end) in characters, answer from parse_answer) for each window.
     """
     offsets: dict[ExtractedItem, dict[str, set[Span]]] = {}
-    window_end: dict[ExtractedItem, int] = {}  # of the first window with the item
+    window_end: dict[ExtractedItem, int] = {}  # end of the first window with the item
     for (start, end), answer in answers:
         found: dict[str, list[Span]] = {}
         for item in extracted_items(task, answer, form):
@@ -46,7 +46,7 @@ def merge_answers(
                 item_offsets.setdefault(name, set()).update(found[name])
 
     def position(item: ExtractedItem) -> int:
-        """Return where an item first occurs; an item that is not in the text comes after the rest of its window."""
+        """Return the offset of an item's first occurrence; the end of its first window if it is not in the text."""
         return min((start for spans in offsets[item].values() for start, _ in spans), default=window_end[item])
 
     by_key = form.types_by_key(types)
@@ -56,7 +56,7 @@ def merge_answers(
 
 
 def extracted_items(task: str, answer: Mapping[str, Any], form: AnswerForm) -> Iterator[ExtractedItem]:
-    """Yield the items of an answer, in its order."""
+    """Yield the items of an answer in the answer's order."""
     for key, items in answer.items():
         for item in as_list(items):
             names = [strings(slot_value(item, slot)) for slot in form.name_slots()]
@@ -70,7 +70,7 @@ def extracted_items(task: str, answer: Mapping[str, Any], form: AnswerForm) -> I
 
 
 def slot_value(item: Any, slot: AnswerSlot | None) -> Any:
-    """Return the value of a slot of an item, None if it has no such slot."""
+    """Return an item's value for a slot, None if the slot or the value is missing."""
     if slot is None:
         return None
     if not slot.key:
@@ -91,7 +91,7 @@ def entity(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> di
 
 
 def triple(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
-    """Return a triple; subject and object have a type if all of the schema's relations of this name agree on it."""
+    """Return a triple; its subject or object has a "type" only if all relations of this name in the schema agree."""
     subject, object_ = (named(name, offsets) for name in item.names)
     for end, end_types in (
         (subject, {type_.subject_type for type_ in types}),

@@ -3,7 +3,7 @@
 ner  entity types           ["person", "place"]
 re   relations              ["born in", "works for"]
 spo  relations with types   [{"subject_type": "person", "predicate": "born in", "object_type": "place"}], or
-                            ["person_born in_place"] if the names themselves have no underscore
+                            ["person_born in_place"] if no name contains an underscore
 ee   event types and roles  {"layoff": ["company", "time"]}
 """
 
@@ -18,7 +18,7 @@ EXAMPLES = {
 }
 TASKS = tuple(EXAMPLES)
 TYPED_RELATION = ("subject_type", "predicate", "object_type")
-MAX_NAMES = 500  # types and roles
+MAX_NAMES = 500  # types and roles of a schema
 MAX_NAME_CHARACTERS = 200
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, half surrogate pairs, line separators
 
@@ -32,7 +32,7 @@ class SchemaType(NamedTuple):
     roles: tuple[str, ...] = ()  # of an event
 
     def parts(self) -> tuple[str, ...]:
-        """Return the names within the entry: its subject and object types, or its roles."""
+        """Return the other names of the entry: its subject and object types, or its roles."""
         return tuple(filter(None, (self.subject_type, self.object_type, *self.roles)))
 
 
@@ -61,7 +61,7 @@ def check_schema(task: str, schema: Any) -> tuple[SchemaType, ...]:
 
 
 def parse_entry(task: str, entry: Any) -> SchemaType | None:
-    """Return an entry of a schema, None if it has another form than the task's."""
+    """Parse an entry of a schema; return None if its form does not fit the task."""
     if task == "spo":
         if isinstance(entry, str) and entry.count("_") == 2:  # more underscores would be ambiguous
             entry = dict(zip(TYPED_RELATION, entry.split("_"), strict=True))

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 
-# Scripts without spaces between words, or (Hangul) with endings attached to names: any position may end a word.
+# Scripts without spaces between words, or (Hangul) with suffixes attached to names: a word may end anywhere.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Myanmar, Khmer
     "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Hiragana, Katakana
@@ -19,10 +19,10 @@ SPACES = re.compile(r"\s+")
 
 
 def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-    """Return all offsets [first, last) of a name in text[start:end], in order, without overlaps.
+    """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
 
-    The first of these searches that finds anything decides: the name as whole words; the same with other white space;
-    the name within words; the same with other white space.
+    These searches are tried in order until one finds the name: as whole words; as whole words with other white space;
+    within words; within words with other white space.
     """
     name, window = name.strip(), text[start:end]
     for whole_words in (True, False):
@@ -38,12 +38,12 @@ def find_exact(name: str, text: str, whole_words: bool) -> list[tuple[int, int]]
 
 
 def find_respaced(name: str, text: str, whole_words: bool) -> list[tuple[int, int]]:
-    """Find a name that has white space, with each run of white space counted as one space."""
+    """Find a name that contains white space; each run of white space is treated as one space."""
     if not SPACES.search(name):
         return []
     runs = [run.span() for run in SPACES.finditer(text)]
-    removed = [0, *accumulate(last - first - 1 for first, last in runs)]  # characters before each run, and after all
-    run_ends = [last - removed[i + 1] for i, (_, last) in enumerate(runs)]  # in the text with single spaces
+    removed = [0, *accumulate(last - first - 1 for first, last in runs)]  # characters, before each run and in total
+    run_ends = [last - removed[i + 1] for i, (_, last) in enumerate(runs)]  # positions in the text with single spaces
 
     def original(at: int) -> int:
         return at + removed[bisect_right(run_ends, at)]
@@ -66,7 +66,7 @@ def occurrences(name: str, text: str, whole_words: bool) -> Iterator[int]:
 
 
 def is_within_word(text: str, at: int) -> bool:
-    """Whether the characters on both sides of a position belong to one word, of a script with spaces between words."""
+    """Return whether a position lies inside a word of a script with spaces between words."""
     return 0 < at < len(text) and is_spaced_letter(text[at - 1]) and is_spaced_letter(text[at])
 
 

@@ -1,7 +1,7 @@
-"""Cut a text into windows of whole sentences, each within a number of tokens.
+"""Split a text into windows of whole sentences, each within a token limit.
 
-The route /extract asks the model about one window at a time. Sentences end where the corpus builder ends them; a
-sentence that is longer than a window is cut between clauses, else words, else characters.
+The route /extract asks the model about one window at a time. Sentence ends are those of the corpus builder
+(sentence_ends/); a sentence that is longer than a window is split between clauses, else words, else characters.
 """
 
 import unicodedata
@@ -12,18 +12,18 @@ from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_e
 
 JOINER = "\u200d"  # between emoji that are shown as one
 SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")  # first and last of the characters that colour the emoji before them
-FIRST_RATE = 0.5  # tokens per character, for the first guess
-GUESSES = 4  # of the window's length by the rate, before bisection
+FIRST_RATE = 0.5  # tokens per character, initial estimate
+GUESSES = 4  # estimates of a window's length from the rate, before bisection
 
 
 def windows(
     text: str, count_tokens: Callable[[str], int], limit: int, usual: int | None = None
 ) -> list[tuple[int, int]]:
-    """Divide a text into windows [start, end) in characters, in order; only white space lies outside of them.
+    """Return the windows [start, end) of a text in characters, in order; only white space lies outside of them.
 
-    count_tokens: the number of tokens of a text. No window has more than `limit` tokens, and each takes as many
-    sentences as fit, and no second one that would bring it over `usual` characters. Raises ValueError where a single
-    character has more than `limit` tokens.
+    count_tokens: returns the number of tokens of a text. A window takes as many whole sentences as fit into `limit`
+    tokens and `usual` characters; its first sentence may exceed `usual`. Raises ValueError if a single character has
+    more than `limit` tokens.
     """
     ends = sentence_ends(text)
     if ends[-1:] != [len(text)]:
@@ -44,7 +44,7 @@ def windows(
 
 
 def _skip_space(text: str, start: int) -> int:
-    """The position of the first character from `start` on that is no white space, else the text's length."""
+    """Return the position of the first non-space character at or after `start`, else the text's length."""
     while start < len(text) and text[start].isspace():
         start += 1
     return start
@@ -62,8 +62,9 @@ def _longest_window(
 ) -> tuple[int, float]:
     """Find the longest window from `start` to one of ends[at:most] that has at most `limit` tokens.
 
-    rate: tokens per character, by which the end is guessed, so that a window takes three to five calls of count_tokens.
-    Returns the index after the window's end in `ends` (`at` where none fits), and the rate of the last window tried.
+    rate: estimated tokens per character, from which the end is guessed; a window takes three to five calls of
+    count_tokens. Returns the index after the window's end in `ends` (`at` if none fits), and the tokens per character
+    of the last window tried.
     """
     fits, too_long = at, most + 1
     tries = 0
@@ -84,9 +85,10 @@ def _longest_window(
 
 
 def _finer_ends(text: str, start: int, end: int, limit: int) -> list[int]:
-    """Where text[start:end], which has too many tokens, may be cut at the best kind of place it has; `end` is the last.
+    """Return the positions at which text[start:end], which has too many tokens, can be split; the last one is `end`.
 
-    Raises ValueError where it is a single character.
+    The positions are the clause ends, else the word ends, else the boundaries of grapheme clusters, else of code
+    points. Raises ValueError if text[start:end] is a single code point.
     """
     sentence = text[start:end].rstrip()
     kinds: tuple[Callable[[], Iterable[int]], ...] = (
@@ -102,7 +104,7 @@ def _finer_ends(text: str, start: int, end: int, limit: int) -> list[int]:
 
 
 def inside_character(text: str, at: int) -> bool:
-    """Whether a character that a reader sees (a letter with its marks, joined emoji) would be cut at `at`."""
+    """Return whether position `at` lies inside a grapheme cluster (a letter with its marks, joined emoji)."""
     here = text[at]
     joined = JOINER in (text[at - 1], here) or SKIN_TONES[0] <= here <= SKIN_TONES[1]
     return joined or unicodedata.category(here)[0] == "M"

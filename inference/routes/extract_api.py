@@ -4,8 +4,8 @@
     {"triples": [{"subject": {"name": "Ann Lee", "offsets": [[0, 7]], "in_text": true}, "relation": "born in", …}],
      "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
 
-The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy, under a grammar of the
-answer's form, so every answer can be parsed and has types of the schema only. A long text is split into windows.
+The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy and constrained by a
+grammar, so every answer can be parsed and has types of the schema only. A long text is split into windows.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from vllm_bridge.vllm_imports import from_vllm
 from routes.response_envelope import Text, envelope_route, openapi_responses
 from routes.served_models import ServedModel, completion_function, requested_model, run_in_thread_if_long
 
-MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
-WINDOW_TOKENS = 256  # of text in a window, if the length of the texts that the model was tuned on is not known
-WINDOW_SHARE = 1 / 3  # of the context after the instruction, at most: the answer repeats the names that it finds
-CONCURRENT_WINDOWS = 16  # of one request in the engine, which leaves room for other callers
+MAX_ANSWER_TOKENS = 1024  # per window; longer answers are repetitions
+WINDOW_TOKENS = 256  # text tokens per window, if the usual length of the tuning texts is not known
+WINDOW_SHARE = 1 / 3  # largest share of the context after the instruction; the answer repeats names of the window
+CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other callers are served, too
 
 
 # OpenAPI description of a schema; extraction_schema.py checks it against the task.
@@ -106,7 +106,7 @@ class FoundEvent(BaseModel):
 
 
 class ExtractAnswer(BaseModel):
-    """Response of /extract: the list of the task, and how it was obtained."""
+    """Response of /extract, also for errors: the list of extracted items, and counts of windows and tokens."""
 
     entities: list[FoundEntity] | None = Field(default=None, description="ner")
     triples: list[FoundTriple] | None = Field(default=None, description="re and spo")
@@ -134,17 +134,17 @@ class ExtractionPlan(NamedTuple):
     instruction: str
     form: AnswerForm
     types: tuple[SchemaType, ...]
-    usual_characters: int | None  # of the texts that the model was tuned on; None: not known
+    usual_characters: int | None  # usual length of the tuning texts; None: not known
 
     def messages(self, text: str) -> list[Message]:
-        """Return the prompt for a window."""
+        """Return the prompt's messages; text: the text of a window, or "" to measure the instruction."""
         return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
         return answer_grammar(self.form, self.types, self.model.encoder.lead)
 
     async def split(self, text: str, window_tokens: int | None) -> list[Span]:
-        """Split a text into windows of the usual length of the model's texts, or of at most `window_tokens`.
+        """Return the windows of a text: of the usual length of the tuning texts, or of at most `window_tokens` tokens.
 
         Raises ValueError if the instruction alone fills the context.
         """
@@ -171,7 +171,7 @@ def extraction_plan(request: ExtractRequest, model: ServedModel) -> ExtractionPl
 
 
 def extract_router() -> APIRouter:
-    """Return the route of /extract."""
+    """Return a router with the route /extract."""
     router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
     complete = completion_function()
 
@@ -195,7 +195,7 @@ def extract_router() -> APIRouter:
         results = await run_concurrently(spans, ask, CONCURRENT_WINDOWS)
         output_tokens = sum(result.output_tokens for result in results)
         prompt_tokens = sum(result.prompt_tokens for result in results)
-        raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # for the token limits
+        raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens
         answers = [(result.span, result.answer) for result in results]
         found = await run_in_thread_if_long(
             len(request.text), merge_answers, request.task, request.text, plan.form, plan.types, answers
@@ -212,7 +212,10 @@ def extract_router() -> APIRouter:
 async def run_concurrently(
     spans: Sequence[Span], ask: Callable[[Span], Awaitable[WindowResult]], limit: int
 ) -> list[WindowResult]:
-    """Return the result of each span, in order, with at most `limit` running; the first failure cancels the rest."""
+    """Call `ask` for each span, at most `limit` at once; return the results in order.
+
+    The first exception cancels the other calls and is raised.
+    """
     results: dict[int, WindowResult] = {}
     waiting = iter(enumerate(spans))
 

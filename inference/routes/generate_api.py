@@ -3,8 +3,8 @@
     {"instruction": "…", "input": "…", "parameters": {"top_p": 0.7, "max_tokens": 256}}
     {"generated_text": "…", "num_output_tokens_cf": 17, "error": null}
 
-The prompt is rendered by the model's own chat template and passed on as token ids (chat_prompts/); sampling, batching
-and their errors are those of vLLM's /v1/completions.
+The prompt is rendered by the model's own chat template and given to vLLM as token ids (chat_prompts/). Sampling,
+batching and their errors are those of vLLM's /v1/completions.
 """
 
 import json
@@ -76,7 +76,7 @@ REQUEST_MODELS: dict[str, type[BaseModel]] = {  # see validation_message
 
 
 class GenerateAnswer(BaseModel):
-    """Response of /generate, also for errors; in a stream each event is one, with the next piece of the text."""
+    """Response of /generate, also for errors. In a stream, each event is one, with the next piece of the text."""
 
     generated_text: str = ""
     num_output_tokens_cf: int = Field(
@@ -93,9 +93,10 @@ def completion_answer(completion: Any) -> GenerateAnswer:
 
 
 def beam_search_answer(completion: Any, model: ServedModel, prompt: list[int]) -> GenerateAnswer:
-    """Return the envelope of a beam search: its best answer, and the tokens of that answer only.
+    """Return the envelope of a beam search: the text and the number of tokens of the best answer.
 
-    vLLM decodes a beam's ids without the prompt and all at once; a character that the token limit cuts would be U+FFFD.
+    The ids are decoded here, because vLLM decodes a beam's ids without the prompt and all at once: a character that the
+    token limit truncates would become U+FFFD.
     """
     best = completion.choices[0]
     return GenerateAnswer(
@@ -105,7 +106,7 @@ def beam_search_answer(completion: Any, model: ServedModel, prompt: list[int]) -
 
 
 async def envelope_events(events: AsyncIterator[str], path: str) -> AsyncIterator[str]:
-    """Convert vLLM's events to envelopes whose texts, concatenated, are the whole answer; then [DONE]."""
+    """Yield vLLM's events as envelopes, whose concatenated texts are the whole answer, then [DONE]."""
     try:
         async for event in events:
             data = event.removeprefix("data: ")
@@ -131,7 +132,10 @@ def envelope_event(text: str = "", tokens: int = 0, error: str | None = None) ->
 
 
 def generate_router() -> APIRouter:
-    """Return the route of /generate; its decorators stop the work when the client leaves, and count vLLM's load."""
+    """Return a router with the route /generate.
+
+    vLLM's decorators cancel the request when the client disconnects, and count it in the server's load.
+    """
     router = APIRouter(route_class=envelope_route(GenerateAnswer, REQUEST_MODELS))
     complete = completion_function()
 

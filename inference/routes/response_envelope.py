@@ -1,4 +1,4 @@
-"""The response envelope of a route: answers and all errors, whatever raised them, have one format."""
+"""The response envelope of a route: its answers and all of its errors have the same JSON format."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class RequestFailedError(Exception):
     """A request that vLLM refused or could not finish."""
 
     def __init__(self, message: str, status: int) -> None:
-        """message: for the envelope; status: of HTTP."""
+        """message: text for the envelope; status: HTTP status code."""
         super().__init__(message)
         self.status = status
 
@@ -41,7 +41,7 @@ class RequestFailedError(Exception):
 def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
     """Return pydantic's errors as one line, and the HTTP status: 400 for a body that is not JSON, else 422.
 
-    models: the model of the body under "", the models of nested objects under the name of their field.
+    models: "" -> pydantic model of the body; field name -> model of the nested object.
     """
     messages: list[str] = []
     unknown: dict[str, list[str]] = {}
@@ -71,7 +71,7 @@ def field_names(model: type[BaseModel]) -> list[str]:
 
 
 def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
-    """Return a route class whose errors are sent as `envelope` with its `error` set; models: see validation_message."""
+    """Return a route class that sends each error as `envelope` with its `error` set; models: see validation_message."""
 
     def failure(message: str, status: int) -> JSONResponse:
         content = envelope(error=" ".join(message.split())).model_dump(exclude_none=True)
@@ -102,7 +102,7 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
 
 
 def openapi_responses(envelope: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of a route's responses: the envelope, whatever the status."""
+    """Return the OpenAPI description of a route's responses: the envelope for every status."""
     events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}} if streams else {}
     return {200: {"model": envelope, **events}, "4XX": {"model": envelope}, "5XX": {"model": envelope}}
 

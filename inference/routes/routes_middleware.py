@@ -1,8 +1,8 @@
 """Adds /generate and /extract to vLLM's application, in each API process (`--middleware`, which the launcher presets).
 
-vLLM's endpoint plugins would do the same, but vLLM finds plugins by the metadata of an installed distribution only, and
-a stage that is copied alone has nothing installed. vLLM starts the application once its engine and its own handlers are
-ready, so the middleware adds the routes at the application's startup.
+vLLM also has endpoint plugins, but it finds them only by the metadata of an installed distribution, and this stage is
+not installed. vLLM starts the application after its engine and its own handlers are ready, so the middleware adds the
+routes at the application's startup.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from routes.served_models import served_models
 
 
 class RoutesMiddleware:
-    """ASGI middleware that adds the routes at startup and passes everything on."""
+    """ASGI middleware that adds the routes at startup and forwards every event to the application."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -27,7 +27,7 @@ class RoutesMiddleware:
 
 
 async def start_routes(app: FastAPI) -> None:
-    """Add the routes and the state that they use; no routes if the model does not generate text.
+    """Add the routes and the state that they use; do nothing if the model does not generate text.
 
     Raises ValueError or FileNotFoundError if an adapter cannot be served.
     """

@@ -1,4 +1,4 @@
-"""Sampling parameters: vLLM's and Hugging Face's names for the same settings, mapped to vLLM's without loss.
+"""Sampling parameters of requests: the names of vLLM and Hugging Face, mapped to vLLM's.
 
 No parameter is ignored: unknown names, contradictions, and parameters that beam search does not use are errors.
 """
@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_MAX_TOKENS = 256
-# Used by vLLM 0.32's beam search (vllm/entrypoints/generate/beam_search/online.py), which ranks by plain likelihood.
+# Used by vLLM 0.32's beam search (vllm/entrypoints/generate/beam_search/online.py); it ranks by likelihood.
 BEAM_PARAMETERS = {"max_tokens", "length_penalty", "ignore_eos"}
-# Values without effect, which beam search can accept.
+# Values without effect, which are accepted with beam search.
 NEUTRAL_VALUES = {
     "temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,),
     "presence_penalty": (0,), "frequency_penalty": (0,), "n": (1,), "min_tokens": (0,),
@@ -18,7 +18,7 @@ NEUTRAL_VALUES = {
 
 
 class StructuredOutputs(BaseModel):
-    """A constraint on the answer, as vLLM takes it; exactly one of these."""
+    """A constraint on the answer, in vLLM's format; exactly one field is given."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -64,7 +64,7 @@ class Parameters(BaseModel):
 def completion_fields(parameters: Parameters, room: int, stream: bool = False) -> dict[str, Any]:
     """Return the sampling parameters as fields of vLLM's CompletionRequest.
 
-    room: tokens that the context has left after the prompt. Raises ValueError if two names contradict each other, and
+    room: tokens left in the context after the prompt. Raises ValueError if two parameters contradict each other, and
     for parameters that beam search does not use.
     """
     fields = parameters.model_dump(exclude_none=True, by_alias=True)

@@ -1,7 +1,7 @@
-"""The models that a server answers for: the base, and each adapter that is served on it without merging.
+"""The models of a server: the base, and the adapters that are served on it without merging.
 
-The prompt format and the extraction instructions travel with the weights: an adapter's folder brings its own tokenizer
-files, chat_template.jinja and extraction.json; files that it lacks are the base's.
+Prompt format and extraction instructions are stored with the weights: an adapter's folder can have its own tokenizer
+files, chat_template.jinja and extraction.json. The base's files are used for those that it does not have.
 """
 
 import asyncio
@@ -28,14 +28,15 @@ class ServedModel(NamedTuple):
     name: str | None  # None: the base
     encoder: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
-    context: int  # tokens, of prompt and answer together
-    longest_piece: int  # characters, of its vocabulary
-    end_ids: list[int]  # ids that end its answers, besides the EOS of the engine's tokenizer
+    context: int  # tokens of prompt and answer together
+    longest_piece: int  # characters of the longest piece of its vocabulary
+    end_ids: list[int]  # ids that end its answers, in addition to the EOS of the engine's tokenizer
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Return the token ids of the prompt, which leave room for an answer.
+        """Return the token ids of the prompt.
 
-        Raises ValueError if they do not; a text that is far too long for the context is not tokenised.
+        Raises ValueError if the prompt is empty or leaves no room for an answer. A text with more characters than the
+        context can hold is refused without being tokenised.
         """
         if (characters := text_length(messages)) > self.context * self.longest_piece:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
@@ -45,13 +46,13 @@ class ServedModel(NamedTuple):
         return ids
 
     async def ids(self, messages: Sequence[Message]) -> list[int]:
-        """The same as `encode`, without blocking other requests while a long text is tokenised."""
+        """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
         return await run_in_thread_if_long(text_length(messages), self.encode, messages)
 
     def with_end_ids(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a CompletionRequest with the ids that end this model's answers.
+        """Return the fields of a CompletionRequest with this model's `end_ids` added to "stop_token_ids".
 
-        Raises ValueError for beam search, which would not stop at them.
+        Raises ValueError for beam search, which would not stop at these ids.
         """
         if not self.end_ids or fields.get("ignore_eos"):
             return fields
@@ -62,7 +63,7 @@ class ServedModel(NamedTuple):
         return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.end_ids]}
 
     def decode(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """Return the text of an answer's ids as vLLM streams it: leading space kept, no incomplete characters."""
+        """Return the text of an answer's ids as vLLM streams it: with leading space, without incomplete characters."""
         from tokenizers.decoders import DecodeStream
 
         tokenizer = self.encoder.tokenizer.backend_tokenizer
@@ -71,47 +72,47 @@ class ServedModel(NamedTuple):
         for index in ids:
             try:
                 text += stream.step(tokenizer, index) or ""
-            except Exception:  # bytes that are not UTF-8 after bytes that were; vLLM restarts its stream as well
+            except Exception:  # invalid UTF-8 after valid bytes; vLLM restarts its stream, too
                 stream = DecodeStream(skip_special_tokens=True)
                 text += stream.step(tokenizer, index) or ""
         return text
 
 
 def text_length(messages: Sequence[Message]) -> int:
-    """Return the characters of a conversation."""
+    """Return the number of characters of a conversation."""
     return sum(len(message["content"]) + len(message.get("input", "")) for message in messages)
 
 
 async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return function(*arguments), run in a thread if a text of so many characters would block the event loop."""
+    """Return function(*arguments); the call runs in a thread if `characters` exceeds EVENT_LOOP_CHARACTERS."""
     if characters <= EVENT_LOOP_CHARACTERS:
         return function(*arguments)
     return await asyncio.to_thread(function, *arguments)
 
 
 class ServedModels:
-    """All models that a request can name. Adapters can be loaded at run time, so vLLM's own list of them is read."""
+    """All models that a request can name. vLLM can load adapters at run time, so its registry is read each time."""
 
     def __init__(self, base: ServedModel, folder: str, registry: Any) -> None:
-        """folder: the base's; registry: vLLM's OpenAIServingModels."""
+        """folder: checkpoint folder of the base; registry: vLLM's OpenAIServingModels."""
         self.base, self.folder, self.registry = base, folder, registry
-        self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # by name: vLLM's LoRARequest, and the model
+        self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # name -> (vLLM's LoRARequest, model)
 
     def names(self) -> list[str]:
         return [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
 
     def get(self, name: str | None) -> ServedModel | None:
-        """Return the model of that name, the base without one; None if it is unknown or an adapter not read yet."""
+        """Return the model of a name, the base if it is None; None for an unknown name or an adapter to be loaded."""
         if name is None or self.registry.is_base_model(name):
             return self.base
         request, model = self.adapters.get(name, (None, None))
         return model if request is self.registry.lora_requests.get(name) else None
 
     async def load(self, name: str) -> ServedModel:
-        """Read the folder of the adapter of that name, which is new or was loaded again.
+        """Read the folder of an adapter that is new or that vLLM has reloaded; return its model.
 
-        Raises RequestFailedError (404) with the known names, and ValueError or FileNotFoundError if an adapter that was
-        loaded at run time cannot be served.
+        Raises RequestFailedError (status 404) for an unknown name, and ValueError or FileNotFoundError if the adapter
+        cannot be served.
         """
         request = self.registry.lora_requests.get(name) or await self.resolve_adapter(name)
         model = await asyncio.to_thread(self.adapter_model, name, request.lora_path)
@@ -123,7 +124,7 @@ class ServedModels:
         return RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
 
     def adapter_model(self, name: str, folder: str) -> ServedModel:
-        """Return the model of an adapter's folder on the base."""
+        """Return the model of an adapter's folder; raises ValueError or FileNotFoundError if it cannot be served."""
         check_adapter(name, folder, self.folder)
         encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
@@ -132,7 +133,8 @@ class ServedModels:
     async def resolve_adapter(self, name: str) -> Any:
         """Return the LoRARequest that vLLM's resolvers find for a name that is not loaded.
 
-        vLLM's filesystem resolver joins its folder and the name, so names that lead out of the folder are refused.
+        vLLM's filesystem resolver joins its folder and the name, so paths out of that folder are refused. Raises
+        RequestFailedError.
         """
         is_inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
         if from_vllm("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and is_inside:
@@ -147,7 +149,7 @@ class ServedModels:
 async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
     """Return the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
 
-    engine_client: vLLM's, ready; state: the application's; args: the server's arguments.
+    engine_client: vLLM's, started; state: the application's state; args: the server's arguments.
     """
     tokenizer = engine_client.get_tokenizer()
     encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
@@ -163,7 +165,7 @@ async def served_models(engine_client: Any, state: Any, args: Any) -> ServedMode
 def make_served_model(
     name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
 ) -> ServedModel:
-    """Return a model that requests can name; engine_tokenizer: the one on whose EOS vLLM stops by itself."""
+    """Return a model that requests can name; engine_tokenizer: the engine's, at whose EOS vLLM always stops."""
     encoder.text_ids("")  # copies the tokenizer now rather than with the first request
     longest = max(map(len, encoder.tokenizer.get_vocab()))
     ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]
@@ -171,16 +173,17 @@ def make_served_model(
 
 
 async def requested_model(request: Request, name: str | None) -> ServedModel:
-    """Return the model that a request names; raises as ServedModels.load does."""
+    """Return the model that a request names; raises the errors of ServedModels.load."""
     models: ServedModels = request.app.state.knowlm_models
     return models.get(name) or await models.load(name or "")
 
 
 def completion_function() -> Callable[..., Awaitable[Any]]:
-    """Return the function that calls vLLM's handler of /v1/completions, whose validation and errors our routes share.
+    """Return a coroutine function that calls vLLM's handler of /v1/completions; our routes share its validation.
 
-    It takes (request, model, prompt ids, **fields of CompletionRequest) and returns a CompletionResponse or, with
-    stream, an iterator of server-sent events. It raises RequestFailedError, and ValueError as with_end_ids does.
+    The function takes (request, model, prompt ids, **fields of CompletionRequest). It returns a CompletionResponse or,
+    with stream, an asynchronous iterator of server-sent events. It raises RequestFailedError, and the ValueError of
+    with_end_ids.
     """
     completion_request, failed_response = from_vllm("CompletionRequest"), from_vllm("ErrorResponse")
 
@@ -188,7 +191,7 @@ def completion_function() -> Callable[..., Awaitable[Any]]:
         body = completion_request(model=model.name, prompt=ids, **model.with_end_ids(fields))
         result = await request.app.state.openai_serving_completion.create_completion(body, request)
         if isinstance(result, failed_response):
-            if (task := asyncio.current_task()) and task.cancelling():  # vLLM turns a cancellation into a response
+            if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
                 raise asyncio.CancelledError
             raise RequestFailedError(result.error.message, result.error.code)
         if not fields.get("stream") and result.choices[0].finish_reason == "abort":

@@ -13,7 +13,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class RefusedError(Exception):
-    """A request that the guard answers instead of the route."""
+    """A request that the guard refuses; the guard sends the response instead of the route."""
 
     def __init__(self, status: HTTPStatus, message: str, retry_after: int | None = None, close: bool = False) -> None:
         """message: one line; retry_after: seconds; close: close the connection after the response."""
@@ -31,7 +31,7 @@ def error_body(path: str, status: int, message: str) -> dict[str, Any]:
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path that Starlette matches with routes: without the root path (`--root-path`), if it starts so."""
+    """Return the path that Starlette matches against routes: without the prefix given by `--root-path`."""
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 

@@ -1,9 +1,9 @@
-"""Graceful shutdown: running requests are finished, new ones are answered 503, then the process exits.
+"""Graceful shutdown: running requests are finished, new ones get status 503, then the process exits.
 
-vLLM's own shutdown stops the engine first, which finishes its sequences and accepts no new ones. A request can start
-sequences one after the other (each step of a beam search starts new ones), and requests that arrive meanwhile need a
-response. So the engine keeps running, and the HTTP server exits after the last response; vLLM's shutdown then finds
-an idle engine.
+vLLM's own shutdown stops the engine first; the engine then finishes its sequences and accepts no new ones. But a
+request can start sequences one after the other (each step of a beam search starts new ones), and requests that arrive
+during the shutdown need a response. So the engine keeps running, and the HTTP server exits after the last response;
+vLLM's shutdown then finds an idle engine.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from server_guard.process_supervisor import LEAVING, SERVING, report
 from server_guard.uvicorn_hooks import exit_server
 
 FORCE_EXIT_SECONDS = 1.0  # after the abort
-# With several API processes, their parent kills them when the shutdown timeout is over; the abort comes before that.
+# With several API processes, their parent kills them at the shutdown timeout; requests are aborted this long before.
 PARENT_MARGIN_SECONDS = 2.0
 
 logger = logging.getLogger("uvicorn.error")
@@ -27,7 +27,7 @@ class AbortableRequest(Protocol):
 
 
 class GracefulShutdown:
-    """The shutdown of one API process: `draining` once it has begun, `aborted` once the timeout is over."""
+    """The shutdown of one API process: `draining` is set when it begins, `aborted` when the timeout is over."""
 
     def __init__(self) -> None:
         self.running: set[AbortableRequest] = set()
@@ -36,7 +36,7 @@ class GracefulShutdown:
         self.server: Any = None
 
     def install(self, server: Any, timeout: float) -> None:
-        """Replace vLLM's handlers of SIGTERM and SIGINT; called in the server's event loop after vLLM installed them.
+        """Replace vLLM's handlers of SIGTERM and SIGINT; call it in the server's event loop, after vLLM has set them.
 
         server: a uvicorn.Server; timeout: seconds for running requests.
         """
@@ -69,7 +69,7 @@ class GracefulShutdown:
             exit_server(self.server)
 
     def abort(self) -> None:
-        """Abort the requests that still run; later, exit without waiting for clients that read slowly."""
+        """Abort the running requests; FORCE_EXIT_SECONDS later, exit without waiting for clients that read slowly."""
         self.aborted = True
         for request in list(self.running):
             request.abort()
@@ -80,7 +80,7 @@ class GracefulShutdown:
         self.report_leaving()
 
     def report_leaving(self) -> None:
-        """Tell the supervisor, once, that all responses are sent or given up."""
+        """Report to the supervisor, once, that all responses are sent or aborted."""
         if not self.reported:
             self.reported = True
             report(LEAVING)

@@ -1,9 +1,8 @@
 """ASGI middleware in front of every route: API keys, body size, rate limits and graceful shutdown.
 
-launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost one, in each API process; it reads its settings
-from the server's arguments. vLLM's own key protects /v1 and a few other routes; this one protects every route that is
-served, whatever added it. Refusals pass through the same CORS rules as vLLM's responses, so that a page of an allowed
-origin can read them.
+launch_vllm.py adds GuardMiddleware to `--middleware` as the outermost middleware of each API process; its settings are
+the server's arguments. vLLM's own key check covers /v1 and a few other routes; this one covers every route. Refusals
+have the same CORS headers as vLLM's responses, so that a page of an allowed origin can read them.
 """
 
 import asyncio
@@ -26,9 +25,9 @@ from server_guard.request_limits import RateLimits, client_name
 from server_guard.uvicorn_hooks import limit_heads
 
 MIB = 2**20
-BUSY_SECONDS = 1  # Retry-After of vLLM's 429 and 503: its queue has room as soon as one request ends
-RESTART_SECONDS = 30  # Retry-After during shutdown: the time of a restart
-LINGER_SECONDS = 2.0  # a refused body is read for so long, for clients that read the response only after sending
+BUSY_SECONDS = 1  # Retry-After for vLLM's 429 and 503: its queue has room as soon as one request ends
+RESTART_SECONDS = 30  # Retry-After during shutdown: the time that a restart takes
+LINGER_SECONDS = 2.0  # longest time to read a refused body, for clients that read the response only after sending it
 UNLIMITED_PATHS = ("/health", "/metrics")
 
 
@@ -36,7 +35,7 @@ class GuardMiddleware:
     def __init__(self, app: App) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.usage: TokenUsage | None = None  # if tokens are limited
+        self.usage: TokenUsage | None = None  # set if tokens are limited
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +55,7 @@ class GuardMiddleware:
             if not self.shutdown.aborted:
                 raise
         except Exception:
-            if not request.refusal:  # else the route failed because its body was refused
+            if not request.refusal:  # otherwise, the refusal of its body made the route fail
                 raise
         finally:
             self.shutdown.remove(request)
@@ -65,7 +64,7 @@ class GuardMiddleware:
         return None
 
     async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
-        """Run the route; charge the tokens to the callers, however the request ends."""
+        """Run the route; charge the tokens to the callers, even if the request fails or is cancelled."""
         if not (callers and self.usage and self.settings and self.settings.limits):
             return await self.app(request.scope, request.receive, request.send)
         with self.usage.recorded() as sequences:
@@ -77,7 +76,7 @@ class GuardMiddleware:
         return None
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Install the guard at the server's startup, when its engine is ready; report its shutdown."""
+        """Handle ASGI lifespan events: install the guard at startup, and report the shutdown to the supervisor."""
         started = False
 
         async def receive_event() -> ASGIMessage:
@@ -101,7 +100,7 @@ class GuardMiddleware:
             raise
 
     def install(self, state: Any) -> None:
-        """state: the application's, which vLLM has filled."""
+        """Read the settings and install the hooks; state: the application's state, filled in by vLLM."""
         self.settings = GuardSettings(state.args)
         self.shutdown.install(state.server, state.args.shutdown_timeout)
         limit_heads(state.server)
@@ -112,10 +111,10 @@ class GuardMiddleware:
 
 
 class GuardSettings:
-    """Keys, limits and CORS rules of one server, and the windows of its callers."""
+    """Keys, limits and CORS rules of one server, and the rate limit windows of its callers."""
 
     def __init__(self, args: Namespace) -> None:
-        """args: the server's arguments. Raises ValueError as api_keys and RateLimits do."""
+        """args: the server's arguments. Raises the ValueErrors of api_keys and RateLimits."""
         keys = api_keys(args.api_key, os.environ.get("VLLM_API_KEY"))
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self.max_body = args.max_body_mib * MIB
@@ -129,7 +128,7 @@ class GuardSettings:
         )
 
     def admit(self, scope: Scope) -> Sequence[str]:
-        """Return the names to which the request's tokens are charged; none without limits.
+        """Return the caller names to which the request's tokens are charged; empty if the request has no limits.
 
         Raises RefusedError if the request is not admitted.
         """
@@ -161,7 +160,7 @@ class GuardSettings:
         scheme, _, token = authorization.partition(b" ")
         digest = hashlib.sha256(token).digest()
         found = None
-        for number, known in enumerate(self.digests):  # compares all keys, so that the time does not depend on them
+        for number, known in enumerate(self.digests):  # compares with every key, so that the time is constant
             if secrets.compare_digest(digest, known):
                 found = f"key {number}"
         return found if scheme.lower() == b"bearer" else None
@@ -220,7 +219,10 @@ class GuardedRequest:
             await self.settings.cors({**self.scope, "refusal": refusal}, self.drain_body, self.app_send)
 
     async def drain_body(self) -> ASGIMessage:
-        """Read the rest of a body for a while: a client whose connection is closed while it sends reads no response."""
+        """Read and drop the rest of the body for at most LINGER_SECONDS; return the event http.disconnect.
+
+        A client whose connection is closed while it sends the body would not read the response.
+        """
         if not self.expects_continue():
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
@@ -229,11 +231,11 @@ class GuardedRequest:
         return {"type": "http.disconnect"}
 
     def expects_continue(self) -> bool:
-        """Whether the client waits for `100 Continue` before it sends its body."""
+        """Return whether the client waits for `100 Continue` before it sends its body."""
         return self.remaining == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
 
     def abort(self) -> None:
-        """End a request early: break off a response that has begun, else answer 503."""
+        """Abort the request: cancel a response that has begun, else respond with status 503."""
         if self.responded and self.task:
             self.task.cancel()
         else:
@@ -246,18 +248,18 @@ def shutting_down() -> RefusedError:
 
 
 async def drop_message() -> None:
-    """Awaited in place of sending a message of a refused request."""
+    """Drop a message of a route whose request was refused; awaited instead of `send`."""
 
 
 def is_public(scope: Scope) -> bool:
-    """Whether a request needs no key."""
+    """Return whether a request needs no key: GET and HEAD of /health, and CORS preflight requests."""
     if scope["type"] != "http":
         return False
     return (scope["method"] in ("GET", "HEAD") and route_path(scope) == "/health") or is_preflight(scope)
 
 
 def is_preflight(scope: Scope) -> bool:
-    """Whether it is a CORS preflight request, which vLLM's CORS middleware answers for every path."""
+    """Return whether a request is a CORS preflight, which vLLM's CORS middleware answers for every path."""
     if scope.get("method") != "OPTIONS":
         return False
     names = [name for name, _ in scope["headers"]]
@@ -265,9 +267,9 @@ def is_preflight(scope: Scope) -> bool:
 
 
 def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[str]:
-    """Return the server's keys: those of --api-key, else that of VLLM_API_KEY; none: no key is required.
+    """Return the server's keys: those of --api-key, else that of VLLM_API_KEY, else [] (no key is required).
 
-    Raises ValueError for a key that no header can hold, and for an empty one, with which vLLM would require no key.
+    Raises ValueError for a key that cannot be sent in a header, and for an empty key, which vLLM would treat as no key.
     """
     source = "--api-key" if given else "VLLM_API_KEY"
     keys = list(given or ([] if from_environment is None else [from_environment]))

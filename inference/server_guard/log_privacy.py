@@ -1,7 +1,7 @@
 """Log filters that keep the text of requests out of the log, unless --enable-log-requests is given.
 
-vLLM does not log prompts, but its parsers quote requests in some warnings and in messages of exceptions, and the access
-log has the whole URL, query included.
+vLLM does not log prompts, but its parsers quote requests in some warnings and exception messages, and the access log
+has the whole URL, including the query.
 """
 
 import logging
@@ -26,7 +26,7 @@ def remove_query(record: logging.LogRecord) -> bool:
 
 
 def remove_request_text(record: logging.LogRecord) -> bool:
-    """Filter that keeps only the numbers of a parser's warning, and of an exception only its type and traceback."""
+    """Filter that hides the text in a parser's warning (numbers are kept) and the message of its exception."""
     if record.levelno >= logging.WARNING and record.name.startswith(PARSERS):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, int | float) else HIDDEN for value in record.args)

@@ -1,4 +1,4 @@
-"""Supervises a server's processes: none outlives the launcher, and signals arrive once.
+"""Supervises a server's processes: none outlives the launcher, and each signal is delivered once.
 
     launcher (supervisor)          started, signalled and awaited by the user; a few megabytes
       ├─ watchdog                  in its own session; kills the server's processes if the launcher is killed
@@ -6,14 +6,14 @@
            └─ engine, workers, …
 
 - When the launcher or the server ends for any reason, SIGKILL and the out-of-memory killer included, all processes
-  end; vLLM's engine and workers notice an orderly end only. Every process that the server starts, however deep,
-  inherits a mark in its environment, and marked processes are killed. (The kernel's PR_SET_PDEATHSIG is sent when the
-  parent's *thread* ends, has to be requested by each process, and misses processes that are just starting.)
-- Ctrl-C, or a signal to the launcher's process group, reaches the launcher only; vLLM's workers would stop at once and
-  fail the running requests.
-- The first signal is passed on once the server is serving. Before that, and the second time, everything is killed at
-  once: vLLM loses a signal while its engine starts (and then waits for ten minutes), and ignores all but the first.
-  After the last response, the server's processes get CLEAN_UP_SECONDS to exit.
+  end. (vLLM's engine and workers by themselves detect only an orderly exit.) Every descendant of the server inherits a
+  mark in its environment, and marked processes are killed. (The kernel's PR_SET_PDEATHSIG is sent when the parent's
+  *thread* ends, has to be requested by each process, and misses processes that are just starting.)
+- Ctrl-C, or a signal to the launcher's process group, reaches the launcher only. If it reached vLLM's workers, they
+  would stop at once and fail the running requests.
+- While the server is serving, the first signal is forwarded to it. A signal before that, and the second signal, kill
+  all processes at once: vLLM loses a signal while its engine starts (and then waits for ten minutes), and ignores all
+  signals but the first. After the last response, the server's processes get CLEAN_UP_SECONDS to exit.
 """
 
 import math
@@ -30,16 +30,16 @@ MARK = "KNOWLM_SERVER"  # environment variable: the supervisor's process id, a d
 # Signals from an API process to the supervisor. Real-time signals are queued, so each one is counted.
 SERVING, LEAVING = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
 SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
-TRACKER_SECONDS = 5.0  # for multiprocessing's resource tracker to unlink the shared memory of killed processes
+TRACKER_SECONDS = 5.0  # given to multiprocessing's resource tracker to unlink the shared memory of killed processes
 CLEAN_UP_SECONDS = 3.0
 GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
 
 
 def supervise() -> None:
-    """Run this command again as the server and supervise it. Returns in the server only.
+    """Run this command again as the server, and supervise it; returns only in the server's process.
 
-    Exits with the server's status, or 128 + the number of the signal that ended it. Returns at once on systems without
-    /proc (other than Linux).
+    The supervisor exits with the server's status, or 128 + the number of the signal that ended it. On systems other
+    than Linux (without /proc), the function returns at once.
     """
     if sys.platform != "linux" or supervisor_pid() == os.getppid():
         return
@@ -63,11 +63,11 @@ def supervise() -> None:
 
 
 def wait_for_server(server: int, awaited: Sequence[int]) -> int:
-    """Pass signals on to the server until it ends; return its exit status as a shell counts it.
+    """Forward signals to the server until it ends or has to be killed; return the exit status as a shell reports it.
 
     server: process id; awaited: the blocked signals.
     """
-    serving = 0  # API processes
+    serving = 0  # number of API processes that are serving
     signalled_at, deadline = 0.0, math.inf
     while True:
         seconds = min(deadline - time.monotonic(), 3600.0)
@@ -94,12 +94,12 @@ def wait_for_server(server: int, awaited: Sequence[int]) -> int:
 
 
 def supervisor_pid() -> int:
-    """Return the process id of this server's supervisor, 0 without one."""
+    """Return the process id of this server's supervisor, 0 if there is none."""
     return int(os.environ.get(MARK, "0").partition("-")[0])
 
 
 def report(state: int) -> None:
-    """Tell the supervisor, if there is one, that this API process is SERVING (and handles signals) or LEAVING."""
+    """Signal the supervisor, if there is one, that this API process is SERVING (and handles signals) or LEAVING."""
     if pid := supervisor_pid():
         with suppress(ProcessLookupError):
             os.kill(pid, state)
@@ -114,7 +114,7 @@ def start_watchdog(line: bytes) -> None:
     if not (child := os.fork()):
         try:
             os.setsid()
-            if not os.fork():  # a second fork, so that nobody has to wait for it
+            if not os.fork():  # a second fork, so that init reaps the watchdog
                 run_watchdog(read_end, line)
         finally:
             os._exit(0)
@@ -143,7 +143,10 @@ def run_watchdog(read_end: int, line: bytes) -> None:
 
 
 def kill_marked(line: bytes) -> None:
-    """Kill the marked processes until two scans in a row find none, since one may just be starting another."""
+    """Kill the marked processes until two consecutive scans find none, since a process may be starting another one.
+
+    Gives up after GIVE_UP_SECONDS.
+    """
     began = time.monotonic()
     empty_scans = 0
     while empty_scans < 2 and time.monotonic() - began < GIVE_UP_SECONDS:
@@ -167,7 +170,7 @@ def marked_processes(line: bytes) -> list[int]:
 
 
 def is_resource_tracker(pid: int) -> bool:
-    """Whether it is multiprocessing's resource tracker, which exits by itself after the processes that it serves."""
+    """Return whether a process is multiprocessing's resource tracker, which exits after the processes it serves."""
     with suppress(OSError):
         return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

@@ -1,9 +1,9 @@
 """Rate limits: requests and tokens within a sliding window, per key and per address.
 
-A window is counted as the sliding window counter of `limits` does: two numbers for each caller, one for the current
-window and one for the previous, which is weighted by the part that still overlaps. A caller costs the same few bytes
-whatever the limit is (a moving window stores an entry for each token), and cannot get twice the limit around the start
-of a window (as with a fixed window). Windows expire when they are two windows old.
+Windows are counted with the sliding window counter of the library `limits`: one number for the current window and one
+for the previous window, which is weighted by the part that still overlaps. Compared with a moving window, which stores
+an entry for each token, the memory per caller does not depend on the limit. Compared with a fixed window, a caller
+cannot get twice the limit around the start of a window. Windows expire when they are two windows old.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-ROUNDING = 1e-6  # seconds; error of the floating point arithmetic
+ROUNDING = 1e-6  # seconds; bound of the floating point error
 
 
 def parse_limit(text: str, option: str) -> list[RateLimitItem]:
@@ -33,7 +33,7 @@ class RateLimits:
     """The limits of one process and the windows of all its callers."""
 
     def __init__(self, requests: str | None, tokens: str | None) -> None:
-        """requests, tokens: as parse_limit reads them; None: not limited. Raises ValueError as it does."""
+        """requests, tokens: limits in the format of parse_limit, None for no limit. Raises its ValueError."""
         self.requests = parse_limit(requests, "--limit-requests") if requests else []
         self.tokens = parse_limit(tokens, "--limit-tokens") if tokens else []
         self.storage = MemoryStorage()
@@ -42,8 +42,8 @@ class RateLimits:
     def count_request(self, callers: Sequence[str]) -> tuple[int, str]:
         """Count a request for each of the callers if all of their windows have room.
 
-        callers: the names of one client, such as its key and its address. Returns the whole seconds until there is
-        room and the limit that is used up; (0, "") if the request was counted.
+        callers: the names of one client, such as its key and its address. Returns (whole seconds until there is room,
+        the limit that is used up), or (0, "") if the request was counted.
         """
         wait, used_up = 0, ""
         for kind, items in (("requests", self.requests), ("tokens", self.tokens)):
@@ -58,7 +58,7 @@ class RateLimits:
         return wait, used_up
 
     def charge(self, callers: Sequence[str], tokens: int) -> None:
-        """Count a request's tokens for each of the callers, also beyond the limit: the excess counts later, too."""
+        """Count a request's tokens for each of the callers, also beyond the limit; the excess delays later requests."""
         for item in self.tokens:
             window = item.get_expiry()
             for caller in callers:
@@ -67,14 +67,17 @@ class RateLimits:
                 self.storage.incr(current, 2 * window, amount=tokens)
 
     def seconds_to_wait(self, item: RateLimitItem, kind: str, caller: str) -> int:
-        """Return the whole seconds until the caller's window has room for one more; 0: it has room now."""
+        """Return the whole seconds until the caller's window has room for one more unit; 0 if it has room now.
+
+        kind: "requests" or "tokens".
+        """
         previous, _, current, ends = self.storage.get_sliding_window(item.key_for(kind, caller), item.get_expiry())
         window = item.get_expiry()
         return seconds_until_room(previous, current, ends - window, item.amount, window)
 
 
 def seconds_until_room(previous: int, current: int, rest: float, amount: int, window: int) -> int:
-    """Return the whole seconds until a sliding window has room for one more, if nothing else is counted.
+    """Return the whole seconds until a sliding window has room for one more unit, if nothing else is counted.
 
     previous, current: counts of the previous and the current window; rest: seconds until the current one ends;
     amount: the limit for `window` seconds. The count is previous * rest / window + current; there is room while it is
@@ -90,13 +93,16 @@ def seconds_until_room(previous: int, current: int, rest: float, amount: int, wi
 
 
 def period_name(item: RateLimitItem) -> str:
-    """Return `minute` or `5 minutes`."""
+    """Return the period of a limit, such as `minute` or `5 minutes`."""
     name = item.GRANULARITY.name
     return name if item.multiples == 1 else f"{item.multiples} {name}s"
 
 
 def client_name(client: tuple[str, int] | None) -> str:
-    """Return the name under which a client is counted: its address; of IPv6 its /64, which usually is one customer."""
+    """Return the name under which a client is counted: its IPv4 address, or its IPv6 /64 network.
+
+    A /64 network usually belongs to one customer. The name of a client without an address is "a socket file".
+    """
     try:
         host = ipaddress.ip_address(client[0] if client else "")
     except ValueError:

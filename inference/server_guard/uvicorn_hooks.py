@@ -1,10 +1,10 @@
-"""uvicorn's private interfaces that this stage uses; tests/inference/test_uvicorn_hooks.py checks each.
+"""uvicorn's private interfaces that this stage uses. tests/inference/test_uvicorn_hooks.py checks each of them.
 
 - HttpToolsProtocol: `data_received`, `on_headers_complete`, `on_body`, `on_message_complete` are extended,
   `send_400_response` is called, and `Config.http_protocol_class` is set. The parser httptools has no limit on the bytes
-  of a request's head or of a chunk's trailer, so a client without a key could fill the memory. uvicorn's other parser,
-  h11, has such a limit (vLLM's --h11-max-incomplete-event-size).
-- Server: `should_exit` and `force_exit` are set, the only way to stop a running server from its event loop.
+  of a request's head or of a chunk's trailer, so even a client without a key could exhaust the memory. uvicorn's other
+  parser, h11, has such a limit (vLLM's --h11-max-incomplete-event-size).
+- Server: `should_exit` and `force_exit` are set. There is no other way to stop a running server from its event loop.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def limit_heads(server: Any) -> None:
 
 
 def exit_server(server: Any, force: bool = False) -> None:
-    """Let a uvicorn.Server stop; force: without waiting for open connections."""
+    """Stop a uvicorn.Server; force: do not wait for open connections."""
     server.should_exit = True
     if force:
         server.force_exit = True

@@ -1,4 +1,4 @@
-"""Check that vLLM can serve an adapter's folder on its base: files complete, shapes equal, LoRA matrices only."""
+"""Check that vLLM can serve an adapter on its base: complete files, matching shapes, LoRA matrices only."""
 
 from adapter_checks import base_fit
 from adapter_checks.adapter_folder import AdapterFolder

@@ -1,4 +1,4 @@
-"""The prompt encoder of an adapter: its own tokenizer and chat template; the base's where its folder has none.
+"""The prompt encoder of an adapter: its own tokenizer and chat template, or the base's if its folder has none.
 
 vLLM encodes text prompts and decodes answers with the base's tokenizer, whichever adapter a request names. An adapter's
 tokenizer must therefore have the same pieces with the same ids as the base's.
@@ -12,15 +12,15 @@ from typing import Any
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 
-# Not tokenizer.model: transformers would convert it, with another order of merges.
+# tokenizer.model is not in the list: transformers would convert it with another order of merges.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
     """Return the prompt encoder of an adapter's folder.
 
-    base: the base's encoder, with the template of --template_path if there is one. Raises ValueError if the adapter's
-    tokenizer cannot be read or its pieces and ids differ from the base's.
+    base: the base's encoder, whose template is that of --template_path if the option is given. Raises ValueError if the
+    adapter's tokenizer cannot be read or its pieces and ids differ from the base's.
     """
     path = Path(folder).expanduser()
     tokenizer = read_tokenizer(path)

@@ -1,4 +1,4 @@
-"""Options that vLLM 0.32 cannot serve without a GPU: it fails with a traceback, or at the first request."""
+"""Checks of options that need a GPU: without one, vLLM 0.32 fails with a traceback or at the first request."""
 
 import argparse
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32."""
+    """Return whether a checkpoint has 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32."""
     return quantization_format(config) == "pack-quantized"
 
 

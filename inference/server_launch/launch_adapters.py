@@ -13,15 +13,16 @@ from server_launch.adapter_folders import check_adapter, module_ranks
 from server_launch.adapter_prompts import adapter_prompt_encoder
 from server_launch.launch_checks import merge, read_json
 
-MAX_BATCH_ADAPTERS = 8  # default of --max-loras; each takes memory for the largest rank in every layer
+MAX_BATCH_ADAPTERS = 8  # default of --max-loras; each adapter reserves memory for the largest rank in every layer
 
-Named = list[tuple[str, str]]  # adapters: name, folder
+Named = list[tuple[str, str]]  # (name, folder) of each adapter
 
 
 def named_adapters(given: Sequence[Sequence[str]]) -> Named:
-    """Return the adapters of each --lora-modules of a command line that vLLM's parser will accept.
+    """Return (name, folder) of the adapters of --lora-modules, without words that vLLM's parser will refuse.
 
-    Raises ValueError if the option is given twice, of which vLLM would use the last.
+    given: the words of each occurrence of the option. Raises ValueError if the option is given twice, because vLLM
+    would use only the last occurrence.
     """
     if len(given) > 1:
         raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
@@ -39,9 +40,9 @@ def named_adapters(given: Sequence[Sequence[str]]) -> Named:
 
 
 def check_adapters(named: Named, model: str, served: Sequence[str] = ()) -> None:
-    """Check names and folders of adapters; served: the base's names, if not its folder.
+    """Check the names and folders of adapters; raises ValueError or FileNotFoundError.
 
-    Raises ValueError or FileNotFoundError.
+    model: the base's folder; served: the base's names (--served-model-name), if they are not the folder.
     """
     taken = set(served or [model])
     for name, folder in named:
@@ -55,9 +56,10 @@ def check_adapters(named: Named, model: str, served: Sequence[str] = ()) -> None
 
 
 def preset_adapters(args: argparse.Namespace) -> list[str]:
-    """Fill in the options for the adapters of the command line that the user left open (None); return the notes.
+    """Set vLLM's LoRA options that the user did not give (None) for the adapters of --lora-modules.
 
-    Raises ValueError for an adapter that vLLM does not load, or that the user's own options exclude.
+    Returns notes to print. Raises ValueError or FileNotFoundError for an adapter that vLLM does not load, or that the
+    user's options exclude.
     """
     named: Named = [(module.name, module.path) for module in args.lora_modules or ()]
     if not named:
@@ -75,7 +77,7 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
         "max_loras": min(len(named), MAX_BATCH_ADAPTERS),
     }
     if len(named) > (args.max_loras or MAX_BATCH_ADAPTERS):
-        wanted["max_cpu_loras"] = len(named)  # keeps all in memory; vLLM would read waiting adapters from disk again
+        wanted["max_cpu_loras"] = len(named)  # keeps all adapters in memory; vLLM would reread inactive ones from disk
     left_open = {option: value for option, value in wanted.items() if getattr(args, option) is None}
     vars(args).update(left_open)
     options = [
@@ -86,9 +88,9 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
 
 
 def check_adapter_prompts(args: argparse.Namespace) -> list[str]:
-    """Render a prompt of each adapter of the command line; return notes if --template_path does not apply to it.
+    """Render a prompt with each adapter of --lora-modules; return a note for each that ignores --template_path.
 
-    Raises ValueError if an adapter's tokenizer has other ids than the base's or its template cannot be rendered.
+    Raises ValueError if an adapter's tokenizer has other ids than the base's, or its template cannot be rendered.
     """
     if not args.lora_modules:
         return []
@@ -114,7 +116,7 @@ def check_adapter_prompts(args: argparse.Namespace) -> list[str]:
 def largest_rank(name: str, folder: str) -> int:
     """Return the largest rank of an adapter's matrices.
 
-    Raises ValueError if vLLM does not load it; vLLM's own reader checks its adapter_config.json.
+    Raises ValueError if vLLM's reader refuses adapter_config.json, or a matrix has another rank than the file says.
     """
     label, path = f"adapter {name}: {folder}", Path(folder).expanduser()
     settings: Any = from_vllm("LoRAConfig")(max_lora_rank=max(get_args(from_vllm("MaxLoRARanks"))))
@@ -133,7 +135,7 @@ def largest_rank(name: str, folder: str) -> int:
 
 
 def other_base(name: str, folder: str, model: str) -> list[str]:
-    """Return a note if the folder that the adapter was tuned on has another name than the one it is served on."""
+    """Return a note if the folder of the base in adapter_config.json has another name than that of `model`."""
     tuned_on = read_json(Path(folder).expanduser() / "adapter_config.json").get("base_model_name_or_path")
     if not tuned_on or Path(tuned_on).name == Path(model).resolve().name:
         return []

@@ -1,4 +1,4 @@
-"""Command lines of the server and of the offline engine: checked, parsed by vLLM's parser, completed with presets."""
+"""Command lines of the server and of the offline engine: checks, parsing with vLLM's parser, and presets."""
 
 from command_line.strict_parsers import ParserErrors
 
@@ -18,7 +18,7 @@ from server_launch.launch_presets import preset_for_cpu
 from server_launch.launch_safety import add_safety_options, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
-# vLLM's options with a default that depends on the model or on the machine; None until finalize_args fills them in.
+# vLLM's options whose default depends on the model or on the machine; None until finalize_args sets them.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
 
 
@@ -59,7 +59,7 @@ def precheck(arguments: Sequence[str]) -> None:
 
 
 def strict_parser(prog: str, **options: str) -> Any:
-    """Return vLLM's parser, without abbreviations, whose errors are ValueErrors of one line.
+    """Return vLLM's argument parser without abbreviated options; its errors are one-line ValueErrors.
 
     options: further arguments of argparse.ArgumentParser.
     """
@@ -72,7 +72,7 @@ def strict_parser(prog: str, **options: str) -> Any:
 
 
 def finalize_args(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the engine's options, and fill in those that depend on the adapters or on a machine without a GPU.
+    """Parse the engine's options, and set the presets for adapters and for a machine without a GPU.
 
     Raises ValueError for unknown or contradicting options, and for options that a machine without a GPU cannot serve.
     """

@@ -75,9 +75,10 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
-    """Render one prompt with a folder's tokenizer; template: Jinja source from `place` that replaces its own.
+    """Check that a tokenizer can be read and render one prompt; raises ValueError if it cannot.
 
-    Raises ValueError if the tokenizer cannot be read or the template cannot be rendered.
+    tokenizer: a folder; template: Jinja source that replaces the tokenizer's, or None; place: the template's file, for
+    the message.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer

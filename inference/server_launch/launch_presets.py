@@ -1,4 +1,4 @@
-"""Presets of the launcher: former options of vLLM, and a machine without a GPU."""
+"""Presets of the launcher: replacements of former vLLM options, and defaults for a machine without a GPU."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ FORMER_OPTIONS: dict[str, tuple[int, list[str], str]] = {
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace or drop former options of a command line; return it with one notice for each."""
+    """Replace or drop former options; return (the new command line, one notice for each former option)."""
     current: list[str] = []
     notices = []
     words = iter(arguments)
@@ -46,12 +46,12 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def head_width(config: Mapping[str, Any]) -> int:
-    """Return the width of an attention head by a checkpoint's config.json, 0 if it is not given."""
+    """Return the width of an attention head; config: the checkpoint's config.json. 0 if it is not given there."""
     return config.get("head_dim") or config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
 
 
 def check_heads(config: Mapping[str, Any]) -> None:
-    """Raise ValueError if vLLM would start on a CPU and then fail at the first request."""
+    """Raise ValueError for a head width without a CPU kernel: vLLM would start, and fail at the first request."""
     width = head_width(config)
     if width and width not in CPU_HEAD_WIDTHS:
         raise ValueError(
@@ -61,9 +61,9 @@ def check_heads(config: Mapping[str, Any]) -> None:
 
 
 def kv_cache_gib(config: Mapping[str, Any], context: int | None = None) -> int:
-    """Return the GiB that hold the keys and values of one sequence of context length, in float32; at least 1.
+    """Return the size of the KV cache of one sequence of the full context in float32, in whole GiB; at least 1.
 
-    config: the checkpoint's config.json; context: tokens, if not the checkpoint's own.
+    config: the checkpoint's config.json; context: tokens; None: the checkpoint's max_position_embeddings.
     """
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 1
     bytes_per_token = 2 * 4 * config.get("num_hidden_layers", 0) * heads * head_width(config)
@@ -87,15 +87,15 @@ def bind_cores(cores: Sequence[int], ranks: int) -> str:
 def preset_for_cpu(
     args: argparse.Namespace, config: Mapping[str, Any], environment: MutableMapping[str, str]
 ) -> list[str]:
-    """Fill in args and environment, where the user left them open, for a machine without a GPU; return the notes.
+    """Set options and environment variables that the user did not give, for a machine without a GPU.
 
-    config: the checkpoint's config.json. Raises ValueError for options that the machine cannot serve.
+    config: the checkpoint's config.json. Returns notes to print. Raises ValueError for options that need a GPU.
     """
     check_heads(config)
     check_limits(args, config)
     notes = []
     compiling = ("enforce_eager", "compilation_config", "optimization_level")
-    # Without compilation, vLLM 0.32 skips the step in which a pipeline makes its buffers.
+    # Pipelines need compilation: without it, vLLM 0.32 skips the step that allocates a pipeline's buffers.
     if args.pipeline_parallel_size == 1 and all(getattr(args, name) is None for name in compiling):
         args.enforce_eager = True
         notes.append("no GPU: --enforce-eager, for a start without compilation (--no-enforce-eager compiles)")

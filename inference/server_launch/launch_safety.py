@@ -1,4 +1,4 @@
-"""The launcher's options about safety, and the presets that make a server safe by default."""
+"""Safety options of the launcher, and presets that make a server safe by default."""
 
 import argparse
 import ipaddress
@@ -10,11 +10,11 @@ ROUTES = "routes.routes_middleware.RoutesMiddleware"
 GUARD = "server_guard.guard_middleware.GuardMiddleware"
 MAX_BODY_MIB = 8
 SHUTDOWN_SECONDS = 600
-QUEUE_FACTOR = 4  # requests in the server for each that the engines compute at once
+QUEUE_FACTOR = 4  # requests in the server per concurrent sequence of the engines
 
 
 def add_safety_options(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
-    """Add our options to a group of vLLM's parser, and change defaults of vLLM's."""
+    """Add the launcher's safety options to `group`, and change the default of vLLM's --shutdown-timeout."""
     group.add_argument(
         "--max-body-mib", type=int, default=MAX_BODY_MIB, metavar="N", help="longest body of a request, in MiB"
     )
@@ -29,7 +29,7 @@ def add_safety_options(parser: argparse.ArgumentParser, group: argparse._Argumen
 
 
 def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str]) -> list[str]:
-    """Complete args and environment with the middleware and the safe defaults; return the notes to print.
+    """Add the middleware and the safe defaults to args and environment; return notes to print.
 
     Raises ValueError for an invalid limit or key, and for options that serve without the guard.
     """
@@ -60,7 +60,7 @@ def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server at `host`; "" means all addresses."""
+    """Return whether only this machine can reach a server at `host`; "" means all addresses."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

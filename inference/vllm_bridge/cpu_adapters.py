@@ -12,11 +12,11 @@ import torch
 
 from vllm_bridge.vllm_imports import from_vllm
 
-RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # an adapter's slot; its rows, (rows,) int64, or all rows
+RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # (adapter slot, its rows); rows: (rows,) int64, or a slice of all
 
 
 def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
-    """Group the rows of a batch by adapter; slots: (rows,) int64, -1 for rows of the base, which get no group."""
+    """Group the rows of a batch by adapter slot; slots: (rows,) int64, -1 for rows of the base, which get no group."""
     present = slots.unique().tolist()
     return [
         (slot, slice(None) if len(present) == 1 else (slots == slot).nonzero()[:, 0]) for slot in present if slot >= 0
@@ -83,7 +83,7 @@ class GroupedPunicaWrapper(from_vllm("PunicaWrapperCPU")):  # type: ignore[misc]
             expand(y, rows, x[rows], lora_b_stacked[slot, 0])
 
     def _apply_shrink(self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, scale: float) -> None:
-        """First half of a product whose rank is split over processes (--fully-sharded-loras)."""
+        """Compute the first half of a product whose rank is sharded over processes (--fully-sharded-loras)."""
         for slot, rows in self.token_groups:
             y[rows, : w_t_all.shape[-2]] = shrink(x, rows, w_t_all[slot, 0]).to(y.dtype)
 

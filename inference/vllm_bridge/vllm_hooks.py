@@ -29,7 +29,7 @@ PRIVATE_API = {
     f"{PUNICA}._apply_expand(y, x, w_t_all, y_offset)": "overridden: products (--fully-sharded-loras)",
     f"{PUNICA}.token_lora_indices": "read: the adapter's slot of each row",
     f"{PUNICA}.sampler_indices": "read: the adapter's slot of each row of logits",
-    # token limits: no middleware sees the tokens of an answer whose client has left
+    # token limits: no middleware sees the tokens of an answer whose client has disconnected
     "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
     # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
@@ -45,22 +45,22 @@ PRIVATE_API = {
 
 
 def default_max_num_seqs(args: argparse.Namespace) -> int:
-    """Return the sequences that one engine of a server computes at once if --max-num-seqs is not given."""
+    """Return vLLM's default of --max-num-seqs (concurrent sequences of one engine) for a server."""
     world_size = args.tensor_parallel_size * args.pipeline_parallel_size
     _, max_num_seqs = from_vllm("AsyncEngineArgs").get_batch_defaults(world_size)
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
 
 
 def stop_engine(engine: Any) -> None:
-    """End the processes of an LLMEngine at once, without waiting for sequences that still run."""
+    """End the processes of an LLMEngine at once, without waiting for running sequences."""
     engine.engine_core.shutdown(timeout=0)
 
 
 class TokenUsage:
-    """Counts the tokens of requests by vLLM's records of the sequences that each request started.
+    """Collects vLLM's records of the sequences that each request starts, from which its tokens are counted.
 
-    The record of a sequence keeps counting until the sequence is finished or aborted, also when nobody waits for the
-    answer any more.
+    vLLM updates the record of a sequence until the sequence is finished or aborted, even after the client has
+    disconnected.
     """
 
     def __init__(self, engine_client: Any) -> None:
@@ -79,7 +79,7 @@ class TokenUsage:
 
     @contextmanager
     def recorded(self) -> Iterator[list[Any]]:
-        """Collect the sequences that are started within this context (of one asyncio task and its children)."""
+        """Collect the records of sequences that this asyncio task and its children start within the context."""
         started: list[Any] = []
         token = self.sequences.set(started)
         try:
@@ -89,10 +89,10 @@ class TokenUsage:
 
 
 def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
-    """Return the tokens of a request: prompt and answer.
+    """Return the number of tokens of a request, prompt and answer.
 
-    state: the request's, in which a handler may leave `knowlm_usage` (tokens) or vLLM's `request_metadata`; sequences:
-    TokenUsage's records, by which a request counts that left neither.
+    state: the request's state, in which a handler may set `knowlm_usage` (tokens) or vLLM's `request_metadata`;
+    sequences: records of TokenUsage, which are used if the state has neither.
     """
     if (usage := state.get("knowlm_usage")) is not None:
         return usage

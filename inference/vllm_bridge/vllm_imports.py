@@ -1,4 +1,4 @@
-"""The module of each vLLM name that this stage imports: the place to correct when a new version moves one."""
+"""The module of each vLLM name that this stage imports. Edit MODULES if a new vLLM version moves a name."""
 
 from importlib import import_module
 from typing import Any

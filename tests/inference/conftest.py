@@ -1,4 +1,4 @@
-"""One real server for the whole folder: the launcher, vLLM's engine on the CPU, a tiny tuned checkpoint."""
+"""A real server for the tests of this folder: the launcher, vLLM's engine on the CPU, a tiny tuned checkpoint."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ class Server:
     log: Path
 
     def post(self, path: str, body: Any, content_type: str = "application/json") -> tuple[int, dict[str, Any]]:
-        """Return status and JSON answer to a body, which is sent as JSON unless it is bytes."""
+        """Send a body, as JSON unless it is bytes; return the status and the parsed JSON response."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type})
         try:
@@ -41,14 +41,14 @@ class Server:
             return error.code, json.load(error)
 
     def generate(self, instruction: str, input: str = "", **parameters: Any) -> dict[str, Any]:
-        """Return the answer of /generate, which must be a success."""
+        """Return the answer of /generate; asserts that the request succeeds."""
         body = {"instruction": instruction, "input": input, "parameters": parameters}
         status, answer = self.post("/generate", body)
         assert (status, answer["error"]) == (200, None), answer
         return answer
 
     def counted(self, *names: str, key: str = "") -> float:
-        """Return the sum of these vLLM metrics, named without prefix (they exist from the first answer on)."""
+        """Return the sum of vLLM metrics, named without the prefix `vllm:` (they exist after the first answer)."""
         request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=120) as answer:
             lines = answer.read().decode().splitlines()
@@ -84,9 +84,9 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[StartServer]:
-    """start_server(folder, option, …): a server that answers /health; all are ended with the session.
+    """Return start(folder, option, …), which starts a server and waits until it answers /health.
 
-    wait=False: it is only just starting.
+    wait=False: do not wait. All servers are stopped at the end of the session.
     """
     started: list[Server] = []
 
@@ -118,7 +118,10 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
 @pytest.fixture(scope="session")
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with the files of tuning: the alpaca template, and texts of 70 characters in Chinese."""
+    """Return the tiny checkpoint with the alpaca template, and an extraction.json for ner in Chinese.
+
+    Its usual text length is 70 characters.
+    """
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)
     shutil.copyfile(repository / "finetune/templates/alpaca.jinja", folder / "chat_template.jinja")

@@ -143,7 +143,7 @@ def lines(count: int) -> list[bytes]:
 def test_resumed_file_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], stops: list[int], cut: int
 ) -> None:
-    """Answers arrive in any order; runs are cut, also within a line, and resumed after the last complete line."""
+    """Answers arrive in any order; runs are interrupted, the partial file is truncated, and runs are resumed."""
     output, expected, run = tmp_path_factory.mktemp("cut") / "out.jsonl", lines(12), {"input": "1"}
     for stop in [*stops, 12]:
         with AnswerFile(output, run, overwrite=False) as file:
@@ -196,7 +196,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
     raise ValueError(done.stderr)
 
 
-# --- a server that is busy, fails, is gone ----------------------------------------------------------------------------
+# --- servers that are busy, fail or disappear -------------------------------------------------------------------------
 
 Reply = tuple[int, dict[str, str], Any]  # status, headers, body
 
@@ -349,7 +349,7 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
 
 
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Early answers wait in memory, so their number is limited."""
+    """Answers that arrive early wait in memory, so their number is limited."""
     monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
     monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
     source, output, requests = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()

@@ -1,4 +1,4 @@
-"""batch.py with the real engine, its own and a server's: equal lines, and equal files after kills."""
+"""batch.py with its offline engine and with a real server: both write the same lines, also after kills."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from conftest import REPOSITORY, RunScript
 
 SCRIPT = "inference/batch.py"
 GREEDY = ("--temperature", 0, "--max_tokens", 16)
-# Kinds of rows; those from the seventh on fail.
+# Kinds of rows; the last six fail.
 TALK = [("user", "a"), ("assistant", "b"), ("user", "c")]
 KINDS: list[dict[str, Any]] = [
     {"instruction": "Where was Dabe Kilo born?", "input": "", "output": "kept"},
@@ -34,7 +34,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 def write_rows(path: Path, count: int, failing: bool = True) -> Path:
-    """Write different rows of all kinds; with failing, also lines that are not rows."""
+    """Write `count` different rows of all kinds; failing: include failing rows, an invalid line and a blank line."""
     kinds = KINDS if failing else KINDS[:6]
     lines = []
     for number in range(count):
@@ -64,7 +64,7 @@ class BatchProcess:
         return self.partial.read_bytes().count(b"\n") if self.partial.exists() else 0
 
     def stop_after(self, lines: int, number: int) -> tuple[int, str]:
-        """Send a signal once there are so many lines; return the exit status and stderr."""
+        """Send the signal `number` once `lines` lines are written; return the exit status and stderr."""
         for _ in range(60_000):
             if self.lines() >= lines or self.process.poll() is not None:
                 break
@@ -91,7 +91,10 @@ def answers(path: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: RunScript, tmp_path: Path) -> None:
-    """Killed twice, once within a line, and interrupted by Ctrl-C once; every line is the server's answer."""
+    """The run is killed twice, its last line is truncated, and it is interrupted by Ctrl-C.
+
+    Every line has the server's answer.
+    """
     source, whole, killed = write_rows(tmp_path / "in.jsonl", 150), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
     assert done.stdout.startswith(f"{whole}: 149 rows, 73 failed ({tmp_path}/whole.failed.jsonl), ")

@@ -1,4 +1,4 @@
-"""extract_api.py: any model's answer can be parsed, has types of the schema and offsets of the text."""
+"""extract_api.py: the answers of any model can be parsed, and have types of the schema and correct offsets."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ SCHEMAS: dict[str, Any] = {
 
 
 def ask(server: Any, text: str, task: str, **more: Any) -> dict[str, Any]:
-    """Return the answer of /extract, which must be a success."""
+    """Return the answer of /extract; asserts that the request succeeds."""
     body = {"text": text, "task": task, "schema": SCHEMAS[task], "max_tokens": 40} | more
     status, answer = server.post("/extract", body)
     assert (status, answer["error"]) == (200, None), answer
@@ -38,7 +38,7 @@ def names(answer: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("task", SCHEMAS)
 @pytest.mark.parametrize("language", TEXTS)
 def test_answer_has_types_of_the_schema_and_offsets_of_the_text(server: Any, task: str, language: str) -> None:
-    """The model is random, so the grammar alone gives the answer its form."""
+    """The model has random weights, so only the grammar ensures the form of its answers."""
     text = TEXTS[language]
     for tokens in (1, 7, 40, 200):
         answer = ask(server, text, task, max_tokens=tokens)
@@ -65,7 +65,7 @@ def test_long_text_is_split_and_offsets_refer_to_the_whole(server: Any) -> None:
     assert answer["num_output_tokens_cf"] > answer["windows"]
     for each in answer["entities"]:
         assert all(text[start:end] == each["name"].strip() for start, end in each["offsets"])
-    assert ask(server, text, "ner")["windows"] == 60  # as long as the texts that the model knows: a line each
+    assert ask(server, text, "ner")["windows"] == 60  # the usual length of the tuning texts: one line
     assert ask(server, text, "ner", window_tokens=120)["windows"] < answer["windows"]
     assert ask(server, text, "re")["windows"] < answer["windows"]
 

@@ -209,7 +209,7 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
         check_extraction(extraction, "M")
     assert message in str(error.value)
     check_extraction({}, "M")
-    check_extraction({"tasks": {"xx": {"en": 7}, "ner": {"fr": 7}}}, "M")  # nobody asks for these
+    check_extraction({"tasks": {"xx": {"en": 7}, "ner": {"fr": 7}}}, "M")  # unknown tasks and languages are ignored
 
 
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:

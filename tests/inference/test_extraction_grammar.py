@@ -48,7 +48,7 @@ TYPES = st.text(
 Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may be repeated where empty types are omitted
 
 
-# --- answers that are right by the form's definition ------------------------------------------------------------------
+# --- random valid answers of a form -----------------------------------------------------------------------------------
 
 
 @st.composite
@@ -104,7 +104,7 @@ def dumps(pairs: Pairs) -> str:
 
 
 class Judge:
-    """xgrammar's matcher for a real tokenizer, as in the engine: the bits of allowed tokens are set."""
+    """xgrammar's matcher for a real tokenizer, with a bit mask of allowed tokens as in the engine."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -121,13 +121,13 @@ class Judge:
         return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
 
     def accepts(self, text: str, answer: str) -> bool:
-        """Whether the grammar `text` admits the answer, character by character, and its end."""
+        """Return whether the grammar `text` admits the answer, character by character, followed by EOS."""
         matcher = self.matcher(text)
         admitted = all(matcher.accept_string(character) for character in answer)
         return admitted and self.tokenizer.eos_token_id in self.allowed(matcher)
 
     def accepts_tokens(self, text: str, answer: str) -> bool:
-        """The same with the tokens of an answer that follows a prompt."""
+        """Return whether the grammar `text` admits the token ids of an answer that follows a prompt, and EOS."""
         lead, settings = "\ufdd0", {"add_special_tokens": False}
         before = self.tokenizer.encode(lead, **settings)
         ids = self.tokenizer.encode(lead + answer, **settings)[len(before) :]
@@ -163,7 +163,7 @@ def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
 
 
 def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
-    """Other spaces, spellings, types, orders, repetitions."""
+    """Valid answers are changed in white space, spelling, types, order or number of keys."""
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
@@ -193,7 +193,7 @@ def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
 
 
 def test_random_tokens_under_the_grammar_form_answers(judge: Judge) -> None:
-    """Allowed tokens are drawn at random; complete texts are exact answers, cut ones are parsed."""
+    """Allowed tokens are drawn at random; complete texts equal json.dumps of the answer, truncated ones are parsed."""
     draw = random.Random(5)
     eos = judge.tokenizer.eos_token_id
     pieces = judge.tokenizer.convert_ids_to_tokens(list(range(judge.info.vocab_size)))
@@ -316,7 +316,7 @@ def test_grammar_admits_published_answers(judge: Judge, shared_data: Path, name:
 
 
 def test_grammar_admits_the_demo_worlds_answers(judge: Judge, run_script: RunScript, tmp_path: Path) -> None:
-    """Its instruction has no {schema}, so its answers have non-empty types only."""
+    """The demo world's instructions have no {schema}, so its answers have non-empty types only."""
     world = tmp_path / "world"
     run_script(
         "examples/make_demo.py", "world", "--output_dir", world, "--people", 60, "--documents_per_language", 1,
@@ -337,7 +337,7 @@ def test_grammar_admits_the_demo_worlds_answers(judge: Judge, run_script: RunScr
 
 
 def test_grammar_compiles_and_masks_quickly(shared_data: Path) -> None:
-    """CPU time with 32,000 pieces; another form of the rules takes 5 ms per token (see extraction_grammar.py)."""
+    """CPU time with 32,000 pieces; other forms of the rules take 5 ms per token (see extraction_grammar.py)."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     info = xgrammar.TokenizerInfo(pieces, vocab_type=xgrammar.VocabType.BYTE_FALLBACK, stop_token_ids=[model.eos_id()])

@@ -57,7 +57,7 @@ def test_subject_and_object_have_a_type_if_it_is_unambiguous() -> None:
     }
     born, part = ask("spo", schema, [(FIRST, answer)])
     assert born["subject"]["type"] == "person"
-    assert "type" not in born["object"]  # a city or a country: the answer cannot say
+    assert "type" not in born["object"]  # ambiguous: a city or a country
     assert (part["subject"]["type"], part["object"]["type"], part["relation"]) == ("city", "country", "part of")
     own_key = {"<predicate>: <subject_type>, <object_type>": [{"subject": "<a>", "object": "<b>"}]}
     (born,) = ask("spo", schema, [(FIRST, {"born in: person, city": answer["born in"]})], own_key)

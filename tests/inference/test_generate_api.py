@@ -52,7 +52,7 @@ def test_generate_accepts_the_published_body(server: Any) -> None:
 
 
 def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Equal numbers of tokens and equal text, up to bytes of the random model that are not UTF-8."""
+    """Token counts are equal, and texts are equal up to the random model's first invalid UTF-8 byte."""
     model = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     for instruction, input in QUESTIONS:
         ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
@@ -66,7 +66,7 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
 
 
 def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -> None:
-    """vLLM renders the ids that tuning has before an answer, and /generate sends them."""
+    """vLLM's /tokenize renders the ids that precede an answer in tuning, and /generate sends the same ids."""
     tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
     rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
     examples, _ = encoded(tokenizer, rows, 512)
@@ -74,7 +74,7 @@ def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -
     for row, example in zip(rows, examples, strict=True):
         trained = example.ids[: example.spans[0][0]]
         message = {"role": "user", "content": row["instruction"], "input": row["input"]}
-        if not row["input"]:  # vLLM's own path drops it
+        if not row["input"]:  # vLLM's own routes drop the input
             _, rendered = server.post("/tokenize", {"model": model, "messages": [message], "add_special_tokens": False})
             assert rendered["tokens"] == trained
         body = {"model": model, "prompt": trained, "temperature": 0, "max_tokens": 8}
@@ -189,7 +189,7 @@ def test_log_has_no_prompt_and_no_answer(server: Any) -> None:
 
 
 def streamed(server: Any, **body: Any) -> list[dict[str, Any]]:
-    """Return the events of a streamed answer, which must end with [DONE]."""
+    """Return the events of a streamed answer; asserts that it ends with [DONE]."""
     request = urllib.request.Request(
         f"{server.url}/generate", json.dumps(body | {"stream": True}).encode(), {"Content-Type": "application/json"}
     )
@@ -210,7 +210,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize("text", WRITTEN)
 def test_cut_answers_end_in_whole_characters(server: Any, text: str) -> None:
-    """The engine is forced to write the text; an answer cut at any token is a prefix of it."""
+    """Constrained decoding forces the text; an answer truncated at any token is a prefix of it."""
     body: dict[str, Any] = {
         "instruction": "write",
         "parameters": {"seed": 3, "structured_outputs": {"choice": [text]}, "max_tokens": 200},
@@ -256,7 +256,7 @@ def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Text and tokens of the best answer; without a length penalty both libraries rank by likelihood."""
+    """Text and token count of the best answer; with length_penalty 0, both libraries rank by likelihood."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
     model.generation_config.eos_token_id = (
         None  # vLLM lets a beam end in any of its candidates, transformers in the best
@@ -298,7 +298,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
 
 
 def tokens_computed(server: Any) -> float:
-    """Return the tokens that the engine has read and written so far (a beam reads its text at every step)."""
+    """Return the prompt and generated tokens of the engine so far; a beam's text is a new prompt at every step."""
     return server.counted("generation_tokens_total", "prompt_tokens_total")
 
 
@@ -317,7 +317,7 @@ LONG_WORK: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("path", "fields"), LONG_WORK)
 def test_disconnected_client_stops_its_sequences(server: Any, path: str, fields: dict[str, Any]) -> None:
-    """The engine computes nothing a quarter of a second later."""
+    """The engine computes no more tokens 0.25 s after the disconnect."""
     body = json.dumps(fields).encode()
     began = tokens_computed(server)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:

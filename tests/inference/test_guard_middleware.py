@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from server_guard.guard_middleware import GuardMiddleware, api_keys
 
-# Builds the application as the server does, without an engine, and asks it for each of its routes by each of its
-# methods, and by others, under paths that are spelled in other ways; prints what was answered.
+# Builds the application as the server does, without an engine. Requests each route with its own and other methods, and
+# with variants of its path; prints the responses as JSON.
 ASK_EVERYTHING = """
 import asyncio, json, os, re, sys
 from routes.routes_middleware import add_routes
@@ -166,7 +166,7 @@ def test_api_keys_refuses_empty_and_unsendable_keys(
 
 
 def settings(**changed: Any) -> Any:
-    """Return an application's state with the arguments that the guard reads."""
+    """Return an application whose state has the arguments that the guard reads."""
     usual: dict[str, Any] = {
         "api_key": None, "max_body_mib": 8, "limit_requests": None, "limit_tokens": None, "allowed_origins": [],
         "allow_credentials": False,
@@ -175,7 +175,7 @@ def settings(**changed: Any) -> Any:
 
 
 def test_websocket_without_key_is_closed() -> None:
-    """The server cannot refuse a websocket with a status."""
+    """Without the extension websocket.http.response, a websocket cannot be refused with an HTTP status."""
     sent: list[Any] = []
 
     async def keep(message: Any) -> None:

@@ -29,7 +29,7 @@ LAUNCHER = "inference/launch_vllm.py"
 
 @pytest.fixture(scope="module")
 def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of rank 4, 9 in one layer; tests do not write into it."""
+    """Return an adapter of rank 4, and rank 9 in one layer; tests must not modify it."""
     folder = tmp_path_factory.mktemp("one") / "adapter"
     return make_adapter(
         tiny_checkpoint, folder, r=4, target_modules=["q_proj", "embed_tokens"], rank_pattern={"layers.1.*q_proj": 9}
@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
-    """Return a copy with other settings in its adapter_config.json."""
+    """Return a copy of an adapter with other settings in its adapter_config.json."""
     shutil.copytree(adapter, folder)
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
@@ -50,7 +50,7 @@ def changed(adapter: Path, folder: Path, **settings: Any) -> Path:
 
 
 def with_tensors(adapter: Path, folder: Path, **tensors: torch.Tensor | None) -> Path:
-    """Return a copy with tensors added, replaced or (None) removed; __ in a name is a dot."""
+    """Return a copy of an adapter with tensors added, replaced or (None) removed; __ in a name stands for a dot."""
     shutil.copytree(adapter, folder)
     weights = load_file(folder / "adapter_model.safetensors")
     for name, tensor in tensors.items():
@@ -142,7 +142,7 @@ def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: 
 
 
 def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two pieces are exchanged; vLLM would decode answers with the base's tokenizer."""
+    """Two pieces are swapped; vLLM would decode answers with the base's tokenizer."""
     folder = shutil.copytree(adapter, tmp_path / "exchanged")
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -208,7 +208,7 @@ for line in json.load(sys.stdin):
 
 
 def parsed(lines: list[list[str]]) -> list[Any]:
-    """Return for each command line [settings, notes, notes about templates] or the error, from one process."""
+    """Parse all command lines in one process; return [settings, notes, template notes] or the error of each."""
     done = subprocess.run(
         [sys.executable, "-c", PARSE_EACH], input=json.dumps(lines), capture_output=True, text=True, timeout=580,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "inference"), "VLLM_CPU_OMP_THREADS_BIND": "auto"},
@@ -272,7 +272,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
 
 @pytest.mark.integration
 def test_command_lines_of_the_readme_are_accepted(adapter: Path, tiny_checkpoint: Path) -> None:
-    """Every launch_vllm.py line of the README is parsed, with existing folders in place of its own."""
+    """Every launch_vllm.py line of the README is parsed, with its folders replaced by existing ones."""
     lines = []
     for command in commands(REPOSITORY / "inference/README.md"):
         arguments = shlex.split(command, comments=True)

@@ -94,11 +94,11 @@ def test_check_model_distinguishes_hub_names_from_folders(tmp_path: Path, monkey
         check_model("./name")
 
 
-# --- errors, by the script --------------------------------------------------------------------------------------------
+# --- errors of the script ---------------------------------------------------------------------------------------------
 
 
 def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
-    """Return a folder that cannot be served, made from a checkpoint."""
+    """Return a copy of a checkpoint that cannot be served because of the given defect."""
     shutil.copytree(checkpoint, folder)
     if kind == "no checkpoint":
         (folder / "config.json").unlink()
@@ -230,12 +230,12 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     assert unrendered.endswith("correct it, or give another with --template_path")
 
 
-# --- the published command, on a base model, to its end ---------------------------------------------------------------
+# --- the published command on a base model ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: Any, tiny_checkpoint: Path) -> None:
-    """Half precision, two processes on two cores, a former option; no process is left after SIGTERM."""
+    """Half precision, two processes on two cores, a former option; no process remains after SIGTERM."""
     parallel = min(2, len(os.sched_getaffinity(0)))
     server = start_server(
         tiny_checkpoint, "--use-np-weights", "--max-num-batched-tokens", 8000, "--dtype", "half",

@@ -15,7 +15,7 @@ from server_guard.process_supervisor import CLEAN_UP_SECONDS, MARK, SAME_SIGNAL_
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
-# A server with a child and a grandchild that hide as well as vLLM's do: each leads a session, and renames itself.
+# A server with a child and a grandchild that are as hard to find as vLLM's: each leads a session and renames itself.
 SERVER = """
 import os, signal, subprocess, sys, time
 from server_guard.process_supervisor import LEAVING, MARK, SERVING, report, supervise
@@ -49,7 +49,11 @@ while True:
 
 
 class Launcher:
-    """A running launcher of SERVER; `line` marks its processes, `trial` also itself and its watchdog."""
+    """A running launcher of SERVER.
+
+    The environment of the server's processes contains `line`; that of all processes, launcher and watchdog included,
+    contains `trial`.
+    """
 
     def __init__(self, script: Path, inference: Path, *words: str) -> None:
         trial = secrets.token_hex(8)
@@ -65,7 +69,10 @@ class Launcher:
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
-        """Return exit status and further output; no process and, soon, no watchdog may be left."""
+        """Wait for the launcher; return its exit status and remaining output.
+
+        within: seconds. Asserts that no process of the server and, up to 2 s later, no watchdog remains.
+        """
         written, _ = self.process.communicate(timeout=within)
         for _ in range(100):
             if not marked_processes(self.trial):

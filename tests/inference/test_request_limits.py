@@ -1,4 +1,4 @@
-"""request_limits.py: sliding windows, sufficient waits, callers that expire."""
+"""request_limits.py: sliding windows, waiting times, expiry of callers."""
 
 import math
 import time
@@ -41,7 +41,7 @@ def test_seconds_until_room_is_the_first_second_with_room(
 
 
 def test_request_is_admitted_after_the_announced_wait() -> None:
-    """The library's own windows, filled to the last request, in real time."""
+    """The windows of the library `limits` are filled to the last request, in real time."""
     limits = RateLimits("3/2 seconds", None)
     for _ in range(2):
         while not (refused := limits.count_request(["a", "b"]))[0]:
@@ -59,7 +59,7 @@ def test_every_name_of_a_caller_must_have_room() -> None:
     assert limits.count_request(["key 0", "10.0.0.3"])[0] > 0
     assert limits.count_request(["key 1", "10.0.0.1"]) == (0, "")
     assert limits.count_request(["key 1", "10.0.0.1"])[0] > 0
-    assert limits.count_request(["key 1", "10.0.0.4"]) == (0, "")  # what was refused was not counted
+    assert limits.count_request(["key 1", "10.0.0.4"]) == (0, "")  # refused requests are not counted
 
 
 def test_tokens_beyond_the_limit_count_in_the_next_window() -> None:

@@ -1,4 +1,4 @@
-"""sampling_parameters.py: names of both libraries map to vLLM's, and none is ignored."""
+"""sampling_parameters.py: the names of vLLM and Hugging Face map to vLLM's, and no parameter is ignored."""
 
 from typing import Any
 

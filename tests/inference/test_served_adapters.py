@@ -1,4 +1,4 @@
-"""Adapters beside their base in one server: they answer like merged models, and the base is unchanged."""
+"""Adapters and their base in one server: adapters answer like merged models, and the base is unchanged."""
 
 import json
 import shutil
@@ -35,10 +35,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class ExpectedAnswer(NamedTuple):
-    """An answer of transformers as ids, since the bytes of a random model are not always text."""
+    """An answer of transformers as token ids, since the bytes of a random model are not always valid text."""
 
     prompt_ids: list[int]
-    ids: list[int]  # the answer's, with its end token
+    ids: list[int]  # token ids of the answer, end token included
 
 
 def answers(folder: Path) -> list[ExpectedAnswer]:
@@ -65,7 +65,7 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A base without a template, two adapters, and the answers of transformers with merged adapters."""
+    """Return a base without a template, two adapters, and the answers of transformers with merged adapters."""
     folder = tmp_path_factory.mktemp("adapters")
     expected: dict[str | None, list[ExpectedAnswer]] = {None: answers(tiny_checkpoint)}
     adapters = {}
@@ -84,7 +84,7 @@ def world(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def adapter_server(start_server: Any, world: World) -> Iterator[Any]:
-    """A server with both adapters that loads others at run time, also by their name in the folder."""
+    """Start a server with both adapters that can load others at run time, by a request or by vLLM's resolver."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         patch.setenv("VLLM_LORA_RESOLVER_CACHE_DIR", str(world.adapters["a"].parent))
@@ -102,7 +102,7 @@ def body(question: int, model: str | None, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def envelopes(adapter_server: Any, world: World) -> dict[str | None, list[dict[str, Any]]]:
-    """The expected answers of /generate: vLLM's own route, for the ids of transformers."""
+    """Return the expected answers of /generate, made with vLLM's /v1/completions and checked against transformers."""
     found: dict[str | None, list[dict[str, Any]]] = {}
     for name, expected in world.expected.items():
         for each in expected:
@@ -192,7 +192,7 @@ def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world
     assert adapter_server.post("/generate", body(1, "late"))[1] == envelopes["b"][1]
     load(adapter_server, "unload", lora_name="late")
     assert adapter_server.post("/generate", body(1, "late"))[0] == 404
-    for question, envelope in enumerate(envelopes[None]):  # as many are loaded now as there is room for
+    for question, envelope in enumerate(envelopes[None]):  # all adapter slots are in use now
         assert adapter_server.post("/generate", body(question, None))[1] == envelope
 
 
@@ -202,7 +202,7 @@ def test_resolver_finds_an_adapter_by_name(adapter_server: Any, world: World, en
 
 
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
-    """vLLM loads them: it would decode with the base's tokenizer, and copy small matrices into a corner."""
+    """vLLM loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
     for name, (folder, response) in unfit(world, tmp_path).items():
         load(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))
@@ -211,7 +211,7 @@ def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world:
 
 
 def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
-    """Return adapters of other bases that vLLM loads, with the expected messages."""
+    """Return name -> (adapter of another base that vLLM loads, expected error message)."""
     longer = shutil.copytree(world.adapters["a"], folder / "longer")
     tokenizer = AutoTokenizer.from_pretrained(longer)
     tokenizer.add_tokens(["<new>"])
@@ -229,7 +229,7 @@ def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
 def test_end_token_of_an_adapter_ends_its_answers(
     adapter_server: Any, world: World, envelopes: Any, tmp_path: Path
 ) -> None:
-    """Like the merged model, whose tokenizer is the adapter's."""
+    """The merged model has the adapter's tokenizer, and ends at the same token."""
     folder = shutil.copytree(world.adapters["a"], tmp_path / "ends")
     tokenizer, whole = AutoTokenizer.from_pretrained(folder), world.expected["a"][1]
     at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.prompt_ids + whole.ids[:at])

@@ -1,4 +1,4 @@
-"""One real server with keys and limits: admitted and refused requests, log, shutdown."""
+"""A real server with keys and limits: admitted and refused requests, log, shutdown."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ HOSTS = count(2)
 
 @dataclass
 class Caller:
-    """A client with its own key and address by default; every 127.x.x.x is this machine."""
+    """A client, by default with its own key and address; every address 127.x.x.x is this machine."""
 
     port: int
     key: str | None = None
@@ -60,7 +60,7 @@ class Caller:
         return self.ask("/v1/completions", completion(tokens, **more))
 
     def stream(self, tokens: int, read: int | None = None, **more: Any) -> bytes:
-        """Return a streamed answer; read: disconnect after so many events."""
+        """Return a streamed answer; read: number of events after which the client disconnects."""
         connection = self.connect()
         body = completion(tokens, stream=True, **more)
         connection.request("POST", "/v1/completions", json.dumps(body), self.headers())
@@ -79,7 +79,7 @@ def completion(tokens: int, **more: Any) -> dict[str, Any]:
 
 
 def eventually(is_so: Callable[[], bool], pause: float = 0.02, within: float = 60) -> None:
-    """Wait until a condition holds; pause, within: seconds."""
+    """Wait until a condition holds; asserts that it holds in time. pause, within: seconds."""
     until = time.monotonic() + within
     while not is_so():
         assert time.monotonic() < until
@@ -135,7 +135,7 @@ def test_allowed_origin_can_read_refusals(port: int) -> None:
 
 
 def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False) -> tuple[bytes, bool, float]:
-    """Send 50 MB; return the answer, whether the connection was closed, and the seconds.
+    """Send 50 MB; return (the response, whether the connection was closed, seconds).
 
     waits: send `Expect: 100-continue`, and the body only after `100 Continue`.
     """
@@ -158,7 +158,7 @@ def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
 def test_body_of_fifty_megabytes_is_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
-    """Clients that send the whole body before they read get the response, too; the server does not store the body."""
+    """Clients that read only after sending the whole body get the response, too; the server does not store the body."""
     before = resident(guarded)
     answer, closed, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -222,7 +222,7 @@ def used_up(caller: Caller) -> bool:
 
 
 def test_tokens_are_limited_on_all_routes(port: int) -> None:
-    """100 tokens per hour: two answers of 60 tokens exceed them, and one prompt with this model's template."""
+    """The limit is 100 tokens per hour: two answers of 60 tokens exceed it, and so does one templated prompt."""
     for ask in (
         lambda caller: caller.complete(60)[0],
         lambda caller: caller.stream(60)[:0] or 200,
@@ -240,7 +240,7 @@ def test_tokens_are_limited_on_all_routes(port: int) -> None:
 
 
 def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> None:
-    """Disconnect after a third of a stream, and during an unstreamed answer."""
+    """Clients disconnect after a third of a stream, and during an unstreamed answer."""
     streams, waits = Caller(port), Caller(port)
     assert streams.stream(300, read=110).count(b"data: ") == 110
     made = guarded.counted("generation_tokens_total", key=KEYS[0])
@@ -295,9 +295,9 @@ def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
 
 
 def ending(server: Any, how: int, group: bool = False) -> tuple[float, list[tuple[int, dict[str, str], Any]]]:
-    """Signal a server during responses of all kinds; return the seconds from the last one to its exit, and refusals.
+    """Signal a server during responses of all kinds; assert that the responses that had begun are complete.
 
-    Checks that the responses that had begun are complete.
+    Returns (seconds from the last response to the exit, refusals of requests that came later).
     """
     port = int(server.url.rpartition(":")[2])
     everyone = [Caller(port) for _ in range(4)]
@@ -334,14 +334,14 @@ def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, st
 
 
 def test_running_requests_are_finished_before_shutdown(guarded: Any) -> None:
-    """SIGTERM. (The last test of this server.)"""
+    """SIGTERM ends the server of the fixture `guarded`, so this is its last test."""
     seconds, refused = ending(guarded, signal.SIGTERM)
     check_end(guarded, seconds, refused)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, how: int) -> None:
-    """While the engine's process imports vLLM; without the supervisor it would keep running, or delay the exit."""
+    """The signal comes while the engine's process imports vLLM; unsupervised, it would survive or delay the exit."""
     server = start_server(tiny_checkpoint, wait=False)
     while len(server.living()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()
@@ -353,7 +353,7 @@ def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkp
 
 
 def gone_within(server: Any, seconds: float) -> None:
-    """Check that no process of the server is left after so many seconds."""
+    """Assert that no process of the server remains after `seconds`."""
     until = time.monotonic() + seconds
     while server.living() and time.monotonic() < until:
         time.sleep(0.05)
@@ -362,7 +362,7 @@ def gone_within(server: Any, seconds: float) -> None:
 
 @pytest.mark.slow
 def test_several_api_processes_finish_running_requests(start_server: Any, tuned_checkpoint: Path) -> None:
-    """Ctrl-C in a terminal: SIGINT to the whole group."""
+    """SIGINT to the whole process group, as Ctrl-C in a terminal sends it."""
     server = start_server(tuned_checkpoint, "--api-server-count", 2)
     seconds, refused = ending(server, signal.SIGINT, group=True)
     check_end(server, seconds, refused)
@@ -386,7 +386,7 @@ def test_killed_launcher_leaves_no_process_and_no_shared_memory(start_server: An
 
 @pytest.mark.slow
 def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tuned_checkpoint: Path) -> None:
-    """An answer is refused, a stream breaks off, and a client with an endless body does not delay the exit."""
+    """An answer is refused, a stream is aborted, and a client that never completes its body does not delay the exit."""
     server = start_server(tuned_checkpoint, "--shutdown-timeout", 1)
     port = int(server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as idle, ThreadPoolExecutor(2) as pool:

@@ -1,4 +1,4 @@
-"""The server under load: responses match the OpenAPI description, and 500 mixed requests."""
+"""Responses match the OpenAPI description, and the server answers 500 mixed concurrent requests."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def test_responses_match_the_openapi_description(server: Any, path: str) -> None
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(valid | invalid)
     def holds(case: Any) -> None:
-        if isinstance(case.body, dict):  # answers as long as the context would take minutes
+        if isinstance(case.body, dict):  # short answers; full-length ones would take minutes
             parameters = case.body.get("parameters")
             if path == "/generate" and (parameters is None or isinstance(parameters, dict)):
                 parameters = {} if parameters is None else parameters
@@ -48,10 +48,10 @@ def test_responses_match_the_openapi_description(server: Any, path: str) -> None
     holds()
 
 
-# --- many at once -----------------------------------------------------------------------------------------------------
+# --- concurrent requests ----------------------------------------------------------------------------------------------
 
 FEW = {"max_tokens": 6}
-# (path, body, statuses that are right); bytes are sent as they are, None hangs up at once.
+# (path, body, expected statuses); bytes are sent unchanged, None: the client disconnects after sending a request.
 KINDS: list[tuple[str, Any, set[int]]] = [
     ("/generate", {"instruction": "Name a city.", "parameters": FEW}, {200}),
     ("/generate", {"instruction": "写", "input": "山水", "stream": True, "parameters": FEW}, {200}),
@@ -77,7 +77,7 @@ KINDS: list[tuple[str, Any, set[int]]] = [
 
 
 def sent(server: Any, path: str, body: Any) -> int:
-    """Return the status of a complete answer, 0 for a client that disconnects."""
+    """Send a request; return the status of its complete response, 0 if the client disconnects."""
     if body is None:
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as caller:
             text = json.dumps({"instruction": "x", "text": "x", "task": "ner", "schema": ["a"]})

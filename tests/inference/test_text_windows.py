@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 
 def check_windows(text: str, found: list[tuple[int, int]]) -> None:
-    """Check that windows are ordered, separated by white space only, not empty, and stripped."""
+    """Assert that windows are ordered, separated by white space only, not empty, and stripped."""
     outside, before = "", 0
     for start, end in found:
         assert start < end
@@ -41,7 +41,7 @@ def test_windows_cover_the_text_within_the_limit(parts: list[str], limit: int) -
         behind = next(place for place in ends if place >= end)
         whole = any(not text[place:start].strip() for place in ends if place <= start)
         ended = not text[end:behind].strip()
-        if whole and ended and text[behind:].strip():  # a window of whole sentences: one more would not have fitted
+        if whole and ended and text[behind:].strip():  # of whole sentences: one more would not fit
             after = next(place for place in ends if text[behind:place].strip())
             assert len(text[start:after].rstrip()) > limit
 

@@ -33,7 +33,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 def served(talk: Callable[[int, uvicorn.Server], Awaitable[Any]]) -> Any:
-    """Return the result of talk(port, server) with a running server, which must end when should_exit is set."""
+    """Return the result of talk(port, server) with a running server; asserts that exit_server stops it within 5 s."""
 
     async def run() -> Any:
         with socket.socket() as listener:
@@ -55,7 +55,7 @@ def served(talk: Callable[[int, uvicorn.Server], Awaitable[Any]]) -> Any:
 
 
 async def exchange(port: int, *parts: bytes) -> bytes:
-    """Return everything that the server answers to these bytes."""
+    """Send the parts to the server; return all bytes of its response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
         writer.write(part)

@@ -1,4 +1,4 @@
-"""vllm_hooks.py, cpu_adapters.py: vLLM's private interfaces exist as they are used, and vLLM calls the overrides."""
+"""vllm_hooks.py, cpu_adapters.py: vLLM's private interfaces exist as expected, and vLLM calls the overrides."""
 
 import inspect
 import re
@@ -38,7 +38,7 @@ def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The LoRA wrapper that vLLM makes after a CpuAdapterWorker; three rows: adapter 1, base, adapter 1."""
+    """Return the LoRA wrapper that vLLM makes once a CpuAdapterWorker exists; its rows: adapter 1, base, adapter 1."""
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper import get_punica_wrapper
     from vllm_bridge import cpu_adapters
@@ -118,7 +118,7 @@ def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:
     start("later")
     assert [sequence.request_id for sequence in sequences] == ["first", "second"]
     assert tokens_used({}, sequences) == 6
-    for sequence in sequences:  # detokenizer: what vLLM counts generated tokens with
+    for sequence in sequences:  # vLLM counts generated tokens by the detokenizer
         sequence.detokenizer.token_ids += [7, 7]
     assert tokens_used({}, sequences) == 10
 
@@ -135,7 +135,7 @@ def test_tokens_used_prefers_the_count_of_the_handler() -> None:
 
 
 def test_vllm_sets_the_attributes_of_the_application_that_are_read() -> None:
-    """app.state.args, engine_client, server, openai_serving_completion and openai_serving_models."""
+    """The attributes are args, engine_client, server, openai_serving_completion and openai_serving_models."""
     launchers = Path(import_module("vllm.entrypoints.launchers").__file__ or "").parent
     generate = Path(import_module("vllm.entrypoints.generate.api_router").__file__ or "")
     text = "\n".join(source.read_text() for source in [*launchers.rglob("*.py"), generate])
