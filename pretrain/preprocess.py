@@ -49,7 +49,7 @@ NEEDED = {  # by mode: the options that must be given
 
 
 def parser() -> StrictParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     p = StrictParser(__doc__ or "")
     p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The corpus settings of the command line; raises ValueError on a template without a field."""
+    """Return the corpus settings of the command line; raises ValueError on a template without a field."""
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
         raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")

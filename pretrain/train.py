@@ -119,7 +119,7 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
 
 
 def load_arguments() -> type:
-    """The class of all options, for --help=all; imports torch and transformers."""
+    """Return the class of all options, for --help=all; imports torch and transformers."""
     from pretraining.pretraining_arguments import PretrainingArguments
 
     return PretrainingArguments

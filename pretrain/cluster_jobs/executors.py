@@ -48,10 +48,10 @@ def make(
     depends: PipelineExecutor | None = None,
     job_name: str = "pretrain",
 ) -> PipelineExecutor:
-    """A datatrove executor of `tasks` tasks, at most `workers` in parallel.
+    """Return a datatrove executor of `tasks` tasks, at most `workers` in parallel.
 
     pipeline: datatrove steps, or functions of (data, rank, world_size); task r of n gets rank r, world_size n.
-    logging_dir: for logs and the marks of finished tasks, on a disk that all machines share. Raises ValueError where
+    logging_dir: for logs and the marks of finished tasks, on a disk that all machines share. Raises ValueError if
     sbatch or Ray is missing.
     """
     disable_datatrove_log()
@@ -90,7 +90,7 @@ def run(executor: PipelineExecutor) -> None:
 
 
 def _environment() -> str:
-    """The shell line that sets up a job on another machine: the path of this Python, and STAGE to import from."""
+    """Return the shell line that sets up a job on another machine: the path of this Python, and STAGE to import from."""
     path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     return f"export PATH={path} PYTHONPATH={shlex.quote(str(STAGE))}${{PYTHONPATH:+:$PYTHONPATH}}"
 
@@ -133,7 +133,7 @@ class LocalExecutor(LocalPipelineExecutor):
         self.job_name = job_name
 
     def run(self) -> None:
-        """Run the unfinished tasks; raises the exception of a task, ValueError where a worker was killed."""
+        """Run the unfinished tasks; raises the exception of a task, ValueError if a worker was killed."""
         left = self.get_incomplete_ranks()
         if min(self.workers, len(left)) < 2:
             for rank in self._progress(left, left):

@@ -53,7 +53,7 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
-    """The executor options of a parsed command line; raises ValueError on an invalid one."""
+    """Return the executor options of a parsed command line; raises ValueError on an invalid one."""
     values = {field.name: getattr(arguments, field.name) for field in fields(ExecutorOptions)}
     values["slurm_option"] = tuple(values["slurm_option"])
     for option in values["slurm_option"]:

@@ -44,7 +44,7 @@ class ShardMaker:
         self.settings, self.folder = settings, folder
 
     def samples(self, shard: Shard) -> Iterator[Samples]:
-        """The samples of each batch; raises UnreadableError where the file is damaged, or drops the rest of it."""
+        """Yield the samples of each batch; raises UnreadableError if the file is damaged, or drops the rest of it."""
         lines = 0
         try:
             for batch in documents.read_shard(shard, self.settings.source):
@@ -90,12 +90,12 @@ class ShardMaker:
 
 
 def part_file(folder: Path, number: int, part: str) -> Path:
-    """The path of one file of a shard."""
+    """Return the path of one file of a shard."""
     return folder / f"{number:06d}.{part}"
 
 
 def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
-    """The record of a finished shard, if it was made from the same bytes of the same file."""
+    """Return the record of a finished shard, if it was made from the same bytes of the same file."""
     path = part_file(folder, number, "json")
     if not path.is_file():
         return None
@@ -169,7 +169,7 @@ def submit(
     shards = dict(enumerate(documents.plan_shards(documents.find_files(patterns), shard_bytes)))
     maker = ShardMaker(tokenizer_path, settings, Path(f"{prefix}.shards"))
     with CorpusWriter(prefix, maker.encoder.vocab_size, overwrite):
-        pass  # raises where the corpus may not be written
+        pass  # raises if the corpus may not be written
     open_shards(maker)
     shutil.rmtree(logs := Path(f"{prefix}.logs"), ignore_errors=True)
     tasks = max(1, min(len(shards), TASKS * num_workers))
@@ -207,7 +207,7 @@ def write(
     """Build the corpus `prefix` from text files and globs; returns its sidecar.
 
     The result depends neither on num_workers nor on interruptions; shard_bytes, the input of a shard, changes only how
-    many documents are compared with other engines. Raises ValueError or OSError where the input is unreadable or has no
+    many documents are compared with other engines. Raises ValueError or OSError if the input is unreadable or has no
     documents, or the disk is full; only finished shards are kept then, for the next run.
     """
     settings = settings or Settings()

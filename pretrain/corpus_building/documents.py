@@ -92,7 +92,7 @@ class Batch:
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """The files that paths and globs name, in order, each once; raises FileNotFoundError or ValueError."""
+    """Return the files that paths and globs name, in order, each once; raises FileNotFoundError or ValueError."""
     found: dict[str, None] = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
@@ -109,7 +109,7 @@ def find_files(patterns: list[str]) -> list[str]:
 
 @cache
 def kind(path: str) -> str:
-    """The ending that decides how a file is read; of a compressed file, the inner ending or else .jsonl."""
+    """Return the ending that decides how a file is read; of a compressed file, the inner ending or else .jsonl."""
     name = Path(path)
     if name.suffix in PACKED:
         return Path(name.stem).suffix or ".jsonl"
@@ -117,7 +117,7 @@ def kind(path: str) -> str:
 
 
 def text_bytes(path: str) -> int:
-    """A lower estimate of the bytes of text in a file."""
+    """Return a lower estimate of the bytes of text in a file."""
     return Path(path).stat().st_size * PACKED.get(Path(path).suffix, 1)
 
 
@@ -136,7 +136,7 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
 
 
 def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
-    """Read a shard in batches of about 0.25 MB; raises UnreadableError where the file is damaged."""
+    """Read a shard in batches of about 0.25 MB; raises UnreadableError if the file is damaged."""
     try:
         raw = Path(shard.path).open("rb", BATCH_BYTES)  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
@@ -195,9 +195,9 @@ def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
 
 
 def text_of(batch: Batch, number: int, source: TextSource) -> str:
-    """The text of line `number` of the shard, which must be in the batch.
+    """Return the text of line `number` of the shard, which must be in the batch.
 
-    Raises UnreadableError, with file and line, where it is not UTF-8, is not a JSON object or lacks a field.
+    Raises UnreadableError, with file and line, if it is not UTF-8, is not a JSON object or lacks a field.
     """
     line = batch.lines[number - batch.first]
     if isinstance(line, dict):
@@ -223,7 +223,7 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
 
 
 def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
-    """The JSON object of a line."""
+    """Return the JSON object of a line."""
     try:
         row = json.loads(line)
     except RecursionError:
@@ -242,7 +242,7 @@ def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int) -> str:
-    """The text of a row; fields are inserted unchanged into the template, braces included."""
+    """Return the text of a row; fields are inserted unchanged into the template, braces included."""
     for name in source.fields:
         if name not in row:
             keys, option = ", ".join(list(row)[:6]), "--text_template" if source.template else "--text_key"

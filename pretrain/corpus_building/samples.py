@@ -85,7 +85,7 @@ def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> 
 
 
 def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarray:
-    """Join documents: BOS (where the tokenizer has one), ids and EOS of each, (tokens,) in the corpus's dtype.
+    """Join documents: BOS (if the tokenizer has one), ids and EOS of each, (tokens,) in the corpus's dtype.
 
     ids: of each document, (tokens,) without BOS and EOS.
     """
@@ -104,7 +104,7 @@ def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarr
 
 
 def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
-    """The texts of a batch with their line numbers, and a record of each line without text."""
+    """Return the texts of a batch with their line numbers, and a record of each line without text."""
     texts, dropped, source = [], [], settings.source
     for number in range(batch.first, batch.first + len(batch.lines)):
         try:
@@ -133,5 +133,5 @@ def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
 
 
 def dropped_record(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
-    """A record of `<prefix>.dropped.jsonl`."""
+    """Return a record of `<prefix>.dropped.jsonl`."""
     return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}

@@ -21,7 +21,7 @@ _MANY_PIECES = 16  # from which all text is searched at once: a search between t
 def sample_lengths(
     text: str, ends: np.ndarray, limit: int, language: str = "auto", bos: int = 1, eos: int = 1
 ) -> np.ndarray:
-    """The tokens of each sample of a document of bos + len(ends) + eos tokens: (samples,) int32.
+    """Return the tokens of each sample of a document of bos + len(ends) + eos tokens: (samples,) int32.
 
     ends: (tokens,) where each token of the text ends, in characters; tokens that share a character have the same end
     and are cut only after the last of them. limit: the most tokens of a sample. bos, eos: 1 if the document has that
@@ -42,7 +42,7 @@ class _TokenEdges:
         self.ends, self.bos, self.total = ends, bos, total
 
     def at(self, positions: list[int]) -> list[int]:
-        """The edges at the positions (ascending, in characters) that lie between two tokens of the text."""
+        """Return the edges at the positions (ascending, in characters) that lie between two tokens of the text."""
         if not positions or not len(self.ends):
             return []
         after = self.ends.searchsorted(positions, "right")
@@ -56,7 +56,7 @@ class _TokenEdges:
 
 
 def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int] | None:
-    """The best cuts at sentence ends into ceil(tokens / limit) samples; None where there is no such division.
+    """Return the best cuts at sentence ends into ceil(tokens / limit) samples; None if there is no such division.
 
     Every division of T tokens into n samples of at most L has its k-th cut between T - (n - k) L and k L: disjoint
     windows. If its sum of squared lengths is T^2 / n + e, its k-th cut is at most sqrt(e k (n - k) / n) from k T / n,
@@ -80,7 +80,7 @@ def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list
 
 
 def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]], language: str) -> list[int]:
-    """The edges at sentence ends in the windows."""
+    """Return the edges at sentence ends in the windows."""
     positions: list[int] = []
     for low, high in windows:
         positions += sentence_ends_between(text, language, edges.position(low), edges.position(high))
@@ -88,7 +88,7 @@ def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]],
 
 
 def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[int, int]]:
-    """The first and last possible edge of each cut, in a division with e <= spread^2 (see `_near_cuts`)."""
+    """Return the first and last possible edge of each cut, in a division with e <= spread^2 (see `_near_cuts`)."""
     found = []
     for k in range(1, pieces):
         even, reach = k * total / pieces, spread * sqrt(k * (pieces - k) / pieces)
@@ -98,12 +98,12 @@ def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[i
 
 
 def _columns(edges: list[int], windows: list[tuple[int, int]]) -> list[list[int]]:
-    """The edges in each window."""
+    """Return the edges in each window."""
     return [edges[bisect_left(edges, low) : bisect_right(edges, high)] for low, high in windows]
 
 
 def _achieved_spread(columns: list[list[int]], total: int, limit: int) -> float | None:
-    """sqrt(e) of the division whose cuts are the edges nearest to the even division; None where it is impossible."""
+    """sqrt(e) of the division whose cuts are the edges nearest to the even division; None if it is impossible."""
     pieces = len(columns) + 1
     before, squares = 0, 0
     for k, column in enumerate([*columns, [total]], 1):
@@ -120,7 +120,7 @@ def _achieved_spread(columns: list[list[int]], total: int, limit: int) -> float 
 
 
 def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int]:
-    """Edges at the best kinds of places: sentence ends, and the next kinds only within pieces longer than the limit.
+    """Return edges at the best kinds of places: sentence ends, and the next kinds only within pieces longer than the limit.
 
     Ascending, from 0 to the number of tokens, neighbours at most `limit` apart.
     """
@@ -136,7 +136,7 @@ def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list
 
 
 def _edges_by_kind(text: str, edges: _TokenEdges, language: str) -> Iterator[np.ndarray]:
-    """The edges of each kind, the best first: ends of sentences, clauses, words, characters and tokens."""
+    """Yield the edges of each kind, the best first: ends of sentences, clauses, words, characters and tokens."""
     yield np.array(edges.at(sentence_ends(text, language)), dtype=np.int64)
     yield np.array(edges.at(clause_ends(text)), dtype=np.int64)
     yield np.array(edges.at(word_ends(text)), dtype=np.int64)
@@ -156,7 +156,7 @@ def balance(edges: list[int], limit: int) -> list[int]:
 
 
 def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Indices of the cuts when pieces are filled from the left, and when they are filled from the right."""
+    """Return the indices of the cuts when pieces are filled from the left, and when they are filled from the right."""
     left = [0]
     while left[-1] < len(edges) - 1:
         left.append(bisect_right(edges, edges[left[-1]] + limit) - 1)
@@ -167,9 +167,9 @@ def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
 
 
 def _best_path(columns: Sequence[list[int]], limit: int) -> list[int] | None:
-    """One edge of each column, neighbours at most `limit` apart, with the least sum of squared distances.
+    """Return one edge of each column, neighbours at most `limit` apart, with the least sum of squared distances.
 
-    columns: ascending edges, all beyond those of the previous column; the first column has one edge. None where there
+    columns: ascending edges, all beyond those of the previous column; the first column has one edge. None if there
     is no path.
     """
     before, cost = columns[0], [0]
@@ -210,7 +210,7 @@ def _best_before(before: list[int], cost: list[int], after: list[int], limit: in
 
 
 def _cheapest(before: list[int], cost: list[int], edge: int, limit: int, first: int, last: int) -> int:
-    """The index in before[first:last] from which `edge` is reached at the least cost; last - 1 where none can be."""
+    """Return the index in before[first:last] from which `edge` is reached at the least cost; last - 1 if none can be."""
     best, least = last - 1, inf
     for i in range(bisect_left(before, edge - limit, first, last), last):
         total = cost[i] + (edge - before[i]) ** 2

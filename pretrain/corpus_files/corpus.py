@@ -4,7 +4,7 @@
     <prefix>.idx             magic, version, dtype code, counts; the length of each sample (int32); the offset of each
                              sample in .bin (int64, bytes); the first sample of each document, and the end (int64)
     <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of both files
-    <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent where nothing was dropped
+    <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent if nothing was dropped
 
 One sample is one Megatron sequence. Layout of .idx: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
 `pretrain/preprocess.py` is the command line.
@@ -32,12 +32,12 @@ CHUNK = 1 << 20  # items or bytes that are streamed at a time
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
-    """The paths of a corpus, by ending: bin, idx, json and dropped.jsonl."""
+    """Return the paths of a corpus, by ending: bin, idx, json and dropped.jsonl."""
     return {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "json", "dropped.jsonl")}
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The dtype of stored token ids for a vocabulary of `vocab_size` ids."""
+    """Return the dtype of stored token ids for a vocabulary of `vocab_size` ids."""
     return DTYPES[8] if vocab_size <= LARGEST_UINT16_VOCABULARY else DTYPES[4]
 
 
@@ -50,7 +50,7 @@ class Corpus:
         documents: (documents + 1,) int64, the sample at which each document begins; the last is the sample count.
         sidecar, sources, fingerprint, vocab_size, seq_length: what `<prefix>.json` says.
 
-    Raises FileNotFoundError or ValueError where a file is missing, damaged, truncated or empty.
+    Raises FileNotFoundError or ValueError if a file is missing, damaged, truncated or empty.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -92,7 +92,7 @@ class Corpus:
         return np.asarray(self._tokens[start : start + int(self.lengths[at])])
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """The ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
+        """Return the ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
         starts = (int(self.pointers[at]) // self.dtype.itemsize if at < len(self) else None for at in (first, last))
         return np.asarray(self._tokens[slice(*starts)])
 
@@ -124,7 +124,7 @@ class Corpus:
 
 
 def read_sidecar(prefix: str | Path) -> dict[str, Any]:
-    """Parse `<prefix>.json`; raises FileNotFoundError where it is missing, ValueError where it is damaged."""
+    """Parse `<prefix>.json`; raises FileNotFoundError if it is missing, ValueError if it is damaged."""
     path = files(prefix)["json"]
     if not path.is_file():
         if files(prefix)["idx"].is_file():
@@ -145,7 +145,7 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
-    """(dtype of the ids, samples, length of the boundary array); raises ValueError where the index is damaged."""
+    """(dtype of the ids, samples, length of the boundary array); raises ValueError if the index is damaged."""
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
     if magic != MAGIC or len(header) != HEADER.size:
@@ -171,7 +171,7 @@ class CorpusWriter:
             writer.add(ids, lengths, samples_per_document)
             writer.finish(sources, tokenizer, settings, versions, seq_length)
 
-    Raises FileExistsError where the corpus exists and `overwrite` is False, OSError where the disk is full.
+    Raises FileExistsError if the corpus exists and `overwrite` is False, OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -227,7 +227,7 @@ class CorpusWriter:
         assert end == self.samples, "lengths do not add up"
 
     def add_corpus(self, corpus: Corpus) -> None:
-        """Append the documents of a corpus by streaming its bytes; raises ValueError where their sha256 is wrong."""
+        """Append the documents of a corpus by streaming its bytes; raises ValueError if their sha256 is wrong."""
         digest = hashlib.sha256()
         for block in _blocks(files(corpus.prefix)["bin"]):
             digest.update(block)
@@ -255,7 +255,7 @@ class CorpusWriter:
     ) -> dict[str, Any]:
         """Assemble the index, write the sidecar and move all files in place; returns the sidecar.
 
-        Raises ValueError where no document was added.
+        Raises ValueError if no document was added.
         """
         if not self.samples:
             raise ValueError(
@@ -338,14 +338,14 @@ class CorpusWriter:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in blocks of CHUNK, which is a multiple of 8."""
+    """Yield the bytes of a file in blocks of CHUNK, which is a multiple of 8."""
     with path.open("rb") as stream:
         while block := stream.read(CHUNK):
             yield block
 
 
 def write_error(prefix: Path, error: OSError) -> OSError:
-    """The error to raise where writing a corpus failed with `error`."""
+    """Return the error to raise if writing a corpus failed with `error`."""
     return OSError(f"{prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere")
 
 
@@ -379,7 +379,7 @@ def verify(prefix: str | Path) -> Corpus:
 
 
 def require_space(prefix: str | Path, size: int) -> None:
-    """Raise ValueError where the disk under `prefix` has no room for `size` bytes."""
+    """Raise ValueError if the disk under `prefix` has no room for `size` bytes."""
     folder = Path(prefix).absolute().parent
     while not folder.exists():
         folder = folder.parent

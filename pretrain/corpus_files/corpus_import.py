@@ -29,7 +29,7 @@ class ForeignCorpus:
     """A memory-mapped corpus of another format.
 
     ids: (tokens,). starts: (samples,), offsets in .bin; a token is `unit` long. lengths: (samples,), in tokens.
-    documents: (documents + 1,), the first sample of each document and the end; None where the format lacks it. types:
+    documents: (documents + 1,), the first sample of each document and the end; None if the format lacks it. types:
     the number of samples of each type, in order.
     """
 
@@ -42,7 +42,7 @@ class ForeignCorpus:
 
 
 def open_megatron(prefix: str | Path) -> ForeignCorpus:
-    """Map a Megatron dataset (megatron/core/datasets/indexed_dataset.py); raises ValueError where it is truncated."""
+    """Map a Megatron dataset (megatron/core/datasets/indexed_dataset.py); raises ValueError if it is truncated."""
     path = files(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
@@ -63,7 +63,7 @@ def open_megatron(prefix: str | Path) -> ForeignCorpus:
 
 
 def open_published(prefix: str | Path) -> ForeignCorpus:
-    """Map a corpus of the published system; raises ValueError where its files do not belong together."""
+    """Map a corpus of the published system; raises ValueError if its files do not belong together."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
@@ -83,7 +83,7 @@ def open_published(prefix: str | Path) -> ForeignCorpus:
 
 
 def _read_types(path: Path, samples: int) -> list[int]:
-    """The list in a .dis file; an empty list means a single type."""
+    """Return the list in a .dis file; an empty list means a single type."""
     import torch
 
     if not path.is_file():
@@ -107,9 +107,9 @@ def import_corpus(
 ) -> dict[str, Any]:
     """Write a corpus from Megatron's or the published system's files; returns its sidecar.
 
-    tokenizer_path: the tokenizer it was written with, which neither format records. Samples do not change; where the
+    tokenizer_path: the tokenizer it was written with, which neither format records. Samples do not change; if the
     format has no documents, a document begins with each sample that begins with BOS (without BOS: after each EOS).
-    Raises ValueError or OSError where a file is missing or damaged, or has ids that the tokenizer lacks.
+    Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
         if not files(prefix)[ending].is_file():
@@ -149,7 +149,7 @@ def import_corpus(
 def _documents(
     corpus: ForeignCorpus, start: int, end: int, encoder: DocumentEncoder
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
+    """Yield the arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
     many = SAMPLES
     while start < end:
         last = min(end, start + many)
@@ -177,7 +177,7 @@ def _documents(
 
 
 def _begins(ids: np.ndarray, starts: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
-    """Which samples begin a document: (samples,) bool."""
+    """Return which samples begin a document: (samples,) bool."""
     if encoder.bos_id is not None:
         return np.asarray(ids[starts] == encoder.bos_id)
     return np.append(True, ids[starts[1:] - 1] == encoder.eos_id)

@@ -14,7 +14,7 @@ BARS = 64  # of a histogram, at most
 
 
 def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
-    """The number of samples of each length among samples start to end: (longest + 1,) int64, index i for i tokens."""
+    """Return the number of samples of each length among samples start to end: (longest + 1,) int64, index i for i tokens."""
     counts = np.zeros(1, dtype=np.int64)
     for at in range(start, end, CHUNK):
         found = np.bincount(corpus.lengths[at : min(at + CHUNK, end)])
@@ -24,13 +24,13 @@ def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
 
 
 def quantile(counts: np.ndarray, share: float) -> int:
-    """The length that at least `share` of the samples do not exceed; counts: of `length_counts`."""
+    """Return the length that at least `share` of the samples do not exceed; counts: of `length_counts`."""
     total = counts.sum()
     return int(np.searchsorted(np.cumsum(counts), max(1, np.ceil(share * total)))) if total else 0
 
 
 def summary(corpus: Corpus) -> str:
-    """A line about the corpus and a table of its sources; lengths are in tokens."""
+    """Return a line about the corpus and a table of its sources; lengths are in tokens."""
     sidecar = corpus.sidecar
     lines = [
         f"{corpus.prefix}: {sidecar['samples']:,} samples of at most {corpus.seq_length:,} tokens, "
@@ -52,9 +52,9 @@ def summary(corpus: Corpus) -> str:
 
 
 def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[str]:
-    """A line for each of the first `show` samples of each source, decoded.
+    """Yield a line for each of the first `show` samples of each source, decoded.
 
-    tokenizer_path: None takes the folder in the sidecar. Raises ValueError where the tokenizer is not the corpus's.
+    tokenizer_path: None takes the folder in the sidecar. Raises ValueError if the tokenizer is not the corpus's.
     """
     encoder = load_encoder(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
     if encoder.fingerprint != corpus.fingerprint:

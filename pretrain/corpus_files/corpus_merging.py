@@ -14,7 +14,7 @@ def merge(
     """Write one corpus of several, in order; returns its sidecar.
 
     types: for each corpus, the type of all its sources; None keeps the types. A repeated source name gets a number.
-    Raises ValueError where the corpora disagree in tokenizer or dtype.
+    Raises ValueError if the corpora disagree in tokenizer or dtype.
     """
     if not prefixes:
         raise ValueError("no corpus to merge; name some: --merge_path_prefix A,B")

@@ -35,7 +35,7 @@ class DocumentEncoder:
 
     folder: the tokenizer's. engine: encodes. checkers: engines whose ids are compared, each with the message for a
     difference in {text}. fingerprint: sha256 of the id-ordered table of pieces. vocab_size: the largest id + 1.
-    bos_id: None where the tokenizer has no BOS. checked: the number of texts compared so far.
+    bos_id: None if the tokenizer has no BOS. checked: the number of texts compared so far.
     """
 
     folder: str
@@ -51,7 +51,7 @@ class DocumentEncoder:
         """Encode a text.
 
         number: the text's place in its shard, by which texts are chosen for the comparison; None: no comparison.
-        Raises ValueError where a checker gives other ids.
+        Raises ValueError if a checker gives other ids.
         """
         encoded = self.engine.encode(text)
         if self.checkers and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
@@ -64,7 +64,7 @@ class DocumentEncoder:
         return encoded
 
     def describe(self) -> dict[str, Any]:
-        """The description of the tokenizer for a corpus's sidecar."""
+        """Return the description of the tokenizer for a corpus's sidecar."""
         return {
             "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
             "eos_id": self.eos_id, "engine": self.engine.name,
@@ -74,9 +74,9 @@ class DocumentEncoder:
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
     """Open the tokenizer of a tokenizer or checkpoint folder.
 
-    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers where there is no tokenizer.model; `auto`: gigatoken
-    where it gives the reference's ids, else the reference, with a warning.
-    Raises FileNotFoundError where the folder has no tokenizer, ValueError where its files are damaged or incomplete.
+    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers if there is no tokenizer.model; `auto`: gigatoken
+    if it gives the reference's ids, else the reference, with a warning.
+    Raises FileNotFoundError if the folder has no tokenizer, ValueError if its files are damaged or incomplete.
     """
     model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
@@ -107,7 +107,7 @@ def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
 
 
 def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engine:
-    """The engine for a tokenizer file; raises ValueError where gigatoken is required and cannot encode as it does."""
+    """Return the engine for a tokenizer file; raises ValueError if gigatoken is required and cannot encode as it does."""
     if engine == "reference":
         return reference
     try:
@@ -126,7 +126,7 @@ def fingerprint(table: dict[str, int]) -> str:
 
 
 def _special_id(folder: Path, kind: str, table: dict[str, int], reference: ReferenceEngine) -> int | None:
-    """The id of BOS or EOS (kind: bos or eos): tokenizer_config.json's, else tokenizer.model's; None without one."""
+    """Return the id of BOS or EOS (kind: bos or eos): tokenizer_config.json's, else tokenizer.model's; None without one."""
     path = folder / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
     if isinstance(token, dict):

@@ -1,6 +1,6 @@
 """The engines that encode text: SentencePiece, Hugging Face's tokenizers, and gigatoken.
 
-SentencePiece is the reference where there is a tokenizer.model, tokenizers where there is only a tokenizer.json.
+SentencePiece is the reference if there is a tokenizer.model, tokenizers if there is only a tokenizer.json.
 gigatoken gives the same ids in a fraction of the time. The spelling of a control token in a text (`<s>`) is text.
 """
 
@@ -58,7 +58,7 @@ class SentencePieceEngine:
         return EncodedText(ids, lambda: self.ends(text, ids))
 
     def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        """Return the ends of the tokens `ids` of a text (see EncodedText)."""
         ends = self._characters[ids].cumsum(dtype=np.int32)
         if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
             return token_ends(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
@@ -92,7 +92,7 @@ class TokenizersEngine:
         return EncodedText(np.array(encoding.ids, dtype=np.int32), lambda: token_ends(encoding.offsets, len(text)))
 
     def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        """Return the ends of the tokens `ids` of a text (see EncodedText)."""
         return token_ends(self.model.encode(text, add_special_tokens=False).offsets, len(text))
 
     def decode(self, ids: np.ndarray) -> str:
@@ -111,7 +111,7 @@ PROBES = (  # texts that gigatoken must encode as the reference engine does befo
 class GigatokenEngine:
     """Encodes with gigatoken, faster and with the same ids; decodes with the reference engine.
 
-    Raises ValueError where gigatoken cannot read the model or gives other ids for a probe.
+    Raises ValueError if gigatoken cannot read the model or gives other ids for a probe.
     """
 
     name = "gigatoken"
@@ -156,7 +156,7 @@ class GigatokenEngine:
 
 
 def _definition(path: Path) -> str:
-    """A tokenizer.json for gigatoken without control tokens, so that it encodes their spelling as text."""
+    """Return a tokenizer.json for gigatoken without control tokens, so that it encodes their spelling as text."""
     import gigatoken
 
     if path.suffix == ".model":
@@ -171,7 +171,7 @@ Engine = ReferenceEngine | GigatokenEngine
 
 
 def token_ends(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
-    """The ends of tokens (see EncodedText) from each token's (start, end) in a text of `characters` characters."""
+    """Return the ends of tokens (see EncodedText) from each token's (start, end) in a text of `characters` characters."""
     pairs = np.array(offsets, dtype=np.int32).reshape(-1, 2)
     begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # not within the same character
     ends = np.where(np.append(begins, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))

@@ -79,7 +79,7 @@ class ConfigPlan:
 
 
 def divide_batch(largest: int, gpus: int, load: Workload) -> tuple[int, int]:
-    """Micro batch and accumulation of a GPU, for the given global batch or else for about STEP_TOKENS tokens."""
+    """Return the micro batch and accumulation of a GPU, for the given global batch or else for about STEP_TOKENS tokens."""
     if largest < 1:
         return 0, 0
     if load.global_batch:
@@ -107,14 +107,14 @@ def make_plan(config: str, recompute: bool, load: Workload, machine: Machine) ->
 
 
 def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
-    """Plans of all configurations, simplest first; each with activations kept, then recomputed."""
+    """Return the plans of all configurations, simplest first; each with activations kept, then recomputed."""
     stage_3 = "zero3-fp16" if load.precision == "fp16" else "zero3"
     names = ("zero1", "zero2", stage_3, "zero3-offload-optimizer", "zero3-offload-all")
     return [make_plan(name, recompute, load, machine) for name in names for recompute in (False, True)]
 
 
 def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
-    """The simplest plan with a useful micro batch, else with any; offloading only if nothing else fits."""
+    """Return the simplest plan with a useful micro batch, else with any; offloading only if nothing else fits."""
     for offload in (False, True):
         fitting = [plan for plan in plans if plan.micro_batch and ("offload" in plan.config) == offload]
         useful = [plan for plan in fitting if plan.micro_batch * block >= USEFUL_TOKENS or plan.accumulation == 1]
@@ -124,7 +124,7 @@ def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
 
 
 def shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> str:
-    """One line: how much memory is missing, and how many of these GPUs are enough."""
+    """Return one line: how much memory is missing, and how many of these GPUs are enough."""
     allowed, host = MEMORY_SHARE * machine.gpu_memory, machine.host_memory or float("inf")
     # Host memory is compared last, since it is easier to add.
     closest = min(plans, key=lambda plan: (max(plan.memory - allowed, 0), max(plan.host - host, 0)))
@@ -147,7 +147,7 @@ def shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> s
 
 
 def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> float:
-    """Tokens per second of all GPUs at the published share of the peak; recomputing takes a quarter."""
+    """Return tokens per second of all GPUs at the published share of the peak; recomputing takes a quarter."""
     peak, share = SPEEDS[gpu]
     return gpus * peak * share / flops_per_token(load.shape, load.block) * (0.75 if plan.recompute else 1)
 
@@ -156,7 +156,7 @@ def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> 
 
 
 def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> str:
-    """The command line of the training recipe."""
+    """Return the command line of the training recipe."""
     folder = model.parent if model.is_file() else model
     settings = f"MODEL={shlex.quote(str(folder))} DATA=corpus/all OUT=trained PRECISION={load.precision}"
     settings += f" CONFIG=pretrain/configs/{plan.config}.json"
@@ -167,7 +167,7 @@ def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> 
 
 
 def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
-    """One line per configuration: activations kept, recomputed, and the traffic and speed of the better of the two."""
+    """Return one line per configuration: activations kept, recomputed, and the traffic and speed of the better of the two."""
     lines = [
         f"{'':<23}  {'GB on a GPU':^14}  {'kept':^13}  {'recomputed':^13}  host GB  GB sent  tokens",
         f"{'configuration':<23}  {'states':>6} {'buffers':>7}" + f"  {'GB a seq':>8} {'seqs':>4}" * 2
@@ -186,7 +186,7 @@ def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: st
 
 
 def assumptions(gpu: str) -> str:
-    """The meaning of the columns and the assumptions of the estimate."""
+    """Return the meaning of the columns and the assumptions of the estimate."""
     text = f"""\
 states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GB a seq: activations and logits
 of a packed sequence, kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro
@@ -200,7 +200,7 @@ communication and offloading are assumed to take no time."""
 
 
 def outcome(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
-    """The recommended plan as one line."""
+    """Return the recommended plan as one line."""
     sequences, way = plan.micro_batch * plan.accumulation * machine.gpus, "recomputed" if plan.recompute else "kept"
     batch = f"{sequences:,} sequences = {sequences * load.block:,} tokens a step"
     return f"Recommended: {plan.config}, activations {way}, {plan.memory / GB:.1f} GB on a GPU at the peak, {batch}:"

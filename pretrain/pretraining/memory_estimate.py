@@ -68,7 +68,7 @@ def read_shape(path: Path) -> Shape:
 
 
 def parameter_count(shape: Shape) -> int:
-    """Parameters of LlamaForCausalLM, embeddings included; tied embeddings count once."""
+    """Return the parameters of LlamaForCausalLM, embeddings included; tied embeddings count once."""
     hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = 2 * hidden * (query + key) + shape.attention_bias * (query + 2 * key + hidden)
     mlp = 3 * hidden * shape.intermediate + shape.mlp_bias * (2 * shape.intermediate + hidden)
@@ -77,7 +77,7 @@ def parameter_count(shape: Shape) -> int:
 
 
 def layer_bytes(shape: Shape, block: int) -> int:
-    """Bytes that one layer keeps of a token for the backward pass, with sequences of `block` tokens.
+    """Return bytes that one layer keeps of a token for the backward pass, with sequences of `block` tokens.
 
     Counted as in Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), for the LLaMA
     of transformers: two norms that compute in float32 (4 + 2 + 2 bytes an element each); queries, keys, values
@@ -89,7 +89,7 @@ def layer_bytes(shape: Shape, block: int) -> int:
 
 
 def sequence_bytes(shape: Shape, block: int, recompute: bool) -> int:
-    """Bytes of the activations of a sequence at the peak; recompute: each layer's input, and one layer's activations.
+    """Return bytes of the activations of a sequence at the peak; recompute: each layer's input, and one layer's activations.
 
     Logits take 2 + 4 + 4 bytes each: 16-bit, float32, and the log-softmax that cross entropy keeps (then its gradient).
     """
@@ -107,7 +107,7 @@ def flops_per_token(shape: Shape, block: int) -> float:
 
 
 def state_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU of the 16 per parameter in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
+    """Return bytes on a GPU of the 16 per parameter in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
 
     Stage 1 partitions Adam, stage 2 also gradients, stage 3 everything (Rajbhandari et al. 2020, figure 1). Gradients
     are stored and accumulated in 16 bits.
@@ -119,13 +119,13 @@ def state_bytes(config: str, parameters: int, gpus: int) -> float:
 
 
 def buffer_bytes(config: str, shape: Shape) -> float:
-    """Bytes on a GPU besides states and activations: buckets, the largest gradient, gathered weights of stage 3."""
+    """Return bytes on a GPU besides states and activations: buckets, the largest gradient, gathered weights of stage 3."""
     gathered = min(parameter_count(shape), LIVE) if config.startswith("zero3") else 0
     return 8 * BUCKET + 2 * shape.vocabulary * shape.hidden + 2 * gathered
 
 
 def step_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU during Adam's step, after the activations are freed: gradients in float32.
+    """Return bytes on a GPU during Adam's step, after the activations are freed: gradients in float32.
 
     Stage 3 converts `LIVE` of them at a time; an offloaded optimizer steps on the host.
     """
@@ -135,7 +135,7 @@ def step_bytes(config: str, parameters: int, gpus: int) -> float:
 
 
 def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
-    """Bytes on a node while loading and for offloading.
+    """Return bytes on a node while loading and for offloading.
 
     Stages 1 and 2 load float32 weights in every rank; stage 3 maps the 16-bit file and partitions it while loading.
     Offloading takes Adam (12), float32 and 16-bit gradients (4 + 2), and with `all` the weights (2), in pinned memory.
@@ -147,7 +147,7 @@ def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
 
 
 def sent_bytes(config: str, parameters: int, gpus: int, accumulation: int) -> float:
-    """Bytes that a GPU sends in a step: 16-bit elements, twice for all-reduce, once for gather or reduce-scatter.
+    """Return bytes that a GPU sends in a step: 16-bit elements, twice for all-reduce, once for gather or reduce-scatter.
 
     Volumes as in section 7 of the ZeRO paper. DeepSpeed's stages 1 and 2 all-reduce gradients (stage 1 once a step,
     stage 2 in every micro batch) and gather weights once; stage 3 gathers twice and reduce-scatters once in every micro

@@ -42,7 +42,7 @@ def check_launch(args: PretrainingArguments) -> None:
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
-    """The tokens of a packed sequence; ValueError if the corpus does not fit the tokenizer, vocabulary or context."""
+    """Return the tokens of a packed sequence; ValueError if the corpus does not fit the tokenizer, vocabulary or context."""
     from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
-    """Seconds for a token at the peak FLOP/s of all GPUs; 0 if the peak is not known.
+    """Return the seconds for a token at the peak FLOP/s of all GPUs; 0 if the peak is not known.
 
     Attention is counted within samples, since the samples of a packed sequence do not attend to each other.
     """
@@ -89,7 +89,7 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
 def source_weights(
     args: PretrainingArguments, sequences: PackedSequences
 ) -> tuple[SourceGroups, dict[str, Any], list[str]]:
-    """Source groups, their weights, and notices. Raises ValueError if the options do not fit the corpus."""
+    """Return the source groups, their weights, and notices. Raises ValueError if the options do not fit the corpus."""
     by_name, by_type = (SourceGroups.of(sequences, "train", by_type=by_type) for by_type in (False, True))
     if not args.global_batch_distributed:
         names = {pair.partition("=")[0].strip() for pair in args.source_weights.split(",")}
@@ -131,12 +131,12 @@ def check_sequence_count(sequences: PackedSequences, ranks: int) -> None:
 
 
 def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
-    """The steps in which as many sequences are trained as the weighted groups have, `epochs` times."""
+    """Return the steps in which as many sequences are trained as the weighted groups have, `epochs` times."""
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
 def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
-    """The settings that must be equal to resume a run; see RunState."""
+    """Return the settings that must be equal to resume a run; see RunState."""
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,

@@ -57,5 +57,5 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
 
 
 def parse(argv: list[str], description: str) -> tuple[PretrainingArguments, list[str]]:
-    """Options and notices of a command line; ValueError if one is unknown, abbreviated or out of range."""
+    """Return the options and notices of a command line; ValueError if one is unknown, abbreviated or out of range."""
     return trainer_options.parse(PretrainingArguments, argv, description, "train.py", PUBLISHED)

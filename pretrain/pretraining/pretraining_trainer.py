@@ -115,7 +115,7 @@ class PretrainingTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss sum of this micro batch / tokens of the step x ranks, since gradients are averaged over ranks."""
+        """Return the loss sum of this micro batch / tokens of the step x ranks, since gradients are averaged over ranks."""
         sources, labels = inputs.pop("sources"), inputs["labels"]
         if self.args.use_liger_kernel:  # its fused loss does not return losses by token
             inputs |= self._attention_arguments(inputs)
@@ -132,7 +132,7 @@ class PretrainingTrainer(SourceTrainer):
         return attention_arguments(attention_of(self.model), segments, inputs["input_ids"].device) if segments else {}
 
     def _logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The model's logits, (sequences, tokens, vocabulary); removes the labels from the inputs."""
+        """Return the model's logits, (sequences, tokens, vocabulary); removes the labels from the inputs."""
         del inputs["labels"]
         more = self._attention_arguments(inputs)
         return model(**inputs, **more, use_cache=False).logits

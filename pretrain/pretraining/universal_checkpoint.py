@@ -30,7 +30,7 @@ PEAK = 2.5  # disk space of a conversion / size of the checkpoint, measured with
 
 
 def writers(checkpoint: Path) -> int:
-    """How many ranks wrote the optimizer state, from the file names; 0 if the run did not use DeepSpeed.
+    """Return how many ranks wrote the optimizer state, from the file names; 0 if the run did not use DeepSpeed.
 
     Raises ValueError if the file of a rank is missing.
     """

@@ -25,7 +25,7 @@ VERSION = 3  # of the algorithm and the files; a folder of another version is re
 
 
 def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
-    """The sequence index of each sample, (samples,) int64; no sequence has more than block_size tokens.
+    """Return the sequence index of each sample, (samples,) int64; no sequence has more than block_size tokens.
 
     lengths: (samples,) int32, each from 1 to block_size.
     """
@@ -51,7 +51,7 @@ def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
 
 
 def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are held out, (samples,) bool: whole documents, this fraction of each source.
+    """Return which samples are held out, (samples,) bool: whole documents, this fraction of each source.
 
     A source with two or more documents has at least one held-out and at least one training document.
     """
@@ -147,7 +147,7 @@ def _identity(corpus: Corpus, packing: Packing) -> dict[str, Any]:
 
 
 def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
-    """Whether a folder holds the sequences of this corpus with these settings."""
+    """Return whether a folder holds the sequences of this corpus with these settings."""
     try:
         record = json.loads((folder / "rows.json").read_text())
     except (OSError, ValueError):
@@ -200,7 +200,7 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
 
 
 def _pack_chunk(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices ordered by sequence, (samples,), and where each sequence ends in them, (sequences,)."""
+    """Return the sample indices ordered by sequence, (samples,), and where each sequence ends in them, (sequences,)."""
     if not packing.packed:
         return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)
     sequence_of = best_fit_decreasing(lengths, packing.block_size)

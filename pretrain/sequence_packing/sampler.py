@@ -29,7 +29,7 @@ _ROUND_KEYS = [np.uint64(_GOLDEN_INT * turn % 2**64) for turn in range(1, 5)]  #
 
 
 def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
-    """Sequences of each source in one period, in proportion to the weights; exact if EXACT_PERIOD is long enough.
+    """Return the sequences of each source in one period, in proportion to the weights; exact if EXACT_PERIOD is long enough.
 
     weights: not negative, at least one above 0. A positive weight gets at least one sequence.
     """
@@ -48,7 +48,7 @@ def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
 
 
 def period_table(counts: Sequence[int]) -> np.ndarray:
-    """The source at each index of a period, (sum of counts,) uint16; every prefix is within one of the proportions.
+    """Return the source at each index of a period, (sum of counts,) uint16; every prefix is within one of the proportions.
 
     The quota method with the earliest deadline (Balinski and Young 1975; Tijdeman 1980): the j-th sequence of a source
     with rate w is released at index floor((j - 1) / w) and due at index ceil(j / w).
@@ -81,7 +81,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The value at each position of a keyed permutation of range(size).
+    """Return the value at each position of a keyed permutation of range(size).
 
     positions: (n,) int64, below their sizes. sizes: (n,) int64. keys: (n,) uint64. Returns (n,) int64.
     A Feistel network of four rounds on the least power of two that holds the size (Luby and Rackoff 1988); values
@@ -97,7 +97,7 @@ def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.nd
 
 
 def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """One pass of the network over values with the given numbers of bits; each round swaps the halves."""
+    """Return one pass of the network over values with the given numbers of bits; each round swaps the halves."""
     low_bits = bits - bits // np.uint64(2)
     high_bits = bits // np.uint64(2)
     one = np.uint64(1)
@@ -109,7 +109,7 @@ def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarr
 
 
 def key_of(seed: int, name: str) -> int:
-    """A 64-bit key for a seed and the name of a source."""
+    """Return a 64-bit key for a seed and the name of a source."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
 
 
@@ -141,7 +141,7 @@ class WeightPhase:
         return preceding
 
     def consumed(self, index: int) -> list[int]:
-        """Sequences of each source before a global index of this phase."""
+        """Return the sequences of each source before a global index of this phase."""
         periods, rest = divmod(index - self.start, len(self.table))
         within = np.bincount(self.table[:rest], minlength=len(self.counts))
         return [b + periods * c + int(w) for b, c, w in zip(self.before, self.counts, within, strict=True)]
@@ -178,7 +178,7 @@ class Schedule:
             self.phases = [*kept, WeightPhase(index, counts, tuple(self.consumed(index).values()))]
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source, and sequence within the source, each (n,) int64, at global indices (n,) int64."""
+        """Return the source and sequence within the source, each (n,) int64, at global indices (n,) int64."""
         sources, places = np.empty(len(indices), dtype=np.int64), np.empty(len(indices), dtype=np.int64)
         phase_of = np.searchsorted([phase.start for phase in self.phases], indices, "right") - 1
         for number in np.unique(phase_of):
@@ -196,18 +196,18 @@ class Schedule:
         return sources, permute(positions, sizes, keys)
 
     def consumed(self, index: int) -> dict[str, int]:
-        """Sequences of each source before a global index."""
+        """Return the sequences of each source before a global index."""
         phase = [each for each in self.phases if each.start <= index][-1]
         return dict(zip(self.names, phase.consumed(index), strict=True))
 
     def state(self) -> dict[str, Any]:
-        """The argument of `restore`, as plain JSON."""
+        """Return the argument of `restore`, as plain JSON."""
         phases = [{"start": p.start, "counts": list(p.counts), "before": list(p.before)} for p in self.phases]
         return {"names": self.names, "sizes": self.sizes.tolist(), "seed": self.seed, "phases": phases}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> "Schedule":
-        """The schedule that `state` described."""
+        """Return the schedule that `state` described."""
         sizes = dict(zip(state["names"], state["sizes"], strict=True))
         schedule = cls(sizes, sizes, state["seed"])
         schedule.phases = [
@@ -220,7 +220,7 @@ class Schedule:
 
 
 def parse_weights(given: str, sizes: Mapping[str, int]) -> dict[str, Fraction | int]:
-    """Weights by source from "size", "temperature=A", or "zh=0.6,en=0.4".
+    """Return the weights by source from "size", "temperature=A", or "zh=0.6,en=0.4".
 
     sizes: sequences by source. temperature: a source of n sequences has weight n^A; A below 1 favours small sources
     (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, and if a source is not named.

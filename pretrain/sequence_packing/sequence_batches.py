@@ -39,7 +39,7 @@ class SourceGroups:
 
     @classmethod
     def of(cls, packed: PackedSequences, split: str, by_type: bool = False) -> "SourceGroups":
-        """The groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
+        """Return the groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
         found: dict[str, list[tuple[int, int]]] = {}
         for source in packed.sources:
             first, last = source[split]
@@ -55,7 +55,7 @@ class SourceGroups:
         }
 
     def sequence_index(self, group: int, place: int) -> int:
-        """The index among all packed sequences of a place within a group."""
+        """Return the index among all packed sequences of a place within a group."""
         for first, last in self.ranges[group]:
             if place < last - first:
                 return first + place

@@ -68,7 +68,7 @@ class AllColumns(TextSource):
 
 
 def row_of(batch: Batch, number: int, source: TextSource) -> tuple[str, dict[str, Any]]:
-    """The text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
+    """Return the text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
     line, row = batch.lines[number - batch.first], None
     if isinstance(line, bytes) and line.lstrip()[:1] == b"{":
         with suppress(ValueError):
@@ -92,7 +92,7 @@ class ReadShards(PipelineStep):
         self.writer = DroppedWriter(plan.folder, self.name, "unreadable")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The documents of task `rank`; writes the number of lines and bytes of each shard to read/<task>.json."""
+        """Yield the documents of task `rank`; writes the number of lines and bytes of each shard to read/<task>.json."""
         read = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
@@ -107,7 +107,7 @@ class ReadShards(PipelineStep):
         write_json(self.plan.folder / f"read/{rank:05d}.json", read)
 
     def documents(self, number: int, counts: Counter[str]) -> Iterator[Document]:
-        """The documents of a shard; a document without text has a reason for the report."""
+        """Yield the documents of a shard; a document without text has a reason for the report."""
         plan, shard = self.plan, self.plan.shards[number]
         try:
             wanted = AllColumns(path=shard.path) if shard.path.endswith(".parquet") else plan.source
@@ -122,7 +122,7 @@ class ReadShards(PipelineStep):
             yield self.dropped_document(number, counts["lines"], str(error))
 
     def document(self, batch: Batch, number: int, line: int, counts: Counter[str]) -> Document:
-        """The document of a line."""
+        """Return the document of a line."""
         try:
             with self.track_time():
                 text, row = row_of(batch, line, self.plan.source)
@@ -139,7 +139,7 @@ class ReadShards(PipelineStep):
         return Document(text, f"{number}:{line}", metadata=known)
 
     def dropped_document(self, number: int, line: int, why: str) -> Document:
-        """A document without text that carries the reason why it is dropped."""
+        """Return a document without text that carries the reason why it is dropped."""
         reason = why if why == "no text" else "unreadable"
         known = {"shard": number, "line": line, "bytes": 0, "language": "", "filter_reason": reason, "error": why}
         return Document("", f"{number}:{line}", metadata=known)
@@ -155,9 +155,9 @@ class ReadRows(PipelineStep):
         self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The documents of task `rank`."""
+        """Yield the documents of task `rank`."""
         path = self.folder / f"passed/{rank:05d}.jsonl"
-        if path.is_file():  # missing where no document passed
+        if path.is_file():  # missing if no document passed
             for line in path.open(encoding="utf-8"):
                 with self.track_time():
                     metadata = json.loads(line)

@@ -34,7 +34,7 @@ class WriteReport(PipelineStep):
         self.plan, self.target, self.samples = plan, target, samples
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Raises ValueError where the counts of read, kept and dropped documents do not add up."""
+        """Raises ValueError if the counts of read, kept and dropped documents do not add up."""
         folder = self.plan.folder
         result = folder / "result"
         report_folder = result / REPORT  # a folder of its own, so that DIR/*.jsonl are the documents
@@ -104,7 +104,7 @@ def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str
 
 
 def settings(plan: CleaningPlan) -> dict[str, Any]:
-    """All settings that decide which documents are kept."""
+    """Return all settings that decide which documents are kept."""
     return {
         "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
         "on_error": plan.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE, "thresholds": THRESHOLDS,
@@ -118,7 +118,7 @@ def settings(plan: CleaningPlan) -> dict[str, Any]:
 
 
 def seconds(logs: Path) -> dict[str, dict[str, float]]:
-    """The seconds of each step of each stage, summed over all tasks, as datatrove measured them.
+    """Return the seconds of each step of each stage, summed over all tasks, as datatrove measured them.
 
     Its exact-duplicate filter is excluded: its clock includes the time of later steps.
     """
@@ -133,13 +133,13 @@ def seconds(logs: Path) -> dict[str, dict[str, float]]:
 
 
 def _counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
-    """The counts of all tasks, by shard."""
+    """Return the counts of all tasks, by shard."""
     tasks = [json.loads(path.read_text()) for path in sorted((plan.folder / name).glob("*.json"))]
     return {int(shard): counts for task in tasks for shard, counts in task.items()}
 
 
 def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[int]:
-    """The number of lines of the file before each shard."""
+    """Return the number of lines of the file before each shard."""
     before, lines, last = [], 0, ""
     for number, shard in enumerate(plan.shards):
         lines = lines if shard.path == last else 0
@@ -149,7 +149,7 @@ def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[i
 
 
 def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
-    """A record of each dropped document, in input order; a near-duplicate's names the document that was kept."""
+    """Yield a record of each dropped document, in input order; a near-duplicate's names the document that was kept."""
     pairs_file = plan.folder / "pairs.npy"
     pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
 
@@ -182,7 +182,7 @@ def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any
 
 
 def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
-    """The report in Markdown: a table of files, one of reasons, and the samples."""
+    """Return the report in Markdown: a table of files, one of reasons, and the samples."""
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     lines = [

@@ -93,7 +93,7 @@ OF_SHORT: dict[str, dict[str, Any]] = {
     "gopher_quality": {"min_stop_words": None},
     "gopher_repetition": {"top_n_grams": ()},
 }
-# A document is dropped for several entries of a word list, or where one entry is a large share of it.
+# A document is dropped for several entries of a word list, or if one entry is a large share of it.
 HARM = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's: similar from about 0.72
 SHINGLES = 1024  # hashed at a time: 112 hashes of each stay in the processor's cache
@@ -115,7 +115,7 @@ class CharacterWords(WordTokenizer):
         return hash(CharacterWords)  # datatrove caches the words of a text by text and tokenizer
 
     def word_tokenize(self, text: str) -> list[str]:
-        """All words, in order, without white space."""
+        """Return all words, in order, without white space."""
         return _WORD.findall(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
@@ -131,7 +131,7 @@ WORDS: Any = CharacterWords()
 
 
 def normalised(document: Document) -> str:
-    """The text that exact duplicates share: white space collapsed, code points composed (NFC)."""
+    """Return the text that exact duplicates share: white space collapsed, code points composed (NFC)."""
     return unicodedata.normalize("NFC", " ".join(document.text.split()))
 
 
@@ -217,8 +217,8 @@ class WordListFilter(C4BadWordsFilter):
 def read_lists(folder: Path) -> dict[str, list[str]]:
     """Read the word lists en.txt and zh.txt of a folder: one entry a line; lines that begin with # are comments.
 
-    english.txt and chinese.txt are read as well. Raises FileNotFoundError where the folder has no list, ValueError
-    where a list is not UTF-8.
+    english.txt and chinese.txt are read as well. Raises FileNotFoundError if the folder has no list, ValueError
+    if a list is not UTF-8.
     """
     entries: dict[str, set[str]] = {}
     for name, language in {"en": "en", "zh": "zh", **OTHER_NAMES}.items():
@@ -266,7 +266,7 @@ MAKERS: dict[str, Any] = {
 
 
 def by_language(name: str, writer: DiskWriter | None = None) -> FilterByLanguage:
-    """The filter `name` with the THRESHOLDS of every language."""
+    """Return the filter `name` with the THRESHOLDS of every language."""
     make, filters = MAKERS[name], {}
     for language, limits in THRESHOLDS.items():
         if name in limits:
@@ -280,7 +280,7 @@ class MinhashSignatures(MinhashDedupSignature):
     """datatrove's signatures, computed in parts, so that memory does not grow with the document."""
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The minimum of each hash function: shingles (words, 1) uint64 to (buckets, hashes)."""
+        """Return the minimum of each hash function: shingles (words, 1) uint64 to (buckets, hashes)."""
         parts = [
             super(MinhashSignatures, self).get_signature(shingles[at : at + SHINGLES])
             for at in range(0, len(shingles), SHINGLES)

@@ -21,7 +21,7 @@ from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
 def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
-    """The plan of a parsed command line; raises ValueError or FileNotFoundError where input or options are invalid."""
+    """Return the plan of a parsed command line; raises ValueError or FileNotFoundError if input or options are invalid."""
     skip = frozenset(options.skip)
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
@@ -55,7 +55,7 @@ def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
 
 
 def free_target(target: Path, overwrite: bool) -> None:
-    """Raise ValueError where the output folder exists and may not be replaced."""
+    """Raise ValueError if the output folder exists and may not be replaced."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
     if target.exists() and not (target / REPORT / "report.json").is_file():
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def summary(target: Path) -> str:
-    """A line about the result."""
+    """Return a line about the result."""
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "

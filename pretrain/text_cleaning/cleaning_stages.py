@@ -30,7 +30,7 @@ LINES = 256  # of a file of signatures, read at a time
 
 
 def earlier_first(document: Document) -> int:
-    """The priority of a document: datatrove keeps the duplicate of the highest, and within a task the first."""
+    """Return the priority of a document: datatrove keeps the duplicate of the highest, and within a task the first."""
     return 65535 - int(document.metadata["task"])
 
 
@@ -38,7 +38,7 @@ EXACT = ExactDedupConfig(content_getter=normalised, document_priority=earlier_fi
 
 
 def allow_many_files(data: Any, rank: int, world_size: int) -> Any:
-    """A step that raises the limit of open files to the maximum: there is one file of signatures per task."""
+    """Return a step that raises the limit of open files to the maximum: there is one file of signatures per task."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return data
@@ -106,7 +106,7 @@ class CleaningStage:
 
 
 def stages(plan: CleaningPlan) -> list[CleaningStage]:
-    """The stages of a cleaning run in order, without the report."""
+    """Return the stages of a cleaning run in order, without the report."""
     folder, count = plan.folder, len(plan.tasks)
     exact, minhash = "exact" not in plan.skip, "minhash" not in plan.skip
     finders = min(64, max(1, count // 16))
