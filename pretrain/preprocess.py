@@ -38,7 +38,7 @@ from corpus_tokenizer.document_encoder import ENGINES
 from sentence_ends.sentence_boundaries import LANGUAGES
 from text_language.language_detection import language_code
 
-NEEDED = {  # by mode: the options that must be given
+NEEDED = {  # required options by mode
     "write": ["file_path", "save_prefix", "tokenizer_path"],
     "merge": ["merge_path_prefix", "new_path_prefix"],
     "read": ["read_path_prefix"],
@@ -111,7 +111,7 @@ def parser() -> StrictParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the mode of the command line; raises ValueError or OSError."""
+    """Run the mode of a parsed command line; raises ValueError or OSError."""
     for name in NEEDED[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")

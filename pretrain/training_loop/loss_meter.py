@@ -34,7 +34,7 @@ class LossMeter:
         self.sums.index_add_(1, sources.flatten(), values)
 
     def tokens(self) -> int:
-        """Return tokens since the last `take`, over all ranks; all ranks call it."""
+        """Return the number of labels of all ranks since the last `take`; all ranks call it."""
         return round(sum_over_ranks(self.sums[1].clone()).sum().item())
 
     def take(self) -> MeanLosses:
