@@ -161,7 +161,7 @@ def balance(edges: list[int], limit: int) -> list[int]:
 
 
 def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the cuts of greedy filling from the left and of greedy filling from the right, ascending."""
+    """Return the indices of the cuts of greedy filling from the left and of filling from the right, both ascending."""
     left = [0]
     while left[-1] < len(edges) - 1:
         left.append(bisect_right(edges, edges[left[-1]] + limit) - 1)
