@@ -22,12 +22,12 @@ from text_language.language_detection import language_code
 
 LANGUAGES = ("auto", "en", "zh", "code")
 SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
-TASK_MEGABYTES = 8  # of input: about ten seconds of work, the most that a killed worker loses
+TASK_MEGABYTES = 8  # input of a task: about ten seconds of work, which a killed worker loses
 WORD_LISTS = Path(__file__).resolve().parent / "word_lists"
 
 
 def skipped_filters(text: str) -> frozenset[str]:
-    """The value of --skip; raises ArgumentTypeError on an unknown filter."""
+    """argparse type of --skip: return the filters to skip; raises ArgumentTypeError on an unknown filter."""
     found = frozenset(read_list(text))
     if unknown := sorted(found - set(SKIPPABLE)):
         raise argparse.ArgumentTypeError(f"{unknown[0]} is not one of {', '.join(SKIPPABLE)}")
@@ -35,7 +35,7 @@ def skipped_filters(text: str) -> frozenset[str]:
 
 
 def parser() -> StrictParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     p = StrictParser(__doc__ or "")
     p.add_argument("--file_path", nargs="+", required=True, metavar="IN", help="text files and globs")
     p.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")

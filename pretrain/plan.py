@@ -53,7 +53,7 @@ def make_parser() -> StrictParser:
 
 
 def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
-    """The workload and the machine; raises ValueError if options contradict each other."""
+    """Return the workload and the machine; raises ValueError if options contradict each other or the model's config."""
     shape, gpus, per_node = read_shape(args.model), args.gpus, args.gpus_per_node
     if gpus > per_node and gpus % per_node:
         raise ValueError(f"--gpus {gpus} is not a multiple of {per_node} GPUs a node; give --gpus_per_node")

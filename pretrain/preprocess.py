@@ -38,7 +38,7 @@ from corpus_tokenizer.document_encoder import ENGINES
 from sentence_ends.sentence_boundaries import LANGUAGES
 from text_language.language_detection import language_code
 
-NEEDED = {  # by mode: the options that must be given
+NEEDED = {  # required options by mode
     "write": ["file_path", "save_prefix", "tokenizer_path"],
     "merge": ["merge_path_prefix", "new_path_prefix"],
     "read": ["read_path_prefix"],
@@ -49,7 +49,7 @@ NEEDED = {  # by mode: the options that must be given
 
 
 def parser() -> StrictParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     p = StrictParser(__doc__ or "")
     p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
@@ -111,7 +111,7 @@ def parser() -> StrictParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the mode of the command line; raises ValueError or OSError."""
+    """Run the mode of a parsed command line; raises ValueError or OSError."""
     for name in NEEDED[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The corpus settings of the command line; raises ValueError on a template without a field."""
+    """Return the corpus settings of the command line; raises ValueError on a template without a field."""
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
         raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")

@@ -4,10 +4,10 @@
     deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \
         --model_name_or_path base --data_path corpus/all --output_dir trained --source_weights zh=0.6,en=0.4
 
-The second command also starts two ranks on a machine without a GPU. Samples are packed into sequences, which are mixed
-by --source_weights in an order that depends on the seed alone. The result is a checkpoint folder.
---resume_from_checkpoint True resumes from the newest complete checkpoint-* in it, with the same final weights as an
-uninterrupted run. SIGTERM ends a run after the current step with a checkpoint and exit status 143.
+The second command starts two ranks; it also runs without a GPU. Samples are packed into sequences, which are mixed by
+--source_weights in an order that depends only on the seed. The result is a checkpoint folder. --resume_from_checkpoint
+True resumes from the newest complete checkpoint-* in --output_dir and gives the same final weights as an uninterrupted
+run. SIGTERM ends a run after the current step with a checkpoint and exit status 143.
 Options: pretraining/pretraining_options.py. Packing: sequence_packing/. Loss: pretraining/pretraining_trainer.py.
 """
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
-    """Load the base's model and tokenizer; weights are float32, as mixed precision needs, and ZeRO-3 partitions them.
+    """Load model and tokenizer of the base; weights are float32, as mixed precision requires.
 
-    Raises ValueError if the checkpoint lacks weights (transformers would initialise them at random), or the attention
+    Raises ValueError if the checkpoint lacks weights (transformers would initialise them at random) or the attention
     backend is not available.
     """
     import torch
@@ -39,7 +39,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
 
     segment_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    # torch.compile would recompile for every combination of segment lengths
+    # with sdpa_by_segment, torch.compile would recompile for every combination of segment lengths
     default = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
     backend = args.attn_implementation or ("flash_attention_2" if flash else default)
     try:
@@ -59,8 +59,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
 def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     """Parse and check the options, pack the corpus and load the model.
 
-    Returns the trainer and the checkpoint to resume from. Raises ValueError or OSError on options that do not fit the
-    corpus, the base or the checkpoint.
+    Returns the trainer, and the checkpoint to resume from or None. Raises ValueError or OSError if the options do not
+    fit the corpus, the base or the checkpoint.
     """
     from corpus_files.corpus import Corpus
     from pretraining import preflight, universal_checkpoint
@@ -119,14 +119,14 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
 
 
 def load_arguments() -> type:
-    """The class of all options, for --help=all; imports torch and transformers."""
+    """Return the dataclass of all options, for --help=all; imports torch and transformers."""
     from pretraining.pretraining_arguments import PretrainingArguments
 
     return PretrainingArguments
 
 
 def finish(trainer: Any, folder: Path) -> None:
-    """Add tokenizer.model and generation_config.json of the base, run.json and training_curves.png to a saved model."""
+    """Add run.json, training_curves.png and the base's tokenizer.model and generation_config.json to a saved model."""
     from training_loop.run_folders import copy_if_there, run_record
     from training_loop.training_log import draw_curves
 
@@ -140,7 +140,7 @@ def finish(trainer: Any, folder: Path) -> None:
 
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
-    """Train and save; returns the exit status."""
+    """Train and save the result; return the exit status."""
     if text := help_text(argv, PretrainingOptions, load_arguments, __doc__ or "", "train.py"):
         print(text)
         return 0

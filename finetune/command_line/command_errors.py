@@ -1,4 +1,4 @@
-"""How a command ends: an error that a user can cause is one line and exit status 2, Ctrl-C is one line and 130."""
+"""Exit handling of commands: a user error prints one line and exits with status 2, Ctrl-C one line and 130."""
 
 from command_line import interrupts
 
@@ -11,9 +11,9 @@ ERROR = 2
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, or the name of its class where it has no message.
+    """Return an error's message without line breaks, or the name of its class if it has no message.
 
-    Of the errors that pydantic raises, with an input and a link for each, only the messages.
+    From pydantic's validation errors, only the messages are used, not the inputs and links.
     """
     errors = getattr(error, "errors", None)
     text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown_option(written: str, known: Collection[str]) -> ValueError:
-    """The error for an option that a command does not have, with the closest of the known ones (`--name`)."""
+    """Return the error for an unknown option `written`; it suggests the closest option in `known` (`--name`)."""
     from difflib import get_close_matches
 
     close = get_close_matches(written, known, n=1)
@@ -30,7 +30,7 @@ def unknown_option(written: str, known: Collection[str]) -> ValueError:
 
 @contextmanager
 def resumable(remedy: str) -> Iterator[None]:
-    """Around work that the same command can resume: Ctrl-C then also prints how. Other work prints "interrupted"."""
+    """Context manager for resumable work: on Ctrl-C, the command prints "interrupted" followed by `remedy`."""
     try:
         yield
     except KeyboardInterrupt:
@@ -38,16 +38,16 @@ def resumable(remedy: str) -> Iterator[None]:
 
 
 def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> NoReturn:
-    """Do the work of a command and exit with its status; see `exit_status`."""
+    """Run `work` and exit with its status; see `exit_status`."""
     sys.exit(exit_status(work, failures))
 
 
 def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> int:
-    """Do the work of a command and return its exit status: what `work` returns, or the status of the error it raises.
+    """Run `work` and return its exit status: the return value of `work` (None: 0), or the status of its exception.
 
-    ValueError and OSError are printed as one line and give 2, the classes in `failures` likewise their status; other
-    exceptions are programming errors and pass. Ctrl-C gives 130 and prints "interrupted", or the line that the
-    KeyboardInterrupt holds where the interrupted function knows more (`resumable`).
+    ValueError and OSError are printed as one line and give status 2. failures: further exception classes that are
+    printed as one line, with their statuses. Other exceptions are programming errors and are raised again. Ctrl-C gives
+    130 and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
     """
     interrupts.begin_work()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
@@ -67,7 +67,10 @@ def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The KeyboardInterrupt that caused an error; libraries turn one into another exception while they are imported."""
+    """Return the KeyboardInterrupt that caused an error, or None.
+
+    Some libraries replace a KeyboardInterrupt during their import with another exception.
+    """
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error

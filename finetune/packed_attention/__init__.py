@@ -1,1 +1,1 @@
-"""Attention that keeps the samples or examples of a packed sequence apart. Read segment_attention.py first."""
+"""Attention within the samples or examples of a packed sequence. Read segment_attention.py first."""

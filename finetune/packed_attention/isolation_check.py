@@ -1,6 +1,6 @@
-"""Checks on a loaded model that the segments of a packed sequence do not attend to each other.
+"""Check on a loaded model that the segments of a packed sequence do not attend to each other.
 
-A backend that ignores segments trains on mixed samples, and neither PyTorch nor transformers reports it.
+With a backend that ignores segments, samples attend to each other, and neither PyTorch nor transformers reports it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ HALF = 8  # tokens of a segment
 
 
 def keeps_segments_apart(model: Any, implementation: str, device: torch.device) -> bool:
-    """Whether the logits of a segment are bit-identical when the segment before it changes.
+    """Return whether the logits of a segment are bit-identical when the segment before it changes.
 
     All ranks call it, as ZeRO-3 requires.
     """
@@ -23,7 +23,7 @@ def keeps_segments_apart(model: Any, implementation: str, device: torch.device) 
 
 
 def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bool:
-    """Whether a segment has the same logits, within rounding, if its first tokens are moved to a shared prefix."""
+    """Return whether a segment's logits are equal, within rounding, if its first tokens become a shared prefix."""
     if implementation != NAME:
         return False
     whole = _logits(model, implementation, device, [Segment(2 * HALF)]).float()
@@ -34,9 +34,9 @@ def shares_prefixes(model: Any, implementation: str, device: torch.device) -> bo
 def _logits(
     model: Any, implementation: str, device: torch.device, segments: list[Segment], modulus: int = 3
 ) -> torch.Tensor:
-    """Logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
+    """Return the logits of the second half of two equal sequences with these segments, (2, HALF, vocabulary).
 
-    modulus: of the ids of the first half.
+    modulus: determines the ids of the first half, which are position % modulus + 1.
     """
     first, second = torch.arange(HALF) % modulus + 1, torch.arange(HALF) % 5 + 1
     starts = [0 if segment.parent is None else segments[segment.parent].length for segment in segments]

@@ -1,9 +1,9 @@
-"""A user error ends all ranks with one line and exit status 2.
+"""Report a user error once for all ranks: one line and exit status 2.
 
 A launcher ends the other ranks as soon as one exits with an error, even if they wait in a collective operation. Most
-user errors (an unknown option, a missing file) occur on every rank at about the same time, so the ranks take turns:
-rank 0 fails at once, the first rank of another machine after GRACE seconds, all others after twice as long. Such a late
-rank prints its error only if no earlier rank failed.
+user errors (an unknown option, a missing file) occur on every rank at about the same time, so the exits are staggered:
+rank 0 exits at once, the first rank of each other machine after GRACE seconds, all other ranks after twice as long. A
+delayed rank therefore prints its error only if no earlier rank failed.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The ranks of a run: join before the model is loaded, sum tensors during training, leave after the result is saved.
+"""The process group of a run: initialise it before the model is loaded, sum tensors over it, destroy it at the end.
 
-A launcher (torchrun, deepspeed, accelerate launch) names the ranks in environment variables. Without a launcher there
-is one rank, and no function here waits for another.
+A launcher (torchrun, deepspeed, accelerate launch) passes each rank's number in environment variables. Without a
+launcher there is one rank, and the functions here do not wait.
 """
 
 import os
@@ -13,21 +13,21 @@ from torch import distributed
 
 
 def launched_ranks() -> int:
-    """How many ranks the launcher started; 1 without a launcher."""
+    """Return the number of ranks that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, which prints and writes for all ranks."""
+    """Return whether this process is rank 0, which prints and writes for all ranks."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def join_ranks(deepspeed_config: Any) -> None:
-    """Initialise DeepSpeed's process group, unless there is no launcher or no DeepSpeed.
+    """Initialise DeepSpeed's process group; does nothing without a launcher or without `deepspeed_config`.
 
-    This must precede TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one rank,
-    and without a GPU accelerate uses DeepSpeed only if ACCELERATE_USE_DEEPSPEED is set. Raises ValueError if the ranks
-    cannot connect.
+    Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
+    rank. Without an accelerator it also sets ACCELERATE_USE_DEEPSPEED, which accelerate then requires. Raises
+    ValueError if the ranks cannot connect.
     """
     if not deepspeed_config or "LOCAL_RANK" not in os.environ:
         return
@@ -44,9 +44,9 @@ def join_ranks(deepspeed_config: Any) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """Remove the names of DeepSpeed's CPU buffers in /dev/shm, about 60 MB a rank, which would remain after the run.
+    """Unlink DeepSpeed's CPU buffers in /dev/shm, about 60 MB a rank, which would otherwise remain after the run.
 
-    After the barrier all ranks have opened the buffers, and the names are not needed any more.
+    After the barrier all ranks have opened the buffers, so the file names are no longer needed.
     """
     distributed.barrier()
     port, rank = os.environ.get("MASTER_PORT"), os.environ.get("RANK")
@@ -55,20 +55,20 @@ def _unlink_shared_memory() -> None:
 
 
 def wait_for_ranks() -> None:
-    """Return when all ranks have called this function."""
+    """Block until all ranks have called this function."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise sum of all ranks' tensors, in place; all ranks call it together."""
+    """Sum a tensor over all ranks in place and return it; all ranks must call it."""
     if distributed.is_initialized():
         distributed.all_reduce(values)
     return values
 
 
 def leave_ranks() -> None:
-    """Wait for all ranks and destroy the process group; a rank that exits earlier may abort one that still saves."""
+    """Wait for all ranks, then destroy the process group; a rank that exits early can abort one that is saving."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

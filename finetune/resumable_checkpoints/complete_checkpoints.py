@@ -1,8 +1,8 @@
-"""Complete checkpoints: mark, find and limit them; remove those that an interrupted save left.
+"""Mark, find and limit complete checkpoints; remove incomplete ones.
 
-A checkpoint-N is complete if its files match `complete.json` in it, which has the size of every file. That file is
-written last, after all ranks have flushed their files to the disk. A folder without it, or with files that do not match
-it, was left by a run that was killed while saving.
+A checkpoint-N is complete if its files match its `complete.json`, which lists the size of every file. complete.json is
+written last, after all ranks have flushed their files to the disk. If it is missing or does not match, the run was
+killed while saving.
 """
 
 import json
@@ -10,29 +10,30 @@ import os
 import shutil
 from pathlib import Path
 
-# complete.json has sizes and no hashes, for adapters too: files are flushed first, so an interrupted save can only lack
-# files or bytes, and an adapter that lost a tensor has another size. Hashes would only detect later edits of values.
+# complete.json has sizes but no hashes, for adapters too: files are flushed first, so after an interrupted save only
+# files or bytes can be missing, and an adapter without one of its tensors has another size. Hashes would additionally
+# detect only later changes of values.
 MARKER = "complete.json"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint; -1 if there is none."""
+    """Return the step in the name of a checkpoint folder; -1 if the name has none."""
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else -1
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """All folders checkpoint-N of a run, ordered by step."""
+    """Return all folders checkpoint-N of a run, ordered by step."""
     return sorted((path for path in output.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
 def list_complete(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, ordered by step."""
+    """Return the complete checkpoints of a run, ordered by step."""
     return [checkpoint for checkpoint in list_checkpoints(output) if is_complete(checkpoint)]
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file in `complete.json` exists with its size; further files do not matter."""
+    """Return whether every file listed in `complete.json` exists with its size; other files are ignored."""
     try:
         expected = json.loads((checkpoint / MARKER).read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -41,13 +42,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Sizes of the files of a checkpoint in bytes, by relative path, without complete.json."""
+    """Return the sizes of the files of a checkpoint in bytes, by relative path, without complete.json."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def flush(checkpoint: Path) -> None:
-    """Flush a checkpoint to the disk; one rank of each machine calls it."""
+    """Flush the files of a checkpoint to the disk; one rank of each machine calls it."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
         _sync(path)
 
@@ -61,7 +62,7 @@ def _sync(path: Path) -> None:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write complete.json into a checkpoint whose files are flushed."""
+    """Write complete.json into a checkpoint; its files must already be flushed."""
     partial = checkpoint / f"{MARKER}.partial"
     partial.write_text(json.dumps({"step": step_of(checkpoint), "files": _sizes(checkpoint)}, indent=2) + "\n")
     _sync(partial)
@@ -76,7 +77,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def keep_newest(output: Path, limit: int | None, best: str | None = None) -> None:
-    """Remove the oldest complete checkpoints beyond `limit` (None or 0: keep all), except `best`."""
+    """Remove all but the newest `limit` complete checkpoints (None or 0: keep all); `best` is always kept."""
     complete = list_complete(output)
     for checkpoint in complete[: -limit or None] if limit else ():
         if checkpoint != Path(best or ""):
@@ -95,11 +96,11 @@ def remove_incomplete(output: Path) -> list[str]:
 
 
 def resume_point(given: str | None, output: Path) -> Path | None:
-    """The checkpoint to resume from; None for a new run.
+    """Return the checkpoint to resume from; None for a new run.
 
-    given: --resume_from_checkpoint: a path, True for the newest complete checkpoint in `output`, False or empty for a
-    new run. Raises FileNotFoundError or ValueError if there is no such complete checkpoint, and ValueError if a new run
-    finds complete checkpoints in `output`.
+    given: the value of --resume_from_checkpoint: a path, "True" for the newest complete checkpoint in `output`, "False"
+    or empty for a new run. Raises FileNotFoundError or ValueError if that checkpoint does not exist or is incomplete,
+    and ValueError for a new run if `output` holds complete checkpoints.
     """
     complete = list_complete(output)
     if (given or "").lower() in ("", "false", "none", "no"):

@@ -1,4 +1,4 @@
-"""The run that wrote a checkpoint: the settings that must be equal to resume it, and its position in the data."""
+"""The state of the run that wrote a checkpoint: settings that must be equal to resume it, and the data position."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ STATE = "run_state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run; plain JSON values.
+    """The state of a run, as JSON values.
 
     identity: the settings that must be equal to resume the run, by option.
     progress: the position in the data.
@@ -30,7 +30,7 @@ class RunState:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "RunState":
-        """Read the state of a checkpoint; raises ValueError if it has none."""
+        """Read the state of a checkpoint; raises ValueError if it is missing or unreadable."""
         try:
             return cls(**json.loads((checkpoint / STATE).read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -40,7 +40,7 @@ class RunState:
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """A description of each option that differs or that only one of the two identities has."""
+    """Return a description of each option whose value differs or that only one identity has, by option."""
     return {
         option: f"{option} was {saved.get(option)} and is {now.get(option)}"
         for option in {**now, **saved}
@@ -49,7 +49,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def check_same_run(checkpoint: Path, identity: dict[str, Any], remedy: str) -> RunState:
-    """Read the state of a checkpoint; raises ValueError, ending with `remedy`, if its identity differs."""
+    """Read the state of a checkpoint; raises ValueError if its identity differs. remedy: the end of the message."""
     saved = RunState.read(checkpoint)
     if changes := differences(saved.identity, identity):
         raise ValueError(f"{checkpoint} is of another run: {'; '.join(changes.values())}; {remedy}")
@@ -57,10 +57,10 @@ def check_same_run(checkpoint: Path, identity: dict[str, Any], remedy: str) -> R
 
 
 class CheckpointCompletion(TrainerCallback):
-    """Adds run state and complete.json to each checkpoint that Trainer saved, then removes the oldest ones.
+    """Adds the run state and complete.json to each checkpoint that Trainer saves, then removes old checkpoints.
 
-    Trainer would remove older checkpoints before the new one is complete, so its --save_total_limit is off during
-    training. All ranks call `state`.
+    --save_total_limit is applied here: Trainer would remove older checkpoints before the new one is complete.
+    state: returns the run state; all ranks call it.
     """
 
     def __init__(self, state: Callable[[], RunState]) -> None:

@@ -8,7 +8,7 @@ from rank_group.ranks import sum_over_ranks
 
 
 class MeanLosses(NamedTuple):
-    """Mean losses per token. by_source: of each source with a token; tokens: the number of labels."""
+    """Mean losses per token. by_source: for each source with at least one label; tokens: the number of labels."""
 
     mean: float
     by_source: dict[str, float]
@@ -25,19 +25,20 @@ class LossMeter:
     def add(
         self, losses: torch.Tensor, tokens: torch.Tensor, sources: torch.Tensor, weight: float | torch.Tensor = 1.0
     ) -> None:
-        """Add sums of losses; losses, tokens and sources have one shape, with an element per token or per sequence.
+        """Add losses; losses, tokens and sources have the same shape, with one element per token or per sequence.
 
-        tokens: label counts. sources: int64, indices of `names`. weight: 0 for a batch that must not count.
+        losses: loss sums. tokens: label counts. sources: int64, indices into `names`. weight: 0 for a batch that must
+        not count.
         """
         values = torch.stack([losses.detach().double().flatten(), tokens.double().flatten()]) * weight
         self.sums.index_add_(1, sources.flatten(), values)
 
     def tokens(self) -> int:
-        """Tokens since the last `take`, over all ranks; all ranks call it."""
+        """Return the number of labels of all ranks since the last `take`; all ranks call it."""
         return round(sum_over_ranks(self.sums[1].clone()).sum().item())
 
     def take(self) -> MeanLosses:
-        """The mean losses since the last call, over all ranks; all ranks call it."""
+        """Return the mean losses of all ranks since the last call, and reset the meter; all ranks call it."""
         losses, counts = sum_over_ranks(self.sums.clone()).tolist()
         self.sums.zero_()
         means = {name: loss / count for name, loss, count in zip(self.names, losses, counts, strict=True) if count}

@@ -1,8 +1,8 @@
-"""The command line of a small command: a function's parameters are its options, read by Python Fire.
+"""Command lines from function signatures, through Python Fire: each parameter is an option.
 
-Fire alone reads values as Python, so that a folder `run#2` becomes `run` and `2026_11_29` a number, runs the function
-before it notices words that are left over, and takes one-letter abbreviations. Here every word is checked first, text
-stays text, and other values are read by the type of their parameter (option_values.py).
+Fire itself evaluates values as Python (a folder `run#2` becomes `run`, and `2026_11_29` a number), calls the function
+before it reports surplus arguments, and accepts one-letter abbreviations. Here all arguments are checked before the
+call, and each value is parsed by the type of its parameter (option_values.py); text is not evaluated.
 """
 
 from command_line.command_errors import run_command, unknown_option
@@ -22,7 +22,7 @@ from fire import helptext, trace
 from fire.decorators import SetParseFn, SetParseFns
 
 Command = Callable[..., Any]
-OPTION = re.compile(r"--|-[A-Za-z]")  # what Fire takes for an option; -1 is a value, and - as well
+OPTION = re.compile(r"--|-[A-Za-z]")  # Fire's rule for options; `-1` and `-` are values
 SHORT_FORM = re.compile(r"^( +)-\w, --", re.MULTILINE)
 
 
@@ -33,10 +33,11 @@ def run(
     without_effect: Mapping[str, str] | None = None,
     failures: Mapping[type[Exception], int] | None = None,
 ) -> NoReturn:
-    """Call a function, or the one that the first word names, with the options of the command line; then exit.
+    """Call a function with the options of the command line, then exit.
 
-    more_options: names and types of what the function takes as **options; without it, any name with text. See
-    `read_options` for without_effect, `exit_status` for failures and the exit status.
+    command: the function, or several functions by name; the first argument then selects one. more_options: names and
+    types of the options that the function takes as **options; None: it takes any option as text. without_effect: see
+    `read_options`. failures, and the exit status: see `exit_status`.
     """
     run_command(partial(call, command, sys.argv[1:], more_options, without_effect), failures)
 
@@ -47,7 +48,7 @@ def call(
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
-    """Call the function with the options that the words say; raises ValueError before that where they say it wrong."""
+    """Call the function with the options in `words`; raises ValueError before the call if they are invalid."""
     name, asked_for_help = Path(sys.argv[0]).name, "--help" in words or "-h" in words
     if isinstance(command, Mapping):
         if not words or (words[0] not in command and not asked_for_help):
@@ -71,7 +72,7 @@ def call(
 
 
 def option_types(function: Command, more_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Option -> type, in the order of the parameters; without a type it is text."""
+    """Return the type of each option, in the order of the parameters; str if the parameter has no annotation."""
     hints = get_type_hints(function)
     named = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
     return {one.name: hints.get(one.name, str) for one in named} | dict(more_options or {})
@@ -83,11 +84,12 @@ def read_options(
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Option -> text of its value, from words as Fire documents them, without its one-letter abbreviations.
+    """Return the value of each option as text; accepts Fire's syntax without one-letter abbreviations.
 
-    `--name value`, `--name=value`, `--flag`, `--noflag`, `-` as good as `_` in names, values without a name in the
-    order of the parameters. without_effect: options of published command lines that are ignored with a notice, and why.
-    Raises ValueError on unknown and missing options, missing values, and values that no parameter is left for.
+    Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
+    name are assigned to the remaining parameters in order. without_effect: options of published command lines that are
+    ignored with a notice, and the reason. Raises ValueError on unknown or missing options, missing values, and surplus
+    values.
     """
     parameters = inspect.signature(function).parameters.values()
     takes_any = more_options is None and any(one.kind is one.VAR_KEYWORD for one in parameters)
@@ -126,7 +128,7 @@ def read_options(
 
 
 def help_text(command: Command | Mapping[str, Command], name: str) -> str:
-    """Fire's help, without the one-letter abbreviations that are not taken here."""
+    """Return Fire's help text without one-letter abbreviations, which are not accepted here."""
     component = command if callable(command) else dict(command)
     text: str = helptext.HelpText(component, trace=trace.FireTrace(component, name=name))
     return SHORT_FORM.sub(r"\1--", text)

@@ -1,4 +1,4 @@
-"""What commands with an argparse parser share: errors of one line, no abbreviations, and whole numbers."""
+"""argparse parsers with one-line errors and without abbreviations, and an option type for bounded whole numbers."""
 
 from command_line.command_errors import unknown_option
 from command_line.option_values import value_of
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 class ParserErrors:
-    """A parser class with this one before it raises ValueError with one line where argparse prints the usage."""
+    """Mixin for parser classes: invalid arguments raise ValueError with one line instead of printing the usage."""
 
     def error(self: Any, message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: ")
@@ -19,7 +19,7 @@ class ParserErrors:
 
 
 class StrictParser(ParserErrors, argparse.ArgumentParser):
-    """A parser without abbreviations that prints its description as it is written."""
+    """A parser that accepts no abbreviations and prints its description without reformatting it."""
 
     def __init__(self, description: str) -> None:
         super().__init__(
@@ -28,7 +28,7 @@ class StrictParser(ParserErrors, argparse.ArgumentParser):
 
 
 def number_from(least: int) -> Callable[[str], int]:
-    """The type of an option that takes a whole number of `least` or more."""
+    """Return an argparse type for whole numbers of at least `least`."""
 
     def number(text: str) -> int:
         try:

@@ -1,1 +1,1 @@
-"""Where sentences, clauses and words of Chinese and English text and of code end. Read sentence_boundaries.py first."""
+"""Find the ends of sentences, clauses and words in Chinese, English and code. Read sentence_boundaries.py first."""

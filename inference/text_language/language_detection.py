@@ -1,16 +1,16 @@
-"""Decide by the share of Chinese characters among the letters whether a text is English or Chinese."""
+"""Detect whether a text is English or Chinese by the share of Chinese characters among its letters."""
 
 import re
 
 LANGUAGES = ("en", "zh")
-OTHER_NAMES = {"english": "en", "chinese": "zh"}  # accepted wherever a language is named
+OTHER_NAMES = {"english": "en", "chinese": "zh"}  # accepted by every option that takes a language
 
-# Kana count as Chinese characters: Japanese is written without spaces, too.
+# Kana count as Chinese characters, since Japanese is also written without spaces.
 CHINESE_CHARACTERS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# A Chinese text with many English terms is still Chinese: the lowest share in 675 Chinese documents of documentation,
-# articles and verse was 0.202. A name in an English text stays below: at most 0.023 in XQuAD's English sentences. One
-# Chinese character corresponds to three English letters (XQuAD's parallel passages: 3.03), so at 0.2 the Chinese part
-# of a text says three quarters as much as the English part.
+# Chinese texts with many English terms must count as Chinese: the lowest share in 675 Chinese documents (documentation,
+# articles and verse) was 0.202. English texts with Chinese names must not: the highest share in XQuAD's English
+# sentences was 0.023. One Chinese character corresponds to three English letters (XQuAD's parallel passages: 3.03), so
+# at 0.2 the Chinese part of a text carries three quarters as much content as the English part.
 CHINESE_SHARE = 0.2
 
 _CHINESE = re.compile(f"[{CHINESE_CHARACTERS}]+")
@@ -18,12 +18,12 @@ _OTHER_THAN_LETTERS = re.compile(r"[\W\d_]+")
 
 
 def language_of(text: str, chinese_share: float = CHINESE_SHARE) -> str:
-    """The language of a text: `zh` where at least `chinese_share` of its letters are Chinese characters, else `en`."""
+    """Return `zh` if at least `chinese_share` of a text's letters are Chinese characters, else `en`."""
     letters = _OTHER_THAN_LETTERS.sub("", text)
     chinese = len(letters) - len(_CHINESE.sub("", letters))
     return "zh" if chinese and chinese / len(letters) >= chinese_share else "en"
 
 
 def language_code(name: str) -> str:
-    """The code of a language's name (`english` is `en`, `chinese` is `zh`); any other name is returned as it is."""
+    """Return the code of a language name (`english`: `en`, `chinese`: `zh`); other names are returned unchanged."""
     return OTHER_NAMES.get(name, name)

@@ -1,7 +1,7 @@
-"""Run the tasks of a stage in processes of this machine, as Slurm jobs, or on Ray, through datatrove's executors.
+"""Run the tasks of a stage in local processes, as Slurm jobs, or on Ray, through datatrove's executors.
 
-stage = make(options, steps, tasks, workers, folder)    an executor; `depends`: the stage before it
-run(stage)                                              skips tasks that an earlier run finished
+executor = make(options, steps, tasks, workers, folder)    # depends=...: the executor of the stage before
+run(executor)                                              # skips tasks that an earlier run finished
 """
 
 import importlib.util
@@ -22,20 +22,20 @@ from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # datatrove's progress bars, which it also shows without a terminal
+os.environ.setdefault("TQDM_DISABLE", "1")  # datatrove shows progress bars even without a terminal
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 from tqdm import tqdm
 
-STAGE = Path(__file__).resolve().parent.parent  # on PYTHONPATH of workers on other machines
+STAGE = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
 RAY = "ray==2.60.0"
-RAY_MEMORY_GB = 1  # reserved for a task
+RAY_MEMORY_GB = 1  # memory reserved for each task
 
 
 def disable_datatrove_log() -> None:
-    """Disable datatrove's log on this terminal: errors are raised, and each task has a log file."""
+    """Disable datatrove's log on the terminal; errors are raised, and each task has a log file."""
     logger.disable("datatrove")
 
 
@@ -48,11 +48,11 @@ def make(
     depends: PipelineExecutor | None = None,
     job_name: str = "pretrain",
 ) -> PipelineExecutor:
-    """A datatrove executor of `tasks` tasks, at most `workers` in parallel.
+    """Return a datatrove executor of `tasks` tasks, at most `workers` in parallel.
 
-    pipeline: datatrove steps, or functions of (data, rank, world_size); task r of n gets rank r, world_size n.
-    logging_dir: for logs and the marks of finished tasks, on a disk that all machines share. Raises ValueError where
-    sbatch or Ray is missing.
+    pipeline: datatrove steps, or functions of (data, rank, world_size); task r of n gets rank r and world_size n.
+    logging_dir: folder of logs and completion markers, on a disk shared by all machines. depends: the executor whose
+    tasks must finish first (Slurm only). Raises ValueError if sbatch or Ray is not installed.
     """
     disable_datatrove_log()
     folder, steps = str(Path(logging_dir).resolve()), list(pipeline)
@@ -62,10 +62,10 @@ def make(
         return SlurmExecutor(
             steps, tasks=tasks, workers=min(workers, tasks), logging_dir=folder, depends=depends, job_name=job_name,
             time=options.slurm_time, partition=options.slurm_partition, mem_per_cpu_gb=options.slurm_memory_gb,
-            # otherwise a job whose predecessor failed waits forever
+            # without kill-on-invalid-dep, a job whose predecessor failed waits forever
             sbatch_args={"kill-on-invalid-dep": "yes"} | dict(o.split("=", 1) for o in options.slurm_option),
             qos=None, env_command=_environment(), with_srun=False, max_array_size=1000,
-            tasks_per_job=-(-tasks // 1000),  # one array, because later jobs depend on the last array only
+            tasks_per_job=-(-tasks // 1000),  # limits a stage to one array: later jobs depend on the last array only
         )  # fmt: skip
     if options.executor == "ray":
         _start_ray(options.ray_address, workers)
@@ -78,7 +78,7 @@ def make(
 def run(executor: PipelineExecutor) -> None:
     """Run the unfinished tasks of a stage; on Slurm, submit them and the stages that the stage depends on.
 
-    Raises the exception of a task on this machine, ValueError with its message on Ray.
+    If a task fails, raises the exception of the task (local), or ValueError with its message (Ray).
     """
     executor.run()
     left = [] if isinstance(executor, SlurmPipelineExecutor) else executor.get_incomplete_ranks(skip_completed=True)
@@ -90,7 +90,7 @@ def run(executor: PipelineExecutor) -> None:
 
 
 def _environment() -> str:
-    """The shell line that sets up a job on another machine: the path of this Python, and STAGE to import from."""
+    """Return the shell line that sets PATH to this Python and PYTHONPATH to STAGE in a Slurm job."""
     path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     return f"export PATH={path} PYTHONPATH={shlex.quote(str(STAGE))}${{PYTHONPATH:+:$PYTHONPATH}}"
 
@@ -112,20 +112,20 @@ def _start_ray(address: str, workers: int) -> None:
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's executor for Slurm without the job that sums statistics after each stage."""
+    """datatrove's Slurm executor without the job that merges statistics after each stage."""
 
     def launch_merge_stats(self) -> None:
-        """The last stage reads the statistics of each task."""
+        """Does nothing: the last stage reads the statistics of each task itself."""
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's executor for one machine with another process pool.
+    """datatrove's executor for one machine, with another process pool.
 
-    datatrove's pool waits forever for a task whose process was killed (mostly for lack of memory), and leaves a process
-    behind when it is killed. Here a killed worker is an error, and workers end with the process that started them.
+    datatrove's pool waits forever for a task whose process was killed (usually for lack of memory), and its processes
+    outlive a killed parent. Here a killed worker raises an error, and workers exit with their parent process.
     """
 
     def __init__(self, steps: list[Any], tasks: int, workers: int, logging_dir: str, job_name: str) -> None:
@@ -133,7 +133,7 @@ class LocalExecutor(LocalPipelineExecutor):
         self.job_name = job_name
 
     def run(self) -> None:
-        """Run the unfinished tasks; raises the exception of a task, ValueError where a worker was killed."""
+        """Run the unfinished tasks; raises the exception of a failed task, or ValueError if a worker was killed."""
         left = self.get_incomplete_ranks()
         if min(self.workers, len(left)) < 2:
             for rank in self._progress(left, left):
@@ -151,7 +151,7 @@ class LocalExecutor(LocalPipelineExecutor):
             ) from None
         finally:
             for process in multiprocessing.active_children():
-                process.terminate()  # idle, or running a task whose result is not needed
+                process.terminate()  # idle, or running a task whose result is no longer needed
             pool.shutdown(cancel_futures=True)
 
     def _progress(self, left: list[int], work: Any) -> Any:
@@ -160,12 +160,12 @@ class LocalExecutor(LocalPipelineExecutor):
         return tqdm(work, self.job_name, self.tasks, initial=done, unit="task", disable=None, leave=False)
 
     def run_rank(self, rank: int) -> None:
-        """Run one task with a copy of the steps, which hold counters and open files."""
+        """Run one task with a copy of the steps, since steps hold counters and open files."""
         once = deepcopy(self)
         once._run_for_rank(rank, local_rank=1)
 
 
-_worker_task: Callable[[int], None] | None = None  # in a worker process
+_worker_task: Callable[[int], None] | None = None  # set in worker processes
 
 
 def _init_worker(work: Callable[[int], None]) -> None:
@@ -173,7 +173,7 @@ def _init_worker(work: Callable[[int], None]) -> None:
     _worker_task = work
     disable_datatrove_log()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

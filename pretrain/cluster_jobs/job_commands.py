@@ -1,4 +1,4 @@
-"""Shared by `preprocess.py` and `clean.py`: the options of the executor, and a clean exit on SIGTERM."""
+"""Shared by `preprocess.py` and `clean.py`: executor options, and a clean exit on SIGTERM."""
 
 from command_line.command_errors import run_command
 from command_line.strict_parsers import number_from
@@ -15,7 +15,7 @@ EXECUTORS = ("local", "slurm", "ray")
 
 
 def run_job(work: Callable[[], None]) -> NoReturn:
-    """Run the work of a command as `run_command` does; on SIGTERM every `finally` runs and the exit status is 143."""
+    """Run `work` as `run_command` does; on SIGTERM, `finally` blocks run and the exit status is 143."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run_command(work)
@@ -23,13 +23,13 @@ def run_job(work: Callable[[], None]) -> NoReturn:
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """The executor options of a command line, with their names."""
+    """The executor options of a command line; the fields are named like the options."""
 
     executor: str = "local"
     slurm_partition: str = ""
     slurm_time: str = "24:00:00"
     slurm_memory_gb: int = 4
-    slurm_option: tuple[str, ...] = ()  # KEY=VALUE options of sbatch
+    slurm_option: tuple[str, ...] = ()  # options of sbatch, each KEY=VALUE
     ray_address: str = ""
 
 
@@ -53,7 +53,7 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
-    """The executor options of a parsed command line; raises ValueError on an invalid one."""
+    """Return the executor options of a parsed command line; raises ValueError on an invalid one."""
     values = {field.name: getattr(arguments, field.name) for field in fields(ExecutorOptions)}
     values["slurm_option"] = tuple(values["slurm_option"])
     for option in values["slurm_option"]:

@@ -1,4 +1,4 @@
-"""From the text of an option to its value, by the option's type: text stays text, and no text is evaluated.
+"""Parse the text of an option to a value of the option's type; no text is evaluated as Python.
 
 Types: str, int, float, bool, Literal, list[X] and tuple[X, ...] of these, and `X | None`.
 """
@@ -16,10 +16,10 @@ NOUNS = {int: "a whole number", float: "a number", bool: "True or False", str: "
 
 
 def value_of(option: str, text: str | Sequence[str], kind: Any) -> Any:
-    """The value that `text` means for an option of type `kind`; raises ValueError with one line that names the option.
+    """Return the value of an option of type `kind`; raises ValueError with one line that names the option.
 
-    option: as users write it, `--samples`. text: of a list also as several words. An optional type takes None for None,
-    unless it is `str | None`.
+    option: the name as written on the command line, such as `--samples`. text: the value; a list may also be several
+    words. For an optional type the text `None` gives None, except for `str | None`.
     """
     if get_origin(kind) in (Union, UnionType):
         kinds = [one for one in get_args(kind) if one is not NoneType]
@@ -38,12 +38,12 @@ def value_of(option: str, text: str | Sequence[str], kind: Any) -> Any:
 
 
 def is_bool(kind: Any) -> bool:
-    """Whether an option of this type may be written without a value."""
+    """Return whether an option of this type may be written without a value."""
     return kind is bool or kind == bool | None
 
 
 def _scalar(text: str, kind: Any) -> Any:
-    """One value; ValueError, without a message where the type says enough."""
+    """Return a single value; raises ValueError without a message, since the caller names the expected type."""
     if get_origin(kind) is Literal and text in get_args(kind):
         return text
     if kind is int and WHOLE_NUMBER.fullmatch(text):
@@ -58,7 +58,7 @@ def _scalar(text: str, kind: Any) -> Any:
 
 
 def _noun(kind: Any) -> str:
-    """What an error calls the values of a type."""
+    """Return the description of a type for error messages."""
     if get_origin(kind) in (list, tuple):
         item = get_args(kind)[0]
         example = "[1,2]" if item is int else "[0.5,1]" if item is float else "[a,b]"
@@ -69,10 +69,11 @@ def _noun(kind: Any) -> str:
 
 
 def read_list(text: str | Sequence[str]) -> list[str]:
-    """The items of `a,b`, `[a,b]`, `['a','b']` or `"a","b"`, or of several words in these notations.
+    """Return the items of `a,b`, `[a,b]`, `['a','b']` or `"a","b"`, or of several words in these notations.
 
-    Quotes protect commas, spaces and brackets; there are no escapes. Takes time linear in the text and evaluates
-    nothing. Raises ValueError on an empty item, an unclosed bracket or quote, and text behind a closed quote.
+    Quotes protect commas, spaces and brackets; there are no escapes. The time is linear in the length of the text, and
+    nothing is evaluated. Raises ValueError on an empty item, an unclosed bracket or quote, and text after a closing
+    quote.
     """
     if not isinstance(text, str):
         if not text or text[0].lstrip()[:1] not in ("[", "("):
@@ -93,7 +94,7 @@ def read_list(text: str | Sequence[str]) -> list[str]:
 
 
 def _bare(text: str, start: int) -> tuple[str, int]:
-    """The item that begins at `start` without quotes, and where the next one begins."""
+    """Return the unquoted item that begins at `start`, and the index of the next item."""
     end = text.find(",", start)
     end = len(text) if end < 0 else end
     item = text[start:end].strip()
@@ -103,7 +104,7 @@ def _bare(text: str, start: int) -> tuple[str, int]:
 
 
 def _quoted(text: str, start: int) -> tuple[str, int]:
-    """The item that begins with the quote at `start`, and where the next one begins."""
+    """Return the quoted item whose opening quote is at `start`, and the index of the next item."""
     end = text.find(text[start], start + 1)
     if end < 0:
         raise ValueError(f"{text[start]} is not closed")
@@ -111,7 +112,7 @@ def _quoted(text: str, start: int) -> tuple[str, int]:
 
 
 def _next_item(text: str, at: int) -> int:
-    """The index behind the comma at `at`, spaces aside; the length of the text at its end."""
+    """Return the index of the next item after a comma at `at`, ignoring spaces; at least len(text) at the end."""
     while at < len(text) and text[at].isspace():
         at += 1
     if at < len(text) and text[at] != ",":

@@ -1,1 +1,1 @@
-"""Text files to samples of token ids. Read corpus_build.py first; segmentation.py cuts a document into samples."""
+"""Build a corpus from text files. Read corpus_build.py first; segmentation.py cuts a document into samples."""

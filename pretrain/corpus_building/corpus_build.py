@@ -1,8 +1,8 @@
-"""Build a corpus from text files: divide the input into shards, make the samples of each, join the shards.
+"""Build a corpus from text files: divide the input into shards, make the samples of each shard, join the shards.
 
-The content of a shard depends on text, tokenizer and settings alone. A corpus is therefore the same to the byte for any
-number of processes and after any interruption: finished shards are kept in `<prefix>.shards/`, and the same command
-resumes from them.
+The content of a shard depends only on text, tokenizer and settings. A corpus is therefore byte-identical for any number
+of processes and after any interruption: finished shards are kept in `<prefix>.shards/`, and the same command resumes
+from them.
 """
 
 import gc
@@ -29,22 +29,25 @@ from corpus_building.documents import Shard, UnreadableError
 from corpus_building.samples import Samples, Settings, dropped_record, make_samples
 
 BYTES_PER_TOKEN = 8  # more than in any real text, so that the check of free disk space never fails wrongly
-SHARD_BYTES = 16_000_000  # of input: about a second of work, the most that a killed worker loses
-TASKS = 4  # per worker of a cluster: few, since each loads the tokenizer, but enough to end at about the same time
+SHARD_BYTES = 16_000_000  # input of a shard: about a second of work, which a killed worker loses
+TASKS = 4  # tasks per cluster worker: few, since each loads the tokenizer, but enough to balance the load
 POLL = 0.05  # seconds
 THIS_MACHINE = ExecutorOptions()
 PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # the files of a shard
 
 
 class ShardMaker:
-    """Writes shards as files `<folder>/<number>.<part>`; each process has one."""
+    """Writes shards as files `<folder>/<number>.<part>`; each process has one instance."""
 
     def __init__(self, tokenizer_path: str, settings: Settings, folder: Path) -> None:
         self.encoder = load_encoder(tokenizer_path, settings.engine)
         self.settings, self.folder = settings, folder
 
     def samples(self, shard: Shard) -> Iterator[Samples]:
-        """The samples of each batch; raises UnreadableError where the file is damaged, or drops the rest of it."""
+        """Yield the samples of each batch of a shard.
+
+        If the file is damaged, raises UnreadableError, or drops the rest of the file if settings.on_error is `skip`.
+        """
         lines = 0
         try:
             for batch in documents.read_shard(shard, self.settings.source):
@@ -57,7 +60,7 @@ class ShardMaker:
             yield Samples(none, none, none, [dropped_record(shard, lines + 1, str(error))], 1)
 
     def __call__(self, number: int, shard: Shard) -> int:
-        """Write a shard and then its record; returns its number."""
+        """Write the files of a shard, then its record; return its number."""
         totals = dict.fromkeys(("samples", "documents", "tokens", "dropped"), 0)
         already, lines = self.encoder.checked, 0
         streams: dict[str, BinaryIO] = {}
@@ -80,7 +83,7 @@ class ShardMaker:
             raise write_error(self.folder.with_suffix(""), error) from None
         finally:
             for stream in streams.values():
-                with suppress(OSError):  # a full disk, which raises an error already
+                with suppress(OSError):  # a full disk has already raised an error
                     stream.close()
         record = asdict(shard) | totals | {"lines": lines, "checked": self.encoder.checked - already}
         unfinished = part_file(self.folder, number, "json.partial")
@@ -90,12 +93,12 @@ class ShardMaker:
 
 
 def part_file(folder: Path, number: int, part: str) -> Path:
-    """The path of one file of a shard."""
+    """Return the path of one file of a shard."""
     return folder / f"{number:06d}.{part}"
 
 
 def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
-    """The record of a finished shard, if it was made from the same bytes of the same file."""
+    """Return the record of a shard if it is finished and was made from the same bytes of the same file, else None."""
     path = part_file(folder, number, "json")
     if not path.is_file():
         return None
@@ -107,9 +110,9 @@ def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
 
 
 class MakeShards:
-    """A step for an executor: task r of n makes the unfinished shards among r, r + n, r + 2 n, ….
+    """Executor step: task r of n makes the unfinished shards among r, r + n, r + 2 n, ….
 
-    Forked processes share its tokenizer, which is most of their memory; a process elsewhere loads it again.
+    Forked processes share the tokenizer, which is most of their memory; processes on other machines load it again.
     """
 
     def __init__(self, maker: ShardMaker, shards: dict[int, Shard]) -> None:
@@ -118,7 +121,7 @@ class MakeShards:
         self.maker: ShardMaker | None = maker
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        os.chdir(self.place)  # on another machine a process may start in another folder
+        os.chdir(self.place)  # a process on another machine may start in another folder
         self.maker = self.maker or ShardMaker(self.tokenizer_path, self.settings, self.folder)
         for number, shard in list(self.shards.items())[rank::world_size]:
             if finished(self.folder, number, shard) is None:
@@ -140,9 +143,9 @@ def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int, w
     from cluster_jobs import executors
 
     tasks = len(shards) if where.executor == "local" else min(len(shards), TASKS * num_workers)
-    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # else finished tasks would be skipped
+    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # else it skips tasks of an earlier run
     gc.collect()
-    gc.freeze()  # garbage collection in forked processes then copies no shared memory
+    gc.freeze()  # so that garbage collection in forked processes copies no shared memory
     try:
         if tasks:
             executors.run(executors.make(where, [MakeShards(maker, shards)], tasks, num_workers, logs, None, "shards"))
@@ -162,14 +165,14 @@ def submit(
 ) -> None:
     """Submit the jobs that build a corpus to Slurm: an array that makes the shards, then a job that joins them.
 
-    Arguments and errors are those of `write`; later errors are in `<prefix>.logs/`.
+    Arguments and exceptions as for `write`; errors of the jobs are logged in `<prefix>.logs/`.
     """
     from cluster_jobs import executors
 
     shards = dict(enumerate(documents.plan_shards(documents.find_files(patterns), shard_bytes)))
     maker = ShardMaker(tokenizer_path, settings, Path(f"{prefix}.shards"))
     with CorpusWriter(prefix, maker.encoder.vocab_size, overwrite):
-        pass  # raises where the corpus may not be written
+        pass  # raises if the corpus exists and may not be replaced
     open_shards(maker)
     shutil.rmtree(logs := Path(f"{prefix}.logs"), ignore_errors=True)
     tasks = max(1, min(len(shards), TASKS * num_workers))
@@ -181,7 +184,7 @@ def submit(
 
 
 class Join:
-    """A step for an executor: `write`, once all shards are finished."""
+    """Executor step: call `write` after all shards are finished."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments, self.place = arguments, Path.cwd()
@@ -204,11 +207,11 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     where: ExecutorOptions = THIS_MACHINE,
 ) -> dict[str, Any]:
-    """Build the corpus `prefix` from text files and globs; returns its sidecar.
+    """Build the corpus `prefix` from text files and globs; return its sidecar.
 
-    The result depends neither on num_workers nor on interruptions; shard_bytes, the input of a shard, changes only how
-    many documents are compared with other engines. Raises ValueError or OSError where the input is unreadable or has no
-    documents, or the disk is full; only finished shards are kept then, for the next run.
+    The result depends neither on num_workers nor on interruptions. shard_bytes: bytes of input per shard; it changes
+    only how many documents are compared with other engines. Raises ValueError or OSError if the input is unreadable or
+    has no documents, or the disk is full; finished shards are kept for the next run.
     """
     settings = settings or Settings()
     paths = documents.find_files(patterns)
@@ -217,7 +220,7 @@ def write(
     encoder = maker.encoder
     room = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
-        require_space(prefix, 2 * room * token_dtype(encoder.vocab_size).itemsize)  # shards, then the corpus
+        require_space(prefix, 2 * room * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
         open_shards(maker)
         left = {number: shard for number, shard in shards.items() if finished(folder, number, shard) is None}
         try:
@@ -233,7 +236,7 @@ def write(
 
 
 def open_shards(maker: ShardMaker) -> None:
-    """Make the folder of shards, or keep that of a stopped run with the same tokenizer and settings."""
+    """Create the folder of shards, or keep the folder of a stopped run with the same tokenizer and settings."""
     record = maker.folder / "run.json"
     of = {"tokenizer": maker.encoder.fingerprint, "settings": asdict(maker.settings) | {"engine": ""}}
     with suppress(OSError, ValueError):
@@ -247,9 +250,9 @@ def open_shards(maker: ShardMaker) -> None:
 def join(
     writer: CorpusWriter, folder: Path, shards: dict[int, Shard], make: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Make the shards and append each, in order, as soon as it is finished; returns their records.
+    """Make the shards and append each, in order, as soon as it is finished; return their records.
 
-    A thread copies their bytes while this process waits for the workers.
+    A thread appends shards while `make` waits for the workers.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as thread:
@@ -265,7 +268,7 @@ def join(
 def append(
     writer: CorpusWriter, folder: Path, shards: dict[int, Shard], stopped: threading.Event
 ) -> list[dict[str, Any]]:
-    """Append the shards in order, waiting for each unless `stopped` is set; returns the records of those appended."""
+    """Append the shards in order, waiting for each until `stopped` is set; return the records of appended shards."""
     records: list[dict[str, Any]] = []
     lines_before, last = 0, ""
     for number, shard in shards.items():
@@ -283,7 +286,7 @@ def append(
 
 
 def finish(writer: CorpusWriter, maker: ShardMaker, records: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Write the sidecar and the index after all shards are appended; returns the sidecar."""
+    """Write the index and the sidecar after all shards are appended; return the sidecar."""
     source = {
         "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
         "documents": writer.documents, "tokens": writer.tokens,

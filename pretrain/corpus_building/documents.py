@@ -1,8 +1,9 @@
-"""Read documents from JSONL (.jsonl, .json), .txt with one document a line, both also .gz or .zst, and .parquet.
+"""Read documents from JSONL (.jsonl, .json) and .txt with one document a line, both also .gz or .zst, and .parquet.
 
-Plain files are cut into shards at line ends, so that several processes work on one file; a packed file is one shard.
-The shards depend on the files' sizes alone. Lines are read here, not by json_rows, because a shard begins at any byte
-and orjson takes the text out of a line several times faster; encodings and errors are those of json_rows.
+Uncompressed files are cut into shards at line ends, so that several processes can read one file; a compressed or
+.parquet file is one shard. The shards depend only on file sizes. Lines are read here and not by json_rows because a
+shard may begin at any byte and orjson extracts the text of a line several times faster. Error messages are those of
+json_rows.
 """
 
 import codecs
@@ -25,20 +26,20 @@ PACKED = {
     ".gz": 3,
     ".zst": 3,
     ".parquet": 2,
-}  # least ratio of text to file size, for the check of free space
-FIELD = re.compile(r"\{(\w+)\}")  # in a text template
+}  # lower bound of text size / file size, for the check of free space
+FIELD = re.compile(r"\{(\w+)\}")  # a field in a text template
 BATCH_BYTES = 1 << 18
-PARQUET_ROWS = 256  # of a batch
-MOST_SHARDS = 4096  # of one file: a larger one has larger shards
+PARQUET_ROWS = 256  # rows of a batch
+MOST_SHARDS = 4096  # most shards of one file; a very large file has larger shards
 
 
 class UnreadableError(ValueError):
-    """A line or a file without readable text; the message has place, reason and remedy."""
+    """A line or file has no readable text; the message has place, reason and remedy."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The lines of a file that begin in its bytes start to end (end < 0: the whole file), with its size and time."""
+    """The lines of a file that begin in bytes [start, end), or all lines if end < 0; file size and time as a check."""
 
     path: str
     file_bytes: int
@@ -54,9 +55,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class TextSource:
-    """The text of a row: the field `key`, or several fields joined by `template`, such as "{title}\\n{body}".
+    """Selects the text of a row: the field `key`, or several fields in `template`, such as "{title}\\n{body}".
 
-    keep_newline: keep the newline at the end of a line of a .txt file.
+    keep_newline: keep the newline at the end of each line of a .txt file.
     """
 
     key: str = "text"
@@ -65,20 +66,20 @@ class TextSource:
 
     @cached_property
     def fields(self) -> list[str]:
-        """The names of the fields."""
+        """The names of the fields that form the text."""
         return FIELD.findall(self.template) if self.template else [self.key]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive lines of a shard, undecoded; `first` is the number of the first line in the shard, from 1."""
+    """Consecutive undecoded lines of a shard; `first` is the number of the first line within the shard, from 1."""
 
     shard: Shard
     first: int
     lines: list[bytes] | list[dict[str, Any]]  # rows of a .parquet file
 
     def place(self, number: int) -> str:
-        """File and line (of a .parquet, row) of the shard's line `number`; counts the lines before the shard."""
+        """Return file and line (.parquet: row) of the shard's line `number`; reads the file up to the shard."""
         if self.shard.path.endswith(".parquet"):
             return f"{self.shard.path}, row {number}"
         before = 0
@@ -92,7 +93,10 @@ class Batch:
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """The files that paths and globs name, in order, each once; raises FileNotFoundError or ValueError."""
+    """Return the files that match paths and globs, in order, without duplicates.
+
+    Raises FileNotFoundError if a pattern matches no file, ValueError if a match is not a file or has another ending.
+    """
     found: dict[str, None] = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
@@ -109,7 +113,7 @@ def find_files(patterns: list[str]) -> list[str]:
 
 @cache
 def kind(path: str) -> str:
-    """The ending that decides how a file is read; of a compressed file, the inner ending or else .jsonl."""
+    """Return the ending that determines the format; for .gz, .zst and .parquet the inner ending, else .jsonl."""
     name = Path(path)
     if name.suffix in PACKED:
         return Path(name.stem).suffix or ".jsonl"
@@ -117,12 +121,12 @@ def kind(path: str) -> str:
 
 
 def text_bytes(path: str) -> int:
-    """A lower estimate of the bytes of text in a file."""
+    """Return a lower bound of the bytes of text in a file."""
     return Path(path).stat().st_size * PACKED.get(Path(path).suffix, 1)
 
 
 def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
-    """Divide files, in order, into shards of about `shard_bytes`; compressed files are not divided."""
+    """Divide files, in order, into shards of about `shard_bytes`; compressed and .parquet files are one shard."""
     shards = []
     for path in paths:
         status = Path(path).stat()
@@ -136,7 +140,7 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
 
 
 def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
-    """Read a shard in batches of about 0.25 MB; raises UnreadableError where the file is damaged."""
+    """Yield the lines of a shard in batches of about 0.25 MB; raises UnreadableError if the file is damaged."""
     try:
         raw = Path(shard.path).open("rb", BATCH_BYTES)  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
@@ -151,7 +155,7 @@ def read_shard(shard: Shard, source: TextSource) -> Iterator[Batch]:
 
 
 def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
-    """Read the given fields of the rows of a .parquet file."""
+    """Yield the rows of a .parquet file with the given fields."""
     import pyarrow
     from pyarrow import parquet
 
@@ -169,10 +173,10 @@ def _rows(shard: Shard, raw: Any, fields: list[str]) -> Iterator[Batch]:
 
 
 def _position(raw: BinaryIO, start: int) -> int:
-    """Move to the first line that begins at `start` or after it; returns where that is."""
+    """Move to the first line that begins at or after byte `start`; return its offset."""
     if start:
         raw.seek(start - 1)
-        raw.readline()  # the rest of the line before, or just the end of it
+        raw.readline()  # the rest of the previous line, at least its newline
     return raw.tell()
 
 
@@ -195,9 +199,9 @@ def _batches(shard: Shard, stream: Any, at: int, end: int) -> Iterator[Batch]:
 
 
 def text_of(batch: Batch, number: int, source: TextSource) -> str:
-    """The text of line `number` of the shard, which must be in the batch.
+    """Return the text of line `number` of the shard, which must be in the batch; "" for a blank JSONL line.
 
-    Raises UnreadableError, with file and line, where it is not UTF-8, is not a JSON object or lacks a field.
+    Raises UnreadableError, with file and line, if the line is not UTF-8, is not a JSON object or lacks a field.
     """
     line = batch.lines[number - batch.first]
     if isinstance(line, dict):
@@ -206,7 +210,7 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
     if number == 1 and batch.shard.start == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnreadableError(f"{batch.place(1)} is UTF-16, which is not cut into shards; convert the file to UTF-8")
     if not is_text:
-        with suppress(ValueError):  # json, below, accepts more than orjson and has better messages
+        with suppress(ValueError):  # json, used below, accepts more than orjson and has better messages
             row = orjson.loads(line)
             if isinstance(row, dict) and not source.template and isinstance(text := row.get(source.key), str):
                 return text  # orjson has checked that it is UTF-8
@@ -223,7 +227,7 @@ def text_of(batch: Batch, number: int, source: TextSource) -> str:
 
 
 def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
-    """The JSON object of a line."""
+    """Return the JSON object of a line."""
     try:
         row = json.loads(line)
     except RecursionError:
@@ -232,7 +236,7 @@ def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
         if not line.lstrip().startswith("["):
             fault = json_fault(error) if isinstance(error, json.JSONDecodeError) else f"has {error}; correct it"
             raise UnreadableError(f"{batch.place(number)} {fault}") from None
-        row = []  # a list over several lines
+        row = []  # the start of a list over several lines
     if isinstance(row, list):
         place = batch.place(number)
         raise UnreadableError(f"{place}: a JSON list; one object a line is read, so write the file as JSONL")
@@ -242,7 +246,7 @@ def _parsed(line: str, batch: Batch, number: int) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any], source: TextSource, batch: Batch, number: int) -> str:
-    """The text of a row; fields are inserted unchanged into the template, braces included."""
+    """Return the text of a row; braces in inserted fields are not interpreted."""
     for name in source.fields:
         if name not in row:
             keys, option = ", ".join(list(row)[:6]), "--text_template" if source.template else "--text_key"

@@ -1,4 +1,4 @@
-"""Make samples of a batch of lines: encode, cut, choose, and record dropped documents with the reason."""
+"""Make the samples of a batch of lines: encode and cut documents, select samples, and record dropped documents."""
 
 import hashlib
 import operator
@@ -13,12 +13,12 @@ from corpus_tokenizer.document_encoder import DocumentEncoder
 from corpus_building import segmentation
 from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, text_of
 
-SHOWN_CHARACTERS = 200  # of a dropped text
+SHOWN_CHARACTERS = 200  # recorded characters of a dropped text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a corpus besides tokenizer and text; all but the engine decide its content."""
+    """The settings of a corpus besides tokenizer and text; all except `engine` affect its content."""
 
     seq_length: int = 1024
     language: str = "auto"
@@ -38,17 +38,21 @@ class Settings:
 
 @dataclass
 class Samples:
-    """The documents of a batch: ids (tokens,), lengths (samples,) int32, per_document (documents,) int32 samples."""
+    """The samples of a batch.
+
+    ids: (tokens,), all samples concatenated. lengths: (samples,) int32, in tokens. per_document: (documents,) int32,
+    the number of samples of each document. dropped: a record for each dropped document. lines: lines of input.
+    """
 
     ids: np.ndarray
     lengths: np.ndarray
     per_document: np.ndarray
     dropped: list[dict[str, Any]]
-    lines: int  # of the input
+    lines: int
 
 
 def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> Samples:
-    """Encode and cut the documents of a batch; all are encoded before any is cut, for the sake of the CPU's caches.
+    """Encode and cut the documents of a batch; all are encoded before any is cut, which uses the CPU's caches better.
 
     Raises UnreadableError, with file and line, for an unreadable line unless settings.on_error is `skip`.
     """
@@ -63,7 +67,7 @@ def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> 
                 dropped_record(batch.shard, number, f"{count} tokens, min_length is {settings.min_length}", text)
             )
             continue
-        ends = document.ends() if count > settings.seq_length else document.ids  # only their number is used
+        ends = document.ends() if count > settings.seq_length else document.ids  # then only len() is used
         cut = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, bos)
         if settings.num_per_doc and len(cut) > settings.num_per_doc:
             keep = chosen(text, len(cut), settings.num_per_doc, settings.seed)
@@ -85,9 +89,9 @@ def make_samples(batch: Batch, encoder: DocumentEncoder, settings: Settings) -> 
 
 
 def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarray:
-    """Join documents: BOS (where the tokenizer has one), ids and EOS of each, (tokens,) in the corpus's dtype.
+    """Concatenate documents, each as BOS (if the tokenizer has one), ids, EOS: (tokens,) in the corpus's dtype.
 
-    ids: of each document, (tokens,) without BOS and EOS.
+    ids: for each document, (tokens,) without BOS and EOS.
     """
     bos = [] if encoder.bos_id is None else [encoder.bos_id]
     total = sum(map(len, ids)) + (len(bos) + 1) * len(ids)
@@ -104,7 +108,7 @@ def document_tokens(ids: list[np.ndarray], encoder: DocumentEncoder) -> np.ndarr
 
 
 def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
-    """The texts of a batch with their line numbers, and a record of each line without text."""
+    """Return the texts of a batch with their line numbers, and a record of each unreadable or empty line."""
     texts, dropped, source = [], [], settings.source
     for number in range(batch.first, batch.first + len(batch.lines)):
         try:
@@ -122,9 +126,9 @@ def readable(batch: Batch, settings: Settings) -> tuple[list[tuple[int, str]], l
 
 
 def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
-    """Choose `keep` samples of a document, ascending: the first, the last, then samples between them at random.
+    """Return the ascending indices of `keep` samples of a document: the first, the last, and random ones between them.
 
-    The choice depends on text and seed alone, not on the document's place or the number of workers.
+    The choice depends only on text and seed, not on the document's position or the number of workers.
     """
     if keep == 1:
         return [0]
@@ -133,5 +137,5 @@ def chosen(text: str, samples: int, keep: int, seed: int) -> list[int]:
 
 
 def dropped_record(shard: Shard, line: int, reason: str, text: str = "") -> dict[str, Any]:
-    """A record of `<prefix>.dropped.jsonl`."""
+    """Return a record of `<prefix>.dropped.jsonl`."""
     return {"file": shard.path, "line": line, "reason": reason, "text": text[:SHOWN_CHARACTERS]}

@@ -1,10 +1,11 @@
 """Cut a document's tokens into the fewest samples of whole sentences, with lengths as equal as possible.
 
-The document is encoded once and cut between tokens where a sentence ends, so that its samples, joined, are exactly its
-tokens. Greedy filling gives the number of samples. The k-th cut of every division into so many samples lies between the
-k-th cuts of greedy filling from the right and from the left. These windows are disjoint, so a dynamic programme over
-them finds the division with the least sum of squared lengths and reads each place once. In most documents narrower
-windows are known beforehand (`_near_cuts`), and the text outside of them is not searched for sentences.
+The document is encoded once and cut between tokens at sentence ends, so that the concatenated samples are exactly its
+tokens. Greedy filling gives the number of samples. In every division into this number of samples, the k-th cut lies
+between the k-th cuts of greedy filling from the right and from the left. These windows are disjoint, so dynamic
+programming over them finds the division with the least sum of squared lengths and visits each possible cut once. In
+most documents narrower windows are known beforehand (`_near_cuts`), and only the text in them is searched for sentence
+ends.
 """
 
 from bisect import bisect_left, bisect_right
@@ -14,18 +15,18 @@ from math import ceil, floor, inf, sqrt
 import numpy as np
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
-_FIRST_SPREAD = 16  # tokens from the even division within which sentence ends are searched first
-_MANY_PIECES = 16  # from which all text is searched at once: a search between two cuts may have to read all of it
+_FIRST_SPREAD = 16  # tokens; sentence ends are first searched this close to the even division
+_MANY_PIECES = 16  # samples from which on the whole text is searched once, since each window may have to search it
 
 
 def sample_lengths(
     text: str, ends: np.ndarray, limit: int, language: str = "auto", bos: int = 1, eos: int = 1
 ) -> np.ndarray:
-    """The tokens of each sample of a document of bos + len(ends) + eos tokens: (samples,) int32.
+    """Return the number of tokens of each sample of a document: (samples,) int32.
 
-    ends: (tokens,) where each token of the text ends, in characters; tokens that share a character have the same end
-    and are cut only after the last of them. limit: the most tokens of a sample. bos, eos: 1 if the document has that
-    token, else 0. A sentence longer than the limit is cut between clauses, else words, else characters, else bytes.
+    The document has bos + len(ends) + eos tokens; a sentence longer than the limit is cut between clauses, else words,
+    else characters, else bytes. ends: (tokens,), the end of each token in the text, in characters; tokens that share a
+    character have the same end. limit: most tokens of a sample. bos, eos: 1 if the document has that token, else 0.
     """
     total = bos + len(ends) + eos
     if total <= limit:
@@ -36,13 +37,13 @@ def sample_lengths(
 
 
 class _TokenEdges:
-    """Converts positions in a text to edges, and back. An edge is a number of tokens from the document's beginning."""
+    """Converts positions in a text, in characters, to edges and back; an edge is a token offset in the document."""
 
     def __init__(self, ends: np.ndarray, bos: int, total: int) -> None:
         self.ends, self.bos, self.total = ends, bos, total
 
     def at(self, positions: list[int]) -> list[int]:
-        """The edges at the positions (ascending, in characters) that lie between two tokens of the text."""
+        """Return the edges of those positions (ascending, in characters) that lie between two tokens of the text."""
         if not positions or not len(self.ends):
             return []
         after = self.ends.searchsorted(positions, "right")
@@ -50,22 +51,23 @@ class _TokenEdges:
         return (after[between] + self.bos).tolist()
 
     def position(self, edge: int) -> int:
-        """Where the text before an edge ends, in characters."""
+        """Return the position of an edge in the text, in characters."""
         tokens = min(edge - self.bos, len(self.ends))
         return int(self.ends[tokens - 1]) if tokens > 0 else 0
 
 
 def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int] | None:
-    """The best cuts at sentence ends into ceil(tokens / limit) samples; None where there is no such division.
+    """Return the best cuts at sentence ends into ceil(tokens / limit) samples; None if there is no such division.
 
-    Every division of T tokens into n samples of at most L has its k-th cut between T - (n - k) L and k L: disjoint
-    windows. If its sum of squared lengths is T^2 / n + e, its k-th cut is at most sqrt(e k (n - k) / n) from k T / n,
-    because the two sides of a cut at x cost at least x^2 / k + (T - x)^2 / (n - k). Sentence ends are therefore
-    searched near k T / n, and further away only as far as the e of a division that was found allows.
+    In every division of T tokens into n samples of at most L tokens, the k-th cut lies between T - (n - k) L and k L;
+    these windows are disjoint. If the sum of squared lengths is T^2 / n + e, the k-th cut is at most
+    sqrt(e k (n - k) / n) from k T / n, because the two sides of a cut at x contribute at least
+    x^2 / k + (T - x)^2 / (n - k). Sentence ends are therefore searched near k T / n first; e of the division found
+    there bounds how far the best cuts can be from k T / n.
     """
     total, pieces = edges.total, -(-edges.total // limit)
     found = edges.at(sentence_ends(text, language)) if pieces >= _MANY_PIECES else None
-    spread = _FIRST_SPREAD * sqrt(pieces) if found is None else total  # sqrt(e), a guess
+    spread = _FIRST_SPREAD * sqrt(pieces) if found is None else total  # a first estimate of sqrt(e)
     while True:
         windows = _windows(total, pieces, limit, spread)
         near = _edges_within(text, edges, windows, language) if found is None else found
@@ -80,7 +82,7 @@ def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list
 
 
 def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]], language: str) -> list[int]:
-    """The edges at sentence ends in the windows."""
+    """Return the edges at sentence ends within the windows."""
     positions: list[int] = []
     for low, high in windows:
         positions += sentence_ends_between(text, language, edges.position(low), edges.position(high))
@@ -88,7 +90,7 @@ def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]],
 
 
 def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[int, int]]:
-    """The first and last possible edge of each cut, in a division with e <= spread^2 (see `_near_cuts`)."""
+    """Return the first and last possible edge of each cut, in a division with e <= spread^2 (see `_near_cuts`)."""
     found = []
     for k in range(1, pieces):
         even, reach = k * total / pieces, spread * sqrt(k * (pieces - k) / pieces)
@@ -98,12 +100,15 @@ def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[i
 
 
 def _columns(edges: list[int], windows: list[tuple[int, int]]) -> list[list[int]]:
-    """The edges in each window."""
+    """Return the edges in each window."""
     return [edges[bisect_left(edges, low) : bisect_right(edges, high)] for low, high in windows]
 
 
 def _achieved_spread(columns: list[list[int]], total: int, limit: int) -> float | None:
-    """sqrt(e) of the division whose cuts are the edges nearest to the even division; None where it is impossible."""
+    """Return sqrt(e) of the division at the edges nearest to the even division; None if there is none.
+
+    See `_near_cuts`. columns: the possible edges of each cut.
+    """
     pieces = len(columns) + 1
     before, squares = 0, 0
     for k, column in enumerate([*columns, [total]], 1):
@@ -120,9 +125,9 @@ def _achieved_spread(columns: list[list[int]], total: int, limit: int) -> float 
 
 
 def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int]:
-    """Edges at the best kinds of places: sentence ends, and the next kinds only within pieces longer than the limit.
+    """Return possible cuts: sentence ends, and edges of the next kind only within pieces longer than the limit.
 
-    Ascending, from 0 to the number of tokens, neighbours at most `limit` apart.
+    The edges ascend from 0 to the number of tokens; neighbours are at most `limit` apart.
     """
     found = np.array([0, edges.total])
     kinds = _edges_by_kind(text, edges, language)
@@ -136,7 +141,7 @@ def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list
 
 
 def _edges_by_kind(text: str, edges: _TokenEdges, language: str) -> Iterator[np.ndarray]:
-    """The edges of each kind, the best first: ends of sentences, clauses, words, characters and tokens."""
+    """Yield the edges of each kind, best kind first: ends of sentences, clauses, words, characters and tokens."""
     yield np.array(edges.at(sentence_ends(text, language)), dtype=np.int64)
     yield np.array(edges.at(clause_ends(text)), dtype=np.int64)
     yield np.array(edges.at(word_ends(text)), dtype=np.int64)
@@ -145,9 +150,9 @@ def _edges_by_kind(text: str, edges: _TokenEdges, language: str) -> Iterator[np.
 
 
 def balance(edges: list[int], limit: int) -> list[int]:
-    """Choose the fewest cuts among `edges`, and among those the cuts with the least sum of squared lengths.
+    """Return the division at `edges` with the fewest pieces, and among these the least sum of squared lengths.
 
-    edges: ascending, neighbours at most `limit` apart; the first and the last are kept. Returns the chosen edges.
+    edges: ascending, neighbours at most `limit` apart; the result includes the first and the last.
     """
     left, right = _greedy(edges, limit)
     cuts = _best_path([edges[low : high + 1] for low, high in zip(right, left, strict=True)], limit)
@@ -156,7 +161,7 @@ def balance(edges: list[int], limit: int) -> list[int]:
 
 
 def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Indices of the cuts when pieces are filled from the left, and when they are filled from the right."""
+    """Return the indices of the cuts of greedy filling from the left and of filling from the right, both ascending."""
     left = [0]
     while left[-1] < len(edges) - 1:
         left.append(bisect_right(edges, edges[left[-1]] + limit) - 1)
@@ -167,10 +172,10 @@ def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
 
 
 def _best_path(columns: Sequence[list[int]], limit: int) -> list[int] | None:
-    """One edge of each column, neighbours at most `limit` apart, with the least sum of squared distances.
+    """Return one edge of each column, neighbours at most `limit` apart, with the least sum of squared distances.
 
-    columns: ascending edges, all beyond those of the previous column; the first column has one edge. None where there
-    is no path.
+    Returns None if there is no such path. columns: ascending edges, all greater than those of the previous column; the
+    first and the last column have one edge.
     """
     before, cost = columns[0], [0]
     steps = []
@@ -190,12 +195,11 @@ def _best_path(columns: Sequence[list[int]], limit: int) -> list[int] | None:
 
 
 def _best_before(before: list[int], cost: list[int], after: list[int], limit: int) -> list[int]:
-    """For each edge of `after`, the index of the edge of `before` from which it is reached at the least cost.
+    """Return for each edge of `after` the index of its best predecessor in `before`.
 
-    The square of a length grows faster the longer the piece is, so the best index never falls from one edge to the
-    next, and neither does the first index within the limit. An edge between two solved ones is therefore tried only
-    with the indices between theirs: divide and conquer, n log n steps. Where no edge is within the limit, the index is
-    that of an edge beyond it.
+    The square of a length is convex, so the best index never decreases from one edge to the next, and neither does the
+    first index within the limit. For an edge between two solved edges, only the indices between theirs are tried:
+    divide and conquer in n log n steps. If no predecessor is within the limit, an index outside the limit is returned.
     """
     choice = [0] * len(after)
     todo = [(0, len(after), 0, len(before))]
@@ -210,7 +214,7 @@ def _best_before(before: list[int], cost: list[int], after: list[int], limit: in
 
 
 def _cheapest(before: list[int], cost: list[int], edge: int, limit: int, first: int, last: int) -> int:
-    """The index in before[first:last] from which `edge` is reached at the least cost; last - 1 where none can be."""
+    """Return the index of the best predecessor of `edge` in before[first:last]; last - 1 if none is within `limit`."""
     best, least = last - 1, inf
     for i in range(bisect_left(before, edge - limit, first, last), last):
         total = cost[i] + (edge - before[i]) ** 2

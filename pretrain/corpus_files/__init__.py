@@ -1,1 +1,1 @@
-"""The memory-mapped corpus on disk: read, write, merge, prune, import and inspect it. Read corpus.py first."""
+"""Read, write, merge, prune, import and inspect the memory-mapped corpus on disk. Read corpus.py first."""

@@ -1,10 +1,11 @@
 """Read, write and verify a corpus on disk: Megatron's indexed dataset with a JSON sidecar.
 
-    <prefix>.bin             token ids of all samples, one after another (uint16; int32 for vocabularies over 65,535)
+    <prefix>.bin             token ids of all samples, concatenated (uint16; int32 for vocabularies over 65,535)
     <prefix>.idx             magic, version, dtype code, counts; the length of each sample (int32); the offset of each
-                             sample in .bin (int64, bytes); the first sample of each document, and the end (int64)
-    <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of both files
-    <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent where nothing was dropped
+                             sample in .bin (int64, bytes); the first sample of each document, then the sample count
+                             (int64)
+    <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of .bin and .idx
+    <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent if nothing was dropped
 
 One sample is one Megatron sequence. Layout of .idx: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
 `pretrain/preprocess.py` is the command line.
@@ -28,16 +29,16 @@ HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the b
 VERSION = 1
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # two of Megatron's dtype codes
 LARGEST_UINT16_VOCABULARY = 65_535
-CHUNK = 1 << 20  # items or bytes that are streamed at a time
+CHUNK = 1 << 20  # items or bytes read or written at a time
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
-    """The paths of a corpus, by ending: bin, idx, json and dropped.jsonl."""
+    """Return the paths of a corpus by suffix: bin, idx, json and dropped.jsonl."""
     return {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "json", "dropped.jsonl")}
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The dtype of stored token ids for a vocabulary of `vocab_size` ids."""
+    """Return the dtype of stored token ids for a vocabulary of `vocab_size` ids."""
     return DTYPES[8] if vocab_size <= LARGEST_UINT16_VOCABULARY else DTYPES[4]
 
 
@@ -46,11 +47,11 @@ class Corpus:
 
     Attributes:
         lengths: (samples,) int32, tokens per sample.
-        pointers: (samples,) int64, where each sample begins in .bin, in bytes.
-        documents: (documents + 1,) int64, the sample at which each document begins; the last is the sample count.
-        sidecar, sources, fingerprint, vocab_size, seq_length: what `<prefix>.json` says.
+        pointers: (samples,) int64, the offset of each sample in .bin, in bytes.
+        documents: (documents + 1,) int64, the first sample of each document, then the sample count.
+        sidecar: the content of `<prefix>.json`.
 
-    Raises FileNotFoundError or ValueError where a file is missing, damaged, truncated or empty.
+    Raises FileNotFoundError or ValueError if a file is missing, damaged, truncated or empty.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -84,7 +85,7 @@ class Corpus:
         return len(self.lengths)
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray:
-        """Sample `index`: (tokens,) uint16 or int32, read-only."""
+        """Return sample `index`: (tokens,) uint16 or int32, read-only."""
         at = operator.index(index)
         if not -len(self) <= at < len(self):
             raise IndexError(f"sample {at} of {len(self)} in {self.prefix}")
@@ -92,7 +93,7 @@ class Corpus:
         return np.asarray(self._tokens[start : start + int(self.lengths[at])])
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """The ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
+        """Return the ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
         starts = (int(self.pointers[at]) // self.dtype.itemsize if at < len(self) else None for at in (first, last))
         return np.asarray(self._tokens[slice(*starts)])
 
@@ -100,11 +101,11 @@ class Corpus:
         return (self[index] for index in range(len(self)))
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[str]]:
-        return Corpus, (self.prefix,)  # a process that unpickles it maps the files
+        return Corpus, (self.prefix,)  # a process that unpickles the corpus maps the files itself
 
     @property
     def sources(self) -> list[dict[str, Any]]:
-        """Ordered ranges {name, type, start, end (samples), documents, tokens} that cover the corpus."""
+        """The sources in order, {name, type, start, end (samples), documents, tokens}; they cover the corpus."""
         return self.sidecar["sources"]
 
     @property
@@ -124,7 +125,7 @@ class Corpus:
 
 
 def read_sidecar(prefix: str | Path) -> dict[str, Any]:
-    """Parse `<prefix>.json`; raises FileNotFoundError where it is missing, ValueError where it is damaged."""
+    """Parse `<prefix>.json`; raises FileNotFoundError if there is no corpus, ValueError if it is damaged."""
     path = files(prefix)["json"]
     if not path.is_file():
         if files(prefix)["idx"].is_file():
@@ -145,7 +146,7 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
-    """(dtype of the ids, samples, length of the boundary array); raises ValueError where the index is damaged."""
+    """Return id dtype, sample count and length of the boundary array; raises ValueError if the index is damaged."""
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
     if magic != MAGIC or len(header) != HEADER.size:
@@ -165,13 +166,13 @@ def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
 
 
 class CorpusWriter:
-    """Streams a new corpus into `<prefix>.partial/`; `finish` moves its files in place, and an error removes them.
+    """Context manager that writes a corpus to `<prefix>.partial/`; `finish` moves its files, an error removes them.
 
         with CorpusWriter("data/en", vocab_size=32000) as writer:
             writer.add(ids, lengths, samples_per_document)
             writer.finish(sources, tokenizer, settings, versions, seq_length)
 
-    Raises FileExistsError where the corpus exists and `overwrite` is False, OSError where the disk is full.
+    Raises FileExistsError if the corpus exists and `overwrite` is False, OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -184,7 +185,7 @@ class CorpusWriter:
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._new_parent = not self.prefix.parent.exists()
         self.folder = Path(f"{prefix}.partial")
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed run
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run
         self.folder.mkdir(parents=True)
         self._streams: dict[str, BinaryIO] = {
             name: (self.folder / name).open("wb") for name in ("bin", "lengths", "documents", "dropped.jsonl")
@@ -199,13 +200,14 @@ class CorpusWriter:
             self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._new_parent:
-            with suppress(OSError):  # not empty unless the corpus failed
+            with suppress(OSError):  # not empty after a successful run
                 self.prefix.parent.rmdir()
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
 
-        ids: (tokens,), of all documents in order. lengths: (samples,), at least 1. samples_per_document: (documents,).
+        ids: (tokens,), all documents concatenated. lengths: (samples,), each at least 1. samples_per_document:
+        (documents,).
         """
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"ids {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}")
@@ -214,7 +216,7 @@ class CorpusWriter:
         self._write_index(lengths, self.samples + np.cumsum(samples_per_document, dtype=np.int64))
 
     def add_files(self, ids: Path, lengths: Path, samples_per_document: Path) -> None:
-        """Append documents from files with the arguments of `add`: token ids in the corpus's dtype, counts as int32."""
+        """Append documents from files that hold the arguments of `add`: ids in the corpus's dtype, counts as int32."""
         for block in _blocks(ids):
             self._write_tokens(block)
         end = self.samples
@@ -227,7 +229,7 @@ class CorpusWriter:
         assert end == self.samples, "lengths do not add up"
 
     def add_corpus(self, corpus: Corpus) -> None:
-        """Append the documents of a corpus by streaming its bytes; raises ValueError where their sha256 is wrong."""
+        """Append the documents of a corpus; raises ValueError if its .bin differs from the sha256 in its sidecar."""
         digest = hashlib.sha256()
         for block in _blocks(files(corpus.prefix)["bin"]):
             digest.update(block)
@@ -253,9 +255,9 @@ class CorpusWriter:
         versions: dict[str, str],
         seq_length: int,
     ) -> dict[str, Any]:
-        """Assemble the index, write the sidecar and move all files in place; returns the sidecar.
+        """Assemble the index, write the sidecar and move all files to their final paths; return the sidecar.
 
-        Raises ValueError where no document was added.
+        Raises ValueError if no document was added.
         """
         if not self.samples:
             raise ValueError(
@@ -272,7 +274,7 @@ class CorpusWriter:
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
         targets = files(self.prefix)
-        # Removing the sidecar ends the old corpus; the new corpus exists once its sidecar is moved, which is last.
+        # The sidecar marks a corpus as complete: the old one is removed first, the new one is moved last.
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
         for ending in ("bin", "idx", *(["dropped.jsonl"] if self.dropped else []), "json"):
@@ -280,7 +282,7 @@ class CorpusWriter:
         return sidecar
 
     def _assemble_index(self) -> str:
-        """Write the index from the streams of lengths and boundaries; returns its sha256."""
+        """Write the index from the streams of lengths and boundaries; return its sha256."""
         code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
         self._streams["idx"] = (self.folder / "idx").open("wb")
         digest = hashlib.sha256()
@@ -325,7 +327,7 @@ class CorpusWriter:
             raise write_error(self.prefix, error) from None
 
     def _close(self) -> None:
-        """Close the streams; an error (the disk is full) is raised after all are closed."""
+        """Close all streams, then raise an error if one could not be closed (the disk is full)."""
         failure = None
         for stream in self._streams.values():
             try:
@@ -338,19 +340,19 @@ class CorpusWriter:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in blocks of CHUNK, which is a multiple of 8."""
+    """Yield the bytes of a file in blocks of CHUNK, which is a multiple of 8."""
     with path.open("rb") as stream:
         while block := stream.read(CHUNK):
             yield block
 
 
 def write_error(prefix: Path, error: OSError) -> OSError:
-    """The error to raise where writing a corpus failed with `error`."""
+    """Return the error to raise after writing a corpus failed with `error`."""
     return OSError(f"{prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere")
 
 
 def verify(prefix: str | Path) -> Corpus:
-    """Compare all bytes of a corpus with its sidecar; returns the corpus. Raises ValueError at the first difference."""
+    """Check all bytes of a corpus against its sidecar and return it; raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
         path = files(prefix)[ending]
@@ -379,7 +381,7 @@ def verify(prefix: str | Path) -> Corpus:
 
 
 def require_space(prefix: str | Path, size: int) -> None:
-    """Raise ValueError where the disk under `prefix` has no room for `size` bytes."""
+    """Raise ValueError if the disk of `prefix` has less than `size` bytes free."""
     folder = Path(prefix).absolute().parent
     while not folder.exists():
         folder = folder.parent

@@ -1,11 +1,11 @@
 """Import corpora from other formats: Megatron's indexed dataset, and the published system's format.
 
-Megatron's `.bin` and `.idx` have our format with more dtypes and without a sidecar; each sequence becomes a sample. The
-published system wrote three files for a corpus of n samples:
+Megatron's `.bin` and `.idx` have the format of corpus.py with more dtypes and without a sidecar; each sequence becomes
+a sample. The published system wrote three files for a corpus of n samples:
 
     .bin    token ids, uint16
     .idx    n uint64, the offset of each sample in .bin, in tokens; then n uint16, the length of each sample
-    .dis    a list, saved by torch: the number of samples of each type, in the order of .bin
+    .dis    a list saved with torch.save: the number of samples of each type, in the order of .bin
 """
 
 import pickle
@@ -20,17 +20,17 @@ from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
 from corpus_files.corpus import HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
 
-SAMPLES = 1 << 13  # that are read at a time
-MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # the integers among its codes
+SAMPLES = 1 << 13  # samples read at a time
+MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 
 
 @dataclass
 class ForeignCorpus:
     """A memory-mapped corpus of another format.
 
-    ids: (tokens,). starts: (samples,), offsets in .bin; a token is `unit` long. lengths: (samples,), in tokens.
-    documents: (documents + 1,), the first sample of each document and the end; None where the format lacks it. types:
-    the number of samples of each type, in order.
+    ids: (tokens,). starts: (samples,), offsets in .bin; divided by `unit`, in tokens. lengths: (samples,), in tokens.
+    documents: (documents + 1,), the first sample of each document, then the sample count; None if the format has no
+    documents. types: the number of samples of each type, in order.
     """
 
     ids: np.ndarray
@@ -42,7 +42,10 @@ class ForeignCorpus:
 
 
 def open_megatron(prefix: str | Path) -> ForeignCorpus:
-    """Map a Megatron dataset (megatron/core/datasets/indexed_dataset.py); raises ValueError where it is truncated."""
+    """Memory-map a Megatron dataset (megatron/core/datasets/indexed_dataset.py).
+
+    Raises ValueError if the index is truncated, or its version or dtype is not supported.
+    """
     path = files(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
@@ -63,7 +66,7 @@ def open_megatron(prefix: str | Path) -> ForeignCorpus:
 
 
 def open_published(prefix: str | Path) -> ForeignCorpus:
-    """Map a corpus of the published system; raises ValueError where its files do not belong together."""
+    """Memory-map a corpus of the published system; raises ValueError if its files do not belong together."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
@@ -83,7 +86,7 @@ def open_published(prefix: str | Path) -> ForeignCorpus:
 
 
 def _read_types(path: Path, samples: int) -> list[int]:
-    """The list in a .dis file; an empty list means a single type."""
+    """Return the sample counts in a .dis file; an empty list means that all samples have one type."""
     import torch
 
     if not path.is_file():
@@ -105,11 +108,11 @@ def _read_types(path: Path, samples: int) -> list[int]:
 def import_corpus(
     prefix: str | Path, tokenizer_path: str, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a corpus from Megatron's or the published system's files; returns its sidecar.
+    """Write a corpus from Megatron's or the published system's files; return its sidecar.
 
-    tokenizer_path: the tokenizer it was written with, which neither format records. Samples do not change; where the
-    format has no documents, a document begins with each sample that begins with BOS (without BOS: after each EOS).
-    Raises ValueError or OSError where a file is missing or damaged, or has ids that the tokenizer lacks.
+    tokenizer_path: the tokenizer of the corpus, which neither format records. Samples are unchanged. If the format has
+    no documents, a document begins at each sample that begins with BOS (without BOS: at each sample after an EOS).
+    Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
         if not files(prefix)[ending].is_file():
@@ -149,7 +152,7 @@ def import_corpus(
 def _documents(
     corpus: ForeignCorpus, start: int, end: int, encoder: DocumentEncoder
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
+    """Yield the arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
     many = SAMPLES
     while start < end:
         last = min(end, start + many)
@@ -177,7 +180,7 @@ def _documents(
 
 
 def _begins(ids: np.ndarray, starts: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
-    """Which samples begin a document: (samples,) bool."""
+    """Return whether each sample begins a document: (samples,) bool."""
     if encoder.bos_id is not None:
         return np.asarray(ids[starts] == encoder.bos_id)
     return np.append(True, ids[starts[1:] - 1] == encoder.eos_id)

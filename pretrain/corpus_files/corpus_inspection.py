@@ -1,4 +1,4 @@
-"""Inspect a corpus: statistics of its sources, decoded samples, and a histogram of the lengths."""
+"""Inspect a corpus: statistics of its sources, decoded samples, and a histogram of sample lengths."""
 
 import json
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from corpus_tokenizer.document_encoder import load_encoder
 
 from corpus_files.corpus import CHUNK, Corpus
 
-SHOWN_CHARACTERS = 200  # of a displayed text
-BARS = 64  # of a histogram, at most
+SHOWN_CHARACTERS = 200  # longest displayed text
+BARS = 64  # most bars of a histogram
 
 
 def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
-    """The number of samples of each length among samples start to end: (longest + 1,) int64, index i for i tokens."""
+    """Return how many of the samples start to end have i tokens, at index i: (longest + 1,) int64."""
     counts = np.zeros(1, dtype=np.int64)
     for at in range(start, end, CHUNK):
         found = np.bincount(corpus.lengths[at : min(at + CHUNK, end)])
@@ -24,13 +24,13 @@ def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
 
 
 def quantile(counts: np.ndarray, share: float) -> int:
-    """The length that at least `share` of the samples do not exceed; counts: of `length_counts`."""
+    """Return the least length that at least `share` of the samples do not exceed; counts: from `length_counts`."""
     total = counts.sum()
     return int(np.searchsorted(np.cumsum(counts), max(1, np.ceil(share * total)))) if total else 0
 
 
 def summary(corpus: Corpus) -> str:
-    """A line about the corpus and a table of its sources; lengths are in tokens."""
+    """Return a line about the corpus and a table of its sources; lengths are in tokens."""
     sidecar = corpus.sidecar
     lines = [
         f"{corpus.prefix}: {sidecar['samples']:,} samples of at most {corpus.seq_length:,} tokens, "
@@ -52,9 +52,9 @@ def summary(corpus: Corpus) -> str:
 
 
 def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[str]:
-    """A line for each of the first `show` samples of each source, decoded.
+    """Yield a line for each of the first `show` samples of each source, decoded.
 
-    tokenizer_path: None takes the folder in the sidecar. Raises ValueError where the tokenizer is not the corpus's.
+    tokenizer_path: None: the folder recorded in the sidecar. Raises ValueError if it is not the corpus's tokenizer.
     """
     encoder = load_encoder(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
     if encoder.fingerprint != corpus.fingerprint:
@@ -71,7 +71,7 @@ def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[s
 
 
 def draw_lengths(corpus: Corpus, path: Path) -> None:
-    """Draw a stacked histogram of the samples' lengths by source as a PNG; `path` is written atomically."""
+    """Plot a stacked histogram of sample lengths by source to a PNG; `path` is written atomically."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Merge corpora into one: token bytes are streamed; the sources get new ranges, and on request new types."""
+"""Merge corpora into one: token bytes are copied; sources get new ranges and, on request, new types."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from corpus_files.corpus import Corpus, CorpusWriter, files, require_space
 def merge(
     prefixes: Sequence[str], types: Sequence[int] | None, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write one corpus of several, in order; returns its sidecar.
+    """Concatenate corpora into a new one; return its sidecar.
 
-    types: for each corpus, the type of all its sources; None keeps the types. A repeated source name gets a number.
-    Raises ValueError where the corpora disagree in tokenizer or dtype.
+    types: for each corpus, the new type of its sources; None keeps the types. A repeated source name gets a number.
+    Raises ValueError if the corpora differ in tokenizer or dtype.
     """
     if not prefixes:
         raise ValueError("no corpus to merge; name some: --merge_path_prefix A,B")
@@ -56,7 +56,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def copy_dropped_records(corpus: Corpus, writer: CorpusWriter) -> None:
-    """Copy the records of dropped documents and samples of a corpus to a new one."""
+    """Copy the records of a corpus's dropped documents and samples to a new corpus."""
     path = files(corpus.prefix)["dropped.jsonl"]
     if path.is_file():
         with path.open(encoding="utf-8") as lines:

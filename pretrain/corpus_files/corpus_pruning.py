@@ -1,4 +1,4 @@
-"""Prune a corpus: write it without listed samples, such as samples that were already trained on."""
+"""Prune a corpus: write a copy without listed samples, such as samples that were already trained on."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from corpus_files.corpus_merging import copy_dropped_records
 
 
 def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
-    """Read sample ids from a file, one a line or a JSON list: (ids,) int64, ascending and unique.
+    """Read sample ids from a file with one id a line or a JSON list: (ids,) int64, ascending and unique.
 
-    Raises ValueError where the file has no id, or an entry that is not the id of one of `samples` samples.
+    Raises ValueError if the file has no id, or an entry that is not a whole number from 0 to samples - 1.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
@@ -34,11 +34,11 @@ def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
 
 
 def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, overwrite: bool = False) -> dict[str, Any]:
-    """Write a corpus without the samples that a file lists; returns its sidecar.
+    """Write a copy of a corpus without the samples listed in a file; return its sidecar.
 
-    A document or source without remaining samples is removed. `<new_prefix>.dropped.jsonl` records ranges of removed
-    samples of the old corpus, the sidecar's settings record the list. Raises ValueError where the old corpus differs
-    from its sidecar.
+    Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records the ranges of
+    removed samples, the sidecar's settings record the list. Raises ValueError if the old corpus differs from its
+    sidecar.
     """
     corpus = verify(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
@@ -73,7 +73,7 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
 
 
 def _kept(corpus: Corpus, removed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The arguments of `CorpusWriter.add` without the removed samples, in chunks of whole documents."""
+    """Yield the arguments of `CorpusWriter.add` for the remaining samples, in chunks of whole documents."""
     document, documents = 0, len(corpus.documents) - 1
     while document < documents:
         first = int(corpus.documents[document])
@@ -92,7 +92,7 @@ def _kept(corpus: Corpus, removed: np.ndarray) -> Iterator[tuple[np.ndarray, np.
 
 
 def _emptied(corpus: Corpus, removed: np.ndarray) -> np.ndarray:
-    """The first sample of each document whose samples are all removed."""
+    """Return the first sample of each document whose samples are all removed."""
     documents, lost = np.unique(np.searchsorted(corpus.documents, removed, "right") - 1, return_counts=True)
     return np.asarray(
         corpus.documents[documents[lost == corpus.documents[documents + 1] - corpus.documents[documents]]]
@@ -100,7 +100,7 @@ def _emptied(corpus: Corpus, removed: np.ndarray) -> np.ndarray:
 
 
 def _ranges(ids: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive numbers as (first, last + 1)."""
+    """Yield each run of consecutive numbers as (first, last + 1)."""
     for run in np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1):
         if run.size:
             yield int(run[0]), int(run[-1]) + 1

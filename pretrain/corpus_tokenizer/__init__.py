@@ -1,1 +1,1 @@
-"""Text to token ids for the corpus, checked against SentencePiece. Read document_encoder.py first."""
+"""Encode text for the corpus, and check the ids against SentencePiece. Read document_encoder.py first."""

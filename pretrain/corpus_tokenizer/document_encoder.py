@@ -1,7 +1,7 @@
-"""Encode documents with the tokenizer of a folder, and compare some of them with the other engines.
+"""Encode documents with the tokenizer of a folder, and compare some of the results with other engines.
 
-A corpus must hold the ids that tuning and serving will use. The first documents of every shard, and then every 500th,
-are therefore encoded by the reference engine and by the folder's tokenizer.json, too.
+A corpus must hold the same ids as tuning and serving. The first 10 documents of every shard, and then every 500th, are
+therefore also encoded by the reference engine and by the folder's tokenizer.json.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from corpus_tokenizer.tokenizer_engines import (
 logger = logging.getLogger("document_encoder")
 
 CHECK_FIRST, CHECK_EVERY = 10, 500  # texts of a shard that all engines encode: the first 10, then every 500th
-CHECK_CHARACTERS = 1000  # of each of these texts, so that the comparison takes a negligible part of the time
+CHECK_CHARACTERS = 1000  # compared characters of each text, so that the comparison takes negligible time
 ENGINES = ("auto", "gigatoken", "reference")
 
 
@@ -33,9 +33,10 @@ ENGINES = ("auto", "gigatoken", "reference")
 class DocumentEncoder:
     """Encodes documents with the tokenizer of a folder and compares some of them with other engines.
 
-    folder: the tokenizer's. engine: encodes. checkers: engines whose ids are compared, each with the message for a
-    difference in {text}. fingerprint: sha256 of the id-ordered table of pieces. vocab_size: the largest id + 1.
-    bos_id: None where the tokenizer has no BOS. checked: the number of texts compared so far.
+    folder: the tokenizer's folder. engine: the engine that encodes. checkers: engines whose ids are compared, each with
+    the error message for a different result, in which {text} is replaced. fingerprint: sha256 of the id-ordered table
+    of pieces. vocab_size: the largest id + 1. bos_id: None if the tokenizer has no BOS. checked: the number of texts
+    compared so far.
     """
 
     folder: str
@@ -50,8 +51,8 @@ class DocumentEncoder:
     def encode(self, text: str, number: int | None = None) -> EncodedText:
         """Encode a text.
 
-        number: the text's place in its shard, by which texts are chosen for the comparison; None: no comparison.
-        Raises ValueError where a checker gives other ids.
+        number: the text's number in its shard, which selects texts for comparison; None: no comparison. Raises
+        ValueError if a checker gives other ids.
         """
         encoded = self.engine.encode(text)
         if self.checkers and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
@@ -64,7 +65,7 @@ class DocumentEncoder:
         return encoded
 
     def describe(self) -> dict[str, Any]:
-        """The description of the tokenizer for a corpus's sidecar."""
+        """Return the entry of the tokenizer in a corpus's sidecar."""
         return {
             "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
             "eos_id": self.eos_id, "engine": self.engine.name,
@@ -74,9 +75,9 @@ class DocumentEncoder:
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
     """Open the tokenizer of a tokenizer or checkpoint folder.
 
-    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers where there is no tokenizer.model; `auto`: gigatoken
-    where it gives the reference's ids, else the reference, with a warning.
-    Raises FileNotFoundError where the folder has no tokenizer, ValueError where its files are damaged or incomplete.
+    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers if there is no tokenizer.model; `auto`: gigatoken if
+    it gives the same ids as the reference, else the reference with a warning.
+    Raises FileNotFoundError if the folder has no tokenizer, ValueError if its files are damaged or incomplete.
     """
     model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
@@ -107,7 +108,7 @@ def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
 
 
 def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engine:
-    """The engine for a tokenizer file; raises ValueError where gigatoken is required and cannot encode as it does."""
+    """Return the engine for a tokenizer file; raises ValueError if gigatoken is required but gives other ids."""
     if engine == "reference":
         return reference
     try:
@@ -120,13 +121,16 @@ def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engin
 
 
 def fingerprint(table: dict[str, int]) -> str:
-    """sha256 of the id-ordered table of pieces, one `id<TAB>piece` line each (JSON-escaped)."""
+    """Return the sha256 of the id-ordered table of pieces: one line `id<TAB>piece` each, the piece as JSON."""
     ordered = sorted(table.items(), key=lambda item: item[1])
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()
 
 
 def _special_id(folder: Path, kind: str, table: dict[str, int], reference: ReferenceEngine) -> int | None:
-    """The id of BOS or EOS (kind: bos or eos): tokenizer_config.json's, else tokenizer.model's; None without one."""
+    """Return the id of BOS or EOS from tokenizer_config.json, else from tokenizer.model; None if it has none.
+
+    kind: `bos` or `eos`. Raises ValueError if the token is not in the table.
+    """
     path = folder / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
     if isinstance(token, dict):

@@ -1,7 +1,7 @@
 """The engines that encode text: SentencePiece, Hugging Face's tokenizers, and gigatoken.
 
-SentencePiece is the reference where there is a tokenizer.model, tokenizers where there is only a tokenizer.json.
-gigatoken gives the same ids in a fraction of the time. The spelling of a control token in a text (`<s>`) is text.
+SentencePiece is the reference if there is a tokenizer.model, tokenizers if there is only a tokenizer.json. gigatoken
+gives the same ids in a fraction of the time. The spelling of a control token (`<s>`) in a text is encoded as text.
 """
 
 import json
@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-RENEW_AFTER = 32_000_000  # characters: gigatoken's cache of encoded words has no bound
-NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # every normalisation but the identity changes it
+RENEW_AFTER = 32_000_000  # characters after which gigatoken is reloaded, since its cache of words is unbounded
+NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation except the identity
 
 
 @dataclass
 class EncodedText:
     """An encoded text.
 
-    ids: (tokens,) integers, without BOS and EOS. ends(): (tokens,) int32, the position in the text where each token
-    ends, in characters; tokens that share a character have the same end. It is computed only when it is called.
+    ids: (tokens,) integers, without BOS and EOS. ends: computes the end of each token in the text, (tokens,) int32, in
+    characters; tokens that share a character have the same end.
     """
 
     ids: np.ndarray
@@ -29,7 +29,7 @@ class EncodedText:
 
 
 class SentencePieceEngine:
-    """Encodes with SentencePiece; the ends of tokens follow from the lengths of their pieces."""
+    """Encodes with SentencePiece; computes the ends of tokens from the lengths of their pieces where possible."""
 
     name = "sentencepiece"
 
@@ -46,19 +46,19 @@ class SentencePieceEngine:
         pieces = [self.model.id_to_piece(i) for i in range(len(self.model))]
         self.table = {piece: i for i, piece in enumerate(pieces)}
         values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]
-        # Of the byte pieces of one character, the first counts as the character.
+        # Characters per piece: of the byte pieces of a character, the first counts 1 and the others 0.
         begun = [len(p) if v < 0 else int(not 0x80 <= v < 0xC0) for p, v in zip(pieces, values, strict=True)]
         self._characters = np.array(begun, dtype=np.int32)
         plain = NORMALISER_PROBE.replace(" ", "▁")
         normal = self.model.normalize(NORMALISER_PROBE)
-        self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: pieces are not the text's characters
+        self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: pieces differ from the text's characters
 
     def encode(self, text: str) -> EncodedText:
         ids = self.model.encode(text, return_type="numpy")
         return EncodedText(ids, lambda: self.ends(text, ids))
 
     def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        """Return the ends of the tokens `ids` of a text (see EncodedText)."""
         ends = self._characters[ids].cumsum(dtype=np.int32)
         if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
             return token_ends(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
@@ -83,7 +83,7 @@ class TokenizersEngine:
             raise ValueError(f"{path} is not a tokenizer.json ({error}); get or build it again") from None
         self.model.no_truncation()
         self.model.no_padding()
-        self.model.post_processor = None  # it would add BOS and trim offsets
+        self.model.post_processor = None  # the post-processor would add BOS and trim offsets
         self.model.encode_special_tokens = True
         self.table = self.model.get_vocab(with_added_tokens=True)
 
@@ -92,7 +92,7 @@ class TokenizersEngine:
         return EncodedText(np.array(encoding.ids, dtype=np.int32), lambda: token_ends(encoding.offsets, len(text)))
 
     def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ends of the tokens `ids` of a text (see EncodedText)."""
+        """Return the ends of the tokens `ids` of a text (see EncodedText)."""
         return token_ends(self.model.encode(text, add_special_tokens=False).offsets, len(text))
 
     def decode(self, ids: np.ndarray) -> str:
@@ -101,7 +101,7 @@ class TokenizersEngine:
 
 ReferenceEngine = SentencePieceEngine | TokenizersEngine
 
-PROBES = (  # texts that gigatoken must encode as the reference engine does before it is used
+PROBES = (  # gigatoken is used only if it encodes these texts like the reference engine
     "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
     "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
     "It's WE'RE don’t", "<|endoftext|> <|im_start|>user <tool_call> [INST]",
@@ -111,7 +111,7 @@ PROBES = (  # texts that gigatoken must encode as the reference engine does befo
 class GigatokenEngine:
     """Encodes with gigatoken, faster and with the same ids; decodes with the reference engine.
 
-    Raises ValueError where gigatoken cannot read the model or gives other ids for a probe.
+    Raises ValueError if gigatoken cannot read the model or gives other ids for a probe.
     """
 
     name = "gigatoken"
@@ -121,7 +121,7 @@ class GigatokenEngine:
         try:
             self._definition = _definition(path)
             self._renew()
-        except Exception as error:  # gigatoken raises many kinds
+        except Exception as error:  # gigatoken raises many classes
             raise ValueError(f"gigatoken cannot read {path} ({error})") from None
         for probe in PROBES:
             if not np.array_equal(self.encode(probe).ids, reference.encode(probe).ids):
@@ -132,7 +132,7 @@ class GigatokenEngine:
     def _renew(self) -> None:
         import gigatoken
 
-        self.fast: Any = None  # frees the old one before the new one is made
+        self.fast: Any = None  # frees the old tokenizer before the new one is created
         self.fast = gigatoken.Tokenizer.from_json(self._definition)
         self._seen = 0
 
@@ -156,7 +156,7 @@ class GigatokenEngine:
 
 
 def _definition(path: Path) -> str:
-    """A tokenizer.json for gigatoken without control tokens, so that it encodes their spelling as text."""
+    """Return a tokenizer.json for gigatoken without control tokens, so that their spelling is encoded as text."""
     import gigatoken
 
     if path.suffix == ".model":
@@ -171,8 +171,11 @@ Engine = ReferenceEngine | GigatokenEngine
 
 
 def token_ends(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
-    """The ends of tokens (see EncodedText) from each token's (start, end) in a text of `characters` characters."""
+    """Return the ends of tokens (see EncodedText).
+
+    offsets: (start, end) of each token in the text, in characters. characters: the length of the text.
+    """
     pairs = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-    begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # not within the same character
+    begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # the next token begins another character
     ends = np.where(np.append(begins, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))
     return np.minimum.accumulate(ends[::-1])[::-1][: len(pairs)]

@@ -1,7 +1,7 @@
-"""Check instruction rows and turn them into conversations: the same rows are tuned on, asked and calibrated with.
+"""Check instruction rows and convert them to conversations, for tuning, inference and calibration alike.
 
-A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}; a row's other
-keys are carried along, a message's other keys are ignored. `input`, which may be missing, belongs to a user's message.
+A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}. Other keys of a row
+are kept, other keys of a message are ignored. `input` is optional; in a conversation only user messages may have it.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,9 @@ InstructionRow = dict[str, Any]
 
 
 def checked_rows(path: str | Path, answers: bool, blank_lines: bool = False, plain_text: bool = False) -> Iterator[Row]:
-    """The rows of `iterate_rows`; one that is not an instruction row has an error, too.
+    """Yield the rows of `iterate_rows`; a row that is not an instruction row has an error instead of its content.
 
-    answers: every row must end with an answer, as for tuning; else a question is enough.
-    plain_text: rows of {"text"} are taken, too.
+    answers: require that every row ends with an answer, as for tuning. plain_text: also accept rows of {"text"}.
     """
     for row in iterate_rows(path, blank_lines):
         if row.content is None or (plain_text and is_plain_text(row.content)):
@@ -32,7 +31,7 @@ def checked_rows(path: str | Path, answers: bool, blank_lines: bool = False, pla
 
 
 def iterate_instructions(path: str | Path, answers: bool = True, plain_text: bool = False) -> Iterator[InstructionRow]:
-    """The rows of `checked_rows`; raises ValueError with place and reason at the first that has an error."""
+    """Yield the contents of the rows of `checked_rows`; raises ValueError at the first row with an error."""
     for row in checked_rows(path, answers, plain_text=plain_text):
         if row.content is None:
             raise ValueError(f"{row.place} {row.error}")
@@ -40,13 +39,13 @@ def iterate_instructions(path: str | Path, answers: bool = True, plain_text: boo
 
 
 def is_plain_text(row: InstructionRow) -> bool:
-    """Whether a row is {"text"} for models without a template, not an instruction."""
+    """Return whether a row is {"text"}, plain text for models without a chat template."""
     text = row.get("text")
     return isinstance(text, str) and bool(text.strip()) and "instruction" not in row and "messages" not in row
 
 
 def row_fault(row: InstructionRow, answers: bool) -> str:
-    """What is wrong with an instruction row, or ""."""
+    """Return the first fault of an instruction row, or ""."""
     if row.get("messages") is not None:
         for key in ("instruction", "input"):
             if row.get(key):
@@ -59,7 +58,7 @@ def row_fault(row: InstructionRow, answers: bool) -> str:
 
 
 def messages_fault(messages: object, answers: bool) -> str:
-    """What is wrong with a conversation, or ""."""
+    """Return the first fault of a conversation, or ""."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "has messages that are not a list of objects"
     for message in messages:
@@ -76,7 +75,7 @@ def messages_fault(messages: object, answers: bool) -> str:
 
 
 def messages_of(row: InstructionRow) -> list[Message]:
-    """The conversation of a row; that of an instruction has the keys role, content and input, and an answer."""
+    """Return the conversation of a row; an {"instruction"} row becomes one user and one assistant message."""
     if row.get("messages") is None:
         question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
         return [question, {"role": "assistant", "content": row.get("output") or ""}]
@@ -85,6 +84,6 @@ def messages_of(row: InstructionRow) -> list[Message]:
 
 
 def question_of(row: InstructionRow) -> list[Message]:
-    """The conversation without its final answer, which is what a model is to give."""
+    """Return the conversation of a row without its final answer, if it has one: the prompt for a model."""
     messages = messages_of(row)
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages

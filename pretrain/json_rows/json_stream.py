@@ -1,7 +1,7 @@
 """Parse the JSON values of a byte stream one at a time: objects on one line or several, and the items of lists.
 
-The text is held in a window that moves forward. Where a value does not end in the window, the window at least doubles
-and the value is parsed again, so the time is linear in the file and the memory in the largest value.
+A window of decoded text moves over the stream. If a value does not end in the window, the window grows geometrically
+and the value is parsed again, so time is linear in the file size and memory in the size of the largest value.
 """
 
 import codecs
@@ -17,23 +17,23 @@ BLOCK = 1 << 18  # bytes read at a time
 BLANKS = re.compile(r"[ \t\r]*")
 SPACES = re.compile(r"[ \t\r\n]*")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-LONGEST_TOKEN = 16  # characters: a parser's error so near to the window's end may come from a token that is cut there
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while reading a file that is not complete
+LONGEST_TOKEN = 16  # characters; an error this close to the window's end may come from a token that the end cuts
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while an incomplete file is read
 HALF_PAIR = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
 
 class Value(NamedTuple):
-    """A value of the stream, or the reason why there is none at its place."""
+    """A value of the stream, or the error at its place."""
 
-    line: int  # on which it begins, from 1
-    item: int  # its number among the items of the file's lists, from 1; 0 outside lists
+    line: int  # the line on which it begins, from 1
+    item: int  # its number among all list items of the stream, from 1; 0 outside lists
     content: object
     error: str = ""
-    blank: bool = False  # a line with nothing on it
+    blank: bool = False  # whether this is a blank line
 
 
 class ParseError(ValueError):
-    """There is no value here; the parser stopped `offset` characters behind its beginning."""
+    """No value could be parsed; the parser stopped `offset` characters after the start of the value."""
 
     def __init__(self, reason: str, offset: int = 0) -> None:
         super().__init__(reason)
@@ -41,7 +41,7 @@ class ParseError(ValueError):
 
 
 class StreamError(ValueError):
-    """The rest of the stream cannot be read; `value` says where it ends and why."""
+    """The rest of the stream cannot be read; `value` holds the line, the item and the reason."""
 
     def __init__(self, value: Value) -> None:
         super().__init__(value.error)
@@ -57,13 +57,13 @@ def _finite(digits: str) -> float:
     return number if math.isfinite(number) else _refuse(digits)
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # of equal keys, the last one counts
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps the last of duplicate keys
 
 
 def text_decoder(head: bytes) -> codecs.IncrementalDecoder:
-    """The decoder for a stream that begins with `head` (4 bytes): UTF-8, or UTF-16 with a byte order mark.
+    """Return the decoder for a stream that begins with `head` (4 bytes): UTF-8, or UTF-16 with a byte order mark.
 
-    Bytes that are not UTF-8 become lone surrogates. Raises ValueError for other encodings that can be told.
+    Invalid UTF-8 bytes become lone surrogates. Raises ValueError if another encoding is recognised.
     """
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         raise ValueError("is UTF-32; convert it to UTF-8")
@@ -75,10 +75,10 @@ def text_decoder(head: bytes) -> codecs.IncrementalDecoder:
 
 
 class JsonStream:
-    """The window on a stream's text, and the parser's place in it."""
+    """A window of a stream's decoded text, and the parser's position in it."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        """Raises StreamError where the encoding is not read."""
+        """Raises StreamError if the encoding is not supported."""
         self.stream, self.text, self.at, self.line, self.ended = stream, "", 0, 1, False
         self.has_surrogates = False
         head = self._read(BLOCK)
@@ -89,7 +89,7 @@ class JsonStream:
         self._append(head)
 
     def error(self, reason: str, item: int = 0) -> StreamError:
-        """The error that ends the stream on the present line."""
+        """Return a StreamError for the current line."""
         return StreamError(Value(self.line, item, None, reason))
 
     def _read(self, size: int) -> bytes:
@@ -111,16 +111,16 @@ class JsonStream:
         self.text, self.at = self.text[self.at :] + piece, 0
 
     def grow(self) -> bool:
-        """Read at least as much text as the window holds; False where the stream has no more."""
+        """Read at least as many bytes as the window has characters; return False at the end of the stream."""
         if self.ended:
             return False
         self._append(self._read(max(BLOCK, len(self.text) - self.at)))
         return True
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Pass what the pattern matches; returns the next character, "" at the stream's end."""
+        """Move past a match of the pattern; return the next character, or "" at the end of the stream."""
         while True:
-            end = pattern.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches the empty text, too
+            end = pattern.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches empty text too
             if end > self.at:
                 self.advance(end)
             if end < len(self.text):
@@ -129,12 +129,12 @@ class JsonStream:
                 return ""
 
     def advance(self, end: int) -> None:
-        """Move to `end`, an index of the window's text."""
+        """Move to index `end` of the window and count the lines on the way."""
         self.line += self.text.count("\n", self.at, end)
         self.at = end
 
     def line_end(self) -> int:
-        """Index of the end of the present line in the window."""
+        """Return the index of the end of the present line in the window."""
         searched = 0
         while (end := self.text.find("\n", self.at + searched)) < 0:
             searched = len(self.text) - self.at
@@ -143,14 +143,14 @@ class JsonStream:
         return end
 
     def parse(self, within_line: bool) -> tuple[object, int]:
-        """The value that begins here and the index of its end; ParseError where there is none."""
+        """Return the value that begins here and the index of its end; ParseError if there is none."""
         limit = self.line_end() if within_line else 0
         while True:
             text = self.text[:limit] if within_line else self.text
             complete = within_line or self.ended
             try:
                 content, end = DECODER.raw_decode(text, self.at)
-                if complete or end < len(text):  # else a number may be cut at the window's end
+                if complete or end < len(text):  # otherwise the window's end may cut a number
                     return content, end
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_TOKEN
@@ -158,13 +158,13 @@ class JsonStream:
                     raise ParseError(json_fault(error), error.pos - self.at) from None
             except RecursionError:
                 raise ParseError("is nested too deep; write it with fewer levels", len(text) - self.at) from None
-            except ValueError as error:  # of a number
+            except ValueError as error:  # raised for a number
                 long = "has an integer of more than 4300 digits; write it as text"
                 raise ParseError(long if "integer string" in str(error) else str(error)) from None
             self.grow()
 
     def fault(self, end: int, content: object = None) -> str:
-        """What is wrong with the characters from here to `end`, of which `content` was parsed; "" if nothing."""
+        """Return the encoding fault of the characters from here to `end`, parsed as `content`; "" if there is none."""
         if self.has_surrogates and (found := SURROGATE.search(self.text, self.at, end)):
             code = ord(found[0])
             if 0xDC80 <= code <= 0xDCFF and self.decoder.errors == "surrogateescape":
@@ -179,24 +179,24 @@ class JsonStream:
 
 
 def json_fault(error: json.JSONDecodeError) -> str:
-    """A parser's error in the words of all stages."""
+    """Return the message for a parser's error."""
     return f"is not JSON ({error.msg.removesuffix(' at')} {excerpt(error.doc, error.pos)}); correct it"
 
 
 def excerpt(text: str, at: int) -> str:
-    """Words for a place in a text: the characters there."""
+    """Return a description of a position in a text by its next characters, for messages."""
     return f"at {text[at : at + 20].splitlines()[0]!r}" if text[at : at + 20].strip() else "at the end"
 
 
 def json_values(stream: BinaryIO, blank_lines: bool = False) -> Iterator[Value]:
-    """The values of a stream, one after another; a list is replaced by its items.
+    """Yield the values of a stream in order; for a list, its items.
 
-    blank_lines: yield a Value for each blank line, too. A line that is not JSON becomes a Value with the error, and the
-    next line is read. Raises StreamError where an error leaves unknown where the next value begins.
+    blank_lines: also yield a Value for each blank line. For a line that is not JSON, a Value with the error is yielded,
+    and reading continues on the next line. Raises StreamError if the start of the next value is unknown after an error.
     """
     window = JsonStream(stream)
     at_line_start, items = True, 0
-    one_line = within_line = False  # whether a value has ended on its line; whether a value must end on its line
+    one_line = within_line = False  # a value ended on the line it began on; every value must do so
     while True:
         character = window.skip(BLANKS)
         if not character:
@@ -231,7 +231,7 @@ def json_values(stream: BinaryIO, blank_lines: bool = False) -> Iterator[Value]:
         except ParseError as error:
             line_end = window.line_end()
             fault = window.fault(line_end) or str(error)
-            if window.at + error.offset > line_end:  # the value was sought on several lines
+            if window.at + error.offset > line_end:  # the parser read on to later lines
                 if not one_line:
                     raise StreamError(Value(line, 0, None, fault)) from None
                 within_line = True
@@ -240,7 +240,7 @@ def json_values(stream: BinaryIO, blank_lines: bool = False) -> Iterator[Value]:
 
 
 def _list_items(window: JsonStream, count: int) -> Iterator[Value]:
-    """The items of the list that begins here, numbered from count + 1; StreamError where one is not JSON."""
+    """Yield the items of the list that begins here, numbered from count + 1; StreamError if one is not JSON."""
     due = "["
     while True:
         character = window.skip(SPACES)

@@ -1,8 +1,8 @@
-"""Read the rows of files: JSON lists, JSONL, objects over several lines, parquet, each as .gz or .zst, and folders.
+"""Read rows from files or folders: JSON lists, JSONL and multi-line objects, also as .gz or .zst, and parquet.
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
-another. NaN, infinite numbers and lone surrogates are refused, of equal keys the last one counts. One row at a time is
-in memory.
+another. NaN, infinite numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read
+one at a time.
 """
 
 import gzip
@@ -15,22 +15,22 @@ from json_rows.json_stream import SPACES, JsonStream, ParseError, StreamError, j
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 PACKED = (".gz", ".zst")
-NOT_ROWS = ("extraction.json", "types.json", "run.json")  # JSON files that stand beside rows in their folders
-PARQUET_ROWS = 1024  # read at a time
+NOT_ROWS = ("extraction.json", "types.json", "run.json")  # JSON files without rows in the same folders
+PARQUET_ROWS = 1024  # rows read at a time
 
 
 class Row(NamedTuple):
     """A record of a file."""
 
     place: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
-    content: dict[str, Any] | None  # None where there is an error, or nothing on the line
-    error: str = ""  # what is wrong and what to do, to be read behind `place`
+    content: dict[str, Any] | None  # None for an error or a blank line
+    error: str = ""  # fault and remedy; a message is `place` followed by `error`
 
 
 def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
-    """The bytes of an open file, decompressed where its name ends in .gz or .zst."""
+    """Return a binary file that decompresses an open file if its name ends in .gz or .zst, else the file itself."""
     if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # reads as a BinaryIO does
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
     if path.suffix == ".zst":
         import pyarrow
 
@@ -39,7 +39,7 @@ def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
 
 
 def list_files(path: str | Path) -> list[Path]:
-    """A file, or the files of rows in a folder by name; raises FileNotFoundError where there is none."""
+    """Return the file, or a folder's row files sorted by name; raises FileNotFoundError if there is no file."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -52,16 +52,16 @@ def list_files(path: str | Path) -> list[Path]:
 
 
 def is_row_file(path: Path) -> bool:
-    """Whether a folder's file is read as rows, by its name."""
+    """Return whether a file exists and has the name of a row file."""
     name = path.with_suffix("") if path.suffix in PACKED else path
     return name.suffix in SUFFIXES and name.name not in NOT_ROWS and path.is_file()
 
 
 def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
-    """The rows of a file or of a folder's files; one that cannot be read has an error instead of its content.
+    """Yield the rows of a file or of a folder's files; an unreadable row has an error instead of its content.
 
-    blank_lines: a blank line is a Row without content and error. Raises FileNotFoundError, and ValueError with file and
-    line where the rest of a file cannot be read, and where there are no rows.
+    blank_lines: also yield a Row without content and error for each blank line. Raises FileNotFoundError, and
+    ValueError if there are no rows or, with file and line, if the rest of a file cannot be read.
     """
     found = False
     for file in list_files(path):
@@ -73,7 +73,7 @@ def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
 
 
 def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) for each row; raises as `iterate_rows` does, and ValueError at the first row with an error."""
+    """Yield (place, object) for each row; raises as `iterate_rows`, and ValueError at the first row with an error."""
     for row in iterate_rows(path):
         if row.content is None:
             raise ValueError(f"{row.place} {row.error}")
@@ -102,7 +102,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(PARQUET_ROWS):
-                for number, content in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 (goes on counting)
+                for number, content in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 (continues the count)
                     yield Row(f"{path}, row {number}", content)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -110,9 +110,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
-    """The one JSON value of a file, encoded as rows are.
+    """Return the JSON value of a file that holds exactly one; encodings and compression as for rows.
 
-    expected: what to give where there is no such file. Raises FileNotFoundError, or ValueError with file and line.
+    expected: the remedy in the message if the file does not exist. Raises FileNotFoundError, or ValueError with file
+    and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -139,9 +140,9 @@ def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
 
 
 def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
-    """The texts under `key` of a file's rows, or the lines of a file whose name is not that of a file of rows.
+    """Yield the text under `key` of each row; for a file that is not a row file by name, yield its lines.
 
-    Raises FileNotFoundError or ValueError with file and line.
+    Raises FileNotFoundError, or ValueError with file and line.
     """
     path = Path(path)
     if path.is_file() and not is_row_file(path):

@@ -1,8 +1,8 @@
 """Attention for packed sequences: each segment (a sample or an example) attends to itself and to its shared prefix.
 
-FlashAttention separates segments by their boundaries. Elsewhere (V100, machines without a GPU) transformers builds one
-mask over the whole sequence and computes the scores of all masked pairs. Here each segment is a separate causal
-attention: for n equal segments, 1/n of the scores are computed.
+FlashAttention separates segments by their boundaries. Without it (V100, CPU) transformers builds one mask over the
+whole sequence and also computes the scores of all masked pairs. Here a separate causal attention is computed for each
+segment: for n equal segments, 1/n of the scores.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-NAME = "sdpa_by_segment"  # for --attn_implementation
+NAME = "sdpa_by_segment"  # the value of --attn_implementation
 
 
 @dataclass(frozen=True)  # not a tuple: Trainer would traverse it
@@ -39,10 +39,10 @@ def attend_by_segment(
     sliding_window: int | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers; returns (sequences, tokens, heads, width), and no attention weights.
+    """Attention function for transformers; returns (sequences, tokens, heads, width) and None for attention weights.
 
-    query: (sequences, heads, tokens, width); key, value: the same, possibly with fewer heads. segments: of each
-    sequence; None: the sdpa of transformers. sliding_window: tokens that a token attends to, itself included.
+    query: (sequences, heads, tokens, width). key, value: the same, possibly with fewer heads. segments: the segments of
+    each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included.
     """
     if segments is None:
         more |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
@@ -58,7 +58,7 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Sequence[Segment],
     scaling: float | None, dropout: float, window: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """The attention of one sequence, (1, heads, tokens, width)."""
+    """Return the attention output of one sequence, (1, heads, tokens, width)."""
     lengths = [segment.length for segment in segments]
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     attended = []
@@ -79,7 +79,7 @@ def _attend(
 
 @lru_cache(maxsize=4096)
 def _mask(tokens: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which tokens of the prefix and of the segment each token attends to, (tokens, before + tokens) bool."""
+    """Return which tokens of the prefix and of the segment each token attends to, (tokens, before + tokens) bool."""
     back = torch.arange(before, before + tokens)[:, None] - torch.arange(before + tokens)
     return ((back >= 0) & (back < (window or before + tokens))).to(device)
 
@@ -87,10 +87,10 @@ def _mask(tokens: int, before: int, window: int | None, device: torch.device) ->
 def attention_arguments(
     implementation: str, segments: Sequence[Sequence[Segment]], device: torch.device
 ) -> dict[str, Any]:
-    """The arguments of a forward pass that tell attention the segments.
+    """Return the arguments of a forward pass that pass the segments on to attention.
 
-    FlashAttention gets boundaries in the concatenated sequences; other backends recognise segments by positions that
-    restart, or not at all (see isolation_check.py).
+    FlashAttention takes the boundaries in the concatenated sequences. Other backends take no argument: they detect
+    segments by restarting positions, or ignore them (see isolation_check.py).
     """
     if implementation == NAME:
         return {"segments": segments}
@@ -102,17 +102,17 @@ def attention_arguments(
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model passes further arguments to its attention, and its attention takes segments."""
+    """Return whether the model forwards keyword arguments to an attention backend that supports segments."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.forward).parameters.values())
     return open_ended and attention_of(base) in (NAME, "flash_attention_2", "flash_attention_3")
 
 
 def attention_of(model: Any) -> str:
-    """The name of the attention that a model uses; transformers has no public attribute for it."""
+    """Return the name of the model's attention backend; transformers has no public attribute for it."""
     return str(model.config._attn_implementation)
 
 
 def register() -> None:
-    """Register the attention with transformers under its name."""
+    """Register `attend_by_segment` with transformers as NAME."""
     AttentionInterface.register(NAME, attend_by_segment)

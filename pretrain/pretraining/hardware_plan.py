@@ -1,6 +1,6 @@
-"""Plan a training run: which DeepSpeed configuration fits a machine, and with which micro batch.
+"""Plan a training run: the DeepSpeed configuration and the micro batch that fit a machine.
 
-The figures come from memory_estimate.py; the command is pretrain/plan.py.
+Memory, traffic and operations are estimated by memory_estimate.py; the command is pretrain/plan.py.
 """
 
 import shlex
@@ -22,16 +22,20 @@ from pretraining.memory_estimate import (
 )
 
 GB = 1e9
-MEMORY_SHARE = 0.92  # of a GPU, to plan with; CUDA, NCCL and fragmentation need the rest
-USEFUL_TOKENS = 2048  # of a micro batch; smaller ones do not keep a GPU busy
-STEP_TOKENS = 2**19  # of a global batch without --global_batch
-LARGEST_BLOCK = 4096  # tokens of a sequence without --block_size, as in train.py
-MOST_GPUS = 4096  # of the largest machine that `shortage` tries
+MEMORY_SHARE = 0.92  # share of GPU memory to plan with; CUDA, NCCL and fragmentation need the rest
+USEFUL_TOKENS = 2048  # tokens of the smallest micro batch that keeps a GPU busy
+STEP_TOKENS = 2**19  # tokens of a global batch, without --global_batch
+LARGEST_BLOCK = 4096  # most tokens of a sequence, without --block_size; equal to LONGEST_BLOCK in preflight.py
+MOST_GPUS = 4096  # most GPUs that `shortage` tries
 
 
 @dataclass(frozen=True)
 class Machine:
-    """gpus: of all nodes; per_node: GPUs of a node; gpu_memory, host_memory (of a node, 0: unknown): bytes."""
+    """A machine or cluster.
+
+    gpus: GPUs of all nodes. per_node: GPUs of a node. gpu_memory: bytes of a GPU. host_memory: bytes of a node; 0 if
+    not known.
+    """
 
     gpus: int
     per_node: int
@@ -45,7 +49,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Workload:
-    """block: tokens of a packed sequence; global_batch: sequences of a step (0: about STEP_TOKENS tokens)."""
+    """A model and its batches.
+
+    block: tokens of a packed sequence. global_batch: sequences of a step; 0: about STEP_TOKENS tokens.
+    """
 
     shape: Shape
     block: int
@@ -55,15 +62,15 @@ class Workload:
 
 @dataclass(frozen=True)
 class ConfigPlan:
-    """The memory and the micro batch (0: none fits) of a configuration, with activations kept or recomputed."""
+    """Memory and micro batch (0: none fits) of a DeepSpeed configuration, with activations kept or recomputed."""
 
     config: str
     recompute: bool
-    states: float  # bytes on a GPU: weights, gradients, Adam
-    buffers: float  # bytes on a GPU
-    step: float  # bytes on a GPU in Adam's step, when buffers and activations are free
-    sequence: float  # bytes on a GPU: activations and logits of a sequence
-    host: float  # bytes on a node
+    states: float  # bytes per GPU: weights, gradients, Adam
+    buffers: float  # bytes per GPU
+    step: float  # bytes per GPU during Adam's step, when buffers and activations are freed
+    sequence: float  # bytes per GPU: activations and logits of a sequence
+    host: float  # bytes per node
     largest_micro_batch: int
     micro_batch: int
     accumulation: int
@@ -71,7 +78,7 @@ class ConfigPlan:
 
     @property
     def memory(self) -> float:
-        """Bytes on a GPU at the peak, with at least one sequence."""
+        """Peak bytes per GPU, with at least one sequence."""
         return self.states + max(self.buffers + max(self.micro_batch, 1) * self.sequence, self.step)
 
 
@@ -79,7 +86,11 @@ class ConfigPlan:
 
 
 def divide_batch(largest: int, gpus: int, load: Workload) -> tuple[int, int]:
-    """Micro batch and accumulation of a GPU, for the given global batch or else for about STEP_TOKENS tokens."""
+    """Return micro batch and accumulation steps of a GPU; (0, 0) if no sequence fits.
+
+    largest: the largest micro batch that fits. Their product is the GPU's share of the global batch, or without one
+    about STEP_TOKENS tokens / gpus.
+    """
     if largest < 1:
         return 0, 0
     if load.global_batch:
@@ -107,14 +118,17 @@ def make_plan(config: str, recompute: bool, load: Workload, machine: Machine) ->
 
 
 def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
-    """Plans of all configurations, simplest first; each with activations kept, then recomputed."""
+    """Return the plans of all configurations, simplest first: each with activations kept, then recomputed."""
     stage_3 = "zero3-fp16" if load.precision == "fp16" else "zero3"
     names = ("zero1", "zero2", stage_3, "zero3-offload-optimizer", "zero3-offload-all")
     return [make_plan(name, recompute, load, machine) for name in names for recompute in (False, True)]
 
 
 def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
-    """The simplest plan with a useful micro batch, else with any; offloading only if nothing else fits."""
+    """Return the simplest plan with a micro batch of USEFUL_TOKENS, else the simplest that fits, else None.
+
+    Plans with offloading are considered only if no other plan fits. block: tokens of a sequence.
+    """
     for offload in (False, True):
         fitting = [plan for plan in plans if plan.micro_batch and ("offload" in plan.config) == offload]
         useful = [plan for plan in fitting if plan.micro_batch * block >= USEFUL_TOKENS or plan.accumulation == 1]
@@ -124,7 +138,7 @@ def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
 
 
 def shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> str:
-    """One line: how much memory is missing, and how many of these GPUs are enough."""
+    """Return one line that says how much memory is missing and how many of these GPUs are enough."""
     allowed, host = MEMORY_SHARE * machine.gpu_memory, machine.host_memory or float("inf")
     # Host memory is compared last, since it is easier to add.
     closest = min(plans, key=lambda plan: (max(plan.memory - allowed, 0), max(plan.host - host, 0)))
@@ -147,7 +161,7 @@ def shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> s
 
 
 def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> float:
-    """Tokens per second of all GPUs at the published share of the peak; recomputing takes a quarter."""
+    """Return the tokens per second of all GPUs at the published share of the peak; recomputation costs a quarter."""
     peak, share = SPEEDS[gpu]
     return gpus * peak * share / flops_per_token(load.shape, load.block) * (0.75 if plan.recompute else 1)
 
@@ -156,7 +170,7 @@ def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> 
 
 
 def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> str:
-    """The command line of the training recipe."""
+    """Return the command line of the training recipe."""
     folder = model.parent if model.is_file() else model
     settings = f"MODEL={shlex.quote(str(folder))} DATA=corpus/all OUT=trained PRECISION={load.precision}"
     settings += f" CONFIG=pretrain/configs/{plan.config}.json"
@@ -167,7 +181,10 @@ def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> 
 
 
 def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
-    """One line per configuration: activations kept, recomputed, and the traffic and speed of the better of the two."""
+    """Return a table with one line per configuration.
+
+    A line has the memory with activations kept and recomputed, and the traffic and speed of the better of both.
+    """
     lines = [
         f"{'':<23}  {'GB on a GPU':^14}  {'kept':^13}  {'recomputed':^13}  host GB  GB sent  tokens",
         f"{'configuration':<23}  {'states':>6} {'buffers':>7}" + f"  {'GB a seq':>8} {'seqs':>4}" * 2
@@ -186,7 +203,7 @@ def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: st
 
 
 def assumptions(gpu: str) -> str:
-    """The meaning of the columns and the assumptions of the estimate."""
+    """Return the meaning of the columns and the assumptions of the estimate."""
     text = f"""\
 states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GB a seq: activations and logits
 of a packed sequence, kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro
@@ -200,7 +217,7 @@ communication and offloading are assumed to take no time."""
 
 
 def outcome(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
-    """The recommended plan as one line."""
+    """Return the recommended plan as one line."""
     sequences, way = plan.micro_batch * plan.accumulation * machine.gpus, "recomputed" if plan.recompute else "kept"
     batch = f"{sequences:,} sequences = {sequences * load.block:,} tokens a step"
     return f"Recommended: {plan.config}, activations {way}, {plan.memory / GB:.1f} GB on a GPU at the peak, {batch}:"

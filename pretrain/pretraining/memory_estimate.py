@@ -1,6 +1,6 @@
-"""Estimates for training a LLaMA: parameters, bytes on a GPU and on a node, bytes sent, floating-point operations.
+"""Estimates for training a LLaMA: parameters, bytes per GPU and per node, bytes sent, floating-point operations.
 
-Only config.json is read. The formulas follow DeepSpeed 0.19 and transformers 5, and each names its source.
+Only config.json is read. The formulas follow DeepSpeed 0.19 and transformers 5; each function names its source.
 """
 
 import json
@@ -9,20 +9,20 @@ from pathlib import Path
 
 BUCKET = 5e7  # elements; reduce_bucket_size and stage3_prefetch_bucket_size in configs/*.json
 LIVE = 1e9  # elements; stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
-PINNED = 1.5  # pinned host memory per requested byte: additional_buffer_factor in zero/stage3.py
-# Dense 16-bit peak in FLOP/s (NVIDIA's data sheets, SXM; A800 and H800 differ in NVLink only), and the share of it
-# that a published training run reached: V100 15 PFLOP/s on 400 (Rajbhandari et al. 2020), A100 380 tokens/s of
-# LLaMA-65B (Touvron et al. 2023), H100 38 to 43 % (Llama Team 2024).
+PINNED = 1.5  # bytes of pinned host memory per requested byte: additional_buffer_factor in zero/stage3.py
+# Dense 16-bit peak in FLOP/s (NVIDIA's data sheets, SXM; A800 and H800 differ only in NVLink), and the share of it
+# that a published training run reached: V100 15 PFLOP/s on 400 GPUs (Rajbhandari et al. 2020), A100 380 tokens/s per
+# GPU with LLaMA-65B (Touvron et al. 2023), H100 38 to 43 % (Llama Team 2024).
 SPEEDS = {
     "v100": (125e12, 0.30), "a100": (312e12, 0.47), "a800": (312e12, 0.47),
     "h100": (989e12, 0.40), "h800": (989e12, 0.40), "h200": (989e12, 0.40),
 }  # fmt: skip
-FAMILY = ("llama", "mistral")  # model types with the layers of LLaMA
+FAMILY = ("llama", "mistral")  # model types whose layers are LLaMA's
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The values of a LLaMA's config.json that decide its size; widths in elements, `context` in tokens."""
+    """The values of a LLaMA's config.json that determine its size; widths in elements, `context` in tokens."""
 
     vocabulary: int
     hidden: int
@@ -68,7 +68,7 @@ def read_shape(path: Path) -> Shape:
 
 
 def parameter_count(shape: Shape) -> int:
-    """Parameters of LlamaForCausalLM, embeddings included; tied embeddings count once."""
+    """Return the number of parameters of LlamaForCausalLM with embeddings; tied embeddings count once."""
     hidden, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = 2 * hidden * (query + key) + shape.attention_bias * (query + 2 * key + hidden)
     mlp = 3 * hidden * shape.intermediate + shape.mlp_bias * (2 * shape.intermediate + hidden)
@@ -77,21 +77,22 @@ def parameter_count(shape: Shape) -> int:
 
 
 def layer_bytes(shape: Shape, block: int) -> int:
-    """Bytes that one layer keeps of a token for the backward pass, with sequences of `block` tokens.
+    """Return the bytes per token that one layer keeps for the backward pass, with sequences of `block` tokens.
 
-    Counted as in Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), for the LLaMA
-    of transformers: two norms that compute in float32 (4 + 2 + 2 bytes an element each); queries, keys, values
-    (repeated for grouped heads) and output of attention (2 each), its row sums (4 a head) and its mask; gate, activated
-    gate, up and their product (2 each). There is no dropout, and SDPA and flash attention keep no scores.
+    Counted as in Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), for LLaMA in
+    transformers. Bytes per element: two norms that compute in float32, 4 + 2 + 2 each; queries, keys, values (repeated
+    for grouped heads) and attention output, 2 each; row sums of attention, 4 per head, and its mask; gate, activated
+    gate, up projection and their product, 2 each. There is no dropout, and SDPA and flash attention keep no scores.
     """
     query = shape.heads * shape.head_dim
     return 16 * shape.hidden + 8 * query + 8 * shape.intermediate + 4 * shape.heads + 2 * block + 8
 
 
 def sequence_bytes(shape: Shape, block: int, recompute: bool) -> int:
-    """Bytes of the activations of a sequence at the peak; recompute: each layer's input, and one layer's activations.
+    """Return the peak bytes of the activations and logits of a sequence.
 
-    Logits take 2 + 4 + 4 bytes each: 16-bit, float32, and the log-softmax that cross entropy keeps (then its gradient).
+    recompute: keep only the input of each layer, and the activations of one layer at a time. A logit takes 2 + 4 + 4
+    bytes: 16-bit, float32, and the log-softmax that cross entropy keeps (later its gradient).
     """
     layer = layer_bytes(shape, block)
     layers = shape.layers * 2 * shape.hidden + layer if recompute else shape.layers * layer
@@ -99,7 +100,10 @@ def sequence_bytes(shape: Shape, block: int, recompute: bool) -> int:
 
 
 def flops_per_token(shape: Shape, block: int) -> float:
-    """6 per parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B)."""
+    """Return the FLOPs of training per token, with sequences of `block` tokens.
+
+    6 per parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B).
+    """
     return 6 * parameter_count(shape) + 6 * shape.layers * shape.heads * shape.head_dim * block
 
 
@@ -107,10 +111,10 @@ def flops_per_token(shape: Shape, block: int) -> float:
 
 
 def state_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU of the 16 per parameter in mixed precision: weights 2, gradients 2, Adam 4 + 4 + 4.
+    """Return the bytes per GPU of the model states: per parameter 2 for weights, 2 for gradients, 4 + 4 + 4 for Adam.
 
-    Stage 1 partitions Adam, stage 2 also gradients, stage 3 everything (Rajbhandari et al. 2020, figure 1). Gradients
-    are stored and accumulated in 16 bits.
+    Stage 1 partitions Adam's states, stage 2 also gradients, stage 3 also weights (Rajbhandari et al. 2020, figure 1).
+    Gradients are stored and accumulated in 16 bits.
     """
     if "offload" in config:
         return 0.0 if config.endswith("all") else 2 * parameters / gpus
@@ -119,15 +123,15 @@ def state_bytes(config: str, parameters: int, gpus: int) -> float:
 
 
 def buffer_bytes(config: str, shape: Shape) -> float:
-    """Bytes on a GPU besides states and activations: buckets, the largest gradient, gathered weights of stage 3."""
+    """Return the bytes per GPU of buffers: buckets, the largest gradient, and gathered weights under stage 3."""
     gathered = min(parameter_count(shape), LIVE) if config.startswith("zero3") else 0
     return 8 * BUCKET + 2 * shape.vocabulary * shape.hidden + 2 * gathered
 
 
 def step_bytes(config: str, parameters: int, gpus: int) -> float:
-    """Bytes on a GPU during Adam's step, after the activations are freed: gradients in float32.
+    """Return the bytes per GPU of float32 gradients during Adam's step, when activations are freed.
 
-    Stage 3 converts `LIVE` of them at a time; an offloaded optimizer steps on the host.
+    Stage 3 converts `LIVE` elements at a time; an offloaded optimizer runs on the host.
     """
     if "offload" in config:
         return 0.0
@@ -135,10 +139,11 @@ def step_bytes(config: str, parameters: int, gpus: int) -> float:
 
 
 def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
-    """Bytes on a node while loading and for offloading.
+    """Return the bytes per node of host memory for loading or for offloading, whichever is larger.
 
-    Stages 1 and 2 load float32 weights in every rank; stage 3 maps the 16-bit file and partitions it while loading.
-    Offloading takes Adam (12), float32 and 16-bit gradients (4 + 2), and with `all` the weights (2), in pinned memory.
+    Under stages 1 and 2 every rank loads float32 weights; under stage 3 the 16-bit file is mapped and partitioned while
+    loading. Offloading keeps in pinned memory, in bytes per parameter: Adam's states 12, float32 and 16-bit gradients
+    4 + 2, and with `all` the weights 2.
     """
     if config in ("zero1", "zero2"):
         return 4.0 * parameters * gpus / nodes
@@ -147,7 +152,7 @@ def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
 
 
 def sent_bytes(config: str, parameters: int, gpus: int, accumulation: int) -> float:
-    """Bytes that a GPU sends in a step: 16-bit elements, twice for all-reduce, once for gather or reduce-scatter.
+    """Return the bytes that a GPU sends in a step: 16-bit elements, twice for all-reduce, else once.
 
     Volumes as in section 7 of the ZeRO paper. DeepSpeed's stages 1 and 2 all-reduce gradients (stage 1 once a step,
     stage 2 in every micro batch) and gather weights once; stage 3 gathers twice and reduce-scatters once in every micro

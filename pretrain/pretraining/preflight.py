@@ -1,4 +1,4 @@
-"""Checks before the model is loaded: launch, corpus, packed sequences, source weights, where the run starts."""
+"""Checks before the model is loaded: launch, corpus, packed sequences, source weights, start of the run."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from pretraining.pretraining_trainer import StartPoint
 
 BATCH = "global batch (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
 WEIGHTS = "--source_weights"
-LONGEST_BLOCK = 4096  # tokens of a packed sequence without --block_size
+LONGEST_BLOCK = 4096  # most tokens of a packed sequence, without --block_size
 
 
 # --- launch and corpus ------------------------------------------------------------------------------------------------
 
 
 def check_launch(args: PretrainingArguments) -> None:
-    """Raise ValueError if Trainer sees another number of ranks than were launched."""
+    """Raise ValueError if Trainer does not see the launched number of ranks, or a process sees several GPUs."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise ValueError(
@@ -42,7 +42,10 @@ def check_launch(args: PretrainingArguments) -> None:
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
-    """The tokens of a packed sequence; ValueError if the corpus does not fit the tokenizer, vocabulary or context."""
+    """Return the tokens of a packed sequence; block_size: the value of --block_size.
+
+    Raises ValueError if the corpus does not fit the base's tokenizer or vocabulary, or block_size exceeds its context.
+    """
     from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
@@ -65,9 +68,9 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
-    """Seconds for a token at the peak FLOP/s of all GPUs; 0 if the peak is not known.
+    """Return the seconds per token at the peak FLOP/s of all GPUs; 0 if the peak or the architecture is not known.
 
-    Attention is counted within samples, since the samples of a packed sequence do not attend to each other.
+    Attention is counted within samples only, since the samples of a packed sequence do not attend to each other.
     """
     import torch
 
@@ -89,7 +92,7 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
 def source_weights(
     args: PretrainingArguments, sequences: PackedSequences
 ) -> tuple[SourceGroups, dict[str, Any], list[str]]:
-    """Source groups, their weights, and notices. Raises ValueError if the options do not fit the corpus."""
+    """Return source groups, the weight of each, and notices; raises ValueError if options do not fit the corpus."""
     by_name, by_type = (SourceGroups.of(sequences, "train", by_type=by_type) for by_type in (False, True))
     if not args.global_batch_distributed:
         names = {pair.partition("=")[0].strip() for pair in args.source_weights.split(",")}
@@ -131,12 +134,12 @@ def check_sequence_count(sequences: PackedSequences, ranks: int) -> None:
 
 
 def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
-    """The steps in which as many sequences are trained as the weighted groups have, `epochs` times."""
+    """Return the number of steps that train `epochs` times as many sequences as all groups with a weight have."""
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
 def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
-    """The settings that must be equal to resume a run; see RunState."""
+    """Return the settings that must be equal to resume a run; see RunState."""
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,
@@ -151,10 +154,11 @@ def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: 
 def start_point(
     identity: dict[str, Any], schedule: Schedule, weights: dict[str, Any], checkpoint: Path | None, accept_changes: bool
 ) -> tuple[StartPoint, Schedule]:
-    """Where the run starts or resumes, and its schedule from there on.
+    """Return where the run starts or resumes, and its schedule from there on.
 
-    Raises ValueError if the checkpoint belongs to another run, unless changes are accepted: with other weights the
-    saved schedule continues in a new phase; with another corpus, packing, seed or list of sources a new one starts.
+    Raises ValueError if the checkpoint belongs to a run with other settings, unless accept_changes is True. In that
+    case, the saved schedule continues in a new phase if only weights or the global batch differ, and `schedule` starts
+    from its beginning if corpus, packing, seed or the list of sources differ.
     """
     if not checkpoint:
         return StartPoint(), schedule

@@ -1,4 +1,4 @@
-"""The command line of train.py: its own options and every option of Trainer; published spellings are translated."""
+"""The command line of train.py: its own options and all options of Trainer; published option names are translated."""
 
 from command_line import trainer_options
 
@@ -26,7 +26,7 @@ PUBLISHED = trainer_options.PublishedOptions(
 
 @dataclass
 class PretrainingArguments(PretrainingOptions, TrainingArguments):
-    """Options of continued pretraining: PretrainingOptions, and those of Trainer."""
+    """Options of continued pretraining: PretrainingOptions and all options of Trainer."""
 
     def __post_init__(self) -> None:
         for name in ("model_name_or_path", "data_path", "output_dir"):
@@ -44,7 +44,7 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.save_steps
-        self.ignore_data_skip = True  # the batch sampler starts at the right index
+        self.ignore_data_skip = True  # the batch sampler starts at the index to resume from
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         config = str(self.deepspeed or "")
@@ -57,5 +57,5 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
 
 
 def parse(argv: list[str], description: str) -> tuple[PretrainingArguments, list[str]]:
-    """Options and notices of a command line; ValueError if one is unknown, abbreviated or out of range."""
+    """Return options and notices; raises ValueError if an option is unknown, abbreviated or out of range."""
     return trainer_options.parse(PretrainingArguments, argv, description, "train.py", PUBLISHED)

@@ -1,4 +1,4 @@
-"""The options that pretrain/train.py adds to Trainer's, and Trainer's options with another default."""
+"""The options that pretrain/train.py adds to Trainer's, and the options of Trainer whose defaults it changes."""
 
 from command_line.trainer_options import option
 
@@ -24,7 +24,7 @@ class PretrainingOptions:
     )
     peak_tflops: float = option(0.0, "peak of one GPU for MFU in the log; 0: the known value")
 
-    # Options of Trainer with another default.
+    # Options of Trainer with a different default.
     num_train_epochs: float = option(1.0, "passes over the corpus")
     learning_rate: float = option(2e-5, "peak learning rate")
     lr_scheduler_type: str = option("cosine", "learning rate schedule")

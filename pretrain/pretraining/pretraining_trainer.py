@@ -1,6 +1,6 @@
 """Trainer for continued pretraining: packed sequences in the schedule's order, mean loss over the tokens of a step.
 
-Log, checks after each step, evaluation and checkpoints are shared with instruction tuning: training_loop/.
+The log, checks after each step, evaluation and checkpoints are in training_loop/, shared with instruction tuning.
 """
 
 import math
@@ -43,13 +43,14 @@ class StartPoint:
 
 
 class PretrainingTrainer(SourceTrainer):
-    """Trains on the sequences of a schedule from the start point on.
+    """Trains on the sequences of a schedule, beginning at the start point.
 
     Args:
         sequences: the training sequences in order.
         held_out: the sequences for evaluation, or None.
         identity: the settings that must be equal to resume this run; see RunState.
-        seconds_per_token: at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
+        start: where the run starts or resumes.
+        seconds_per_token: seconds per token at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
         more: arguments of SourceTrainer and Trainer.
     """
 
@@ -102,7 +103,7 @@ class PretrainingTrainer(SourceTrainer):
         return batches
 
     def before_training(self) -> None:
-        """Raise ValueError if samples of a packed sequence attend to each other (some backends ignore positions)."""
+        """Raise ValueError if samples of a packed sequence attend to each other; some backends ignore positions."""
         collator: Any = self.data_collator
         if collator.packed and not keeps_segments_apart(self.model_wrapped, attention_of(self.model), self.args.device):
             raise ValueError(
@@ -115,7 +116,7 @@ class PretrainingTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss sum of this micro batch / tokens of the step x ranks, since gradients are averaged over ranks."""
+        """Return (loss sum of this micro batch / tokens of the step) x ranks; gradients are averaged over ranks."""
         sources, labels = inputs.pop("sources"), inputs["labels"]
         if self.args.use_liger_kernel:  # its fused loss does not return losses by token
             inputs |= self._attention_arguments(inputs)
@@ -132,7 +133,7 @@ class PretrainingTrainer(SourceTrainer):
         return attention_arguments(attention_of(self.model), segments, inputs["input_ids"].device) if segments else {}
 
     def _logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The model's logits, (sequences, tokens, vocabulary); removes the labels from the inputs."""
+        """Return the model's logits, (sequences, tokens, vocabulary), and remove the labels from `inputs`."""
         del inputs["labels"]
         more = self._attention_arguments(inputs)
         return model(**inputs, **more, use_cache=False).logits
@@ -140,7 +141,7 @@ class PretrainingTrainer(SourceTrainer):
     def _add(
         self, meter: LossMeter, losses: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, weight: float = 1
     ) -> None:
-        """losses, labels: (sequences, tokens); sources: (sequences,)."""
+        """Add losses to a meter. losses, labels: (sequences, tokens); sources: (sequences,)."""
         meter.add(losses.double().sum(1), labels[:, 1:].ne(IGNORED).sum(1), sources, weight)
 
     # --- log, evaluation, checkpoints ---------------------------------------------------------------------------------
@@ -165,7 +166,10 @@ class PretrainingTrainer(SourceTrainer):
         return entry
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Ranks take batches in turn; a rank with fewer repeats some with weight 0, since ZeRO-3 needs all ranks."""
+        """Add the losses of every world_size-th batch.
+
+        A rank with fewer batches repeats one with weight 0, since ZeRO-3 needs all ranks in every forward pass.
+        """
         assert self.held_out is not None
         args, size, total = self.args, self.args.per_device_eval_batch_size, len(self.held_out)
         batches = [list(range(at, min(at + size, total))) for at in range(0, total, size)]

@@ -1,12 +1,12 @@
 """Resume from a DeepSpeed checkpoint with another number of ranks, by converting it to a universal checkpoint.
 
-A ZeRO checkpoint holds one part of the optimizer state for each rank, and only the same number of ranks can load it.
-For another number it is converted in its folder and loaded, and the converted files are removed. The ZeRO stage must be
-the same. This is the only file that relies on DeepSpeed's internals:
+A ZeRO checkpoint holds one part of the optimizer state for each rank, so only the same number of ranks can load it. For
+another number, the checkpoint is converted in its folder and loaded, and the converted files are removed. The ZeRO
+stage must be the same. This is the only file that relies on DeepSpeed's internals:
 
 | name | reason |
 | --- | --- |
-| `zero_pp_rank_N_mp_rank_…_optim_states.pt` | only the file names tell the number of ranks that wrote a checkpoint |
+| `zero_pp_rank_N_mp_rank_…_optim_states.pt` | the number of ranks that wrote a checkpoint is only in the file names |
 | `deepspeed.checkpoint.ds_to_universal`, `latest_universal`, `load_universal` | the documented conversion |
 | `optimizer.param_groups` and `state` | see RepairUniversalState |
 """
@@ -25,12 +25,12 @@ from transformers import TrainerCallback
 
 from pretraining.pretraining_arguments import PretrainingArguments
 
-LATEST = "latest_universal"  # DeepSpeed reads the name of the universal checkpoint from this file
+LATEST = "latest_universal"  # the file from which DeepSpeed reads the name of the universal checkpoint
 PEAK = 2.5  # disk space of a conversion / size of the checkpoint, measured with 68 million parameters in float32
 
 
 def writers(checkpoint: Path) -> int:
-    """How many ranks wrote the optimizer state, from the file names; 0 if the run did not use DeepSpeed.
+    """Return the number of ranks that wrote the optimizer state; 0 if the run did not use DeepSpeed.
 
     Raises ValueError if the file of a rank is missing.
     """
@@ -45,10 +45,10 @@ def writers(checkpoint: Path) -> int:
 
 
 def convert(checkpoint: Path) -> None:
-    """Write a universal checkpoint into the folder of a checkpoint, `latest_universal` last. One rank calls it.
+    """Write a universal checkpoint into the folder of a checkpoint, `latest_universal` last; one rank calls it.
 
-    The converter runs in a process of its own, since it does not release memory, and with relative paths, since it uses
-    its folder as a regular expression. Raises ValueError if it fails or the disk has too little space.
+    The converter runs in a separate process, since it does not release memory, and with relative paths, since it uses
+    the folder as a regular expression. Raises ValueError if it fails or the disk has too little space.
     """
     discard(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
@@ -79,7 +79,7 @@ def _partial(checkpoint: Path) -> Path:
 
 
 def _optimizer_state(file: Path) -> dict[str, Any]:
-    """Read the part of the converted state that is not stored by parameter."""
+    """Read the part of the converted state that is not stored in one file per parameter."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -100,7 +100,7 @@ def _drop_shard(file: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove the files of `convert`, complete or not."""
+    """Remove the files that `convert` wrote, even if they are incomplete."""
     (checkpoint / LATEST).unlink(missing_ok=True)
     for folder in (_partial(checkpoint), *checkpoint.glob("global_step*_universal")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,8 +110,8 @@ class RepairUniversalState(TrainerCallback):
     """Corrects the optimizer state that DeepSpeed 0.19 loads from a universal checkpoint, then removes that checkpoint.
 
     Under stage 3 (runtime/zero/stage3.py, load_hp_checkpoint_state_from_checkpoint_dir_stage3) all parts of the
-    optimizer share one step tensor, so that each of them increments it, and all groups get the weight decay of the
-    first. The step is also on the CPU, and AdamW's fused kernel needs it on the device.
+    optimizer share one step tensor, which each of them increments, and all groups get the weight decay of the first
+    group. The step tensor is also on the CPU, while AdamW's fused kernel needs it on the device.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -134,10 +134,10 @@ class RepairUniversalState(TrainerCallback):
 
 
 def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallback]:
-    """Convert the checkpoint if another number of ranks wrote it; returns the callbacks that Trainer then needs.
+    """Convert the checkpoint if another number of ranks wrote it; return the callbacks that Trainer then needs.
 
-    Every rank calls it before making Trainer. Raises ValueError if a run with DeepSpeed is resumed without it or vice
-    versa, since Trainer would start with a new optimizer state.
+    Every rank calls it before Trainer is created. Raises ValueError if a run with DeepSpeed is resumed without it or
+    vice versa, since Trainer would start with a new optimizer state.
     """
     ranks = writers(checkpoint)
     if bool(ranks) != bool(args.deepspeed):

@@ -1,1 +1,1 @@
-"""Ranks, the processes that a launcher starts as one run: joining, sums, user errors. Read ranks.py first."""
+"""The ranks of a run: process group, sums over ranks, user errors. Read ranks.py first."""

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: complete ones only, and only by the run that wrote them.
+"""Find the complete checkpoints of a run, and check that the run that resumes has the same settings.
 
 Read complete_checkpoints.py first.
 """

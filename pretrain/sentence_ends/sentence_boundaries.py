@@ -10,18 +10,18 @@ LANGUAGES = ("auto", "en", "zh", "code")
 
 
 def _not_after(words: str) -> str:
-    """A pattern that matches where no word of `words`, followed by a full stop, stands before.
+    """Return a pattern that matches a position that does not follow one of `words` and a full stop.
 
-    A lookbehind needs a fixed length, so words of the same length share one.
+    A lookbehind needs a fixed length, so there is one for each word length.
     """
     by_length = groupby(sorted(words.split(), key=len), len)
     return "".join(rf"(?<!(?a:\b)(?:{'|'.join(map(re.escape, same))})\.)" for _, same in by_length)
 
 
-# Every pattern begins with one character of _FIRST, which the regular expression engine finds quickly; the rest of the
-# pattern describes the position after it. A newline, with the blank lines after it, ends a sentence in every language;
-# a mark before a newline ends no sentence of its own. Repeats are possessive and a run of marks is read once only, from
-# its first mark, so that the time is linear in the length of the text.
+# Every pattern begins with a character of _FIRST, which the regular expression engine finds quickly; the rest of the
+# pattern checks the position after it. In every language a sentence ends after a newline and the blank lines that
+# follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive, and a run
+# of marks is matched only from its first mark, so that the time is linear in the length of the text.
 _FIRST = r"[\n.!?。！？…]"
 _NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
 _NO_NEWLINE = r"(?![^\S\n]*+\n)"
@@ -40,12 +40,12 @@ _NO_ABBREVIATION = (
     + rf"(?<!{_LIST_ITEM}\d\.)(?<!{_LIST_ITEM}\d\d\.)"  # numbers of list items: 1. First item
     + rf"(?:(?!\s\d)|{_not_after(_BEFORE_NUMBERS)})"  # "No. 5" continues; "He said no. Five did not." is two sentences
 )
-# The next two patterns check the text after the mark before they check abbreviations, which is the slower check: most
-# positions fail the first one.
+# The next two patterns check the text after the mark first, since most positions fail that check, and abbreviations
+# second, which is slower.
 _CHINESE_ASCII_CLOSE = r"[!?]*+[”’」』）】\")]*+"
 _CHINESE_ASCII = (
     rf"(?<=[.!?])(?<![!?].)(?={_CHINESE_ASCII_CLOSE}[^\S\n]*+[\u3400-\u9fff])"
-    rf"(?:(?<=[!?])|(?<=[^\W\d_]{{2}}\.){_NO_ABBREVIATION}){_CHINESE_ASCII_CLOSE}"  # neither 1.打开 nor A.B.公司
+    rf"(?:(?<=[!?])|(?<=[^\W\d_]{{2}}\.){_NO_ABBREVIATION}){_CHINESE_ASCII_CLOSE}"  # excludes 1.打开 and A.B.公司
 )
 _ENGLISH_CLOSE = r"[.!?…]*+[\"'”’)\]*_]*+"
 _ENGLISH = (
@@ -64,24 +64,24 @@ _SENTENCE_ENDS = {
 _CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”]")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
-_LONGEST_GAP = 1000  # characters without a letter or digit that `sentence_ends_between` skips before it reads all text
+_LONGEST_GAP = 1000  # characters without a letter or digit after which `sentence_ends_between` searches the whole text
 
 
 def sentence_ends(text: str, language: str = "auto") -> list[int]:
-    """Find where sentences end.
+    """Return the ends of the sentences of a text: ascending positions in characters.
 
-    language: `auto` (Chinese and English rules together), `en`, `zh`, or `code` (lines, with the blank lines after).
-    Returns ascending positions in characters, each after the sentence's closing quotation mark or newline.
+    A position is after the sentence's closing quotation mark or newline. language: `auto` (Chinese and English rules
+    together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that follow).
     """
     return [match.end() for match in _SENTENCE_ENDS[language].finditer(text)]
 
 
 def sentence_ends_between(text: str, language: str, start: int, stop: int) -> list[int]:
-    """Find the sentence ends from `start` to `stop`, both included, mostly without reading the rest of the text.
+    """Return the sentence ends from `start` to `stop`, both included, usually without reading the rest of the text.
 
-    No rule matches across a letter or digit, and none looks further ahead than the next one. A search between two
-    letters or digits therefore finds the same ends as a search of the whole text, which is the fallback where the next
-    letter or digit is more than 1,000 characters away.
+    No rule matches across a letter or digit, or looks ahead beyond the next one. A search between two letters or digits
+    therefore finds the same ends as a search of the whole text. If the next letter or digit is more than 1,000
+    characters away, the text is searched from its beginning or to its end.
     """
     first, last = start, stop
     while first > 0 and not text[first - 1].isalnum():
@@ -93,10 +93,10 @@ def sentence_ends_between(text: str, language: str, start: int, stop: int) -> li
 
 
 def clause_ends(text: str) -> list[int]:
-    """Find where a sentence that is too long may be cut: ascending positions after commas, brackets and the like."""
+    """Return the ends of clauses, to cut long sentences: ascending positions after commas, closing brackets etc."""
     return [match.end() for match in _CLAUSE_END.finditer(text)]
 
 
 def word_ends(text: str) -> list[int]:
-    """Find where a clause that is too long may be cut: ascending positions before white space."""
+    """Return the ends of words, to cut long clauses: ascending positions before white space."""
     return [match.end() for match in _WORD_END.finditer(text)]

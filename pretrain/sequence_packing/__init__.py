@@ -1,1 +1,1 @@
-"""Samples to packed sequences, their order by source weights, and batches. Read packed_sequences.py first."""
+"""Pack samples into sequences, order them by source weights, and make batches. Read packed_sequences.py first."""

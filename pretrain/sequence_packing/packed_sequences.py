@@ -1,11 +1,11 @@
 """Packed sequences of a corpus: computed once for each source and stored beside the corpus.
 
-    <prefix>.rows-4096/           sequences of at most 4096 tokens; the name also has the other settings
+    <prefix>.rows-4096/           sequences of at most 4096 tokens; other settings are appended to the name
         samples.npy               (samples,) int64, sample indices in the order of the sequences
-        starts.npy                (sequences + 1,) int64, where each sequence begins in samples.npy
+        starts.npy                (sequences + 1,) int64, the start of each sequence in samples.npy, then the end
         rows.json                 settings, corpus hashes, and the training and held-out sequences of each source
 
-Packing is best-fit decreasing: samples are taken longest first, each into the sequence with the least sufficient space
+Packing is best-fit decreasing: samples are placed longest first, each into the fullest sequence with enough free space
 (Johnson 1973).
 """
 
@@ -20,23 +20,23 @@ from typing import Any
 import numpy as np
 from corpus_files.corpus import Corpus
 
-CHUNK = 1 << 22  # samples packed together; larger chunks take more memory and hardly fill sequences better
-VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
+CHUNK = 1 << 22  # samples packed at a time; larger chunks take more memory and hardly fill sequences better
+VERSION = 3  # version of algorithm and files; a folder of another version is replaced
 
 
 def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
-    """The sequence index of each sample, (samples,) int64; no sequence has more than block_size tokens.
+    """Assign samples to sequences of at most block_size tokens; return each sample's sequence index, (samples,) int64.
 
     lengths: (samples,) int32, each from 1 to block_size.
     """
     order = np.argsort(-lengths, kind="stable")
-    with_space: list[list[int]] = [[] for _ in range(block_size + 1)]  # sequences by their free tokens
+    with_space: list[list[int]] = [[] for _ in range(block_size + 1)]  # sequence indices by number of free tokens
     spaces = count = 0  # spaces: bit s is set if a sequence has s free tokens
     chosen = []
     for length in lengths[order].tolist():
         fitting = spaces >> length
         if fitting:
-            space = length + (fitting & -fitting).bit_length() - 1  # of the lowest bit
+            space = length + (fitting & -fitting).bit_length() - 1  # the least space that fits: the lowest set bit
             sequence = with_space[space].pop()
             spaces ^= 0 if with_space[space] else 1 << space
         else:
@@ -51,9 +51,9 @@ def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
 
 
 def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are held out, (samples,) bool: whole documents, this fraction of each source.
+    """Return whether each sample is held out, (samples,) bool: whole documents, a fraction of each source.
 
-    A source with two or more documents has at least one held-out and at least one training document.
+    With a fraction above 0, a source of two or more documents has at least one held-out and one training document.
     """
     chosen = np.zeros(len(corpus.documents) - 1, dtype=bool)
     for source in corpus.sources:
@@ -67,7 +67,11 @@ def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packing:
-    """Settings. block_size: tokens of a sequence; packed: False for one sample a sequence; eval_fraction: held out."""
+    """Settings of packing.
+
+    block_size: most tokens of a sequence. packed: False: one sample per sequence. eval_fraction: the share of each
+    source's documents that is held out. seed: chooses the held-out documents.
+    """
 
     block_size: int
     packed: bool = True
@@ -81,11 +85,11 @@ class Packing:
 
 
 class PackedSequences:
-    """The packed sequences of a corpus: item i is the indices of its samples, (n,) int64, read from mapped files.
+    """The packed sequences of a corpus, memory-mapped: item i is the sample indices of sequence i, (n,) int64.
 
     Attributes:
-        sources: for each source of the corpus, {name, type, train: [from, to], held_out: [from, to]}.
-        tokens, held_out_tokens: in training and in held-out sequences.
+        sources: for each source, {name, type, train, held_out}; the last two are ranges [from, to) of sequences.
+        tokens, held_out_tokens: the number of tokens in training and in held-out sequences.
         packing: the settings.
     """
 
@@ -119,7 +123,7 @@ class PackedSequences:
 
 
 def open_packed_sequences(corpus: Corpus, packing: Packing, fallback: Path) -> PackedSequences:
-    """Open the stored sequences of a corpus, or pack them: beside the corpus, or in `fallback` if that is read-only.
+    """Open the stored sequences of a corpus, or pack and store them beside it, or in `fallback` if that is read-only.
 
     Raises ValueError if a sample is longer than a sequence.
     """
@@ -147,7 +151,7 @@ def _identity(corpus: Corpus, packing: Packing) -> dict[str, Any]:
 
 
 def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
-    """Whether a folder holds the sequences of this corpus with these settings."""
+    """Return whether a folder holds the sequences of this corpus with these settings."""
     try:
         record = json.loads((folder / "rows.json").read_text())
     except (OSError, ValueError):
@@ -156,12 +160,12 @@ def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
 
 
 def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Pack into a temporary folder and rename it; other processes may do so at the same time."""
+    """Pack into a temporary folder and rename it; safe if other processes do the same concurrently."""
     partial = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         _pack(corpus, packing, partial)
-        shutil.rmtree(folder, ignore_errors=True)  # made from another corpus with this prefix
+        shutil.rmtree(folder, ignore_errors=True)  # packed from another corpus with this prefix
         try:
             partial.rename(folder)
         except OSError:
@@ -200,7 +204,7 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
 
 
 def _pack_chunk(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices ordered by sequence, (samples,), and where each sequence ends in them, (sequences,)."""
+    """Return sample indices ordered by sequence, (samples,), and the end of each sequence in them, (sequences,)."""
     if not packing.packed:
         return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)
     sequence_of = best_fit_decreasing(lengths, packing.block_size)

@@ -1,10 +1,10 @@
 """The order of the packed sequences of a run: sources mixed by weight and shuffled, computed from the global index.
 
-The global index counts the packed sequences of a run over all ranks. A table of one period gives the source at an index
-and how many sequences of that source precede it; a permutation keyed by seed, source and epoch gives which sequence of
-the source it is. The order is therefore independent of the number of ranks, a run resumes at any index without reading
-the previous ones, memory does not grow with the corpus, and each epoch of a source has another order. A "source" here
-is a source or a type of the corpus, whichever the weights name.
+The global index counts the packed sequences of a run over all ranks. For a global index, a periodic table gives the
+source and the number of preceding sequences of that source; a permutation keyed by seed, source and epoch maps this
+number to a sequence of the source. The order is therefore independent of the number of ranks, a run can resume at any
+index without reading the previous ones, memory does not grow with the corpus, and each epoch of a source has another
+order. "Source" here means a source or a type of the corpus, whichever the weights name.
 """
 
 import hashlib
@@ -29,9 +29,10 @@ _ROUND_KEYS = [np.uint64(_GOLDEN_INT * turn % 2**64) for turn in range(1, 5)]  #
 
 
 def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
-    """Sequences of each source in one period, in proportion to the weights; exact if EXACT_PERIOD is long enough.
+    """Return the number of sequences of each source in one period, in proportion to the weights.
 
-    weights: not negative, at least one above 0. A positive weight gets at least one sequence.
+    The proportions are exact if a period of at most EXACT_PERIOD suffices, else rounded. A source with a positive
+    weight gets at least one sequence. weights: not negative, at least one above 0.
     """
     total = sum(weights, Fraction(0))
     shares = [Fraction(weight) / total for weight in weights]
@@ -48,7 +49,9 @@ def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
 
 
 def period_table(counts: Sequence[int]) -> np.ndarray:
-    """The source at each index of a period, (sum of counts,) uint16; every prefix is within one of the proportions.
+    """Return the source at each index of a period, (sum of counts,) uint16.
+
+    In every prefix, the count of each source differs from its proportion by less than one.
 
     The quota method with the earliest deadline (Balinski and Young 1975; Tijdeman 1980): the j-th sequence of a source
     with rate w is released at index floor((j - 1) / w) and due at index ceil(j / w).
@@ -81,11 +84,11 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The value at each position of a keyed permutation of range(size).
+    """Return the values of keyed permutations of range(size) at the given positions, (n,) int64.
 
-    positions: (n,) int64, below their sizes. sizes: (n,) int64. keys: (n,) uint64. Returns (n,) int64.
-    A Feistel network of four rounds on the least power of two that holds the size (Luby and Rackoff 1988); values
-    outside the range are permuted again until they are inside (cycle walking; Black and Rogaway 2002).
+    positions: (n,) int64, below their sizes. sizes: (n,) int64. keys: (n,) uint64. The permutation is a Feistel network
+    of four rounds on the least power of two that is at least max(size, 4) (Luby and Rackoff 1988); values outside the
+    range are permuted again until they are inside (cycle walking; Black and Rogaway 2002).
     """
     bits = np.ceil(np.log2(np.maximum(sizes, 4))).astype(np.uint64)
     values = _feistel(positions.astype(np.uint64), bits, keys)
@@ -97,7 +100,7 @@ def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.nd
 
 
 def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """One pass of the network over values with the given numbers of bits; each round swaps the halves."""
+    """Return one pass of the network over values with the given numbers of bits; each round swaps the halves."""
     low_bits = bits - bits // np.uint64(2)
     high_bits = bits // np.uint64(2)
     one = np.uint64(1)
@@ -109,7 +112,7 @@ def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarr
 
 
 def key_of(seed: int, name: str) -> int:
-    """A 64-bit key for a seed and the name of a source."""
+    """Return a 64-bit key for a seed and the name of a source."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
 
 
@@ -120,7 +123,8 @@ def key_of(seed: int, name: str) -> int:
 class WeightPhase:
     """A part of a run with constant weights.
 
-    start: its first index; counts: sequences of each source in a period; before: those before `start`.
+    start: its first global index. counts: sequences of each source in a period. before: sequences of each source before
+    `start`.
     """
 
     start: int
@@ -134,14 +138,14 @@ class WeightPhase:
 
     @cached_property
     def preceding(self) -> np.ndarray:
-        """(period,) uint32: sequences of the same source before each index of the period."""
+        """(period,) uint32: the number of sequences of the same source before each index of the period."""
         preceding = np.empty(len(self.table), dtype=np.uint32)
         for source, count in enumerate(self.counts):
             preceding[self.table == source] = np.arange(count, dtype=np.uint32)
         return preceding
 
     def consumed(self, index: int) -> list[int]:
-        """Sequences of each source before a global index of this phase."""
+        """Return the sequences of each source before a global index of this phase."""
         periods, rest = divmod(index - self.start, len(self.table))
         within = np.bincount(self.table[:rest], minlength=len(self.counts))
         return [b + periods * c + int(w) for b, c, w in zip(self.before, self.counts, within, strict=True)]
@@ -150,8 +154,9 @@ class WeightPhase:
 class Schedule:
     """The order of all sequences of a run.
 
-    sizes: sequences of each source, by name. weights: relative, by name; a source with weight 0 or none is not used.
-    Raises ValueError if a weight names no source or is negative, all are 0, or a weighted source has no sequences.
+    sizes: number of sequences by source. weights: relative weights by source; a source with weight 0 or without a
+    weight is not used. Raises ValueError if a source of `weights` does not exist, a weight is negative, all weights are
+    0, or a source with a weight has no sequences.
     """
 
     def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, Fraction | int], seed: int) -> None:
@@ -171,14 +176,14 @@ class Schedule:
         return tuple(period_counts([weights.get(name, 0) for name in self.names]))
 
     def change_weights(self, weights: Mapping[str, Fraction | int], index: int) -> None:
-        """Use other weights from a global index on; each source continues at its place."""
+        """Use other weights from a global index on; each source continues after its last sequence."""
         counts = self._counts(weights)
         if counts != self.phases[-1].counts:
             kept = [phase for phase in self.phases if phase.start < index]
             self.phases = [*kept, WeightPhase(index, counts, tuple(self.consumed(index).values()))]
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source, and sequence within the source, each (n,) int64, at global indices (n,) int64."""
+        """Return the source and sequence within the source, each (n,) int64, at global indices (n,) int64."""
         sources, places = np.empty(len(indices), dtype=np.int64), np.empty(len(indices), dtype=np.int64)
         phase_of = np.searchsorted([phase.start for phase in self.phases], indices, "right") - 1
         for number in np.unique(phase_of):
@@ -196,18 +201,18 @@ class Schedule:
         return sources, permute(positions, sizes, keys)
 
     def consumed(self, index: int) -> dict[str, int]:
-        """Sequences of each source before a global index."""
+        """Return the sequences of each source before a global index."""
         phase = [each for each in self.phases if each.start <= index][-1]
         return dict(zip(self.names, phase.consumed(index), strict=True))
 
     def state(self) -> dict[str, Any]:
-        """The argument of `restore`, as plain JSON."""
+        """Return the argument of `restore`, as plain JSON."""
         phases = [{"start": p.start, "counts": list(p.counts), "before": list(p.before)} for p in self.phases]
         return {"names": self.names, "sizes": self.sizes.tolist(), "seed": self.seed, "phases": phases}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> "Schedule":
-        """The schedule that `state` described."""
+        """Return the schedule that `state` described."""
         sizes = dict(zip(state["names"], state["sizes"], strict=True))
         schedule = cls(sizes, sizes, state["seed"])
         schedule.phases = [
@@ -220,10 +225,10 @@ class Schedule:
 
 
 def parse_weights(given: str, sizes: Mapping[str, int]) -> dict[str, Fraction | int]:
-    """Weights by source from "size", "temperature=A", or "zh=0.6,en=0.4".
+    """Return the weights by source from "size", "temperature=A", or "zh=0.6,en=0.4".
 
-    sizes: sequences by source. temperature: a source of n sequences has weight n^A; A below 1 favours small sources
-    (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, and if a source is not named.
+    sizes: number of sequences by source. temperature=A: a source of n sequences has weight n^A; A below 1 favours small
+    sources (Conneau and Lample 2019 use 0.7). Raises ValueError on any other text, or if a source has no weight.
     """
     if given == "size":
         return dict(sizes)

@@ -1,7 +1,7 @@
 """Datasets and batches of packed sequences; with --no_packing, a sequence is one padded sample.
 
-Positions restart with every sample and no attention mask is passed, which keeps samples apart (packed_attention/). The
-first token of a sample has no label, since no token of the sample precedes it.
+Packed samples do not attend to each other: positions restart at each sample and no attention mask is passed
+(packed_attention/). The first token of a sample has no label, since no token of the sample precedes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ IGNORED = -100  # the label of a position without loss
 
 
 class PackedSequence(NamedTuple):
-    """The ids of each sample, (tokens,) uint16 or int32, and the index of their source group."""
+    """The ids of each sample, (tokens,) uint16 or int32, and the index of the sequence's source group."""
 
     samples: list[np.ndarray]
     group: int
@@ -28,9 +28,10 @@ class PackedSequence(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceGroups:
-    """What source weights refer to: each source by its name, or all sources of a type together.
+    """The groups that source weights refer to: each source, or all sources of a type together.
 
-    names: of the groups. ranges: for each group, its ranges of sequence indices [from, to). by_type: which of the two.
+    names: names of the groups. ranges: for each group, ranges [from, to) of sequence indices. by_type: True if a group
+    is a type.
     """
 
     names: list[str]
@@ -39,7 +40,7 @@ class SourceGroups:
 
     @classmethod
     def of(cls, packed: PackedSequences, split: str, by_type: bool = False) -> "SourceGroups":
-        """The groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
+        """Return the groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
         found: dict[str, list[tuple[int, int]]] = {}
         for source in packed.sources:
             first, last = source[split]
@@ -48,14 +49,14 @@ class SourceGroups:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sequences of each group."""
+        """The number of sequences of each group."""
         return {
             name: sum(last - first for first, last in ranges)
             for name, ranges in zip(self.names, self.ranges, strict=True)
         }
 
     def sequence_index(self, group: int, place: int) -> int:
-        """The index among all packed sequences of a place within a group."""
+        """Return the index among all packed sequences of a place within a group."""
         for first, last in self.ranges[group]:
             if place < last - first:
                 return first + place
@@ -64,7 +65,7 @@ class SourceGroups:
 
 
 class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
-    """Trainer's dataset: item i is the i-th sequence of the schedule. length: sequences of the whole run."""
+    """Training dataset: item i is the i-th sequence of the schedule. length: number of sequences of the whole run."""
 
     def __init__(
         self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups, schedule: Schedule, length: int
@@ -79,7 +80,7 @@ class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[PackedSequence]:
-        """Used by PyTorch's loader for all items of a batch."""
+        """Return several items; PyTorch's data loader calls it for all items of a batch."""
         groups, places = self.schedule.at(np.asarray(indices, dtype=np.int64))
         pairs = zip(groups.tolist(), places.tolist(), strict=True)
         return [_read(self.corpus, self.packed, self.groups.sequence_index(*pair), pair[0]) for pair in pairs]
@@ -110,9 +111,9 @@ def _read(corpus: Corpus, packed: PackedSequences, index: int, group: int) -> Pa
 
 @dataclass(frozen=True)
 class RankBatchSampler:
-    """The micro batches of one rank, as Trainer's batch sampler: `count` lists of global sequence indices.
+    """Batch sampler of one rank: yields `count` micro batches as lists of global sequence indices.
 
-    From index `first` on, rank r takes the r-th part of each `micro_batch` x `ranks` consecutive indices.
+    Of each `micro_batch` x `ranks` consecutive indices from `first` on, rank r takes the r-th `micro_batch`.
     """
 
     first: int
@@ -132,11 +133,12 @@ class RankBatchSampler:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of packed sequences: input_ids and labels, (sequences, tokens) int64; sources, (sequences,) int64.
+    """Makes a batch of sequences: input_ids and labels, (sequences, tokens) int64, and sources, (sequences,) int64.
 
-    Packed batches also have position_ids, (sequences, tokens) int64, and segments, for each sequence its samples and
-    its padding. Others have attention_mask, (sequences, tokens) int64, and are padded to their longest sample.
-    block_size: tokens of a packed sequence. pad_id: padding has no label, even if samples contain this id.
+    Packed batches also have position_ids, (sequences, tokens) int64, and segments, which for each sequence are its
+    samples and its padding. Other batches have attention_mask, (sequences, tokens) int64, and are padded to their
+    longest sample. block_size: tokens of a packed sequence. pad_id: the id of padding; padding has no label, but a
+    sample's token with this id has one.
     """
 
     block_size: int

@@ -1,1 +1,1 @@
-"""Drop documents of poor quality and duplicates. Read cleaning_stages.py first."""
+"""Drop duplicates and documents of poor quality. Read cleaning_stages.py first."""

@@ -1,6 +1,6 @@
-"""The plan of a cleaning run, the readers of its documents, and the writers of its rows.
+"""The plan of a cleaning run, and datatrove steps that read documents and write rows.
 
-A document is identified by its shard and line. Its metadata hold the other fields of its row and its language.
+A document is identified by shard and line. Its metadata hold the other fields of its row and its language.
 """
 
 import json
@@ -20,15 +20,15 @@ from text_language.language_detection import language_of
 
 from text_cleaning.cleaning_rules import CHINESE_SHARE
 
-SHOWN_CHARACTERS = 200  # of a dropped text
-MOST_TASKS = 1000  # of a stage: datatrove opens one file of signatures per task at once
+SHOWN_CHARACTERS = 200  # recorded characters of a dropped text
+MOST_TASKS = 1000  # most tasks of a stage: datatrove opens the signature files of all tasks at once
 
 
 @dataclass(frozen=True)
 class CleaningPlan:
-    """A cleaning run: shards in input order, the range of shards (first, past the last) of each task, and settings."""
+    """A cleaning run: shards in input order, the range [first, last) of shards of each task, and settings."""
 
-    folder: Path  # for the intermediate files of the stages
+    folder: Path  # the folder of intermediate files
     shards: list[Shard]
     tasks: list[tuple[int, int]]
     source: TextSource
@@ -39,7 +39,7 @@ class CleaningPlan:
 
 
 def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
-    """Divide shards, in order, into at most MOST_TASKS tasks of about `task_bytes` of input."""
+    """Return the ranges of shards of at most MOST_TASKS tasks, each of about `task_bytes` of input."""
     wanted = max(task_bytes, sum(shard.size for shard in shards) // (MOST_TASKS // 2))
     tasks, first, size = [], 0, 0
     for number, shard in enumerate(shards):
@@ -68,21 +68,21 @@ class AllColumns(TextSource):
 
 
 def row_of(batch: Batch, number: int, source: TextSource) -> tuple[str, dict[str, Any]]:
-    """The text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
+    """Return the text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
     line, row = batch.lines[number - batch.first], None
     if isinstance(line, bytes) and line.lstrip()[:1] == b"{":
         with suppress(ValueError):
             row = json.loads(line.decode("utf-8"))
     elif isinstance(line, dict):
         row = line
-    if not isinstance(row, dict):  # a line of a text file, or a line that text_of refuses
+    if not isinstance(row, dict):  # a line of a .txt file, or a line for which text_of raises
         return text_of(batch, number, source), {}
     text = text_of(replace(batch, first=number, lines=[row]), number, source)
     return text, {key: value for key, value in row.items() if key not in source.fields and key != "text"}
 
 
 class ReadShards(PipelineStep):
-    """Reads the documents of a task's shards; an unreadable line is an error, or is dropped with the reason."""
+    """Reads the documents of a task's shards; an unreadable line raises an error or is dropped (plan.on_error)."""
 
     type, name = "READER", "reader"
 
@@ -92,7 +92,7 @@ class ReadShards(PipelineStep):
         self.writer = DroppedWriter(plan.folder, self.name, "unreadable")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The documents of task `rank`; writes the number of lines and bytes of each shard to read/<task>.json."""
+        """Yield the documents of task `rank`; write the numbers of lines and bytes per shard to read/<task>.json."""
         read = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
@@ -107,7 +107,7 @@ class ReadShards(PipelineStep):
         write_json(self.plan.folder / f"read/{rank:05d}.json", read)
 
     def documents(self, number: int, counts: Counter[str]) -> Iterator[Document]:
-        """The documents of a shard; a document without text has a reason for the report."""
+        """Yield the documents of a shard; a document to drop has no text and a reason. Counts are added to `counts`."""
         plan, shard = self.plan, self.plan.shards[number]
         try:
             wanted = AllColumns(path=shard.path) if shard.path.endswith(".parquet") else plan.source
@@ -122,7 +122,7 @@ class ReadShards(PipelineStep):
             yield self.dropped_document(number, counts["lines"], str(error))
 
     def document(self, batch: Batch, number: int, line: int, counts: Counter[str]) -> Document:
-        """The document of a line."""
+        """Return the document of a line, or a document without text if the line is to be dropped."""
         try:
             with self.track_time():
                 text, row = row_of(batch, line, self.plan.source)
@@ -139,14 +139,14 @@ class ReadShards(PipelineStep):
         return Document(text, f"{number}:{line}", metadata=known)
 
     def dropped_document(self, number: int, line: int, why: str) -> Document:
-        """A document without text that carries the reason why it is dropped."""
+        """Return a document without text whose metadata hold the reason for dropping it."""
         reason = why if why == "no text" else "unreadable"
         known = {"shard": number, "line": line, "bytes": 0, "language": "", "filter_reason": reason, "error": why}
         return Document("", f"{number}:{line}", metadata=known)
 
 
 class ReadRows(PipelineStep):
-    """Reads the documents of a task that passed the filters, as `PassedWriter` wrote them."""
+    """Reads the documents of a task that passed the filters, from the files of `PassedWriter`."""
 
     type, name = "READER", "rows"
 
@@ -155,9 +155,9 @@ class ReadRows(PipelineStep):
         self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The documents of task `rank`."""
+        """Yield the documents of task `rank`."""
         path = self.folder / f"passed/{rank:05d}.jsonl"
-        if path.is_file():  # missing where no document passed
+        if path.is_file():  # the file does not exist if no document passed
             for line in path.open(encoding="utf-8"):
                 with self.track_time():
                     metadata = json.loads(line)
@@ -179,20 +179,20 @@ class JsonRowsWriter(DiskWriter):
     def _write(self, document: dict[str, Any], file_handler: Any, _filename: str) -> None:
         try:
             line = json.dumps(document, ensure_ascii=False, default=str).encode("utf-8")
-        except UnicodeEncodeError:  # half a surrogate pair in some field other than the text
+        except UnicodeEncodeError:  # half a surrogate pair in a field other than the text
             line = json.dumps(document, default=str).encode("ascii")
         file_handler.write(line + b"\n")
 
 
 class PassedWriter(JsonRowsWriter):
-    """Writes text and metadata for the next stage."""
+    """Writes text and metadata of documents that passed the filters, for `ReadRows`."""
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text} | document.metadata
 
 
 class KeptWriter(JsonRowsWriter):
-    """Writes the result, text and the other fields of its row, and counts per shard to kept/<task>.json."""
+    """Writes the result (text and the other fields of the row), and counts per shard to kept/<task>.json."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "result")
@@ -213,7 +213,10 @@ class KeptWriter(JsonRowsWriter):
 
 
 class DroppedWriter(JsonRowsWriter):
-    """Writes the documents that a filter dropped, with the reason."""
+    """Writes the documents that a filter dropped, with the reason.
+
+    by: name of the filter. reason: the reason of documents whose metadata have none.
+    """
 
     def __init__(self, folder: Path, by: str, reason: str = "") -> None:
         super().__init__(folder / f"dropped/{by}")

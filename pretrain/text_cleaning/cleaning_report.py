@@ -1,4 +1,4 @@
-"""The report of dropped documents, and the last task, which moves the result to the output folder."""
+"""The last stage of cleaning: report dropped documents, and move the result to the output folder."""
 
 import hashlib
 import heapq
@@ -25,7 +25,7 @@ ReasonSamples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
 
 
 class WriteReport(PipelineStep):
-    """The last task: writes report.json, report.md and dropped.jsonl, and moves the result to the output folder."""
+    """Last step: writes report.json, report.md and dropped.jsonl, and moves the result to the output folder."""
 
     type, name = "WRITER", "report"
 
@@ -34,10 +34,10 @@ class WriteReport(PipelineStep):
         self.plan, self.target, self.samples = plan, target, samples
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Raises ValueError where the counts of read, kept and dropped documents do not add up."""
+        """Write and move the result; raises ValueError if read, kept and dropped documents do not add up."""
         folder = self.plan.folder
         result = folder / "result"
-        report_folder = result / REPORT  # a folder of its own, so that DIR/*.jsonl are the documents
+        report_folder = result / REPORT  # a subfolder, so that DIR/*.jsonl matches only documents
         report_folder.mkdir(parents=True, exist_ok=True)
         report, samples = summed(self.plan, report_folder / "dropped.jsonl", self.samples)
         totals = report["totals"]
@@ -47,7 +47,7 @@ class WriteReport(PipelineStep):
             json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
         (report_folder / "report.md").write_text(readable(report, samples), encoding="utf-8")
-        (folder / "run.json").unlink()  # from here on an interrupted run starts again
+        (folder / "run.json").unlink()  # a run interrupted after this line starts from the beginning
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
             self.target.rename(folder / "replaced")
@@ -55,14 +55,14 @@ class WriteReport(PipelineStep):
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-            elif path.name != "logs":  # kept, for a user who did not watch the run
+            elif path.name != "logs":  # logs are kept for later inspection
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], ReasonSamples]:
-    """Sum the counts of all tasks: the report, and `samples` dropped documents of each filter and reason.
+    """Return the report with the counts of all tasks, and `samples` dropped documents of each filter and reason.
 
-    The samples are chosen by a hash of file and line. Writes a line to dropped_to for each dropped document, in input
+    Samples are chosen by a hash of file and line. Also writes one line per dropped document to `dropped_to`, in input
     order.
     """
     read, kept = _counts(plan, "read"), _counts(plan, "kept")
@@ -104,7 +104,7 @@ def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str
 
 
 def settings(plan: CleaningPlan) -> dict[str, Any]:
-    """All settings that decide which documents are kept."""
+    """Return all settings that affect which documents are kept."""
     return {
         "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
         "on_error": plan.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE, "thresholds": THRESHOLDS,
@@ -118,9 +118,9 @@ def settings(plan: CleaningPlan) -> dict[str, Any]:
 
 
 def seconds(logs: Path) -> dict[str, dict[str, float]]:
-    """The seconds of each step of each stage, summed over all tasks, as datatrove measured them.
+    """Return the seconds of each step by stage, summed over all tasks, as measured by datatrove.
 
-    Its exact-duplicate filter is excluded: its clock includes the time of later steps.
+    datatrove's exact-duplicate filter is excluded, since its time includes that of later steps.
     """
     found: dict[str, Counter[str]] = {}
     for path in sorted(logs.glob("*/stats/[0-9]*.json")):
@@ -133,13 +133,13 @@ def seconds(logs: Path) -> dict[str, dict[str, float]]:
 
 
 def _counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
-    """The counts of all tasks, by shard."""
+    """Return the counts in the files `<name>/<task>.json` of all tasks, by shard."""
     tasks = [json.loads(path.read_text()) for path in sorted((plan.folder / name).glob("*.json"))]
     return {int(shard): counts for task in tasks for shard, counts in task.items()}
 
 
 def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[int]:
-    """The number of lines of the file before each shard."""
+    """Return for each shard the number of lines before it in its file."""
     before, lines, last = [], 0, ""
     for number, shard in enumerate(plan.shards):
         lines = lines if shard.path == last else 0
@@ -149,7 +149,10 @@ def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[i
 
 
 def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
-    """A record of each dropped document, in input order; a near-duplicate's names the document that was kept."""
+    """Yield a record of each dropped document, in input order; for a near-duplicate, with the document kept for it.
+
+    before: from `_lines_before`.
+    """
     pairs_file = plan.folder / "pairs.npy"
     pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
 
@@ -174,7 +177,7 @@ def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], samples: int) -> None:
-    """Keep the `samples` records of the highest hash, which do not depend on the order."""
+    """Add a record to a heap, and keep the `samples` records with the highest hashes of file name and line."""
     place = f"{Path(record['file']).name}:{record['line']}"
     heapq.heappush(chosen, (zlib.crc32(place.encode()), f"{record['file']}:{record['line']}", record))
     if len(chosen) > samples:
@@ -182,7 +185,7 @@ def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any
 
 
 def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
-    """The report in Markdown: a table of files, one of reasons, and the samples."""
+    """Return the report in Markdown: a table of files, a table of reasons, and samples of each reason."""
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     lines = [

@@ -1,6 +1,6 @@
-"""The rules of cleaning: thresholds of quality and repetition by language, word lists, and near-duplicates.
+"""The rules of cleaning: quality and repetition thresholds by language, word lists, and near-duplicates.
 
-The filters are datatrove's; this module sets their thresholds and divides text into words.
+Most filters are datatrove's; this module sets their thresholds and splits text into words.
 """
 
 import re
@@ -25,14 +25,16 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from text_language.language_detection import CHINESE_CHARACTERS, OTHER_NAMES
 
 LANGUAGES = ("auto", "en", "zh", "code")
-# Share of Chinese characters from which the Chinese rules apply. It is lower than for a prompt's language: the English
-# rules take a tenth of Chinese characters for words that are too long (9 of 1,416 real documents between the shares).
+# Least share of Chinese characters at which the Chinese rules apply. It is lower than language_detection's share: with
+# a tenth of Chinese characters, a text fails the English limit of word length (9 of 1,416 real documents were between
+# both shares).
 CHINESE_SHARE = 0.1
 
-# The thresholds by language and filter. Names are those of datatrove's filters; None: no limit.
-# Gopher: arXiv 2112.11446, A1.1 and table A1; FineWeb: arXiv 2406.17557, section 3.6; StarCoder: arXiv
-# 2305.06161, section 3.1. "real": set on real documentation, articles, verse, manuals and reviews, so that dropped
-# documents are mostly tables, listings, markup and repetition.
+# The thresholds by language and filter. Names are those of datatrove's filters; None: no limit. Comments give the value
+# of the paper if it differs (Gopher: arXiv 2112.11446, A1.1 and table A1; FineWeb: arXiv 2406.17557, section 3.6;
+# StarCoder: arXiv 2305.06161, section 3.1) and, after "real", the kind of text for which the value was set: it was set
+# on real documentation, articles, verse, manuals and reviews, so that dropped documents are mostly tables, listings,
+# markup and repetition.
 THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     "en": {
         "gopher_quality": {
@@ -43,7 +45,7 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
             "max_symbol_word_ratio": 0.1,
             "max_bullet_lines_ratio": 0.9,
             "max_ellipsis_lines_ratio": 0.5,  # Gopher: 0.3; real: one of two lines
-            "max_non_alpha_words_ratio": 0.5,  # Gopher: 0.8; real: reference manuals, and marks are words here
+            "max_non_alpha_words_ratio": 0.5,  # Gopher: 0.8; real: reference manuals; punctuation counts as words here
             "min_stop_words": 2,  # of datatrove's eight, which are Gopher's
         },
         "fineweb_quality": {
@@ -54,7 +56,9 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
             "char_duplicates_ratio": 0.2,  # FineWeb: 0.01
             "new_line_ratio": 0.35,  # FineWeb: 0.3
         },
-        "gopher_repetition": {"dup_line_frac": 0.5},  # Gopher: 0.3; real: brackets and fences of code; else Gopher's
+        "gopher_repetition": {
+            "dup_line_frac": 0.5
+        },  # Gopher: 0.3; real: brackets and fences of code; others as in Gopher
     },
     "zh": {
         "gopher_quality": {  # a word is one character
@@ -73,37 +77,37 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
             "line_punct_thr": 0.05,
             "line_punct_exclude_zero": True,
             "short_line_thr": 0.95,
-            "short_line_length": 4,  # real: a line of verse has 5 or more, with its mark 6
+            "short_line_length": 4,  # real: a line of verse has at least 5 characters, 6 with punctuation
             "char_duplicates_ratio": 0.2,
             "new_line_ratio": 0.35,
         },
-        "gopher_repetition": {  # n-grams are of characters: two for a word
+        "gopher_repetition": {  # n-grams of characters; two characters count as a word
             "dup_line_frac": 0.5,
-            # Gopher's limits doubled: datatrove measures n-grams with a blank between characters, the text without
+            # Gopher's limits doubled: datatrove counts a space between the characters of n-grams, but not of the text
             "top_n_grams": ((4, 0.40), (6, 0.36), (8, 0.32)),
             "dup_n_grams": ((10, 0.15), (12, 0.14), (14, 0.13), (16, 0.12), (18, 0.11), (20, 0.10)),
         },
     },
     "code": {"code_lines": {"longest": 1000, "mean": 100, "alphanumeric": 0.25}},  # StarCoder
 }
-# Texts of fewer words have the limits of OF_SHORT: a couplet may lack every stop word, and datatrove's rule of the most
-# frequent n-gram counts one that occurs once, which is a large share of one sentence.
+# Texts of fewer words use the limits of OF_SHORT: a couplet may have no stop word, and datatrove's rule of the most
+# frequent n-gram also counts an n-gram that occurs once, which is a large share of a single sentence.
 SHORT = 100
 OF_SHORT: dict[str, dict[str, Any]] = {
     "gopher_quality": {"min_stop_words": None},
     "gopher_repetition": {"top_n_grams": ()},
 }
-# A document is dropped for several entries of a word list, or where one entry is a large share of it.
+# A document is dropped if it has several entries of a word list, or if few entries are a large share of it.
 HARM = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's: similar from about 0.72
-SHINGLES = 1024  # hashed at a time: 112 hashes of each stay in the processor's cache
+SHINGLES = 1024  # shingles hashed at a time; their 112 hashes each fit in the CPU's cache
 
 _ZH = CHINESE_CHARACTERS
 _WORD = re.compile(rf"[{_ZH}]|https?://[!-~]+|[^\W{_ZH}]+(?:['’][^\W{_ZH}]+)*|[^\w\s]+")
 
 
 class CharacterWords(WordTokenizer):
-    """Divides text into Chinese characters, runs of other letters and digits, runs of marks, and web addresses."""
+    """Splits text into Chinese characters, runs of other letters and digits, runs of punctuation, and web addresses."""
 
     def __init__(self) -> None:
         super().__init__("any")
@@ -115,7 +119,7 @@ class CharacterWords(WordTokenizer):
         return hash(CharacterWords)  # datatrove caches the words of a text by text and tokenizer
 
     def word_tokenize(self, text: str) -> list[str]:
-        """All words, in order, without white space."""
+        """Return the words of a text in order, without white space."""
         return _WORD.findall(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
@@ -131,7 +135,7 @@ WORDS: Any = CharacterWords()
 
 
 def normalised(document: Document) -> str:
-    """The text that exact duplicates share: white space collapsed, code points composed (NFC)."""
+    """Return the text by which exact duplicates are found: white space collapsed, NFC normalised."""
     return unicodedata.normalize("NFC", " ".join(document.text.split()))
 
 
@@ -159,10 +163,10 @@ class CodeLinesFilter(BaseFilter):
 
 
 class RepetitionFilter(GopherRepetitionFilter):
-    """datatrove's filter with the same result in less time.
+    """GopherRepetitionFilter with the same result in less time.
 
-    Every word in a repeated n-gram is also in a repeated n-gram of the shortest n. Where these have fewer characters
-    than the lowest limit of all n, which one pass finds out, the passes for the other n are skipped.
+    Every word of a repeated n-gram is also in a repeated n-gram of the smallest n. One pass counts the characters of
+    the latter; if they are below the lowest limit of all n, the passes for all n are skipped.
     """
 
     def __init__(self, **limits: Any) -> None:
@@ -184,7 +188,7 @@ class RepetitionFilter(GopherRepetitionFilter):
 
 
 class WordListFilter(C4BadWordsFilter):
-    """C4's filter with own word lists, which drops a document only above the limits of HARM.
+    """C4's bad-words filter with other word lists; drops a document only if it reaches the limits of HARM.
 
     lists: the entries of each language, in lower case.
     """
@@ -205,7 +209,7 @@ class WordListFilter(C4BadWordsFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True to keep the document, else False and C4's reason."""
         language, text = doc.metadata["language"], doc.text.lower()
-        # searching for each entry is ten times as fast as the pattern, and most documents have none
+        # searching for each entry is ten times as fast as the pattern, and most documents contain no entry
         pattern = self._get_badwords(language) if any(e in text for e in self.lists.get(language, ())) else None
         found = pattern.findall(text) if pattern else []
         share = sum(map(len, found)) / max(1, len(text))
@@ -215,10 +219,10 @@ class WordListFilter(C4BadWordsFilter):
 
 
 def read_lists(folder: Path) -> dict[str, list[str]]:
-    """Read the word lists en.txt and zh.txt of a folder: one entry a line; lines that begin with # are comments.
+    """Read the word lists en.txt and zh.txt of a folder: one entry per line; lines that begin with # are comments.
 
-    english.txt and chinese.txt are read as well. Raises FileNotFoundError where the folder has no list, ValueError
-    where a list is not UTF-8.
+    english.txt and chinese.txt are also read. Raises FileNotFoundError if the folder has no list, ValueError if a list
+    is not UTF-8.
     """
     entries: dict[str, set[str]] = {}
     for name, language in {"en": "en", "zh": "zh", **OTHER_NAMES}.items():
@@ -237,9 +241,9 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
 
 
 class FilterByLanguage(BaseFilter):
-    """Applies the filter of a document's language; a document in another language passes.
+    """Applies the filter of a document's language; documents in languages without a filter pass.
 
-    filters: for each language, the filter of usual texts and the filter of texts shorter than SHORT words.
+    filters: for each language, the usual filter, and the filter for texts of fewer than SHORT words.
     """
 
     def __init__(self, name: str, filters: dict[str, tuple[BaseFilter, BaseFilter]], writer: Any = None) -> None:
@@ -266,7 +270,7 @@ MAKERS: dict[str, Any] = {
 
 
 def by_language(name: str, writer: DiskWriter | None = None) -> FilterByLanguage:
-    """The filter `name` with the THRESHOLDS of every language."""
+    """Return the filter `name` of MAKERS with the THRESHOLDS of each language."""
     make, filters = MAKERS[name], {}
     for language, limits in THRESHOLDS.items():
         if name in limits:
@@ -277,10 +281,10 @@ def by_language(name: str, writer: DiskWriter | None = None) -> FilterByLanguage
 
 
 class MinhashSignatures(MinhashDedupSignature):
-    """datatrove's signatures, computed in parts, so that memory does not grow with the document."""
+    """datatrove's MinHash signatures, computed in parts, so that memory does not grow with the document."""
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The minimum of each hash function: shingles (words, 1) uint64 to (buckets, hashes)."""
+        """Return the minimum of each hash function: shingles (words, 1) uint64 to (buckets, hashes)."""
         parts = [
             super(MinhashSignatures, self).get_signature(shingles[at : at + SHINGLES])
             for at in range(0, len(shingles), SHINGLES)

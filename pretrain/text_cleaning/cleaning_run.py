@@ -1,4 +1,4 @@
-"""A cleaning run: its plan from the options, its folder of intermediate files, and its stages one after another."""
+"""Run a cleaning: make the plan from the options, open the folder of intermediate files, run the stages in order."""
 
 from command_line.command_errors import resumable
 
@@ -21,7 +21,10 @@ from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
 def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
-    """The plan of a parsed command line; raises ValueError or FileNotFoundError where input or options are invalid."""
+    """Return the plan of a parsed command line.
+
+    Raises ValueError or FileNotFoundError if input or options are invalid.
+    """
     skip = frozenset(options.skip)
     template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
     if template and not FIELD.search(template):
@@ -37,7 +40,10 @@ def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
 
 
 def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
-    """Make the folder of intermediate files, or keep the folder of an interrupted run with the same plan."""
+    """Create the folder of intermediate files, or keep the folder of an interrupted run with the same plan.
+
+    Raises ValueError if the folder holds files that no cleaning run wrote.
+    """
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
     record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
@@ -55,7 +61,7 @@ def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
 
 
 def free_target(target: Path, overwrite: bool) -> None:
-    """Raise ValueError where the output folder exists and may not be replaced."""
+    """Raise ValueError if the output folder exists and must not be replaced."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
     if target.exists() and not (target / REPORT / "report.json").is_file():
@@ -63,7 +69,7 @@ def free_target(target: Path, overwrite: bool) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Run the stages for a parsed command line; returns a line about the result. Raises ValueError or OSError."""
+    """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError."""
     executors.disable_datatrove_log()
     where = executor_options(options)
     target = Path(options.output_dir).resolve()
@@ -89,7 +95,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def summary(target: Path) -> str:
-    """A line about the result."""
+    """Return one line with the counts of the result."""
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "

@@ -1,6 +1,6 @@
-"""The stages of cleaning: filter, find duplicates, keep the first of each, write.
+"""The stages of cleaning: filter, find duplicates, keep the first document of each set of duplicates, write.
 
-The number of tasks depends on the input alone, not on the number of workers.
+The number of tasks depends only on the input, not on the number of workers.
 """
 
 import resource
@@ -26,11 +26,14 @@ from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 from text_cleaning.cleaning_io import CleaningPlan, DroppedWriter, KeptWriter, PassedWriter, ReadRows, ReadShards
 from text_cleaning.cleaning_rules import MINHASH, WORDS, MinhashSignatures, WordListFilter, by_language, normalised
 
-LINES = 256  # of a file of signatures, read at a time
+LINES = 256  # lines of a signature file read at a time
 
 
 def earlier_first(document: Document) -> int:
-    """The priority of a document: datatrove keeps the duplicate of the highest, and within a task the first."""
+    """Return a document's priority, higher for earlier tasks.
+
+    Of exact duplicates, datatrove keeps the one with the highest priority, and within a task the first.
+    """
     return 65535 - int(document.metadata["task"])
 
 
@@ -38,7 +41,7 @@ EXACT = ExactDedupConfig(content_getter=normalised, document_priority=earlier_fi
 
 
 def allow_many_files(data: Any, rank: int, world_size: int) -> Any:
-    """A step that raises the limit of open files to the maximum: there is one file of signatures per task."""
+    """Step that raises the limit of open files to the maximum, since there is one signature file per task."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return data
@@ -64,10 +67,11 @@ class DocumentPlaces(PipelineStep):
 
 
 class KeepFirst(PipelineStep):
-    """Keeps the first document, in input order, of each cluster that datatrove found.
+    """Keeps the first document, in input order, of each cluster of near-duplicates.
 
-    datatrove keeps the root of its union-find instead. This step writes its lists of removed documents again, and
-    pairs.npy: (removed, 4) int64, task and index of a removed document, task and index of the document kept for it.
+    datatrove keeps the root of its union-find instead. This step rewrites datatrove's lists of removed documents and
+    writes pairs.npy: (removed, 4) int64, task and index of a removed document, task and index of the document kept for
+    it.
     """
 
     type, name = "DEDUP", "keep_first"
@@ -77,7 +81,7 @@ class KeepFirst(PipelineStep):
         self.folder = folder
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Runs after MinhashDedupCluster, in the same single task."""
+        """Rewrite the lists; runs after MinhashDedupCluster in the same task."""
         nodes = [np.empty((0, 3), dtype=np.int64)]
         for path in sorted((self.folder / "clusters").glob("*.clusters")):
             members = np.fromfile(path, dtype="<u4").reshape(-1, 2).astype(np.int64)  # place, cluster
@@ -98,7 +102,7 @@ class KeepFirst(PipelineStep):
 
 @dataclass(frozen=True)
 class CleaningStage:
-    """The steps of a stage and its number of tasks."""
+    """A stage: its steps and its number of tasks."""
 
     name: str
     steps: list[Any]
@@ -106,7 +110,7 @@ class CleaningStage:
 
 
 def stages(plan: CleaningPlan) -> list[CleaningStage]:
-    """The stages of a cleaning run in order, without the report."""
+    """Return the stages of a cleaning run in order, without the report."""
     folder, count = plan.folder, len(plan.tasks)
     exact, minhash = "exact" not in plan.skip, "minhash" not in plan.skip
     finders = min(64, max(1, count // 16))

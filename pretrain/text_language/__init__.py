@@ -1,1 +1,1 @@
-"""Whether a text is English or Chinese, and the names of these languages. Read language_detection.py."""
+"""Detect whether a text is English or Chinese, and parse language names. Read language_detection.py."""

@@ -1,4 +1,4 @@
-"""The shared part of both trainers: losses by source, log, stop by SIGTERM, result folder.
+"""Shared by both trainers: losses by source, the log, stopping on SIGTERM, the result folder.
 
 Read source_trainer.py first.
 """

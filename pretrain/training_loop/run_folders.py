@@ -1,4 +1,4 @@
-"""The folders of a run: checks of the base, and saving of the result."""
+"""Check the base checkpoint of a run, and save its result."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def check_base(base: Path, option: str) -> None:
 
 
 def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> str:
-    """The text of run.json: arguments, seed and package versions of a run, and `more`."""
+    """Return the content of run.json: script, arguments, seed, package versions, and the entries of `more`."""
     run = {
         "script": script,
         "arguments": args.to_sanitized_dict(),
@@ -36,10 +36,10 @@ def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> 
 
 
 def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Path], bool]) -> None:
-    """Save model and tokenizer to a folder in --output_dir, call `finish` on it, then move its files to --output_dir.
+    """Save model and tokenizer to `.partial` in --output_dir, call `finish` on it, then move its files up.
 
-    All ranks call it, since ZeRO-3 gathers weights; rank 0 alone calls `finish` and moves files. last: whether to move
-    a file after the others, as a sign that the result is complete.
+    All ranks call it, since ZeRO-3 gathers weights; only rank 0 calls `finish` and moves files. last: returns True for
+    the files to move last, whose presence marks the result as complete.
     """
     output = Path(trainer.args.output_dir)
     scratch = output / ".partial"
@@ -48,7 +48,7 @@ def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Pa
     trainer.save_model(str(scratch))
     if not trainer.args.should_save:
         return
-    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json has the same), an empty model card of PEFT
+    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json has its values), PEFT's empty model card
         (scratch / needless).unlink(missing_ok=True)
     trainer.processing_class.save_pretrained(scratch)
     finish(scratch)

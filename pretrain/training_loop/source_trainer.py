@@ -1,8 +1,8 @@
-"""Trainer for runs over several sources: losses by source, checks after each step, stop by SIGTERM.
+"""Base of both trainers: losses by source, checks after each step, stopping on SIGTERM.
 
-For Trainer, a run is one epoch of `args.max_steps` steps; the data loader of a resumed run starts after the checkpoint,
-so no batch is skipped. No private method of Trainer is overridden or called. Besides callbacks and options it uses the
-following (a test asserts that each exists, has the expected signature and is called):
+Trainer sees a run as one epoch of `args.max_steps` steps. The data loader of a resumed run begins at the first batch
+after the checkpoint, so Trainer skips no batch. No private method of Trainer is overridden or called. Besides callbacks
+and options, the following members are used (a test asserts that each exists, has the expected signature and is called):
 
 | name | reason |
 | --- | --- |
@@ -34,12 +34,12 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.training_log import TrainingLog
 
-STOPPED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended
+STOPPED = 128 + signal.SIGTERM  # exit status after SIGTERM, as in shells
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
 
 
 class StopSignal:
-    """Context manager that records SIGTERM, which clusters send before they end a job."""
+    """Context manager that records whether SIGTERM arrived; clusters send it before they end a job."""
 
     def __init__(self) -> None:
         self.received = False
@@ -56,7 +56,7 @@ class StopSignal:
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's progress bar without log entries, since `SourceTrainer.log` prints them."""
+    """Trainer's progress bar without its printing of log entries; `SourceTrainer.log` prints them."""
 
     def on_log(self, *arguments: Any, **more: Any) -> None:
         pass
@@ -69,7 +69,7 @@ class StepControl(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        state.compute_steps(args, state.max_steps)  # replaces the values of the checkpoint
+        state.compute_steps(args, state.max_steps)  # replaces logging, evaluation and saving steps of the checkpoint
         self.trainer.before_training()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -77,20 +77,20 @@ class StepControl(TrainerCallback):
 
 
 class SourceTrainer(Trainer):
-    """See the head of this file; a subclass overrides the methods that raise NotImplementedError.
+    """Trainer that logs losses by source; see the module docstring. Subclasses implement the abstract methods.
 
     Args:
         sources: names of the sources, in the order of their indices.
-        batch: the global batch: sequences or examples of a step.
-        first_step: the step of the checkpoint to resume from, else 0.
-        log_path: the log file, JSON lines.
-        max_bad_steps: the run ends with ValueError after this many consecutive non-finite steps.
-        more: Trainer's arguments.
+        batch: the global batch: sequences or examples per step.
+        first_step: the step of the checkpoint to resume from; 0 for a new run.
+        log_path: the log file (JSON lines).
+        max_bad_steps: consecutive steps with a non-finite loss or weight after which ValueError is raised.
+        more: arguments of Trainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
     model: Any
-    measures_losses = True  # whether compute_loss adds losses, not only tokens, to the meter
+    measures_losses = True  # False if compute_loss adds only token counts to the meter
 
     def __init__(
         self,
@@ -105,13 +105,13 @@ class SourceTrainer(Trainer):
         config = more["model"].config
         use_cache = config.use_cache
         super().__init__(**more)
-        config.use_cache = use_cache  # Trainer sets False, which save_pretrained would write
+        config.use_cache = use_cache  # Trainer sets it to False, which save_pretrained would write
         self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the step
         self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop, self.stopped = StopSignal(), False
-        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # whether a loss was non-finite
+        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss of this step was non-finite
         self._bad_in_a_row = 0
         self._logged_at, self._logged_step = time.perf_counter(), first_step
         self.remove_callback(PrinterCallback)
@@ -123,32 +123,32 @@ class SourceTrainer(Trainer):
     # --- for subclasses -----------------------------------------------------------------------------------------------
 
     def run_state(self) -> RunState:
-        """The run state for a checkpoint at this step; all ranks call it."""
+        """Return the run state to store in a checkpoint at this step; all ranks call it."""
         raise NotImplementedError
 
     def epochs(self) -> float:
-        """Passes over the data so far."""
+        """Return the number of passes over the data so far."""
         raise NotImplementedError
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
-        """Further values to log for the steps since the last entry. seconds: how long they took."""
+        """Return further values for a log entry. seconds: duration of the steps since the last entry."""
         raise NotImplementedError
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Add the losses of this rank's part of the held-out data; the model is in evaluation mode."""
+        """Add the losses of this rank's part of the held-out data to `meter`; called in evaluation mode."""
         raise NotImplementedError
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Further metrics of an evaluation, by names without prefix."""
+        """Return further metrics of an evaluation; names have no prefix."""
         return {}
 
     def before_training(self) -> None:
-        """Called before the first step, when model and optimizer are ready."""
+        """Hook called before the first step, after model and optimizer are prepared."""
 
     # --- Trainer's public methods -------------------------------------------------------------------------------------
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
-        """Trainer's numbers for one epoch of all steps, since the loader of a resumed run is shorter."""
+        """Return Trainer's step counts for one epoch of all steps, since the loader of a resumed run is shorter."""
         steps, items = args.max_steps, args.max_steps * self.batch
         return 1, steps, items, items, self.batch, steps * args.gradient_accumulation_steps, steps
 
@@ -176,7 +176,7 @@ class SourceTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean held-out loss per token, total and by source; independent of batch size and number of ranks."""
+        """Return the mean held-out loss per token, total and by source; it does not depend on batch size or ranks."""
         begun, training = time.perf_counter(), self.model_wrapped.training
         meter = LossMeter(self.meter.names, self.args.device)
         self.model_wrapped.eval()
@@ -197,10 +197,10 @@ class SourceTrainer(Trainer):
     # --- after each step ----------------------------------------------------------------------------------------------
 
     def check_step(self, control: Any) -> None:
-        """Stop or skip saving on all ranks if one received SIGTERM or has a non-finite loss.
+        """Stop all ranks if one received SIGTERM; skip saving on all ranks if one has a non-finite loss or weight.
 
-        Weights are also checked before they are saved, since they become non-finite one step before the loss. Raises
-        ValueError after `max_bad_steps` such steps.
+        Weights are checked only before they are saved, since they become non-finite one step before the loss. Raises
+        ValueError after `max_bad_steps` consecutive non-finite steps.
         """
         flags = torch.stack([torch.tensor(self.stop.received, device=self._bad.device), self._bad]).int()
         stop, bad = (count > 0 for count in sum_over_ranks(flags).tolist())
@@ -219,15 +219,16 @@ class SourceTrainer(Trainer):
             self.stopped = control.should_training_stop = control.should_save = True
 
     def has_bad_weights(self) -> bool:
-        """Whether a trained weight is non-finite on any rank; all ranks call it (under ZeRO-3 each for its part)."""
+        """Return whether a trained weight is non-finite on any rank; all ranks call it (ZeRO-3: each for its part)."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
         finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
         return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self._bad.device)) > 0)
 
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
-        """Train, from a checkpoint if given. SIGTERM ends the run after the current step, with a checkpoint.
+        """Train, from a checkpoint if given, and return Trainer's result.
 
-        Sets `stopped` if SIGTERM ended the run. Raises ValueError if losses or weights are not finite.
+        SIGTERM ends the run after the current step with a checkpoint and sets `stopped`. Raises ValueError if losses or
+        weights are not finite.
         """
         with self.stop:
             result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines in a file, a readable line on the terminal, and curves at the end."""
+"""The log of a run: JSON lines in a file, one line per entry on the terminal, and a plot at the end."""
 
 import json
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # the first metrics of an evaluation line
+FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # metrics printed first in the line of an evaluation
 
 
 class TrainingLog:
-    """Writes the entries of Trainer's history to `train_log.jsonl`, one JSON object a line."""
+    """Writes the entries of Trainer's log history to a file, one JSON object a line."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._written = path, 0
 
     def update(self, history: Sequence[dict[str, Any]], max_steps: int) -> None:
-        """Append the new entries and print the last one. The first call writes all, also those of a resumed run."""
+        """Append the new entries and print the last one; the first call replaces the file and writes all entries."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a" if self._written else "w", encoding="utf-8") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in history[self._written :])
@@ -28,7 +28,7 @@ class TrainingLog:
 
 
 def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
-    """An entry as a readable line; "" for Trainer's summary at the end of training."""
+    """Return the line of an entry for the terminal; "" for Trainer's summary at the end of training."""
     words = [f"step {entry['step']}/{max_steps}"]
     if "eval_loss" in entry:
         values = {name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")}
@@ -50,7 +50,7 @@ def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training and held-out losses, F1 of held-out answers if any, gradient norm and learning rate."""
+    """Plot training and held-out losses, held-out F1 if measured, gradient norm and learning rate to `path`."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""The command line of a trainer: a subclass of transformers' TrainingArguments, read by HfArgumentParser.
+"""The command line of a trainer: a subclass of transformers' TrainingArguments, parsed by HfArgumentParser.
 
-Options of published command lines that current transformers no longer has are translated with a notice; unknown and
-abbreviated options are errors.
+Published options that current transformers removed are translated with a notice. Unknown and abbreviated options are
+errors.
 """
 
 from command_line.strict_parsers import ParserErrors
@@ -36,26 +36,30 @@ ENVIRONMENT = {"logging_dir": "TENSORBOARD_LOGGING_DIR"}
 
 @dataclass(frozen=True)
 class PublishedOptions:
-    """Options of published command lines by name, beside those that transformers itself dropped."""
+    """Published options of one command that were renamed or removed, besides those that transformers removed.
+
+    renamed: new name by old name. without_effect: reason by option. switches: for each former switch, the new option,
+    its value for on, and its value for off.
+    """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
-    without_effect: Mapping[str, str] = field(default_factory=dict)  # option -> why
-    switches: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # option -> new option, on, off
+    without_effect: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
 
 def option(default: Any, help: str, *aliases: str) -> Any:
-    """A field of a dataclass that HfArgumentParser reads: its default, its line of help and more names of it."""
+    """Return a dataclass field for HfArgumentParser with a default, a help line and alternative names."""
     return field(default=default, metadata={"help": help} | ({"aliases": list(aliases)} if aliases else {}))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written, and every default."""
+    """Prints the description without reformatting it, and the default of every option."""
 
 
 def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[str], list[str]]:
-    """The command line with published options in the words of current transformers, and a notice for each of them.
+    """Return the command line with published options replaced by current ones, and a notice for each replacement.
 
-    An option that became an environment variable is set there.
+    An option that became an environment variable is set in the environment.
     """
     renamed = TRANSFORMERS_RENAMED | dict(published.renamed)
     without_effect = TRANSFORMERS_DROPPED | dict(published.without_effect)
@@ -88,7 +92,7 @@ def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[st
 
 
 def _switch(target: tuple[str, str, str], values: list[str]) -> list[str]:
-    """The words for a switch that became a value of another option; no words where that is the default."""
+    """Return the arguments that replace a former switch; an empty list if its value is now the default."""
     option, on, off = target
     spelled = "".join(values)
     value = {"": on, "true": on, "1": on, "yes": on, "false": off, "0": off, "no": off}.get(spelled.lower(), spelled)
@@ -98,17 +102,17 @@ def _switch(target: tuple[str, str, str], values: list[str]) -> list[str]:
 def parse(
     options: type[Options], argv: Sequence[str], description: str, prog: str, published: PublishedOptions
 ) -> tuple[Options, list[str]]:
-    """Options of a command line, and the notices to print; ValueError on what is unknown, abbreviated or wrong."""
+    """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, published)
     namespace = _parser(options, description, prog).parse_args(translated)
     return options(**vars(namespace)), notices
 
 
 def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], description: str, prog: str) -> str:
-    """What `--help` or `--help=all` in argv asks for, else "".
+    """Return the help text if argv contains `--help`, `-h` or `--help=all`, else "".
 
-    own: the dataclass of the command's own options, which imports no torch. load_all: imports the subclass of
-    TrainingArguments, which takes seconds.
+    own: the dataclass of the command's own options; its module does not import torch. load_all: imports and returns the
+    subclass of TrainingArguments, which takes seconds.
     """
     if "--help=all" in argv:
         return _parser(load_all(), description, prog).format_help()
