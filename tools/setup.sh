@@ -41,7 +41,8 @@ done
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
 main_stamp=$(stamp_of "$requirements")
-dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt)
+dev_stamp=""
+[ "$dev" = 0 ] || dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt) # absent in an image
 
 # Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
 install() {

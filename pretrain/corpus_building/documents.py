@@ -113,9 +113,9 @@ def find_files(patterns: list[str]) -> list[str]:
 
 @cache
 def kind(path: str) -> str:
-    """Return the ending that determines the format; for .gz, .zst and .parquet the inner ending, else .jsonl."""
+    """Return the ending that determines the format; for .gz and .zst the inner ending, else .jsonl."""
     name = Path(path)
-    if name.suffix in PACKED:
+    if name.suffix in (".gz", ".zst"):
         return Path(name.stem).suffix or ".jsonl"
     return name.suffix
 

@@ -54,6 +54,8 @@ def list_files(path: str | Path) -> list[Path]:
 def is_row_file(path: Path) -> bool:
     """Return whether a file exists and has the name of a row file."""
     name = path.with_suffix("") if path.suffix in PACKED else path
+    if name.suffix == ".parquet" and name != path:  # parquet compresses its columns itself
+        return False
     return name.suffix in SUFFIXES and name.name not in NOT_ROWS and path.is_file()
 
 

@@ -24,7 +24,6 @@ from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
 from text_language.language_detection import CHINESE_CHARACTERS, OTHER_NAMES
 
-LANGUAGES = ("auto", "en", "zh", "code")
 # Least share of Chinese characters at which the Chinese rules apply. It is lower than language_detection's share: with
 # a tenth of Chinese characters, a text fails the English limit of word length (9 of 1,416 real documents were between
 # both shares).
