@@ -106,7 +106,8 @@ def test_text_template_joins_fields_and_keeps_their_braces(
     table = [{"title": "A {body} of {0}", "body": "says {title}", "n": 1}, {"title": "", "body": "Two.", "n": 2}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
-    for ending in ("jsonl", "parquet"):
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.0.parquet")
+    for ending in ("jsonl", "0.parquet"):
         run_script(
             SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / ending,
             "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
