@@ -10,6 +10,7 @@ import sys
 from types import FrameType, TracebackType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
+CHECK_SECONDS = 0.05  # between two checks whether an import is still running
 
 
 def is_command() -> bool:
@@ -24,7 +25,7 @@ def print_line(line: str) -> None:
 
 
 def end_at_once(*_: object) -> None:
-    """Print "interrupted" and end the process without Python's clean-up; see `raise_outside_imports`."""
+    """Print "interrupted" and end the process without Python's clean-up; nothing has been written yet."""
     print_line("interrupted")
     os._exit(INTERRUPTED)
 
@@ -54,15 +55,23 @@ def begin_work() -> None:
 
 
 def raise_outside_imports(number: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt, or end the process at once if an import is running.
+    """Signal handler: raise KeyboardInterrupt; if an import is running, when it has ended.
 
     Some compiled libraries replace a KeyboardInterrupt during their import with another error, or call std::terminate.
-    Ending the process during an import leaves the same unfinished files as a killed process.
+    So an interval timer calls this handler again until no import is running. A second Ctrl-C meanwhile ends the process
+    at once.
     """
+    is_waiting = signal.getsignal(signal.SIGALRM) is raise_outside_imports
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            end_at_once()
+            if is_waiting and number == signal.SIGINT:
+                end_at_once()
+            signal.signal(signal.SIGALRM, raise_outside_imports)
+            signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
+            return
         frame = frame.f_back
+    if is_waiting:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 

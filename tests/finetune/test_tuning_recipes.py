@@ -41,7 +41,7 @@ def ended(process: "subprocess.Popen[str]") -> str:
 def test_lora_recipe_resumes_an_interrupted_run(
     tmp_path: Path, settings: Environment, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
-    more = ("--lora_r", 16, "--batch_size", 8, "--max_steps", 4, "--save_steps", 4)
+    more = ("--lora_r", 16, "--batch_size", 8, "--max_steps", 4, "--save_steps", 4, "--seed", 42, "--lora_alpha", 32)
     finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "out", *more))
     (tmp_path / "out/adapter_model.safetensors").unlink()
     output = ended(start("lora.sh", settings, "--logging_steps", "1"))

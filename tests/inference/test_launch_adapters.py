@@ -254,7 +254,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
         "huge": ([*model_options, f"a={of_kind['huge']}"], "LoRA rank 600 is greater than"),
         "odd": (
             [*model_options, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
-            "and 5 in adapter_config.json; copy both again",
+            "its adapter_config.json says 5; copy both files again",
         ),
         "broken": ([*model_options, f"a={broken.parent}"], "correct its chat_template.jinja"),
         "tasks": ([*model_options, f"a={tasks.parent}"], "/extraction.json does not have the form "),
