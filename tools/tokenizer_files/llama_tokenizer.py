@@ -3,8 +3,8 @@
 Each line of a rank table contains a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits
 text into words with a regular expression, and in each word repeatedly merges the neighbouring tokens whose merged token
 has the lowest rank. A merge list of every split of every token into two, ordered by the merged token's rank, is
-equivalent. The ids after the table are 256 special tokens. Source of the expression and the special tokens: tokenizer.py
-of https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models; names for 3.1 as in its
+equivalent. The ids after the table are 256 special tokens. Source of expression and special tokens: tokenizer.py of
+https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models; names for 3.1 as in its
 published tokenizer.json.
 """
 
