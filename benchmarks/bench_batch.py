@@ -5,15 +5,15 @@
     python benchmarks/bench_batch.py --model runs/merged --rows 20000 --rounds 12                        # one GPU
 
 Each row has a different prompt of about fifty words and gets 8 to 8 + 2 * --tokens new tokens (ignore_eos). In every
-round each contender answers the same rows, in an order that rotates:
+round each contender answers the same rows; the order of contenders rotates:
 
-- batch: the engine of batch.py, which reads rows from a file, checks and renders them, keeps the engine filled as
-  sequences end, and writes the answers in order;
-- all: LLM.generate on all rows at once, from memory, with rendering in the measured time;
-- chunks: the same with --chunk rows at a time, as for a file that does not fit into memory.
+- batch: the engine of batch.py, which reads rows from a file, validates and renders them, submits new rows as sequences
+  finish, and writes the answers in order;
+- all: LLM.generate on all rows at once, from memory; the measured time includes rendering;
+- chunks: like all, with --chunk rows per call, as for a file that does not fit into memory.
 
 Both engines have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of the time that a row costs outside the model. The
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
 last line is JSON, with medians over the rounds:
 
 - tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
@@ -101,7 +101,7 @@ def timed(work: Callable[[], int]) -> RoundTiming:
 
 
 def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
-    """Return the medians and ratios that the last line prints (see the docstring of this file)."""
+    """Return the medians and ratios of the last output line (see the module docstring)."""
     rate = [{name: done.tokens / done.seconds for name, done in each.items()} for each in rounds]
     return {
         "tokens_per_s": {name: round(median(each[name] for each in rate), 1) for name in CONTENDERS},
@@ -127,12 +127,12 @@ def main(
         model: a tuned checkpoint folder; default: a random LLaMA.
         rounds: measured rounds; one more round warms up.
         rows: number of rows per round.
-        tokens: half the range of the answers' lengths.
+        tokens: answers have 8 to 8 + 2 * tokens new tokens.
         chunk: rows per call of LLM.generate for the contender `chunks`.
         hidden_size: width of the random model, a multiple of 64.
         layers: number of layers of the random model.
         vocab_size: size of the random model's vocabulary.
-        unknown: unknown options, which are refused.
+        unknown: unknown options; any raises ValueError.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")

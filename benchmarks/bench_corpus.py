@@ -1,16 +1,17 @@
-"""How fast a corpus is written, against SentencePiece alone, the engine's own ceiling, datasets.map and datatrove.
+"""Speed of writing a corpus, against SentencePiece alone, our tokenizer engine alone, datasets.map and datatrove.
 
     python benchmarks/bench_corpus.py
     python benchmarks/bench_corpus.py --megabytes 600 --rounds 5 --tokenizer_path checkpoints/base
 
-All of them tokenise the same documents, one thread each, in rounds that take turns. Text: real documents of data_path
-(three JSONL files under ../shared/data/corpus), repeated with small edits, else the Python sources installed here. The
+All contenders tokenise the same documents with one thread each, in alternating rounds. Text: the documents of data_path
+(three JSONL files under ../shared/data/corpus), repeated with small edits, or else the installed Python sources. The
 last line is JSON; figures are medians over the rounds:
 
-- mb_per_cpu_s: MB of UTF-8 text a CPU second of `preprocess.py --mode write`, the process's start excluded;
-- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: that, divided by theirs (null: not installed);
-- two_workers: how many times faster the wall clock is with --num_workers 2 than with 1;
-- peak_pss_mb: proportional set size of all processes of a write with two workers, at its highest, sampled.
+- mb_per_cpu_s: MB of UTF-8 text per CPU second of `preprocess.py --mode write`, without the process's start;
+- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the same
+  rate of the contender (null: not installed);
+- two_workers: wall-clock time with --num_workers 1 divided by the time with 2;
+- peak_pss_mb: peak of the sampled proportional set size of all processes, with two workers.
 """
 
 import json
@@ -40,7 +41,7 @@ SCRIPT = REPOSITORY / "pretrain/preprocess.py"
 
 
 def real_texts(data_path: Path) -> list[str]:
-    """The documents of the JSONL files of a folder; without it, Python sources."""
+    """Return the documents of a folder's JSONL files, or Python sources if there are none."""
     files = sorted(data_path.glob("*.jsonl"))
     if files:
         return [json.loads(line)["text"] for file in files for line in file.open(encoding="utf-8")]
@@ -49,7 +50,7 @@ def real_texts(data_path: Path) -> list[str]:
 
 
 def edited(texts: list[str], megabytes: float, seed: int = 0) -> Iterator[str]:
-    """Documents in ever new orders, each with a word of its own at some place, until there are enough megabytes."""
+    """Yield shuffled documents, each with a random word inserted, until their size reaches `megabytes`."""
     draw, size = random.Random(seed), 0.0
     while True:
         draw.shuffle(texts)
@@ -66,7 +67,7 @@ def edited(texts: list[str], megabytes: float, seed: int = 0) -> Iterator[str]:
 
 
 def cpu_rate(work: Callable[[], object], megabytes: float) -> float:
-    """MB a CPU second of this process."""
+    """Run `work`; return MB per CPU second of this process."""
     begun = time.process_time()
     work()
     return megabytes / (time.process_time() - begun)
@@ -102,7 +103,7 @@ class Write:
 
 
 def family(parent: int) -> list[int]:
-    """A process and all below it."""
+    """Return the ids of a process and all its descendants."""
     found = [parent]
     for process in found:
         for children in Path(f"/proc/{process}/task").glob("*/children"):
@@ -114,7 +115,7 @@ def family(parent: int) -> list[int]:
 
 
 def pss(process: int) -> float:
-    """Proportional set size in MB; 0 where the process has ended."""
+    """Return a process's proportional set size in MB; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
@@ -123,7 +124,7 @@ def pss(process: int) -> float:
 
 
 def by_datasets(text: Path, tokenizer: Path, scratch: Path) -> Callable[[], object]:
-    """Hugging Face datasets.map with the folder's tokenizer.json, batched, in one process."""
+    """Return a function that runs batched datasets.map with the folder's tokenizer.json in one process."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -139,7 +140,7 @@ def by_datasets(text: Path, tokenizer: Path, scratch: Path) -> Callable[[], obje
 
 
 def by_datatrove(text: Path, tokenizer: Path, scratch: Path) -> Callable[[], object] | None:
-    """datatrove's own Megatron writer; None where it is not installed."""
+    """Return a function that runs datatrove's Megatron writer; None if datatrove is not installed."""
     try:
         from datatrove.executor import LocalPipelineExecutor
         from datatrove.pipeline.readers import JsonlReader
@@ -167,7 +168,7 @@ def main(
     sample_megabytes: float = 20,
     **unknown: object,
 ) -> None:
-    """Write `megabytes` of text in every round; the slower baselines take sample_megabytes of it."""
+    """Write `megabytes` of text in every round; the baselines tokenise only sample_megabytes."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     import sentencepiece
@@ -189,7 +190,7 @@ def main(
         oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
 
         def engine() -> Callable[[], object]:
-            """As at the beginning of a run: it remembers what it has seen, and would be faster the second time."""
+            """Load a new tokenizer for each round, because its word cache would make a second pass faster."""
             fast = load_encoder(tokenizer).engine.fast
             return lambda: deque((fast.encode(text) for text in sample), maxlen=0)
 
@@ -218,7 +219,7 @@ def main(
 
 
 def llama_tokenizer(shared: Path, scratch: Path) -> Path:
-    """LLaMA-2's tokenizer with its exact tokenizer.json."""
+    """Build LLaMA-2's tokenizer with its exact tokenizer.json; return its folder."""
     model = shared / "llama/tokenizer.model"
     if not model.is_file():
         raise FileNotFoundError(f"{model} does not exist; name a tokenizer's folder with --tokenizer_path")

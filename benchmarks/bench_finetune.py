@@ -4,21 +4,23 @@
     python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
 
 Each contender is a process (`--role`) that trains one epoch of the same examples from the same weights with the same
-LoRA, in one thread and float32, with about as many examples a step. The first --warm_up steps are not counted.
+LoRA, in one thread and float32, with about the same number of examples per step. The first --warm_up steps are not
+counted.
 
 - published, after alpaca-lora: examples are tokenised one by one and padded to the longest of their micro batch and a
   multiple of 8; plain Trainer, random order, logits of every position.
-- trl: SFTTrainer, best-fit packing, loss on completions only, a packed sequence of --pack_length tokens a forward pass
-  (512 was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in the
-  others (TRL's default is on), in an environment that the first run makes (--trl_venv). On a CPU it uses sdpa with a
-  dense mask from position_ids and computes the logits of every position (with Triton, of supervised positions only).
-- ours: finetune.py's trainer; then without shared prefixes (prefixes apart), with padded batches of similar lengths
-  (padded), and with the logits of every position (whole head).
+- trl: SFTTrainer, best-fit packing, loss on completions only, one packed sequence of --pack_length tokens per forward
+  pass (512 was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in
+  the other contenders (TRL's default is on), in an environment that the first run creates (--trl_venv). On a CPU it
+  uses sdpa with a dense mask from position_ids and computes the logits of every position (with Triton, of supervised
+  positions only).
+- ours: finetune.py's trainer. Ablations: without shared prefixes (prefixes apart), with padded batches of similar
+  lengths (padded), and with the logits of every position (whole head).
 
 The examples are made from CrossNER in ../shared/data/crossner, or from the demo world of examples/make_demo.py. The
-model is tiny and has LLaMA-2's vocabulary. The output matrix is four fifths of the weights here and 2 % in LLaMA-2 7B,
-so its gain shrinks with the model; the gain of shared prefixes does not. The last line is JSON; values are medians over
-the rounds:
+model is tiny and has LLaMA-2's vocabulary. The output matrix has four fifths of the weights here and 2 % in LLaMA-2 7B,
+so the gain from fewer logits is smaller for larger models; the gain from shared prefixes is not. The last line is
+JSON; values are medians over the rounds:
 
 - examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
 - padding: {contender: share of token slots that are padding};
@@ -44,7 +46,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
 CROSSNER = REPOSITORY.parent / "shared/data/crossner"
 TRL = "trl==1.16.0"
-COMPARED = ("published", "trl", "ours")  # the other roles are ours without one of its methods
+COMPARED = ("published", "trl", "ours")  # the other roles are ablations of ours
 LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
 
 
@@ -52,7 +54,7 @@ LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
 
 
 def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
-    """Every sentence as an instruction row; the answer is a JSON object from types to names."""
+    """Return every sentence as an instruction row whose answer is a JSON object {type: [names]}."""
     rows = []
     for file in sorted([*folder.glob("*/train.json"), *folder.glob("*/test.json")]):
         types = ", ".join(json.loads((file.parent / "class.json").read_text(encoding="utf-8")))
@@ -103,7 +105,7 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
 
 
 def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
-    """The measurements of a role, from its own process with one thread."""
+    """Run a role in its own process with one thread; return its measurements."""
     single = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     command = [python, __file__, "--role", role, "--scratch", str(scratch)]
     done = subprocess.run(command, env=os.environ | single, capture_output=True, text=True)
@@ -113,7 +115,7 @@ def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict
 
 
 def trl_python(folder: Path) -> str:
-    """The Python of TRL's environment, which is made if it is missing (1 GB), with this environment's versions."""
+    """Return the Python of TRL's environment; create it (1 GB) with this environment's versions if it is missing."""
     python, mark = folder / "bin/python", folder / "installed.txt"
     ours = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers", "peft", "datasets", "fire")]
     wanted = " ".join([TRL, *ours])
@@ -127,7 +129,7 @@ def trl_python(folder: Path) -> str:
 
 
 def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Medians over the rounds, and ratios within each round; the docstring of this file describes the keys."""
+    """Return medians over the rounds, and ratios within each round; the module docstring describes the keys."""
 
     def rates(kind: str, name: str) -> list[float]:
         return [found[name][kind] / found[name]["cpu_s"] for found in rounds]
@@ -176,7 +178,7 @@ def main(
     scratch: str = "",
     **unknown: object,
 ) -> None:
-    """batch: examples a step; micro: examples a forward pass; role, scratch: for the processes of the contenders."""
+    """batch: examples per step; micro: examples per forward pass; role, scratch: internal, for the processes."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if role:

@@ -1,23 +1,24 @@
-"""Packing against padding, and Trainer against a plain PyTorch loop, with a small LLaMA on the CPU.
+"""Compare packing with padding, and Trainer with a plain PyTorch loop, for a small LLaMA on the CPU.
 
     python benchmarks/bench_pretrain.py
     python benchmarks/bench_pretrain.py --block_size 1024 --micro_batch 8 --median 300 --rounds 5
 
-The trainer is that of train.py: once with --no_packing (one sample a sequence in random order, padded to the longest of
-its micro batch), once packed. Both have about the same number of token positions in a step. The time per position is
-measured; the share of positions with a label is counted over the whole corpus, since it varies between padded steps.
-Documents are random ids of lognormal length; longer ones than block_size are divided evenly. The plain loop runs on the
+train.py's trainer runs once with --no_packing (one sample per sequence in random order, padded to the longest of its
+micro batch) and once packed, with about the same number of token positions per step. The time per position is measured;
+the share of positions with a label is counted over the whole corpus, because it varies between padded steps. Documents
+are random ids of lognormal length; documents longer than block_size are divided evenly. The plain loop processes the
 packed batches (forward, cross_entropy, backward, clip, AdamW); its steps alternate with Trainer's, so that the load of
 the machine affects both.
 
-The ratio grows with the micro batch, since the longest sample of many is longer, and with hidden_size: attention costs
-block_size / (6 x hidden_size) of the other work, far more than in a large model, and packed sequences are longer.
+The ratio grows with the micro batch, because the longest of more samples is longer. It also grows with hidden_size:
+attention costs block_size / (6 x hidden_size) of the other work, far more than in a large model, and packed sequences
+are longer.
 The last line is JSON; figures are medians over the rounds:
 
-- packed_tokens_per_cpu_s, padded_tokens_per_cpu_s: tokens with a label per CPU second, without the start of training;
+- packed_tokens_per_cpu_s, padded_tokens_per_cpu_s: tokens with a label per CPU second, without startup;
 - ratio: the first divided by the second (goal: 1.6 at a median of 450 tokens);
 - packed_slot_efficiency, padded_slot_efficiency: the share of token positions with a label;
-- overhead: CPU time of a step of Trainer, with a log entry, over that of the plain loop on the same batch, minus 1
+- overhead: CPU time of a Trainer step, with a log entry, divided by that of the plain loop on the same batch, minus 1
   (goal: below 0.05).
 """
 
@@ -62,7 +63,7 @@ def random_base(folder: Path, shape: dict[str, Any], dtype: str = "float32") -> 
 
 
 def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma: float, block_size: int) -> np.ndarray:
-    """Write a corpus of two sources of random ids, lognormal lengths; returns (samples,) lengths in tokens."""
+    """Write a corpus of two sources with random ids and lognormal lengths; return lengths in tokens, (samples,)."""
     from corpus_files.corpus import Corpus, CorpusWriter
     from corpus_tokenizer.document_encoder import fingerprint
     from tokenizers import Tokenizer
@@ -88,18 +89,18 @@ def random_corpus(prefix: Path, base: Path, documents: int, median: float, sigma
 
 
 def padded_slots(lengths: np.ndarray, count: int) -> float:
-    """The expected token positions of `count` random samples, padded to the longest of them."""
+    """Return the expected token positions of `count` random samples, padded to the longest of them."""
     share = np.arange(len(lengths) + 1) / len(lengths)
     return count * float(np.sort(lengths) @ np.diff(share**count))
 
 
 def samples_for(lengths: np.ndarray, slots: int) -> int:
-    """The number of random samples that take about `slots` token positions when padded."""
+    """Return the number of random samples that take about `slots` token positions when padded."""
     return min(range(1, slots // int(lengths.mean()) + 2), key=lambda count: abs(padded_slots(lengths, count) - slots))
 
 
 def efficiency_by_length(lengths: np.ndarray, size: int) -> float:
-    """Slot efficiency of micro batches of samples of similar length, as with --group_by_length."""
+    """Return the slot efficiency of micro batches of `size` samples of similar length, as with --group_by_length."""
     shuffled = np.random.default_rng(0).permutation(lengths)[: len(lengths) // (50 * size) * 50 * size]
     groups = np.sort(shuffled.reshape(-1, 50 * size), axis=1)  # Trainer sorted 50 micro batches at a time
     return float((shuffled - 1).sum() / (groups.reshape(-1, size).max(1).sum() * size))
@@ -109,7 +110,7 @@ def efficiency_by_length(lengths: np.ndarray, size: int) -> float:
 
 
 def make_trainer(base: Path, prefix: Path, output: Path, packed: bool, **options: Any) -> Any:
-    """The trainer of train.py, ready to train; options: of its command line."""
+    """Return train.py's trainer. options: of its command line."""
     import train
 
     given = {
@@ -120,7 +121,7 @@ def make_trainer(base: Path, prefix: Path, output: Path, packed: bool, **options
 
 
 def bare_steps(trainer: Any) -> Iterator[None]:
-    """The same steps in a plain loop: the batches of the trainer, a copy of its model."""
+    """Run the trainer's steps in a plain loop with its batches and a copy of its model; yield after each step."""
     import copy
 
     import torch
@@ -152,7 +153,7 @@ def bare_steps(trainer: Any) -> Iterator[None]:
 
 
 def timed_steps(trainer: Any, beside: Iterator[None] | None) -> tuple[list[float], list[float]]:
-    """Train; CPU seconds of each step of Trainer, and of a step of `beside` after each of them."""
+    """Train; run one step of `beside` after each of Trainer's steps. Return the CPU seconds of both per step."""
     from transformers import TrainerCallback
 
     ours: list[float] = []
@@ -179,7 +180,7 @@ def timed_steps(trainer: Any, beside: Iterator[None] | None) -> tuple[list[float
 
 
 def slots_of(trainer: Any, warm_up: int) -> int:
-    """Token positions of all steps after the warm-up."""
+    """Return the number of token positions of all steps after the warm-up."""
     args, sequences = trainer.args, trainer.sequences
     size = args.per_device_train_batch_size
     first = warm_up * size * args.gradient_accumulation_steps
@@ -193,7 +194,7 @@ def slots_of(trainer: Any, warm_up: int) -> int:
 def one_round(
     scratch: Path, lengths: np.ndarray, sizes: dict[str, int], warm_up: int, **options: Any
 ) -> dict[str, float]:
-    """Padded steps, then packed ones alternating with the plain loop. sizes: micro batch, packed and padded."""
+    """Time padded steps, then packed steps alternating with the plain loop. sizes: {kind: micro batch}."""
     useful, found, steps = int((lengths - 1).sum()), {}, options.pop("steps")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for kind, count in (("padded", 2 * steps), ("packed", steps)):
@@ -227,16 +228,16 @@ def main(
     threads: int = 1,
     **unknown: object,
 ) -> None:
-    """Time `steps` packed steps and twice as many padded ones, which vary more, in every round.
+    """Time `steps` packed steps and twice as many padded steps, which vary more, in every round.
 
     median, sigma: of the lognormal document lengths in tokens. micro_batch: packed sequences, by default as in
-    pretrain/scripts. threads: of PyTorch; with more than one, CPU seconds include the time they wait for each other.
+    pretrain/scripts. threads: PyTorch threads; with more than one, CPU seconds include waiting for other threads.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if min(rounds, steps, micro_batch, accumulation, layers, threads) < 1 or block_size < 2 or hidden_size % 64:
         raise ValueError("counts are at least 1, --block_size at least 2, and --hidden_size a multiple of 64")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns where there is no GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # avoids DeepSpeed's warning without a GPU
     import torch
 
     torch.set_num_threads(threads)

@@ -1,27 +1,28 @@
-"""Tokens a second, MFU and memory of continued pretraining on one GPU, setting by setting, through train.py.
+"""Tokens per second, MFU and memory of continued pretraining with train.py on one GPU, for several settings.
 
     python benchmarks/bench_pretrain_gpu.py
     python benchmarks/bench_pretrain_gpu.py --settings sdpa-8,flash-8,zero1-liger-16 --global_batch 64 --peak_tflops 989
     python benchmarks/bench_pretrain_gpu.py --tiny
 
-A LLaMA of 1.1 billion parameters (the shape of TinyLlama, Zhang et al. 2024) with random weights, packed sequences of
-2048 random ids. Every setting runs train.py in a process of its own, `steps` steps after `warm_up`, with the same
-global batch; a setting that does not fit or is not installed is reported and skipped. "zero1" has bf16 weights under
-`deepspeed` with configs/zero1.json; the others use Trainer's mixed precision, bf16 with float32 weights. AdamW is
-PyTorch's fused one unless the name says unfused. --tiny tests the script itself with a very small model on the CPU.
+The model is a LLaMA of 1.1 billion parameters (the shape of TinyLlama, Zhang et al. 2024) with random weights, the data
+packed sequences of 2048 random ids. Every setting runs train.py in its own process for `steps` steps after `warm_up`,
+with the same global batch; a setting that runs out of memory or is not installed is reported and skipped. "zero1" has
+bf16 weights under `deepspeed` with configs/zero1.json; the others use Trainer's mixed precision, bf16 with float32
+weights. AdamW is PyTorch's fused version unless the name says unfused. --tiny tests the script itself with a very small
+model on the CPU.
 
 MFU is tokens_per_second x FLOP per token / peak. N: parameters; L, H, Q, T: layers, heads, width of a head, tokens of a
-sequence. Only tokens with a label count. The attention term assumes one document a sequence, as is usual, although
-packed samples attend to less. Recomputed activations are not counted (PaLM, appendix B). The last line is JSON:
+sequence. Only tokens with a label count. The attention term assumes one document per sequence, as is usual, although
+packed samples attend to fewer tokens. Recomputed activations are not counted (PaLM, appendix B). The last line is JSON:
 
 - tokens_per_second, mfu, best: of the fastest setting, and its name (null if none ran);
 - gpu, peak_tflops: the GPU and its dense 16-bit peak (null: not known; give --peak_tflops);
-- settings: by name, either skipped (why), or
+- settings: {name: either skipped (the reason), or the following}
   tokens_per_second;
   mfu: 6 N + 6 L H Q T, attention halved since it is causal, as plan.py and train.py count;
   mfu_whole_attention: 6 N + 12 L H Q T, as PaLM counts;
-  mfu_without_embeddings: as mfu, N less the input embeddings, which are looked up, not multiplied;
-  gb: peak memory by nvidia-smi, with the caches of PyTorch and CUDA (null on the CPU).
+  mfu_without_embeddings: as mfu, with N minus the input embeddings, which are looked up, not multiplied;
+  gb: peak memory according to nvidia-smi, including the caches of PyTorch and CUDA (null on the CPU).
 """
 
 import importlib.util
@@ -57,7 +58,7 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The options of train.py that differ. packages: the packages that they need, by import name."""
+    """The options of train.py that differ between settings. packages: import names of required packages."""
 
     micro_batch: int
     attention: str = "sdpa"
@@ -115,18 +116,18 @@ class Gpu:
 
     @property
     def peak(self) -> float | None:
-        """Dense 16-bit TFLOP/s from the table of plan.py."""
+        """Return the dense 16-bit peak in TFLOP/s from plan.py's table, or None."""
         from pretraining.memory_estimate import SPEEDS
 
         return next((peak / 1e12 for kind, (peak, _) in SPEEDS.items() if kind in self.name.lower()), None)
 
     def watch(self) -> "subprocess.Popen[str]":
-        """Start a process that prints the used MiB five times a second."""
+        """Start a process that prints the used MiB five times per second."""
         return subprocess.Popen([*self._query("memory.used"), "-lms", "200"], stdout=subprocess.PIPE, text=True)
 
 
 def flops(base: Path, block_size: int) -> dict[str, float]:
-    """FLOP per token, by the names of FORMULAS."""
+    """Return FLOP per token for each name in FORMULAS."""
     from pretraining.memory_estimate import flops_per_token, read_shape
 
     shape = read_shape(base)
@@ -141,7 +142,7 @@ def flops(base: Path, block_size: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all settings share. global_batch: sequences of a step; timeout: seconds of a setting."""
+    """The options that all settings share. global_batch: sequences per step; timeout: seconds per setting."""
 
     scratch: Path
     gpu: Gpu
@@ -171,7 +172,7 @@ class Bench:
         return [*start, str(REPOSITORY / "pretrain/train.py"), *words]
 
     def run(self, setting: Setting) -> dict[str, Any]:
-        """Train; returns tokens_per_second and gb, or skipped with the reason."""
+        """Train; return tokens_per_second and gb, or skipped with the reason."""
         if setting.attention == FLASH and not self.gpu.name:
             return {"skipped": "FlashAttention needs a GPU"}
         if setting.attention == "flex_attention" and not self.gpu.name:
@@ -197,7 +198,7 @@ class Bench:
         return {"tokens_per_second": self.speed(), "gb": gb and round(gb, 1)}
 
     def speed(self) -> float:
-        """Tokens per second of the steps after warm_up, from train_log.jsonl."""
+        """Return the tokens per second of the steps after warm_up, from train_log.jsonl."""
         lines = (self.scratch / "trained/train_log.jsonl").read_text().splitlines()
         entries = [entry for entry in map(json.loads, lines) if "tokens_per_second" in entry]
         tokens = seconds = 0.0
@@ -209,7 +210,7 @@ class Bench:
 
 
 def run_group(command: list[str], timeout: float, **more: Any) -> int | None:
-    """The exit status of a command; None if it exceeded the timeout and was killed with its child processes."""
+    """Run a command; return its exit status, or None if it was killed with its children after the timeout."""
     process = subprocess.Popen(command, start_new_session=True, cwd=REPOSITORY, **more)
     try:
         return process.wait(timeout)
@@ -222,7 +223,7 @@ def run_group(command: list[str], timeout: float, **more: Any) -> int | None:
 
 
 def reason(output: str, status: int) -> str:
-    """Why a run failed, as one line."""
+    """Return one line with the reason why a run failed."""
     if "out of memory" in output.lower():
         return "out of memory"
     lines = [line.strip() for line in output.splitlines() if line.strip()] or [f"exit status {status}"]
@@ -244,7 +245,7 @@ def main(
     tiny: bool = False,
     **unknown: object,
 ) -> None:
-    """Run all settings, or those named (comma-separated). global_batch: sequences of a step. median: of documents."""
+    """Run all or the given settings (comma-separated). global_batch: sequences per step. median: document length."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     chosen = (settings.split(",") if settings else list(SETTINGS)) if isinstance(settings, str) else list(settings)

@@ -1,17 +1,17 @@
-"""Compare the patterns of sentence_ends/ with ICU: speed, and precision and recall on texts labelled by hand.
+"""Compare the patterns of sentence_ends/ with ICU: speed, and precision and recall on hand-labelled texts.
 
     python benchmarks/bench_sentences.py
     python benchmarks/bench_sentences.py --megabytes 100 --rounds 15
 
-ICU is its sentence iterator through `pip install icu4py`, plain and with its list of abbreviations (`ss=standard`);
-null where it is not installed. Speed: the engines take turns on the same documents in every round, real ones of
-data_path (../shared/data/corpus/en.jsonl and zh.jsonl), else the labelled texts, repeated. Labels: the texts of
-tests/pretrain/labelled_sentences.txt; some of the pattern's rules were made with a view of them, ICU's were not.
-"auto" and "language" are the pattern for any language and the one for the text's own. The last line is JSON:
+ICU's sentence iterator (`pip install icu4py`) runs plain and with its list of abbreviations (`ss=standard`); its values
+are null if it is not installed. Speed is measured on the documents of data_path (../shared/data/corpus/en.jsonl and
+zh.jsonl), or else on the labelled texts, repeated; the engines alternate in every round. The labelled texts are in
+tests/pretrain/labelled_sentences.txt; some of the pattern's rules were written with these texts in view, ICU's were
+not. "auto" is the pattern for any language, "language" the pattern for the text's language. The last line is JSON:
 
-- mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text a CPU second, median over the rounds}};
+- mb_per_cpu_s: {en, zh: {engine: MB of UTF-8 text per CPU second, median over the rounds}};
 - vs_icu, vs_icu_suppressions: {en, zh: auto's rate divided by theirs, median over the rounds};
-- precision, recall, f1: {en, zh, mixed, code: {engine: share}}; mixed has no language of its own but auto.
+- precision, recall, f1: {en, zh, mixed, code: {engine: share}}; mixed texts always use auto.
 """
 
 import json
@@ -30,7 +30,7 @@ sys.path.insert(0, str(REPOSITORY / "pretrain"))
 from sentence_ends.sentence_boundaries import sentence_ends  # noqa: E402
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
-LANGUAGE = {"en": "en", "zh": "zh", "mixed": "auto", "code": "code"}  # of a kind of labelled text
+LANGUAGE = {"en": "en", "zh": "zh", "mixed": "auto", "code": "code"}  # kind of labelled text -> language
 CORPORA = ("en", "zh")
 Finder = Callable[[str], list[int]]
 
@@ -39,7 +39,7 @@ Finder = Callable[[str], list[int]]
 
 
 def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
-    """{kind: [(text, where its sentences end)]}, the places as `inner` gives them."""
+    """Return {kind: [(text, positions of sentence ends)]}, with positions as in `inner`."""
     found: dict[str, list[tuple[str, set[int]]]] = {kind: [] for kind in LANGUAGE}
     kind = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -53,15 +53,15 @@ def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
 
 
 def inner(text: str, ends: list[int]) -> set[int]:
-    """The ends inside a text, each put after the last character that is no white space.
+    """Return the sentence ends inside a text, each moved back to just after the last non-space character.
 
-    Programs differ in whether the space between two sentences belongs to the first; this is the same for both.
+    Programs differ in whether the space between two sentences belongs to the first; the result does not depend on it.
     """
     return {end for end in (len(text[:end].rstrip()) for end in ends) if 0 < end < len(text.rstrip())}
 
 
 def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, float, float]:
-    """Precision, recall and F1 of the ends that a finder finds."""
+    """Return precision, recall and F1 of the sentence ends that a finder returns."""
     found = [inner(text, finder(text)) for text, _ in texts]
     right = sum(len(ends & labels) for ends, (_, labels) in zip(found, texts, strict=True))
     precision, recall = right / sum(map(len, found)), right / sum(len(labels) for _, labels in texts)
@@ -72,7 +72,7 @@ def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, flo
 
 
 def engines(language: str) -> dict[str, Finder]:
-    """The finders for texts of a language; those of ICU only where it is installed."""
+    """Return the finders for texts of a language, with ICU's if it is installed."""
     found: dict[str, Finder] = {
         "auto": lambda text: sentence_ends(text, "auto"),
         "language": lambda text: sentence_ends(text, language),
@@ -91,7 +91,7 @@ def engines(language: str) -> dict[str, Finder]:
 
 
 def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
-    """Documents of <data_path>/<name>.jsonl, else the labelled texts as one, again and again up to megabytes."""
+    """Return the documents of <data_path>/<name>.jsonl, or the joined labelled texts, repeated to `megabytes`."""
     file = data_path / f"{name}.jsonl"
     if file.is_file():
         texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
@@ -107,7 +107,7 @@ def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
 
 
 def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dict[str, float]]:
-    """MB a CPU second of each finder, by round; a round begins with another finder than the one before."""
+    """Return MB per CPU second of each finder, by round; the order of finders rotates."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     rows, names = [], list(finders)
     for number in range(rounds):
@@ -125,7 +125,7 @@ def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dic
 
 
 def main(megabytes: float = 20, rounds: int = 7, data_path: str = "", **unknown: object) -> None:
-    """Read `megabytes` of English and of Chinese text in every round, then compare with the labels."""
+    """Measure the speed on `megabytes` of English and of Chinese text per round, then the scores on labelled texts."""
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if megabytes <= 0 or rounds < 1:
@@ -156,12 +156,12 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "", **unknown:
 
 
 def rounded(values: dict[str, float | None]) -> dict[str, float | None]:
-    """To three decimals, which is more than the clock is good for."""
+    """Round to three decimals, more than the precision of the clock."""
     return {name: value if value is None else round(value, 3) for name, value in values.items()}
 
 
 def print_row(title: str, values: dict[str, float | None], form: str) -> None:
-    """One line of the table; a dash where an engine is not installed."""
+    """Print one line of the table, with a dash for an engine that is not installed."""
     print(f"{title:24}" + "".join(f"{'-' if value is None else format(value, form):>18}" for value in values.values()))
 
 

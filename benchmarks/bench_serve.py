@@ -4,18 +4,18 @@
     python benchmarks/bench_serve.py --hidden_size 1024 --layers 8 --rounds 40 --concurrency 64
     python benchmarks/bench_serve.py --model runs/merged --dtype half --rounds 40                        # one GPU
 
-A batch is as many concurrent requests as --concurrency says. Each request has a different prompt and gets --tokens new
-tokens (ignore_eos). A batch ends with its last response. In every round each contender processes the same batches, in
-an order that rotates:
+A batch consists of --concurrency concurrent requests. Each request has a different prompt and generates --tokens new
+tokens (ignore_eos). A batch ends with its last response. In every round each contender processes the same batches; the
+order of contenders rotates:
 
 - engine: LLM.generate in this process, whose engine core is another process;
 - completions: POST /v1/completions of a server that inference/launch_vllm.py started;
-- generate: POST /generate of the same server, with the same prompts, which it makes with the chat template;
-- free, extract (at the highest concurrency only): /generate with the instruction of an extraction, and /extract for the
-  same text, which decodes with a grammar.
+- generate: POST /generate of the same server, which builds the same prompts with the chat template;
+- free, extract (at the highest concurrency only): /generate with an extraction instruction, and /extract with
+  grammar-constrained decoding on the same text.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of the time that a request costs outside the model. The
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
 last line is JSON, with medians over the rounds:
 
 - tokens_per_s: {concurrency: {contender: new tokens per second}};
@@ -68,7 +68,7 @@ Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
 
 
 def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int) -> Path:
-    """A random LLaMA, its tokenizer trained on Python's standard library, a template and an extraction.json."""
+    """Make a random LLaMA with a tokenizer trained on Python's standard library, a template and extraction.json."""
 
     def run(script: str, *options: object) -> None:
         command = [sys.executable, REPOSITORY / script, *options]
@@ -91,7 +91,7 @@ def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int
 
 
 def prompts(count: int, draw: random.Random) -> list[str]:
-    """Different texts of fifty random words."""
+    """Return different texts of fifty random words."""
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
     return [" ".join("".join(draw.choices(syllables, k=2)) for _ in range(50)) for _ in range(count)]
 
@@ -264,7 +264,7 @@ def spread(values: list[float]) -> list[float]:
 
 
 def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int]) -> dict[str, Any]:
-    """Return the medians and ratios that the last line prints (see the docstring of this file)."""
+    """Return the medians and ratios of the last output line (see the module docstring)."""
     pairs = [("generate", "completions"), ("generate", "engine"), ("completions", "engine"), ("extract", "free")]
     result: dict[str, Any] = {"tokens_per_s": {}, "p50_ms": {}, "p99_ms": {}, "ratio": {}}
 
@@ -333,7 +333,7 @@ def main(
         layers: number of layers of the random model.
         vocab_size: size of the random model's vocabulary.
         dtype: vLLM's --dtype; default: the checkpoint's.
-        unknown: unknown options, which are refused.
+        unknown: unknown options; any raises ValueError.
     """
     if unknown:
         raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")

@@ -1,24 +1,25 @@
-"""Diff, recovery and merging of tools/ against the published way, peft, a plain sum, and the disk itself.
+"""Diff, recovery and merging of tools/ against the published script, peft, a plain sum, and the disk's bandwidth.
 
     python benchmarks/bench_weights.py
     python benchmarks/bench_weights.py --size 7b --contenders "" --rounds 1 --folder /data/scratch
 
-A synthetic LLaMA of --size (tiny, test, 1b, 7b) in --dtype is streamed to --folder: a base, a tuned model whose every
-weight changed by a thousandth of itself, their additive diff, and a LoRA adapter of --rank on every projection. In each
-of the --rounds every command and every contender (weights_contenders.py) then runs once as a process of its own, one
-after the other, on inputs that were dropped from the page cache; outputs are deleted. Before and after each round the
-disk is probed with --probe_gb of random bytes: a sequential read of what is not cached, and a write with fsync.
+A synthetic LLaMA of --size (tiny, test, 1b, 7b) in --dtype is streamed to --folder: a base, a tuned model whose weights
+differ by about 0.1 %, their additive diff, and a LoRA adapter of --rank on every projection. In each of the --rounds,
+every command and every contender (weights_contenders.py) then runs once in its own process, one after the other, on
+inputs that were dropped from the page cache; outputs are deleted. Before and after each round the disk is probed with
+--probe_gb of random bytes: a write with fsync, and an uncached sequential read.
 
-Needs room for five models (16 GB with 1b; 54 GB with 7b without contenders). The last line is JSON; of several rounds
-figures are medians:
+Needs disk space for five models (16 GB with 1b; 54 GB with 7b without contenders). The last line is JSON; figures are
+medians over the rounds:
 
-- seconds, cpu_s, anonymous_mib, resident_mib: {command: wall clock; processor time; peak of RssAnon, sampled every
-  20 ms, and the highest resident set, mapped files included};
-- read_gb, written_gb: {command: what the process moved to and from the disk, /proc/PID/io};
+- seconds, cpu_s, anonymous_mib, resident_mib: {command: wall-clock time; CPU time; peak of RssAnon, sampled every
+  20 ms; peak resident set, including mapped files};
+- read_gb, written_gb: {command: bytes that the process read from and wrote to the disk, /proc/PID/io};
 - disk: {read, write: GB/s of the probes};
-- of_disk: {command: (read_gb / read + written_gb / write) / seconds: the share of the disk's bandwidth that was used};
-- ratios: {recover_over_plain_add, published_over_recover, peft_over_merge: of seconds within a round, median};
-- diff_share: the exact diff's size over the model's; merged_diff_share: that of base to merged, given the adapter.
+- of_disk: {command: (read_gb / read + written_gb / write) / seconds, the used share of the disk's bandwidth};
+- ratios: {recover_over_plain_add, published_over_recover, peft_over_merge: ratio of seconds within a round, median};
+- diff_share: the exact diff's size divided by the model's; merged_diff_share: the same for the diff of base and merged
+  model, made with --adapter.
 """
 
 import json
@@ -53,14 +54,14 @@ SIZES = {  # hidden, intermediate, layers, heads, vocabulary
 OURS = ("make_diff", "recover", "merge", "make_diff_adapter")
 CONTENDERS = {"plain_add": "additive", "published_recover": "additive", "peft_merge": "adapter"}
 SHARD = 5 * 10**9
-INTERVAL = 0.02  # seconds between two looks at a process
+INTERVAL = 0.02  # seconds between two samples of a process
 
 
 # --- a model from nothing ---------------------------------------------------------------------------------------------
 
 
 def llama(size: str, dtype: str) -> tuple[dict[str, Any], list[Spec]]:
-    """config.json and the tensors of a LLaMA of that size."""
+    """Return config.json and the tensor specs of a LLaMA of this size."""
     hidden, inner, layers, heads, rows = SIZES[size]
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "dtype": TORCH_NAME[dtype],
@@ -79,13 +80,13 @@ def llama(size: str, dtype: str) -> tuple[dict[str, Any], list[Spec]]:
 
 
 def noise(name: str, cut: tuple[int, int], seed: int) -> np.ndarray:
-    """Normally distributed float32, the same for the same place of the same tensor."""
+    """Return normally distributed float32 values that depend only on seed, tensor name and start of `cut`."""
     generator = np.random.default_rng([seed, cut[0], *name.encode()])
     return generator.standard_normal(cut[1] - cut[0], dtype=np.float32)
 
 
 def make_models(folder: Path, size: str, dtype: str, additive: bool) -> None:
-    """base, tuned and, where asked for, additive in the folder, unless they are there from an earlier run."""
+    """Write the folders base, tuned and, if `additive`, additive, unless an earlier run wrote them."""
     config, specs = llama(size, dtype)
     made: dict[str, dict[str, Tensor]] = {}
 
@@ -114,7 +115,7 @@ def make_models(folder: Path, size: str, dtype: str, additive: bool) -> None:
 
 
 def make_adapter(folder: Path, size: str, dtype: str, rank: int) -> None:
-    """A LoRA adapter of every projection, as peft writes it."""
+    """Write a LoRA adapter of every projection in peft's format."""
     specs, target = [], folder / "adapter"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -141,7 +142,7 @@ def make_adapter(folder: Path, size: str, dtype: str, rank: int) -> None:
 
 @dataclass
 class Usage:
-    """What a process took."""
+    """The resources that a process used."""
 
     seconds: float
     cpu_s: float
@@ -152,7 +153,7 @@ class Usage:
 
 
 def watched(command: list[str], env: dict[str, str] | None = None) -> Usage:
-    """Run a command and watch it; RuntimeError with its output where it fails."""
+    """Run a command and return its resource usage; RuntimeError with its output if it fails."""
     start, peaks, io = time.perf_counter(), {"RssAnon": 0, "VmHWM": 0}, {"read_bytes": 0, "write_bytes": 0}
     process = subprocess.Popen(
         command, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -160,7 +161,7 @@ def watched(command: list[str], env: dict[str, str] | None = None) -> Usage:
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         try:
             for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if (key := line.partition(":")[0]) in peaks:  # VmHWM is a peak itself, anew from the program's start
+                if (key := line.partition(":")[0]) in peaks:  # VmHWM is already a peak and restarts with exec
                     peaks[key] = max(peaks[key] if key == "RssAnon" else 0, int(line.split()[1]))
             lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
         except OSError:
@@ -180,7 +181,7 @@ def watched(command: list[str], env: dict[str, str] | None = None) -> Usage:
 
 
 def forget(folders: Iterable[Path]) -> None:
-    """Drop the files from the page cache, so that they are read from the disk."""
+    """Drop the folders' files from the page cache, so that they are read from the disk."""
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
@@ -189,7 +190,7 @@ def forget(folders: Iterable[Path]) -> None:
 
 
 def probe(folder: Path, gigabytes: float) -> tuple[float, float]:
-    """GB/s of a sequential read of what is not cached, and of a write with fsync."""
+    """Return the GB/s of an uncached sequential read, and of a write with fsync."""
     block, path = np.random.default_rng(0).bytes(1 << 23), folder / "probe"
     count = max(1, int(gigabytes * 1e9) >> 23)
     start = time.perf_counter()
@@ -210,7 +211,7 @@ def probe(folder: Path, gigabytes: float) -> tuple[float, float]:
 
 
 def command_of(role: str, folder: Path) -> tuple[list[str], Path]:
-    """A command line and the folder that it writes."""
+    """Return a role's command line and its output folder."""
     tool, base, tuned = str(REPOSITORY / "tools/weight_diff.py"), f"{folder}/base", f"{folder}/tuned"
     if role in CONTENDERS:
         out = folder / f"out-{role}"
@@ -236,7 +237,7 @@ def size_of(folder: Path) -> int:
 
 
 def one_round(folder: Path, contenders: list[str], gigabytes: float) -> tuple[dict[str, Usage], dict[str, float]]:
-    """Run everything once; what each took, and the disk's GB/s and the diffs' shares."""
+    """Run every role once; return {role: usage}, and the disk's GB/s with the diffs' size shares."""
     before = probe(folder, gigabytes)
     usage, shares = {}, {}
     inputs = [folder / name for name in ("base", "tuned", "additive", "adapter")]
@@ -279,11 +280,11 @@ def main(
     Args:
         size: tiny, test, 1b or 7b.
         dtype: F16 or BF16.
-        rounds: how often everything runs.
-        contenders: which of plain_add, published_recover and peft_merge run, too.
-        folder: a scratch folder on the disk to be measured, kept for the next run; a temporary one by default.
-        rank: of the adapter.
-        probe_gb: GB that a probe of the disk writes and reads.
+        rounds: number of rounds.
+        contenders: any of plain_add, published_recover and peft_merge, separated by commas.
+        folder: a folder on the measured disk, kept for the next run; default: runs/bench_weights, deleted at the end.
+        rank: the adapter's rank.
+        probe_gb: GB that each disk probe writes and reads.
     """
     if size not in SIZES:
         raise SystemExit(f"--size takes {', '.join(SIZES)}, not {size!r}")

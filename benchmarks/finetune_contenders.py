@@ -21,7 +21,7 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
-    """Counts of a micro batch; examples: those with a label. TRL's packed examples start where position_ids is 0."""
+    """Return counts of a micro batch; examples have a label. TRL's packed examples start where position_ids is 0."""
     import torch
 
     ids = batch["input_ids"]
@@ -32,7 +32,7 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
         example = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
     else:
         starts = batch["position_ids"] == 0 if "position_ids" in batch else places.expand_as(ids) == 0
-        example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), number of the example of each slot
+        example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), example number of each slot
     return {
         "examples": example[:, batch.get("keep", places)][supervised].unique().numel(),
         "supervised_tokens": int(supervised.sum()),
@@ -42,7 +42,7 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
 
 
 def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
-    """Train; the counts and CPU seconds of the steps after the warm-up, and the loss of every step."""
+    """Train; return counts and CPU seconds of the steps after the warm-up, and the loss of every step."""
     from transformers import TrainerCallback
 
     counts: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
 
 
 def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Options of all trainers, by Trainer's names."""
+    """Return the training arguments that all contenders share."""
     return {
         "output_dir": str(scratch / "output"), "max_steps": settings["warm_up"] + settings["steps"], "seed": 1,
         "learning_rate": 3e-4, "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
@@ -78,7 +78,7 @@ def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def base_of(scratch: Path) -> tuple[Any, Any, Any]:
-    """The tokenizer and the float32 model of scratch/base, and the configuration of the adapter."""
+    """Return the tokenizer and the float32 model of scratch/base, and the LoRA configuration."""
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,7 +89,7 @@ def base_of(scratch: Path) -> tuple[Any, Any, Any]:
 
 
 def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row], dict[str, list[int]]]:
-    """A function for datasets.map: a row to ids and labels by two calls of the tokenizer."""
+    """Return a function for datasets.map that encodes a row to ids and labels with two calls of the tokenizer."""
 
     def encode(text: str, end: bool) -> list[int]:
         ids = tokenizer(text, truncation=True, max_length=cutoff, padding=False)["input_ids"]
@@ -125,7 +125,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Train with TRL; a step has as many packed sequences as hold about --batch examples."""
+    """Train with TRL; a step has the number of packed sequences that contain about --batch examples."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -170,7 +170,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
-    """Rows per CPU second of datasets.map row by row and of our encoder; rows are repeated to `least` or more."""
+    """Return rows per CPU second of datasets.map and of our encoder; rows are repeated to at least `least`."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data import tokenized_examples

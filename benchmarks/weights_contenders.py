@@ -1,12 +1,12 @@
-"""What tools/weight_diff.py is measured against in bench_weights.py; each runs as a process of its own.
+"""The contenders of tools/weight_diff.py in bench_weights.py; each runs in its own process.
 
     python benchmarks/weights_contenders.py published_recover|plain_add|peft_merge BASE OTHER TARGET
 
-- published_recover: as the published script does it: transformers loads base and additive diff whole, adds tensor by
-  tensor, and saves. Nothing is verified.
-- plain_add: the same sum without a model: torch adds the tensors of two mapped safetensors files one by one and the
-  result is appended to the new file. Nothing is verified.
-- peft_merge: transformers loads the base, peft the adapter; merge_and_unload, save_pretrained.
+- published_recover, like the published script: transformers loads base and additive diff completely; the tensors are
+  added one by one and saved. Nothing is verified.
+- plain_add, the same sum without a model: torch adds the tensors of two mapped safetensors files one by one and appends
+  them to the new file. Nothing is verified.
+- peft_merge: transformers loads the base and peft the adapter; then merge_and_unload and save_pretrained.
 """
 
 import os

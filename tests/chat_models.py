@@ -1,4 +1,4 @@
-"""Tokenizers of several kinds, and chat templates in the shape of published ones, for the tests of prompts."""
+"""Tokenizers of several kinds, and chat templates modelled on published ones, for the tests of prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 MARKERS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
            "<end_of_turn>"]  # fmt: skip
 END = {"chatml": "<|im_end|>", "qwen": "<|im_end|>", "qwen3": "<|im_end|>", "llama-3": "<|eot_id|>",
-       "gemma": "<end_of_turn>"}  # fmt: skip  # end-of-turn where it is not EOS
+       "gemma": "<end_of_turn>"}  # fmt: skip  # the end-of-turn token if it is not EOS
 PUBLISHED = {
-    # Refuses a system message and questions out of turn; no place for an input.
+    # Raises for a system message and for roles that do not alternate; does not use the input.
     "mistral": """{{ bos_token }}{% for message in messages %}
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
 {% if message['role'] == 'user' %}
@@ -19,7 +19,7 @@ PUBLISHED = {
 {% elif message['role'] == 'assistant' %}
 {{ ' ' + message['content'] + eos_token }}
 {% else %}{{ raise_exception('only users and assistants') }}{% endif %}{% endfor %}""",
-    # The later form: the system's words move into the last question, so earlier turns change.
+    # The later version: the system message moves into the last question, so earlier turns change.
     "mistral-v3": """{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}
 {% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}
 {{ bos_token }}{% for message in turns %}
@@ -27,12 +27,12 @@ PUBLISHED = {
 {% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}
 {% else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% endif %}
 {% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}""",
-    # A system message of its own where none is given.
+    # Adds a default system message if there is none.
     "qwen": """{% for message in messages %}
 {% if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}
 {{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
-    # Reasoning is kept (or an empty one written) in the last answer alone.
+    # Keeps reasoning (or writes an empty one) only in answers after the last question.
     "qwen3": """{% set ns = namespace(last=0, searching=true) %}
 {% for message in messages[::-1] %}
 {% if message.role == 'user' and ns.searching %}
@@ -57,7 +57,7 @@ PUBLISHED = {
 {% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}
 {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""",
-    # The markers of roles are ordinary text.
+    # The role markers are ordinary text, not control tokens.
     "zephyr": """{% for message in messages %}
 {{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}
 {% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}""",
@@ -73,7 +73,7 @@ PUBLISHED = {
 
 
 def byte_level(folder: Path, texts: list[str]) -> Any:
-    """A byte-level BPE as GPT-2 and Qwen have it: no space before a text, and merges across whatever is not split."""
+    """Train and save a byte-level BPE like those of GPT-2 and Qwen, without a dummy prefix; return the tokenizer."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -88,7 +88,7 @@ def byte_level(folder: Path, texts: list[str]) -> Any:
 
 
 def with_markers(folder: Path) -> Any:
-    """A folder's tokenizer with the control tokens of all the templates, EOS as it was."""
+    """Load a folder's tokenizer and add the control tokens of all templates; EOS does not change."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKERS})
     return tokenizer

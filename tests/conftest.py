@@ -1,4 +1,4 @@
-"""What every test may ask for: the repository, the real data where it lies, a tiny checkpoint made in seconds."""
+"""Fixtures for all tests: the repository, the real data if present, a tiny checkpoint that is made in seconds."""
 
 import os
 import random
@@ -16,8 +16,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would be deaf to Ctrl-C, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells set this for background commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # child processes would inherit it and ignore SIGINT
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -27,9 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only the tests without a server, ranks or a browser")
 
 
-# Expensive fixtures. Tests that share one run one after the other in one process, before all other tests.
-SHARED = ("extensions", "server", "checkpoints")  # the quick start shares the extensions
-# A test with one of these fixtures starts a server, DeepSpeed ranks or a browser, so it is an integration test.
+# Expensive fixtures. Tests that share one of them run sequentially in one process, before all other tests.
+SHARED = ("extensions", "server", "checkpoints")  # the quick start uses the fixture extensions
+# Fixtures that start a server, DeepSpeed ranks or a browser; tests that use one are integration tests.
 STARTS_PROCESSES = ("extensions", "start_server", "browser", "short_quickstart", "checkpoints")
 
 
@@ -60,7 +60,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the repository; tests that want it skip where it is absent."""
+    """The folder of real data beside the repository; tests that use it are skipped if it is absent."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the real data is not here ({folder.parent.name}/{folder.name} beside the repository)")
@@ -69,9 +69,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_script() -> RunScript:
-    """run_script("tools/x.py", "--option", value, …): a script as a user runs it, from the repository's top.
+    """run_script("tools/x.py", "--option", value, …) runs a script like a user, from the repository's root.
 
-    Fails with the script's whole output where its exit status is not `status` (0; None: any).
+    The test fails with the script's output if the exit status is not `status` (default 0; None: any).
     """
 
     def run(
@@ -98,14 +98,14 @@ def run_script() -> RunScript:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nothing listens."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def small_texts(count: int = 400) -> list[str]:
-    """Seeded English and Chinese sentences with a few hundred different words and characters."""
+    """Return `count` seeded English and `count` Chinese sentences with a few hundred different words and characters."""
     draw = random.Random(7)
     syllables = [a + b for a in "bdfklmnrstv" for b in "aeiou"]
     hanzi = "山水人家国学生东西南北天地日月星光明文书出生工作城市公司大小多少他她在的是了于和与位作者首都"
@@ -132,9 +132,9 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, run_script: RunScri
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """A complete checkpoint folder of a random LLaMA; tests do not write into it.
+    """A complete checkpoint folder of a random LLaMA; tests must not write into it.
 
-    Its heads are 32 wide, the least that vLLM has a kernel for on a CPU.
+    Its head width is 32, the smallest for which vLLM has a CPU kernel.
     """
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
     run_script(
@@ -147,7 +147,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScr
 
 @pytest.fixture(scope="session")
 def two_sources(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """Prefix of a corpus of two sources, en and zh, at most 64 tokens a sample."""
+    """Prefix of a corpus of two sources, en and zh, with at most 64 tokens per sample."""
     folder = tmp_path_factory.mktemp("two")
     texts = small_texts(150)
     for name, part in (("en", texts[::2]), ("zh", texts[1::2])):
@@ -165,13 +165,13 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript,
 
 @pytest.fixture(scope="session")
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where DeepSpeed compiles its operation, once for all tests."""
+    """The folder for DeepSpeed's compiled extensions, shared by all tests."""
     return tmp_path_factory.mktemp("extensions")
 
 
 @pytest.fixture(scope="session")
 def short_quickstart(tmp_path_factory: pytest.TempPathFactory, extensions: Path) -> Path:
-    """The folder that the quick start leaves in its shortest form; made once, by the command that users run."""
+    """The output folder of the shortest quick start, made once by the command that users run."""
     from test_quickstart import quickstart
 
     folder = tmp_path_factory.mktemp("quickstart") / "out"

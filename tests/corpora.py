@@ -33,7 +33,7 @@ def rows(path: Path, texts: list[str], key: str = "text") -> Path:
 
 
 def document_ids(corpus: Corpus) -> list[list[int]]:
-    """The ids of each document: its samples concatenated."""
+    """Return the ids of each document: its samples concatenated."""
     return [np.concatenate([corpus[i] for i in range(a, b)]).tolist() for a, b in pairwise(corpus.documents)]
 
 

@@ -1,7 +1,7 @@
-"""Many short runs of the repository's scripts: forked off one process that has imported their libraries.
+"""Many short runs of the repository's scripts, forked from one process that has imported their libraries.
 
-To import torch and transformers is most of what a script takes with a tiny checkpoint. All else is as a user has it: a
-process for each run, with its arguments, its exit status and the script as its main module.
+With a tiny checkpoint, importing torch and transformers takes most of a script's time. Otherwise the runs are like a
+user's: one process per run, with its arguments, its exit status, and the script as the main module.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ LIBRARIES = ["torch", "transformers", "peft", "datasets", "accelerate"]
 
 
 def forked_scripts(place: Path) -> RunScript:
-    """Like run_script, for what exits with 0; what the scripts print is kept in `place`."""
+    """Return a function like run_script that requires exit status 0 and keeps the scripts' output in `place`."""
     several = multiprocessing.get_context("forkserver")
     several.set_forkserver_preload(LIBRARIES)
     numbers = count()
@@ -30,7 +30,7 @@ def forked_scripts(place: Path) -> RunScript:
         process = several.Process(target=become, args=(command, printed))
         process.start()
         process.join(300)
-        process.kill()  # where it still runs
+        process.kill()  # if it exceeded the timeout
         process.join()
         text = printed.read_text()
         if process.exitcode != 0:
@@ -41,7 +41,7 @@ def forked_scripts(place: Path) -> RunScript:
 
 
 def become(command: list[str], printed: Path) -> None:
-    """Be the script from here on; what it prints goes to a file."""
+    """Run the script as the main module of this process; redirect its output to a file."""
     with printed.open("wb") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -1,6 +1,6 @@
-"""A small hub on this machine: model information, HEAD and GET of files with ranges, storage on another port, faults.
+"""A small local hub: model information, HEAD and GET of files with ranges, storage on another port, injected faults.
 
-It speaks as much of the public hub's API as a download asks for, and does wrong what a test tells it to.
+It implements the part of the public hub's API that a download uses.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ Files = dict[str, bytes]
 
 @dataclass
 class Fault:
-    """One answer that goes wrong: a status, or a body cut after so many bytes, hanging there, or with a wrong byte."""
+    """One faulty response: an error status, or a body that is truncated, hangs, or has a wrong byte."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None  # bytes of the answer's body
+    cut: int | None = None  # bytes of the body that are sent
     hang: bool = False  # keep the connection open after the cut
     wrong: bool = False
     body: bytes | None = None  # sent with status 200 instead of the file
@@ -41,36 +41,36 @@ class Fault:
 
 @dataclass
 class Hub:
-    """Repositories (`datasets/OWNER/NAME` for data sets), how their listing looks, and what was asked and sent."""
+    """Repositories (`datasets/OWNER/NAME` for data sets), the hub's features, and a record of its requests."""
 
     repositories: dict[str, Files]
     commit: str = COMMIT
     older: dict[str, dict[str, Files]] = field(default_factory=dict)  # commit -> repositories
-    hashes: bool = True  # in the listing
-    sizes: bool = True
-    tags: bool = True  # ETag of files
-    ranges: bool = True
-    heads: bool = True
-    linked_sizes: bool = True  # with redirects to the storage
-    storage: str = ""  # address of the other server, to which files are redirected
+    hashes: bool = True  # the listing has hashes
+    sizes: bool = True  # the listing has sizes
+    tags: bool = True  # files have an ETag
+    ranges: bool = True  # Range requests are supported
+    heads: bool = True  # HEAD requests are supported
+    linked_sizes: bool = True  # redirects to the storage have X-Linked-Size
+    storage: str = ""  # address of the storage server to which files are redirected
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     asked: list[tuple[str, str]] = field(default_factory=list)  # (file, Range header) of every GET of a file
-    sent: Counter[str] = field(default_factory=Counter)  # bytes of files
+    sent: Counter[str] = field(default_factory=Counter)  # file -> bytes sent
     tokens: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # "hub" or "storage" -> Authorization
-    strange: list[str] = field(default_factory=list)  # other paths that were asked for
-    let_go: threading.Event = field(default_factory=threading.Event)  # ends what hangs
+    strange: list[str] = field(default_factory=list)  # unexpected paths that were requested
+    let_go: threading.Event = field(default_factory=threading.Event)  # ends hanging responses
     url: str = ""
 
 
 def downloaded(folder: Path) -> Files:
-    """Every file of a finished download, but the note, of which there is exactly one."""
+    """Return every file of a finished download except the note, which must exist."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     del found[".download/note.json"]
     return found
 
 
 def hash_of(name: str, content: bytes) -> str:
-    """sha256 of weights (they lie in large-file storage), git's object id of everything else."""
+    """Return the sha256 of weights (large-file storage), or the git object id of other files."""
     if name.endswith(".safetensors"):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         if (self.command == "GET" and self.role == "storage") or not self.hub.storage:
             return self.transfer(name, files[found[1]][name])
         if self.role == "storage":
-            return self.answer(b"", 403)  # as addresses that were signed for GET
+            return self.answer(b"", 403)  # like addresses that are signed for GET
         tags = {"X-Linked-Etag": f'"{hash_of(name, files[found[1]][name])}"'} if self.hub.tags else {}
         size = {"X-Linked-Size": str(len(files[found[1]][name]))} if self.hub.linked_sizes else {}
         return self.answer(b"", 302, {"Location": self.hub.storage + quote(path), **tags, **size})
@@ -167,12 +167,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(b"{}", 404, {"X-Error-Code": code, "X-Error-Message": code})
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Suppress the request log."""
 
 
 @contextmanager
 def serving(hub: Hub, role: str) -> Iterator[str]:
-    """The address of a server in this role, while the block runs."""
+    """Run a server in this role while the block runs; yield its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub, "role": role}))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

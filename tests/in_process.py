@@ -1,4 +1,4 @@
-"""A tool run as a user runs it, but in this process, where its libraries are imported already."""
+"""Run a tool in the test process, where its libraries are already imported."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""train.py on several ranks under DeepSpeed's launcher, for the tests of pretraining."""
+"""Run train.py on several ranks with DeepSpeed's launcher, for the tests of pretraining."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from conftest import REPOSITORY, free_port
 
 
 class Launch:
-    """Starts train.py under DeepSpeed's launcher, in a process group of its own."""
+    """Starts train.py with DeepSpeed's launcher in its own process group."""
 
     def __init__(self, extensions: Path) -> None:
         self.extensions = extensions
@@ -30,7 +30,7 @@ class Launch:
         )  # fmt: skip
 
     def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
-        """Run to the end; returns stdout and stderr, and fails on another exit status."""
+        """Run to the end; return stdout and stderr; fail unless the exit status is `status`."""
         process = self(*options, **more)
         output, _ = process.communicate(timeout=600)
         assert process.returncode == status, output
@@ -39,6 +39,6 @@ class Launch:
 
 
 def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
-    """Process ids of the ranks under DeepSpeed's launcher."""
+    """Return the process ids of the ranks that DeepSpeed's launcher started."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [each.pid for each in found if any(word.endswith("pretrain/train.py") for word in each.cmdline()[:4])]

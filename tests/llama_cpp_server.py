@@ -1,4 +1,4 @@
-"""Small models with a tokenizer, llama.cpp's server, and what is in a GGUF file: for the tests of exporting GGUF."""
+"""Small models with a tokenizer, llama.cpp's server, and the metadata of GGUF files, for the tests of GGUF export."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ SMALL = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-Ask = Callable[[str, dict[str, Any]], Any]  # ask("/path", body): the answer
+Ask = Callable[[str, dict[str, Any]], Any]  # ask("/path", body) returns the response
 Serve = Callable[[Path], Ask]
 Make = Callable[..., Path]
 
 
 def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **settings: object) -> Path:
-    """A checkpoint folder with random weights, of the class that belongs to this class of configurations."""
+    """Write a checkpoint folder with random weights. kind: the configuration class in transformers."""
     import torch
     import transformers
 
@@ -27,7 +27,7 @@ def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **sett
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms are made as ones and biases as zeros, which would hide mistakes
+            if parameter.ndim == 1:  # norms start as ones and biases as zeros, which would hide errors
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     for file in tokenizer.iterdir():
@@ -36,7 +36,10 @@ def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **sett
 
 
 def started(llama: Any, file: Path) -> tuple[Any, Ask]:
-    """A server of the module xllamacpp in this process, which runs as long as it is held, and how to ask it."""
+    """Start xllamacpp's server in this process; return it and a function that sends requests.
+
+    The server stops when the object is deleted.
+    """
     import requests
 
     options = llama.CommonParams()
@@ -51,19 +54,19 @@ def started(llama: Any, file: Path) -> tuple[Any, Ask]:
 
 
 def ids_of(ask: Ask, text: str, special: bool = False, add: bool = False) -> list[int]:
-    """llama.cpp's ids; special: control tokens spelt in the text are read as such; add: BOS and EOS are put around."""
+    """Return llama.cpp's ids of a text. special: parse control tokens in it; add: add BOS and EOS."""
     ids: list[int] = ask("/tokenize", {"content": text, "parse_special": special, "add_special": add})["tokens"]
     return ids
 
 
 def keys(file: Path) -> dict[str, Any]:
-    """A GGUF file's metadata."""
+    """Return a GGUF file's metadata."""
     from gguf import GGUFReader
 
     return {name: field.contents() for name, field in GGUFReader(file).fields.items() if "GGUF." not in name}
 
 
 def edit(path: Path, **changes: object) -> None:
-    """Change keys of a JSON file; None takes one out."""
+    """Change keys of a JSON file; None removes a key."""
     content = (json.loads(path.read_text()) if path.is_file() else {}) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

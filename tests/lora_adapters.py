@@ -1,4 +1,4 @@
-"""Adapter folders as tuning leaves them, with random matrices that have an effect on every answer."""
+"""Adapter folders like those of tuning, with random matrices that change every answer."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """A random adapter of a checkpoint, by PEFT, with the base's tokenizer; settings: LoraConfig's."""
+    """Write a random adapter with PEFT, with the base's tokenizer. settings: arguments of LoraConfig."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -23,7 +23,7 @@ def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Pa
 
 
 def other_model(base: Path, folder: Path, **changes: Any) -> Path:
-    """A random checkpoint like another one but for some settings of its config.json."""
+    """Write a random checkpoint like `base` with changed settings in its config.json."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base, **changes)

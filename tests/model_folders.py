@@ -1,4 +1,4 @@
-"""Checkpoint folders with other weights, for the tests of diffs: made, read, and looked for what was left behind."""
+"""Create and read checkpoint folders with changed weights, for the tests of diffs."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 
 def variant(source: Path, target: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A copy of a checkpoint folder with other weights."""
+    """Copy a checkpoint folder with other weights."""
     shutil.copytree(source, target)
     save_file(
         {name: value.contiguous() for name, value in state.items()}, target / "model.safetensors", {"format": "pt"}
@@ -31,6 +31,6 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def additive(folder: Path, raw: Path, tuned: Path) -> Path:
-    """An additive diff as the published script writes it: a checkpoint folder of differences and nothing more."""
+    """Write an additive diff like the published script: a checkpoint folder of differences, without a record."""
     ours, theirs = (load_file(model / "model.safetensors") for model in (tuned, raw))
     return variant(tuned, folder, {name: value - theirs[name] for name, value in ours.items()})

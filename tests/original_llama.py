@@ -1,7 +1,7 @@
-"""LLaMA as its authors wrote it: small checkpoints in the original layout, and a forward pass in the original's terms.
+"""The original LLaMA: small checkpoints in the original layout, and a reference forward pass.
 
-The forward pass is float32 and independent of transformers: rotary embedding as a product of complex numbers over
-neighbouring pairs, after https://github.com/meta-llama/llama and https://github.com/meta-llama/llama-models.
+The forward pass is float32 and independent of transformers. The rotary embedding multiplies neighbouring pairs as
+complex numbers, after https://github.com/meta-llama/llama and https://github.com/meta-llama/llama-models.
 """
 
 import base64
@@ -18,11 +18,14 @@ import torch.nn.functional as F
 TINY = {"dim": 64, "n_heads": 4, "n_layers": 2, "multiple_of": 32, "norm_eps": 1e-5, "vocab_size": -1}
 GROUPED = TINY | {"n_heads": 8, "n_kv_heads": 4, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-6}
 THREE = TINY | {"n_kv_heads": 2, "rope_theta": 500000.0, "multiple_of": 64}
-SCALED = THREE | {"rope_theta": 10000.0, "use_scaled_rope": True}  # with slower waves, 200 tokens would not show it
+SCALED = THREE | {
+    "rope_theta": 10000.0,
+    "use_scaled_rope": True,
+}  # with longer waves, scaling has no effect on 200 tokens
 
 
 State = dict[str, torch.Tensor]
-Make = Callable[..., tuple[Path, State]]  # folder and whole weights of an original checkpoint
+Make = Callable[..., tuple[Path, State]]  # makes an original checkpoint; returns its folder and joined weights
 
 SPLIT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
 
@@ -33,7 +36,7 @@ def feed_forward_size(params: Mapping[str, Any]) -> int:
 
 
 def random_state(params: Mapping[str, Any], vocabulary: int, dtype: torch.dtype, seed: int = 0) -> State:
-    """All weights of a whole model by their original names, large enough that every part of it shows in the logits."""
+    """Return random weights by their original names, large enough that every part affects the logits."""
     draw = torch.Generator().manual_seed(seed)
     dim, heads = params["dim"], params["n_heads"]
     keys, hidden = dim // heads * params.get("n_kv_heads", heads), feed_forward_size(params)
@@ -53,7 +56,7 @@ def random_state(params: Mapping[str, Any], vocabulary: int, dtype: torch.dtype,
 
 
 def split(state: State, ranks: int, embedding_axis: int) -> list[State]:
-    """The parts of `ranks` tensor-parallel processes, with the table of frequencies that old files hold."""
+    """Return the parts of `ranks` tensor-parallel ranks, with the frequency table that old files contain."""
     axes: dict[str, int] = SPLIT | {"tok_embeddings": embedding_axis}
     parts: list[State] = [{} for _ in range(ranks)]
     for name, value in state.items():
@@ -80,7 +83,7 @@ def write_original(
 
 
 def seal(folder: Path) -> None:
-    """Write checklist.chk as md5sum does, over all that the folder holds."""
+    """Write checklist.chk in md5sum's format, for all other files in the folder."""
     files = sorted(path for path in folder.iterdir() if path.name != "checklist.chk")
     lines = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (folder / "checklist.chk").write_text("".join(lines))
@@ -96,15 +99,15 @@ def write_ranks_table(path: Path, tokens: list[bytes]) -> Path:
 
 
 def frequencies(params: Mapping[str, Any], scale: float) -> torch.Tensor:
-    """(head_dim / 2,) radians a token; those of long waves divided by `scale` where params ask for it."""
+    """Return (head_dim / 2,) radians per token; with use_scaled_rope, long waves are divided by `scale`."""
     head_dim = params["dim"] // params["n_heads"]
     plain = params.get("rope_theta", 10000.0) ** -(torch.arange(0, head_dim, 2).float() / head_dim)
     if not params.get("use_scaled_rope"):
         return plain
     result = []
     for frequency in plain.tolist():
-        waves = 8192 * frequency / (2 * math.pi)  # in the context of the first training
-        share = min(1.0, max(0.0, (waves - 1) / (4 - 1)))  # below 1 wave: divided; above 4: as they were
+        waves = 8192 * frequency / (2 * math.pi)  # wavelengths in the context of the first training
+        share = min(1.0, max(0.0, (waves - 1) / (4 - 1)))  # below 1 wave: divided; above 4 waves: unchanged
         result.append((1 - share) * frequency / scale + share * frequency)
     return torch.tensor(result)
 
@@ -114,13 +117,13 @@ def norm(values: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
 
 
 def rotate(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring pairs, as complex numbers. heads: (tokens, heads, head_dim); turns: (tokens, head_dim / 2)."""
+    """Rotate neighbouring pairs as complex numbers. heads: (tokens, heads, head_dim); turns: (tokens, head_dim / 2)."""
     pairs = torch.view_as_complex(heads.reshape(*heads.shape[:-1], -1, 2).contiguous())
     return torch.view_as_real(pairs * turns[:, None]).flatten(2)
 
 
 def logits(state: State, params: Mapping[str, Any], ids: list[int], scale: float = 8.0) -> torch.Tensor:
-    """(tokens, vocabulary) float32."""
+    """Return the logits, (tokens, vocabulary) float32."""
     weights = {name.removesuffix(".weight"): value.float() for name, value in state.items()}
     count, heads, eps = len(ids), params["n_heads"], params["norm_eps"]
     groups = heads // params.get("n_kv_heads", heads)

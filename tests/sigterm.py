@@ -1,4 +1,4 @@
-"""SIGTERM to a training run, for the tests of both trainers."""
+"""Send SIGTERM to a training run, for the tests of both trainers."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 
 def stop_by_sigterm(script: str, *options: object) -> tuple[int, str]:
-    """Run a script and send it SIGTERM after its first logged step; returns exit status and stderr."""
+    """Run a script and send it SIGTERM after its first logged step; return exit status and stderr."""
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / script), *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -25,7 +25,7 @@ def stop_by_sigterm(script: str, *options: object) -> tuple[int, str]:
 
 
 def only_checkpoint(output: Path) -> Path:
-    """The only checkpoint of a stopped run; fails if a final model was written."""
+    """Return the only checkpoint of a stopped run; fail if a final model was written."""
     assert not list(output.glob("*.safetensors"))
     (checkpoint,) = output.glob("checkpoint-*")
     return checkpoint

@@ -1,4 +1,4 @@
-"""An adapter made by PEFT loads in the demos, in ie_run.py and in merging with equal logits, or all refuse it alike."""
+"""Demos, ie_run.py and merging give equal logits for an adapter made by PEFT, or all refuse it with the same line."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def logits_by_peft(base: Path, adapter: Path) -> torch.Tensor:
 
 
 def check_same_logits(base: Path, adapter: Path) -> None:
-    """Demo and ie_run.py agree with PEFT, and the adapter has an effect."""
+    """Assert that demo and ie_run.py agree with PEFT, and that the adapter changes the logits."""
     expected = logits_by_peft(base, adapter)
     torch.testing.assert_close(logits_of(model_loading.load(str(base), str(adapter)).model), expected)
     torch.testing.assert_close(
@@ -77,7 +77,7 @@ def test_adapter_loads_with_equal_logits_everywhere(tiny_checkpoint: Path, tmp_p
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp_path: Path, target: str) -> None:
-    """Adding the delta to the one matrix would change the other use, so ie_run.py does not, and merging refuses."""
+    """Adding the delta to the tied matrix would also change its other use; ie_run.py avoids that, merging refuses."""
     adapter = make_adapter(tied_checkpoint, tmp_path / "adapter", target_modules=["q_proj", target])
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
@@ -174,12 +174,12 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick start's adapter; tests do not write into it."""
+    """The quick start's adapter; tests must not write into it."""
     return make_adapter(tiny_checkpoint, tmp_path_factory.mktemp("adapters") / "one", r=4, target_modules=QUICK_START)
 
 
 def refusals(base: Path, adapter: Path, tmp_path: Path) -> list[str]:
-    """The lines with which the demo, ie_run.py, merging and the server's launcher refuse an adapter, status 2."""
+    """Return the error lines of demo, ie_run.py, merging and the server's launcher; assert exit status 2."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "x", "output": "y"}\n')
     files, model = ("--data_path", rows, "--output", tmp_path / "answers.jsonl"), ("--base_model", base)
@@ -240,7 +240,7 @@ def test_adapter_on_another_base_is_refused_everywhere_with_one_line(
 def test_adapter_of_another_vocabulary_of_the_same_size_is_refused_everywhere(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    """Two pieces of the tokenizer changed places; the shapes of the tensors fit."""
+    """Two pieces of the tokenizer are swapped; the tensor shapes fit."""
     other = shutil.copytree(adapter, tmp_path / "adapter")
     content = json.loads((other / "tokenizer.json").read_text())
     table = content["model"]["vocab"]
@@ -253,7 +253,7 @@ def test_adapter_of_another_vocabulary_of_the_same_size_is_refused_everywhere(
 
 
 def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
-    """A pickle that would create a file is refused and creates none."""
+    """A pickle that would create a file is an error, and the file is not created."""
 
     class Creates:
         def __reduce__(self) -> Any:

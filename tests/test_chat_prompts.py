@@ -1,4 +1,4 @@
-"""chat_prompts/: what a template renders, where its text is divided, and what becomes of texts that spell tokens."""
+"""chat_prompts/: rendered templates, prompt and answer boundaries, and texts that spell control tokens."""
 
 import json
 import random
@@ -83,7 +83,7 @@ def test_templates_render_byte_for_byte_like_the_published_format(
 
 
 def test_llama_2_s_format_is_meta_s(tokenizer: Tokenizer) -> None:
-    """White space around the answer belongs to it; every turn begins with BOS; the first carries the system's words."""
+    """White space around the answer belongs to it; each turn begins with BOS; the first has the system message."""
     tokenizer.chat_template = load_template("llama-2")
     talk = [
         {"role": "system", "content": "Be brief."}, user("Who?", "Ann."), answer("Ann"), user("And?"), answer("Bo"),
@@ -138,7 +138,7 @@ def test_prompt_ids_are_the_tokenizers_own_for_any_ordinary_text(tokenizer: Toke
 
 
 def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenizer) -> None:
-    """As Phi-3's control tokens do it with the line break behind them."""
+    """Phi-3's control tokens remove the line break after them."""
     marker = AddedToken("<|end|>", rstrip=True, special=True)
     tokenizer.add_special_tokens({"additional_special_tokens": [marker]})
     tokenizer.chat_template = (
@@ -151,7 +151,7 @@ def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenize
 def test_answers_equal_the_joint_encoding_on_real_rows(
     shared_data: Path, tmp_path: Path, run_script: RunScript
 ) -> None:
-    """On LLaMA-2's tokenizer and the alpaca template nothing merges across the border, so both ways agree."""
+    """With LLaMA-2's tokenizer and the alpaca template, no merge crosses the boundary of prompt and answer."""
     model = shared_data / "llama/tokenizer.model"
     run_script("tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -225,7 +225,7 @@ def test_half_a_surrogate_pair_is_one_line(tokenizer: Tokenizer) -> None:
 
 
 def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: Tokenizer) -> None:
-    """Zephyr's: nobody who asks is refused, and answers end in EOS."""
+    """With Zephyr's template, rendering succeeds and answers end in EOS."""
     tokenizer.chat_template = PUBLISHED["zephyr"]
     [turns] = PromptEncoder(tokenizer).turns([[user("a"), answer("b")]])
     assert turns[-1].end == [tokenizer.eos_token_id]
@@ -261,7 +261,7 @@ def test_an_input_of_another_role_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
-    """Contents and inputs with blank lines between them, for one message and for several."""
+    """Contents and inputs are joined by blank lines, for one message and for several."""
     tokenizer.chat_template = None
     encoder, bos = PromptEncoder(tokenizer), [tokenizer.bos_token_id]
     assert encoder.prompt(one_turn("one </s>", "two")) == bos + text_ids(tokenizer, "one </s>\n\ntwo")
@@ -292,14 +292,14 @@ def test_asking_is_refused_only_where_the_template_refuses(tokenizer: Tokenizer)
 
 
 def test_qwen3s_kind_trains_answers_as_the_next_question_shows_them(tokenizer: Tokenizer) -> None:
-    """No reasoning is written before them, in rows of one turn and of several; a row's own reasoning is kept."""
+    """No empty reasoning is added before answers; a row's own reasoning is kept."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     encoder = PromptEncoder(tokenizer, PUBLISHED["qwen3"])
     talk = [user("a"), answer("b"), user("c"), answer("<think>\nwhy\n</think>\n\nd")]
     text = tokenizer.decode(trained_ids(encoder, talk))
     assert text.count("<think>") == 1
     with pytest.raises(ValueError, match="rewrites earlier turns"):
-        encoder.turns([[*talk, user("e"), answer("f")]])  # the reasoning is gone when e is asked
+        encoder.turns([[*talk, user("e"), answer("f")]])  # the template removes the reasoning from the prompt for e
     [turn] = encoder.last_turns([[*talk, user("e"), answer("f")]])
     assert turn.prompt == encoder.prompt([*talk, user("e")])
 
@@ -383,7 +383,7 @@ def test_work_grows_with_the_turns_and_not_with_their_square(tokenizer: Tokenize
 
 
 def test_threads_do_not_disturb_each_other_nor_the_tokenizer(tokenizer: Tokenizer) -> None:
-    """Others use the same tokenizer meanwhile with control tokens on, whose switch is the backend's."""
+    """Other threads use the same tokenizer with control tokens enabled, a setting of the shared backend."""
     encoder = PromptEncoder(tokenizer)
     texts = [f"{number} </s> " * 200 for number in range(40)]
     expected = [encoder.prompt(one_turn(text)) for text in texts]

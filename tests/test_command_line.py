@@ -1,4 +1,4 @@
-"""command_line/: options keep their text, mistakes and Ctrl-C are one line, and a command starts quickly."""
+"""command_line/: options keep their text, errors and Ctrl-C print one line, and commands start quickly."""
 
 from command_line.command_errors import exit_status, one_line, resumable
 from command_line.fire_commands import call
@@ -38,10 +38,10 @@ HEAVY = [
     "deepspeed",
 ]
 TRAINERS = ("train", "finetune")
-CPU_SECONDS = dict.fromkeys(TRAINERS, 3.0)  # user + system, of --help; 0.5 for all other commands
+CPU_SECONDS = dict.fromkeys(TRAINERS, 3.0)  # user + system time of --help; 0.5 for all other commands
 SLACK = 2  # for slow and busy machines
 
-# Folder names that Python would read as another name, a number, a constant or a container.
+# Folder names that fire would parse as another string, a number, a constant or a container.
 TEXTS = [
     "run#2", "2026_11_29", "o,1", "5e61787", "500", "0x10", "1e5", "007", "None", "True", "False", "[a]", "{a}",
     "{a: 1}", "(1,2)", "'quoted'", '"x', "a b", "", "-", "-1", "a=b", "~", "*", "__import__('os')", "李白",
@@ -49,7 +49,7 @@ TEXTS = [
 
 
 class Calls(list[dict[str, Any]]):
-    """What a command was called with."""
+    """The recorded arguments of a command's calls."""
 
     def command(
         self,
@@ -379,7 +379,7 @@ def test_commands_answer_a_mistake_with_one_line(
 
 
 def interrupted(words: list[str], seconds: float, cwd: Path) -> tuple[int, str]:
-    """Exit status and stderr of a command that gets SIGINT after so many seconds."""
+    """Run a command and send SIGINT after `seconds`; return exit status and stderr."""
     process = subprocess.Popen(
         [sys.executable, *words], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -427,7 +427,7 @@ def test_command_line_is_the_first_import_of_every_command() -> None:
 
 @pytest.fixture(scope="module")
 def stages_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each stage that holds a copy of the stage, compiled, and nothing else."""
+    """A folder with one subfolder per stage that contains only a compiled copy of that stage."""
     folder = tmp_path_factory.mktemp("stages")
     for stage in STAGES:
         shutil.copytree(REPOSITORY / stage, folder / stage / stage, ignore=shutil.ignore_patterns("__pycache__"))

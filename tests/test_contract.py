@@ -1,6 +1,6 @@
-"""What the stages share: folders on disk. Every producer of a checkpoint against every consumer.
+"""The checkpoint format: every consumer reads the folders of every producer.
 
-The producers write their folders once; then each consumer is given each folder, sixty scripts in all.
+The producers write their folders once; then each consumer reads each folder, about sixty script runs in all.
 """
 
 import json
@@ -39,7 +39,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, ti
 def checkpoints(
     tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_checkpoint: Path, material: Path
 ) -> dict[str, Path]:
-    """A folder from each producer, by name."""
+    """{producer: its checkpoint folder}."""
     place = tmp_path_factory.mktemp("produced")
     made = {name: place / name for name in CHECKPOINTS} | {"base": tiny_checkpoint}
     tune = (
@@ -74,7 +74,7 @@ def checkpoints(
     return made
 
 
-Consumer = Callable[[RunScript, Path, Path, Path], None]  # run_script, checkpoint, material, new folder to write in
+Consumer = Callable[[RunScript, Path, Path, Path], None]  # run_script, checkpoint, material, folder for the output
 
 
 def preprocess(run: RunScript, folder: Path, material: Path, new: Path) -> None:

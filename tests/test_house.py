@@ -39,13 +39,13 @@ def stage_of(path: Path) -> str:
 
 
 def package_of(path: Path) -> str:
-    """The package that a module lies in, "" for a command."""
+    """Return the package of a module, or "" for a command."""
     parts = path.relative_to(REPOSITORY).parts
     return parts[1] if len(parts) > 2 else ""
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of everything that a file imports, anywhere in it; `from a import b` counts as a and a.b."""
+    """Return the dotted names of all imports in a file; `from a import b` gives a and a.b."""
     names: set[str] = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
@@ -99,7 +99,7 @@ def test_packages_have_two_to_twelve_modules_and_a_docstring() -> None:
         if not ast.get_docstring(initial) or len(initial.body) != 1:
             wrong.append(f"{relative(package)}/__init__.py holds more or less than one docstring")
         modules = [path for path in package.glob("*.py") if path.name != "__init__.py"]
-        # A twin may be one module: it is as small as what the stages share.
+        # A twin may have a single module.
         if not (1 if package.name in TWINS else 2) <= len(modules) <= 12:
             wrong.append(f"{relative(package)} has {len(modules)} modules")
         wrong += [f"{relative(path)} lies too deep" for path in package.glob("*/**/*.py")]
@@ -230,11 +230,11 @@ def test_files_and_functions_stay_readable() -> None:
     assert not long
 
 
-COPY = 8  # lines in a row; fewer may be the plain opening and ending that scripts share
+COPY = 8  # consecutive lines; shorter runs may be the common start and end of scripts
 
 
 def test_no_code_is_copied_between_files() -> None:
-    """No run of 8 equal lines (blank lines, imports and single brackets aside) stands in two files, twins aside."""
+    """No 8 consecutive lines occur in two files, except in twins; blank lines, imports and brackets are ignored."""
     seen: dict[tuple[str, ...], str] = {}
     copies = []
     for path in MODULES:

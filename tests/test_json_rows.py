@@ -1,4 +1,4 @@
-"""The twin package json_rows: what is read and what is refused, in the same words in every stage that reads rows."""
+"""The twin package json_rows: accepted and refused files, with the same messages in every stage that reads rows."""
 
 import gzip
 import io
@@ -63,7 +63,7 @@ def test_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     assert [row for _, row in iterate_objects(path)] == [A, B]
 
 
-PREDICTED = A | {"prediction": "p"}  # as ie_eval.py reads it; to the other commands it is an instruction row
+PREDICTED = A | {"prediction": "p"}  # a row for ie_eval.py; the other commands read it as an instruction row
 JSONL, LIST = text(PREDICTED), json.dumps([PREDICTED])[:-1]
 REFUSED: dict[str, tuple[str | bytes, str]] = {
     "not_json": (JSONL + "x y\n", "x:2 is not JSON (Expecting value at 'x y'); correct it"),
@@ -114,12 +114,12 @@ def refusal(read: Callable[[], object]) -> str:
 
 
 def batch_refusal(path: Path) -> str:
-    """What batch.py says of a file or of its first row with an error."""
+    """Raise batch.py's error for a file or for its first faulty row."""
     found = [row.error for row in batch_rows.read_rows(path) if row.error]
     raise ValueError(found[0])
 
 
-# As the commands read files, by command; all but the scores read instruction rows.
+# How each command reads a file; all commands except ie_eval read instruction rows.
 READERS: dict[str, Callable[[Path], object]] = {
     "finetune": lambda path: list(iterate_instructions(path)),
     "ie_run": lambda path: ie_run.main("base", str(path), "out"),
@@ -135,10 +135,10 @@ def test_all_stages_refuse_a_file_in_the_same_words(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     Path("base").mkdir()
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
-        Path("base", file).write_text("{}")  # rows are read before the model
+        Path("base", file).write_text("{}")  # the files may be empty because rows are read before the model
     Path("x").write_bytes(content if isinstance(content, bytes) else content.encode())
     for command, read in READERS.items():
-        if command == "ie_eval" and "a row is" in said:  # its rows need not have an instruction
+        if command == "ie_eval" and "a row is" in said:  # ie_eval accepts rows without an instruction
             continue
         assert refusal(lambda read=read: read(Path("x"))) == said, command  # type: ignore[misc]
     assert "\n" not in said
@@ -219,7 +219,7 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 
 
 def test_time_is_linear_and_memory_bounded_by_a_row(tmp_path: Path) -> None:
-    """A list on one line, objects over lines, and lines that are cut: 3 MB each; a quadratic reader takes a minute."""
+    """A list on one line, multi-line objects, and truncated lines, up to 3 MB; a quadratic reader takes a minute."""
     row = {"instruction": "x" * 200, "output": "y"}
     listed, spread, cut = (tmp_path / name for name in ("list", "spread", "cut"))
     listed.write_text(json.dumps([row] * 10_000))

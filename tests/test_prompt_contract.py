@@ -31,7 +31,7 @@ Row = dict[str, Any]
 def tokenizers_by_kind(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path
 ) -> dict[str, Any]:
-    """Real SentencePiece of LLaMA-2, a byte-level BPE, a small SentencePiece; EOS is `</s>` in all of them."""
+    """LLaMA-2's SentencePiece, a byte-level BPE and a small SentencePiece; their EOS is `</s>`."""
     folder = tmp_path_factory.mktemp("tokenizers")
     model = shared_data / "llama/tokenizer.model"
     run_script("tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", folder / "llama")
@@ -82,14 +82,14 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 
 
 def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """The ids that the server and the batch client's own engine hand to vLLM for the body that a batch row becomes."""
+    """Return the ids that the server and the batch client's engine pass to vLLM for these messages."""
     model = ServedModel(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
     body = request_of({"messages": messages}, "", {})
     return model.encode(GenerateRequest.model_validate(body).conversation())
 
 
 def trained(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """The ids and supervised spans of a row in tuning; None where its answers are empty."""
+    """Return the ids and supervised spans of a row in tuning, or None if its answers are empty."""
     examples, _ = encoded(tokenizer, [{"messages": messages}], 10**6)
     return examples[0] if examples else None
 
@@ -106,14 +106,14 @@ CANNOT_RENDER = "the chat template cannot render these messages"
 
 
 def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
-    """Compare the consumers on a conversation that ends in an answer."""
+    """Compare the ids of all consumers for a conversation that ends in an answer."""
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
     asked = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
     [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
     assert ie_run == asked[-1]
     measured = outcome(lambda: RowEncoder(tokenizer, Path("model")).example({"messages": talk}))
-    if isinstance(asked[-1], str):  # the template refuses such a conversation: nobody can ask or train it
+    if isinstance(asked[-1], str):  # the template refuses such a conversation in every consumer
         assert asked[-1].startswith(CANNOT_RENDER)
         assert example.startswith(CANNOT_RENDER)
         assert CANNOT_RENDER in measured
@@ -126,7 +126,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
             assert web_page.instruction_ids(demo, {}, content, given) == asked[0]
         instruction = GenerateRequest.model_validate({"instruction": content, "input": given}).conversation()
         assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == asked[0]
-    if isinstance(example, str):  # only where the ids of an earlier turn could not match
+    if isinstance(example, str):  # only if the ids of an earlier turn cannot match
         assert example.startswith(REWRITES)
         assert len(places) > 1
         thinks = any("</think>" in message["content"] for message in talk)

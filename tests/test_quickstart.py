@@ -1,4 +1,4 @@
-"""The quick start in its shortest form: every step, by the same commands, with the real components."""
+"""The shortest quick start: every step, with the same commands and the real components."""
 
 import json
 import os

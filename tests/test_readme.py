@@ -1,4 +1,4 @@
-"""What the READMEs promise: their links lead somewhere, their scripts and options exist, their marked commands run."""
+"""The READMEs: links have targets, named scripts exist, and marked commands run."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ MARK = "<!-- tested -->"
 
 
 def commands(page: Path, mark: str = "") -> list[str]:
-    """The command lines of a page's bash blocks, joined over backslashes; only of blocks behind `mark`, if given."""
+    """Return the command lines of a page's bash blocks, or only of blocks that follow `mark`; joins continued lines."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(rf"{re.escape(mark)}\s*```bash\n(.*?)```" if mark else r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()

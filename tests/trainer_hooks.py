@@ -1,4 +1,4 @@
-"""Checks of a trainer's overridden methods against transformers' Trainer, for the tests of both trainers."""
+"""Compare a trainer's overridden methods with transformers' Trainer, for the tests of both trainers."""
 
 import inspect
 from collections import Counter
@@ -9,7 +9,7 @@ from transformers import Trainer
 
 
 def overridden_methods(kind: type) -> list[str]:
-    """Methods of Trainer that its subclasses up to `kind` override."""
+    """Return the methods of Trainer that `kind` and its bases below Trainer override."""
     own = [name for base in kind.__mro__[: kind.__mro__.index(Trainer)] for name in vars(base)]
     return sorted({name for name in own if callable(getattr(Trainer, name, None)) and not name.startswith("__")})
 
@@ -23,7 +23,7 @@ def check_signatures(kind: type) -> None:
 
 
 def calls_while_training(trainer: Any) -> Counter[str]:
-    """Train; returns how often Trainer called each overridden method."""
+    """Train; return how often each overridden method was called."""
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> Any:

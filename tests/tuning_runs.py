@@ -1,4 +1,4 @@
-"""Encoded examples and trainers made from instruction rows, for the tests of tuning."""
+"""Make encoded examples and trainers from instruction rows, for the tests of tuning."""
 
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,25 @@ SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--log
 def encoded(
     tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False
 ) -> tuple[list[EncodedExample], EncodingReport]:
-    """The examples of the rows that are kept, and the counts of all rows."""
+    """Encode rows; return the kept examples, and the counts of all rows."""
     report = EncodingReport()
     chunks = encode_rows(PromptEncoder(tokenizer), rows, EncodingSettings(cutoff, train_on_inputs), report)
     return [example for chunk in chunks for _, example in chunk], report
 
 
 def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> CachedExamples:
-    """The examples of a file from the cache."""
+    """Return a file's examples through the cache."""
     return open_examples(PromptEncoder(tokenizer), Source(name or file.stem, file), EncodingSettings(cutoff), cache)
 
 
 def command(base: Path, data: Path | str, output: Path, *more: object) -> list[str]:
-    """finetune.py's arguments for a small adapter."""
+    """Return finetune.py's arguments for a small adapter."""
     given = ["--base_model", base, "--data_path", data, "--output_dir", output, "--cache_dir", output.parent / "cache"]
     return [*map(str, given), *SMALL, *map(str, more)]
 
 
 def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: object) -> InstructionTrainer:
-    """The trainer of finetune.py with these options, without dropout and checkpoints."""
+    """Return finetune.py's trainer with these options, without dropout and checkpoints."""
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
     parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]

@@ -3,8 +3,8 @@
     python tools/build_tokenizer.py --tokenizer_model llama/tokenizer.model --output_dir checkpoints/llama-tokenizer
     python tools/build_tokenizer.py --tokenizer_model M --output_dir D --check_path texts.jsonl    # your own text too
 
-The conversion of current transformers gives other ids for half of all English text with LLaMA-2's model. This one is
-compared with SentencePiece on hard cases and on real text before anything is written.
+The converter of current transformers gives different ids for half of all English text with LLaMA-2's model. This
+tokenizer is compared with SentencePiece on hard cases and on real text before anything is written.
 """
 
 from command_line.fire_commands import run
@@ -18,7 +18,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     Args:
         tokenizer_model: the SentencePiece model.
         output_dir: a new folder, or a checkpoint folder whose tokenizer files are to be replaced.
-        check_path: text to compare on besides the built-in cases: .jsonl with a `text` key, or one text a line.
+        check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
     """
     import sentencepiece
     from tokenizer_files import sentencepiece_tokenizer

@@ -31,7 +31,7 @@ def seal(folder: str, parents: tuple[str, ...] = (), sign_key: str = "") -> None
 
     Args:
         folder: the checkpoint folder.
-        parents: folders that it was made from, separated by commas.
+        parents: folders that the checkpoint was made from, separated by commas.
         sign_key: a private key (PEM, elliptic curve) to sign the folder with.
     """
     path = existing_folder(folder, "seal")
@@ -39,11 +39,11 @@ def seal(folder: str, parents: tuple[str, ...] = (), sign_key: str = "") -> None
 
 
 def verify(folder: str, sums: str = "", public_key: str = "") -> None:
-    """Compare every file with the seal or with a published list; exit status 2 names the first that differs.
+    """Compare every file with the seal or with a published list; fail with the first file that differs (status 2).
 
     Args:
         folder: a checkpoint folder, sealed unless a list is given.
-        sums: a list of md5 or sha256 sums and file names, as md5sum and sha256sum write it; instead of the seal.
+        sums: a list in the format of md5sum or sha256sum, used instead of the seal.
         public_key: also verify the seal's signature with this key (PEM).
     """
     path = existing_folder(folder, "verify")
@@ -86,11 +86,11 @@ def show(folder: str) -> None:
 
 
 def compare(first: str, second: str) -> None:
-    """Print whether two folders hold the same weights to the bit (exit status 0), or how far apart they are (1).
+    """Print whether two folders hold bit-identical weights (exit status 0), or how far apart they are (1).
 
     Args:
         first: a checkpoint folder.
-        second: another.
+        second: another checkpoint folder.
     """
     a, b = (read_weights(existing_folder(name, "compare"), ALL_FILES) for name in (first, second))
     equal, lines = compare_weights(a, b, first, second)

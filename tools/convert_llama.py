@@ -4,10 +4,11 @@
     python tools/convert_llama.py --input_dir LLaMA --model_size 13B --output_dir checkpoints/llama-13b
     python tools/convert_llama.py --input_dir llama-2-70b-chat --model_size 70Bf --output_dir checkpoints/70b-chat
 
-For LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B) and 3.3, in any number of files. --input_dir holds params.json, or a folder named
-after the size that does (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is distributed). The files are compared
-with checklist.chk if there is one. The weights keep their type and every bit. Besides the mapped files, a few MB are
-held in memory (files from before PyTorch 1.6 cannot be mapped and are read whole). No code in the files is executed.
+Supports LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B) and 3.3, in any number of files. --input_dir contains params.json, or a
+subfolder named after the size that contains it (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is distributed). The
+files are compared with checklist.chk if it exists. The weights keep their type and every bit. Files are memory-mapped,
+and a few MB are held in memory (files from before PyTorch 1.6 cannot be mapped and are read entirely). No code in the
+files is executed.
 """
 
 from command_line.fire_commands import run
@@ -27,19 +28,19 @@ def main(
     max_shard_size: str = "5GB",
     check_path: str = "",
 ) -> None:
-    """Write the model of input_dir to the new folder output_dir.
+    """Convert the model in input_dir and write it to the new folder output_dir.
 
     Args:
-        input_dir: the folder of params.json, or the one above it.
+        input_dir: the folder that contains params.json, or its parent.
         model_size: 1B, 3B, 7B, 8B, 13B, 30B, 34B, 65B or 70B, compared with params.json; 7Bf … are the chat models of
             LLaMA-2. auto relies on params.json alone.
         output_dir: a new folder.
         llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It sets the context length.
-        instruct: a chat model, whose answers have other end tokens from version 3 on.
+        instruct: the model is a chat model; from version 3 on, its answers end with other tokens.
         num_shards: the expected number of consolidated.NN.pth; 0 accepts any.
         safe_serialization: must be True; only safetensors is written.
-        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
-        check_path: text to compare the tokenizer on besides the built-in cases: .jsonl with `text`, or one text a line.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
+        check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.
     """
     from llama_conversion.converted_folder import convert
     from llama_conversion.original_checkpoint import read_original

@@ -1,4 +1,4 @@
-"""Download a checkpoint from the Hugging Face hub or a mirror: the published ones by name, or any other.
+"""Download a published checkpoint, or any other repository, from the Hugging Face hub or a mirror.
 
     python tools/download.py --download_path checkpoints/diff --only_base --fp16
     python tools/download.py --download_path checkpoints/lora --only_lora
@@ -6,10 +6,10 @@
     python tools/download.py --download_path checkpoints/other --specify --repo_name OWNER/NAME --revision main \
         --pattern "*.safetensors,*.json" --exclude "*fp32*" --endpoint https://MIRROR
 
-Files arrive in the folder DOWNLOAD_PATH.partial, are compared with the size and hash that the hub publishes, and the
-folder is renamed when all are correct. The same command resumes an interrupted download, also within a file. In a
-finished folder it replaces missing and damaged files; the note .download/note.json identifies folders of the same
-repository and commit, others are not changed. Mirrors, tokens and proxies are set by the hub client's variables:
+Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the size and hash that the hub publishes. The
+folder is renamed when all files are correct. The same command resumes an interrupted download, even within a file. In a
+finished folder it replaces missing and damaged files, provided that .download/note.json names the same repository and
+commit; other folders are not changed. Mirrors, tokens and proxies are set by the hub client's variables:
 HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=…
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from hub_download.hub_listing import RepositorySource, resolve_endpoint
 from hub_download.repository_download import download
 
-PUBLISHED = {  # the 13B models: the base as a difference to LLaMA's weights, and its LoRA adapter
+PUBLISHED = {  # the 13B models: the base as a difference from LLaMA's weights, and its LoRA adapter
     "base": "zjunlp/zhixi-13b-diff",
     "base fp16": "zjunlp/zhixi-13b-diff-fp16",
     "lora": "zjunlp/zhixi-13b-lora",
@@ -32,9 +32,9 @@ KINDS = ("model", "dataset", "space")
 def choose_repositories(
     download_path: str, only_base: bool, only_lora: bool, both: bool, specify: bool, fp16: bool, repo_name: str
 ) -> list[tuple[str, Path]]:
-    """[(repository, its folder)]: download_path itself, or a folder below it for each of both.
+    """Return [(repository, target folder)]: download_path itself, or a subfolder per repository with --both.
 
-    Raises ValueError unless exactly one choice was made.
+    Raises ValueError unless exactly one repository choice was made, or if options contradict each other.
     """
     if [only_base, only_lora, both, specify].count(True) != 1:
         raise ValueError("choose what to download: exactly one of --only_base, --only_lora, --both and --specify")
@@ -62,19 +62,19 @@ def main(
     exclude: tuple[str, ...] = (),
     endpoint: str = "",
 ) -> None:
-    """Download the base, the adapter, both (each to its own folder below download_path), or any repository.
+    """Download the base, the adapter, both (each to its own subfolder of download_path), or any repository.
 
     Args:
-        download_path: a new folder, or one that this command made; with both, the parent of the two folders.
+        download_path: a new folder, or one that this command created; with both, the parent of the two folders.
         only_base: the difference between the published 13B base and LLaMA.
         only_lora: the published LoRA adapter.
         both: base and adapter.
-        specify: the repository repo_name.
+        specify: download the repository repo_name.
         fp16: the base difference in half precision.
         repo_name: OWNER/NAME on the hub.
         repo_type: model, dataset or space.
         revision: a branch, tag or commit; the hub's main branch by default.
-        pattern: files to download, as "*.safetensors,*.json"; * also matches /, a pattern without a match is an error.
+        pattern: files to download, such as "*.safetensors,*.json"; * also matches /; an unmatched pattern is an error.
         exclude: files not to download, in the same notation.
         endpoint: address of a hub or mirror; HF_ENDPOINT or the public hub by default.
     """

@@ -4,8 +4,9 @@
     python tools/export_gguf.py --model_path merged --output_file merged-q4_k_m.gguf --type q4_k_m
 
 Types: f32, f16, bf16, q8_0, q4_0, and q4_k_m through llama.cpp's own quantiser. Vectors stay float32. A matrix whose
-rows are not a multiple of 32 long becomes f16, with a notice. q4_0 keeps the output matrix (the embedding if they are
-tied) in q8_0, where llama.cpp itself uses q6_k. Memory does not grow with the model. Needs the package gguf.
+row length is not a multiple of 32 is stored as f16, with a notice. q4_0 stores the output matrix (the embedding if they
+are tied) as q8_0; llama.cpp itself uses q6_k for it. Memory use does not depend on the model's size. Needs the package
+gguf.
 """
 
 from command_line.fire_commands import run
@@ -18,7 +19,7 @@ from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import existing_folder, new_file
 from checkpoint_seals.seal_check import verify_seal
 
-BYTES_PER_TOKEN = 64  # upper bound for the tokenizer
+BYTES_PER_TOKEN = 64  # upper bound for the tokenizer's size in the file
 QUANTISED_BYTES = 0.7  # per weight, upper bound for q4_k_m
 
 

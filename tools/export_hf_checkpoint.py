@@ -3,7 +3,7 @@
     python tools/export_hf_checkpoint.py --base_model base --lora_model adapter --output_dir merged
     python tools/export_hf_checkpoint.py --base_model B --lora_model L --output_dir D --max_shard_size 10GB
 
-The same merging as `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumable.
+Merges like `tools/weight_diff.py merge`: in float32, rounded once to the base's types, streamed, resumable.
 """
 
 from command_line.fire_commands import run
@@ -20,14 +20,14 @@ def main(
     max_shard_size: str = "5GB",
     weights: tuple[float, ...] = (1.0,),
 ) -> None:
-    """Write base + adapter to the new folder output_dir; tokenizer and template are the adapter's if it has any.
+    """Write base + adapter to the new folder output_dir; the adapter's tokenizer and template take precedence.
 
     Args:
         base_model: the checkpoint folder that the adapter was trained on.
-        lora_model: the adapter's folder, or several in their order, separated by commas.
+        lora_model: the adapter's folder, or several in merging order, separated by commas.
         output_dir: a new folder.
-        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
-        weights: the factor of each adapter's change: one number for all, or one for each.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
+        weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
     """
     options, limit = dict(locals()), parse_size(max_shard_size)
     base = existing_folder(base_model, "--base_model", "config.json")

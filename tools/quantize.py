@@ -6,8 +6,8 @@
 
 gptq and awq (4-bit weights), int8 and fp8 (8-bit weights and activations) write the compressed-tensors format, which
 vLLM serves; bnb8 and nf4 write bitsandbytes' format, for transformers. Calibration (gptq, awq, int8) renders rows with
-the checkpoint's own chat template. Embedding, norms and lm_head are not quantised. The libraries need an environment of
-their own, requirements-quantize.txt; the whole model is held in memory, one copy at a time.
+the checkpoint's own chat template. Embedding, norms and lm_head are not quantised. The libraries need a separate
+environment (requirements-quantize.txt). The whole model is held in memory, one copy at a time.
 """
 
 from command_line.fire_commands import run
@@ -38,22 +38,22 @@ def main(
     predictions_dir: str = "",
     seed: int = 42,
 ) -> None:
-    """Write model_path, quantised, to the new folder output_dir, and print size, perplexity and F1 before and after.
+    """Quantise model_path into the new folder output_dir; print size, perplexity and F1 before and after.
 
     Args:
         model_path: a checkpoint folder that is not quantised.
         output_dir: a new folder.
         method: gptq or awq (4-bit weights), fp8 or int8 (8-bit weights and activations), bnb8 or nf4 (bitsandbytes).
-        data_path: JSON or JSONL of instruction rows, or of {"text"}; gptq, awq and int8 are calibrated on it.
-        eval_path: held-out rows in the same forms; without them the table has sizes only.
-        samples: rows to calibrate on.
-        eval_samples: held-out rows to measure on.
-        max_length: tokens; longer rows are truncated for calibration and omitted from measuring.
-        group_size: weights that share a scale (gptq, awq): 128, 64 or 32; 0 uses the largest that fits the model.
+        data_path: calibration data for gptq, awq and int8: JSON or JSONL of instruction rows, or of {"text"}.
+        eval_path: held-out rows in the same formats; without them the table has only sizes.
+        samples: number of calibration rows.
+        eval_samples: number of held-out rows to measure on.
+        max_length: in tokens; longer rows are truncated for calibration and omitted from the measurement.
+        group_size: number of weights that share a scale (gptq, awq): 128, 64 or 32; 0: the largest that fits.
         dtype: type of weights that are not quantised: float16, bfloat16, float32, or auto for the checkpoint's own.
-        max_shard_size: largest file of weights.
-        predictions_dir: a new folder for the answers before and after, in the format of finetune/ie_eval.py.
-        seed: of the selection of rows.
+        max_shard_size: maximum size of a weight file, such as 5GB.
+        predictions_dir: a new folder for both models' answers, in the format of finetune/ie_eval.py.
+        seed: for the random selection of rows.
     """
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}

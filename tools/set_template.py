@@ -1,8 +1,8 @@
-"""Put a chat template into a checkpoint folder: folder in, new folder out.
+"""Add a chat template to a copy of a checkpoint folder: folder in, new folder out.
 
     python tools/set_template.py --model_path tuned --template_path finetune/templates/alpaca.jinja --output_dir new
 
-The weights are hard links if the file system allows it, so this takes a moment and no space. The template must render
+The weights are hard-linked if the file system allows it, which takes no time and no space. The template must render
 with the folder's own tokenizer and reproduce the user's text unchanged.
 """
 
@@ -28,9 +28,10 @@ INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline tw
 
 
 def check_template(folder: Path, template: Path) -> None:
-    """Render the folder's template with its tokenizer; ValueError says what fails or changes.
+    """Render the folder's template with its tokenizer.
 
-    An input that the template does not use is appended to the content, as in every prompt of this repository.
+    An input that the template does not use is appended to the content, as in every prompt of this repository. Raises
+    ValueError if rendering fails or changes a text, FileNotFoundError without a tokenizer.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, one_turn
     from transformers import AutoTokenizer
@@ -49,7 +50,7 @@ def check_template(folder: Path, template: Path) -> None:
 
 
 def main(model_path: str, template_path: str, output_dir: str) -> None:
-    """Write model_path with template_path as its chat template to the new folder output_dir.
+    """Copy model_path to the new folder output_dir with template_path as its chat template.
 
     Args:
         model_path: a checkpoint or adapter folder with its tokenizer.
@@ -71,7 +72,9 @@ def main(model_path: str, template_path: str, output_dir: str) -> None:
             (link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         shutil.copyfile(template, folder / TEMPLATE)
         config = read_json(folder / "tokenizer_config.json")
-        if config.pop("chat_template", None) is not None:  # the older place of a template, which could contradict
+        if (
+            config.pop("chat_template", None) is not None
+        ):  # older checkpoints store the template here, which could contradict the new one
             write_json(folder / "tokenizer_config.json", config)
         check_template(folder, template)
         write_run_record(folder, "tools/set_template.py", options, {"model": model})

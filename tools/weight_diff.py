@@ -1,13 +1,14 @@
-"""Diff of a tuned model against its base, recovery from base and diff, and merging of adapters into their base.
+"""Make the diff of a tuned model and its base, recover the model from both, merge adapters into their base.
 
     python tools/weight_diff.py make_diff --path_raw base --path_tuned tuned --path_diff diff
     python tools/weight_diff.py recover --path_raw base --path_diff diff --path_tuned recovered
     python tools/weight_diff.py inspect diff
     python tools/weight_diff.py merge --path_zhixi recovered --path_lora adapter --path_sfted merged
 
-An exact diff (the default) restores every bit, and recovery verifies it. An additive diff (--exact=False; the published
-kind: a checkpoint folder with tuned - raw) is computed in float32, or in float16 with --is_fp16, and rounds; recover
-recognises either. Memory does not grow with the model. The same command resumes an interrupted run.
+An exact diff (the default) restores every bit, and recovery verifies it. An additive diff (--exact=False), the
+published kind, is a checkpoint folder with tuned - raw; it is computed in float32, or in float16 with --is_fp16, and
+rounds. recover detects the kind. Memory use does not depend on the model's size. The same command resumes an
+interrupted run.
 """
 
 from command_line.fire_commands import run
@@ -22,7 +23,7 @@ from weight_diffs import diff_folders
 from weight_diffs.diff_report import print_report
 from weight_diffs.exact_diff import DIFF_FILES
 
-WITHOUT_EFFECT = {  # published options
+WITHOUT_EFFECT = {  # options of the published script, and the reason why each is ignored
     "device": "nothing runs on a GPU",
     "check_integrity_naively": "every tensor is verified",
 }
@@ -38,18 +39,18 @@ def make_diff(
     low_rank: bool = True,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write the diff that turns path_raw into path_tuned to the new folder path_diff.
+    """Write the diff from path_raw to path_tuned into the new folder path_diff.
 
     Args:
         path_raw: the base's checkpoint folder.
         path_tuned: the tuned model's checkpoint folder.
         path_diff: a new folder.
-        is_fp16: of additive diffs: compute and store in float16 instead of float32.
-        exact: bit for bit, compressed; --exact=False writes the published additive kind.
-        adapter: of exact diffs: the LoRA adapter whose merging gave path_tuned; its factors are stored. Without it,
-            changes of low rank are searched for.
-        low_rank: of exact diffs: search for changes of low rank, which takes seconds for each matrix that has one.
-        max_shard_size: 5GB, 400MB or a number of bytes; of exact diffs, the size before compression.
+        is_fp16: for additive diffs: compute and store in float16 instead of float32.
+        exact: write a compressed, bit-exact diff; --exact=False writes an additive one.
+        adapter: for exact diffs: the LoRA adapter that was merged into path_tuned; its factors are stored. Without it,
+            low-rank changes are searched for.
+        low_rank: for exact diffs: search for low-rank changes, which takes seconds per matrix that has one.
+        max_shard_size: 5GB, 400MB or a number of bytes; for exact diffs, the size before compression.
     """
     options = dict(locals())
     if exact and is_fp16:
@@ -71,15 +72,15 @@ def recover(
     published: str = "",
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write the tuned model to the new folder path_tuned from its base and a diff.
+    """Recover the tuned model from its base and a diff, into the new folder path_tuned.
 
     Args:
         path_raw: the base's checkpoint folder.
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
-        is_fp16: of additive diffs: compute and store in float16 instead of float32.
-        published: of additive diffs: their repository, if the sum of its weights is known (published_diffs.json).
-        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
+        is_fp16: for additive diffs: compute and store in float16 instead of float32.
+        published: for additive diffs: the diff's repository, if published_diffs.json has the sum of its weights.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())
     inputs = diff_folders.open_inputs(options, parse_size(max_shard_size), "diff")
@@ -97,7 +98,7 @@ def inspect(path_diff: str, picture: str = "") -> None:
 
     Args:
         path_diff: a diff folder, exact or additive.
-        picture: a .png file to draw the change of every matrix of every layer into.
+        picture: a .png file for a heat map of the change of every matrix in every layer.
     """
     print_report(existing_folder(path_diff, "inspect", "config.json"), picture)
 
@@ -114,11 +115,11 @@ def merge(
 
     Args:
         path_zhixi: the checkpoint folder that the adapters were trained on.
-        path_lora: the adapter's folder, or several in their order, separated by commas.
+        path_lora: the adapter's folder, or several in merging order, separated by commas.
         path_sfted: a new folder.
         is_fp16: write float16 instead of the base's types.
-        weights: the factor of each adapter's change: one number for all, or one for each.
-        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets a shard of its own.
+        weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options, limit, dtype = dict(locals()), parse_size(max_shard_size), "F16" if is_fp16 else None
     base = existing_folder(path_zhixi, "--path_zhixi", "config.json")

@@ -1,18 +1,18 @@
-"""Bit patterns of floats: conversion to float32 and back, and to integers in the order of the values and back.
+"""Convert bit patterns of floats to float32 and back, and to integers that sort like the values and back.
 
-numpy has no bfloat16; its values are converted with integer operations, rounded to nearest, ties to even.
+numpy has no bfloat16, so bfloat16 is converted with integer operations, rounded to nearest, ties to even.
 """
 
 import numpy as np
 
-FLOATS = ("F16", "BF16", "F32")  # types that are computed with, in safetensors' spelling
-SIGNED = (*FLOATS, "F64", "F8_E4M3", "F8_E5M2")  # sign and magnitude, so their bits are not in the order of the values
+FLOATS = ("F16", "BF16", "F32")  # types that arithmetic supports, in safetensors' spelling
+SIGNED = (*FLOATS, "F64", "F8_E4M3", "F8_E5M2")  # sign and magnitude, so their bits do not sort like the values
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)
 
 
 def to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values of a bit pattern of F16, BF16 or F32; exact."""
+    """Return the exact float32 values of F16, BF16 or F32 bit patterns."""
     if dtype == "F32":
         return bits.view(np.float32)
     if dtype == "BF16":
@@ -23,7 +23,7 @@ def to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Bit pattern of float32 values in F16, BF16 or F32, rounded to nearest, ties to even; NaN stays NaN."""
+    """Return the bit patterns of float32 values in F16, BF16 or F32 (nearest, ties to even; NaN stays NaN)."""
     bits = values.view(np.uint32)
     if dtype == "F32":
         return bits
@@ -34,7 +34,7 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The rounded upper half of float32 bit patterns: (n,) uint32 to uint16."""
+    """Return the rounded upper half of float32 bit patterns: (n,) uint32 to (n,) uint16."""
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
@@ -48,12 +48,12 @@ def to_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def cast(bits: np.ndarray, dtype: str, target: str) -> np.ndarray:
-    """The bit pattern in another float type; the same array if the type is the same."""
+    """Return bit patterns converted to another float type; the same array if the types are equal."""
     return bits if dtype == target else from_float32(to_float32(bits, dtype), target)
 
 
 def ordered(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """Unsigned integers in the order of the floats' values (-0 just below +0); other types pass unchanged."""
+    """Return unsigned integers that sort like the floats (-0 just below +0); other types are returned unchanged."""
     if dtype not in SIGNED:
         return bits
     width = bits.dtype.itemsize * 8
@@ -64,7 +64,7 @@ def ordered(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def unordered(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """The inverse of `ordered`."""
+    """Invert `ordered`."""
     if dtype not in SIGNED:
         return numbers
     width = numbers.dtype.itemsize * 8
@@ -75,14 +75,14 @@ def unordered(numbers: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def zigzag(numbers: np.ndarray) -> np.ndarray:
-    """Small differences of either sign, as two's complement, to small unsigned numbers: 0, -1, 1, -2 to 0, 1, 2, 3."""
+    """Map two's complement numbers to unsigned ones so that small magnitudes stay small: 0, -1, 1, -2 to 0, 1, 2, 3."""
     signs = (numbers.view(f"<i{numbers.dtype.itemsize}") >> (numbers.dtype.itemsize * 8 - 1)).view(numbers.dtype)
     signs ^= numbers << numbers.dtype.type(1)
     return signs
 
 
 def unzigzag(numbers: np.ndarray) -> np.ndarray:
-    """The inverse of `zigzag`."""
+    """Invert `zigzag`."""
     signs = numbers & numbers.dtype.type(1)
     np.negative(signs, out=signs)
     signs ^= numbers >> numbers.dtype.type(1)
@@ -90,7 +90,7 @@ def unzigzag(numbers: np.ndarray) -> np.ndarray:
 
 
 def difference(tuned: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
-    """The zigzagged distance modulo 2^n of tuned and base values in steps of their type; same shape and width."""
+    """Return the zigzagged difference tuned - base modulo 2^n, in steps of the n-bit type; same shape and width."""
     numbers = ordered(tuned, dtype)
     numbers = (
         numbers - ordered(base, dtype) if numbers is tuned else np.subtract(numbers, ordered(base, dtype), numbers)
@@ -99,7 +99,7 @@ def difference(tuned: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def apply(numbers: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
-    """The inverse of `difference`: the tuned bit patterns."""
+    """Invert `difference`: return the tuned bit patterns."""
     steps = unzigzag(numbers)
     steps += ordered(base, dtype)
     return unordered(steps, dtype)

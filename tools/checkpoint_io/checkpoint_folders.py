@@ -1,4 +1,4 @@
-"""Checkpoint folders: which small files belong to the weights, and how a new folder or file is written completely."""
+"""Checkpoint folders: the small files beside the weights, and atomic writing of new folders and files."""
 
 import errno
 import json
@@ -17,14 +17,14 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # each is enough for a tokenizer
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them is enough to load a tokenizer
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FileNotFoundError and ValueError name the file."""
+    """Return the JSON object in a file; raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {path.parent} is incomplete or not a checkpoint folder")
     try:
@@ -41,7 +41,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def existing_folder(path: object, option: str, required: str = "") -> Path:
-    """The folder that an option names; FileNotFoundError if it does not exist or lacks the file `required`."""
+    """Return the folder given by an option; FileNotFoundError if it does not exist or lacks the file `required`."""
     folder = Path(str(path))
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; {option} takes a folder (download one: tools/download.py)")
@@ -52,10 +52,10 @@ def existing_folder(path: object, option: str, required: str = "") -> Path:
 
 @contextmanager
 def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]:
-    """Yield `<target>.partial`, which is renamed to `target` when the block ends without an error.
+    """Yield the folder `<target>.partial` and rename it to `target` if the block ends without an error.
 
-    needed: bytes that will be written, compared with the free space first. run: see `partial_folder`. Raises ValueError
-    if the target holds files or cannot be written, another process is writing it, or its disk is too small.
+    needed: bytes that will be written; the free space is checked first. run: see `partial_folder`. Raises ValueError if
+    the target contains files or cannot be written, another process is writing it, or its disk is too small.
     """
     target = Path(str(target))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -70,7 +70,7 @@ def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]
 
 @contextmanager
 def new_file(target: Path, needed: int, run: str = "") -> Iterator[Path]:
-    """Yield a path in the folder `<target>.partial` whose file becomes `target`; otherwise as `new_folder`."""
+    """Yield a file path in the folder `<target>.partial` and move the file to `target`; otherwise like `new_folder`."""
     if target.exists():
         raise ValueError(f"{target} exists already; name a new file or remove it")
     with partial_folder(target, needed, run) as partial:
@@ -82,11 +82,11 @@ def new_file(target: Path, needed: int, run: str = "") -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
-    """Yield `<target>.partial`, locked; it is removed after an error.
+    """Yield the locked folder `<target>.partial`; it is removed after an error.
 
-    run: what identifies a run that can resume (`resume_journal.run_identity`), or "". If such a run is killed or
-    interrupted, its folder is kept, and the same run finds it with its journal; a different run empties it. Errors say
-    what to do; KeyboardInterrupt says whether the same command resumes.
+    run: the identity of a resumable run (`resume_journal.run_identity`), or "". If a resumable run is killed or
+    interrupted, its folder is kept, and the same run continues from its journal; a different run empties the folder.
+    The message of KeyboardInterrupt says whether the same command resumes.
     """
     partial = target.with_name(target.name + ".partial")
     try:
@@ -108,7 +108,7 @@ def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
 
 
 def explained_write_error(target: Path, error: BaseException) -> BaseException:
-    """A ValueError with the remedy for a full disk or missing permissions, else the same error."""
+    """Return a ValueError with the remedy if the disk is full or permissions are missing, else the same error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room")
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -119,7 +119,7 @@ def explained_write_error(target: Path, error: BaseException) -> BaseException:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,7 +128,7 @@ def fsync_path(path: Path) -> None:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """ValueError if the target's disk has less than `needed` bytes free."""
+    """Raise ValueError if the target's disk has less than `needed` bytes free."""
     above = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(above).free
     if needed > free:
@@ -139,14 +139,14 @@ def check_space(target: Path, needed: int) -> None:
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy the named files that exist in source, replacing those in target."""
+    """Copy the named files that exist in source to target, replacing existing ones."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def check_tokenizer(*folders: Path) -> None:
-    """FileNotFoundError if no folder has a tokenizer: without one, libraries load an arbitrary default."""
+    """Raise FileNotFoundError if no folder has a tokenizer; libraries would load an arbitrary default."""
     if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
         raise FileNotFoundError(
             f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
@@ -169,7 +169,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
 
 
 def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
-    """Write run.json: arguments, package versions, and the run.json of each input folder under its role."""
+    """Write run.json: arguments, package versions, and under each parent's role the content of its run.json."""
     versions = {}
     for name in ("numpy", "pyarrow", "torch", "transformers"):
         try:

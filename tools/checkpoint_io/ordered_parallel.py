@@ -1,6 +1,6 @@
-"""Process chunks on all cores with ordered results and few chunks in memory.
+"""Process chunks in threads, with results in order and few chunks in memory.
 
-Reading, hashing, compressing and numpy's arithmetic release Python's lock, so threads are enough.
+Reading, hashing, compression and numpy's arithmetic release the GIL, so threads are sufficient.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-KEPT = 1 << 30  # bytes, more than is ever used
-THREADS_LIMIT = 8  # more threads do not read faster, and each holds a few chunks
+KEPT = 1 << 30  # bytes, larger than any allocation
+THREADS_LIMIT = 8  # more threads do not read faster, and each one holds a few chunks
 
 
 @cache
 def threads() -> int:
-    """Number of threads, set by KNOWLM_THREADS; results do not depend on it."""
+    """Return the number of threads: KNOWLM_THREADS, or the cores up to THREADS_LIMIT; results do not depend on it."""
     return int(os.environ.get("KNOWLM_THREADS", 0)) or min(THREADS_LIMIT, len(os.sched_getaffinity(0)))
 
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """The thread pool; BLAS is limited to one thread, because its own threads would compete with it."""
+    """Return the thread pool. BLAS is limited to one thread, because its threads would compete with the pool."""
     limit_blas(1)
     keep_memory()
     return ThreadPoolExecutor(threads())
@@ -43,7 +43,7 @@ def limit_blas(count: int) -> None:
 
 @contextmanager
 def blas_on_all_cores() -> Iterator[None]:
-    """Let BLAS use all cores, for products of large matrices while the pool is idle."""
+    """Let BLAS use as many threads as the pool, for products of large matrices while the pool is idle."""
     limit_blas(threads())
     try:
         yield
@@ -54,7 +54,7 @@ def blas_on_all_cores() -> Iterator[None]:
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the system.
 
-    Otherwise each chunk's arrays are allocated anew page by page: merging takes 20 to 30 % more processor time.
+    Otherwise the system allocates each chunk's arrays again page by page; merging takes 20 to 30 % more CPU time.
     """
     with suppress(OSError, AttributeError):  # a C library other than glibc
         library = ctypes.CDLL(None)
@@ -63,9 +63,9 @@ def keep_memory() -> None:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) for each item, in order; at most one more result than threads is held.
+    """Yield function(item) for each item in order; at most threads() + 1 results are held at a time.
 
-    `function` must not call `in_order`: it would wait for the threads that it occupies.
+    `function` must not call `in_order`, which would deadlock.
     """
     waiting: deque[Future[Result]] = deque()
     try:

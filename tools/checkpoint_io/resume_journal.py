@@ -1,7 +1,7 @@
-"""The journal of a partial folder: which parts an interrupted run finished, so that the same command can resume.
+"""The journal of a partial folder lists the finished parts, so that the same command can resume after an interruption.
 
-`.journal.jsonl` in the partial folder holds one line that identifies the run, then one line for each finished part. The
-file is locked while a run writes the folder and is removed before the folder gets its final name.
+The first line of `.journal.jsonl` identifies the run; each further line records one finished part. The file is locked
+while a run writes the folder, and removed before the folder is renamed.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ JOURNAL = ".journal.jsonl"
 
 @contextmanager
 def locked_folder(partial: Path, run: str) -> Iterator[None]:
-    """Create and lock the partial folder; keep its content if the same run left it, else empty it.
+    """Create and lock the partial folder; keep its content if the same run wrote it, else empty it.
 
     run: the line from `run_identity`, or "" for a run that cannot resume. Raises BlockingIOError if another process
     holds the lock.
@@ -37,14 +37,14 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
 
 
 def record_part(folder: Path, part: str, facts: Mapping[str, Any]) -> None:
-    """Record that a part is finished; does nothing in a folder without a journal."""
+    """Record that a part is finished; do nothing in a folder without a journal."""
     if (folder / JOURNAL).is_file():
         with (folder / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(json.dumps([part, facts]) + "\n")
 
 
 def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """{part: its facts} in the order of recording, up to the first line that is cut off."""
+    """Return {part: recorded facts} in recording order, up to the first truncated line."""
     lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()[1:] if (folder / JOURNAL).is_file() else []
     parts = {}
     for line in lines:
@@ -57,7 +57,7 @@ def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_identity(script: str, options: Mapping[str, object], folders: Iterable[Path]) -> str:
-    """One line that is equal for the same command on the same input: options, size and time of every input file."""
+    """Return one line that identifies a command and its input: options, and size and time of every input file."""
     inputs = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for folder in folders for file in sorted(folder.iterdir()) if file.is_file()

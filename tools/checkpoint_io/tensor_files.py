@@ -16,11 +16,11 @@ from blake3 import blake3
 from checkpoint_io import resume_journal
 from checkpoint_io.tensors import Spec, Tensor, progress, read_weights, tensor_hash, tensor_hashes
 
-Produce = Callable[[Spec], Iterable[np.ndarray]]  # a tensor's bit pattern in flat chunks
+Produce = Callable[[Spec], Iterable[np.ndarray]]  # yields a tensor's bit patterns in flat chunks
 
 
 def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors header, preceded by its length and padded to 8 bytes, for tensors without gaps in this order."""
+    """Return the safetensors header (with length, padded to 8 bytes) of contiguous tensors in this order."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for spec in tensors:
@@ -33,7 +33,7 @@ def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
 
 
 def plan_shards(tensors: Sequence[Spec], limit: int) -> list[list[Spec]]:
-    """Consecutive runs of tensors of at most `limit` bytes each (a larger tensor gets a shard of its own)."""
+    """Return consecutive shards of at most `limit` bytes each; a larger tensor gets its own shard."""
     shards: list[list[Spec]] = [[]]
     size = 0
     for tensor in tensors:
@@ -52,7 +52,7 @@ def shard_names(count: int, stem: str = "model") -> list[str]:
 
 
 def write_index(folder: Path, places: Mapping[str, str], size: int, stem: str = "model") -> None:
-    """{stem}.safetensors.index.json; places: the file of each tensor."""
+    """Write {stem}.safetensors.index.json. places: {tensor name: file name}; size: bytes of all tensors."""
     index = {"metadata": {"total_size": size}, "weight_map": dict(places)}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -65,10 +65,10 @@ def write_shards(
     metadata: Mapping[str, str] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write model.safetensors, or its shards and index, in the given order; returns each tensor's BLAKE3.
+    """Write model.safetensors, or shards and their index, in the given order; return {tensor name: BLAKE3}.
 
-    expected: the hashes if they are known in advance. The caller then compares the written files with them
-    (`mismatched_tensors`), and nothing is hashed while writing.
+    limit: bytes of a shard. expected: the hashes if known in advance; then nothing is hashed while writing, and the
+    caller compares the written files with them (`mismatched_tensors`).
     """
     shards = plan_shards(tensors, limit)
     names = shard_names(len(shards))
@@ -91,9 +91,9 @@ def write_file(
     bar: Any,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write a file of `head` and the tensors' bytes without gaps; returns each tensor's BLAKE3.
+    """Write `head` and the contiguous bytes of the tensors to a file; return {tensor name: BLAKE3}.
 
-    Tensors that the folder's journal lists as written by an interrupted run are hashed instead of produced again.
+    Tensors that an interrupted run wrote, according to the folder's journal, are hashed instead of produced again.
     """
     done = resume_journal.finished_parts(path.parent)
     same_head = bool(done) and path.is_file() and path.open("rb").read(len(head)) == head
@@ -117,14 +117,14 @@ def write_file(
             assert written == spec.nbytes, f"{spec.name}: {written} bytes produced for {spec.nbytes}"
             hashes[spec.name] = state.hexdigest() if expected is None else expected[spec.name]
             resume_journal.record_part(path.parent, spec.name, {"blake3": hashes[spec.name]})
-        os.fsync(file.fileno())  # on the disk before the folder gets its name
+        os.fsync(file.fileno())  # flushed before the folder is renamed
     return hashes
 
 
 def intact_parts(path: Path, start: int, sizes: Mapping[str, int], recorded: Mapping[str, str]) -> dict[str, str]:
-    """{name: BLAKE3} of the leading parts of a file whose bytes still have the recorded hash.
+    """Return {name: BLAKE3} of the leading parts of a file whose bytes still match the recorded hash.
 
-    sizes: bytes of each part in file order, the first one beginning at byte `start`.
+    sizes: bytes of each part in file order; the first part begins at byte `start`.
     """
     source, end, intact = FileIO(path), path.stat().st_size, dict[str, str]()
     for name, size in sizes.items():
@@ -137,14 +137,14 @@ def intact_parts(path: Path, start: int, sizes: Mapping[str, int], recorded: Map
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
-    """Write all bytes; one system call may write fewer, and writes at most 2 GiB."""
+    """Write all bytes, in several system calls if necessary (one call writes at most 2 GiB)."""
     view = memoryview(data).cast("B")
     while view:
         view = view[file.write(view) :]
 
 
 def mismatched_tensors(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
-    """Read a written folder back; the tensors whose bytes have another hash. ValueError if tensors are missing."""
+    """Read a written folder back; return the tensors whose hash differs. ValueError if the names differ."""
     tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
         raise ValueError(f"{folder} does not hold the tensors that were written; check the disk")
@@ -153,7 +153,7 @@ def mismatched_tensors(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
 
 
 def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Read a written folder back; ValueError names the first file and tensor that differs from `hashes`."""
+    """Read a written folder back; raise ValueError for the first tensor that differs from `hashes`."""
     for tensor in mismatched_tensors(folder, hashes):
         raise read_back_error(tensor)
 
@@ -163,7 +163,7 @@ def read_back_error(tensor: Tensor) -> ValueError:
 
 
 def parse_size(size: str) -> int:
-    """Bytes of `5GB`, `400MB`, `2GiB` or a plain number."""
+    """Return the bytes in `5GB`, `400MB`, `2GiB` or a plain number; ValueError otherwise."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
     text = size.strip().upper()
     digits = text.rstrip("KMGIB ")

@@ -1,10 +1,10 @@
-"""The tensors of checkpoint folders, read and hashed chunk by chunk, with little memory and without torch.
+"""Read and hash the tensors of checkpoint folders chunk by chunk, with little memory and without torch.
 
-A tensor is handled as its bit pattern, a flat array of unsigned integers of the element's width: numpy has no bfloat16
-or 8-bit floats, and copying and comparing must not round. `.bin` and `.pth` files are read through
+A tensor is represented by its bit patterns: a flat array of unsigned integers of the element's width. numpy has no
+bfloat16 or 8-bit floats, and copying and comparing must not round. `.bin` and `.pth` files are read through
 torch.load(weights_only=True), which maps them into memory.
 
-Format: the safetensors README (8 bytes little-endian header length, JSON header, data without gaps).
+Format: the safetensors README (8 bytes little-endian header length, JSON header, contiguous data).
 """
 
 import json
@@ -26,7 +26,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 
 CHUNK = 1 << 18  # elements
-BEHIND = 1 << 23  # bytes after which read pages are dropped from the page cache
+BEHIND = 1 << 23  # bytes; read pages are dropped from the page cache in units of this size
 BLOCK = 1 << 21  # bytes hashed at once
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -35,11 +35,11 @@ ITEMSIZE = {
 TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-DIFF_FILES = ("diff.safetensors",)  # of an exact diff
+DIFF_FILES = ("diff.safetensors",)  # exact diffs
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
+HEADER_LIMIT = 100_000_000  # bytes; limit of the safetensors format
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Tensor(Spec):
     """A stored tensor, on disk or in memory; several threads may read it at once."""
 
     file: Path
-    source: FileIO | np.ndarray  # an open file, or the flat bit pattern itself
+    source: FileIO | np.ndarray  # an open file, or the flat bit patterns themselves
     offset: int = 0  # of the first byte in the file
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Bit patterns of elements start to stop: (stop - start,) uint8/16/32/64; ValueError in a truncated file."""
+        """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if truncated."""
         stop = self.elements if stop is None else stop
         if isinstance(self.source, np.ndarray):
             return self.source[start:stop]
@@ -86,31 +86,31 @@ class Tensor(Spec):
         return bits
 
     def read_once(self, start: int, stop: int) -> np.ndarray:
-        """As `read`, for elements that are read once and in order; pages are dropped from the page cache behind them.
+        """Like `read`, for sequential single-pass reading: drops pages that were read from the page cache.
 
-        Reusing memory nearly halved the processor time of a diff on a virtual machine.
+        Reusing the pages nearly halved the CPU time of a diff on a virtual machine.
         """
         bits, last = self.read(start, stop), self.offset + stop * self.itemsize
         if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // BEHIND < last // BEHIND:
-            end = (last // BEHIND - 1) * BEHIND  # other threads may still read the pages after it
+            end = (last // BEHIND - 1) * BEHIND  # other threads may still be reading later pages
             first = max(self.offset, end - 2 * BEHIND)
             if end > first:
                 os.posix_fadvise(self.source.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
         return bits
 
     def chunks(self, elements: int = CHUNK, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Bit patterns in chunks of at most `elements`, in order."""
+        """Yield the bit patterns in chunks of at most `elements`, in order."""
         for first, last in ranges(self.elements if stop is None else stop, elements, start):
             yield self.read(first, last)
 
 
 def ranges(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
-    """(first, last) of consecutive ranges of at most `size` from start to stop."""
+    """Return [(first, last)] of consecutive ranges of at most `size` from start to stop; `last` is exclusive."""
     return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """A safetensors file's table of tensors, its metadata, and where its data begins; ValueError on a damaged file."""
+    """Return a safetensors file's tensor table, metadata and data offset in bytes; ValueError if damaged."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -127,7 +127,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of one file in the order of their bytes, and its metadata; ValueError on a damaged file."""
+    """Return a safetensors file's tensors in file order, and its metadata; ValueError if damaged."""
     table, metadata, data = read_header(path)
     size, source = path.stat().st_size, FileIO(path)
     try:
@@ -154,14 +154,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def shape_of(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape in a header's entry; TypeError if it is not a list of sizes."""
+    """Return the shape in a header entry; TypeError if a size is not an integer of 0 or more."""
     if any(type(side) is not int or side < 0 for side in entry["shape"]):
         raise TypeError(f"shape {entry['shape']}")
     return tuple(entry["shape"])
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch state dict, without executing code from it; ValueError if it holds anything else."""
+    """Return the tensors of a PyTorch state dict without executing code; ValueError if it contains anything else."""
     import torch
 
     names = {getattr(torch, name): dtype for dtype, name in TORCH_NAME.items()} | {
@@ -173,7 +173,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises many kinds
+    except Exception as error:  # the unpickler raises many exception types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); download it again") from None
     if not isinstance(state, dict):
@@ -195,15 +195,15 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def has_weights(folder: Path, files: Sequence[str]) -> bool:
-    """Whether a folder has one of the files, or its index of shards."""
+    """Return whether a folder has one of the files or its shard index."""
     return any((folder / name).is_file() for file in files for name in (file, f"{file}.index.json"))
 
 
 def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, Tensor]:
-    """All tensors of a checkpoint folder, from an index and its shards or from one file, the first of `files` found.
+    """Return all tensors of a checkpoint folder, from the first of `files` that exists as one file or as a shard index.
 
-    Raises FileNotFoundError or ValueError that names the file and the tensor: no weights, shard missing, cut off or
-    outside the folder, tensor missing from its shard or from the index.
+    Raises FileNotFoundError or ValueError, naming the file and the tensor, if there are no weights, a shard is missing,
+    truncated or outside the folder, or a tensor is missing from its shard or from the index.
     """
     for name in files:
         index = folder / f"{name}.index.json"
@@ -220,7 +220,7 @@ def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, 
 
 
 def read_indexed(index: Path) -> dict[str, Tensor]:
-    """The tensors that an index names, each checked to be in its shard; see read_weights."""
+    """Return the tensors listed in a shard index; raises as `read_weights`."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map; download it again")
@@ -246,9 +246,9 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """ValueError names the first tensor that config.json requires and the folder lacks; loaders may draw it at random.
+    """Raise ValueError for the first tensor that config.json requires and the folder lacks.
 
-    Checked for UNIFORM_TYPES only.
+    Loaders would initialise such a tensor at random. Only UNIFORM_TYPES are checked.
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") not in UNIFORM_TYPES:
@@ -268,7 +268,7 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(bits: np.ndarray, tensor: Spec) -> None:
-    """ValueError names file and tensor if a float is NaN or infinite."""
+    """Raise ValueError, naming file and tensor, if a float is NaN or infinite."""
     if tensor.dtype in FLOATS:
         magnitude, exponent = INFINITE[tensor.dtype]
         if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
@@ -277,7 +277,7 @@ def check_finite(bits: np.ndarray, tensor: Spec) -> None:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """BLAKE3 of a tensor's bytes, in hexadecimal."""
+    """Return the BLAKE3 of a tensor's bytes, in hexadecimal."""
     state = blake3()
     for chunk in tensor.chunks(BLOCK // tensor.itemsize):
         state.update(chunk.view(np.uint8).data)
@@ -285,7 +285,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def tensor_hashes(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
-    """{name: BLAKE3} of all tensors, with a progress bar named `what`."""
+    """Return {name: BLAKE3} of all tensors; show a progress bar labelled `what`."""
     tensors = list(tensors)
     result = {}
     with progress(sum(tensor.nbytes for tensor in tensors), what) as bar:
@@ -296,7 +296,7 @@ def tensor_hashes(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
 
 
 def fingerprint(tensors: Iterable[Spec], hashes: Mapping[str, str]) -> str:
-    """One BLAKE3 of all weights, independent of shards and order: over sorted lines of [name, dtype, shape, hash]."""
+    """Return one BLAKE3 of all weights, independent of sharding and order (sorted [name, dtype, shape, hash])."""
     lines = [json.dumps([t.name, t.dtype, list(t.shape), hashes[t.name]]) + "\n" for t in tensors]
     return blake3("".join(sorted(lines)).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Published lists of hashes, in the format of md5sum and sha256sum: `<hex>  <name>` lines, `*` before binary names."""
+"""Published lists of hashes in the format of md5sum and sha256sum: `<hex>  <name>`, with `*` for binary mode."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ LINE = re.compile(r"\\?([0-9a-fA-F]+)\s+\*?(\S.*)")
 
 
 def read_list(path: Path) -> dict[str, str]:
-    """{file name: hexadecimal hash}; FileNotFoundError or ValueError names the list and the line."""
+    """Return {file name: hexadecimal hash}; raises FileNotFoundError, or ValueError with the faulty line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give a list as md5sum or sha256sum writes it")
     table = {}
@@ -34,9 +34,9 @@ def read_list(path: Path) -> dict[str, str]:
 
 
 def verify_list(folder: Path, path: Path) -> tuple[str, int]:
-    """Compare a folder's files with a list; returns the kind of its hashes and the number of files.
+    """Compare a folder's files with a list; return the hash algorithms and the number of files.
 
-    Raises FileNotFoundError or ValueError with the first file that is missing or differs.
+    Raises FileNotFoundError for a missing file, ValueError for the first one that differs.
     """
     table = read_list(path)
     for name in table:

@@ -9,12 +9,12 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import BLOCK, progress, read_safetensors, tensor_hash
 
 SEAL = "checkpoint.json"
-SIGNATURE = "model.sig"  # covers all other files, the seal included
+SIGNATURE = "model.sig"  # covers all other files, including the seal
 WEIGHTS = (".safetensors", ".bin")
 
 
 def sealed_files(folder: Path) -> dict[str, Path]:
-    """Every file below the folder by relative name, except seal, signature and hidden files (.git, .cache)."""
+    """Return {relative name: path} of all files, except seal, signature and hidden files (.git, .cache)."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -28,7 +28,7 @@ def sealed_files(folder: Path) -> dict[str, Path]:
 
 
 def hash_file(path: Path, *states: Any) -> list[str]:
-    """The file's hashes in hexadecimal, one for each of the fresh hash states; the file is read once."""
+    """Return the file's hexadecimal hashes, one per new hash object in `states`; the file is read once."""
     block = bytearray(BLOCK)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
@@ -38,10 +38,10 @@ def hash_file(path: Path, *states: Any) -> list[str]:
 
 
 def verify_seal(folder: Path, weights: bool = True) -> int:
-    """Verify a folder's seal; returns the number of files that it covers, 0 without a seal.
+    """Verify a folder's seal; return the number of sealed files, 0 without a seal.
 
-    weights: False if the caller verifies the tensors itself; files of weights are then checked for their size only.
-    Raises FileNotFoundError or ValueError with the first file (and tensor) that is missing, changed or not listed.
+    weights: False if the caller verifies the tensors; then only the sizes of weight files are checked. Raises
+    FileNotFoundError or ValueError for the first file (and tensor) that is missing, changed or not listed.
     """
     if not (folder / SEAL).is_file():
         return 0
@@ -50,7 +50,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     if not isinstance(table, dict) or not all("blake3" in entry for entry in table.values()):
         raise ValueError(f"{folder / SEAL} lists no files with their hashes; seal the original folder again")
     files = sealed_files(folder)
-    for name, entry in table.items():  # sizes first, which finds most damage without reading
+    for name, entry in table.items():  # sizes first: they reveal most damage without reading
         if name not in files:
             raise FileNotFoundError(f"{folder / name} is missing, which the seal lists; download it again")
         size = files[name].stat().st_size
@@ -71,7 +71,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
 
 
 def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
-    """A phrase naming the first tensor of a damaged file that differs from its sealed hash; "" if unreadable."""
+    """Return a phrase that names the first changed tensor, or the error of reading it; "" if not safetensors."""
     if path.suffix != ".safetensors":
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Seal a checkpoint folder: hash its files and tensors, name its parents, and write checkpoint.json."""
+"""Seal a checkpoint folder: hash its files and tensors, record its parents, and write checkpoint.json."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
 
 
 def kind_of(folder: Path) -> str:
-    """full, adapter, diff or quantised, judged by the files of a folder."""
+    """Return full, adapter, diff or quantised, according to the files of a folder."""
     if has_weights(folder, DIFF_FILES):
         return "diff"
     if (folder / "adapter_config.json").is_file():
@@ -40,23 +40,23 @@ def kind_of(folder: Path) -> str:
 
 
 def hashed_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """A folder's tensors, their hashes and their fingerprint, computed from the bytes."""
+    """Read a folder's weights; return the tensors, their hashes and the fingerprint of all weights."""
     tensors = read_weights(folder, ALL_FILES)
     hashes = tensor_hashes(tensors.values(), f"hashing {folder.name}")
     return tensors, hashes, fingerprint(tensors.values(), hashes)
 
 
 def parent_entry(folder: Path) -> dict[str, str]:
-    """A parent's name and the fingerprint of its weights, from its seal if it has one, else computed."""
+    """Return a parent's name and its weight fingerprint, from its seal if present, else computed."""
     seal = folder / SEAL
     weights = read_json(seal).get("weights") if seal.is_file() else hashed_weights(folder)[2]
     return {"name": folder.resolve().name, "weights": str(weights)}
 
 
 def write_seal(folder: Path, parents: Sequence[Path], sign_key: str = "") -> str:
-    """Write checkpoint.json, and a signature with the PEM key `sign_key` if it is given; returns a summary line.
+    """Write checkpoint.json, and a signature if the PEM key `sign_key` is given; return a summary line.
 
-    An older seal and its signature stay until the new seal is complete.
+    An older seal and its signature are kept until the new seal is complete.
     """
     if sign_key:
         signatures.require_package()  # fails before anything is hashed or written

@@ -1,4 +1,4 @@
-"""Compare two sets of weights tensor by tensor: equal to the bit, or how far apart."""
+"""Compare two sets of weights tensor by tensor: bit-identical, or how far apart."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.tensors import Tensor, progress
 
-NOTES = 5  # lines about tensors that cannot be compared
+NOTES = 5  # maximum number of lines about missing or incompatible tensors
 
 
 @dataclass
@@ -17,7 +17,7 @@ class WeightDistance:
 
     elements: int = 0
     different: int = 0  # elements whose bits differ, or whose values differ if their types do
-    tensors: int = 0  # tensors with such elements
+    tensors: int = 0  # tensors with different elements
     largest: float = 0.0  # |a - b|; infinite if one is not finite and the other differs
     at: str = ""  # the tensor with the largest difference
     squares: float = 0.0  # sum of (a - b)^2
@@ -47,7 +47,7 @@ class WeightDistance:
 def compare_weights(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], first: str, second: str
 ) -> tuple[bool, list[str]]:
-    """(whether every bit is equal, report lines); first and second name the two folders."""
+    """Return (whether every bit is equal, report lines). first, second: the folders' names for the report."""
     notes = [f"{name} is only in {first}" for name in a if name not in b]
     notes += [f"{name} is only in {second}" for name in b if name not in a]
     total = WeightDistance()

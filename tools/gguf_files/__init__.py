@@ -1,1 +1,1 @@
-"""Checkpoints to GGUF files for llama.cpp. Read gguf_model.py first."""
+"""Convert checkpoints to GGUF files for llama.cpp. Read gguf_model.py first."""

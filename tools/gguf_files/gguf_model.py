@@ -1,8 +1,8 @@
 """Map a checkpoint's configuration and tensors to llama.cpp's names and layout.
 
-llama.cpp rotates pairs of neighbouring rows of q and k for LLaMA and Mistral, transformers rotates row i with row
-i + head_dim / 2; so the rows of q and k are reordered for these. Qwen2 and Qwen3 keep their order. Names and keys:
-docs/gguf.md of the ggml project and gguf's constants.
+For LLaMA and Mistral, llama.cpp rotates neighbouring rows of q and k, and transformers rotates row i with row
+i + head_dim / 2, so the rows of q and k are reordered. Qwen2 and Qwen3 keep their order. Names and keys: docs/gguf.md
+of the ggml project and gguf's constants.
 """
 
 import math
@@ -17,7 +17,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.tensors import Spec, Tensor, read_weights
 
 EXPORT_ORIGINAL = "export the model that it was made from"
-# transformers' class -> llama.cpp's architecture
+# transformers class -> llama.cpp architecture
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama", "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3",
@@ -25,7 +25,7 @@ ARCHITECTURES = {
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 MLP = ("gate_proj", "up_proj", "down_proj")
-# Rotary scaling -> its required parameters. YaRN's other parameters must have llama.cpp's fixed values.
+# Type of rotary scaling -> its required parameters. YaRN's other parameters must equal llama.cpp's constants.
 SCALING = {"default": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings")}
 SCALING["llama3"] = (*SCALING["yarn"], "low_freq_factor", "high_freq_factor")
 YARN = {
@@ -40,11 +40,11 @@ YARN = {
 
 @dataclass(frozen=True)
 class Placement:
-    """llama.cpp's name of a tensor, its required shape, and the width of heads whose rows are reordered."""
+    """A tensor's name in llama.cpp, its required shape, and the head width if its rows are reordered."""
 
     name: str
     shape: tuple[int, ...]
-    head: int = 0  # rows; 0: not reordered
+    head: int = 0  # rows per head; 0: not reordered
 
 
 @dataclass
@@ -55,15 +55,15 @@ class GgufModel:
     settings: dict[str, int | float | str]
     tensors: list[tuple[Tensor, Placement]]
     rope_factors: np.ndarray | None  # (head_dim / 2,) float32 divisors of the frequencies (LLaMA 3)
-    rows: int  # size of the vocabulary
-    tied: bool  # the output matrix is the embedding
+    rows: int  # vocabulary size
+    tied: bool  # the output matrix is tied to the embedding
 
 
 def read_model(folder: Path) -> GgufModel:
-    """Map a checkpoint folder to llama.cpp's model; of the weights only headers are read.
+    """Map a checkpoint folder to llama.cpp's model; reads only the headers of the weight files.
 
-    Raises ValueError with the setting that llama.cpp would treat differently from transformers, or the tensor that is
-    missing, unexpected, or of another shape than config.json requires.
+    Raises ValueError for a setting that llama.cpp would treat differently from transformers, and for a tensor that is
+    missing, unexpected, or not of the shape that config.json requires.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -97,14 +97,14 @@ def read_model(folder: Path) -> GgufModel:
 
 
 def number(config: Mapping[str, Any], key: str, path: Path, kind: type[int] | type[float] = int) -> Any:
-    """A required number of config.json; ValueError if it is missing."""
+    """Return a required number from config.json; ValueError if it is missing."""
     if not isinstance(config.get(key), kind):
         raise ValueError(f"{path} has no number {key}; download it again")
     return config[key]
 
 
 def check(config: Mapping[str, Any], path: Path) -> None:
-    """ValueError with the first setting that llama.cpp does not support for these architectures."""
+    """Raise ValueError for the first setting that llama.cpp does not support for these architectures."""
     if config.get("quantization_config"):
         raise ValueError(f"{path.parent} is quantised; {EXPORT_ORIGINAL}")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -123,7 +123,10 @@ def check(config: Mapping[str, Any], path: Path) -> None:
 def rope_settings(
     config: Mapping[str, Any], head: int, path: Path
 ) -> tuple[dict[str, int | float | str], np.ndarray | None]:
-    """Keys of the rotary embedding, and LLaMA 3's (head / 2,) divisors; ValueError on unsupported scaling."""
+    """Return the GGUF keys of the rotary embedding, and LLaMA 3's divisors (head / 2,) or None.
+
+    Raises ValueError for unsupported scaling.
+    """
     given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = given.get("rope_type") or given.get("type", "default")
     if kind not in SCALING:
@@ -145,11 +148,12 @@ def rope_settings(
 
 
 def llama3_divisors(theta: float, head: int, given: Mapping[str, Any]) -> np.ndarray:
-    """LLaMA 3.1's divisors of the frequencies, (head / 2,): `factor` for long waves, 1 for short ones, smooth between.
+    """Return LLaMA 3.1's frequency divisors, (head / 2,) float32.
 
+    The divisor is `factor` for long wavelengths and 1 for short ones, with a smooth transition.
     Method: the reference code of LLaMA 3.1 (github.com/meta-llama/llama-models).
     """
-    waves = 2 * math.pi * theta ** (np.arange(0, head, 2) / head)  # in positions
+    waves = 2 * math.pi * theta ** (np.arange(0, head, 2) / head)  # wavelengths in positions
     low, high = given["low_freq_factor"], given["high_freq_factor"]
     share = (given["original_max_position_embeddings"] / waves - low) / (high - low)
     share = np.clip(share, 0, 1)  # weight of the unchanged frequency
@@ -157,7 +161,7 @@ def llama3_divisors(theta: float, head: int, given: Mapping[str, Any]) -> np.nda
 
 
 def places(config: Mapping[str, Any], name: str, head: int) -> Iterator[tuple[str, Placement]]:
-    """(transformers' name, placement) of every tensor that the configuration requires."""
+    """Yield (name in transformers, placement) for every tensor that the configuration requires."""
     hidden, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     queries = config["num_attention_heads"] * head
     keys = (config.get("num_key_value_heads") or config["num_attention_heads"]) * head
@@ -194,7 +198,10 @@ def places(config: Mapping[str, Any], name: str, head: int) -> Iterator[tuple[st
 def placed(
     weights: Mapping[str, Tensor], wanted: Mapping[str, Placement], tied: bool
 ) -> Iterator[tuple[Tensor, Placement]]:
-    """Each tensor with its placement, in file order; ValueError names a missing, unexpected or unfit tensor."""
+    """Yield each tensor with its placement, in file order.
+
+    Raises ValueError for a missing or unexpected tensor, or one of another type or shape.
+    """
     for name, tensor in weights.items():
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
             continue  # computed from the configuration, or tied
@@ -213,7 +220,7 @@ def placed(
 
 
 def interleaved(bits: np.ndarray, spec: Spec, head: int) -> np.ndarray:
-    """Flat bits of whole heads with each head's halves interleaved: rows 0, half, 1, half + 1, …; flat again."""
+    """Return flat bit patterns with the two halves of each head interleaved: rows 0, half, 1, half + 1, …"""
     if not head:
         return bits
     columns = spec.shape[1] if len(spec.shape) == 2 else 1

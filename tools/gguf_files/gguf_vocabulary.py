@@ -1,8 +1,8 @@
 """Map a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, special tokens.
 
-llama.cpp tokenizes with these tables. From SentencePiece's `tokenizer.model` they are pieces and scores; from a
-byte-level BPE `tokenizer.json`, vocabulary, merges, and the name of one of llama.cpp's pre-tokenizers. A tokenizer
-that llama.cpp would apply differently from transformers is refused. Format: docs/gguf.md of the ggml project.
+llama.cpp tokenizes with these tables. A SentencePiece `tokenizer.model` gives pieces and scores; a byte-level BPE
+`tokenizer.json` gives vocabulary, merges, and the name of one of llama.cpp's pre-tokenizers. A tokenizer for which
+llama.cpp would return different ids than transformers is an error. Format: docs/gguf.md of the ggml project.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
-from tokenizer_files.sentencepiece_tokenizer import (  # GGUF has SentencePiece's numbers for the types of tokens
+from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece's token types
     CONTROL,
     NORMAL,
     UNKNOWN,
@@ -20,12 +20,12 @@ from tokenizer_files.sentencepiece_tokenizer import (  # GGUF has SentencePiece'
     read_sentencepiece_model,
 )
 
-NO_SCORE = -10000.0  # of tokens that SentencePiece does not have
+NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Expression of a pre-tokenizer -> llama.cpp's name, its fixed ignore_merges, accepted normalizers. (llama.cpp never
-# normalises: with Qwen2's NFC, the ids of text that is not in NFC differ.)
+# Regular expression of a pre-tokenizer -> its name in llama.cpp, ignore_merges, accepted normalizers. llama.cpp never
+# normalises, so with Qwen2's NFC the ids of text that is not in NFC differ.
 CUTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     WORDS + r"\p{N}{1,3}" + REST: ("llama-bpe", True, ()),  # LLaMA 3
     WORDS + r"\p{N}" + REST: ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
@@ -34,22 +34,22 @@ CUTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 
 @dataclass
 class GgufVocabulary:
-    """Tokens in id order with their types, and the tokenizer's settings."""
+    """The tokens in id order with their types, and the tokenizer's settings."""
 
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
-    pre: str  # llama.cpp's name of the pre-tokenizer
+    pre: str  # name of the pre-tokenizer in llama.cpp
     tokens: list[str]
     types: list[int]
-    scores: list[float] = field(default_factory=list)  # of SentencePiece only
-    merges: list[str] = field(default_factory=list)  # of BPE only, "left right"
+    scores: list[float] = field(default_factory=list)  # SentencePiece only
+    merges: list[str] = field(default_factory=list)  # BPE only, "left right"
     special: dict[str, int] = field(default_factory=dict)  # bos, eos, eot, eom, unk, pad -> id
     add_bos: bool = False
     add_eos: bool = False
-    space_prefix: bool | None = None  # of SentencePiece only
+    space_prefix: bool | None = None  # SentencePiece only
     notices: list[str] = field(default_factory=list)
 
     def pad(self, rows: int) -> None:
-        """Append unused tokens up to `rows`."""
+        """Append unused tokens until there are `rows` tokens."""
         missing = range(len(self.tokens), rows)
         self.tokens += [f"[PAD{index}]" for index in missing]
         self.types += [UNUSED for _ in missing]
@@ -58,12 +58,12 @@ class GgufVocabulary:
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty if it does not exist."""
+    """Return the JSON object in a file, or an empty one if the file does not exist."""
     return read_json(path) if path.is_file() else {}
 
 
 def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
-    """The tokenizer of a checkpoint folder, padded to the `rows` of its embedding.
+    """Return the tokenizer of a checkpoint folder, padded to the `rows` of its embedding.
 
     Raises FileNotFoundError without a tokenizer; ValueError if its kind is not supported, its files contradict each
     other, or it has more tokens than the embedding has rows.
@@ -99,7 +99,7 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
 
 
 def from_sentencepiece(folder: Path) -> GgufVocabulary:
-    """The pieces of tokenizer.model; ValueError if the folder's tokenizer.json has different ones."""
+    """Return the vocabulary of tokenizer.model; ValueError if the folder's tokenizer.json has other pieces."""
     proto = read_sentencepiece_model(folder / "tokenizer.model")
     pieces = [piece.piece for piece in proto.pieces]
     path = folder / "tokenizer.json"
@@ -123,7 +123,7 @@ def from_sentencepiece(folder: Path) -> GgufVocabulary:
 
 
 def pieces_of(path: Path) -> dict[int, str]:
-    """id -> piece of a tokenizer.json, without added tokens; ValueError if it is not BPE."""
+    """Return {id: piece} of a tokenizer.json, without added tokens; ValueError if it is not BPE."""
     table = (read_json(path).get("model") or {}).get("vocab")
     if not isinstance(table, dict):
         raise ValueError(f"{path} has no BPE vocabulary; only BPE is supported")
@@ -131,7 +131,10 @@ def pieces_of(path: Path) -> dict[int, str]:
 
 
 def from_byte_level(path: Path) -> GgufVocabulary:
-    """The vocabulary and merges of a tokenizer.json that splits text as LLaMA 3 or Qwen2; ValueError otherwise."""
+    """Return vocabulary and merges of a tokenizer.json.
+
+    Raises ValueError unless it is a byte-level BPE that splits text like LLaMA 3 or Qwen2.
+    """
     content = read_json(path)
     model = content.get("model") or {}
     if model.get("byte_fallback"):
@@ -165,7 +168,7 @@ def from_byte_level(path: Path) -> GgufVocabulary:
 
 
 def read_added(folder: Path) -> list[dict[str, Any]]:
-    """Added tokens [{"id", "content", "special", …}] in id order, from the first file that lists them."""
+    """Return the added tokens [{"id", "content", "special", …}] in id order, from the first file that lists them."""
     config = read_optional_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         entries = read_json(folder / "tokenizer.json").get("added_tokens", [])
@@ -194,7 +197,10 @@ def add_added(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path
 
 
 def set_special(vocabulary: GgufVocabulary, folder: Path) -> None:
-    """Set bos, eos, unk and pad by the tokenizer's names, else by the configuration's ids."""
+    """Set bos, eos, unk and pad from the tokenizer's token names, else from the configuration's ids.
+
+    Further end tokens become eot and eom. Raises ValueError if the tokenizer lacks a named token.
+    """
     names = read_optional_json(folder / "special_tokens_map.json") | read_optional_json(
         folder / "tokenizer_config.json"
     )
@@ -210,7 +216,7 @@ def set_special(vocabulary: GgufVocabulary, folder: Path) -> None:
             vocabulary.special[role] = ids[name]
         elif listed and role not in vocabulary.special and 0 <= listed[0] < len(ids):
             vocabulary.special[role] = listed[0]
-    # Other end tokens: llama.cpp has two more fields for them.
+    # llama.cpp has two more fields for further end tokens.
     ends = [i for i in as_list(numbers.get("eos_token_id")) if i != vocabulary.special.get("eos") and 0 <= i < len(ids)]
     vocabulary.special |= dict(zip(("eot", "eom"), ends, strict=False))
     vocabulary.notices += [
@@ -223,12 +229,12 @@ def set_special(vocabulary: GgufVocabulary, folder: Path) -> None:
 
 
 def as_list(value: object) -> list[int]:
-    """Ids of a configuration, given as a number, a list, or not at all, as a list."""
+    """Return a configuration's token ids as a list; value: a number, a list or None."""
     return [value] if isinstance(value, int) else list(value) if isinstance(value, list) else []
 
 
 def set_ends(vocabulary: GgufVocabulary, folder: Path) -> None:
-    """Set whether BOS and EOS are added to a text, by the settings, else by tokenizer.json's behaviour."""
+    """Set add_bos and add_eos from tokenizer_config.json, else from the ids that tokenizer.json gives a text."""
     from tokenizers import Tokenizer
 
     config, path = read_optional_json(folder / "tokenizer_config.json"), folder / "tokenizer.json"
@@ -238,29 +244,29 @@ def set_ends(vocabulary: GgufVocabulary, folder: Path) -> None:
     elif path.is_file():
         try:
             ids = Tokenizer.from_file(str(path)).encode("a").ids
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # tokenizers raises no narrower type
             raise ValueError(f"{path} is damaged ({error}); download it again") from None
         around = {"bos": ids[:1], "eos": ids[-1:]}
         adds = {role: around[role] == [vocabulary.special.get(role)] for role in around}
     else:
-        adds = {"bos": True, "eos": False}  # as LLaMA's
+        adds = {"bos": True, "eos": False}  # LLaMA's defaults
     vocabulary.add_bos = adds["bos"] and "bos" in vocabulary.special
     vocabulary.add_eos = adds["eos"] and "eos" in vocabulary.special
 
 
 def read_template(folder: Path) -> str:
-    """The folder's chat template, "" if it has none."""
+    """Return the folder's chat template, or ""."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     older = read_optional_json(folder / "tokenizer_config.json").get("chat_template") or ""
-    if isinstance(older, list):  # several by name
+    if isinstance(older, list):  # several named templates
         older = next((entry["template"] for entry in older if entry.get("name") == "default"), "")
     return str(older)
 
 
 def add_vocabulary(writer: Any, vocabulary: GgufVocabulary, template: str) -> None:
-    """Add the tokenizer's keys to a gguf.GGUFWriter."""
+    """Add the tokenizer's keys and the chat template to a gguf.GGUFWriter."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -1,7 +1,7 @@
-"""Write a GGUF file: metadata through the gguf package, tensors streamed; quantise one with llama.cpp's own code.
+"""Write GGUF files: metadata through the gguf package, tensors streamed; quantise them with llama.cpp's own code.
 
-The file is a head (metadata and table of tensors), then each tensor padded to 32 bytes. Apart from the tokenizer, about
-a million weights are held in memory at a time.
+A file consists of the head (metadata and tensor table) and the tensors, each padded to 32 bytes. Apart from the
+tokenizer, about a million weights are held in memory at a time.
 """
 
 import os
@@ -24,7 +24,7 @@ from gguf_files.gguf_vocabulary import GgufVocabulary, add_vocabulary
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18)}  # elements, bytes
-# The largest value of each type; the scales of the quantised ones are float16.
+# The largest value of each type; the scales of quantised types are float16.
 LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 ALIGNMENT = 32  # bytes, GGUF's default
 INSTALL_GGUF = "gguf is not installed; python -m pip install gguf"
@@ -46,14 +46,14 @@ class GgufTensor:
 
 
 def require_packages(kind: str) -> None:
-    """ValueError with the command that installs the package that a file type needs."""
+    """Raise ValueError with the install command if a package that the file type needs is missing."""
     for package, remedy in (("gguf", INSTALL_GGUF), ("llama_cpp", INSTALL_QUANTISER if kind == "q4_k_m" else "")):
         if remedy and find_spec(package) is None:
             raise ValueError(remedy)
 
 
 def choose_types(model: GgufModel, kind: str) -> list[GgufTensor]:
-    """The GGUF type of every tensor in a file of type `kind`."""
+    """Return every tensor with its GGUF type in a file of type `kind`; print a notice if a matrix becomes f16."""
     chosen = []
     for tensor, place in model.tensors:
         wanted = kind.upper()
@@ -70,13 +70,13 @@ def choose_types(model: GgufModel, kind: str) -> list[GgufTensor]:
 
 
 def lossless_type(model: GgufModel) -> str:
-    """The smallest file type that holds all matrices without rounding."""
+    """Return the smallest file type that stores all matrices without rounding."""
     found = {tensor.dtype.lower() for tensor, place in model.tensors if len(place.shape) == 2}
     return found.pop() if len(found) == 1 else "f32"
 
 
 def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
-    """The tensor's bytes in GGUF in chunks of whole rows; ValueError if its type cannot hold a value."""
+    """Yield the tensor's GGUF bytes in chunks of whole rows; ValueError if its type cannot represent a value."""
     from gguf import GGMLQuantizationType, quants
 
     source, place, kind = tensor.source, tensor.place, tensor.kind
@@ -89,7 +89,7 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
             continue
         values = to_float32(bits, source.dtype)
         largest = np.abs(values).max()
-        if not largest <= LARGEST[kind]:  # true for NaN, too
+        if not largest <= LARGEST[kind]:  # also true for NaN
             raise ValueError(
                 f"{source.file}: tensor {source.name} holds {largest:.4g}, which {kind.lower()} cannot hold; use bf16 "
                 "or f32, or download the weights again if they are damaged"
@@ -109,7 +109,7 @@ def gguf_head(
     tensors: list[GgufTensor],
     file_type: int,
 ) -> bytes:
-    """Metadata and table of tensors, padded, as the gguf package writes them to the file `scratch`."""
+    """Return the metadata and tensor table, padded, as the gguf package writes them. scratch: a temporary file."""
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
     writer: Any = GGUFWriter(scratch, model.architecture)
@@ -140,7 +140,10 @@ def gguf_head(
 
 
 def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], name: str) -> None:
-    """Write the file, or what an interrupted run left unwritten; factors: of `GgufModel.rope_factors`."""
+    """Write a GGUF file, or resume an interrupted run.
+
+    factors: `GgufModel.rope_factors`; name: label of the progress bar.
+    """
     sources = {tensor.place.name: tensor for tensor in tensors}
     sizes = ({} if factors is None else {"rope_freqs.weight": factors.nbytes}) | {
         place: tensor.nbytes for place, tensor in sources.items()
@@ -159,9 +162,9 @@ def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: lis
 
 
 def quantise_q4_k_m(source: Path, target: Path) -> Counter[str]:
-    """Quantise a GGUF file to Q4_K_M with llama.cpp; returns the number of tensors of each type.
+    """Quantise a GGUF file to Q4_K_M with llama.cpp; return the number of tensors of each type.
 
-    Raises ValueError with llama.cpp's message. The work is done in a thread, because Ctrl-C cannot stop the C code.
+    Raises ValueError with llama.cpp's message. The C code runs in a thread, because Ctrl-C cannot interrupt it.
     """
     import ctypes
 
@@ -185,7 +188,7 @@ def quantise_q4_k_m(source: Path, target: Path) -> Counter[str]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join()
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p())  # the default, stderr
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p())  # back to the default, stderr
     if result != [0]:
         message = "".join(messages).strip().rpartition("\n")[2]
         raise ValueError(f"llama.cpp could not quantise {source}: {message}")

@@ -1,1 +1,1 @@
-"""Download checkpoints from a hub or a mirror, resumed and verified. Read hub_files.py first."""
+"""Resumable, verified downloads of checkpoints from a hub or a mirror. Read hub_files.py first."""

@@ -1,9 +1,9 @@
-"""Transfer single files of a hub: streamed to the disk, resumed within a file, hashed while they arrive.
+"""Transfer single files of a hub: streamed to the disk, resumable within a file, hashed while received.
 
 The hub client's own transfer (huggingface_hub 1.31 to 2.4, file_download.py) is not used for three reasons: it writes
-to a randomly named file and deletes it after an error, so that a killed download of a file starts over; it compares
-sizes but not hashes; and it deletes a damaged file before the new one is complete. Sessions, proxies, certificates,
-redirects and exceptions are the client's. Memory: one received block for each of the WORKERS.
+to a randomly named file and deletes it after an error, so an interrupted file starts over; it compares sizes but not
+hashes; and it deletes a damaged file before the new one is complete. Sessions, proxies, certificates, redirects and
+exceptions come from the client. Memory: one received block per worker thread.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from hub_download.hub_retry import RetryPolicy, StoppedError, notice
 
-NOTES = ".download"  # the folder for incomplete files and the note about their origin
-WORKERS = 4  # files at the same time
+NOTES = ".download"  # subfolder for incomplete files and the note about their origin
+WORKERS = 4  # concurrent downloads
 BLOCK = 1 << 22  # bytes read from the disk at once
-DAMAGED_TRIES = 3  # downloads of a file whose bytes differ from the published ones
+DAMAGED_TRIES = 3  # attempts to download a file whose bytes differ from the published ones
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub lists it; hash: sha256 (64 digits), git object id (40), or "" if it is not published."""
+    """A file in the hub's listing. hash: sha256 (64 digits), git object id (40 digits), or "" if not published."""
 
     name: str  # with "/" between folders
     size: int  # bytes
@@ -44,7 +44,7 @@ class DamagedError(Exception):
 
 
 def format_bytes(size: float) -> str:
-    """A readable size: 26.03 GB, 1.05 MB."""
+    """Return a readable size such as 26.03 GB or 1.05 MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
@@ -53,7 +53,7 @@ def format_count(number: int) -> str:
 
 
 def progress_bar(total: int, what: str) -> Any:
-    """A progress bar over bytes; silent if stderr is not a terminal."""
+    """Return a progress bar over bytes; silent if stderr is not a terminal."""
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
 
 
@@ -63,7 +63,7 @@ def advance(bar: Any, count: int) -> None:
 
 
 def run_in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event) -> list[Result]:
-    """work(item) for every item, WORKERS at a time; the first error, or Ctrl-C, stops the others and is raised."""
+    """Return [work(item)], WORKERS items at a time; the first error or Ctrl-C sets `stop` and is raised."""
     with ThreadPoolExecutor(WORKERS) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -80,12 +80,12 @@ def run_in_threads(work: Callable[[Item], Result], items: Iterable[Item], stop: 
 
 
 def new_digest(file: RemoteFile) -> Any:
-    """A hash object of the kind of the file's hash; git hashes a header with the size first."""
+    """Return a hash object for the file's kind of hash; git prepends a header with the size."""
     return hashlib.sha1(b"blob %d\0" % file.size) if len(file.hash) == 40 else hashlib.sha256()
 
 
 def is_whole(path: Path, file: RemoteFile, stop: threading.Event, bar: Any) -> bool:
-    """Whether path is a regular file, not a link, with the published size and hash, if one is published."""
+    """Return whether path is a regular file (not a link) with the published size and, if published, hash."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size:
         return False
     if not file.hash:
@@ -101,7 +101,7 @@ def is_whole(path: Path, file: RemoteFile, stop: threading.Event, bar: Any) -> b
 
 
 def mismatched_files(folder: Path, files: list[RemoteFile], stop: threading.Event) -> list[RemoteFile]:
-    """The files that are missing from the folder or differ there."""
+    """Return the files that are missing from the folder or differ from the published ones."""
     with progress_bar(sum(file.size for file in files), f"comparing {folder.name}") as bar:
         whole = run_in_threads(lambda file: is_whole(folder / file.name, file, stop, bar), files, stop)
     return [file for file, good in zip(files, whole, strict=True) if not good]
@@ -111,13 +111,13 @@ def mismatched_files(folder: Path, files: list[RemoteFile], stop: threading.Even
 
 
 class ReceivedPart:
-    """The received beginning of a file on the disk, and the hash over it."""
+    """The partially received file on the disk, and the hash of its bytes."""
 
     def __init__(self, handle: IO[bytes], file: RemoteFile, bar: Any) -> None:
         self.handle, self.file, self.bar = handle, file, bar
         self.size, self.digest = 0, new_digest(file)
         handle.seek(0)
-        while block := handle.read(BLOCK):  # received in an earlier run
+        while block := handle.read(BLOCK):  # bytes received in an earlier run
             self.count(block)
         if self.size > file.size:
             self.clear()
@@ -129,7 +129,7 @@ class ReceivedPart:
 
     def append(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:  # an unbuffered write may write only the beginning
+        while rest:  # an unbuffered write may be partial
             written = self.handle.write(rest)
             self.count(rest[:written])
             rest = rest[written:]
@@ -141,7 +141,7 @@ class ReceivedPart:
 
 
 def part_path(folder: Path, file: RemoteFile) -> Path:
-    """The path of a file's received beginning, the same in every run that downloads the same bytes."""
+    """Return the path of a partially received file; equal in every run that downloads the same bytes."""
     key = f"{file.name}\n{file.hash or file.url}"  # the address contains the commit
     return folder / NOTES / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.part"
 
@@ -151,15 +151,15 @@ class Transfer:
     """Downloads files into a folder; shared by the threads of a run."""
 
     folder: Path
-    headers: Mapping[str, str]  # with the token, which redirects to another host drop
+    headers: Mapping[str, str]  # includes the token, which is dropped on redirects to another host
     stop: threading.Event
     bar: Any
 
     def fetch(self, file: RemoteFile) -> str:
-        """Download one file to its name in the folder; returns its hash, or "" if it arrived damaged every time.
+        """Download one file into the folder; return its hash, or "" if every attempt was damaged.
 
-        Raises the hub client's HTTPError if the hub refuses or does not answer, OSError if the disk is full,
-        ValueError if the hub asks for too long a pause.
+        Raises the hub client's HTTPError if the hub refuses or does not answer, OSError if the disk is full, ValueError
+        if the hub requests too long a pause.
         """
         path = part_path(self.folder, file)
         for left in reversed(range(DAMAGED_TRIES)):
@@ -176,7 +176,7 @@ class Transfer:
         return ""
 
     def receive(self, file: RemoteFile, path: Path) -> str:
-        """Complete the part at `path` on the disk; returns its hash. Raises DamagedError, or as `fetch`."""
+        """Complete the partial file at `path`; return its hash. Raises DamagedError, or as `fetch`."""
         from huggingface_hub import errors
 
         with path.open("a+b", buffering=0) as handle:
@@ -198,7 +198,7 @@ class Transfer:
         return digest
 
     def receive_rest(self, part: ReceivedPart) -> None:
-        """Request the rest of a part once; HTTPError if the response breaks off, DamagedError if it is wrong."""
+        """Request the missing bytes once; HTTPError if the connection breaks, DamagedError if the response is wrong."""
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
@@ -222,7 +222,10 @@ class Transfer:
 
 
 def check_range(part: ReceivedPart, response: Any) -> None:
-    """Compare the range of a response with the request; a part is emptied if the response starts at byte 0."""
+    """Compare the range of a response with the request; clear the part if the response starts at byte 0.
+
+    Raises DamagedError if the response has other bytes than requested.
+    """
     headers, size = response.headers, part.file.size
     if response.status_code == 206 and "Content-Encoding" not in headers:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())

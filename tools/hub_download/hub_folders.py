@@ -1,7 +1,7 @@
-"""The folder of a running download, and the note in it about its origin.
+"""The folder of a running download, and the note about its origin.
 
-`<target>.partial` holds complete files under their names, and in NOTES incomplete ones, a lock and the note. After the
-download it is renamed, and only the note is left in NOTES.
+`<target>.partial` contains the complete files; its subfolder NOTES contains incomplete files, a lock and the note.
+After the download the folder is renamed, and NOTES contains only the note.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from hub_download.hub_files import NOTES, RemoteFile, format_bytes, part_path
 
 @dataclass
 class DownloadNote:
-    """Origin of a folder, and the hash of each file as it arrived (of the published kind, else sha256)."""
+    """The origin of a folder, and the hash of each downloaded file (of the published kind, else sha256)."""
 
     repository: str
     kind: str
@@ -30,13 +30,13 @@ class DownloadNote:
 
 
 def read_note(folder: Path) -> DownloadNote | None:
-    """The folder's note, or None without a readable one."""
+    """Return the folder's note, or None if it is missing or unreadable."""
     path = folder / NOTES / "note.json"
     if path.is_symlink() or not path.is_file():
         return None
     try:
         note = DownloadNote(**read_json(path))
-    except (ValueError, TypeError):  # truncated, or of another program
+    except (ValueError, TypeError):  # truncated, or written by another program
         return None
     return note if isinstance(note.files, dict) else None
 
@@ -52,8 +52,8 @@ def write_note(folder: Path, note: DownloadNote) -> None:
 def staging(partial: Path, note: DownloadNote, files: list[RemoteFile]) -> Iterator[None]:
     """Lock the partial folder and remove everything that does not belong to this download.
 
-    note: written into the folder. After an error the folder is kept if anything arrived. Raises ValueError if another
-    process writes to it or it belongs to another repository.
+    note: written into the folder. After an error the folder is kept if it contains downloaded bytes. Raises ValueError
+    if another process is writing the folder or it belongs to another repository.
     """
     from filelock import FileLock, Timeout
 
@@ -84,10 +84,10 @@ def own_files(partial: Path) -> set[Path]:
 
 
 def sweep(partial: Path, files: list[RemoteFile]) -> None:
-    """Remove all links, and what a different download left in the partial folder."""
+    """Remove all links and the files of other downloads from the partial folder."""
     known = {partial / file.name for file in files} | {part_path(partial, file) for file in files}
     known |= own_files(partial) | {partial / NOTES}
-    for path in sorted(partial.rglob("*"), reverse=True):  # content before its folder
+    for path in sorted(partial.rglob("*"), reverse=True):  # files before their folder
         if path.is_symlink() or (path.is_file() and path not in known):
             path.unlink()
         elif path.is_dir() and path not in known and not any(path.iterdir()):
@@ -95,7 +95,7 @@ def sweep(partial: Path, files: list[RemoteFile]) -> None:
 
 
 def check_free_space(partial: Path, files: list[RemoteFile]) -> None:
-    """ValueError if the disk has too little space for the missing files."""
+    """Raise ValueError if the disk has too little space for the missing files."""
     above = next(folder for folder in (partial, *partial.absolute().parents) if folder.is_dir())
     needed, free = missing_bytes(partial, files), shutil.disk_usage(above).free
     if needed > free:
@@ -105,7 +105,7 @@ def check_free_space(partial: Path, files: list[RemoteFile]) -> None:
 
 
 def missing_bytes(partial: Path, files: list[RemoteFile]) -> int:
-    """Bytes of the files that have not arrived in the partial folder."""
+    """Return the number of bytes still to download into the partial folder."""
     return sum(
         max(0, file.size - file_size(partial / file.name) - file_size(part_path(partial, file))) for file in files
     )
@@ -116,7 +116,7 @@ def file_size(path: Path) -> int:
 
 
 def check_links(folder: Path, files: list[RemoteFile]) -> None:
-    """ValueError if a parent folder of a file is a link, which may lead anywhere."""
+    """Raise ValueError if a parent folder of a file is a link, which may point outside the folder."""
     for file in files:
         for above in (folder / file.name).relative_to(folder).parents:
             if above != Path() and (folder / above).is_symlink():
@@ -124,7 +124,7 @@ def check_links(folder: Path, files: list[RemoteFile]) -> None:
 
 
 def move_files(partial: Path, target: Path, files: list[RemoteFile]) -> None:
-    """Move the files into the finished folder, replacing each older file in one step."""
+    """Move the files into the finished folder, replacing each existing file atomically."""
     for file in files:
         (target / file.name).parent.mkdir(parents=True, exist_ok=True)
         (partial / file.name).replace(target / file.name)

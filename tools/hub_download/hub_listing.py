@@ -1,6 +1,6 @@
 """List a repository of a hub: its commit, and the selected files with sizes and hashes.
 
-Names come from a server, so they are checked before they are used. The hub's refusals become errors of one line.
+File names come from a server, so they are checked before use. Errors of the hub become ValueErrors of one line.
 """
 
 import re
@@ -14,25 +14,25 @@ from urllib.parse import urlsplit
 from hub_download.hub_files import NOTES, RemoteFile, run_in_threads
 from hub_download.hub_retry import first_line, notice, with_retries
 
-TIMEOUT = 60.0  # seconds until the hub's API must answer
+TIMEOUT = 60.0  # seconds to wait for the hub's API
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")  # control characters, backslash, drive letter
 REDIRECTS = 10
 
 
 @dataclass(frozen=True)
 class RepositorySource:
-    """A repository of a hub, its revision ("": the main branch), and the selection of its files."""
+    """A repository of a hub, its revision ("": the main branch), and the patterns that select files."""
 
     repo: str
     kind: str = "model"
     revision: str = ""
-    endpoint: str = ""  # address of the hub, without a slash at its end
+    endpoint: str = ""  # address of the hub, without a trailing slash
     pattern: tuple[str, ...] = ()  # names to download; empty: all
     exclude: tuple[str, ...] = ()
 
     @property
     def page(self) -> str:
-        """The address of the repository's page."""
+        """Return the address of the repository's page."""
         return f"{self.endpoint}/{'' if self.kind == 'model' else self.kind + 's/'}{self.repo}"
 
 
@@ -45,7 +45,10 @@ class Listing:
 
 
 def resolve_endpoint(endpoint: str) -> str:
-    """The hub's address from the option or HF_ENDPOINT; ValueError if it is not a web address."""
+    """Return the hub's address from the option or HF_ENDPOINT; ValueError if it is not a web address.
+
+    Prints a notice if the token will be sent to a host other than the public hub.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
@@ -62,10 +65,9 @@ def resolve_endpoint(endpoint: str) -> str:
 
 
 def list_files(source: RepositorySource, stop: threading.Event) -> Listing:
-    """Request the revision's commit and files.
+    """Request the commit and the selected files of a revision.
 
-    Raises ValueError with one line if there is no such repository, revision or file, a name leads out of the folder, or
-    the hub does not answer.
+    Raises ValueError if the repository, revision or file does not exist, a name is unsafe, or the hub does not answer.
     """
     from huggingface_hub import HfApi, errors, hf_hub_url
 
@@ -95,12 +97,12 @@ def list_files(source: RepositorySource, stop: threading.Event) -> Listing:
 
 
 def known_hash(value: object) -> str:
-    """The value if it is a sha256 or a git id, else ""."""
+    """Return the value if it is a sha256 or a git object id, else ""."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else ""
 
 
 def check_names(names: list[str], repo: str) -> None:
-    """ValueError names the first file whose name is unsafe or not unique."""
+    """Raise ValueError for the first file whose name is unsafe or not unique."""
     for name in names:
         parts = name.split("/")
         if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTES:
@@ -111,9 +113,9 @@ def check_names(names: list[str], repo: str) -> None:
 
 
 def select(names: list[str], source: RepositorySource) -> list[str]:
-    """The names that match a pattern and no exclusion (fnmatch over the whole name, so * also matches /).
+    """Return the names that match a pattern and no exclusion (fnmatch on the whole name, so * also matches /).
 
-    Raises ValueError with some names if a pattern matches none, or no name remains.
+    Raises ValueError if a pattern matches no name, or no name remains.
     """
     from huggingface_hub.utils import filter_repo_objects
 
@@ -131,7 +133,7 @@ def select(names: list[str], source: RepositorySource) -> list[str]:
 
 
 def completed(file: RemoteFile, stop: threading.Event) -> RemoteFile:
-    """The file with size and hash from a HEAD request if a mirror's listing lacks them."""
+    """Return the file; if a mirror's listing lacks size or hash, take them from a HEAD request."""
     from huggingface_hub import errors
 
     if file.size >= 0 and file.hash:
@@ -139,7 +141,7 @@ def completed(file: RemoteFile, stop: threading.Event) -> RemoteFile:
     try:
         headers = with_retries(lambda: head(file.url), file.name, stop, errors.HTTPError)
     except errors.HfHubHTTPError as error:
-        if file.size >= 0 and error.response.status_code in (404, 405, 501):  # the server allows only GET
+        if file.size >= 0 and error.response.status_code in (404, 405, 501):  # the server supports only GET
             return file
         raise
     tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
@@ -151,9 +153,9 @@ def completed(file: RemoteFile, stop: threading.Event) -> RemoteFile:
 
 
 def head(url: str) -> Mapping[str, str]:
-    """Headers of a HEAD request; redirects are followed on the same host only.
+    """Return the headers of a HEAD request; follows redirects on the same host only.
 
-    The hub's own response describes the file; other hosts are storage, which may allow only GET.
+    The hub's own response describes the file. Other hosts are storage, which may support only GET.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -167,7 +169,7 @@ def head(url: str) -> Mapping[str, str]:
             break
         response = session.send(following, follow_redirects=False)
     hf_raise_for_status(response)
-    if response.next_request is not None:  # the length of the redirect itself
+    if response.next_request is not None:  # it is the length of the redirect response
         response.headers.pop("Content-Length", None)
     return response.headers
 
@@ -177,7 +179,7 @@ def origin(request: Any) -> tuple[str, bytes]:
 
 
 def explain(error: Exception, source: RepositorySource) -> str:
-    """One line with the remedy for an exception of the hub client."""
+    """Return one line with the cause and remedy of an exception of the hub client."""
     from huggingface_hub import errors
 
     hub, repo = source.endpoint, source.repo

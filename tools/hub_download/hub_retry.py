@@ -1,4 +1,4 @@
-"""Retries of a download: pauses after errors of the hub or the connection, and when to give up."""
+"""The retry policy of downloads: pauses after errors of the hub or the connection, and when to give up."""
 
 import sys
 import threading
@@ -9,17 +9,17 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-TRIES = 8  # without progress
-FIRST_PAUSE = 1.0  # seconds; doubled from try to try
+TRIES = 8  # attempts without progress
+FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
 LONGEST_BACKOFF = 60.0  # seconds
-LONGEST_PAUSE = 3600.0  # seconds that a hub may ask for
-TRY_AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP status
+LONGEST_PAUSE = 3600.0  # seconds; longer requests of a hub are errors
+TRY_AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP status codes
 
 Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
-    """Another thread failed, or the user stopped the run."""
+    """Another thread failed, or the user interrupted the run."""
 
 
 def notice(line: str) -> None:
@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by a response's headers: Retry-After (seconds or a date) or the hub's RateLimit."""
+    """Return the pause in seconds that headers request: Retry-After (seconds or a date) or the hub's RateLimit."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     value = headers.get("Retry-After", "").strip()
@@ -54,7 +54,11 @@ class RetryPolicy:
         self.what, self.stop, self.tries = what, stop, 0
 
     def wait(self, error: Exception, progressed: bool = False) -> None:
-        """Print a notice and wait; raises `error` again if a retry cannot help or too many failed."""
+        """Print a notice and wait before the next attempt.
+
+        progressed: bytes arrived since the last attempt. Raises `error` if it is not temporary or after TRIES attempts
+        without progress, ValueError if the hub requests too long a pause, StoppedError if the run is stopped.
+        """
         if self.stop.is_set():
             raise StoppedError
         self.tries = 1 if progressed else self.tries + 1
@@ -73,7 +77,7 @@ class RetryPolicy:
 
 
 def with_retries(ask: Callable[[], Result], what: str, stop: threading.Event, kind: type[Exception]) -> Result:
-    """The result of `ask`, called again after a pause if it raises an error of this kind; see RetryPolicy."""
+    """Return the result of `ask`; retry it after errors of type `kind`, see RetryPolicy."""
     retries = RetryPolicy(what, stop)
     while True:
         try:

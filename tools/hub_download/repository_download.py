@@ -1,4 +1,4 @@
-"""Download the files of a repository into a new folder, or repair a folder that was downloaded before."""
+"""Download the files of a repository into a new folder, or repair an earlier download."""
 
 import shutil
 import threading
@@ -30,9 +30,9 @@ from hub_download.hub_retry import notice
 
 
 def download(source: RepositorySource, target: Path) -> str:
-    """Download the repository into the new folder `target`, or replace its missing and damaged files; a summary line.
+    """Download a repository into the folder `target`, or replace its missing and damaged files; return a summary line.
 
-    Raises ValueError if the hub refuses, the disk is too small, or target holds something else. Files that arrived stay
+    Raises ValueError if the hub refuses, the disk is too small, or target has other content. Downloaded files are kept
     in `<target>.partial` for the next run.
     """
     stop = threading.Event()
@@ -77,7 +77,7 @@ def first_names(files: list[RemoteFile]) -> str:
 
 
 def verification(listing: Listing, files: list[RemoteFile]) -> str:
-    """A phrase that says what the files were compared with."""
+    """Return a phrase that describes how the files were verified."""
     published = sum(bool(file.hash) for file in listing.files)
     known = sum(bool(file.hash) for file in files)
     if not known:
@@ -90,9 +90,9 @@ def verification(listing: Listing, files: list[RemoteFile]) -> str:
 
 
 def listing_for(source: RepositorySource, target: Path, note: DownloadNote | None, stop: threading.Event) -> Listing:
-    """The hub's files of the source, at the commit that `target` holds if this command made it.
+    """List the source's files, at the commit in the note of `target` if there is one.
 
-    Raises ValueError if the folder's note names another repository or revision.
+    Raises ValueError if the note names another repository or revision.
     """
     listing = list_files(source, stop)
     if note is None:
@@ -109,7 +109,7 @@ def listing_for(source: RepositorySource, target: Path, note: DownloadNote | Non
 
 
 def with_noted_hashes(listing: Listing, notes: list[DownloadNote | None]) -> list[RemoteFile]:
-    """The files, with noted hashes of earlier downloads where the hub publishes none; later notes take precedence."""
+    """Return the files; hashes that the hub does not publish come from the notes, later notes first."""
     noted: dict[str, str] = {}
     for note in notes:
         noted |= note.files if note and note.commit == listing.commit else {}
@@ -124,9 +124,9 @@ def fetch_files(
     title: str,
     stop: threading.Event,
 ) -> None:
-    """Download the files that the partial folder lacks, and note the hash of each.
+    """Download the files that are missing from the partial folder, and note the hash of each.
 
-    After an error, ValueError says how much has arrived; after Ctrl-C, KeyboardInterrupt does.
+    Raises ValueError after an error and KeyboardInterrupt after Ctrl-C; the message says how much has arrived.
     """
     from huggingface_hub import errors
     from huggingface_hub.utils import build_hf_headers

@@ -25,9 +25,9 @@ def convert(
     check_path: str,
     options: Mapping[str, object],
 ) -> str:
-    """Write the new folder target in shards of at most `limit` bytes; returns a summary line.
+    """Write the new folder target in shards of at most `limit` bytes; return a summary line.
 
-    instruct: a chat model. check_path: see `comparison_texts`. Raises ValueError or FileNotFoundError with the file.
+    instruct: the model is a chat model. check_path: see `comparison_texts`. Raises ValueError or FileNotFoundError.
     """
     source, version, params = original.folder, original.version, original.params
     verify_seal(source)
@@ -56,7 +56,10 @@ def convert(
 
 
 def write_tokenizer(folder: Path, original: OriginalCheckpoint, tokenizer: LlamaTokenizer, check_path: str) -> str:
-    """Compare the tokenizer with the original one and write its files; returns the result as a phrase."""
+    """Compare the tokenizer with the original one, write its files, and return the result as a phrase.
+
+    Raises ValueError if its size differs from the embedding's rows, or its ids from the original's.
+    """
     rows = original.weights[0].spec.shape[0]
     if tokenizer.size != rows:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""The ranks of LLaMA's original checkpoints: the part of each weight that they hold, and how parts are joined.
+"""The layout of LLaMA's original checkpoints: the parts of each weight, and how they are joined.
 
-There is one file consolidated.NN.pth for each rank of tensor parallelism. Each holds a part of every matrix and a copy
-of every norm. Joined, they are the weights of transformers' LlamaForCausalLM, except wq and wk: the original rotates
-neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2; so a head's even rows
+There is one file consolidated.NN.pth per tensor-parallel rank. Each contains a part of every matrix and a copy of every
+norm. The joined weights equal those of transformers' LlamaForCausalLM, except wq and wk: the original rotates
+neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2, so a head's even rows
 are moved before its odd rows. No value changes.
 
-Files are mapped, and a chunk of some MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama
+Files are memory-mapped, and a chunk of a few MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama
 and https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
 """
 
@@ -20,7 +20,7 @@ from checkpoint_io.tensors import CHUNK, Spec, Tensor, read_bin
 
 from llama_conversion.llama_params import Params
 
-# Original name, the name in transformers, and the dimension that the ranks split (None: each has a copy).
+# Original name -> name in transformers, and the dimension that is split across ranks (None: each rank has a copy).
 LAYER: dict[str, tuple[str, int | None]] = {
     "attention_norm": ("input_layernorm", None),
     "attention.wq": ("self_attn.q_proj", 0),
@@ -35,21 +35,21 @@ LAYER: dict[str, tuple[str, int | None]] = {
 EMBEDDING, NORM, OUTPUT = "tok_embeddings.weight", "norm.weight", "output.weight"
 COMPUTED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")  # computed from params.json
 
-Ranks = Mapping[Path, Mapping[str, Tensor]]  # each file's tensors by their original names, in the ranks' order
+Ranks = Mapping[Path, Mapping[str, Tensor]]  # {file: {original name: tensor}} in rank order
 
 
 @dataclass(frozen=True)
 class JoinedWeight:
-    """A weight of the new checkpoint and its parts in the ranks' order."""
+    """A weight of the new checkpoint and its parts in rank order."""
 
     spec: Spec
     parts: tuple[Tensor, ...]
-    axis: int | None  # the dimension that the ranks split; None: a copy in each
-    head_dim: int = 0  # rows of a head if they are reordered, else 0
+    axis: int | None  # the dimension that is split across ranks; None: each rank has a copy
+    head_dim: int = 0  # rows per head if they are reordered, else 0
 
 
 def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
-    """The tensors of consolidated.00.pth, consolidated.01.pth, …; an error names the missing or damaged file."""
+    """Read consolidated.00.pth, consolidated.01.pth, …; raises FileNotFoundError or ValueError."""
     found = sorted(folder.glob("consolidated.*.pth"))
     files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(found)))]
     for file in files:
@@ -59,9 +59,9 @@ def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
 
 
 def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
-    """(original name, name in transformers, split dimension) of all weights in the order of their use.
+    """Yield (original name, name in transformers, split dimension) of all weights in forward order.
 
-    The embedding's dimension depends on the version: see `split_of_embedding`.
+    The embedding's split dimension depends on the version; see `split_of_embedding`.
     """
     yield EMBEDDING, "model.embed_tokens.weight", None
     for layer in range(layers):
@@ -72,9 +72,9 @@ def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
 
 
 def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
-    """ValueError with file and name of the first missing or unknown tensor.
+    """Raise ValueError for the first missing or unknown tensor.
 
-    may_tie: the output may be tied to the embedding and not stored.
+    may_tie: the output may be missing because it is tied to the embedding.
     """
     names = {name for name, _, _ in weight_names(params.layers)}
     if may_tie and not any(OUTPUT in rank for rank in ranks.values()):
@@ -90,7 +90,10 @@ def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
 
 
 def check_count(ranks: Ranks, params: Params) -> None:
-    """FileNotFoundError if ranks are missing, judged by the first one's share of wq; ValueError if too many."""
+    """Compare the number of files with the number of parts, which the shape of the first part of wq gives.
+
+    Raises FileNotFoundError if files are missing, ValueError if there are too many or they cannot share the KV heads.
+    """
     first, rank = next(iter(ranks.items()))
     shape = rank["layers.0.attention.wq.weight"].shape
     needed = params.dim // shape[0] if len(shape) == 2 and shape[0] else 0
@@ -110,16 +113,16 @@ def check_count(ranks: Ranks, params: Params) -> None:
 
 
 def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
-    """(the dimension that the ranks split, size of the vocabulary), from the shape of a rank's part of the embedding.
+    """Return (split dimension, vocabulary size) of the embedding. shape: of one rank's part; ranks: their number.
 
-    Version 3 splits it by rows (VocabParallelEmbedding), earlier ones by columns (ParallelEmbedding).
+    Version 3 splits the embedding by rows (VocabParallelEmbedding), earlier versions by columns (ParallelEmbedding).
     """
     rows, columns = shape if len(shape) == 2 else (0, 0)
     return (0, rows * ranks) if columns == dim else (1, rows)
 
 
 def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
-    """Shape of a whole weight, by its original name."""
+    """Return the shape of a joined weight. name: its original name."""
     dim, keys, hidden = params.dim, params.kv_heads * params.head_dim, params.hidden
     shapes = {
         "wq": (dim, dim), "wk": (keys, dim), "wv": (keys, dim), "wo": (dim, dim), "w1": (hidden, dim),
@@ -129,7 +132,10 @@ def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
 
 
 def plan_weights(ranks: Ranks, params: Params, may_tie: bool = False) -> list[JoinedWeight]:
-    """The weights to write, in order; an error names a missing or unexpected tensor or one of a wrong shape."""
+    """Return the weights to write, in order.
+
+    Raises ValueError or FileNotFoundError for a tensor that is missing, unexpected, or of a wrong shape or type.
+    """
     check_names(ranks, params, may_tie)
     check_count(ranks, params)
     first, count = next(iter(ranks.values())), len(ranks)
@@ -161,10 +167,7 @@ def plan_weights(ranks: Ranks, params: Params, may_tie: bool = False) -> list[Jo
 
 
 def compare_copies(joined: Sequence[JoinedWeight], tolerance: float) -> float:
-    """The largest difference between two ranks' copies of a tensor.
-
-    Raises ValueError with file and tensor if it exceeds `tolerance`.
-    """
+    """Return the largest difference between two ranks' copies of a tensor; ValueError if it exceeds `tolerance`."""
     largest = 0.0
     for weight in joined:
         first, *others = weight.parts if weight.axis is None else weight.parts[:1]
@@ -182,7 +185,7 @@ def compare_copies(joined: Sequence[JoinedWeight], tolerance: float) -> float:
 
 
 def tied(joined: Sequence[JoinedWeight]) -> bool:
-    """Whether the output (last) is missing, or equals the embedding (first) in every bit."""
+    """Return whether the output (last) is missing or bit-identical to the embedding (first)."""
     one, other = joined[0], joined[-1]
     if other.spec.name != "lm_head.weight":
         return True
@@ -194,7 +197,7 @@ def tied(joined: Sequence[JoinedWeight]) -> bool:
 
 
 def stream(weight: JoinedWeight) -> Iterator[np.ndarray]:
-    """A whole weight, joined from its parts, as flat bit patterns in chunks."""
+    """Yield a weight, joined from its parts, as flat bit patterns in chunks."""
     columns = weight.spec.shape[-1]
     if weight.axis is None:
         yield from weight.parts[0].chunks()

@@ -1,4 +1,4 @@
-"""LLaMA's params.json: its content, the released size and version that it belongs to, and the equivalent config.json.
+"""LLaMA's params.json: its content, the released size and version that it matches, and the equivalent config.json.
 
 Sources: params.json and model.py of https://github.com/meta-llama/llama and https://github.com/meta-llama/llama-models.
 """
@@ -10,19 +10,19 @@ from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
 
-# Released sizes: dim, n_layers, and heads of keys and values. The paper calls 30B 33B; 34B is Code LLaMA's.
+# Released sizes: dim, n_layers, key-value heads. The paper calls 30B 33B; 34B is Code LLaMA's.
 SIZES = {
     "1B": (2048, 16, 8), "3B": (3072, 28, 8), "7B": (4096, 32, 32), "8B": (4096, 32, 8), "13B": (5120, 40, 40),
     "30B": (6656, 60, 52), "34B": (8192, 48, 8), "65B": (8192, 80, 64), "70B": (8192, 80, 8),
 }  # fmt: skip
 CONTEXT = {"1": 2048, "2": 4096, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}  # tokens, by version
 CODE_CONTEXT = 16384  # Code LLaMA, the only model before version 3 whose rope_theta is not 10000
-# Factor of the rotary frequencies. The small models of 3.2 were trained with 32: their params.json lacks it, the
-# original code first had 8 (meta-llama/llama-models #166), and their published config.json has it.
+# Scaling factor of the rotary frequencies. The small models of 3.2 were trained with 32: it is missing in their
+# params.json, the original code first had 8 (meta-llama/llama-models #166), and their published config.json has 32.
 SCALE = {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}
 
-# The version whose format config.json has. Without it, transformers 5 takes every tokenizer of more than 100,000 pieces
-# for a faulty one of Mistral's and asks for a setting that would break it.
+# The transformers version whose format config.json has. Without this entry, transformers 5 treats every tokenizer of
+# more than 100,000 pieces as a faulty Mistral tokenizer and recommends a setting that would break it.
 TRANSFORMERS = "5.19.0"
 
 KNOWN = {
@@ -43,7 +43,7 @@ class Params:
     norm_eps: float
     rope_theta: float
     scaled_rope: bool
-    scale: float | None  # factor of the rotary frequencies, if given
+    scale: float | None  # scaling factor of the rotary frequencies, if given
     vocabulary: int  # 0 if not given
 
     @property
@@ -52,14 +52,14 @@ class Params:
 
     @property
     def size(self) -> str:
-        """The released size, or the dimensions of another model."""
+        """Return the released size, or the dimensions of a model of another size."""
         shape = (self.dim, self.layers, self.kv_heads)
         known = (name for name, entry in SIZES.items() if entry == shape)
         return next(known, f"dim {self.dim}, {self.layers} layers, {self.kv_heads} key-value heads")
 
 
 def feed_forward_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Width of the feed-forward layers by the original's rule: 2/3 of 4 dim, times the multiplier, rounded up."""
+    """Return the feed-forward width: 2/3 of 4 dim, times the multiplier, rounded up to `multiple_of`."""
     hidden = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         hidden = int(multiplier * hidden)
@@ -67,7 +67,7 @@ def feed_forward_size(dim: int, multiple_of: int, multiplier: float | None) -> i
 
 
 def read_params(path: Path) -> Params:
-    """Read params.json; ValueError names the missing, wrong or unknown entry."""
+    """Read params.json; ValueError for a missing, invalid or unknown entry."""
     content = read_json(path)
     for name, value in content.items():
         if name not in KNOWN:
@@ -99,7 +99,7 @@ def read_params(path: Path) -> Params:
 
 
 def check_size(size: str, params: Params, path: Path) -> None:
-    """ValueError if --model_size is unknown or differs from params.json; `auto` accepts any."""
+    """Raise ValueError if --model_size is unknown or differs from params.json; `auto` accepts any size."""
     if size == "auto":
         return
     shape = SIZES.get(size.removesuffix("f").upper())
@@ -116,10 +116,10 @@ def check_size(size: str, params: Params, path: Path) -> None:
 
 
 def version_of(params: Params, dtype: str, ranked: bool) -> str:
-    """The LLaMA version of a checkpoint, as far as the files show it (3.3 cannot be told from 3.1).
+    """Infer the LLaMA version of a checkpoint; 3.3 is reported as 3.1, because their files do not differ.
 
     dtype: of the weights; version 1 was released in float16, version 2 in bfloat16 (huggingface/transformers #25446).
-    ranked: tokenizer.model is a table of ranks, not a SentencePiece model.
+    ranked: tokenizer.model is a rank table, not a SentencePiece model.
     """
     if ranked:
         small = params.size in ("1B", "3B")
@@ -129,7 +129,7 @@ def version_of(params: Params, dtype: str, ranked: bool) -> str:
 
 
 def check_version(version: str, params: Params, ranked: bool) -> None:
-    """ValueError if --llama_version is unknown or contradicts the files."""
+    """Raise ValueError if --llama_version is unknown or contradicts the files."""
     if version not in CONTEXT:
         raise ValueError(f"--llama_version {version} is unknown; use one of {', '.join(CONTEXT)}")
     contradictions = {
@@ -144,15 +144,15 @@ def check_version(version: str, params: Params, ranked: bool) -> None:
 
 
 def context_of(params: Params, version: str) -> int:
-    """The context length of the model in tokens."""
+    """Return the context length of the model in tokens."""
     return CODE_CONTEXT if version < "3" and params.rope_theta > 10000 else CONTEXT[version]
 
 
 def model_config(params: Params, version: str, dtype: str) -> dict[str, Any]:
-    """config.json without vocab_size, token ids and tie_word_embeddings, which the caller adds.
+    """Return config.json without vocab_size, token ids and tie_word_embeddings, which the caller adds.
 
-    dtype: in PyTorch's spelling. The rotary settings appear twice: transformers 5 reads `rope_parameters`, earlier
-    versions and other readers `rope_theta` and `rope_scaling`. All of them read `torch_dtype`.
+    dtype: PyTorch's name, such as float16. The rotary settings appear twice: transformers 5 reads `rope_parameters`,
+    earlier versions and other programs read `rope_theta` and `rope_scaling`. All of them read `torch_dtype`.
     """
     scaling = None
     if params.scaled_rope:

@@ -10,8 +10,8 @@ from tokenizer_files.llama_tokenizer import is_rank_table
 from llama_conversion.llama_layout import EMBEDDING, JoinedWeight, compare_copies, plan_weights, read_ranks, tied
 from llama_conversion.llama_params import Params, check_size, check_version, read_params, version_of
 
-# Largest difference between the files' copies of a norm. They are equal except in version 3's 70B (source of the
-# tolerance: AI-Hypercomputer/jetstream-pytorch #101); the published converter uses the first file's.
+# Largest accepted difference between the files' copies of a norm. The copies are equal except in version 3's 70B
+# (source of the tolerance: AI-Hypercomputer/jetstream-pytorch #101). The published converter uses the first copy.
 TOLERANCE = 0.01
 
 
@@ -21,13 +21,13 @@ def notice(text: str) -> None:
 
 @dataclass(frozen=True)
 class OriginalCheckpoint:
-    """An original checkpoint whose tensors are mapped and fit together."""
+    """An original checkpoint: its tensors are memory-mapped, and their shapes are verified."""
 
     folder: Path
     params: Params
     tokenizer: Path
     version: str
-    files: tuple[Path, ...]  # one for each rank
+    files: tuple[Path, ...]  # one per rank
     weights: list[JoinedWeight]
 
     def checklists(self) -> tuple[Path, Path]:
@@ -35,7 +35,7 @@ class OriginalCheckpoint:
 
 
 def find_weights(root: Path, size: str) -> Path:
-    """The folder of params.json: root or root/size; FileNotFoundError lists folders that have one."""
+    """Return the folder that contains params.json: root or root/size; FileNotFoundError lists other candidates."""
     for folder in (root, root / size):
         if (folder / "params.json").is_file():
             return folder
@@ -47,7 +47,10 @@ def find_weights(root: Path, size: str) -> Path:
 
 
 def find_tokenizer(root: Path, weights: Path) -> Path:
-    """tokenizer.model beside the weights, in root, or in the folder above the weights (as LLaMA-2 is distributed)."""
+    """Return the path of tokenizer.model: beside the weights, in root, or in the parent of the weights' folder.
+
+    LLaMA-2 is distributed with the latter layout. Raises FileNotFoundError.
+    """
     for folder in (weights, root, weights.absolute().parent):
         if (folder / "tokenizer.model").is_file():
             return folder / "tokenizer.model"
@@ -55,9 +58,9 @@ def find_tokenizer(root: Path, weights: Path) -> Path:
 
 
 def verify_checklists(original: OriginalCheckpoint) -> int:
-    """Compare all files that the checklists name, and print a notice about used files that none names.
+    """Compare all files that the checklists name; print a notice about used files that no checklist names.
 
-    Returns the number of compared files. Raises FileNotFoundError or ValueError with the first file that is missing or
+    Returns the number of compared files. Raises FileNotFoundError or ValueError for the first file that is missing or
     differs.
     """
     named, count = set[Path](), 0
@@ -71,9 +74,10 @@ def verify_checklists(original: OriginalCheckpoint) -> int:
 
 
 def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
-    """Find and read an original checkpoint; an error names what is missing, damaged or does not fit.
+    """Find and read an original checkpoint.
 
-    version: --llama_version, or "" to infer it from the files.
+    size: --model_size. version: --llama_version, or "" to infer it from the files. Raises FileNotFoundError or
+    ValueError if a file is missing, damaged or inconsistent with the others.
     """
     folder = find_weights(root, size)
     params = read_params(folder / "params.json")
@@ -92,7 +96,10 @@ def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
 
 
 def weights_to_write(original: OriginalCheckpoint) -> list[JoinedWeight]:
-    """All weights, without the output if it equals the embedding; ValueError if the files' copies of a norm differ."""
+    """Return all weights, without the output if it equals the embedding.
+
+    Raises ValueError if the files' copies of a norm differ by more than the tolerance.
+    """
     gap = compare_copies(original.weights, TOLERANCE if original.version >= "3" else 0.0)
     if gap:
         notice(f"the files' copies of the norms differ by up to {gap:.2g}; {original.files[0].name}'s are used")

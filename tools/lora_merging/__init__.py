@@ -1,1 +1,1 @@
-"""Add LoRA products to the weights of their base. Read lora_merge.py first."""
+"""Merge LoRA adapters into their base. Read lora_merge.py first."""

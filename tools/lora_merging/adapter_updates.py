@@ -1,8 +1,8 @@
-"""Read LoRA adapters: the change of each tensor of the base, and the factors of its product.
+"""Read LoRA adapters: the update of each base tensor, and its low-rank factors.
 
 The scaling is lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732). With DoRA
-(https://arxiv.org/abs/2402.09353) each row of base + product is scaled to the trained magnitude. Settings that would
-change the result in another way are refused by name.
+(https://arxiv.org/abs/2402.09353) each row of base + product is scaled to the trained magnitude. Other
+settings that would change the result are errors.
 """
 
 import math
@@ -34,17 +34,17 @@ PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 @dataclass
 class TensorUpdate:
-    """An adapter's change of one tensor of the base; its tensors are on disk."""
+    """An adapter's update of one base tensor; the adapter's tensors are read from disk when needed."""
 
     left: Tensor | None = None  # (rows, r), or (r, rows) if `flipped`
-    right: Tensor | None = None  # (r, columns), or (columns, r)
-    flipped: bool = False  # LoRA of an embedding is stored transposed
+    right: Tensor | None = None  # (r, columns), or (columns, r) if `flipped`
+    flipped: bool = False  # the LoRA factors of an embedding are stored transposed
     scaling: float = 1.0
     magnitude: Tensor | None = None  # (rows,), DoRA
     whole: Tensor | None = None  # replaces the base's tensor (modules_to_save)
 
     def shape(self) -> tuple[int, int] | None:
-        """(rows, columns) of the product; None without a product."""
+        """Return (rows, columns) of the product, or None if there is no product."""
         if self.left is None or self.right is None:
             return None
         return (self.left.shape[1], self.right.shape[0]) if self.flipped else (self.left.shape[0], self.right.shape[1])
@@ -56,12 +56,12 @@ class LoraAdapter:
 
     folder: Path
     config: dict[str, Any]
-    updates: dict[str, TensorUpdate]  # by the name of the base's tensor
-    weight: float = 1.0  # factor of its change
+    updates: dict[str, TensorUpdate]  # by the base tensor's name
+    weight: float = 1.0  # factor of the adapter's change
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """ValueError with the name of the first setting that is not supported."""
+    """Raise ValueError for the first setting that is not supported."""
     for name, value in config.items():
         if name not in SUPPORTED and value not in (None, False, "none", [], {}):
             raise ValueError(f"{path}: {name}={value!r} is not supported; merge with peft's merge_and_unload")
@@ -76,12 +76,12 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def values(tensor: Tensor) -> np.ndarray:
-    """A whole adapter tensor as float32 in its shape."""
+    """Return a whole tensor as float32 in its shape."""
     return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
 
 
 def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
-    """An adapter's updates by the base's tensor that they change; ValueError names a tensor of an unknown kind."""
+    """Return {base tensor name: update} for an adapter's tensors; ValueError for an unsupported tensor."""
     updates: dict[str, TensorUpdate] = {}
     for name, tensor in tensors.items():
         found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
@@ -101,7 +101,7 @@ def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
 
 
 def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
-    """Read an adapter's folder that `adapter_checks` accepted; ValueError names an unsupported setting or tensor."""
+    """Read an adapter folder that `adapter_checks` accepted; ValueError for an unsupported setting or tensor."""
     path = folder / "adapter_config.json"
     config = read_json(path)
     check_config(config, path)
@@ -115,9 +115,9 @@ def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
 
 
 def factors(update: TensorUpdate, base: Tensor, weight: float = 1.0) -> Factors | None:
-    """The product that the adapter adds to the base's tensor; None without one.
+    """Return the factors of the product that the adapter adds to the base tensor, or None.
 
-    weight: factor of the product. With DoRA, which is not linear in it, it must be 1, and the caller blends instead.
+    weight: factor of the product. It must be 1 for DoRA, which is not linear in it; the caller blends instead.
     """
     if update.left is None or update.right is None:
         return None
@@ -131,7 +131,7 @@ def factors(update: TensorUpdate, base: Tensor, weight: float = 1.0) -> Factors 
 
 
 def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
-    """(rows,) float32: DoRA's magnitude divided by the length of each row of base + product."""
+    """Return DoRA's magnitude divided by the norm of each row of base + product, (rows,) float32."""
 
     def lengths(rows: tuple[int, int]) -> np.ndarray:
         below = base.read(rows[0] * columns, rows[1] * columns)

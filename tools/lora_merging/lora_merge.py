@@ -1,7 +1,7 @@
 """Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
-Products are exact (low_rank.py), so the result does not depend on the machine or the number of threads. Memory: the
-factors of one matrix.
+Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. Memory:
+the factors of one matrix.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from lora_merging.low_rank import Sum
 
 
 def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
-    """Type and shape of a base tensor after merging; ValueError names it if an adapter does not fit."""
+    """Return type and shape of a base tensor after merging; ValueError if an adapter does not fit."""
     name, shape = tensor.name, tensor.shape
     for adapter in adapters:
         update = adapter.updates.get(name)
@@ -58,7 +58,10 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
 
 
 def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) -> int:
-    """The vocabulary's size after merging, `rows` before; ValueError if only one of its matrices grows."""
+    """Return the vocabulary size after merging; rows: the size before.
+
+    Raises ValueError if only one of embedding and output grows, or a tensor of another size changes its shape.
+    """
     sizes = set()
     for spec in specs:
         before = weights[spec.name].shape
@@ -72,7 +75,7 @@ def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) 
 
 
 def refuse_half_of_tied(adapter: LoraAdapter, base: Path) -> None:
-    """ValueError if the adapter changes one use of a matrix that is both embedding and output of the base."""
+    """Raise ValueError if the adapter changes only one use of the base's tied embedding and output matrix."""
     if adapter.config.get("ensure_weight_tying"):
         return
     modules = (name.removesuffix(".weight").rpartition(".")[2] for name in adapter.updates)
@@ -85,11 +88,11 @@ def refuse_half_of_tied(adapter: LoraAdapter, base: Path) -> None:
 
 
 class MergeSteps:
-    """The changes that adapters make, one after the other, to one tensor of the base."""
+    """The successive changes of one base tensor by several adapters."""
 
     def __init__(self, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> None:
         self.tensor = tensor
-        # (tensor that replaces the base's, product that is added, factor of the change)
+        # (tensor that replaces the base tensor, product that is added, factor of the change)
         self.steps: list[tuple[Tensor | None, Sum | None, float]] = []
         for adapter in adapters:
             if (update := adapter.updates.get(tensor.name)) is None:
@@ -107,8 +110,8 @@ class MergeSteps:
                 self.steps.append((None, Sum(added), adapter.weight if blended else 1.0))
 
     def bits(self, first: int, last: int, dtype: str) -> np.ndarray:
-        """Bit pattern in `dtype` of elements first to last, which must be whole rows."""
-        end = self.tensor.elements  # a grown vocabulary exceeds it
+        """Return the merged bit patterns in `dtype` of elements first to last, which must be whole rows."""
+        end = self.tensor.elements  # new vocabulary rows lie beyond it
         bits, kind = self.tensor.read_once(min(first, end), min(last, end)), self.tensor.dtype
         for whole, total, share in self.steps:
             before, blend = bits, share != 1.0
@@ -124,7 +127,7 @@ class MergeSteps:
 
 
 def blended(before: np.ndarray, dtype: str, after: np.ndarray, changed: str, share: float) -> np.ndarray:
-    """before + share * (after - before) as float32 bit patterns; elements beyond `before` are `after`'s."""
+    """Return before + share * (after - before) as float32 bits; elements beyond `before` are those of `after`."""
     values = np.array(to_float32(after, changed))
     old = to_float32(before, dtype)
     values[: old.size] = old + np.float32(share) * (values[: old.size] - old)
@@ -132,7 +135,7 @@ def blended(before: np.ndarray, dtype: str, after: np.ndarray, changed: str, sha
 
 
 def merged(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
-    """A merged tensor as bit patterns of spec's type, in chunks of whole rows."""
+    """Yield a merged tensor as bit patterns of spec's type, in chunks of whole rows."""
     steps = MergeSteps(tensor, adapters)
     columns = spec.shape[-1] if len(spec.shape) > 1 else 1
     for bits in in_order(
@@ -143,7 +146,7 @@ def merged(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Itera
 
 
 def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
-    """Adapter folders with their weights, one for all or one for each; ValueError on another number of weights."""
+    """Return [(adapter folder, weight)]; weights: one for all adapters, or one per adapter, else ValueError."""
     shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
     if not names or len(shares) != len(names):
         raise ValueError(
@@ -162,10 +165,10 @@ def merge_folders(
     options: Mapping[str, object],
     dtype: str | None = None,
 ) -> str:
-    """Write base + adapters to the new folder target in shards of at most `limit` bytes; returns a summary line.
+    """Write base + adapters to the new folder target in shards of at most `limit` bytes; return a summary line.
 
     loras: adapter folders in merging order, each with the factor of its change. dtype: write all floats in this type
-    instead of the base's. Raises ValueError or FileNotFoundError with file and tensor.
+    instead of the base's. Raises ValueError or FileNotFoundError that names file and tensor.
     """
     for lora, _ in loras:
         check_adapter(lora, base)

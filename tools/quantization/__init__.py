@@ -1,1 +1,1 @@
-"""Quantise a checkpoint and measure what it costs. Read quantization_methods.py first."""
+"""Quantise a checkpoint and measure the loss of quality. Read quantization_methods.py first."""

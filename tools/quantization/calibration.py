@@ -1,7 +1,7 @@
 """Sample instruction rows and turn them into token ids with a checkpoint's own chat template.
 
-A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}. The ids equal
-those of tuning and serving (chat_prompts).
+A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}. Tuning and
+serving give the same ids (chat_prompts).
 """
 
 import random
@@ -14,19 +14,19 @@ from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_in
 
 
 class CalibrationExample(NamedTuple):
-    """A row as token ids: the prompt, and the answer with its end token; `expected` is the answer's text."""
+    """A row as token ids: the prompt, and the answer with its end token. expected: the answer's text."""
 
     row: InstructionRow
     prompt: list[int]
     answer: list[int]
-    expected: str | None  # None: plain text without a question
+    expected: str | None  # None: plain text without a prompt
 
 
 def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
-    """At most `count` rows of a file, drawn with `seed`, in the file's order, and the number of its rows.
+    """Return a random sample of at most `count` rows in file order, and the number of rows in the file.
 
-    Only the drawn rows are held in memory (algorithm R: Vitter 1985). Raises FileNotFoundError, or ValueError with file
-    and line.
+    Only the sample is held in memory (algorithm R: Vitter 1985). Raises FileNotFoundError, or ValueError with file and
+    line.
     """
     draw, seen = random.Random(seed), 0
     kept: list[tuple[int, InstructionRow]] = []
@@ -46,7 +46,7 @@ class RowEncoder:
         self.prompts, self.folder = PromptEncoder(tokenizer), folder
 
     def example(self, row: InstructionRow) -> CalibrationExample:
-        """A row as token ids; ValueError if the folder has no template, or one that changes questions or answers."""
+        """Return a row as token ids; ValueError if the template is missing or changes questions or answers."""
         if is_plain_text(row):
             return CalibrationExample(row, self.prompts.plain(""), self.prompts.text_ids(row["text"]), None)
         if not self.prompts.template:
@@ -63,7 +63,7 @@ class RowEncoder:
 
 
 def truncated_examples(encoder: RowEncoder, rows: Iterable[InstructionRow], limit: int) -> list[CalibrationExample]:
-    """Rows as examples of at most `limit` tokens; longer ones are truncated at their end."""
+    """Return the rows as examples of at most `limit` tokens; longer ones are truncated at the end."""
     examples = []
     for example in map(encoder.example, rows):
         prompt = example.prompt[:limit]
@@ -74,7 +74,7 @@ def truncated_examples(encoder: RowEncoder, rows: Iterable[InstructionRow], limi
 def fitting_examples(
     encoder: RowEncoder, rows: Iterable[InstructionRow], limit: int, path: object
 ) -> list[CalibrationExample]:
-    """The rows of at most `limit` tokens as examples; ValueError if there are none."""
+    """Return the rows of at most `limit` tokens as examples; ValueError if there are none."""
     examples = [example for example in map(encoder.example, rows) if example.answer]
     kept = [example for example in examples if len(example.prompt) + len(example.answer) <= limit]
     if not kept:

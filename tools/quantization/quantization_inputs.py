@@ -1,4 +1,4 @@
-"""Check the inputs of a quantisation, read its rows, and record it in run.json."""
+"""Check the options and the model of a quantisation, read its rows, and write run.json."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
-    """ValueError with the first option that does not fit the method; counts must be positive."""
+    """Raise ValueError for the first option that does not fit the method; counts must be positive."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -35,7 +35,7 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
 
 
 def check_model(path: object) -> Path:
-    """The checkpoint folder, checked to be complete, not quantised, and as sealed."""
+    """Return the checkpoint folder; raises if it is incomplete, quantised, or differs from its seal."""
     model = existing_folder(path, "--model_path", "config.json")
     if read_json(model / "config.json").get("quantization_config"):
         raise ValueError(f"{model} is already quantised; give the model that it was made from")
@@ -46,7 +46,7 @@ def check_model(path: object) -> Path:
 
 
 class QuantizationData(NamedTuple):
-    """Rows as token ids, and lines for the report."""
+    """Calibration rows and held-out rows as token ids, and lines for the report."""
 
     tokenizer: Any
     calibration: list[list[int]]
@@ -55,7 +55,7 @@ class QuantizationData(NamedTuple):
 
 
 def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> QuantizationData:
-    """The rows that the options name, as token ids; ValueError or FileNotFoundError names file and line."""
+    """Read and encode the rows that the options name; ValueError or FileNotFoundError names file and line."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
@@ -74,7 +74,7 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
 
 
 def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> int:
-    """Upper bound for the bytes of the quantised weights, with their scales (28 % in groups of 32 in float32)."""
+    """Return an upper bound for the bytes of the quantised weights and scales (28 % in float32 groups of 32)."""
     weights = read_weights(model)
     linear = [weights[f"{name}.weight"] for name in layers if f"{name}.weight" in weights]
     saved = sum(tensor.nbytes - tensor.elements * bits * 1.3 / 8 for tensor in linear)
@@ -82,13 +82,13 @@ def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> 
 
 
 def file_hash(path: str) -> str:
-    """sha256 of a data file, in hexadecimal."""
+    """Return the sha256 of a data file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_record(folder: Path, options: dict[str, object], model: Path, figures: dict[str, Scores]) -> None:
-    """Write run.json as every tool does, with seed, library versions, hashes of the data, and the scores."""
+    """Write run.json with seed, library versions, hashes of the data files, and the scores."""
     write_run_record(folder, "tools/quantize.py", options, {"model": model})
     run = read_json(folder / "run.json")
     for name in ("llmcompressor", "compressed-tensors", "bitsandbytes"):

@@ -1,9 +1,9 @@
-"""The quantisation methods: their effect on linear layers, their requirements, and the calls into two libraries.
+"""The quantisation methods, their requirements, and the calls of the two libraries that implement them.
 
-Through llmcompressor, which writes the compressed-tensors format: GPTQ
-(https://arxiv.org/abs/2210.17323), AWQ (https://arxiv.org/abs/2306.00978), SmoothQuant (https://arxiv.org/abs/2211.10438)
-and rounding to FP8. Through bitsandbytes: LLM.int8() (https://arxiv.org/abs/2208.07339) and NF4
-(https://arxiv.org/abs/2305.14314). Embedding, norms and lm_head are not quantised.
+llmcompressor, which writes the compressed-tensors format, implements GPTQ (https://arxiv.org/abs/2210.17323), AWQ
+(https://arxiv.org/abs/2306.00978), SmoothQuant (https://arxiv.org/abs/2211.10438) and rounding to FP8. bitsandbytes
+implements LLM.int8() (https://arxiv.org/abs/2208.07339) and NF4 (https://arxiv.org/abs/2305.14314). Embedding, norms
+and lm_head are not quantised.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OUTPUT = "lm_head"
-GROUPS = (128, 64, 32)  # group sizes that vLLM has kernels for, best compression first
+GROUPS = (128, 64, 32)  # group sizes for which vLLM has kernels, best compression first
 ENVIRONMENT = (
     "python3.11 -m venv .venv-quantize && .venv-quantize/bin/pip install -r requirements-quantize.txt, "
     "then .venv-quantize/bin/python tools/quantize.py … (without a GPU, first: .venv-quantize/bin/pip install "
@@ -27,7 +27,7 @@ ENVIRONMENT = (
 
 
 class Method(NamedTuple):
-    """A method's description, library, bits of a weight, and requirements."""
+    """A method's description, library, bits per weight, and whether it needs calibration and group sizes."""
 
     description: str
     package: str
@@ -47,7 +47,7 @@ METHODS = {
 
 
 class QuantizationJob(NamedTuple):
-    """The options of a quantisation; samples: token ids to calibrate on; limit: largest shard in bytes."""
+    """The options of a quantisation. samples: token ids for calibration; limit: bytes of the largest shard."""
 
     model: Path
     method: str
@@ -58,7 +58,7 @@ class QuantizationJob(NamedTuple):
 
 
 def require(library: str) -> None:
-    """ValueError with the commands that make the environment if a library is missing."""
+    """Raise ValueError with the commands that create the environment if a library is missing."""
     if importlib.util.find_spec(library) is None:
         raise ValueError(f"{library} is not installed in this environment; make one for it: {ENVIRONMENT}")
 
@@ -82,9 +82,9 @@ def quiet() -> Iterator[None]:
 
 
 def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer but the output, by name; from config.json, no weight is read.
+    """Return {name: (outputs, inputs)} of every linear layer except lm_head, from config.json alone.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there are none.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,9 +99,9 @@ def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
 
 
 def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
-    """The number of weights that share a scale: `wanted`, or for 0 the largest that divides every layer's inputs.
+    """Return the group size: `wanted`, or if that is 0 the largest size that divides every layer's inputs.
 
-    Raises ValueError with the name of the first layer that it does not divide.
+    Raises ValueError for the first layer whose inputs are not a multiple of the group size.
     """
     fitting = [size for size in GROUPS if all(inputs % size == 0 for _, inputs in layers.values())]
     if wanted and wanted not in GROUPS:
@@ -118,9 +118,10 @@ def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -
 
 
 def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: Any) -> Any:
-    """The causal language model of a folder, on the first GPU or the CPU, for inference.
+    """Load a causal language model for inference on the first GPU, or on the CPU.
 
-    Raises ValueError if the folder lacks weights, which transformers would initialise at random.
+    more: further arguments of from_pretrained. Raises ValueError if weights are missing or have other shapes;
+    transformers would initialise them at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -137,26 +138,26 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
 
 
 def quantise(job: QuantizationJob, target: Path) -> None:
-    """Write the quantised weights and config.json to the folder `target`; holds the whole model in memory.
+    """Quantise the model in memory; write its weights and config.json to the folder `target`.
 
-    Raises ValueError with the library's message if it fails.
+    Raises ValueError with the library's message if the library fails.
     """
     library = METHODS[job.method].package
     try:
         (compress if library == "llmcompressor" else shrink)(job, target)
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{library} could not quantise {job.model}: {str(error)[:300] or repr(error)}") from error
-    for file in target.iterdir():  # safetensors makes its files readable for the owner only
+    for file in target.iterdir():  # safetensors creates files that only the owner can read
         file.chmod((target / "config.json").stat().st_mode)
 
 
 def compress(job: QuantizationJob, target: Path) -> None:
-    """Quantise with llmcompressor, layer by layer on the GPU where there is one."""
+    """Quantise with llmcompressor, layer by layer, on the GPU if there is one."""
     import torch
     from llmcompressor import oneshot
     from llmcompressor.pipelines.cache import IntermediatesCache
 
-    if not torch.accelerator.is_available():  # AWQ pins memory for a GPU even where there is none (0.14.0.1)
+    if not torch.accelerator.is_available():  # AWQ pins memory even without a GPU (0.14.0.1)
         IntermediatesCache.pin_memory = lambda *_, **__: None
     rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in job.samples]
     model = load_model(job.model, job.dtype, on_cpu=True)
@@ -167,14 +168,16 @@ def compress(job: QuantizationJob, target: Path) -> None:
         num_calibration_samples=len(rows),
     )
     model.save_pretrained(target, max_shard_size=job.limit)
-    (target / "recipe.yaml").unlink(missing_ok=True)  # it names Python objects to create; run.json has its content
+    (target / "recipe.yaml").unlink(
+        missing_ok=True
+    )  # it names Python classes to instantiate; run.json records the same settings
     for module in model.modules():  # the library keeps a reference to the model, so free its memory here
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
 
 
 def recipe(method: str, group: int) -> list[Any]:
-    """llmcompressor's modifiers for a method; the schemes are its presets, with this group size."""
+    """Return llmcompressor's modifiers for a method: its preset scheme with this group size."""
     from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -187,13 +190,13 @@ def recipe(method: str, group: int) -> list[Any]:
     given: Any = {"config_groups": {"group_0": scheme}, "ignore": [OUTPUT]}
     if method == "gptq":
         return [GPTQModifier(**given)]
-    if method == "int8":  # 0.8 is the strength in the recipes of published W8A8 models
+    if method == "int8":  # published W8A8 models use a strength of 0.8
         return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(**given)]
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
 def shrink(job: QuantizationJob, target: Path) -> None:
-    """Quantise with bitsandbytes, which takes each weight as it is loaded."""
+    """Quantise with bitsandbytes, which quantises each weight while loading it."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
 

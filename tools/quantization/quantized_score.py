@@ -1,7 +1,7 @@
-"""Measure a model before and after: size of the weights, perplexity of held-out answers, F1 of extraction.
+"""Measure a model before and after quantisation: weight size, perplexity of held-out answers, extraction F1.
 
-Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tokens, their end token included. F1 is
-that of extraction_metrics on greedy answers.
+Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tokens including the end token. F1 is
+computed by extraction_metrics on greedy answers.
 """
 
 import json
@@ -17,19 +17,19 @@ from tqdm import tqdm
 from quantization.calibration import CalibrationExample
 from quantization.quantization_methods import load_model
 
-BATCH = 16  # prompts answered together
+BATCH = 16  # prompts per generation batch
 COLUMNS = (("perplexity", "perplexity"), ("entity_f1", "entity F1"), ("triple_f1", "triple F1"), ("exact", "exact"))
 
 Scores = dict[str, float]
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the files that hold a folder's weights."""
+    """Return the bytes of a folder's weight files."""
     return sum(file.stat().st_size for file in {tensor.file for tensor in read_weights(folder).values()})
 
 
 def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
-    """exp of the mean negative log-likelihood of all answer tokens, one row at a time without padding."""
+    """Return the perplexity of all answer tokens; evaluates one row at a time, without padding."""
     import torch
 
     total, count = 0.0, 0
@@ -44,7 +44,7 @@ def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
 
 
 def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExample]) -> list[str]:
-    """The greedy answer to each prompt, at most 1.5 times the longest expected one plus 16 tokens."""
+    """Return the greedy answer to each prompt, up to 1.5 times the longest expected answer plus 16 tokens."""
     import torch
     from transformers import GenerationConfig
 
@@ -61,7 +61,7 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
     for start in tqdm(starts, desc="answering", unit="batch", disable=None, leave=False):
         chosen = order[start : start + BATCH]
         width = len(examples[chosen[0]].prompt)
-        gaps = [width - len(examples[index].prompt) for index in chosen]  # padded on the left
+        gaps = [width - len(examples[index].prompt) for index in chosen]  # left padding
         padded = [[settings.pad_token_id] * gap + examples[i].prompt for i, gap in zip(chosen, gaps, strict=True)]
         mask = [[0] * gap + [1] * (width - gap) for gap in gaps]  # (rows, tokens)
         with torch.no_grad():
@@ -77,16 +77,19 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
 
 
 def extraction_scores(pairs: list[tuple[str, str]]) -> Scores:
-    """F1 of entities and triples, and the shares of exact answers and of answers that parse."""
+    """Return F1 of entities and triples, and the shares of exact and of parsable answers.
+
+    pairs: (answer, expected answer).
+    """
     found = score_answers(pairs)
     tasks = {f"{task}_f1": found[task]["f1"] for task in TASKS if found[task]["gold"]}
     return {**tasks, "exact": found["exact"], "parsed": found["parsed"]}
 
 
 def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], predictions: Path | None) -> Scores:
-    """Bytes of a folder's weights, and with held-out examples, perplexity and F1 of its model, which is loaded.
+    """Return the bytes of a folder's weights; with examples, load the model and add perplexity and F1.
 
-    predictions: a JSONL file to write with the greedy answers to the extraction rows, in the format of
+    predictions: a JSONL file to write the greedy answers to the extraction rows to, in the format of
     finetune/ie_eval.py. Raises ValueError if the perplexity is not finite.
     """
     scores: Scores = {"bytes": weight_bytes(folder)}
@@ -110,7 +113,7 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], 
 
 
 def score_table(before: Scores, after: Scores) -> str:
-    """Both models' scores as lines for a terminal, without empty columns."""
+    """Return a text table of both models' scores, without empty columns."""
     columns = [(key, title) for key, title in COLUMNS if key in before]
     lines = [f"{'':6}{'weights':>12}" + "".join(f"{title:>12}" for _, title in columns)]
     for name, figures in (("before", before), ("after", after)):

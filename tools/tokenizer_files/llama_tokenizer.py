@@ -1,9 +1,9 @@
-"""LLaMA's tokenizer.model as an exact tokenizer.json: SentencePiece up to version 2, a table of ranks from version 3.
+"""Build an exact tokenizer.json from LLaMA's tokenizer.model: SentencePiece up to version 2, then a rank table.
 
-Each line of the table holds a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits text
-into words with a regular expression and repeatedly joins the neighbouring tokens of a word whose joined token has the
-lowest rank. A merge list of every split of every token into two, ordered by the joined token's rank, is equivalent.
-The ids after the table are 256 special tokens. Source of the expression and the special tokens: tokenizer.py of
+Each line of a rank table contains a token's bytes in base64, a space, and its rank, which is its id. tiktoken splits
+text into words with a regular expression, and in each word repeatedly merges the neighbouring tokens whose merged token
+has the lowest rank. A merge list of every split of every token into two, ordered by the merged token's rank, is
+equivalent. The ids after the table are 256 special tokens. Source of expression and special tokens: tokenizer.py of
 https://github.com/meta-llama/llama3 and of https://github.com/meta-llama/llama-models; names for 3.1 as in its
 published tokenizer.json.
 """
@@ -36,7 +36,7 @@ HARD_LLAMA3_TEXTS = (
     "!!\n\n?",
 )
 SPECIALS = 256
-# By position after the table; all others are <|reserved_special_token_N|>, N counting from 0.
+# By position after the table. All others are <|reserved_special_token_N|>, numbered from 0.
 NAMED_SPECIALS = {
     "3": {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"},
     "3.1": {
@@ -49,13 +49,13 @@ CHAT_ENDS = {"3": (1, 9), "3.1": (1, 8, 9)}  # tokens that end an answer: end_of
 
 @dataclass(frozen=True)
 class LlamaTokenizer:
-    """A tokenizer that is ready to be written, and what the model's configuration needs of it."""
+    """A converted tokenizer, its special ids for the model's configuration, and the reference encoder."""
 
     tokenizer: Tokenizer
     config: Mapping[str, Any]  # tokenizer_config.json
     bos: int
     eos: int | list[int]
-    reference: Any  # encodes text as the original does; None if it is not installed
+    reference: Any  # encodes text like the original; None if it is not installed
     reference_name: str
 
     @property
@@ -64,7 +64,7 @@ class LlamaTokenizer:
 
 
 def is_rank_table(path: Path) -> bool:
-    """Whether a tokenizer.model is a table of ranks, judged by its first line."""
+    """Return whether the first line of a tokenizer.model is that of a rank table."""
     with path.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
@@ -90,7 +90,7 @@ def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaToken
 
 
 def read_rank_table(path: Path) -> list[bytes]:
-    """The tokens of a table of ranks in order; ValueError names the first damaged line."""
+    """Return the tokens of a rank table in order; ValueError names the first damaged line."""
     tokens: list[bytes] = []
     for number, line in enumerate(path.read_bytes().splitlines()):
         text, _, rank = line.partition(b" ")
@@ -108,21 +108,21 @@ def read_rank_table(path: Path) -> list[bytes]:
 
 
 def byte_letters() -> list[str]:
-    """The letter of each byte in a byte-level tokenizer.json: itself if printable, else the next one from U+0100."""
+    """Return the character of each byte in a byte-level tokenizer.json: itself if printable, else one from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [value for value in range(256) if value not in printable]
     return [chr(value if value in printable else 256 + others.index(value)) for value in range(256)]
 
 
 def special_tokens(release: str) -> list[str]:
-    """The 256 special tokens of release "3", or "3.1" for all later ones, in id order."""
+    """Return the 256 special tokens in id order. release: "3", or "3.1" for all later ones."""
     named = NAMED_SPECIALS[release]
     reserved = (f"reserved_special_token_{number}" for number in range(SPECIALS))
     return [f"<|{named[place] if place in named else next(reserved)}|>" for place in range(SPECIALS)]
 
 
 def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaTokenizer:
-    """A `tokenizers` object that gives tiktoken's ids after BOS; `release` is "3" or "3.1"."""
+    """Build a tokenizer that returns BOS and tiktoken's ids. release: "3" or "3.1"."""
     letters = byte_letters()
     texts = ["".join(letters[value] for value in token) for token in tokens]
     pieces = [(text, -float(rank), sentencepiece_tokenizer.NORMAL) for rank, text in enumerate(texts)]
@@ -148,7 +148,7 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaT
 
 
 def tiktoken_reference(tokens: list[bytes]) -> Any:
-    """tiktoken with the same table, spelt special tokens read as text; None if it is not installed."""
+    """Return a tiktoken encoder of the rank table that treats special tokens as text; None if not installed."""
     try:
         import tiktoken
     except ImportError:
@@ -159,9 +159,9 @@ def tiktoken_reference(tokens: list[bytes]) -> Any:
 
 
 def check_llama_tokenizer(llama: LlamaTokenizer, check_path: str) -> str:
-    """Compare ids with the original's on hard and real text; returns the result as a phrase.
+    """Compare ids with the original's on hard cases and real text; return the result as a phrase.
 
-    check_path: see `comparison_texts`. Raises ValueError with the first difference.
+    check_path: see `comparison_texts`. Raises ValueError at the first difference.
     """
     if llama.reference is None:
         return f"not compared, because {llama.reference_name} is not installed"

@@ -1,8 +1,8 @@
-"""An exact tokenizer.json from a SentencePiece BPE model.
+"""Build an exact tokenizer.json from a SentencePiece BPE model.
 
-SentencePiece's BPE repeatedly joins the pair of neighbouring pieces whose joined piece has the highest score. A merge
-list is equivalent if it holds every split of every piece into two pieces, ordered by the score of the joined piece
-(ties: left id, then right id). Converters that order merges in another way produce other ids.
+SentencePiece's BPE repeatedly merges the pair of neighbouring pieces whose merged piece has the highest score. A merge
+list is equivalent if it contains every split of every piece into two pieces, ordered by the score of the merged piece
+(ties: left id, then right id). Converters that order merges differently produce other ids.
 Input format: sentencepiece_model.proto of the SentencePiece project.
 """
 
@@ -19,9 +19,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # Model
 
 
 def read_sentencepiece_model(path: str | Path) -> Any:
-    """Parse a tokenizer.model.
+    """Parse a tokenizer.model; return its ModelProto.
 
-    Raises FileNotFoundError, or ValueError with the first property that has no exact tokenizer.json.
+    Raises FileNotFoundError, or ValueError for the first property that tokenizer.json cannot represent exactly.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +49,7 @@ def read_sentencepiece_model(path: str | Path) -> Any:
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """All splits of normal pieces into two normal pieces, by descending score, then left id, then right id.
+    """Return all splits of normal pieces into two normal pieces, by descending score, left id, right id.
 
     pieces: (piece, score, type) in id order.
     """
@@ -64,14 +64,14 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 
 
 def bos_template(bos: str, bos_id: int) -> Any:
-    """The post-processor that puts BOS before a text, and before both texts of a pair."""
+    """Return a post-processor that adds BOS before a text, and before both texts of a pair."""
     return processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
     )
 
 
 def build_fast_tokenizer(proto: Any) -> Tokenizer:
-    """A `tokenizers` BPE with byte fallback that gives SentencePiece's ids, with BOS where the model has one."""
+    """Build a BPE tokenizer with byte fallback that returns SentencePiece's ids, after BOS if the model has one."""
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     trainer = proto.trainer_spec
     unknown = pieces[trainer.unk_id][0]
@@ -96,7 +96,7 @@ def build_fast_tokenizer(proto: Any) -> Tokenizer:
 
 
 def tokenizer_config(proto: Any) -> dict[str, Any]:
-    """tokenizer_config.json: transformers' plain fast class, which loads tokenizer.json without converting it."""
+    """Return tokenizer_config.json with transformers' generic fast class, which does not convert tokenizer.json."""
     trainer = proto.trainer_spec
     roles = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | {
@@ -105,7 +105,7 @@ def tokenizer_config(proto: Any) -> dict[str, Any]:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 of the id-ordered table of pieces, one `id<TAB>piece` line each (JSON-escaped)."""
+    """Return the sha256 of the pieces in id order, one `id<TAB>piece` line each (JSON-escaped)."""
     table = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in table).encode()).hexdigest()
 
@@ -114,7 +114,7 @@ def write_tokenizer_files(target: Path, tokenizer: Tokenizer, config: dict[str, 
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target, replacing older ones."""
     target.mkdir(parents=True, exist_ok=True)
     partial = target / ".tokenizer.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
         tokenizer.save(str(partial / "tokenizer.json"))

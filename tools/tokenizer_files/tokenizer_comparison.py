@@ -1,4 +1,4 @@
-"""Compare a built tokenizer with the original one, token id by token id, on hard cases and on real text."""
+"""Compare the ids of a built tokenizer with the original's on hard cases and real text."""
 
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,9 @@ from typing import Any
 from json_rows.row_files import iterate_texts
 from tokenizers import Tokenizer
 
-LIBRARY_CHARACTERS = 2_000_000  # of the Python library's sources that are compared
+LIBRARY_CHARACTERS = 2_000_000  # from the sources of Python's standard library
 
-# Cases that converters often get wrong: spaces, spelt control tokens, byte fallback, Chinese, emoji, code, digits.
+# Frequent errors of converters: spaces, control tokens as text, byte fallback, Chinese, emoji, code, digits.
 HARD_TEXTS = (
     "", " ", "  two  spaces  ", "\n\n", "\ttab", "▁", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "\u0000 nul", "{{ x }} %s",
     "<s>literal</s> <unk> tokens", "<0x0A> is text", "def f(x):\n    return x  # ▁ underline", "3.14159 2,000 1e-5",
@@ -20,10 +20,10 @@ HARD_TEXTS = (
 
 
 def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], name: str = "SentencePiece") -> int:
-    """Compare ids on every text, without BOS and with spelt control tokens as text; returns the number of texts.
+    """Compare ids on every text, without BOS and with control tokens treated as text; return the number of texts.
 
-    reference: an object whose `encode` gives the original's ids; name: of the original, for the message. Raises
-    ValueError with the first difference.
+    reference: an object whose `encode` returns the original's ids; name: the original's name in the error message.
+    Raises ValueError at the first difference.
     """
     tokenizer.encode_special_tokens = True
     count = 0
@@ -42,7 +42,7 @@ def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], 
 
 
 def comparison_texts(check_path: str = "") -> Iterator[str]:
-    """HARD_TEXTS, then the texts of the file check_path, or else the Python library's sources."""
+    """Yield HARD_TEXTS, then the texts of the file check_path, or by default sources of Python's standard library."""
     yield from HARD_TEXTS
     if check_path:
         yield from iterate_texts(check_path)

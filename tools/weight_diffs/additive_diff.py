@@ -1,8 +1,8 @@
-"""Additive diffs, the published kind: a checkpoint folder that holds tuned - base, in float32 or float16.
+"""Additive diffs, the published kind: a checkpoint folder that contains tuned - base in float32 or float16.
 
-Floating point rounds, so base + (tuned - base) is not always tuned. Diffs made here therefore record the fingerprints
-of their base and of the recovered weights in additive.json. Published diffs have no such record; published_diffs.json
-holds the sum of all recovered weights for those whose authors published it. Layout: tools/CHECKPOINT.md.
+Because of rounding, base + (tuned - base) does not always equal tuned. Diffs made here therefore record the
+fingerprints of the base and of the recovered weights in additive.json. Published diffs have no such record;
+published_diffs.json contains the sum of all recovered weights if the authors published it. Layout: tools/CHECKPOINT.md.
 """
 
 import math
@@ -33,14 +33,14 @@ from weight_diffs.exact_diff import from_base
 
 RECORD = "additive.json"
 PUBLISHED = Path(__file__).parent / "published_diffs.json"
-NOTE = ".download/note.json"  # written by tools/download.py, with the repository of a folder
-SUM_FILE = "checksum_psum.txt"  # of some published diffs
-FREQUENCIES = "rotary_emb.inv_freq"  # in checkpoints up to 2023, although computed from the configuration
+NOTE = ".download/note.json"  # written by tools/download.py; contains the folder's repository
+SUM_FILE = "checksum_psum.txt"  # in some published diffs
+FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
 TOLERANCE = 0.5  # the published sums were computed in float32
 
 
 def matching_tensors(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path) -> dict[str, Tensor]:
-    """The tensors that raw has, too, without FREQUENCIES; ValueError names the first that does not fit raw's."""
+    """Return the tensors, except FREQUENCIES that raw lacks; ValueError for the first that does not fit raw."""
     pairs = {}
     for name, tensor in tensors.items():
         if name not in raw and name.endswith(FREQUENCIES):
@@ -58,13 +58,13 @@ def matching_tensors(tensors: Mapping[str, Tensor], raw: Mapping[str, Tensor], p
 
 
 def rounded(bits: np.ndarray, source: str, dtype: str) -> np.ndarray:
-    """float32 values of a bit pattern of type `source`, rounded to `dtype` (F16 or F32)."""
+    """Return float32 values of bit patterns of type `source`, rounded to `dtype` (F16 or F32)."""
     values = to_float32(bits, source)
     return values if dtype in (source, "F32") else to_float32(from_float32(values, dtype), dtype)
 
 
 def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray:
-    """float32 values of elements cut[0] to cut[1], rounded to `dtype`; 0 beyond the tensor's end."""
+    """Return float32 values of elements cut[0] to cut[1], rounded to `dtype`; 0 beyond the tensor's end."""
     values = np.zeros(cut[1] - cut[0], np.float32)
     end = min(cut[1], tensor.elements)
     if end > cut[0]:
@@ -73,10 +73,10 @@ def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray
 
 
 def write(folder: Path, tuned: Mapping[str, Tensor], raw: Mapping[str, Tensor], dtype: str, limit: int) -> float:
-    """Write tuned - raw in `dtype` and additive.json into folder; returns the share of weights that recovery changes.
+    """Write tuned - raw in `dtype` and additive.json; return the share of weights that recovery changes.
 
-    Each tensor's recovered hash and count of changed weights are also kept in the folder's journal, so that an
-    interrupted run can resume. ValueError names file and tensor if tuned holds NaN or infinity.
+    The folder's journal records the recovered hash and the number of changed weights of each tensor, so that an
+    interrupted run can resume. Raises ValueError, naming file and tensor, if tuned contains NaN or infinity.
     """
     specs = [Spec(tensor.name, dtype, tensor.shape) for tensor in tuned.values()]
     facts = resume_journal.finished_parts(folder)
@@ -107,7 +107,7 @@ def write(folder: Path, tuned: Mapping[str, Tensor], raw: Mapping[str, Tensor], 
 
 
 def recover(folder: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], dtype: str, limit: int) -> str:
-    """Write raw + diff in `dtype` into folder and verify the files; returns the fingerprint of the weights."""
+    """Write raw + diff in `dtype` into folder and verify the files; return the weight fingerprint."""
     specs = [Spec(tensor.name, dtype, tensor.shape) for tensor in diff.values()]
 
     def sums(name: str, cut: tuple[int, int]) -> np.ndarray:
@@ -127,10 +127,10 @@ def recover(folder: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor],
 def check_base(
     path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path, name: str
 ) -> str:
-    """Verify the base before anything is written; returns what it was compared with, "" if nothing is known.
+    """Compare the base with the recorded fingerprint or the published sum; return a phrase that names the criterion.
 
-    name: the published diff's repository, or "". Raises ValueError if path_raw is not the base by the recorded
-    fingerprint or the published sum.
+    Returns "" if neither is known. name: the published diff's repository, or "". Raises ValueError if path_raw is not
+    the base.
     """
     if (path_diff / RECORD).is_file():
         recorded = read_json(path_diff / RECORD).get("base")
@@ -150,9 +150,9 @@ def check_base(
 
 
 def published_sum(path_diff: Path, name: str) -> float | None:
-    """The published sum of all recovered weights, from the folder itself or by repository; None if unknown.
+    """Return the published sum of all recovered weights, from the folder or by repository; None if unknown.
 
-    name: the repository; "" for the one that the folder was downloaded from.
+    name: the repository; "" for the repository that the folder was downloaded from.
     """
     if (path_diff / SUM_FILE).is_file():
         return float((path_diff / SUM_FILE).read_text())
@@ -166,7 +166,7 @@ def published_sum(path_diff: Path, name: str) -> float | None:
 
 
 def total(diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_diff: Path) -> float:
-    """The sum of all weights that recovery would write, in float64."""
+    """Return the sum of all weights that recovery would write, in float64."""
 
     def add(item: tuple[Tensor, tuple[int, int]]) -> float:
         tensor, cut = item
@@ -184,13 +184,16 @@ def total(diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_diff: Path
 
 
 def rotary_sum(config: Mapping[str, Any]) -> float:
-    """The sum of one layer's rotary frequencies (J. Su et al., https://arxiv.org/abs/2104.09864)."""
+    """Return the sum of one layer's rotary frequencies (J. Su et al., https://arxiv.org/abs/2104.09864)."""
     width = config["hidden_size"] // config["num_attention_heads"]
     return sum(10_000.0 ** (-step / width) for step in range(0, width, 2))
 
 
 def check_recovered(path_diff: Path, weights: str, dtype: str) -> bool:
-    """Whether the recovered weights equal those recorded when the diff was made; False without a record for `dtype`."""
+    """Return whether the diff has a fingerprint of the recovered weights in `dtype`.
+
+    weights: their fingerprint. Raises ValueError if it differs from the recorded one.
+    """
     if not (path_diff / RECORD).is_file():
         return False
     record = read_json(path_diff / RECORD)

@@ -1,4 +1,4 @@
-"""Write diff folders, and recover the tuned model's folder from its base and a diff."""
+"""Write diff folders, and recover tuned models from their base and a diff."""
 
 import logging
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ logger = logging.getLogger("weight_diff")
 
 @dataclass(frozen=True)
 class DiffInputs:
-    """The two folders that a command reads, by role (raw and tuned, or raw and diff), and the command's options."""
+    """The two input folders by role (raw and tuned, or raw and diff), and the command's options."""
 
     folders: dict[str, Path]
     options: Mapping[str, object]
@@ -42,9 +42,9 @@ class DiffInputs:
 
 
 def open_inputs(options: Mapping[str, object], limit: int, role: str) -> DiffInputs:
-    """The folders that --path_raw and --path_<role> name; their seals, if they have any, are verified.
+    """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
-    The seals of an exact diff and its base are not compared with the weights, because recovery compares every tensor.
+    For an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
     """
     names = ("raw", role)
     paths = (existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in names)
@@ -56,16 +56,16 @@ def open_inputs(options: Mapping[str, object], limit: int, role: str) -> DiffInp
 
 
 def complete_weights(folder: Path) -> dict[str, Tensor]:
-    """The folder's weights; ValueError if a tensor that config.json requires is missing."""
+    """Return the folder's weights; ValueError if a tensor that config.json requires is missing."""
     weights = read_weights(folder)
     check_complete(folder, weights)
     return weights
 
 
 def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -> str:
-    """Write an exact diff to the new folder target; returns a summary line.
+    """Write an exact diff to the new folder target; return a summary line.
 
-    adapter: the LoRA adapter whose merging gave the tuned model, or "". low_rank: search for changes of low rank.
+    adapter: the LoRA adapter that was merged into the tuned model, or "". low_rank: search for low-rank changes.
     """
     check_tokenizer(inputs.folders["tuned"])
     raw, tuned = (complete_weights(folder) for folder in inputs.folders.values())
@@ -95,7 +95,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 
 
 def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
-    """Write an additive diff in `dtype` (F16 or F32) to the new folder target; returns a summary line."""
+    """Write an additive diff in `dtype` (F16 or F32) to the new folder target; return a summary line."""
     check_tokenizer(inputs.folders["tuned"])
     raw, tuned = (complete_weights(folder) for folder in inputs.folders.values())
     tuned = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
@@ -117,7 +117,7 @@ def stored_bytes(tensors: Mapping[str, Tensor], dtype: str) -> int:
 
 
 def recover_exact(inputs: DiffInputs, target: str) -> str:
-    """Verify the base, write the tuned weights, and compare every written tensor with its hash."""
+    """Verify the base, write the tuned weights, and verify every written tensor; return a summary line."""
     raw = read_weights(inputs.folders["raw"])
     diff = exact_diff.read_diff(inputs.folders["diff"])
     exact_diff.check_base(diff, raw, inputs.folders["raw"])
@@ -134,7 +134,7 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); published: the diff's repository, or "" (see `check_base`)."""
+    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see `check_base`."""
     raw, source = read_weights(inputs.folders["raw"]), inputs.folders["diff"]
     stored = complete_weights(source)
     diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])

@@ -1,7 +1,7 @@
-"""Report on a diff: the base it needs, its size, and how much each layer changed, as text and as a picture.
+"""Report the base that a diff needs, its size, and how much each layer changed, as text and as a picture.
 
-The change is measured in stored bits per weight for an exact diff (from its header), and as the root mean square of the
-differences for an additive one.
+The change of an exact diff is measured in stored bits per weight (from its header), that of an additive diff as the
+root mean square of the differences.
 """
 
 import math
@@ -20,12 +20,12 @@ from weight_diffs.additive_diff import RECORD
 from weight_diffs.exact_diff import ExactDiff, read_diff
 
 LAYER = re.compile(r"(.+?)\.(\d+)\.(.+)")  # model.layers.7.mlp.up_proj.weight
-BAR = 40  # characters of the longest bar
+BAR = 40  # width of the longest bar in characters
 Changes = dict[str, tuple[float, int]]  # tensor name -> (change, elements)
 
 
 def print_report(folder: Path, picture: str) -> None:
-    """Print the report on a diff folder, and draw it into the .png file `picture` unless that is ""."""
+    """Print the report on a diff folder; picture: a .png file to draw a heat map into, or ""."""
     if has_weights(folder, DIFF_FILES):
         diff = read_diff(folder)
         unit, changes = "bits per weight", exact_changes(diff)
@@ -92,7 +92,7 @@ def additive_changes(tensors: Mapping[str, Tensor]) -> Changes:
 
 
 def by_layer(changes: Changes) -> dict[str, float]:
-    """The change of each layer and of each tensor outside the layers, averaged over elements."""
+    """Return the mean change per element of each layer, and of each tensor outside the layers."""
     groups: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for name, change in changes.items():
         found = LAYER.fullmatch(name)
@@ -109,7 +109,7 @@ def bars(layers: Mapping[str, float]) -> list[str]:
 
 
 def draw(changes: Changes, unit: str, title: str, path: Path) -> None:
-    """Draw a heat map: a column for each layer, a row for each kind of tensor."""
+    """Draw a heat map with a column per layer and a row per tensor kind."""
     import matplotlib
 
     matplotlib.use("Agg")

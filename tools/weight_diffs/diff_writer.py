@@ -1,4 +1,4 @@
-"""Write an exact diff in one pass over base and tuned model, hashed and compressed on all cores.
+"""Write an exact diff in one pass over base and tuned model; hashing and compression use all cores.
 
 Layout: tools/CHECKPOINT.md.
 """
@@ -24,13 +24,13 @@ from weight_diffs import number_coding
 from weight_diffs.exact_diff import FORMAT, Entry, PayloadPart, counterpart, from_base, predicted
 from weight_diffs.rank_search import RankSearch
 
-Known = Callable[[Tensor], Factors | None]  # factors of a product known to have been added to a tensor's base
-Added = Callable[[Tensor, Tensor], Factors | None]  # factors worth storing, known or found
+Known = Callable[[Tensor], Factors | None]  # known factors of a tensor's change, or None
+Added = Callable[[Tensor, Tensor], Factors | None]  # factors to store for (tuned, base), known or found; None: none
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A compressed part of a payload and the bit patterns that it was made from."""
+    """A compressed part of a payload, and the bit patterns from which it was computed."""
 
     packed: bytes
     tuned: np.ndarray | None = None
@@ -45,11 +45,11 @@ def write(
     limit: int,
     search: RankSearch | None,
 ) -> int:
-    """Write the diff of two sets of weights into diff.safetensors, or shards of about `limit` bytes of tuned weights.
+    """Write the diff to diff.safetensors or to shards; return the number of tensors stored with low-rank factors.
 
-    known: factors of changes of low rank; search: finds others, None does not search. Returns the number of tensors
-    stored with factors. Payloads that an interrupted run wrote are hashed instead of made again. ValueError names file
-    and tensor if a tuned float is NaN or infinite.
+    known: returns the known factors of a change. limit: bytes of tuned weights per shard. search: finds unknown
+    factors; None: no search. Payloads that an interrupted run wrote are hashed instead of written again. Raises
+    ValueError, naming file and tensor, if a tuned float is NaN or infinite.
     """
     shards = plan_shards(list(tuned.values()), limit)
     names = shard_names(len(shards), "diff")
@@ -59,7 +59,7 @@ def write(
         return factors if factors is not None and is_worth(factors, ours, theirs) else None
 
     entries: list[dict[str, Entry]] = []
-    heads: list[tuple[list[Spec], int]] = []  # payloads of each file, and the bytes reserved for its header
+    heads: list[tuple[list[Spec], int]] = []  # payloads of each file, and bytes reserved for its header
     with progress(sum(tensor.nbytes for tensor in tuned.values()), "diff") as bar:
         for name, shard in zip(names, shards, strict=True):
             payloads, table, room = write_payloads(folder / name, [tuned[s.name] for s in shard], base, added, bar)
@@ -88,7 +88,7 @@ def table_text(entries: Mapping[str, Entry]) -> str:
 
 
 def head_room(tensors: list[Tensor]) -> int:
-    """Bytes reserved for a file's header, whose sizes and hashes are known only at the end."""
+    """Return the bytes to reserve for a file's header, whose sizes and hashes are known only at the end."""
     longest = Entry("F8_E4M3", (), "0" * 64, 10**18, "", "F8_E4M3", "0" * 64, 10**6, False)
     entries = {t.name: replace(longest, shape=t.shape, base_name=t.name + "." * 32) for t in tensors}
     facts = {"format": FORMAT, "chunk": "0" * 9, "base": "0" * 64, "tuned": "0" * 64, "tensors": table_text(entries)}
@@ -96,7 +96,7 @@ def head_room(tensors: list[Tensor]) -> int:
 
 
 def write_head(path: Path, payloads: list[Spec], metadata: Mapping[str, str], room: int) -> None:
-    """Write the header into the bytes reserved for it at the start of the file."""
+    """Write the header into the reserved bytes at the start of the file."""
     final = header(payloads, metadata)
     assert len(final) <= room, f"{path}: a header of {len(final)} bytes in the room for {room}"
     with FileIO(path, "r+") as file:
@@ -107,7 +107,7 @@ def write_head(path: Path, payloads: list[Spec], metadata: Mapping[str, str], ro
 def write_payloads(
     path: Path, tensors: list[Tensor], base: Mapping[str, Tensor], added: Added, bar: Any
 ) -> tuple[list[Spec], dict[str, Entry], int]:
-    """Write the payloads of one file after `room` bytes for its header; returns payloads, entries and room."""
+    """Write the payloads of one file after the reserved header; return payloads, entries and reserved bytes."""
     room, payloads, entries = head_room(tensors), list[Spec](), dict[str, Entry]()
     done = finished_payloads(path, tensors, room)
     with FileIO(path, "r+" if path.exists() else "x") as file:
@@ -125,7 +125,7 @@ def write_payloads(
 
 
 def finished_payloads(path: Path, tensors: list[Tensor], room: int) -> dict[str, tuple[Entry, int]]:
-    """Entry and payload bytes of the leading tensors that an interrupted run left intact in the file."""
+    """Return {name: (entry, payload bytes)} of the leading payloads that an interrupted run wrote correctly."""
     facts = resume_journal.finished_parts(path.parent)
     done = [tensor for tensor in tensors if tensor.name in facts] if path.is_file() else []
     sizes = {tensor.name: facts[tensor.name]["bytes"] for tensor in done}
@@ -138,7 +138,7 @@ def finished_payloads(path: Path, tensors: list[Tensor], room: int) -> dict[str,
 
 
 def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added) -> tuple[Entry, int]:
-    """Write one tensor's payload at the file's position; returns its entry and the payload's bytes."""
+    """Write one tensor's payload at the file's position; return its entry and the payload size in bytes."""
     start = from_base(tuned, base)
     base = base if start else None
     factors = added(tuned, base) if base is not None else None
@@ -162,7 +162,7 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added
     write_all(file, table)
     entry = replace(entry, blake3=states["tuned"].hexdigest())
     if base is not None:
-        for rest in base.chunks(start=start):  # the base may have more rows
+        for rest in base.chunks(start=start):  # rows of the base that the tuned tensor does not have
             states["base"].update(rest.view(np.uint8).data)
         entry = replace(entry, base_blake3=states["base"].hexdigest())
     size = sum(lengths) + len(table)
@@ -172,7 +172,7 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, added: Added
 
 
 def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | None) -> Iterator[Piece]:
-    """The parts of one tensor's payload in order, made on all cores."""
+    """Yield the parts of one tensor's payload in order, computed on all cores."""
     zstd = number_coding.codec()
     total = Sum(factors) if factors else None
     stored = {} if factors is None else {"left": factors.left, "right": factors.right, "scale": factors.scale}
@@ -195,7 +195,7 @@ def pieces(entry: Entry, tuned: Tensor, base: Tensor | None, factors: Factors | 
 
 
 def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
-    """Whether the factors take fewer bytes than they save, estimated from the first rows of the matrix."""
+    """Estimate from the first rows of the matrix whether the factors save more bytes than they take."""
     zstd, columns = number_coding.codec(), tuned.shape[1]
     rows = min(tuned.shape[0], max(1, CHUNK // columns))
     ours, theirs = tuned.read(0, rows * columns), base.read(0, rows * columns)

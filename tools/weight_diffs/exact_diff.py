@@ -1,9 +1,9 @@
-"""Exact diffs, read: the compressed difference that turns one set of weights into another, bit for bit.
+"""Read exact diffs: the compressed, bit-exact difference between two sets of weights.
 
-(tuned - base) + base is not tuned in floating point. So bit patterns are subtracted: floats are first mapped to
-integers in the order of their values, where neighbours differ by 1; the zigzagged difference modulo 2^n is a small
-number for a small change. If a matrix changed by a matrix of low rank, its factors are stored, and the difference is
-taken to the base plus their product. The hashes of all tuned and base tensors are stored. Written by diff_writer.py.
+In floating point, (tuned - base) + base does not always equal tuned, so bit patterns are subtracted. Floats are mapped
+to integers that sort like their values, so that neighbouring floats differ by 1; the zigzagged difference modulo 2^n is
+small for a small change. If a matrix changed by a low-rank matrix, the low-rank factors are stored, and the difference
+is taken to base + product. The hashes of all tuned and base tensors are stored. diff_writer.py writes exact diffs.
 Layout: tools/CHECKPOINT.md.
 """
 
@@ -33,25 +33,25 @@ from lora_merging.low_rank import Factors, Sum
 from weight_diffs import number_coding
 
 FORMAT = "exact-diff-2"
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # an output that a tied base does not store
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # output -> embedding, for a base with a tied output
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How a tuned tensor is stored: its first `from_base` elements as differences to the base, the others directly."""
+    """A tuned tensor: its first `from_base` elements are stored as differences to the base, the others directly."""
 
     dtype: str
     shape: tuple[int, ...]
-    blake3: str  # of the tuned tensor's bytes
+    blake3: str  # hash of the tuned tensor's bytes
     from_base: int = 0  # elements
     base_name: str | None = None
     base_dtype: str | None = None  # cast to dtype before subtracting
-    base_blake3: str | None = None  # of the whole base tensor
-    rank: int = 0  # of the product added to the base before subtracting; 0: none
-    scaled: bool = False  # whether the rows of that sum are scaled
+    base_blake3: str | None = None  # hash of the whole base tensor
+    rank: int = 0  # rank of the product added to the base before subtracting; 0: no product
+    scaled: bool = False  # whether the rows of base + product are scaled
 
     def parts(self, chunk: int) -> list["PayloadPart"]:
-        """The parts of the payload in order."""
+        """Return the parts of the payload in order, in chunks of about `chunk` elements."""
         rows, columns = (self.shape[0], self.from_base // self.shape[0]) if self.rank else (0, 0)
         parts = [PayloadPart("left", 4, *cut) for cut in ranges(rows * self.rank, chunk)]
         parts += [PayloadPart("right", 4, *cut) for cut in ranges(columns * self.rank, chunk)]
@@ -80,23 +80,23 @@ class ExactDiff:
     """An opened exact diff."""
 
     folder: Path
-    chunk: int  # elements compressed together
+    chunk: int  # elements per compressed chunk
     entries: dict[str, Entry]
     payloads: dict[str, Tensor]
     base: str  # fingerprint of all weights of the base
-    tuned: str
+    tuned: str  # fingerprint of all tuned weights
 
 
 def counterpart(name: str, base: Mapping[str, Tensor]) -> Tensor | None:
-    """The base's tensor that a tuned one is compared with: the same name, or the embedding for a tied output."""
+    """Return the base tensor of a tuned tensor: of the same name, or the embedding for a tied output; or None."""
     return base.get(name) or base.get(TIED.get(name, ""))
 
 
 def from_base(tuned: Spec, base: Spec | None) -> int:
-    """The number of the tuned tensor's leading elements that have a counterpart in the base.
+    """Return the number of leading elements of the tuned tensor that have a counterpart in the base.
 
-    Added rows have none, nor has a tensor that the base lacks or has in an incompatible type. Raises ValueError if the
-    shapes are incompatible.
+    Added rows have no counterpart. The number is 0 if the base lacks the tensor or its type is incompatible. Raises
+    ValueError if the shapes are incompatible.
     """
     if base is None:
         return 0
@@ -112,7 +112,7 @@ def from_base(tuned: Spec, base: Spec | None) -> int:
 
 
 def predicted(base: np.ndarray, base_dtype: str, first: int, entry: Entry, total: Sum | None) -> np.ndarray:
-    """The bit patterns that the tuned elements from `first` on are compared with: base (+ product) in their type."""
+    """Return the bit patterns of base (+ product) in the tuned type. first: index of the first element of `base`."""
     if total is None:
         return cast(base, base_dtype, entry.dtype)
     return total.rows(base, base_dtype, first // total.factors.right.shape[1], entry.dtype)
@@ -122,7 +122,7 @@ def predicted(base: np.ndarray, base_dtype: str, first: int, entry: Entry, total
 
 
 def read_diff(folder: Path) -> ExactDiff:
-    """Open an exact diff; ValueError names a file that is damaged or has another format."""
+    """Open an exact diff; ValueError if a file is damaged or has another format."""
     payloads = read_weights(folder, DIFF_FILES)
     entries: dict[str, Entry] = {}
     facts: dict[str, str] = {}
@@ -151,9 +151,9 @@ def read_diff(folder: Path) -> ExactDiff:
 
 
 def is_sound(entry: Entry, chunk: int, payload: int) -> bool:
-    """Whether an entry's numbers are consistent, so that a damaged one cannot cause huge allocations.
+    """Return whether an entry's numbers are consistent, so that a damaged entry cannot cause huge allocations.
 
-    payload: bytes; four for the length of each chunk.
+    payload: its size in bytes; the length of each chunk takes four of them.
     """
     sizes = all(type(side) is int and side >= 0 for side in entry.shape)
     if not sizes or entry.dtype not in ITEMSIZE or not 0 <= entry.from_base <= math.prod(entry.shape):
@@ -167,7 +167,7 @@ def is_sound(entry: Entry, chunk: int, payload: int) -> bool:
 
 
 def payload_chunks(diff: ExactDiff, name: str) -> list[Place]:
-    """[(part, first byte, last byte)] of a payload, which ends with the chunks' lengths; ValueError if damaged."""
+    """Return [(part, first byte, end)] of a payload, from the chunk lengths at its end; ValueError if damaged."""
     parts, payload = diff.entries[name].parts(diff.chunk), diff.payloads[name]
     table = payload.elements - 4 * len(parts)
     lengths = payload.read(table).view("<u4").tolist() if table >= 0 else []
@@ -182,9 +182,9 @@ def damaged(diff: ExactDiff, name: str, reason: object) -> ValueError:
 
 
 def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
-    """The tuned tensor's bit pattern in chunks; ValueError names file and tensor if the payload is damaged.
+    """Yield the tuned tensor's bit patterns in chunks; ValueError if the payload is damaged.
 
-    weights: the base's.
+    weights: the base's tensors.
     """
     entry, payload, zstd = diff.entries[name], diff.payloads[name], number_coding.codec()
     base = weights[entry.base_name] if entry.base_name is not None else None
@@ -193,7 +193,7 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
         part, start, end = place
         try:
             return number_coding.decode(payload.read(start, end).data, part.last - part.first, part.itemsize, zstd)
-        except Exception as error:  # zstd raises its own classes
+        except Exception as error:  # zstd raises its own exception types
             raise damaged(diff, name, error) from None
 
     places = payload_chunks(diff, name)
@@ -210,7 +210,7 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
 
 
 def check_payload(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> None:
-    """ValueError if a decoded payload does not have the recorded hash."""
+    """Raise ValueError if the decoded payload does not have the recorded hash."""
     state = blake3()
     for bits in decode(diff, name, weights):
         state.update(bits.view(np.uint8).data)
@@ -219,7 +219,7 @@ def check_payload(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> 
 
 
 def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], np.ndarray]) -> Factors:
-    """The factors at the start of a payload; numbers: decodes one chunk."""
+    """Return the factors at the start of a payload. numbers: decodes one chunk."""
 
     def matrix(what: str) -> np.ndarray:
         return np.concatenate([numbers(place) for place in places if place[0].what == what]).view(np.float32)
@@ -229,7 +229,7 @@ def read_factors(entry: Entry, places: list[Place], numbers: Callable[[Place], n
 
 
 def check_base(diff: ExactDiff, base: Mapping[str, Tensor], folder: Path) -> None:
-    """Hash the base's tensors that the diff refers to; ValueError names the first that differs."""
+    """Hash the base tensors that the diff refers to; ValueError for the first that is missing or differs."""
     wanted = {e.base_name: e for e in diff.entries.values() if e.base_name is not None}
     for name, entry in wanted.items():
         if name not in base:

@@ -1,14 +1,13 @@
 """Compress small unsigned numbers to nearly their entropy with zstd and numpy.
 
-zstd alone compresses numbers of one to five bits poorly: it looks for matches, and its Huffman code spends at least one
-bit on a byte. So a chunk of numbers is first split into streams of bytes that are dense with information. Each step
-either
+zstd alone compresses numbers of one to five bits poorly: it searches for matches, and its Huffman code spends at least
+one bit per byte. A chunk of numbers is therefore first split into byte streams of high entropy. Each step does one of:
 
-- packs the low k bits (1, 2, 4 or 8) of every number into bytes, 8 / k numbers in each, and leaves the higher bits; or
-- if nearly all numbers are 0, writes the gaps between the others as bytes, and leaves the others, each less 1;
+- pack the low k bits (1, 2, 4 or 8) of every number into bytes, 8 / k numbers per byte, and keep the higher bits;
+- if nearly all numbers are 0, write the gaps between the nonzero numbers as bytes, and keep the nonzero numbers - 1.
 
-until only zeros are left. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G. Gallager, Variations
-on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
+The steps end when all numbers are zero. Layout of the result: tools/CHECKPOINT.md. Huffman's redundancy: R. G.
+Gallager, Variations on a Theme by Huffman (IEEE Transactions on Information Theory, 1978).
 """
 
 import struct
@@ -20,18 +19,18 @@ import numpy as np
 WIDTHS = (8, 4, 2, 1)  # bits of each number that a step may pack
 GAPS = 0  # the step that keeps only nonzero numbers
 RAW, ZSTD = 0, 1
-STEP = struct.Struct("<BBII")  # kind, codec, bytes stored, bytes unpacked
-STEPS_LIMIT = 255  # more than 64-bit numbers need
-SAMPLE = 1 << 12  # numbers by which a step is chosen
-SPARSE = 0.06  # the share of nonzero numbers below which gaps are shorter than packed bits
-FULL = 7.9  # entropy of a byte, in bits, that is not worth splitting
-NEAR = 1.03  # the widest step whose cost is within this factor of the least is used, because wider steps are faster
-ESCAPE = 255  # a gap byte for 255 zeros of a longer gap
+STEP = struct.Struct("<BBII")  # kind, codec, stored bytes, unpacked bytes
+STEPS_LIMIT = 255  # 64-bit numbers need fewer steps
+SAMPLE = 1 << 12  # size of the sample that chooses a step
+SPARSE = 0.06  # share of nonzero numbers below which gaps are shorter than packed bits
+FULL = 7.9  # bits of entropy per byte above which splitting does not pay
+NEAR = 1.03  # the widest step with a cost up to this factor of the lowest is chosen, because wider steps are faster
+ESCAPE = 255  # this byte stands for 255 zeros of a longer gap
 Buffer = bytes | memoryview
 
 
 def codec() -> Any:
-    """zstd at level 1, from pyarrow; ValueError if pyarrow is not installed."""
+    """Return pyarrow's zstd codec at level 1; ValueError if pyarrow is not installed."""
     try:
         import pyarrow
     except ImportError:
@@ -51,13 +50,13 @@ def encode(numbers: np.ndarray, zstd: Any) -> bytes:
 
 
 def steps(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(kind, stream of bytes) of each step until only zeros are left."""
+    """Yield (kind, byte stream) of each step until all numbers are zero."""
     while numbers.size and (highest := int(numbers.max())):
         if highest < 256:
             numbers = numbers.astype(np.uint8, copy=False)
         kind = choose(numbers[:: max(1, numbers.size // SAMPLE)])
         if kind == GAPS:
-            places = np.flatnonzero(numbers != 0)  # many times as fast on booleans
+            places = np.flatnonzero(numbers != 0)  # many times faster on booleans
             yield GAPS, gap_bytes(places)
             numbers = numbers[places] - numbers.dtype.type(1)
         else:
@@ -66,7 +65,7 @@ def steps(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
-    """The `count` numbers of a chunk, (count,) unsigned of `itemsize` bytes; ValueError if the bytes are damaged."""
+    """Return a chunk's numbers, (count,) unsigned integers of `itemsize` bytes; ValueError if damaged."""
     table = read_steps(data)
     counts = [count]
     places: dict[int, np.ndarray] = {}
@@ -100,7 +99,7 @@ def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
 
 
 def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
-    """[(kind, bytes stored, RAW or ZSTD, bytes unpacked)]; ValueError if the table does not fit the data."""
+    """Return [(kind, stored bytes, RAW or ZSTD, unpacked size)]; ValueError if the table does not fit the data."""
     view = memoryview(data)
     number = view[0] if len(view) else STEPS_LIMIT
     position = 1 + number * STEP.size
@@ -118,7 +117,7 @@ def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
 
 
 def choose(sample: np.ndarray) -> int:
-    """The cheapest step for numbers like this sample: GAPS, or the number of low bits to pack."""
+    """Return the cheapest step for numbers like this sample: GAPS, or the number of low bits to pack."""
     if np.count_nonzero(sample) < SPARSE * sample.size:
         return GAPS
     if entropy(np.bincount(pack(sample, 8))) > FULL:
@@ -132,21 +131,26 @@ def choose(sample: np.ndarray) -> int:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Bits per symbol."""
+    """Return the entropy in bits per symbol. counts: occurrences of each symbol."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log2(shares)).sum())
 
 
 def huffman(counts: np.ndarray) -> float:
-    """Estimated bits per byte after zstd: entropy, Gallager's bound on Huffman's redundancy, and a measured quarter
-    bit if bytes repeat so often that zstd finds matches, which cost more than they save."""
+    """Estimate the bits per byte after zstd: entropy plus Gallager's bound on the redundancy of a Huffman code.
+
+    A measured quarter bit is added if bytes repeat so often that zstd finds matches, which cost more than they save.
+    """
     bits, first = entropy(counts), float(counts.max() / counts.sum())
     redundancy = 0.02 if first < 0.5 else 2 - entropy(np.array([first, 1 - first])) - first
     return min(8.0, bits + redundancy + (0.25 if bits < 3 else 0))
 
 
 def pack(numbers: np.ndarray, width: int) -> np.ndarray:
-    """The low `width` bits of n numbers in size = ceil(n * width / 8) bytes; byte i holds numbers i, i + size, …"""
+    """Pack the low `width` bits of n numbers into size = ceil(n * width / 8) bytes.
+
+    Byte i contains numbers i, i + size, i + 2 * size, …
+    """
     low = (numbers if width == 8 else numbers & numbers.dtype.type((1 << width) - 1)).astype(np.uint8)
     size = -(-numbers.size * width // 8)
     packed = low[:size].copy()
@@ -157,7 +161,7 @@ def pack(numbers: np.ndarray, width: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, width: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: (count,) uint8."""
+    """Invert `pack`: return the low bits, (count,) uint8."""
     if width == 8:
         return packed
     low = np.empty(count, np.uint8)
@@ -169,7 +173,7 @@ def unpack(packed: np.ndarray, width: int, count: int) -> np.ndarray:
 
 
 def gap_bytes(places: np.ndarray) -> np.ndarray:
-    """The gaps between ascending places: gap // 255 bytes of value 255, then one of value gap % 255."""
+    """Encode the gaps between ascending places: gap // 255 bytes of value 255, then one byte of value gap % 255."""
     gaps = np.diff(places, prepend=-1) - 1
     ends = np.cumsum(gaps // ESCAPE + 1) - 1
     result = np.full(int(ends[-1]) + 1, ESCAPE, np.uint8)
@@ -178,7 +182,7 @@ def gap_bytes(places: np.ndarray) -> np.ndarray:
 
 
 def gap_places(gaps: np.ndarray, count: int) -> np.ndarray:
-    """The inverse of `gap_bytes`; ValueError if a place is not below `count`."""
+    """Invert `gap_bytes`: return the places; ValueError if one is not below `count`."""
     last = gaps != ESCAPE
     places = (np.cumsum(gaps + last, dtype=np.int64) - 1)[last]
     if places.size and places[-1] >= count:

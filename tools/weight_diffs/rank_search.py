@@ -1,11 +1,11 @@
-"""Find out whether a tuned matrix is its base plus a matrix of low rank, such as a merged LoRA, and its factors.
+"""Detect whether a tuned matrix is its base plus a low-rank matrix, such as a merged LoRA, and find the factors.
 
 Method: randomised range finding (N. Halko, P. G. Martinsson, J. A. Tropp, https://arxiv.org/abs/0909.4061) on the
-difference. Singular values count if they exceed the noise from rounding the tuned weights, bounded by the edge of
-random matrices' spectra: noise * (sqrt(rows) + sqrt(columns)). Weights near zero have smaller rounding errors, so the
-factors are then fitted by alternating least squares in which each weight counts by its own rounding error.
+difference. Singular values are significant if they exceed the noise from rounding the tuned weights, which is bounded
+by the spectral edge of random matrices: noise * (sqrt(rows) + sqrt(columns)). Weights near zero have smaller rounding
+errors, so the factors are then fitted by alternating least squares, weighted by each element's rounding error.
 
-Memory: six matrices of the size of one tensor, in float32 (float64 if the tuned one is float32).
+Memory: six matrices of the size of one tensor, in float32 (float64 if the tuned tensor is float32).
 """
 
 import re
@@ -18,25 +18,25 @@ from checkpoint_io.tensors import Tensor, ranges
 from lora_merging.low_rank import Factors
 
 BLOCK = 384  # side of the corner that is tested first
-LARGEST = 256  # rank; larger factors save too little
-ENOUGH = 3  # matrices of a kind without a low rank after which the others are skipped
-ABOVE = 1.1  # times the edge of noise
+LARGEST = 256  # maximum rank; larger factors save too little
+ENOUGH = 3  # after so many matrices of a kind without a low-rank change, the others of that kind are skipped
+ABOVE = 1.1  # factor of the noise edge above which a singular value is significant
 FITTED = 64  # largest rank whose factors are fitted; the work grows with its square
-PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # of each sweep: largest ratio of the median rounding error to a weight's own
-ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors held at once
-KEPT = np.uint32(0xFFFFFF00)  # bits of a float32 factor that are stored for 16-bit types: 15 of the mantissa
+PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: maximum ratio of the median rounding error to an element's own
+ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors in memory at a time
+KEPT = np.uint32(0xFFFFFF00)  # stored bits of a float32 factor for 16-bit types: 15 bits of the mantissa
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
 SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
 
 
 class RankSearch:
-    """Searches a model for changes of low rank; kinds of matrices (such as q_proj) without one are soon skipped."""
+    """Searches a model for low-rank changes; skips kinds of matrices (such as q_proj) after ENOUGH failures."""
 
     def __init__(self) -> None:
         self.misses = Counter[str]()
 
     def find(self, tuned: Tensor, base: Tensor) -> Factors | None:
-        """See `find`."""
+        """Return the low-rank factors of the change, or None; see the function `find`."""
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
         if self.misses[kind] >= ENOUGH:
             return None
@@ -47,9 +47,9 @@ class RankSearch:
 
 
 def find(tuned: Tensor, base: Tensor) -> Factors | None:
-    """Factors whose product plus the base is the tuned matrix except for rounding, or None.
+    """Return factors with base + product equal to the tuned matrix up to rounding, or None.
 
-    None also for vectors, matrices of different shapes, and ranks above LARGEST.
+    Returns None also for vectors, matrices of different shapes, and ranks above LARGEST.
     """
     if len(tuned.shape) != 2 or tuned.shape != base.shape or not {tuned.dtype, base.dtype} <= set(FLOATS):
         return None
@@ -67,13 +67,13 @@ def find(tuned: Tensor, base: Tensor) -> Factors | None:
 
 
 def matrix(tensor: Tensor) -> np.ndarray:
-    """A writable copy (rows, columns), float32, or float64 for a float32 tensor, so that differences are exact."""
+    """Return a writable copy (rows, columns) in float32, or in float64 for float32 tensors (exact differences)."""
     values = to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
     return values.astype(np.float64) if tensor.dtype == "F32" else np.array(values)
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
-    """Whether the top left corner of the difference has few singular values above its noise."""
+    """Return whether the top left corner of the difference has a few singular values above the noise."""
     rows, columns = (min(BLOCK, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):
@@ -85,9 +85,9 @@ def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
 
 
 def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
-    """The number of singular values (largest first) above the noise of the others.
+    """Return the number of singular values (sorted, largest first) above the noise of the others.
 
-    total: the sum of all squared elements. The noise is estimated from the values not counted so far, repeatedly.
+    total: the sum of all squared elements. The noise is estimated repeatedly from the values that are not counted yet.
     """
     rows, columns = shape
     count = -1
@@ -101,7 +101,10 @@ def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int
 
 
 def leading(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The significant part of a matrix as left (rows, rank) and right (rank, columns); rank 0 if there is none."""
+    """Return the significant part of a matrix as left (rows, rank) and right (rank, columns).
+
+    The rank is 0 if there is no significant part or its rank is too large.
+    """
     rows, columns = change.shape
     total = float(np.square(change, dtype=np.float64).sum())
     generator = np.random.default_rng(0)
@@ -124,14 +127,14 @@ def orthonormal(vectors: np.ndarray) -> np.ndarray:
 
 
 def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Half the distance to the next number of the type, for each of the values; same shape."""
+    """Return half the distance from each value to the next number of the type; same shape."""
     _, exponents = np.frexp(values)
     steps = np.ldexp(values.dtype.type(0.5), exponents - 1 - MANTISSA_BITS[dtype])
     return np.maximum(steps, values.dtype.type(SMALLEST[dtype] / 2))
 
 
 def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the same rank by alternating least squares, weighted by the rounding error `half` of each element."""
+    """Fit factors of the same rank by alternating least squares, weighted by each element's rounding error `half`."""
     middle = np.median(half)
     left = change[:, :0]
     for precision in PRECISIONS:
@@ -144,15 +147,13 @@ def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.
 
 
 def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """left (rows, rank) with the least sum of weights * (left @ right - change)^2; right: (rank, columns)."""
+    """Return left (rows, rank) that minimises sum(weights * (left @ right - change)^2); right: (rank, columns)."""
     rank, columns = right.shape
     left = np.empty((change.shape[0], rank), change.dtype)
     for first, last in ranges(change.shape[0], max(1, ROWS_AT_ONCE // (rank * columns))):
         part = np.ascontiguousarray(weights[first:last])
         squares = ((part[:, None, :] * right) @ right.T).astype(np.float64)
-        ridge = (
-            1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny
-        )  # so that rows of zeros can be solved
+        ridge = 1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny  # makes rows of zeros solvable
         squares += np.eye(rank) * ridge[:, None, None]
         wanted = ((part * change[first:last]) @ right.T).astype(np.float64)
         left[first:last] = np.linalg.solve(squares, wanted[..., None])[..., 0]
@@ -160,7 +161,7 @@ def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.nda
 
 
 def stored(left: np.ndarray, right: np.ndarray, dtype: str) -> Factors:
-    """Both factors in float32, balanced in size, without bits that are not worth storing."""
+    """Return both factors in float32, scaled to similar norms, without bits below the precision of `dtype`."""
     sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
     return Factors(shortened(left / sizes, dtype), shortened(right * sizes[:, None], dtype))
 
