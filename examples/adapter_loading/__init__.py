@@ -1,1 +1,1 @@
-"""Load a checkpoint, with an adapter attached where one is given. Read checkpoint_loading.py first."""
+"""Load a checkpoint and, optionally, attach an adapter. Read checkpoint_loading.py first."""

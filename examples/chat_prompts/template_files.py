@@ -1,10 +1,10 @@
-"""Chat templates from files: Jinja, or the alpaca prompt files (JSON) of older repositories."""
+"""Read chat templates from files: Jinja, or the alpaca prompt files (JSON) of older repositories."""
 
 import json
 from pathlib import Path
 from string import Formatter
 
-# Each turn of a conversation in the layout with or without input; every answer ends in EOS.
+# Each question has the layout with or without input; every answer ends in EOS.
 CONVERSATION = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'user' %}{% if message.input %}{{ WITH_INPUT }}{% else %}{{ NO_INPUT }}{% endif %}"
@@ -16,9 +16,9 @@ FIELDS = {"instruction": "message.content", "input": "message.input"}
 
 
 def read_template(path: str | Path, option: str) -> str:
-    """The Jinja source of a template file: its text, or the translation of an alpaca prompt file (.json).
+    """Return the Jinja source of a template file: its text, or the translation of an alpaca prompt file (.json).
 
-    option: the command line's option that named the file, for messages. Raises FileNotFoundError and ValueError.
+    option: the command-line option that named the file, for messages. Raises FileNotFoundError or ValueError.
     """
     path = Path(path)
     if not path.is_file():
@@ -31,10 +31,10 @@ def read_template(path: str | Path, option: str) -> str:
 
 
 def from_alpaca(text: str, path: str | Path) -> str:
-    """Jinja source of {"prompt_input": "…{instruction}…{input}…", "prompt_no_input": "…{instruction}…"}.
+    """Return Jinja source for {"prompt_input": "…{instruction}…{input}…", "prompt_no_input": "…{instruction}…"}.
 
-    The prompts are data: their text becomes string literals of the template, whatever it spells. Raises ValueError
-    where the JSON in `text` has another form; `path` is named in the message.
+    The text of the prompts becomes string literals of the template, so template syntax in it has no effect. Raises
+    ValueError, which names `path`, if `text` is not JSON of this form.
     """
     try:
         prompts = json.loads(text)
@@ -48,7 +48,7 @@ def from_alpaca(text: str, path: str | Path) -> str:
 
 
 def _expression(prompt: str) -> str:
-    """A Jinja expression of a str.format prompt: literals and fields, joined."""
+    """Return a Jinja expression for a str.format prompt: its literals and fields, concatenated."""
     parts = []
     for literal, field, _, _ in Formatter().parse(prompt):
         parts += [json.dumps(literal, ensure_ascii=False)] if literal else []
@@ -57,6 +57,6 @@ def _expression(prompt: str) -> str:
 
 
 def folder_template(folder: str | Path) -> str | None:
-    """The chat_template.jinja in a checkpoint's or adapter's folder; None without one."""
+    """Return the chat_template.jinja of a checkpoint or adapter folder; None if it has none."""
     path = Path(folder, "chat_template.jinja")
     return path.read_text(encoding="utf-8") if folder and path.is_file() else None

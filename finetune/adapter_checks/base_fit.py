@@ -1,7 +1,7 @@
-"""Check an adapter against its base: every tensor of it has a module of its shape, and none that it needs is missing.
+"""Check that an adapter fits its base: each tensor has a module of the same shape, and no tensor is missing.
 
-PEFT loads an adapter that fits in part and only warns; vLLM copies a narrower adapter into a corner of the matrices
-and drops layers that the base lacks. Either way the answers come from a model that was never trained.
+PEFT loads an adapter that fits only in part, with a warning. vLLM copies a narrower adapter into a corner of the
+matrices and drops layers that the base lacks. In both cases the answers come from a model that was never trained.
 """
 
 import re
@@ -11,16 +11,16 @@ from typing import Any
 
 from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
 
-EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # PEFT's names, too (EMBEDDING_LAYER_NAMES)
+EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
 LAYER = re.compile(r"(.*\.)(\d+)(\..+)")
 REMEDY = "give the base that the adapter was trained on"
 
 
 def check_adapter(folder: str | Path, base: str | Path) -> AdapterFolder:
-    """Read an adapter's folder and compare it with the files of its base.
+    """Read an adapter folder, compare it with the files of its base, and return it.
 
-    A base that is not a folder here (a name on the hub), or whose tensors are not named as its modules are (models for
-    text and images), is not compared. Raises FileNotFoundError or ValueError with one line.
+    The comparison is skipped if the base is not a local folder (but a name on the hub), or if the names of its tensors
+    differ from those of its modules (models for text and images). Raises FileNotFoundError or ValueError with one line.
     """
     adapter = read_adapter_folder(folder)
     modules, tied = base_modules(Path(base))
@@ -33,9 +33,9 @@ def check_adapter(folder: str | Path, base: str | Path) -> AdapterFolder:
 
 
 def base_modules(base: Path) -> tuple[Shapes, bool]:
-    """(module -> shape of its weight, whether embedding and output matrix are one).
+    """Return (module -> shape of its weight, whether the embedding and output matrices are tied).
 
-    A shape is () where the files do not tell it (packed weights of a quantised base).
+    A shape is () if the files do not contain it (packed weights of a quantised base).
     """
     config = read_config(base / "config.json") if (base / "config.json").is_file() else {}
     files = sorted(base.glob("*.safetensors")) or sorted(base.glob("pytorch_model*.bin"))
@@ -53,7 +53,7 @@ def base_modules(base: Path) -> tuple[Shapes, bool]:
 
 
 def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
-    """Shape of a module's weight, None where the base has no such module.
+    """Return the shape of a module's weight, or None if the base has no such module.
 
     A checkpoint saved without its language-modelling head names modules without the leading "model.".
     """
@@ -61,7 +61,7 @@ def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
 
 
 def changed_shape(parts: Shapes) -> tuple[int, int] | None:
-    """(rows, columns) of the base's matrix that a pair of LoRA matrices changes; None without a pair."""
+    """Return (rows, columns) of the base matrix that a pair of LoRA matrices changes; None without a pair."""
     if "lora_A" in parts:
         return parts["lora_B"][0], parts["lora_A"][1]
     if "lora_embedding_A" in parts:
@@ -73,7 +73,7 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
     """Raise ValueError unless each tensor belongs to a module of the base and has its shape."""
     embedding = next((shape for name, shape in modules.items() if name.rpartition(".")[2] == EMBEDDING), ())
     for module, parts in adapter.parts.items():
-        if ".experts" in module:  # fused in memory under other names than on disk
+        if ".experts" in module:  # names on disk differ from those of the fused modules in memory
             continue
         shape = shape_in_base(module, modules)
         if shape is None:
@@ -82,7 +82,7 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
         if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
             pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
         copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
-        grown = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have got more rows
+        grown = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have additional rows
         for wanted in [*copies, *([pair] if pair else [])]:
             fits = wanted == shape or (grown and wanted[1:] == shape[1:] and wanted[0] > shape[0])
             if shape and not fits:
@@ -102,7 +102,7 @@ def size(shape: tuple[int, ...]) -> str:
 
 
 def check_vocabulary_matrices(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
-    """Raise ValueError where the adapter adds rows to only one of the embedding and the output matrix."""
+    """Raise ValueError if the adapter adds rows to only one of the embedding and output matrices."""
     rows = {}
     for module, shape in modules.items():
         if module.rpartition(".")[2] in (EMBEDDING, OUTPUT) and shape and not (tied and module == OUTPUT):
@@ -116,7 +116,7 @@ def check_vocabulary_matrices(adapter: AdapterFolder, modules: Shapes, tied: boo
 
 
 def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
-    """Raise ValueError where a module that adapter_config.json names has no tensors in the adapter."""
+    """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
     present = set()
     for name, parts in adapter.parts.items():
         kinds = {"lora"} if changed_shape(parts) else {"whole"} if "weight" in parts else set()
@@ -130,7 +130,7 @@ def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, b
 
 
 def expected_modules(adapter: AdapterFolder, modules: Shapes, tied: bool) -> Iterator[tuple[str, str]]:
-    """(module of the base, "lora" or "whole") of all that adapter_config.json asks for."""
+    """Yield (module of the base, "lora" or "whole") for each module that adapter_config.json names."""
     config = adapter.config
     saved = config.get("modules_to_save") or []
     shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
@@ -148,7 +148,7 @@ def saved_with_parent(module: str, saved: list[str]) -> bool:
 
 
 def is_target(module: str, config: dict[str, Any], modules: Shapes) -> bool:
-    """Whether target_modules and its relatives name a module (PEFT's check_target_module_exists)."""
+    """Return whether target_modules and related options select a module (PEFT's check_target_module_exists)."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if not targets or (excluded and named(module, excluded)):
         return False
@@ -168,16 +168,16 @@ def is_target(module: str, config: dict[str, Any], modules: Shapes) -> bool:
 
 
 def named(module: str, names: str | list[str]) -> bool:
-    """Whether a regular expression matches a module, or a list holds its name or the end of its name."""
+    """Return whether a regular expression matches a module, or a list has its name or a suffix of its name."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def targets_of_all_layers(targets: list[str], modules: Shapes) -> list[str]:
-    """Ends of module names where the targets are what PEFT writes for "all-linear": full names, every matrix of layers.
+    """Return the name suffixes of `targets` if they cover every matrix of the layers, else [].
 
-    Such a list says nothing of layers that the training base did not have.
+    PEFT writes such a list of full names for "all-linear". It cannot name layers that the training base did not have.
     """
     kinds = {found[3] for found in map(LAYER.fullmatch, targets) if found}
     first = {found[3] for name, shape in modules.items() if len(shape) == 2 and (found := LAYER.fullmatch(name))}
@@ -185,9 +185,9 @@ def targets_of_all_layers(targets: list[str], modules: Shapes) -> list[str]:
 
 
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
-    """Raise ValueError where the adapter's tokenizer gives a piece of the base another id.
+    """Raise ValueError if the adapter's tokenizer gives a piece of the base another id.
 
-    An adapter that replaces the embedding may come with a vocabulary of its own.
+    An adapter that replaces the embedding matrix may have its own vocabulary.
     """
     files = adapter.path / "tokenizer.json", base / "tokenizer.json"
     replaced = any(name.rpartition(".")[2] == EMBEDDING and "weight" in parts for name, parts in adapter.parts.items())
@@ -204,7 +204,7 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
 
 
 def pieces(file: Path) -> dict[str, int]:
-    """piece -> id of a tokenizer.json (BPE, WordPiece or Unigram); raises ValueError where it is damaged."""
+    """Return piece -> id of a tokenizer.json (BPE, WordPiece or Unigram); raises ValueError if it is damaged."""
     content = read_config(file)
     try:
         table = content["model"]["vocab"]

@@ -9,11 +9,11 @@ from adapter_checks.base_fit import EMBEDDING, OUTPUT, REMEDY
 
 
 def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool = False) -> Any:
-    """The model with the adapter attached.
+    """Return the model with the adapter attached.
 
-    merge: add the deltas to the weights, which generates faster. They stay apart where the adapter changes one of two
-    tied matrices, since adding them would change both. Raises ValueError unless every tensor of the adapter belongs to
-    the model and the model's adapter has no others.
+    merge: add the deltas to the weights, which makes generation faster. An adapter that changes one of two tied
+    matrices is not merged, since this would change both. Raises ValueError if the model has no place for a tensor of
+    the adapter, or if the folder lacks a tensor of the model's adapter.
     """
     adapter = read_adapter_folder(folder)
     rows = grown_vocabulary(adapter)
@@ -25,12 +25,12 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
 
 
 def load(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
-    """PeftModel.from_pretrained with its errors as one line."""
+    """Call PeftModel.from_pretrained; raises its errors as ValueError with one line."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # of missing tensors, which check_all_loaded refuses
+        with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded raises on them
             return PeftModel.from_pretrained(model, str(adapter.path))
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -44,7 +44,7 @@ def check_all_loaded(adapted: Any, adapter: AdapterFolder, base: str | Path) -> 
     in_model = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     model_parts = group_by_module({name: tuple(tensor.shape) for name, tensor in in_model.items()}, adapter.path)
     names = dict(adapted.get_base_model().named_modules())
-    kept = {"base_layer", "weight", "bias"}  # whole tensors, loaded into the base where nothing wraps them
+    kept = {"base_layer", "weight", "bias"}  # whole tensors; loaded into the base if PEFT does not wrap it
     wanted = {(module, kind) for module, parts in model_parts.items() for kind in parts}
     found = {(module, kind) for module, parts in adapter.parts.items() for kind in parts}
     stray = {(module, kind) for module, kind in found - wanted if kind not in kept or module not in names}
@@ -58,13 +58,13 @@ def check_all_loaded(adapted: Any, adapter: AdapterFolder, base: str | Path) -> 
 
 
 def grown_vocabulary(adapter: AdapterFolder) -> int:
-    """Rows of the embedding matrix in the adapter's files, 0 without one."""
+    """Return the number of rows of the embedding matrix in the adapter's files; 0 without one."""
     found = [parts for module, parts in adapter.parts.items() if module.rpartition(".")[2] == EMBEDDING]
     return max((parts[kind][0] for parts in found for kind in ("weight", "base_layer") if kind in parts), default=0)
 
 
 def changes_tied_matrix(adapted: Any, adapter: AdapterFolder) -> bool:
-    """Whether the adapter changes the embedding or output matrix of a model in which these two are one."""
+    """Return whether the adapter changes the embedding or output matrix of a model that ties these two."""
     model = adapted.get_base_model()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     ends = {module.rpartition(".")[2] for module in adapter.parts}

@@ -1,4 +1,4 @@
-"""Load a checkpoint folder and its tokenizer; with an adapter where one is given."""
+"""Load a checkpoint folder and its tokenizer, optionally with an adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def check_folders(base_model: str, lora_weights: str = "") -> None:
-    """Raise FileNotFoundError or ValueError with one line unless the folders hold a checkpoint and an adapter of it."""
+    """Raise FileNotFoundError or ValueError with one line unless the folders hold a checkpoint and its adapter."""
     base = Path(base_model)
     if not base.is_dir():
         raise FileNotFoundError(
@@ -32,7 +32,7 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
 
 
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
-    """The adapter's folder where it has a tokenizer, else the base's; raises FileNotFoundError where neither has."""
+    """Return the adapter's folder if it has a tokenizer, else the base's; raises FileNotFoundError if neither has."""
     for folder in (lora_weights, base_model):
         if folder and all(Path(folder, name).is_file() for name in TOKENIZER_FILES):
             return folder
@@ -43,10 +43,11 @@ def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
 
 
 def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False, **options: Any) -> tuple[Any, Any]:
-    """(model in evaluation mode, tokenizer); the tokenizer and its chat template are the adapter's where it has them.
+    """Return (model in evaluation mode, tokenizer).
 
-    merge: see attach_adapter; options: of from_pretrained (dtype, device_map …). Raises FileNotFoundError or ValueError
-    with one line on folders that are incomplete or do not fit each other.
+    Tokenizer and chat template are the adapter's if its folder has a tokenizer, else the base's. merge: see
+    attach_adapter. options: of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError with one
+    line if a folder is incomplete, or if adapter and base do not fit each other.
     """
     check_folders(base_model, lora_weights)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,9 +66,9 @@ def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False
 
 
 def load_base(architecture: Any, base_model: str, **options: Any) -> Any:
-    """from_pretrained of a local folder; raises ValueError where tensors are missing, unknown or of another shape.
+    """Call from_pretrained on a local folder; raises ValueError if a tensor is missing, unknown or of another shape.
 
-    transformers initialises missing tensors at random, drops unknown ones, and only logs both.
+    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail.
     """
     from safetensors import SafetensorError
 

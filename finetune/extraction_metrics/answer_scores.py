@@ -1,9 +1,9 @@
-"""Precision, recall and F1 of extracted entities and triples, the share of exact answers and of answers that parse.
+"""Score extraction answers: precision, recall and F1 of entities and triples, shares of exact and parsed answers.
 
-An answer is a JSON object of lists: of names, which are entities ({"person": ["Ann Lee"]}), or of objects with subject
-and object, which are triples ({"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}). Counts are summed over all
-examples (micro average), and items are matched as multisets: a repeated item must be repeated in the right answer. An
-answer that does not parse has no items.
+An answer is a JSON object of lists. Names are entities ({"person": ["Ann Lee"]}). Objects with subject and object are
+triples ({"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}). Counts are summed over all examples (micro average).
+Items are matched as multisets: a repeated item must also be repeated in the correct answer. An answer that does not
+parse has no items.
 """
 
 import json
@@ -11,18 +11,18 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 TASKS = ("entity", "triple")
-PAIRS = (("subject", "object"), ("head", "tail"))  # the keys of a triple: in our answers, in published annotations
+PAIRS = (("subject", "object"), ("head", "tail"))  # keys of a triple in our answers, and in published annotations
 
 
 class ExtractedItem(NamedTuple):
-    """An entity, a triple or another value of an answer; two items match where they are equal."""
+    """An entity, a triple or another value of an answer; two items match if they are equal."""
 
     kind: str
     content: tuple[str, ...]
 
 
 def parse_answer(answer: str) -> Counter[ExtractedItem] | None:
-    """The items of an answer as a multiset; None where it is not a JSON object of lists."""
+    """Return the items of an answer as a multiset; None if it is not a JSON object of lists."""
     try:
         found = json.loads(answer)
     except (json.JSONDecodeError, RecursionError):
@@ -33,7 +33,10 @@ def parse_answer(answer: str) -> Counter[ExtractedItem] | None:
 
 
 def as_item(label: str, value: Any) -> ExtractedItem:
-    """A name is an entity of type `label`; an object with subject and object a triple; anything else is "other"."""
+    """Return a value of an answer as an item.
+
+    Text is an entity of type `label`, an object with subject and object is a triple, all else is of kind "other".
+    """
     if isinstance(value, str):
         return ExtractedItem("entity", (label, value))
     if isinstance(value, dict):
@@ -44,12 +47,12 @@ def as_item(label: str, value: Any) -> ExtractedItem:
 
 
 def example_kinds(gold: Counter[ExtractedItem], predicted: Counter[ExtractedItem]) -> set[str]:
-    """The tasks of an example: the kinds in its right answer or, where that has no item, in the prediction."""
+    """Return the tasks of an example: the kinds in its correct answer or, if that has no items, in the prediction."""
     return {item.kind for item in gold} or {item.kind for item in predicted}
 
 
 def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
-    """Precision, recall and F1 with the counts that they are computed from; 0 where the divisor is 0."""
+    """Return precision, recall and F1, with their counts; 0 if the divisor is 0."""
     precision, recall = correct / predicted if predicted else 0.0, correct / gold if gold else 0.0
     f1 = 2 * correct / (predicted + gold) if predicted + gold else 0.0
     counts = {"correct": correct, "predicted": predicted, "gold": gold}
@@ -57,9 +60,9 @@ def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
 
 
 def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Scores of (prediction, right answer) pairs; ValueError where a right answer does not parse.
+    """Return the scores of (prediction, correct answer) pairs; raises ValueError if a correct answer does not parse.
 
-    Where an example has one task, every predicted item counts for it, also an item of another kind.
+    If an example has one task, every predicted item counts for it, including items of another kind.
     """
     totals = {task: Counter[str]() for task in TASKS}
     parsed = exact = 0
@@ -88,7 +91,7 @@ def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """The scores as lines for a terminal."""
+    """Return the scores as lines for a terminal."""
     lines = [f"{'':8}{'precision':>10}{'recall':>10}{'F1':>10}{'correct':>10}{'predicted':>10}{'gold':>10}"]
     for task in TASKS:
         one = scores[task]

@@ -1,18 +1,18 @@
-"""Messages to token ids: the prompts that are asked, and whole conversations with supervised answers for tuning.
+"""Encode messages as token ids: prompts for generation, and whole conversations with supervised answers for tuning.
 
-A conversation is rendered by a chat template, and the text is cut into pieces that are encoded one by one. The cuts are
-at the template's control tokens and on both sides of every answer. These properties hold for every tokenizer:
+A chat template renders a conversation as text. The text is split at the template's control tokens and on both sides of
+every answer, and each piece is encoded separately. These properties hold for every tokenizer:
 
-- The ids that a conversation is trained on are, up to each of its answers, the ids of the prompt that asks for this
-  answer, since an answer's ids are appended to the prompt's (a joint encoding could merge across the border).
-- An answer ends in tuning as it does in a rendered history: in the control token that the template writes behind it.
-  Only where it writes none does the last answer end in EOS. `stop_ids` are the tokens on which generation must stop.
-- Text of a message never becomes a control token: the first character of such a spelling is replaced before rendering
-  and put back before encoding.
-- A message's input that the template ignores is appended to its content after a blank line. Without a template, all
-  contents and inputs of a conversation follow BOS, with blank lines between them.
+- In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
+  an answer are appended to those of the prompt. (A joint encoding could merge tokens across the border.)
+- In tuning, an answer ends in the control token that the template writes after an answer in a rendered history. If the
+  template writes none, the last answer ends in EOS. `stop_ids` are the tokens on which generation must stop.
+- The text of a message never becomes a control token: the first character of each control token's spelling is replaced
+  by a placeholder before rendering and restored before encoding.
+- If the template ignores the input of a message, the input is appended to the content after a blank line. Without a
+  template, BOS is followed by all contents and inputs of the conversation, separated by blank lines.
 
-All work is linear in the text, except that `turns` renders the history of each answer to compare it.
+The running time is linear in the length of the text, except that `turns` renders the history of each answer again.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from typing import Any, NamedTuple, TypedDict
 from chat_prompts.chat_templates import MARK, ChatTemplate, Messages
 from chat_prompts.text_encoding import TextEncoder, text_encoder
 
-STAND_INS = 0xD800  # lone surrogates from here on stand for the first characters of control tokens
+STAND_INS = 0xD800  # first lone surrogate that is used as a placeholder
 REMEDY = "take another template, such as finetune/templates/alpaca.jinja, which only appends"
 
 
 class Message(TypedDict, total=False):
-    """One message of a conversation; `input` is the text that a user's instruction is about."""
+    """One message of a conversation. input: the text to which a user's instruction applies."""
 
     role: str
     content: str
@@ -39,7 +39,7 @@ class Message(TypedDict, total=False):
 
 
 class Turn(NamedTuple):
-    """Token ids of a question (in a later turn: all that follows the earlier answer), of its answer and its end."""
+    """Token ids of a turn: its prompt (all ids after the previous turn), its answer and the end-of-turn."""
 
     prompt: list[int]
     answer: list[int]
@@ -47,29 +47,29 @@ class Turn(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A rendered conversation and the places, in characters, where its pieces are divided besides control tokens."""
+    """A rendered conversation and the character offsets at which it is split, in addition to control tokens."""
 
     text: str
     cuts: list[int]
 
 
 def one_turn(instruction: str, input: str = "") -> list[Message]:
-    """The conversation of a single instruction."""
+    """Return the conversation of a single instruction."""
     return [{"role": "user", "content": instruction, "input": input}]
 
 
 def joined(message: Any) -> str:
-    """A message's content and its input, with a blank line between them."""
+    """Return the content and the input of a message, separated by a blank line."""
     return "\n\n".join(text for text in (message["content"], message.get("input")) if text)
 
 
 class PromptEncoder:
-    """Encodes conversations with one tokenizer and its chat template, or another template given instead.
+    """Encodes conversations with a tokenizer and its chat template, or with another template.
 
     Attributes:
-        tokenizer: of transformers, with a `tokenizers` backend; never changed.
-        template: Jinja source, None for a base model without one.
-        controls: ids of the special tokens, by their spelling.
+        tokenizer: a transformers tokenizer with a `tokenizers` backend; never modified.
+        template: Jinja source; None for a base model without a template.
+        controls: spelling -> id of each special token.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
@@ -85,24 +85,24 @@ class PromptEncoder:
         for token in longest_first:
             by_first.setdefault(token[0], []).append(re.escape(token[1:]))
         spelled = [f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in by_first.items()]
-        self._spelled = re.compile("|".join(spelled) or r"(?!)")  # the first character of each, overlapping ones too
+        self._spelled = re.compile("|".join(spelled) or r"(?!)")  # first character of each, even if overlapping
         self._stand_ins = {first: chr(STAND_INS + place) for place, first in enumerate(by_first)}
 
     @property
     def _encoder(self) -> TextEncoder:
         return text_encoder(self.tokenizer, next(iter(self.controls), ""))
 
-    # --- what is asked ------------------------------------------------------------------------------------------------
+    # --- prompts ------------------------------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[Any]) -> list[int]:
-        """Token ids that ask for the next answer of a conversation; BOS is the template's.
+        """Return the token ids of the prompt for the next answer of a conversation; the template writes BOS.
 
-        Raises ValueError where the template refuses the messages or a text is not valid Unicode.
+        Raises ValueError if the template rejects the messages or a text is not valid Unicode.
         """
         return self.prompts([messages])[0]
 
     def prompts(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
-        """As `prompt`, of many conversations at once."""
+        """Return the token ids of `prompt` for each of the conversations, which are encoded together."""
         if not self.template:
             texts = ["\n\n".join(filter(None, map(joined, messages))) for messages in conversations]
             bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
@@ -114,64 +114,64 @@ class PromptEncoder:
         return [list(chain(*regions)) for regions in self._encode(layouts)]
 
     def plain(self, text: str) -> list[int]:
-        """BOS (where the tokenizer has one) and the ids of a text that is to be continued, without any template."""
+        """Return BOS (if the tokenizer has one) and the ids of a text to continue, without a template."""
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return bos + self.text_ids(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is a control token; no BOS."""
+        """Return the ids of a text, without BOS; control tokens in it are encoded as ordinary text."""
         return self._encoder.ids([(self._checked(text), False)])[0]
 
     def text(self, messages: Sequence[Any]) -> str:
-        """The rendered prompt, for people to read."""
+        """Return the rendered prompt as text, for display."""
         return self._restored(self.chat_template.render(self._safe(messages), True))
 
     @property
     def uses_input(self) -> bool:
-        """Whether the template itself places a message's input."""
+        """Whether the template renders the input of a message."""
         return bool(self.template) and self.chat_template.uses_input
 
     @cached_property
     def lead(self) -> str:
-        """White space that the template writes between a prompt and its answer, with which answers then begin."""
+        """White space that the template writes between a prompt and its answer; answers begin with it."""
         layout = self.chat_template.answer_layout if self.template else None
         return layout.lead if layout else ""
 
     @cached_property
     def _end(self) -> tuple[str, str] | None:
-        """The text between an answer and its end-of-turn, and that control token; None where the template has none."""
+        """The text between an answer and its end-of-turn token, and that token; None if the template writes none."""
         layout = self.chat_template.answer_layout if self.template else None
         found = self._control.search(layout.tail) if layout else None
         return (found.string[: found.start()], found[0]) if found else None
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Ids on which generation must stop: EOS and the template's end-of-turn."""
+        """Ids on which generation must stop: EOS and the template's end-of-turn token."""
         end = [self.controls[self._end[1]]] if self._end else []
         return sorted({self.tokenizer.eos_token_id, *end} - {None})
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything but the messages that the ids depend on: tokenizer, control tokens and template."""
+        """Hash of the settings that determine the ids of given messages: tokenizer, control tokens and template."""
         tokenizer = self.tokenizer
         parts = [tokenizer.backend_tokenizer.to_str(), self.template, tokenizer.bos_token, tokenizer.eos_token,
                  sorted(self.controls.items())]  # fmt: skip
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    # --- what is trained ----------------------------------------------------------------------------------------------
+    # --- training conversations ---------------------------------------------------------------------------------------
 
     def turns(self, conversations: Iterable[Sequence[Any]]) -> list[list[Turn]]:
-        """Every conversation as its turns, up to its last answer; answer and end are supervised in tuning.
+        """Return the turns of each conversation, up to its last answer; answers and ends are supervised in tuning.
 
-        Raises ValueError without a template, and where the ids could not be those that are asked: the template changes
-        a question once it is answered, or an answer.
+        Raises ValueError without a template, and if the ids before an answer would differ from those of its prompt:
+        the template changes a question once it is answered, or it changes an answer.
         """
         return self._turns(conversations, every=True)
 
     def last_turns(self, conversations: Iterable[Sequence[Any]]) -> list[Turn]:
-        """The last answer of every conversation and the whole prompt that asks for it, for scoring; see `turns`.
+        """Return the last answer of each conversation with its whole prompt as one turn, for scoring; see `turns`.
 
-        Templates that rewrite earlier turns are fine here.
+        Templates that rewrite earlier turns are accepted.
         """
         return [turns[0] for turns in self._turns(conversations, every=False)]
 
@@ -180,7 +180,7 @@ class PromptEncoder:
             raise ValueError("there is no chat template to render a conversation with; give the model one")
         found = []
         for regions in self._encode([self._answered(self._safe(messages), every) for messages in conversations]):
-            earlier = len(regions) - 4 if not every else 0  # regions of the history, which `last_turns` joins
+            earlier = len(regions) - 4 if not every else 0  # regions of the history, joined for `last_turns`
             regions = [list(chain(*regions[: earlier + 1])), *regions[earlier + 1 :]]
             turns = [Turn(*regions[at : at + 3]) for at in range(0, len(regions) - 1, 3)]
             turns[-1] = turns[-1]._replace(end=turns[-1].end or self._last_end())
@@ -196,10 +196,10 @@ class PromptEncoder:
         return [self.tokenizer.eos_token_id]
 
     def _answered(self, messages: Messages, every: bool) -> Layout:
-        """A conversation up to its last answer, divided before and behind each answer and behind each end-of-turn.
+        """Return a conversation up to its last answer, split before and after each answer and after each end-of-turn.
 
-        The last answer and its end-of-turn are appended to the prompt that asks for it. A template may render the
-        end of a conversation differently from a history (Qwen3 writes an empty reasoning there); tuning does not.
+        The last answer and its end-of-turn are appended to the prompt for it, even if the template renders the end of
+        a conversation differently from a history (Qwen3 writes an empty reasoning there).
         """
         last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
         prompt, answers = self._history(messages[:last])
@@ -216,7 +216,7 @@ class PromptEncoder:
         return Layout(text, list(chain(*cuts)))
 
     def _check_history(self, history: Messages, prompt: str, answers: list[tuple[int, int]] | None) -> None:
-        """Raise ValueError unless each earlier answer follows exactly the prompt that asks for it."""
+        """Raise ValueError unless the text before each earlier answer equals the prompt for that answer."""
         places = [at for at, message in enumerate(history) if message["role"] == "assistant"]
         if answers is None or any(
             self.chat_template.render(history[:at], True) != prompt[:start]
@@ -227,10 +227,10 @@ class PromptEncoder:
     # --- rendering ----------------------------------------------------------------------------------------------------
 
     def _history(self, messages: Messages) -> tuple[str, list[tuple[int, int]] | None]:
-        """The prompt's text and where earlier answers, with the lead before them, begin and end in it.
+        """Return the text of the prompt and the [start, end) offsets of earlier answers in it, their leads included.
 
-        None in their place where the template changes answers or what precedes them; then nothing can be trained on
-        them either. A second rendering, with a mark on either side of each answer, shows where they come to stand.
+        The offsets are None if the template changes the answers or the text before them; such a conversation cannot be
+        used for training. A second rendering, with a mark on both sides of each answer, finds the offsets.
         """
         text = self.chat_template.render(messages, True)
         answers = sum(message["role"] == "assistant" for message in messages)
@@ -253,7 +253,10 @@ class PromptEncoder:
         return text, spans
 
     def _safe(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
-        """Messages to hand to the template: no text spells a control token, no input would be ignored."""
+        """Return the messages for the template: control tokens are escaped, and no input is ignored.
+
+        Raises ValueError if a message of a role other than user has an input.
+        """
         safe = []
         for message in messages:
             given = {**message, "input": message.get("input") or ""}
@@ -262,14 +265,14 @@ class PromptEncoder:
             if given["input"] and not self.uses_input:
                 given |= {"content": joined(given), "input": ""}
             if given["role"] == "assistant" and (layout := self.chat_template.answer_layout):
-                left, right = layout.strips  # as the template does, so that an answer's place in the text is known
+                left, right = layout.strips  # strip as the template does, so that the offsets are known
                 given["content"] = given["content"].lstrip() if left else given["content"]
                 given["content"] = given["content"].rstrip() if right else given["content"]
             safe.append(self._escaped(given))
         return safe
 
     def _escaped(self, value: Any) -> Any:
-        """A value of a message in whose texts a stand-in replaces the first character of each control token."""
+        """Return a value of a message with a placeholder for the first character of each control token in its texts."""
         if isinstance(value, str):
             return self._spelled.sub(lambda found: self._stand_ins[found[0]], self._checked(value))
         if isinstance(value, dict):
@@ -282,7 +285,7 @@ class PromptEncoder:
         return text
 
     def _checked(self, text: str) -> str:
-        """The text; ValueError where it is not valid Unicode."""
+        """Return the text; raises ValueError if it is not valid Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -294,7 +297,7 @@ class PromptEncoder:
     # --- encoding -----------------------------------------------------------------------------------------------------
 
     def _encode(self, layouts: Sequence[Layout]) -> list[list[list[int]]]:
-        """The ids of every rendering, divided at its cuts; all texts are encoded in one call, which uses all cores."""
+        """Return the ids of each layout, split at its cuts; one call encodes all texts and uses all cores."""
         split = [self._split(layout) for layout in layouts]
         texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
         encoded = iter(self._encoder.ids(texts))
@@ -307,9 +310,9 @@ class PromptEncoder:
         ]
 
     def _split(self, layout: Layout) -> list[list[int | tuple[str, bool]]]:
-        """The pieces of each region: ids of control tokens, and texts, each with whether it continues another text."""
+        """Return the pieces of each region: ids of control tokens, and (text, whether it continues another text)."""
         regions = []
-        continues, stripped = False, False  # stripped: the control token before removes the white space behind it
+        continues, stripped = False, False  # stripped: the control token before removes white space
         for start, end in pairwise([0, *layout.cuts, len(layout.text)]):
             region: list[int | tuple[str, bool]] = []
             for found in chain(self._control.finditer(layout.text, start, end), [None]):

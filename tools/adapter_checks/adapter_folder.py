@@ -1,4 +1,4 @@
-"""Read an adapter's folder: its configuration and the shapes of its tensors, not their values.
+"""Read an adapter folder: its configuration and the shapes of its tensors, not their values.
 
 Tensor names and the rules of rank_pattern follow PEFT (peft/utils/save_and_load.py, peft/tuners/lora, 0.21).
 """
@@ -25,9 +25,9 @@ PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 class AdapterFolder:
     """A LoRA adapter on disk.
 
-    parts: for each module of the base that it changes, the shapes of its tensors by kind: lora_A (rank, in) and
-    lora_B (out, rank); lora_embedding_A (rank, vocabulary) and lora_embedding_B (hidden, rank); lora_magnitude_vector
-    (DoRA); weight and bias (modules_to_save); base_layer (PEFT's copy of an embedding or output matrix);
+    parts: module of the base -> kind of tensor -> shape. The kinds are lora_A (rank, in) and lora_B (out, rank);
+    lora_embedding_A (rank, vocabulary) and lora_embedding_B (hidden, rank); lora_magnitude_vector (DoRA); weight and
+    bias (modules_to_save); base_layer (PEFT's copy of an embedding or output matrix);
     token_adapter.trainable_tokens_delta (tokens, hidden).
     """
 
@@ -37,7 +37,7 @@ class AdapterFolder:
 
 
 def read_adapter_folder(folder: str | Path) -> AdapterFolder:
-    """Read a folder; raises FileNotFoundError or ValueError with one line unless it holds a complete LoRA adapter."""
+    """Read a folder. Raises FileNotFoundError or ValueError with one line unless it has a complete LoRA adapter."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; give the folder of an adapter")
@@ -58,7 +58,7 @@ def read_adapter_folder(folder: str | Path) -> AdapterFolder:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError that names the file."""
+    """Return the object in a JSON file; raises ValueError, which names the file, if it is damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -69,7 +69,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def stored_shapes(file: Path) -> Shapes:
-    """Shapes of the tensors of a .safetensors or .bin file by name; raises ValueError where it cannot be read."""
+    """Return name -> shape for the tensors of a .safetensors or .bin file; raises ValueError if it is unreadable."""
     try:
         if file.suffix == ".bin":
             import torch
@@ -80,12 +80,12 @@ def stored_shapes(file: Path) -> Shapes:
 
         with safe_open(file, framework="np") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    except Exception as error:  # each library has exceptions of its own
+    except Exception as error:  # each library has its own exceptions
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from None
 
 
 def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[str, Shapes]:
-    """The tensors of an adapter's file by module and kind; raises ValueError on a tensor of another kind."""
+    """Return module -> kind -> shape for the tensors of an adapter file; raises ValueError on other tensors."""
     parts: dict[str, Shapes] = {}
     for name, shape in shapes.items():
         found = PART.fullmatch(name)
@@ -99,7 +99,7 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
 
 
 def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
-    """Raise ValueError where one matrix of a pair is missing, or their rank is not the configuration's."""
+    """Raise ValueError if a matrix of a LoRA pair is missing, or rank or DoRA differ from adapter_config.json."""
     for down, up in PAIRS:
         if down not in parts and up not in parts:
             continue
@@ -123,7 +123,7 @@ def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
 
 
 def matching_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The entry of rank_pattern or alpha_pattern for a module, else the default (PEFT's get_pattern_key)."""
+    """Return the entry of rank_pattern or alpha_pattern for a module, else `default` (PEFT's get_pattern_key)."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

@@ -1,1 +1,1 @@
-"""Messages to token ids, the same in tuning, asking, demos, server and calibration. Read prompt_encoding.py first."""
+"""Encode messages as token ids for tuning, generation, demos, server and calibration. Read prompt_encoding.py first."""

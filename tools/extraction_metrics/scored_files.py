@@ -1,4 +1,4 @@
-"""Pairs of prediction and right answer from the files that ie_run.py writes and reads."""
+"""Read pairs of prediction and correct answer from the files that ie_run.py writes and reads."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from json_rows.row_files import iterate_objects
 
 
 def read_texts(path: str, key: str) -> list[dict[str, Any]]:
-    """The rows of a file, each with text under `key`; raises FileNotFoundError, or ValueError with file and line."""
+    """Return the rows of a file. Raises FileNotFoundError, or ValueError with file and line if `key` has no text."""
     rows = []
     for place, row in iterate_objects(path):
         if not isinstance(row.get(key), str):
@@ -16,9 +16,10 @@ def read_texts(path: str, key: str) -> list[dict[str, Any]]:
 
 
 def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
-    """(prediction, right answer) for each row of `predictions`; right answers are its own, or those of `gold`.
+    """Return (prediction, correct answer) for each row of `predictions`.
 
-    Raises FileNotFoundError, or ValueError where the rows of the two files do not ask the same.
+    The correct answers are those of `gold`, else those of `predictions`. Raises FileNotFoundError, or ValueError if the
+    two files differ in the number of rows or in the instruction or input of a row.
     """
     answered = read_texts(predictions, "prediction")
     right = read_texts(gold or predictions, "output")
