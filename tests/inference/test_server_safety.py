@@ -253,7 +253,7 @@ def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> 
 
 def test_full_queue_is_answered_with_retry_after(port: int) -> None:
     """vLLM's own refusals have no Retry-After."""
-    callers = [Caller(port) for _ in range(2 * QUEUE)]
+    callers = [Caller(port) for _ in range(5 * QUEUE)]
     body = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
     with ThreadPoolExecutor(len(callers)) as pool:
         answers = list(pool.map(lambda caller: caller.ask("/generate", body), callers))
