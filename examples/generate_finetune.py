@@ -26,7 +26,7 @@ def main(
 
     Args:
         base_model: a checkpoint folder.
-        interactive: read prompts from the keyboard, one a line.
+        interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,

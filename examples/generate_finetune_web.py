@@ -30,10 +30,10 @@ def main(
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         server_name: the address to listen on.
-        server_port: its port.
-        share_gradio: let Gradio's servers give the page a public address.
+        server_port: the port to listen on.
+        share_gradio: give the page a public address through Gradio's servers.
         language: initial language of the page, en or zh.
-        options: initial decoding settings of the page, the options of generate_finetune.py.
+        options: initial decoding settings of the page; see the options of generate_finetune.py.
     """
     suites = {"pretraining": console.read_cases("pretraining")}
     streamed = {**suites["pretraining"], "decoding": suites["pretraining"]["decoding"] | {"num_beams": 1}}

@@ -28,16 +28,16 @@ def main(
     """Serve the page of an instruction-tuned model.
 
     Args:
-        base_model: a checkpoint folder; an instruction-tuned one where lora_weights is not given.
+        base_model: a checkpoint folder; an instruction-tuned one if lora_weights is not given.
         lora_weights: an adapter folder for it.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         server_name: the address to listen on.
-        server_port: its port.
-        share_gradio: let Gradio's servers give the page a public address.
+        server_port: the port to listen on.
+        share_gradio: give the page a public address through Gradio's servers.
         language: initial language of the page, en or zh.
-        options: initial decoding settings of the page, the options of generate_lora.py.
+        options: initial decoding settings of the page; see the options of generate_lora.py.
     """
     start = console.check_decoding({"decoding": {}}, options)
     web_page.check_options(server_name, server_port, language)

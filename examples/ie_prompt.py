@@ -4,7 +4,7 @@
     python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \
         --extraction_path quickstart/merged/extraction.json
 
-The instruction is in the language of the text, and in the wording of extraction.json where that is given.
+The instruction is in the language of the text, and in the wording of extraction.json if that is given.
 """
 
 from command_line.fire_commands import run
@@ -21,8 +21,8 @@ def main(task: str, text: str, schema: str = "", extraction_path: str = "") -> N
     Args:
         task: ner (entities), re (relations) or ee (events).
         text: the text to extract from.
-        schema: types, as in "person, place"; for events with roles, "layoff: company, time; meeting: who". May be left
-            out where the wording of extraction.json has no place for it.
+        schema: types, as in "person, place"; for events with roles, "layoff: company, time; meeting: who". Optional if
+            the wording of extraction.json has no {schema}.
         extraction_path: the extraction.json of a checkpoint.
     """
     extraction = extraction_prompts.read_extraction(extraction_path) if extraction_path else {}

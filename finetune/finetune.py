@@ -61,7 +61,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
 
 def check_output(args: "TuningArguments") -> Path | None:
-    """The checkpoint from which to resume; ValueError if the output folder belongs to something else."""
+    """Return the checkpoint to resume from, or None; raises ValueError if the output folder has other files."""
     from resumable_checkpoints.complete_checkpoints import list_checkpoints, resume_point
 
     output = Path(args.output_dir or "")
@@ -76,7 +76,7 @@ def check_output(args: "TuningArguments") -> Path | None:
 
 
 def load_arguments() -> type:
-    """The class of all options; imports torch and transformers."""
+    """Return the class of all options; imports torch and transformers."""
     from instruction_tuning.tuning_arguments import TuningArguments
 
     return TuningArguments
@@ -84,7 +84,7 @@ def load_arguments() -> type:
 
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
-    """Parse and check the options, then train; returns the exit status."""
+    """Parse and check the options, then train; return the exit status."""
     if text := help_text(argv, TuningOptions, load_arguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
 def train(
     args: "TuningArguments", sources: list[Source], skipped: list[str], checkpoint: Path | None, is_main: bool
 ) -> int:
-    """Encode the data, load the model, train and save; returns 0, or 143 after SIGTERM."""
+    """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
     from extraction_scores.held_out_answers import HeldOutAnswers
     from instruction_tuning.adapters import keep_pissa_start, load_model
     from instruction_tuning.instruction_trainer import make_trainer, run_identity

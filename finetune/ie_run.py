@@ -1,4 +1,4 @@
-"""Answer the instructions of a file with a checkpoint: greedy, batched, equal on every run.
+"""Answer the instructions of a file with a checkpoint, in batches, with greedy decoding.
 
     python finetune/ie_run.py --base_model checkpoints/ie --data_path heldout.jsonl --output predictions.jsonl
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
@@ -25,7 +25,7 @@ from json_rows.instruction_rows import iterate_instructions, question_of
 
 
 def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer on the first GPU, or the CPU; raises ValueError if adapter and base do not fit."""
+    """Return (model, tokenizer), on the first GPU or the CPU; raises ValueError if adapter and base do not fit."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,12 +49,12 @@ def main(
 
     Args:
         base_model: the folder of the checkpoint.
-        data_path: JSON, JSONL or parquet of instruction rows; correct answers in them are copied and not read.
+        data_path: JSON, JSONL or parquet of instruction rows; correct answers are optional and copied to the output.
         output: the file to write.
         lora_weights: the folder of an adapter for the checkpoint.
         prompt_template_name: a name in finetune/templates, or a path; default: the template of the checkpoint.
-        batch_size: prompts of a batch.
-        max_new_tokens: maximum tokens of an answer.
+        batch_size: prompts per batch.
+        max_new_tokens: maximum tokens per answer.
         limit: number of rows to answer, 0 for all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.

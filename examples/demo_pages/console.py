@@ -1,4 +1,4 @@
-"""The demos on a terminal: run a file of cases, or talk to the model line by line."""
+"""Terminal demos: run a file of cases, or answer lines typed by the user."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding
 
 
 def read_cases(name: str) -> dict[str, Any]:
-    """The suite examples/cases/<name>.json: {"decoding": {…}, "cases": [{…}]}."""
+    """Return the suite examples/cases/<name>.json: {"decoding": {…}, "cases": [{…}]}."""
     path = Path(__file__).parent.parent / "cases" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, str, bool]:
-    """(text or instruction, input, whether it is an instruction) of a case; extraction: the model's extraction.json."""
+    """Return (text or instruction, input, whether it is an instruction). extraction: the model's extraction.json."""
     if "task" in case:
         return *extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"], extraction), True
     if "instruction" in case:
@@ -32,7 +32,7 @@ def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, st
 
 
 def check_decoding(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
-    """Decoding settings of the suite and the user's options; logs a warning about options that have no effect."""
+    """Merge the suite's decoding settings and the user's options; logs a warning on options without effect."""
     how = resolve_decoding(suite["decoding"], given)
     idle = [name for name in ("temperature", "top_p", "top_k") if name in given]
     if idle and not how.do_sample:
@@ -41,7 +41,7 @@ def check_decoding(suite: dict[str, Any], given: Mapping[str, object]) -> Decodi
 
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
-    """Log a warning where the checkpoint has no chat template, so that instructions are continued as plain text."""
+    """Log a warning if the checkpoint has no chat template, since instructions are then continued as plain text."""
     if not checkpoint.encoder.template:
         logging.warning(
             "%s has no chat_template.jinja, so instructions are given as plain text; for a pretrained model use "
@@ -51,7 +51,7 @@ def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
 
 
 def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, object]) -> None:
-    """Print every case of a suite with the model's answer, streamed where there is one beam.
+    """Print every case of a suite with the model's answer, which is streamed if num_beams is 1.
 
     given: the user's decoding options, which take precedence over those of the case and of the suite.
     """
@@ -77,7 +77,7 @@ def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str,
 
 
 def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:
-    """Print an answer while it is generated, then its length and time; returns the finished answer."""
+    """Print an answer while it is generated, then its length and time; return the finished answer."""
     began, written, answer = time.perf_counter(), "", GeneratedText("", 0, "")
     for answer in states:
         if answer.text.startswith(written):
@@ -94,7 +94,7 @@ def converse(
 ) -> None:
     """Read one line for each question from the keyboard, print the model's answer, and repeat until the input ends.
 
-    make_ids: the prompt's ids from the prompt encoder and the lines. Errors of a prompt are printed.
+    make_ids: function of the prompt encoder and the lines that returns the prompt's ids. Errors are printed.
     """
     print("Enter one line each; Ctrl-D ends.", file=sys.stderr)
     while True:

@@ -44,10 +44,10 @@ WORDING = {
 def build(
     task: str, schema: Schema, text: str, language: str = "en", extraction: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
-    """The (instruction, input) that asks for `schema` in `text`, in the wording of the checkpoint where it has one.
+    """Return (instruction, input) to extract `schema` from `text`, in the checkpoint's wording if it has one.
 
-    extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language, and on an
-    empty or wrongly shaped schema where the wording has a place for it.
+    extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language and, if
+    the wording has {schema}, on an empty schema or one of the wrong type.
     """
     if task not in TASKS or language not in LANGUAGES:
         raise ValueError(f"no extraction task {task!r} in {language!r}; tasks: {', '.join(TASKS)}, languages: en, zh")
@@ -58,7 +58,7 @@ def build(
 
 
 def read_extraction(path: str | Path) -> dict[str, Any]:
-    """Content of an extraction.json; raises FileNotFoundError or ValueError where it is missing or has another form."""
+    """Return the content of an extraction.json; raises FileNotFoundError if missing, ValueError if malformed."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the extraction.json of a checkpoint")
@@ -74,13 +74,13 @@ def read_extraction(path: str | Path) -> dict[str, Any]:
 
 
 def own_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:
-    """The wording in extraction.json, "" without one for this task and language."""
+    """Return the wording in extraction.json, or "" if it has none for this task and language."""
     entry = extraction.get("tasks", {}).get(task, {}).get(language, {})
     return str(entry.get("instruction", ""))
 
 
 def schema_phrase(schema: Schema, task: str, language: str) -> str:
-    """The schema as a phrase: `person, place`, or for events `layoff (company, time); meeting (who)`."""
+    """Return the schema as a phrase: `person, place`, or for events `layoff (company, time); meeting (who)`."""
     if not schema or isinstance(schema, dict) != (task == "ee"):
         example = "layoff: company, time; meeting: who" if task == "ee" else "person, place"
         raise ValueError(f"the task {task} needs a schema such as `{example}`")
@@ -107,7 +107,7 @@ def parse_schema(text: str, task: str) -> Schema:
 
 
 def schema_text(schema: Schema) -> str:
-    """The schema in the text form that parse_schema reads."""
+    """Return the schema in the text form that parse_schema reads."""
     if isinstance(schema, list):
         return ", ".join(schema)
     return "; ".join(f"{name}: {', '.join(roles)}" for name, roles in schema.items())
@@ -121,7 +121,7 @@ def split_names(text: str) -> list[str]:
 
 
 def read_answer(text: str) -> dict[str, Any] | None:
-    """The JSON object in an answer, from its first { to its last }; None where that does not parse."""
+    """Return the JSON object in an answer, from its first { to its last }; None if that does not parse."""
     start, end = text.find("{"), text.rfind("}")
     try:
         found = json.loads(text[start : end + 1])
@@ -131,14 +131,14 @@ def read_answer(text: str) -> dict[str, Any] | None:
 
 
 def found_items(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(type, item as text) of everything in an answer."""
+    """Yield (type, item as text) for each item of an answer."""
     for kind, items in answer.items():
         for item in items if isinstance(items, list) else [items]:
             yield kind, item_text(item)
 
 
 def item_text(item: Any) -> str:
-    """An entity as it is, a relation as `subject → object`, an event as `trigger (role: value)`, all else as JSON."""
+    """Return text unchanged, a relation as `subject → object`, an event as `trigger (role: value)`, else JSON."""
     if isinstance(item, str):
         return item
     if isinstance(item, dict) and {"subject", "object"} <= item.keys():

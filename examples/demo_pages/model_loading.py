@@ -1,4 +1,4 @@
-"""Load a checkpoint folder, with an adapter where one is given, onto the GPUs or the CPU of this machine."""
+"""Load a checkpoint folder, optionally with an adapter, onto the GPUs or the CPU of this machine."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from demo_pages.extraction_prompts import read_extraction
 
 
 class Checkpoint(NamedTuple):
-    """A loaded model with the encoder of its prompts, and the content of its extraction.json (empty without one)."""
+    """A loaded model, its prompt encoder, and the content of its extraction.json (empty without one)."""
 
     model: Any
     encoder: PromptEncoder
@@ -32,8 +32,8 @@ def load(
 ) -> Checkpoint:
     """Load a checkpoint folder, with the adapter of lora_weights attached, to the GPU if there is one.
 
-    On a GPU the weights are bfloat16 (float16 before Ampere), on the CPU of the type that they have on disk. Tokenizer
-    and chat template are the adapter's where it has them. Raises ValueError or FileNotFoundError with one line.
+    On a GPU the weights are bfloat16 (float16 before Ampere); on the CPU they keep the dtype of the files. Tokenizer
+    and chat template are the adapter's if it has them. Raises ValueError or FileNotFoundError with one line.
     """
     shares = allocate or []
     if min(shares, default=1) < 1:
@@ -58,7 +58,7 @@ def load(
 
 
 def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:
-    """from_pretrained's options for the devices of the weights; raises ValueError on more shares than GPUs.
+    """Return from_pretrained's options for the devices of the weights; raises ValueError if GPUs are missing.
 
     shares: GiB for each GPU, [] to let accelerate decide; gpus: number of GPUs of this machine.
     """
@@ -74,7 +74,7 @@ def placement(multi_gpu: bool, shares: list[int], gpus: int) -> dict[str, Any]:
 
 
 def quantisation(load_8bit: bool, gpus: int) -> dict[str, Any]:
-    """from_pretrained's options for 8-bit weights; raises ValueError where bitsandbytes or a GPU is missing."""
+    """Return from_pretrained's options for 8-bit weights; raises ValueError without bitsandbytes or a GPU."""
     if not load_8bit:
         return {}
     from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Decoding and streaming on a loaded checkpoint."""
+"""Generate text with a loaded checkpoint, and stream it."""
 
 import queue
 import threading
@@ -16,7 +16,7 @@ class Decoding:
     max_new_tokens: int = 512
     num_beams: int = 1
     repetition_penalty: float = 1.0  # above 1 lowers the logits of tokens that the prompt or answer already has
-    do_sample: bool = False  # sample tokens instead of taking the most likely; the settings below need it
+    do_sample: bool = False  # sample tokens instead of greedy or beam search; required by the settings below
     temperature: float = 0.4  # below 1 sharpens the distribution
     top_p: float = 0.75  # probability mass of the candidates (nucleus sampling)
     top_k: int = 40  # number of candidates; 0: all
@@ -47,9 +47,9 @@ class GeneratedText(NamedTuple):
 
 
 def resolve_decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decoding:
-    """The decoding settings of a suite of cases, replaced by the user's options where given.
+    """Return the decoding settings of a suite of cases, overridden by the user's options.
 
-    Raises ValueError on a name that Decoding does not have and on a value of another type (1e2 is an int here).
+    Raises ValueError on a name that Decoding does not have and on a value of another type (1e2 counts as int).
     """
     chosen: dict[str, Any] = {}
     kinds: dict[str, type] = {field.name: type(getattr(Decoding, field.name)) for field in fields(Decoding)}
@@ -68,7 +68,7 @@ def resolve_decoding(suite: Mapping[str, object], given: Mapping[str, object]) -
 
 
 def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Any:
-    """A GenerationConfig whose max_new_tokens fits into the model's context.
+    """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 
     Without do_sample, the sampling settings are transformers' defaults, so that those of the checkpoint's own
     generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the context.
@@ -91,17 +91,17 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> 
 
 
 def decode_new(tokenizer: Any, ids: list[int], new: list[int]) -> str:
-    """The text of the new ids, decoded after the prompt, since LLaMA's decoder drops a space at the start of a text."""
+    """Return the text of the new ids, decoded after the prompt: LLaMA's decoder drops a space at the text's start."""
     before = tokenizer.decode(ids, skip_special_tokens=True)
     whole = tokenizer.decode(ids + new, skip_special_tokens=True)
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
 def decode_complete(tokenizer: Any, ids: list[int], new: list[int], shown: str) -> str:
-    """The text of the new ids, or the text shown before while the last character is incomplete.
+    """Return the text of the new ids, or `shown`, the previous text, while the last character is incomplete.
 
-    LLaMA spells most Chinese characters in bytes, and decodes a run of bytes to replacement characters while the last
-    character of it is incomplete.
+    LLaMA encodes most Chinese characters as bytes. It decodes a run of bytes to replacement characters while the last
+    character of the run is incomplete.
     """
     text = decode_new(tokenizer, ids, new)
     return shown if text.endswith("\ufffd") else text
@@ -170,7 +170,7 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Ge
 
 
 def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -> GeneratedText:
-    """The finished text, without the end token and the padding of shorter beams."""
+    """Return the finished text, without the end token and the padding of shorter beams."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     at = next((i for i, token in enumerate(new) if token in ends), None)
     kept = new if at is None else new[:at]
@@ -179,6 +179,6 @@ def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -
 
 
 def generate(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> GeneratedText:
-    """The finished text for the prompt ids."""
+    """Return the finished text for the prompt ids."""
     *_, text = stream(checkpoint, ids, how)
     return text

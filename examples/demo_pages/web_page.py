@@ -1,6 +1,6 @@
 """The Gradio page of generate_finetune_web.py and generate_lora_web.py, in English and Chinese, with streamed answers.
 
-The page loads nothing from other machines and sends nothing to them.
+The page does not load data from other machines or send data to them.
 """
 
 import json
@@ -75,14 +75,14 @@ def extraction_ids(checkpoint: Checkpoint, words: dict[str, str], task: str, sch
 
 
 def require_text(text: str, words: dict[str, str]) -> str:
-    """The text; raises ValueError in the page's language where it is blank."""
+    """Return the text; raises ValueError in the page's language if it is blank."""
     if not text.strip():
         raise ValueError(words["empty"])
     return text
 
 
 def result_table(text: str) -> list[list[str]]:
-    """Rows [type, item] of an extraction answer; empty where the answer is not JSON."""
+    """Return the rows [type, item] of an extraction answer; empty if the answer is not JSON."""
     return [list(row) for row in extraction_prompts.found_items(extraction_prompts.read_answer(text) or {})]
 
 
@@ -97,13 +97,13 @@ class LabelledPage:
         self.words: list[tuple[Any, Callable[[dict[str, str]], dict[str, Any]]]] = []
 
     def add(self, make: Any, words: Callable[[dict[str, str]], dict[str, Any]], **settings: Any) -> Any:
-        """A component made by make(**settings, **words(labels)); `relabel` updates it when the language changes."""
+        """Return make(**settings, **words(labels)), a component that `relabel` updates when the language changes."""
         component = make(**settings, **words(LABELS[self.language]))
         self.words.append((component, words))
         return component
 
     def box(self, name: str, lines: int, **settings: Any) -> Any:
-        """A text box with the label `name`, the placeholder `<name>_hint` and the note `<name>_info`."""
+        """Return a text box with the label `name`, the placeholder `<name>_hint` and the note `<name>_info`."""
 
         def words(w: dict[str, str]) -> dict[str, Any]:
             return {"label": w[name], "placeholder": w.get(f"{name}_hint"), "info": w.get(f"{name}_info")}
@@ -114,16 +114,16 @@ class LabelledPage:
         return self.add(self.gr.Button, lambda w: {"value": w[name]}, elem_id=name, **settings)
 
     def relabel(self, language: str) -> list[Any]:
-        """Updates of all components to the labels of a language."""
+        """Return the updates that set the labels of all components to a language."""
         return [self.gr.update(**words(LABELS[language])) for _, words in self.words]
 
 
 def build_page(checkpoint: Checkpoint, instructed: bool, start: Decoding, suites: dict[str, Any], language: str) -> Any:
-    """The page as gradio.Blocks: instructions and extraction for a tuned model, or continuation for a pretrained one.
+    """Return the page (gradio.Blocks): instructions and extraction if `instructed`, else continuation of text.
 
-    start: initial decoding settings; suites: cases to click on, "general" and "ie", or "pretraining".
+    start: initial decoding settings. suites: cases to click on: "general" and "ie" if `instructed`, else "pretraining".
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when imported, and else looks for updates online
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; without it, gradio checks for updates online
     import gradio as gr
 
     page = LabelledPage(gr, language)
@@ -154,7 +154,7 @@ def build_page(checkpoint: Checkpoint, instructed: bool, start: Decoding, suites
 
 
 def continuation_inputs(page: LabelledPage, suites: dict[str, Any]) -> list[tuple[Any, list[Any], Any]]:
-    """The text box of continuation: [(button, boxes, function from labels and texts to prompt ids)]."""
+    """Add the text box of continuation. Returns [(button, boxes, function that makes the prompt ids)]."""
     beginning = page.box("beginning", 10)
     generate = page.button("run", variant="primary")
     add_examples(page, [beginning], [[case["text"]] for case in suites["pretraining"]["cases"]])
@@ -162,7 +162,7 @@ def continuation_inputs(page: LabelledPage, suites: dict[str, Any]) -> list[tupl
 
 
 def instruction_inputs(page: LabelledPage, suites: dict[str, Any]) -> list[tuple[Any, list[Any], Any]]:
-    """The tabs of instruction and extraction: [(button, boxes, function from labels and texts to prompt ids)]."""
+    """Add the tabs of instruction and extraction. Returns [(button, boxes, function that makes the prompt ids)]."""
     gr = page.gr
     with page.add(gr.Tab, lambda w: {"label": w["instruction_tab"]}, id="instruction_tab"):
         instruction, input = page.box("instruction", 3), page.box("input", 5)
@@ -184,7 +184,7 @@ def instruction_inputs(page: LabelledPage, suites: dict[str, Any]) -> list[tuple
 
 
 def add_examples(page: LabelledPage, boxes: list[Any], rows: list[list[str]], label_from: int = 0) -> None:
-    """Buttons that each fill the boxes with one row; a button's label is the start of row[label_from]."""
+    """Add buttons that each fill the boxes with one row; a button's label is the start of row[label_from]."""
     labels = [row[label_from] if len(row[label_from]) <= 36 else row[label_from][:34] + " …" for row in rows]
     shown = page.add(
         page.gr.Dataset, lambda w: {"label": w["examples"]}, components=boxes, samples=rows, sample_labels=labels,
@@ -194,7 +194,7 @@ def add_examples(page: LabelledPage, boxes: list[Any], rows: list[list[str]], la
 
 
 def decoding_settings(page: LabelledPage, start: Decoding) -> list[Any]:
-    """One control for each field of Decoding, in order; those of SAMPLING are disabled without do_sample."""
+    """Return one control for each field of Decoding, in order; those of SAMPLING are disabled without do_sample."""
     gr, controls = page.gr, []
     with page.add(gr.Accordion, lambda w: {"label": w["decoding"]}, open=False, elem_id="decoding"):
         for field in fields(Decoding):
@@ -254,7 +254,7 @@ def connect(
 
 
 def check_options(server_name: str, server_port: int, language: str) -> None:
-    """Raise ValueError on an unknown language and an address that is not free, before a model is loaded."""
+    """Raise ValueError if the language is unknown or the address is not available. Called before a model is loaded."""
     if language not in LANGUAGES:
         raise ValueError(f"--language takes {' or '.join(LANGUAGES)}, not {language!r}")
     if not 0 < server_port < 65536:

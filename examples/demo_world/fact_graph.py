@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from demo_world.world_names import NamePool
 
 LANGUAGES = ("en", "zh")
-SAME_SUBJECT = 0.6  # probability that the next fact of a text is about the same subject
+SAME_SUBJECT = 0.6  # probability that the next fact of a text is about its first subject
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation: kinds of subject and object; by language, its label and sentences ({s} subject, {o} object)."""
+    """A relation: kinds of subject and object; label and sentences ({s} subject, {o} object) by language."""
 
     subject: str
     object: str
@@ -63,7 +63,7 @@ class Fact:
 
 @dataclass
 class FactGraph:
-    """The facts of one language on one side of the split; a subject has at most one object for each relation."""
+    """The training or held-out facts of one language; a subject has at most one object for each relation."""
 
     language: str
     facts: list[Fact] = field(default_factory=list)
@@ -76,7 +76,7 @@ class FactGraph:
 
 
 def build_graph(names: NamePool, language: str, people: int, draw: random.Random) -> FactGraph:
-    """A graph of `people` people, each with a birth place, an employer and a book.
+    """Return a graph of `people` people, each with a birth place, an employer and a book.
 
     For thirty people there are six places, three organisations and ten books.
     """
@@ -97,7 +97,7 @@ def build_graph(names: NamePool, language: str, people: int, draw: random.Random
 
 
 def walk(graph: FactGraph, count: int, draw: random.Random) -> list[Fact]:
-    """Up to `count` different connected facts, each about the first subject or a name that an earlier fact mentions."""
+    """Return up to `count` distinct facts, each with the first subject or a name that an earlier fact mentions."""
     facts = [draw.choice(graph.facts)]
     subject = facts[0].subject
     while len(facts) < count:
@@ -113,11 +113,11 @@ def walk(graph: FactGraph, count: int, draw: random.Random) -> list[Fact]:
 
 
 def sentence(fact: Fact, language: str, draw: random.Random) -> str:
-    """A random sentence that states the fact."""
+    """Return a random sentence that states the fact."""
     template = draw.choice(RELATIONS[fact.relation].sentences[language])
     return template.format(s=fact.subject, o=fact.object)
 
 
 def prose(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """One sentence for each fact, as one paragraph."""
+    """Return one sentence for each fact, as one paragraph."""
     return (" " if language == "en" else "").join(sentence(fact, language, draw) for fact in facts)

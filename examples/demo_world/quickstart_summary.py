@@ -6,20 +6,20 @@ from typing import Any
 
 
 def read_result(folder: Path, name: str) -> Any:
-    """A JSON file that a step of the quick start wrote; raises FileNotFoundError where the step has not run."""
+    """Return the content of a JSON result of the quick start; raises FileNotFoundError if its step has not run."""
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder / name} is missing; run the steps first: bash examples/quickstart.sh")
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def losses(folder: Path, stage: str) -> list[tuple[int, float]]:
-    """(step, loss) of a training run, from its train_log.jsonl."""
+    """Return (step, loss) pairs of a training run from its train_log.jsonl."""
     entries = map(json.loads, (folder / stage / "train_log.jsonl").read_text(encoding="utf-8").splitlines())
     return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
 def collect_figures(folder: Path) -> dict[str, Any]:
-    """The figures of all steps, the content of summary.json."""
+    """Return the figures of all steps, which are the content of summary.json."""
     corpus = read_result(folder, "corpus/all.json")
     pretraining, tuning = losses(folder, "pretrained"), losses(folder, "adapter")
     weights = folder / "recovered" / "model.safetensors"
@@ -40,7 +40,7 @@ def collect_figures(folder: Path) -> dict[str, Any]:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The summary as text, one line for each step."""
+    """Return the summary as text, one line for each step."""
     corpus, before, after = summary["corpus"], summary["before"], summary["after"]
     rows = [
         ("corpus", f"{corpus['samples']:,} samples, {corpus['tokens']:,} tokens from {', '.join(corpus['sources'])}"),

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from json_rows.row_files import iterate_texts
 
-SPLIT_AT = 4000  # characters of a training line, at most 4 bytes each: see max_sentence_length
+SPLIT_AT = 4000  # characters of a training line, at most 4 bytes each; see max_sentence_length
 
 
 def training_texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
-    """Texts under text_key of files of rows, and lines of text files, in pieces of at most SPLIT_AT characters."""
+    """Yield texts under text_key of row files, and lines of text files, in pieces of at most SPLIT_AT characters."""
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --input takes text or .jsonl files, separated by commas")

@@ -3,10 +3,10 @@
 Output files: documents en.jsonl and zh.jsonl; real.jsonl, real text (data_path, else sources of the Python library);
 instruction rows train.jsonl and heldout.jsonl, with their wording in extraction.json; train_annotated.jsonl and
 heldout_annotated.jsonl, the annotation of each row for finetune/ie_build.py, with the types in types.json; graph.json,
-the facts; and with template_path prompts.jsonl, training rows rendered with that template, as text for the tokenizer.
+the facts; and, with template_path, prompts.jsonl, training rows rendered with that template, as text for the tokenizer.
 
 The held-out rows are about a second graph whose names occur nowhere else, so that a model can only copy them from the
-input. Documents therefore state each fact twice, in prose and as lines or JSON, which teaches copying.
+input. Therefore documents teach copying: they state each fact twice, in prose and as lines or JSON.
 """
 
 import json
@@ -31,20 +31,20 @@ HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事�
 
 
 def fact_lines(facts: list[Fact], language: str) -> str:
-    """One line for each fact."""
+    """Return one line for each fact."""
     line = FACT_LINES[language]
     return "\n".join(line.format(s=f.subject, r=RELATIONS[f.relation].label[language], o=f.object) for f in facts)
 
 
 def record(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """The facts or their entities as JSON, in an outer object that the answers to instructions do not have."""
+    """Return the facts or their entities as JSON, in an outer object that instruction answers do not have."""
     if draw.random() < 0.5:
         return json.dumps({"entities": entities_of(facts, language)}, ensure_ascii=False)
     return json.dumps({"relations": relations_of(facts, language)}, ensure_ascii=False)
 
 
 def document(facts: list[Fact], language: str, draw: random.Random) -> str:
-    """A title, the facts in prose, a heading with the facts as lines or JSON, and in 30 % of documents prose again."""
+    """Return a title, the facts in prose, a heading, the facts as lines or JSON, in 30 % of documents prose again."""
     listed = fact_lines(facts, language) if draw.random() < 0.5 else record(facts, language, draw)
     parts = [facts[0].subject, prose(facts, language, draw), draw.choice(HEADINGS[language]), listed]
     if draw.random() < 0.3:
@@ -53,13 +53,13 @@ def document(facts: list[Fact], language: str, draw: random.Random) -> str:
 
 
 def documents(graph: FactGraph, count: int, draw: random.Random) -> Iterator[str]:
-    """`count` short documents, each about one to three facts."""
+    """Yield `count` short documents, each about one to three facts."""
     for _ in range(count):
         yield document(walk(graph, draw.choice((1, 2, 2, 3)), draw), graph.language, draw)
 
 
 def real_documents(data_path: str, text_key: str, budget: int) -> Iterator[str]:
-    """About `budget` characters of the user's rows, or of the Python library's sources."""
+    """Yield about `budget` characters of texts from data_path, or else from the sources of the Python library."""
     if data_path:
         yield from limit_characters(budget, iterate_texts(data_path, text_key))
         return
@@ -68,7 +68,7 @@ def real_documents(data_path: str, text_key: str, budget: int) -> Iterator[str]:
 
 
 def limit_characters(budget: int, texts: Iterator[str]) -> Iterator[str]:
-    """Texts, each cut to 4,000 characters, until they have `budget` characters together."""
+    """Yield texts, each truncated to 4,000 characters, until they have `budget` characters in total."""
     for text in texts:
         if budget <= 0:
             return
@@ -92,7 +92,7 @@ TYPE_NAMES = {
 
 
 def mentions(facts: list[Fact], language: str) -> list[tuple[str, str]]:
-    """Distinct (type name, name) in the order of their first mention."""
+    """Return distinct (type name, name) pairs in the order of their first mention."""
     found: dict[tuple[str, str], None] = {}
     for fact in facts:
         relation = RELATIONS[fact.relation]
@@ -102,7 +102,7 @@ def mentions(facts: list[Fact], language: str) -> list[tuple[str, str]]:
 
 
 def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
-    """Type name -> names in the order of their first mention."""
+    """Return type name -> names in the order of their first mention."""
     found: dict[str, list[str]] = {}
     for kind, name in mentions(facts, language):
         found.setdefault(kind, []).append(name)
@@ -110,7 +110,7 @@ def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
 
 
 def relations_of(facts: list[Fact], language: str) -> dict[str, list[dict[str, str]]]:
-    """Relation label -> subjects and objects."""
+    """Return relation label -> {"subject", "object"} objects."""
     found: dict[str, list[dict[str, str]]] = {}
     for fact in facts:
         pair = {"subject": fact.subject, "object": fact.object}
@@ -119,7 +119,7 @@ def relations_of(facts: list[Fact], language: str) -> dict[str, list[dict[str, s
 
 
 def annotation(facts: list[Fact], language: str, text: str) -> dict[str, Any]:
-    """The annotation of `text`, with the keys of CrossNER and a list of relations."""
+    """Return the annotation of `text`, with the keys of CrossNER and a list of relations."""
     return {
         "sentence": text,
         "entity_list": [{"name": name, "type": kind} for kind, name in mentions(facts, language)],
@@ -131,7 +131,7 @@ def annotation(facts: list[Fact], language: str, text: str) -> dict[str, Any]:
 
 
 def type_lists() -> dict[str, dict[str, list[str]]]:
-    """All types of annotations: {"entity": {language: names}, "relation": {language: names}}."""
+    """Return all types of annotations: {"entity": {language: names}, "relation": {language: names}}."""
     return {
         "entity": {language: list(TYPE_NAMES[language].values()) for language in LANGUAGES},
         "relation": {language: [known.label[language] for known in RELATIONS.values()] for language in LANGUAGES},
@@ -139,7 +139,7 @@ def type_lists() -> dict[str, dict[str, list[str]]]:
 
 
 def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
-    """Rows rendered with a template, without BOS and EOS."""
+    """Yield rows rendered with a template, without BOS and EOS."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders
     template = environment.from_string(Path(template_path).read_text(encoding="utf-8"))
     for row in rows:
@@ -151,9 +151,9 @@ def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
 def instruction_rows(
     graph: FactGraph, count: int, draw: random.Random
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Pairs of an instruction row and the annotation of its input, a text about one or two facts.
+    """Yield (instruction row, annotation of its input); each input is a text about one or two facts.
 
-    Rows are {"instruction", "input", "output"}, with the entities or relations as JSON for output.
+    Rows are {"instruction", "input", "output"}; the output is the entities or relations as JSON.
     """
     for _ in range(count):
         facts = walk(graph, draw.choice((1, 1, 2)), draw)
@@ -169,7 +169,7 @@ def instruction_rows(
 
 
 def extraction(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
-    """Content of extraction.json: the instruction of each task, and the median length of its inputs in characters."""
+    """Return the content of extraction.json: instructions by task, and the median length of inputs in characters."""
     lengths: dict[str, list[int]] = {}
     for row in rows:
         lengths.setdefault(row["instruction"], []).append(len(row["input"]))
@@ -189,7 +189,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line; returns their number."""
+    """Write one JSON object per line; return their number."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:

@@ -1,4 +1,4 @@
-"""Names of the quick start's made-up world: how they are composed, and which are held out."""
+"""Compose the names of the quick start's made-up world, and choose the names to hold out."""
 
 import random
 from itertools import product
@@ -61,20 +61,20 @@ NAMES = {
 
 
 class NamePool:
-    """Names by language and kind, each given out once."""
+    """Names by language and kind; each is returned once."""
 
     def __init__(self, names: dict[tuple[str, str], list[str]]) -> None:
         self.names = names
 
     def new(self, kind: str, language: str) -> str:
-        """A name that was not given out before; raises ValueError when none is left."""
+        """Return a name that was not returned before; raises ValueError if there are no more names."""
         if not self.names[language, kind]:
             raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
         return self.names[language, kind].pop()
 
 
 def split_names(draw: random.Random) -> tuple[NamePool, NamePool]:
-    """(training names, held-out names): a random partition of all possible names."""
+    """Return (training names, held-out names), a random partition of all possible names."""
     seen, held_out = {}, {}
     for which, (form, *parts) in NAMES.items():
         names = [form.format(*chosen) for chosen in product(*(part.split() for part in parts))]

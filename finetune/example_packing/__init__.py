@@ -1,1 +1,1 @@
-"""The examples of each training step, packed into sequences or padded. Read example_batches.py first."""
+"""Select the examples of each training step, and pack or pad them. Read example_batches.py first."""

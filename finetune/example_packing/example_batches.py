@@ -1,4 +1,4 @@
-"""The micro batches of a step: packed sequences where attention keeps examples apart, else padded batches.
+"""Build the micro batches of a step: packed sequences if attention keeps examples apart, else padded batches.
 
 The layout changes the speed of a step only, not its examples or its loss, which is the mean over their supervised
 tokens. A packed sequence holds examples one after another, without padding or mask, with positions that restart.
@@ -27,7 +27,7 @@ IGNORED = -100  # the label that torch's cross entropy ignores
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `lengths` in bins of at most `capacity`: longest first, each into the fullest bin with room."""
+    """Return bins of indices, of at most `capacity` each: longest first, each into the fullest bin with room."""
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room, bin), sorted
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -42,7 +42,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 def balanced_bins(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of `lengths` in `count` bins of about equal sums: the longest first, each into the emptiest (LPT)."""
+    """Return `count` bins of indices of about equal sums: longest first, each into the emptiest bin (LPT)."""
     bins: list[list[int]] = [[] for _ in range(count)]
     sums = [(0, number) for number in range(count)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -53,7 +53,7 @@ def balanced_bins(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 def pack(lengths: Sequence[int], capacity: int, ranks: int) -> list[list[list[int]]]:
-    """Packed sequences for each rank, as indices of `lengths`: equally many, of at most `capacity` tokens each."""
+    """Return the packed sequences of each rank, as indices: equally many, of at most `capacity` tokens each."""
     tight = best_fit_decreasing(lengths, capacity)
     each = -(-len(tight) // ranks)
     even = balanced_bins(lengths, each * ranks)
@@ -63,7 +63,7 @@ def pack(lengths: Sequence[int], capacity: int, ranks: int) -> list[list[list[in
 
 
 def group_by_length(lengths: Sequence[int], micro_batch_size: int, ranks: int) -> list[list[list[int]]]:
-    """Padded micro batches for each rank, as indices of `lengths`: equally many, of similar lengths."""
+    """Return the padded micro batches of each rank, as indices: equally many, of examples of similar lengths."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     cut = [order[at : at + micro_batch_size] for at in range(0, len(order), micro_batch_size)]
     cut += [[] for _ in range(-len(cut) % ranks)]
@@ -74,10 +74,10 @@ def group_by_length(lengths: Sequence[int], micro_batch_size: int, ranks: int) -
 class BatchLayout:
     """How the examples of a step become micro batches.
 
-    packed: packed sequences, else padded batches. micro_batch_size: examples of a padded batch. capacity: tokens of a
-    packed sequence. share_prefixes: compute common first tokens of a packed sequence once. supervised_head: apply the
-    output matrix only where the next token has a label. pad_id: any id, since attention knows the lengths. multiple:
-    widths are rounded up to a multiple of it, for GPUs.
+    packed: packed sequences instead of padded batches. micro_batch_size: examples of a padded batch. capacity: maximum
+    tokens of a packed sequence. share_prefixes: compute common first tokens in a packed sequence once. supervised_head:
+    apply the output matrix only where the next token has a label. pad_id: any token id (attention ignores padding).
+    multiple: widths are rounded up to a multiple of this number, for GPUs.
     """
 
     packed: bool
@@ -89,11 +89,11 @@ class BatchLayout:
     multiple: int = 1
 
     def divide(self, examples: ExampleSources, members: np.ndarray, ranks: int) -> list[list[list[PrefixGroup]]]:
-        """The micro batches of each rank for the examples `members`; equally many per rank, the last may be empty."""
+        """Return the micro batches of each rank for the examples `members`; equally many, the last may be empty."""
         lengths = examples.lengths[members].tolist()
         if self.packed and self.share_prefixes:
             taken = [examples[index] for index in members.tolist()]
-            # The token before an answer predicts its first token, so it belongs to one example only.
+            # The token before an answer predicts the answer's first token, so it is not shared.
             limits = [max(0, int(spans[0, 0]) - 1) for _, spans in taken]
             sequences = pack_groups(group_by_prefix([ids for ids, _ in taken], limits), lengths, self.capacity, ranks)
             shares = [sequences[rank::ranks] for rank in range(ranks)]
@@ -107,7 +107,7 @@ class BatchLayout:
         ]
 
     def tensors(self, examples: ExampleSources, micro: Sequence[PrefixGroup], filler: int) -> dict[str, Any]:
-        """The tensors of a micro batch. An empty one holds the example `filler` without labels, to keep ranks in step.
+        """Return the tensors of a micro batch; if it is empty, those of the example `filler` without labels.
 
         input_ids (sequences, width); packed: position_ids (1, width) and segments, else attention_mask (sequences,
         width); keep (kept,): columns whose logits are computed; targets (sequences, kept): the next ids or IGNORED;
@@ -128,7 +128,7 @@ class BatchLayout:
     def _packed_sequence(
         self, examples: ExampleSources, micro: Sequence[PrefixGroup]
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Inputs, labels and sources; a segment is a shared prefix, the remainder of an example, or a whole example."""
+        """Return inputs, labels and sources. Segments: shared prefixes, remainders of examples, whole examples."""
         segments: list[Segment] = []
         parts: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # ids, labels, first position, source
         for members, prefix in micro:
@@ -157,7 +157,7 @@ class BatchLayout:
     def _padded_batch(
         self, examples: ExampleSources, micro: Sequence[PrefixGroup]
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Inputs, labels and sources of a batch padded on the right."""
+        """Return inputs, labels and sources of a batch padded on the right."""
         members = [index for group in micro for index in group.members]
         taken = [examples[index] for index in members]
         width = -(-max(len(ids) for ids, _ in taken) // self.multiple) * self.multiple
@@ -176,7 +176,7 @@ def _without_prefixes(share: list[list[int]]) -> list[list[PrefixGroup]]:
 
 
 def labels_of(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """The labels of an example, (tokens,) int64; its first token has none, since no token precedes it."""
+    """Return the labels of an example, (tokens,) int64; the first token has none, since no token predicts it."""
     labels = np.full(len(ids), IGNORED, np.int64)
     for first, last in spans.tolist():
         labels[max(first, 1) : last] = ids[max(first, 1) : last]
@@ -184,7 +184,7 @@ def labels_of(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 class StepDataset(Dataset[dict[str, Any]]):
-    """Item n is this rank's share of step n, see `rank_share`. Ranks need not communicate."""
+    """Item n is this rank's share of step n; see `rank_share`. Ranks do not communicate."""
 
     def __init__(self, examples: ExampleSources, order: EpochOrder, layout: BatchLayout, rank: int, ranks: int) -> None:
         self.examples, self.order, self.layout, self.rank, self.ranks = examples, order, layout, rank, ranks
@@ -196,7 +196,7 @@ class StepDataset(Dataset[dict[str, Any]]):
 def rank_share(
     examples: ExampleSources, members: np.ndarray, layout: BatchLayout, rank: int, ranks: int
 ) -> dict[str, Any]:
-    """A rank's "micro_batches" of these examples, with "supervised" and "tokens": counts over all ranks."""
+    """Return a rank's "micro_batches" of the examples, and "supervised" and "tokens", counted over all ranks."""
     mine = layout.divide(examples, members, ranks)[rank]
     return {
         "micro_batches": [layout.tensors(examples, micro, int(members[0])) for micro in mine],

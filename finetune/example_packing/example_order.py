@@ -1,7 +1,7 @@
-"""The examples of each step: held-out examples, proportions of sources, order within an epoch.
+"""Choose the examples of each step: held-out examples, proportions of sources, order within an epoch.
 
 Examples are numbered over all sources, one source after another. The order depends only on the seed and the number of
-the epoch, so a run resumes at any step without reading the data before it.
+the epoch, so a run can resume at any step without reading the data before it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,16 @@ class ExampleSources:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (tokens,) and supervised spans (spans, 2) of an example."""
+        """Return the ids (tokens,) and supervised spans (spans, 2) of an example."""
         source = self.sources[index]
         return self.parts[source][int(index - self.offsets[source])]
 
 
 def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Indices of the held-out examples, ascending: `size` of them, or a fraction below 1, of each source in proportion.
+    """Return the sorted indices of the held-out examples, drawn from each source in proportion.
 
-    sources: (examples,), the source of each example. Raises ValueError if no example would remain for training.
+    sources: (examples,), the source of each example. size: a number of examples, or a fraction below 1. Raises
+    ValueError if no example would remain for training.
     """
     total = len(sources)
     count = round(size * total) if 0 < size < 1 else int(size)
@@ -49,7 +50,7 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
             f"--val_set_size {size:g} leaves none of {total} examples to train on; give fewer, or a fraction (0.1)"
         )
     shuffled = np.random.default_rng([seed, 1]).permutation(total)
-    rank = np.empty(total)  # of an example within its source, between 0 and 1
+    rank = np.empty(total)  # position of an example within its source, 0 to 1
     for source in np.unique(sources):
         members = shuffled[sources[shuffled] == source]
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
@@ -57,7 +58,7 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
 
 
 def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Proportions `zh=2,en=1`; ValueError unless they give each source, and no other, a positive number."""
+    """Parse proportions `zh=2,en=1`; raises ValueError unless each source, and no other, has a positive number."""
     weights = {}
     for word in text.split(","):
         name, _, number = word.strip().partition("=")
@@ -71,7 +72,7 @@ def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def epoch_sizes(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Examples of each source in an epoch: in these proportions, and at least all examples of each source."""
+    """Return examples per epoch of each source: in these proportions, and at least all examples of each source."""
     longest = max(sizes[name] / weights[name] for name in sizes)
     return {name: max(sizes[name], round(longest * weights[name])) for name in sizes}
 
@@ -99,7 +100,7 @@ class EpochOrder:
         self.by_source, self.per_epoch, self.batch_size, self.seed = by_source, per_epoch, batch_size, seed
         self.strategy, self.lengths = strategy, lengths
         self.steps = -(-sum(per_epoch) // batch_size)
-        self._cached: dict[int, np.ndarray] = {}  # the epoch that was used last
+        self._cached: dict[int, np.ndarray] = {}  # the most recently used epoch
 
     def use_length_groups(self) -> None:
         """Change the strategy to group_by_length."""
@@ -107,12 +108,12 @@ class EpochOrder:
         self._cached = {}
 
     def step(self, number: int) -> np.ndarray:
-        """Indices of the examples of a step, counted over all epochs; the last step of an epoch may have fewer."""
+        """Return the example indices of a step, counted over all epochs; the last step of an epoch may have fewer."""
         epoch, place = divmod(number, self.steps)
         return self.epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
     def epoch(self, number: int) -> np.ndarray:
-        """Indices of the examples of an epoch in their order."""
+        """Return the indices of the examples of an epoch, in order."""
         if number not in self._cached:
             self._cached = {number: self._make_epoch(number)}
         return self._cached[number]
@@ -127,7 +128,7 @@ class EpochOrder:
         return order if self.strategy == "random" else self._grouped_by_length(order, draw)
 
     def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
-        """`count` examples of a source from `start` on, in its endless sequence of passes."""
+        """Return `count` examples of a source from position `start` on, counted over repeated passes."""
         members = self.by_source[source]
         if not count:
             return members[:0]
@@ -142,7 +143,7 @@ class EpochOrder:
         return np.concatenate(ordered)[begin : begin + count]
 
     def _grouped_by_length(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Steps of examples of similar lengths, in random order, so that lengths do not drift during training."""
+        """Return steps of examples of similar lengths, in random order, so that lengths do not drift over the epoch."""
         whole = len(order) // self.batch_size * self.batch_size
         width = STEPS_SORTED_TOGETHER * self.batch_size
         parts = [order[at : min(at + width, whole)] for at in range(0, whole, width)]

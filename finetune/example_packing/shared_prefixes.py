@@ -1,4 +1,4 @@
-"""Shared prefixes: examples of one task begin with the same template, instruction and schema; compute these once.
+"""Compute shared prefixes once: examples of one task begin with the same template, instruction and schema.
 
 The hidden state of a token depends only on the tokens before it. So a packed sequence holds the common first tokens of
 several examples once, followed by the remainder of each example, which attends to the prefix and to itself. Loss and
@@ -14,14 +14,14 @@ import numpy as np
 
 
 class PrefixGroup(NamedTuple):
-    """Consecutive examples of a packed sequence, and the number of their common first tokens, which it holds once."""
+    """Consecutive examples of a packed sequence; their common first `prefix` tokens are stored once."""
 
     members: list[int]
     prefix: int
 
 
 def group_by_prefix(ids: Sequence[np.ndarray], limits: Sequence[int]) -> list[PrefixGroup]:
-    """Divide all examples into the groups that save the most tokens.
+    """Divide the examples into groups with common prefixes so that the most tokens are saved.
 
     ids: (tokens,) of each example. limits: maximum number of tokens that each may share. Examples are sorted by their
     ids, so that examples with long common prefixes are neighbours, and divided into runs.
@@ -33,7 +33,7 @@ def group_by_prefix(ids: Sequence[np.ndarray], limits: Sequence[int]) -> list[Pr
 
 
 def _common_length(one: np.ndarray, other: np.ndarray) -> int:
-    """The number of common first tokens of two examples."""
+    """Return the number of common first tokens of two examples."""
     width = min(len(one), len(other))
     equal = one[:width] == other[:width]
     return width if equal.all() else int(equal.argmin())
@@ -45,7 +45,7 @@ def _best_runs(common: np.ndarray) -> list[tuple[int, int, int]]:
     common: (examples - 1,), common first tokens of each example and the next; the prefix of a run is their minimum.
     """
     count = len(common) + 1
-    saved, start, prefix = (np.zeros(count + 1, np.int64) for _ in range(3))  # of the best division of the first n
+    saved, start, prefix = (np.zeros(count + 1, np.int64) for _ in range(3))  # for the best division of the first n
     least = np.zeros(count, np.int64)  # common first tokens of the examples from each one to the current last one
     for last in range(1, count + 1):
         if last > 1:
@@ -64,7 +64,7 @@ def _best_runs(common: np.ndarray) -> list[tuple[int, int, int]]:
 def pack_groups(
     groups: Sequence[PrefixGroup], lengths: Sequence[int], capacity: int, ranks: int
 ) -> list[list[PrefixGroup]]:
-    """Evenly filled packed sequences of at most `capacity` tokens; a group may continue in the next sequence.
+    """Return evenly filled packed sequences of at most `capacity` tokens; a group may span several sequences.
 
     lengths: tokens of each example. The number of sequences is a multiple of `ranks`; with fewer examples than ranks
     some are empty.
@@ -82,7 +82,7 @@ def pack_groups(
 
 
 def _fill(groups: Sequence[PrefixGroup], lengths: Sequence[int], width: int) -> Iterator[list[PrefixGroup]]:
-    """Packed sequences of at most `width` tokens, filled in order."""
+    """Yield packed sequences of at most `width` tokens, filled in order."""
     sequence: list[PrefixGroup] = []
     tokens = 0
 

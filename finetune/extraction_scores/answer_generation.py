@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, in batches padded on the left; used by ie_run.py and during training."""
+"""Generate greedy answers to prompts in left-padded batches, for ie_run.py and during training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 
 
 def batches_by_length(prompts: list[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, the longest first, so that a lack of memory shows at once."""
+    """Yield indices of prompts of similar length, the longest first, so that running out of memory shows at once."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     yield from (order[start : start + size] for start in range(0, len(order), size))
 
@@ -15,9 +15,9 @@ def batches_by_length(prompts: list[list[int]], size: int) -> Iterator[list[int]
 def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[str]:
-    """The greedy continuation of each prompt (token ids) as text, up to EOS or the template's end of turn.
+    """Return the greedy continuation of each prompt (token ids) as text, up to EOS or the template's end of turn.
 
-    The attention mask is made from the lengths, so the pad id may be any id.
+    The attention mask is computed from the lengths, so any id can be the pad id.
     """
     import torch
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Answers of the model in training to held-out examples, scored as extraction (--eval_generate)."""
+"""Generate answers to the held-out examples during training and score them as extraction (--eval_generate)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from extraction_scores.answer_generation import generate_answers
 
 
 class HeldOutAnswers:
-    """Prompts and correct answers of the held-out examples. Calling it with a trainer answers and scores them.
+    """Prompts and correct answers of the held-out examples; called with a trainer, it returns scores of its answers.
 
     rows: (name of the source, row) of each held-out example. Raises ValueError if a correct answer is not an extraction
     answer.
@@ -36,7 +36,7 @@ class HeldOutAnswers:
             )
 
     def __call__(self, trainer: Any) -> dict[str, float]:
-        """The scores of `flat_scores` for all examples, and f1 and parsed by source; all ranks call it."""
+        """Return `flat_scores` of all examples, and f1 and parsed by source; all ranks must call it."""
         rank, ranks = trainer.args.process_index, trainer.args.world_size
         mine = list(range(rank, len(self.prompts), ranks))
         filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
@@ -56,7 +56,10 @@ class HeldOutAnswers:
 
 
 def flat_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Scores of (prediction, correct answer) pairs. f1: over entities and triples; parsed, exact: shares of answers."""
+    """Return the scores of (prediction, correct answer) pairs by name.
+
+    f1: over entities and triples. parsed, exact: shares of answers.
+    """
     scores = score_answers(pairs)
     kinds = [scores["entity"], scores["triple"]]
     correct, total = sum(kind["correct"] for kind in kinds), sum(kind["predicted"] + kind["gold"] for kind in kinds)
@@ -68,7 +71,7 @@ def flat_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
 
 
 def gather_answers(mine: dict[int, str], ranks: int) -> dict[int, str]:
-    """The answers of all ranks, on every rank."""
+    """Return the answers of all ranks, on every rank."""
     if ranks == 1:
         return mine
     gathered: list[dict[int, str]] = [{} for _ in range(ranks)]
@@ -78,7 +81,10 @@ def gather_answers(mine: dict[int, str], ranks: int) -> dict[int, str]:
 
 @contextmanager
 def generation_mode(trainer: Any) -> Iterator[None]:
-    """The model without gradient checkpointing, which disables the cache, and with attention that supports padding."""
+    """Disable gradient checkpointing, which prevents use of the cache, and use an attention that supports padding.
+
+    Both are restored on exit.
+    """
     base = trainer.base_model
     attention = attention_of(base)
     if attention == NAME:

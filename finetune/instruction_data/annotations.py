@@ -46,7 +46,7 @@ class Annotation(NamedTuple):
 
 
 def read_annotations(path: str, task: str, language: str = "auto") -> list[Annotation]:
-    """The annotated sentences of a JSON or JSONL file with their items for `task`.
+    """Return the annotated sentences of a JSON or JSONL file with their items for `task`.
 
     language: of all sentences; "auto" detects it for each sentence. Raises FileNotFoundError, or ValueError with file
     and line.
@@ -66,7 +66,7 @@ def read_annotations(path: str, task: str, language: str = "auto") -> list[Annot
 
 
 def annotation_fault(entry: dict[str, Any], keys: AnnotationKeys) -> str:
-    """The reason why an annotated sentence is invalid, or ""."""
+    """Return the reason why an annotated sentence is invalid, or ""."""
     fault = text_fault(entry, "sentence")
     if fault:
         return fault
@@ -76,7 +76,7 @@ def annotation_fault(entry: dict[str, Any], keys: AnnotationKeys) -> str:
 
 
 def text_fault(entry: Any, *keys: str) -> str:
-    """The reason why an entry does not have text under each of the keys, or ""."""
+    """Return the reason why an entry does not have text under each of the keys, or ""."""
     if not isinstance(entry, dict):
         return f"has {json.dumps(entry)[:40]}, which is not a JSON object"
     missing = next((key for key in keys if not isinstance(entry.get(key), str) or not entry[key].strip()), None)
@@ -84,7 +84,7 @@ def text_fault(entry: Any, *keys: str) -> str:
 
 
 def read_types(path: str, task: str) -> dict[str, list[str]]:
-    """The types to ask for by language; a plain list applies to every language.
+    """Return language -> types to ask for; a plain list applies to every language.
 
     Raises FileNotFoundError or ValueError.
     """
@@ -101,7 +101,7 @@ def read_types(path: str, task: str) -> dict[str, list[str]]:
 
 
 def annotated_types(annotations: list[Annotation]) -> dict[str, list[str]]:
-    """The types that occur in the annotations by language, in the order of their first occurrence."""
+    """Return language -> types that occur in the annotations, in the order of their first occurrence."""
     found: dict[str, dict[str, None]] = {}
     for annotation in annotations:
         found.setdefault(annotation.language, {}).update((item.label, None) for item in annotation.items)

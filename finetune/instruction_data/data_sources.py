@@ -1,4 +1,4 @@
-"""The files of --data_path, and their names, by which --mix and the log address them."""
+"""Find the files of --data_path and give them the names that --mix and the log use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ class Source(NamedTuple):
 
 
 def find_sources(data_path: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """The files of --data_path, and the paths in folders that are skipped.
+    """Return (the files of --data_path, skipped paths in its folders).
 
-    data_path: files or folders, each optionally as name=path; one string may hold several, separated by commas. The
+    data_path: files or folders, each optionally as name=path; one string may contain several, separated by commas. The
     default name of a file is its stem. Raises FileNotFoundError or ValueError.
     """
     words = [part for word in data_path for part in ([word] if Path(word).exists() else word.split(",")) if part]

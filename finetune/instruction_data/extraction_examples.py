@@ -27,7 +27,7 @@ class BuildReport:
 def correct_answer(
     annotation: Annotation, task: str, question: ExtractionQuestion, report: BuildReport
 ) -> dict[str, list[Any]]:
-    """Type -> names, or {"subject", "object"} objects, in the annotation's order and without repetitions."""
+    """Return type -> names, or {"subject", "object"} objects, in the annotation's order, without duplicates."""
     keys = TASKS[task].names
     answer: dict[str, list[Any]] = {name: [] for name in question.types} if question.absent == "empty list" else {}
     seen: set[AnnotatedItem] = set()
@@ -49,7 +49,7 @@ def correct_answer(
 def build_examples(
     annotations: list[Annotation], task: str, questions: dict[str, ExtractionQuestion]
 ) -> tuple[list[dict[str, str]], BuildReport]:
-    """An example for each annotated sentence, in order, and the counts of items.
+    """Return an example for each annotated sentence, in order, and the counts of items.
 
     Raises ValueError if there are items, but none of a requested type.
     """
@@ -70,13 +70,13 @@ def build_examples(
 
 
 def most_common(counts: Counter[str], shown: int = 4) -> str:
-    """The largest counts as text: "person 12, place 3, …"."""
+    """Return the largest counts as text: "person 12, place 3, …"."""
     text = ", ".join(f"{name} {count}" for name, count in counts.most_common(shown))
     return text + (", …" if len(counts) > shown else "")
 
 
 def report_lines(report: BuildReport) -> str:
-    """The report as lines for a terminal."""
+    """Return the report as lines for a terminal."""
     total = report.examples.total()
     shares = ", ".join(f"{count / total:.1%} {language}" for language, count in report.examples.most_common())
     others = f" ({most_common(report.other_types)})" if report.other_types else ""
@@ -89,7 +89,7 @@ def report_lines(report: BuildReport) -> str:
 
 
 def usual_lengths(annotations: list[Annotation]) -> dict[str, int]:
-    """The median number of characters of a sentence, by language."""
+    """Return language -> median number of characters of a sentence."""
     lengths: dict[str, list[int]] = {}
     for annotation in annotations:
         lengths.setdefault(annotation.language, []).append(len(annotation.sentence))

@@ -35,14 +35,14 @@ WORDING = {
 class ExtractionQuestion(NamedTuple):
     """The question of one task in one language."""
 
-    wording: str  # with {schema}, where it names the types
+    wording: str  # with {schema} if it names the types
     instruction: str  # the wording with the types in place of {schema}
     types: list[str]
     absent: str  # how an answer treats types without items: "empty list" or "left out"
 
 
 def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """The value of "tasks" in an extraction.json: task -> language -> {"instruction", ...}; ValueError if malformed."""
+    """Return "tasks" of an extraction.json, task -> language -> {"instruction", ...}; raises ValueError if invalid."""
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if isinstance(tasks, dict) and all(isinstance(languages, dict) for languages in tasks.values()):
         entries = [entry for languages in tasks.values() for entry in languages.values()]
@@ -53,19 +53,19 @@ def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, An
 
 
 def answer_form(task: str, absent: str) -> dict[str, Any]:
-    """The description of an answer in extraction.json: its shape with placeholders, and types without items."""
+    """Return the description of an answer in extraction.json: its shape, and how it treats types without items."""
     return {"shape": SHAPES[task], "absent": absent}
 
 
 def absent_of(wording: str) -> str:
-    """How an answer treats types without items; it can list all types only if the instruction names them."""
+    """Return how an answer treats types without items; it lists them only if the instruction names all types."""
     return "empty list" if "{schema}" in wording else "left out"
 
 
 def read_wording(path: str, task: str) -> dict[str, str]:
-    """Language -> wording of `task` from an extraction.json, or the default wording if `path` is empty.
+    """Return language -> wording of `task` from an extraction.json, or the default wording if `path` is empty.
 
-    Raises ValueError if the file describes answers of another form than ie_build.py writes for this wording.
+    Raises ValueError if the file describes answers in another form than ie_build.py writes for this wording.
     """
     if not path:
         return WORDING[task]
@@ -83,7 +83,7 @@ def read_wording(path: str, task: str) -> dict[str, str]:
 def make_questions(
     annotations: list[Annotation], task: str, types: dict[str, list[str]], wording: dict[str, str]
 ) -> dict[str, ExtractionQuestion]:
-    """The question for each language of the annotations; ValueError if its types or wording are missing."""
+    """Return language -> question for the annotations; raises ValueError if types or wording are missing."""
     questions = {}
     for language in sorted({annotation.language for annotation in annotations}):
         if not types.get(language):
@@ -102,7 +102,7 @@ def make_questions(
 def updated_extraction(
     path: Path, task: str, questions: dict[str, ExtractionQuestion], lengths: dict[str, int]
 ) -> dict[str, Any]:
-    """The content of the extraction.json at `path`, which may not exist, with this task and its languages added.
+    """Return the content of the extraction.json at `path`, which may not exist, with this task and its languages.
 
     lengths: usual characters of a sentence by language; a value in the file is kept, so that building a test set does
     not change the value of the training set. Raises ValueError if the file has another wording for this task.

@@ -8,13 +8,13 @@ from chat_prompts.template_files import folder_template, read_template
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # as templates spell control tokens
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a control token
 
 
 def load_template(name: str) -> str:
-    """The Jinja source of a template: a name in finetune/templates, or the path of a .jinja or an alpaca .json file.
+    """Return the Jinja source of a template: a name in finetune/templates, or the path of a .jinja or alpaca .json.
 
-    Raises ValueError that lists the known templates.
+    Raises ValueError, which lists the known templates, if there is none.
     """
     known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
     path = TEMPLATES / f"{name}.jinja" if name in known else Path(name)
@@ -26,7 +26,7 @@ def load_template(name: str) -> str:
 
 
 def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = None) -> tuple[str, str]:
-    """The template for tuning, and a description of its origin.
+    """Return (the template for tuning, a description of its origin).
 
     Args:
         name: --prompt_template_name; "" chooses the base's own template, or alpaca if it has none.
@@ -34,8 +34,8 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         base: the base's folder.
         resumed: the checkpoint from which the run resumes; its template is used.
 
-    Raises ValueError if the template writes control tokens that the tokenizer lacks, which would be ordinary text that
-    users can write too, or if a resumed run names another template.
+    Raises ValueError if a resumed run names another template, or if a template other than the base's own writes control
+    tokens that the tokenizer lacks; they would be ordinary text, which users can write too.
     """
     before = folder_template(resumed) if resumed else None
     chosen = load_template(name) if name else before

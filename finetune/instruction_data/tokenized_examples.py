@@ -7,7 +7,7 @@
     <cache>/<key>/report.json    counts of kept, truncated and dropped rows
 
 The key is a hash of the file's bytes, the tokenizer, the template and the settings, so changed input is encoded anew.
-Files are read row by row and ids are written as they are made, so memory does not grow with the number of tokens.
+Files are read row by row and ids are written chunk by chunk, so memory does not grow with the number of tokens.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class EncodingSettings:
 
 
 def truncate(turns: list[Turn], cutoff: int, train_on_inputs: bool = False) -> tuple[EncodedExample | None, bool]:
-    """An example of at most `cutoff` tokens, None if no token of an answer fits; and whether it was truncated.
+    """Return (example of at most `cutoff` tokens or None if no token of an answer fits, whether it was truncated).
 
     Space for the end of an answer is reserved: a truncated example ends in the same tokens as its last answer.
     """
@@ -90,7 +90,7 @@ def truncate(turns: list[Turn], cutoff: int, train_on_inputs: bool = False) -> t
 def encode_rows(
     encoder: PromptEncoder, rows: Iterable[InstructionRow], settings: EncodingSettings, report: EncodingReport
 ) -> Iterator[list[tuple[int, EncodedExample]]]:
-    """Chunks of (row number, example) for the rows that are kept; counts all rows in `report`."""
+    """Yield chunks of (row number, example) for the rows that are kept; counts all rows in `report`."""
     numbered = enumerate(rows)
     while chunk := list(islice(numbered, CHUNK)):
         kept: list[tuple[int, EncodedExample]] = []
@@ -111,11 +111,11 @@ def encode_rows(
 
 
 class CachedExamples:
-    """The examples of one source, memory-mapped; opening reads 24 bytes an example and no token.
+    """The examples of one source. Token ids are memory-mapped; opening reads 32 bytes per one-turn example.
 
     Attributes:
         lengths, supervised: (examples,) int64, tokens of each example, and tokens with a label. The first token of an
-            example has no label, since no token precedes it.
+            example has no label, since no token predicts it.
         row_numbers: (examples,) int64, the row of each example in its file.
     """
 
@@ -138,18 +138,18 @@ class CachedExamples:
         return len(self.row_numbers)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (tokens,) and supervised spans (spans, 2) of an example."""
+        """Return the ids (tokens,) and supervised spans (spans, 2) of an example."""
         return (
             self._ids[self.starts[index] : self.starts[index + 1]],
             self.spans[self.span_starts[index] : self.span_starts[index + 1]],
         )
 
     def __reduce__(self) -> tuple[type["CachedExamples"], tuple[str, Path]]:
-        return CachedExamples, (self.name, self.folder)  # a data loader's worker maps the file itself
+        return CachedExamples, (self.name, self.folder)  # each data-loader worker maps the file itself
 
 
 def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSettings, cache: Path) -> CachedExamples:
-    """The examples of a file, encoded first if the cache lacks them.
+    """Return the examples of a file, encoded first if they are not in the cache.
 
     Raises ValueError with the place of a row that cannot be read or rendered.
     """
@@ -160,7 +160,7 @@ def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSett
 
 
 def cache_key(encoder: PromptEncoder, path: Path, settings: EncodingSettings) -> str:
-    """Hash of everything that determines the examples of a file, as 32 hexadecimal digits."""
+    """Return a hash of all inputs that determine the examples of a file, as 32 hexadecimal digits."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     parts = [VERSION, content, path.suffix, asdict(settings), encoder.fingerprint]

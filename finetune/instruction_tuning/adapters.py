@@ -1,4 +1,4 @@
-"""Load the model to tune: the base, quantised or not, with a new LoRA adapter; check the adapter that was saved.
+"""Load the base, optionally quantised, with a new LoRA adapter; check and convert the adapter after training.
 
 LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's variants of it: rank-stabilised scaling
 (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353), PiSSA
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
-LARGEST_RANK = 512  # of an adapter in vLLM (MaxLoRARanks in vllm/config/lora.py, 0.32)
+LARGEST_RANK = 512  # that vLLM loads (MaxLoRARanks in vllm/config/lora.py, 0.32)
 
 
 def refuse_unservable(args: "TuningArguments") -> None:
@@ -40,7 +40,7 @@ def refuse_unservable(args: "TuningArguments") -> None:
 
 
 def load_model(args: "TuningArguments") -> Any:
-    """The base in the precision of the run, with a new adapter unless all weights are tuned.
+    """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
     if tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
@@ -66,7 +66,7 @@ def load_model(args: "TuningArguments") -> Any:
 
 
 def attention_implementation(args: "TuningArguments") -> str:
-    """Name of the attention implementation: --attn_implementation, else FlashAttention 2 or sdpa.
+    """Return the name of the attention implementation: --attn_implementation, else FlashAttention 2 or sdpa.
 
     Packed examples use FlashAttention 2 on a GPU in half precision, else the sdpa variant that keeps them apart.
     Raises ValueError on FlashAttention without half precision.
@@ -90,7 +90,7 @@ def attention_implementation(args: "TuningArguments") -> str:
 
 
 def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any]:
-    """Options of from_pretrained for a base in 8 bits, or 4 (NF4, double quantisation), on the rank's device."""
+    """Return from_pretrained's options for a base in 8 bits or 4 (NF4, double quantisation) on the rank's device."""
     if not args.load_in:
         return {}
     from transformers import BitsAndBytesConfig
@@ -103,7 +103,7 @@ def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any
 
 
 def add_adapter(model: Any, args: "TuningArguments") -> Any:
-    """The model with a new LoRA adapter whose trained weights are float32.
+    """Return the model with a new LoRA adapter whose weights are float32, except under DeepSpeed.
 
     Raises ValueError if --lora_target_modules or --lora_modules_to_save names no module of the model.
     """
@@ -143,7 +143,7 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
 
 
 def tensor_names(model: Any) -> set[str]:
-    """Names of the tensors in the adapter file of a model, those of --lora_modules_to_save included."""
+    """Return the names of the tensors in the adapter file of a model, including those of --lora_modules_to_save."""
     from peft import get_peft_model_state_dict
 
     return set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -152,7 +152,7 @@ def tensor_names(model: Any) -> set[str]:
 def check_adapter(file: Path, expected: set[str], trained: bool = True) -> None:
     """Raise ValueError unless the file holds exactly the expected tensors, all finite.
 
-    trained: also refuse tensors that are zero, as lora_B is before the first step.
+    trained: also raise on tensors of zeros, since lora_B is zero before the first step.
     """
     from safetensors import safe_open
 
@@ -175,8 +175,8 @@ def check_adapter(file: Path, expected: set[str], trained: bool = True) -> None:
 def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
     """Save the initial tensors of a PiSSA adapter, which `plain_lora` needs at the end of the run.
 
-    PiSSA subtracts the initial adapter from the base, so its tensors alone do not fit the published base. resumed: the
-    tensors must equal those saved by the first run, else ValueError is raised.
+    PiSSA subtracts the initial adapter from the base, so the trained tensors alone do not fit the published base.
+    resumed: raise ValueError unless the tensors equal those that the first run saved.
     """
     import torch
     from peft import get_peft_model_state_dict

@@ -1,9 +1,9 @@
 """Trainer for instruction tuning: one step per item of the data loader, loss by supervised token, held-out scores.
 
-An item of the data loader is one step: this rank's micro batches. The loss of a step is the mean over the supervised
-tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on how the
-batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining uses too: log, checks after
-each step, evaluation, checkpoints.
+An item of the data loader contains this rank's micro batches of one step. The loss of a step is the mean over the
+supervised tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on
+how the batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log,
+checks after each step, evaluation, checkpoints.
 """
 
 import inspect
@@ -39,7 +39,7 @@ class InstructionTrainer(SourceTrainer):
 
     Args:
         data: examples, their order, and the held-out examples.
-        layout: how examples become micro batches; changed to padding if the model mixes packed examples.
+        layout: how examples become micro batches; changed to padding if the attention mixes packed examples.
         identity: settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
@@ -69,12 +69,12 @@ class InstructionTrainer(SourceTrainer):
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The next step and its number of supervised tokens; no step after the last one."""
+        """Return ([next step], number of its supervised tokens), or ([], None) after the last step."""
         step = next(epoch_iterator, None)
         return ([step], step["supervised"]) if step else ([], None)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward over the micro batches; ranks exchange gradients after the last one."""
+        """Run forward and backward over the micro batches; ranks exchange gradients after the last one."""
         under_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         loss = torch.zeros((), device=self.args.device)
         for number, micro_batch in enumerate(inputs["micro_batches"], start=1):
@@ -88,13 +88,13 @@ class InstructionTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed loss / supervised tokens of the step, times ranks, since gradients are averaged over ranks."""
+        """Return summed loss / supervised tokens of the step x ranks; the ranks then average the gradients."""
         losses, targets, sources = self.token_losses(model, inputs)
         self.meter.add(losses, targets.ne(IGNORED), sources)
         return losses.sum() / num_items_in_batch * self.args.world_size
 
     def token_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses of the kept positions (0 without a target), their targets and sources, each (sequences, kept)."""
+        """Return losses of the kept positions (0 without a target), targets and sources, each (sequences, kept)."""
         names = ("input_ids", "position_ids", "attention_mask")
         arguments: dict[str, Any] = {name: inputs[name] for name in names if name in inputs}
         if self.layout.packed:
@@ -122,13 +122,16 @@ class InstructionTrainer(SourceTrainer):
         return self.layout.supervised_head and "logits_to_keep" in inspect.signature(self.base_model.forward).parameters
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's count for the tokens of the step."""
+        """Return Trainer's estimate of floating-point operations for the tokens of the step."""
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
     # --- before the first step ----------------------------------------------------------------------------------------
 
     def before_training(self) -> None:
-        """Raise ValueError if --fsdp has no effect; use padding if this model mixes packed examples."""
+        """Switch to padding if the attention of this model mixes packed examples.
+
+        Raises ValueError if --fsdp has no effect, or if --packing True is impossible.
+        """
         kind = type(self.model_wrapped).__name__
         if self.args.fsdp and "FSDP" not in kind and "FullySharded" not in kind:
             raise ValueError(
@@ -179,7 +182,7 @@ class InstructionTrainer(SourceTrainer):
         args, examples = self.args, self.data.examples
         micro = args.per_device_eval_batch_size
         layout = replace(self.layout, micro_batch_size=micro, capacity=micro * args.cutoff_len)
-        together = micro * args.world_size * 8  # examples made into micro batches at once
+        together = micro * args.world_size * 8  # examples that are packed at once
         members = np.array(sorted(self.data.held_out, key=lambda index: -examples.lengths[index]))
         for start in range(0, len(members), together):
             share = rank_share(examples, members[start : start + together], layout, args.process_index, args.world_size)
@@ -189,7 +192,7 @@ class InstructionTrainer(SourceTrainer):
                 meter.add(losses, targets.ne(IGNORED), sources)
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Scores of the held-out answers; raises ValueError if the loss is not finite."""
+        """Return the scores of the held-out answers; raises ValueError if the loss is not finite."""
         if not math.isfinite(losses.mean):
             raise ValueError(f"eval_loss is {losses.mean} at step {self.state.global_step}; lower --learning_rate")
         return self.data.answer_scores(self) if self.data.answer_scores else {}
@@ -199,9 +202,9 @@ class InstructionTrainer(SourceTrainer):
 
 
 def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
-    """Settings that must be equal for a run to resume another one; see RunState.
+    """Return the settings that must be equal for a run to resume another one; see RunState.
 
-    The cache key of a source stands for file, tokenizer, template, --cutoff_len and --train_on_inputs.
+    The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.
     """
     names = ("batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy")
     adapter = ("lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init")
@@ -223,7 +226,7 @@ def set_steps(args: TuningArguments, order: EpochOrder) -> None:
 
 
 def has_dropout(model: Any, args: TuningArguments) -> bool:
-    """Whether a forward pass is random: examples that share a prefix would share its dropout."""
+    """Return whether the model uses dropout, which examples with a shared prefix would share."""
     config = model.config.get_text_config().to_dict()
     rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     return any(rates) or (args.method != "full" and args.lora_dropout > 0)
@@ -232,7 +235,7 @@ def has_dropout(model: Any, args: TuningArguments) -> bool:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """The trainer of a run; data.held_out may be empty."""
+    """Return the trainer of a run. Raises ValueError if --packing True is impossible."""
     set_steps(args, data.order)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
     layout = BatchLayout(

@@ -3,7 +3,7 @@
 | function | attribute | reason |
 | --- | --- | --- |
 | save_adapter_only | PeftModel.save_pretrained | Trainer calls it without save_embedding_layers, whose default |
-| | | ("auto") stores the base's embedding or output matrix beside an adapter on it |
+| | | ("auto") also stores the base's embedding or output matrix if the adapter targets it |
 | keep_training_layout | bitsandbytes' Linear4bit.support_avx512bf16_for_cpu | in evaluation mode on a CPU, 4-bit |
 | | | weights are packed into a layout without a backward pass |
 

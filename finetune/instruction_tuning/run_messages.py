@@ -1,4 +1,4 @@
-"""Output before and after training: counts of examples, examples as the model reads them, settings, next commands."""
+"""Text to print before and after training: counts, decoded examples, a summary of the run, the next commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ RULE = "─" * 40
 
 
 def preview(args: "TuningArguments", tokenizer: Any, data: TuningData, skipped: list[str], colour: bool) -> str:
-    """The lines before training: counts, skipped files, proportions, and three decoded examples."""
+    """Return the lines to print before training: counts, skipped files, proportions, and three decoded examples."""
     examples, order = data.examples, data.order
     trained = len(order.per_epoch)
     lines = [f"skipped {path}: not a file of rows" for path in skipped]
@@ -34,7 +34,7 @@ def preview(args: "TuningArguments", tokenizer: Any, data: TuningData, skipped: 
 def data_summary(
     parts: Sequence[CachedExamples], held_out: int = 0, held_out_parts: Sequence[CachedExamples] = ()
 ) -> str:
-    """Lines that count kept, truncated and dropped examples and supervised tokens, by source if there are several.
+    """Return counts of kept, truncated and dropped examples and supervised tokens, by source if there are several.
 
     held_out: the number of held-out examples. held_out_parts: the examples of --eval_data_path.
     """
@@ -55,7 +55,7 @@ def _counts(report: EncodingReport, name: str = "") -> str:
 
 
 def decoded_example(tokenizer: Any, ids: np.ndarray, spans: np.ndarray, colour: bool) -> str:
-    """An example as text: supervised parts are bright (or between ⟦ and ⟧ without colour), the others grey."""
+    """Return an example as text: supervised parts are bright, others grey; without colour, ⟦ ⟧ mark the former."""
     marks = (GREY, PLAIN, BRIGHT, PLAIN) if colour else ("", "", "⟦", "⟧")
     pieces, at = [], 0
     for start, end in spans.tolist():
@@ -73,7 +73,7 @@ def decoded_example(tokenizer: Any, ids: np.ndarray, spans: np.ndarray, colour: 
 
 
 def draw_lengths(parts: Sequence[CachedExamples], path: Path) -> None:
-    """Write a histogram of the tokens of the examples, by source."""
+    """Write a histogram of the lengths of the examples in tokens, by source."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,7 +88,7 @@ def draw_lengths(parts: Sequence[CachedExamples], path: Path) -> None:
 
 
 def run_summary(args: "TuningArguments", trainer: Any) -> str:
-    """One line: the numbers of weights, steps, examples and ranks."""
+    """Return one line with the numbers of weights, steps, examples and ranks."""
     sizes = [
         (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in trainer.model.parameters()
     ]
@@ -106,7 +106,7 @@ def run_summary(args: "TuningArguments", trainer: Any) -> str:
 
 
 def next_commands(args: "TuningArguments") -> str:
-    """The commands that try the result and serve it."""
+    """Return the commands to try and to serve the result."""
     output = (args.output_dir or "").rstrip("/")
     if args.method == "full":
         return (

@@ -1,4 +1,4 @@
-"""The options of finetune.py, read by `parse`: TuningOptions and every option of Trainer, checked and resolved."""
+"""Parse and check the options of finetune.py: TuningOptions and all options of Trainer."""
 
 from command_line import trainer_options
 from command_line.option_values import value_of
@@ -48,7 +48,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
         )
         self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
-        # To Trainer an item of the data loader is a whole step, see StepDataset.
+        # For Trainer, an item of the data loader is a whole step; see StepDataset.
         self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         self.lora_target_modules = module_names("--lora_target_modules", self.lora_target_modules)
         self.lora_modules_to_save = value_of("--lora_modules_to_save", self.lora_modules_to_save, list[str])
@@ -87,7 +87,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
-        """Defaults: evaluate once an epoch if there are held-out examples; with a metric, keep the best checkpoint."""
+        """Set defaults: evaluate once an epoch if examples are held out; with a metric, use the best checkpoint."""
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if self.eval_generate and self.metric_for_best_model is None:
@@ -107,7 +107,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
 
 
 def json_of(config: Any) -> dict[str, Any]:
-    """DeepSpeed's configuration as a dictionary; ValueError if its file is missing or not JSON."""
+    """Return DeepSpeed's configuration as a dictionary; raises ValueError if its file is missing or not JSON."""
     if not config or isinstance(config, dict):
         return config or {}
     try:
@@ -117,9 +117,9 @@ def json_of(config: Any) -> dict[str, Any]:
 
 
 def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
-    """Micro batches per rank and step: the global batch / (micro batch x ranks).
+    """Return the micro batches per rank and step: the global batch / (micro batch x ranks).
 
-    batch: --batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises ValueError that proposes sizes
+    batch: --batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises ValueError, which proposes sizes,
     if the global batch is not divisible.
     """
     if micro < 1 or (batch is not None and batch < 1):
@@ -145,7 +145,7 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
 
 
 def module_names(option: str, given: list[str]) -> list[str]:
-    """Module names in any published notation: `a b`, `a,b`, `[a,b]`, `['a', 'b']`; ValueError if there are none."""
+    """Return module names from `a b`, `a,b`, `[a,b]` or `['a', 'b']`; raises ValueError if there are none."""
     names: list[str] = value_of(option, given, list[str])
     if not names:
         raise ValueError(f"{option} is an empty list; give all-linear or a list such as [q_proj,v_proj]")
@@ -153,5 +153,5 @@ def module_names(option: str, given: list[str]) -> list[str]:
 
 
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:
-    """The options of a command line and the notices to print; ValueError on unknown, abbreviated or invalid options."""
+    """Return (options, notices to print); raises ValueError on unknown, abbreviated or invalid options."""
     return trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)

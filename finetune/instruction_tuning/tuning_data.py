@@ -1,4 +1,4 @@
-"""The data of a run: sources encoded, split into training and held-out examples, and ordered."""
+"""Encode the sources of a run, split them into training and held-out examples, and order the examples."""
 
 import os
 from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class TuningData:
     """All examples, the order of the training examples, and the indices of the held-out examples.
 
-    answer_scores: answers the held-out examples with the trainer's model and scores the answers; None without
-    --eval_generate.
+    answer_scores: function of the trainer that answers the held-out examples and returns the scores of the answers;
+    None without --eval_generate.
     """
 
     examples: ExampleSources
@@ -32,7 +32,7 @@ class TuningData:
 
 
 def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
-    """The examples of all sources; one rank of each machine encodes what the cache lacks, the others wait.
+    """Return the examples of all sources; one rank of each machine encodes the missing ones, the others wait.
 
     Raises ValueError if no row of a source can be used.
     """
@@ -48,7 +48,7 @@ def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: lis
 
 
 def split_and_order(args: "TuningArguments", parts: list[CachedExamples], extra: list[CachedExamples]) -> TuningData:
-    """The data of a run. Held out are all examples of `extra`, or --val_set_size of `parts` if it is empty."""
+    """Return the data of a run; held out are all examples of `extra` or, if it is empty, a part of `parts`."""
     examples = ExampleSources([*parts, *extra])
     count = int(examples.offsets[len(parts)])
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -57,13 +57,13 @@ def split_and_order(args: "TuningArguments", parts: list[CachedExamples], extra:
     by_source = [training[examples.sources[training] == number] for number in range(len(parts))]
     sizes = {part.name: len(members) for part, members in zip(parts, by_source, strict=True)}
     per_epoch = epoch_sizes(sizes, parse_mix(args.mix, list(sizes))) if args.mix else sizes
-    strategy = args.train_sampling_strategy.replace("auto", "random")  # the trainer changes it if it cannot pack
+    strategy = args.train_sampling_strategy.replace("auto", "random")  # changed later if the model cannot pack
     order = EpochOrder(by_source, list(per_epoch.values()), args.batch_size or 1, seed, strategy, examples.lengths)
     return TuningData(examples, order, held_out.tolist())
 
 
 def held_out_rows(data: TuningData, sources: list[Source]) -> list[tuple[str, InstructionRow]]:
-    """The rows of the held-out examples, read again from their files, each with the name of its source."""
+    """Return (name of the source, row) for each held-out example; the rows are read again from their files."""
     found = []
     held_out = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
