@@ -79,6 +79,9 @@ def end_work() -> None:
     """Let Ctrl-C end the process without a message from now on; only Python's own clean-up remains."""
     if signal.getsignal(signal.SIGINT) is raise_outside_imports:
         signal.signal(signal.SIGINT, end_quietly)
+    if signal.getsignal(signal.SIGALRM) is raise_outside_imports:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 # A process that was started with SIGINT ignored, such as a background job, continues to ignore it.
