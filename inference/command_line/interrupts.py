@@ -10,7 +10,7 @@ import sys
 from types import FrameType, TracebackType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
-CHECK_SECONDS = 0.05  # between two checks whether an import is still running
+CHECK_SECONDS = 0.005  # between two checks whether an import is still running
 
 
 def is_command() -> bool:
