@@ -122,7 +122,8 @@ def main(
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    """Signal handler of SIGTERM: the same as Ctrl-C."""
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -143,7 +144,10 @@ def server_run(url: str, key: str, callers: int, model: str, request: MakeReques
             progress.start()
             await client.answer(rows, request, progress.write, progress.file.is_full)
 
+    # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     bases, adapters = asyncio.run(names())
     if model and model not in bases + adapters:
         raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
+
     return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(answer_all(rows, progress))
