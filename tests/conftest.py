@@ -16,6 +16,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The environment's ninja first: DeepSpeed's extensions are compiled again when another version of ninja finds them.
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells set this for background commands
     signal.signal(signal.SIGINT, signal.default_int_handler)  # child processes would inherit it and ignore SIGINT
 

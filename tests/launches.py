@@ -26,7 +26,7 @@ class Launch:
             list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.extensions),
-                              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"},
+                              "DS_ACCELERATOR": "cpu"},
         )  # fmt: skip
 
     def to_the_end(self, *options: object, status: int = 0, **more: Any) -> str:
