@@ -49,7 +49,7 @@ def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception
     printed as one line, with their statuses. Other exceptions are programming errors and are raised again. Ctrl-C gives
     130 and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
     """
-    interrupts.begin_work()
+    interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
     try:
         return work() or 0
@@ -63,7 +63,7 @@ def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception
         print(f"error: {one_line(error)}", file=sys.stderr)
         return status
     finally:
-        interrupts.end_work()
+        interrupts.silence_interrupts()
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
