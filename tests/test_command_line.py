@@ -190,8 +190,8 @@ def test_more_options_are_read_by_their_types_and_other_names_refused(calls: Cal
 
 
 def test_unknown_command_lists_the_commands(calls: Calls) -> None:
-    for words, said in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
-        with pytest.raises(ValueError, match=f"^{said}; take one of seal, show$"):
+    for words, fault in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
+        with pytest.raises(ValueError, match=f"^{fault}; take one of seal, show$"):
             call({"seal": calls.command, "show": calls.command}, words)
 
 
@@ -378,19 +378,66 @@ def test_commands_answer_a_mistake_with_one_line(
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
-def interrupted(words: list[str], seconds: float, cwd: Path) -> tuple[int, str]:
-    """Run a command and send SIGINT after `seconds`; return exit status and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+def start(*words: object, cwd: Path) -> "subprocess.Popen[str]":
+    """Start a command as a shell does, with Python's own handling of SIGINT."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6, 3.0])
+@pytest.fixture(scope="module")
+def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage folder with commands that print "ready" at the place where they are interrupted."""
+    folder = tmp_path_factory.mktemp("stage")
+    shutil.copytree(REPOSITORY / "tools/command_line", folder / "command_line")
+    (folder / "long_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    (folder / "short_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(1)\nprint('done')\n")
+    (folder / "command.py").write_text(
+        "from command_line.command_errors import resumable, run_command\n"
+        "import atexit, importlib, sys, time\n"
+        "def wait():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "def work():\n"
+        "    with resumable('run it again'):\n"
+        "        if sys.argv[1] == 'work':\n"
+        "            wait()\n"
+        "        elif sys.argv[1] != 'end':\n"
+        "            importlib.import_module(sys.argv[1])\n"
+        "            time.sleep(60)\n"
+        "if sys.argv[1] == 'before':\n"
+        "    import long_import\n"
+        "if sys.argv[1] == 'end':\n"
+        "    atexit.register(wait)\n"
+        "run_command(work)\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "signals", "out", "err"),
+    [
+        ("before", 1, "", "interrupted\n"),  # imports before the work
+        ("work", 1, "", "interrupted; run it again\n"),
+        ("short_import", 1, "done\n", "interrupted; run it again\n"),  # the import ends first
+        ("long_import", 2, "", "interrupted\n"),
+        ("end", 1, "", ""),  # Python's own clean-up
+    ],
+)
+def test_interrupt_is_one_line_in_every_phase_of_a_command(
+    small_stage: Path, place: str, signals: int, out: str, err: str
+) -> None:
+    process = start("command.py", place, cwd=small_stage)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    for _ in range(signals):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=30), process.returncode) == (out, err, 130)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.6])
 @pytest.mark.parametrize(
     "words",
     [
@@ -406,11 +453,13 @@ def test_interrupt_while_a_command_starts_is_one_line(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 20_000)
     values = {"CHECKPOINT": str(tiny_checkpoint), "ROWS": str(rows), "OUT": str(tmp_path / "out")}
-    command = [values.get(word, word) for word in words]
-    status, err = interrupted([str(REPOSITORY / command[0]), *command[1:]], seconds, tmp_path)
-    if status == 2:
+    process = start(REPOSITORY / words[0], *(values.get(word, word) for word in words[1:]), cwd=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=120)[1]
+    if process.returncode == 2:
         pytest.skip("this machine reached the command's own error first")
-    assert (status, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == (130, "interrupted\n")
 
 
 # --- start-up ---------------------------------------------------------------------------------------------------------
@@ -457,8 +506,7 @@ def test_help_is_quick_and_needs_only_the_command_s_own_stage(stages_alone: Path
     _, status, usage = os.wait4(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, err.read_text()[-1500:]
     assert command.stem in out.read_text()
-    said = [line for line in err.read_text().splitlines() if not line.startswith("import time:")]
-    assert not said
+    assert not [line for line in err.read_text().splitlines() if not line.startswith("import time:")]
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in err.read_text().splitlines()}
     allowed = {"transformers", "tokenizers"} if command.stem in TRAINERS else set()  # HfArgumentParser
     assert not imported & set(HEAVY) - allowed

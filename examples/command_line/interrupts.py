@@ -1,13 +1,14 @@
 """Handle Ctrl-C during the start of a command: one line and exit status 130 instead of a traceback.
 
 Importing this module in a command installs the handlers. `command_line` is the first import of every command (isort's
-settings in pyproject.toml keep it there) and imports this module first, so Ctrl-C prints a traceback only while Python
-itself starts.
+settings in pyproject.toml keep it there) and imports this module first, so Ctrl-C prints a traceback only in the first
+hundredths of a second.
 """
 
 import os
+import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
 CHECK_SECONDS = 0.005  # between two checks whether an import is still running
@@ -33,19 +34,6 @@ def exit_interrupted(*_: object) -> None:
 def exit_silently(*_: object) -> None:
     """End the process without a message; used after the command has printed its result or error."""
     os._exit(INTERRUPTED)
-
-
-def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Exception hook: end the process on Ctrl-C, and print the traceback of any other exception."""
-    if issubclass(kind, KeyboardInterrupt):
-        exit_interrupted()
-    sys.__excepthook__(kind, error, trace)
-
-
-if is_command():
-    sys.excepthook = print_exception
-
-import signal  # noqa: E402 - takes ten milliseconds, in which the hook above already handles Ctrl-C
 
 
 def raise_interrupts() -> None:
