@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_checks.adapter_folder import read_config
-from adapter_checks.base_fit import check_adapter
+from adapter_checks.base_fit import read_adapter_for_base
 
 from adapter_loading.adapter_attachment import attach_adapter
 
@@ -28,7 +28,7 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
         raise FileNotFoundError(f"{base} has no weights (model*.safetensors); download or copy it again")
     tokenizer_folder(base_model, lora_weights)
     if lora_weights:
-        check_adapter(lora_weights, base_model)
+        read_adapter_for_base(lora_weights, base_model)
 
 
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
