@@ -109,5 +109,5 @@ def _parser(options: type, description: str, prog: str) -> argparse.ArgumentPars
         pass
 
     any_dataclass: Any = options
-    words = {"description": description, "usage": f"{prog} [options]"}
-    return Parser(any_dataclass, allow_abbrev=False, formatter_class=_HelpFormatter, **words)
+    texts = {"description": description, "usage": f"{prog} [options]"}
+    return Parser(any_dataclass, allow_abbrev=False, formatter_class=_HelpFormatter, **texts)

@@ -29,40 +29,39 @@ def run(
     *,
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
-    failures: Mapping[type[Exception], int] | None = None,
 ) -> NoReturn:
     """Call a function with the options of the command line, then exit.
 
     command: the function, or several functions by name; the first argument then selects one. more_options: names and
     types of the options that the function takes as **options; None: it takes any option as text. without_effect: see
-    `read_options`. failures, and the exit status: see `exit_status`.
+    `read_options`. The exit status: see `exit_status`.
     """
-    run_command(partial(call, command, sys.argv[1:], more_options, without_effect), failures)
+    run_command(partial(call, command, sys.argv[1:], more_options, without_effect))
 
 
 def call(
     command: Command | Mapping[str, Command],
-    words: Sequence[str],
+    arguments: Sequence[str],
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
-    """Call the function with the options in `words`; raises ValueError before the call if they are invalid."""
-    name, is_help = Path(sys.argv[0]).name, "--help" in words or "-h" in words
+    """Call the function with the options in `arguments`; raises ValueError before the call if they are invalid."""
+    name, is_help = Path(sys.argv[0]).name, "--help" in arguments or "-h" in arguments
     if isinstance(command, Mapping):
-        if not words or (words[0] not in command and not is_help):
-            fault = f"there is no command {words[0]!r}" if words else "the command is missing"
+        if not arguments or (arguments[0] not in command and not is_help):
+            fault = f"there is no command {arguments[0]!r}" if arguments else "the command is missing"
             raise ValueError(f"{fault}; take one of {', '.join(command)}")
-        if words[0] in command:
-            name, command, words = f"{name} {words[0]}", command[words[0]], words[1:]
+        if arguments[0] in command:
+            name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
     if is_help:
         print(help_text(command, name))
     elif not isinstance(command, Mapping):
-        command(**read_options(command, words, more_options, without_effect))
+        command(**read_options(command, arguments, more_options, without_effect))
 
 
 def read_options(
     function: Command,
-    words: Sequence[str],
+    arguments: Sequence[str],
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -79,13 +78,13 @@ def read_options(
     takes_any, ignored = more_options is None and len(named) < len(parameters), without_effect or {}
     texts: dict[str, str] = {}
     unnamed: list[str] = []
-    pending = deque(words)
+    pending = deque(arguments)
     while pending:
-        word = pending.popleft()
-        if not OPTION.match(word):
-            unnamed.append(word)
+        argument = pending.popleft()
+        if not OPTION.match(argument):
+            unnamed.append(argument)
             continue
-        written, equals, text = word.partition("=")
+        written, equals, text = argument.partition("=")
         name = written[2:].replace("-", "_") if written.startswith("--") else ""
         has_value = bool(equals) or (bool(pending) and not OPTION.match(pending[0]))
         negated = name[2:] if name.startswith("no") and not equals else ""
