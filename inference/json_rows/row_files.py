@@ -1,8 +1,8 @@
 """Read rows from files or folders: JSON lists, JSONL and multi-line objects, also as .gz or .zst, and parquet.
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
-another. NaN, infinite numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read
-one at a time.
+another; after a first object on one line, each line is read by itself. NaN, infinite numbers and lone surrogates are
+errors; the last of duplicate keys is kept. JSON rows are read one at a time.
 """
 
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
                 if not window.is_one_line() or (is_list and not window.one_row_per_line):
                     raise ValueError(f"{place} {fault}") from None
                 yield Row(place, None, fault)
-                window.skip_line()
+                window.at = window.line_end()
             if not is_list and window.one_row_per_line is None:
                 window.one_row_per_line = window.is_one_line()
 

@@ -118,18 +118,17 @@ class TextWindow:
         self.line += self.text.count("\n", self.at, end)
         self.at = end
 
+    def line_end(self) -> int:
+        """Return the index of the end of the present line in the window."""
+        end = self.text.find("\n", self.at)
+        return len(self.text) if end < 0 else end
+
     def present_line(self) -> str:
         """Return the text of the line of the present position."""
-        end = self.text.find("\n", self.at)
-        return self.text[self.text.rfind("\n", 0, self.at) + 1 : end if end >= 0 else len(self.text)]
-
-    def skip_line(self) -> None:
-        """Move to the end of the present line."""
-        end = self.text.find("\n", self.at)
-        self.at = end if end >= 0 else len(self.text)
+        return self.text[self.text.rfind("\n", 0, self.at) + 1 : self.line_end()]
 
     def is_one_line(self) -> bool:
-        """Return whether the window has been a single line since the last call of `read_line`."""
+        """Return whether the window is a single line."""
         return self.text.find("\n", 0, -1) < 0
 
     def extra_data(self) -> str:
@@ -137,7 +136,7 @@ class TextWindow:
         if self.skip(BLANKS) in ("", "\n", "{", "["):
             return ""
         fault = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
-        self.skip_line()
+        self.at = self.line_end()
         return fault
 
     def parse(self) -> Value:
