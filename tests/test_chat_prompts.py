@@ -240,7 +240,7 @@ def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: T
 def test_input_is_always_rendered_once(byte_level_tokenizer: Tokenizer, name: str) -> None:
     template = PUBLISHED.get(name) or load_template(name)
     encoder = PromptEncoder(byte_level_tokenizer, template)
-    assert encoder.uses_input == (name not in PUBLISHED)
+    assert encoder.chat_template.uses_input == (name not in PUBLISHED)
     before = [{"role": "system", "content": "s"}] if name == "needs-system" else []
     text = encoder.text([*before, user("Which?", "the input")])
     assert ("Which?\n\nthe input" in text) == (name in PUBLISHED)

@@ -40,23 +40,23 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
     """
     own = tokenizer.chat_template["default"] if isinstance(tokenizer.chat_template, dict) else tokenizer.chat_template
     before = folder_template(resumed) if resumed else None
-    chosen = load_template(name) if name else before
-    if chosen:
-        if before and chosen != before:
+    template = load_template(name) if name else before
+    if template:
+        if before and template != before:
             raise ValueError(
                 f"--prompt_template_name {name} is not the template of {resumed}; remove it to resume that run"
             )
         origin = f"{resumed}/chat_template.jinja" if before else name
     elif own:
-        chosen, origin = own, f"the base's own, in {base}"
+        template, origin = own, f"the base's own, in {base}"
     else:
-        chosen, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
-    missing = set(CONTROL_TOKEN.findall(chosen)) - set(tokenizer.get_vocab())
-    if missing and chosen == own:
+        template, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
+    missing = set(CONTROL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
+    if missing and template == own:
         origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such control token"
     elif missing:
         raise ValueError(
             f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; take another "
             "one with --prompt_template_name, such as alpaca"
         )
-    return chosen, origin
+    return template, origin

@@ -45,9 +45,9 @@ def test_template_whose_tokens_the_tokenizer_lacks_is_refused(tokenizer: Any) ->
 def test_resumed_run_keeps_its_template(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = PUBLISHED["zephyr"]
     (tmp_path / "chat_template.jinja").write_text(load_template("alpaca"))
-    chosen, origin = choose_template("", tokenizer, "B", str(tmp_path))
-    assert (chosen, origin) == (load_template("alpaca"), f"{tmp_path}/chat_template.jinja")
-    assert choose_template("alpaca", tokenizer, "B", str(tmp_path))[0] == chosen
+    template, origin = choose_template("", tokenizer, "B", str(tmp_path))
+    assert (template, origin) == (load_template("alpaca"), f"{tmp_path}/chat_template.jinja")
+    assert choose_template("alpaca", tokenizer, "B", str(tmp_path))[0] == template
     (tmp_path / "own").mkdir()
     (tmp_path / "own/chat_template.jinja").write_text(PUBLISHED["zephyr"])
     assert choose_template("", tokenizer, "B", str(tmp_path / "own"))[0] == PUBLISHED["zephyr"]

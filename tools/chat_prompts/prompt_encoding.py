@@ -123,11 +123,6 @@ class PromptEncoder:
         return self._unescape(self.chat_template.render(self._escape_messages(messages), True))
 
     @property
-    def uses_input(self) -> bool:
-        """Whether the template renders the input of a message."""
-        return self.chat_template.uses_input
-
-    @property
     def answer_prefix(self) -> str:
         """White space that the template writes between a prompt and its answer; answers begin with it."""
         layout = self.chat_template.answer_layout
@@ -257,7 +252,7 @@ class PromptEncoder:
             given = {**message, "input": message.get("input") or ""}
             if given["input"] and given["role"] != "user":
                 raise ValueError(f"a message of the role {given['role']} has an input; only a user's may have one")
-            if given["input"] and not self.uses_input:
+            if given["input"] and not self.chat_template.uses_input:
                 given |= {"content": content_and_input(given), "input": ""}
             if given["role"] == "assistant" and (layout := self.chat_template.answer_layout):
                 left, right = layout.strips  # strip as the template does, so that the offsets are known
