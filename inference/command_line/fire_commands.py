@@ -34,7 +34,7 @@ def run(
 
     command: the function, or several functions by name; the first argument then selects one. more_options: names and
     types of the options that the function takes as **options; None: it takes any option as text. without_effect: see
-    `read_options`. The exit status: see `exit_status`.
+    `read_options`. The exit status: see `run_command`.
     """
     run_command(partial(call, command, sys.argv[1:], more_options, without_effect))
 
