@@ -10,7 +10,7 @@ from typing import Any
 import ie_run
 import pytest
 import torch
-from adapter_checks.base_fit import check_adapter
+from adapter_checks.base_fit import read_adapter_for_base
 from adapter_loading.checkpoint_loading import load_checkpoint
 from demo_pages import model_loading
 from in_process import run_in_process
@@ -81,8 +81,8 @@ def test_adapter_on_tied_matrix_changes_one_use_of_it(tied_checkpoint: Path, tmp
     adapter = make_adapter(tied_checkpoint, tmp_path / "adapter", target_modules=["q_proj", target])
     check_same_logits(tied_checkpoint, adapter)
     paths = ("--path_zhixi", tied_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
-    said = run_in_process("tools/weight_diff.py", "merge", *paths, status=2).stderr
-    assert f"has one matrix for embedding and output, and {adapter} changes only its use as {target}" in said
+    message = run_in_process("tools/weight_diff.py", "merge", *paths, status=2).stderr
+    assert f"has one matrix for embedding and output, and {adapter} changes only its use as {target}" in message
 
 
 def test_adapter_saved_with_copies_of_base_matrices_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_adapter_with_more_pieces_than_its_base_loads(tiny_checkpoint: Path, tmp
     state = load_file(adapter / "adapter_model.safetensors")
     grown = {name: torch.cat([t, t[:1] + 1]) if t.shape[0] == 800 else t for name, t in state.items()}
     save_file(grown, adapter / "adapter_model.safetensors", {"format": "pt"})
-    check_adapter(adapter, tiny_checkpoint)
+    read_adapter_for_base(adapter, tiny_checkpoint)
     model, tokenizer = load_checkpoint(str(tiny_checkpoint), str(adapter))
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 801
     paths = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
@@ -202,7 +202,7 @@ def refusals(base: Path, adapter: Path, tmp_path: Path) -> list[str]:
 def test_faulty_adapter_is_refused_everywhere_with_one_line(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, fault: str
 ) -> None:
-    change, settings, said = FAULTS[fault]
+    change, settings, message = FAULTS[fault]
     spoilt = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((spoilt / "adapter_config.json").read_text())
     (spoilt / "adapter_config.json").write_text(json.dumps(config | settings))
@@ -211,29 +211,28 @@ def test_faulty_adapter_is_refused_everywhere_with_one_line(
     assert len(set(lines)) == 1, lines
     assert lines[0].startswith("error: ")
     assert lines[0].count("\n") == 1
-    assert said.replace("BASE", str(tiny_checkpoint)) in lines[0]
+    assert message.replace("BASE", str(tiny_checkpoint)) in lines[0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "said"),
+    ("changes", "settings", "message"),
     [
         ({"num_hidden_layers": 3}, {"target_modules": QUICK_START}, "has no tensors for model.layers.2."),
-        ({"num_hidden_layers": 3}, {"target_modules": "all-linear"}, "has no tensors for model.layers.2."),
         ({"num_hidden_layers": 1}, {"target_modules": "all-linear"}, "layers.1."),
         ({"vocab_size": 900}, {"target_modules": ["lm_head"]}, "as a matrix of 800 by 64, which in BASE is 900 by 64"),
         ({"vocab_size": 900}, {"target_modules": ["embed_tokens"]}, "as a matrix of 800 by 64, which in BASE is 900"),
         (NARROW, {"target_modules": ["q_proj"]}, "as a matrix of 64 by 64, which in BASE is 32 by 32"),
     ],
-    ids=["more layers", "more layers, all linear", "fewer layers", "output", "embedding", "narrower"],
+    ids=["more layers", "fewer layers", "output", "embedding", "narrower"],
 )
 def test_adapter_on_another_base_is_refused_everywhere_with_one_line(
-    tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], said: str
+    tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", **settings)
     other = other_model(tiny_checkpoint, tmp_path / "other", **changes)
     lines = refusals(other, adapter, tmp_path)
     assert len(set(lines)) == 1, lines
-    assert said.replace("BASE", str(other)) in lines[0]
+    assert message.replace("BASE", str(other)) in lines[0]
     assert lines[0].endswith("give the base that the adapter was trained on\n")
 
 
@@ -263,5 +262,5 @@ def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_pa
     (spoilt / "adapter_model.safetensors").unlink()
     torch.save({Q_A: Creates()}, spoilt / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"adapter_model\.bin is damaged"):
-        check_adapter(spoilt, tiny_checkpoint)
+        read_adapter_for_base(spoilt, tiny_checkpoint)
     assert not (tmp_path / "created").exists()

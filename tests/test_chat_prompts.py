@@ -43,8 +43,8 @@ def byte_level_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return with_markers(folder)
 
 
-def user(instruction: str, given: str = "") -> dict[str, str]:
-    return {"role": "user", "content": instruction, "input": given}
+def user(instruction: str, context: str = "") -> dict[str, str]:
+    return {"role": "user", "content": instruction, "input": context}
 
 
 def answer(content: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ def test_templates_render_byte_for_byte_like_the_published_format(
         assert tokenizer.apply_chat_template(talk, tokenize=False) == "<s>" + expected + "Yes.</s>"
 
 
-def test_llama_2_s_format_is_meta_s(tokenizer: Tokenizer) -> None:
+def test_llama_2_template_renders_like_metas_format(tokenizer: Tokenizer) -> None:
     """White space around the answer belongs to it; each turn begins with BOS; the first has the system message."""
     tokenizer.chat_template = load_template("llama-2")
     talk = [
@@ -111,16 +111,16 @@ def test_chatml_ends_every_answer_in_its_own_token_and_never_in_eos(tokenizer: T
 # --- ids of ordinary text ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("instruction", "given"), QUESTIONS)
+@pytest.mark.parametrize(("instruction", "context"), QUESTIONS)
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
 def test_prompt_ids_are_the_tokenizers_own(
-    tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer, kind: str, instruction: str, given: str
+    tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer, kind: str, instruction: str, context: str
 ) -> None:
-    words = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
-    words.chat_template = load_template("alpaca")
-    own = words.apply_chat_template([user(instruction, given)], add_generation_prompt=True, return_dict=False)
-    assert PromptEncoder(words).prompt(one_turn(instruction, given)) == own
-    assert own.count(words.bos_token_id) == 1
+    tokenizer = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
+    tokenizer.chat_template = load_template("alpaca")
+    own = tokenizer.apply_chat_template([user(instruction, context)], add_generation_prompt=True, return_dict=False)
+    assert PromptEncoder(tokenizer).prompt(one_turn(instruction, context)) == own
+    assert own.count(tokenizer.bos_token_id) == 1
 
 
 def test_prompt_ids_are_the_tokenizers_own_for_any_ordinary_text(tokenizer: Tokenizer) -> None:
@@ -128,13 +128,13 @@ def test_prompt_ids_are_the_tokenizers_own_for_any_ordinary_text(tokenizer: Toke
 
     @settings(max_examples=150, deadline=None)
     @given(TEXTS, TEXTS)
-    def same(instruction: str, given: str) -> None:
-        if any(control in instruction + given for control in encoder.controls):
+    def check_ids(instruction: str, context: str) -> None:
+        if any(control in instruction + context for control in encoder.controls):
             return
-        talk = [user(instruction, given)]
+        talk = [user(instruction, context)]
         assert encoder.prompt(talk) == tokenizer.apply_chat_template(talk, add_generation_prompt=True).input_ids
 
-    same()
+    check_ids()
 
 
 def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenizer) -> None:
@@ -174,9 +174,9 @@ def test_answers_equal_the_joint_encoding_on_real_rows(
 def test_control_token_spellings_in_user_text_stay_text(
     tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer, kind: str
 ) -> None:
-    words = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
-    words.chat_template = load_template("alpaca")
-    encoder = PromptEncoder(words)
+    tokenizer = tokenizer if kind == "sentencepiece" else byte_level_tokenizer
+    tokenizer.chat_template = load_template("alpaca")
+    encoder = PromptEncoder(tokenizer)
     controls = set(encoder.controls.values())
     parts = st.lists(
         st.sampled_from(["<s>", "</s>", "<unk>", "<", "s>", "/", "字", " ", "a", "\n", "\ufdd0", "\ufdd1"])
@@ -184,29 +184,31 @@ def test_control_token_spellings_in_user_text_stay_text(
 
     @settings(max_examples=150, deadline=None)
     @given(*[parts.map("".join)] * 3)
-    def holds(instruction: str, given: str, said: str) -> None:
-        prompt = encoder.prompt([user(instruction, given)])
-        assert [index for index in prompt if index in controls] == [words.bos_token_id]
-        rendered = words.apply_chat_template([user(instruction, given)], tokenize=False, add_generation_prompt=True)
-        assert prompt == [words.bos_token_id, *text_ids(words, rendered.removeprefix("<s>"))]
-        [[turn]] = encoder.turns([[user(instruction, given), answer(said)]])
+    def check_ids(instruction: str, context: str, reply: str) -> None:
+        prompt = encoder.prompt([user(instruction, context)])
+        assert [index for index in prompt if index in controls] == [tokenizer.bos_token_id]
+        rendered = tokenizer.apply_chat_template(
+            [user(instruction, context)], tokenize=False, add_generation_prompt=True
+        )
+        assert prompt == [tokenizer.bos_token_id, *text_ids(tokenizer, rendered.removeprefix("<s>"))]
+        [[turn]] = encoder.turns([[user(instruction, context), answer(reply)]])
         assert turn.prompt == prompt
         assert not controls & set(turn.answer)
-        assert words.decode(prompt[1:] + turn.answer).endswith(said)
-        assert turn.end == [words.eos_token_id]
+        assert tokenizer.decode(prompt[1:] + turn.answer).endswith(reply)
+        assert turn.end == [tokenizer.eos_token_id]
 
-    holds()
+    check_ids()
 
 
 def test_overlapping_and_single_character_spellings_stay_text(byte_level_tokenizer: Tokenizer, tmp_path: Path) -> None:
     byte_level_tokenizer.save_pretrained(tmp_path)
-    words = AutoTokenizer.from_pretrained(tmp_path)
-    words.add_special_tokens({"additional_special_tokens": ["zyz", "☃"]})
-    words.chat_template = "{{ messages[0].content }}☃"
-    ids = PromptEncoder(words).prompt([user("xzyzyzy☃ ☃zyz")])
-    special = [index for index in ids if index in words.all_special_ids]
-    assert special == [words.convert_tokens_to_ids("☃")]
-    assert words.decode(ids) == "xzyzyzy☃ ☃zyz☃"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["zyz", "☃"]})
+    tokenizer.chat_template = "{{ messages[0].content }}☃"
+    ids = PromptEncoder(tokenizer).prompt([user("xzyzyzy☃ ☃zyz")])
+    special = [index for index in ids if index in tokenizer.all_special_ids]
+    assert special == [tokenizer.convert_tokens_to_ids("☃")]
+    assert tokenizer.decode(ids) == "xzyzyzy☃ ☃zyz☃"
 
 
 def test_text_with_every_noncharacter_is_encoded_like_any_other(tokenizer: Tokenizer) -> None:
@@ -218,7 +220,7 @@ def test_text_with_every_noncharacter_is_encoded_like_any_other(tokenizer: Token
     assert encoder.prompt([user(text), answer(text), user(text)])[: len(encoder.prompt([user(text)]))]
 
 
-def test_half_a_surrogate_pair_is_one_line(tokenizer: Tokenizer) -> None:
+def test_half_a_surrogate_pair_is_refused_with_one_line(tokenizer: Tokenizer) -> None:
     for work in (lambda text: PromptEncoder(tokenizer).prompt(one_turn(text)), PromptEncoder(tokenizer).plain):
         with pytest.raises(ValueError, match="character 1 of a text is half of a surrogate pair"):
             work("a\ud800b")
@@ -235,10 +237,10 @@ def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: T
 
 
 @pytest.mark.parametrize("name", [*sorted(PUBLISHED), "alpaca", "alpaca_short", "chatml", "llama-2"])
-def test_no_input_vanishes(byte_level_tokenizer: Tokenizer, name: str) -> None:
+def test_input_is_always_rendered_once(byte_level_tokenizer: Tokenizer, name: str) -> None:
     template = PUBLISHED.get(name) or load_template(name)
     encoder = PromptEncoder(byte_level_tokenizer, template)
-    assert encoder.uses_input == (name not in PUBLISHED)
+    assert encoder.chat_template.uses_input == (name not in PUBLISHED)
     before = [{"role": "system", "content": "s"}] if name == "needs-system" else []
     text = encoder.text([*before, user("Which?", "the input")])
     assert ("Which?\n\nthe input" in text) == (name in PUBLISHED)
@@ -248,7 +250,7 @@ def test_no_input_vanishes(byte_level_tokenizer: Tokenizer, name: str) -> None:
         assert with_input == encoder.prompt([*before, user("Which?\n\nthe input")])
 
 
-def test_the_word_input_in_a_template_does_not_make_it_use_inputs(tokenizer: Tokenizer) -> None:
+def test_template_that_only_mentions_input_does_not_use_it(tokenizer: Tokenizer) -> None:
     template = "{# message.input #}{{ messages[-1].content }}{% if messages[0]['input'] is undefined %}?{% endif %}"
     assert PromptEncoder(tokenizer, template).text([user("a", "b")]) == "a\n\nb"
     looped = "{% for m in messages %}{% for key in ['content', 'in' + 'put'] %}{{ m[key] }}|{% endfor %}{% endfor %}"
@@ -277,7 +279,7 @@ def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
 # --- templates that cannot be tuned on, or not be rendered ------------------------------------------------------------
 
 
-def test_asking_is_refused_only_where_the_template_refuses(tokenizer: Tokenizer) -> None:
+def test_prompt_is_refused_only_if_the_template_rejects_the_messages(tokenizer: Tokenizer) -> None:
     talk = [user("a"), answer("b"), user("c")]
     rewriting = PromptEncoder(
         tokenizer, "{{ bos_token }}{% for m in messages %}{{ m.content ~ loop.revindex }}{% endfor %}"
@@ -291,7 +293,7 @@ def test_asking_is_refused_only_where_the_template_refuses(tokenizer: Tokenizer)
         PromptEncoder(tokenizer, "{{ raise_exception('no') }}").prompt(one_turn("why"))
 
 
-def test_qwen3s_kind_trains_answers_as_the_next_question_shows_them(tokenizer: Tokenizer) -> None:
+def test_answers_are_trained_as_qwen3_renders_them_before_the_next_question(tokenizer: Tokenizer) -> None:
     """No empty reasoning is added before answers; a row's own reasoning is kept."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     encoder = PromptEncoder(tokenizer, PUBLISHED["qwen3"])
@@ -334,7 +336,7 @@ def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_dat
             assert older.prompt(one_turn(*question)) == ours.prompt(one_turn(*question))
 
 
-def test_an_alpaca_file_is_data_whatever_it_spells(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_template_syntax_in_an_alpaca_file_is_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
     prompt = '{{% raw %}} {{{{ bos_token }}}} "quoted" \\n 🤖\n{instruction}|{{x}}\n'
     text = json.dumps({"prompt_input": prompt + "{input}!", "prompt_no_input": prompt})
     encoder = PromptEncoder(tokenizer, from_alpaca(text, tmp_path))
@@ -346,7 +348,7 @@ def test_an_alpaca_file_is_data_whatever_it_spells(tmp_path: Path, tokenizer: To
             from_alpaca(content, tmp_path)
 
 
-def test_unreadable_template_files_are_one_line(tmp_path: Path) -> None:
+def test_unreadable_template_file_is_refused_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jinja does not exist; --template_path takes"):
         read_template(tmp_path / "none.jinja", "--template_path")
     (tmp_path / "old.jinja").write_bytes(b"\xff")
@@ -370,19 +372,19 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("text", ["<", "</s", "</s>", "\ufdd0", "山a "])
-def test_work_grows_with_the_text_and_not_with_its_square(tokenizer: Tokenizer, text: str) -> None:
+def test_time_is_linear_in_the_length_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     encoder = PromptEncoder(tokenizer)
     few, many = one_turn(text * 5_000), one_turn(text * 40_000)
     assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
 
 
-def test_work_grows_with_the_turns_and_not_with_their_square(tokenizer: Tokenizer) -> None:
+def test_time_is_linear_in_the_number_of_turns(tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer)
     few, many = ([user("a"), answer("b")] * count + [user("c")] for count in (200, 1600))
     assert seconds(lambda: encoder.prompt(many)) < 30 * seconds(lambda: encoder.prompt(few)) + 0.05
 
 
-def test_threads_do_not_disturb_each_other_nor_the_tokenizer(tokenizer: Tokenizer) -> None:
+def test_threads_encode_independently_of_each_other(tokenizer: Tokenizer) -> None:
     """Other threads use the same tokenizer with control tokens enabled, a setting of the shared backend."""
     encoder = PromptEncoder(tokenizer)
     texts = [f"{number} </s> " * 200 for number in range(40)]

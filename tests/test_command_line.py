@@ -1,6 +1,6 @@
 """command_line/: options keep their text, errors and Ctrl-C print one line, and commands start quickly."""
 
-from command_line.command_errors import exit_status, one_line, resumable
+from command_line.command_errors import one_line, resumable, run_command
 from command_line.fire_commands import call
 from command_line.option_values import read_list, value_of
 from command_line.strict_parsers import StrictParser, number_from
@@ -67,9 +67,9 @@ class Calls(list[dict[str, Any]]):
         Args:
             folder: the first value.
         """
-        given = dict(locals())
-        del given["self"]
-        self.append(given)
+        values = dict(locals())
+        del values["self"]
+        self.append(values)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def calls() -> Calls:
 def test_text_option_keeps_its_text(calls: Calls, text: str) -> None:
     call(calls.command, [text, "--output", text])
     call(calls.command, [f"--folder={text}", f"--output={text}"])
-    assert [(one["folder"], one["output"]) for one in calls] == [(text, text)] * 2
+    assert [(values["folder"], values["output"]) for values in calls] == [(text, text)] * 2
 
 
 @pytest.mark.parametrize("text", ["-x", "--deep", "--", "-e=1"])
@@ -96,7 +96,7 @@ def test_text_that_looks_like_an_option_is_written_with_an_equals_sign(calls: Ca
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "value"),
+    ("arguments", "name", "value"),
     [
         (["--samples", "12"], "samples", 12),
         (["--samples=-1"], "samples", -1),
@@ -117,13 +117,15 @@ def test_text_that_looks_like_an_option_is_written_with_an_equals_sign(calls: Ca
         (["--kind", "b"], "kind", "b"),
     ],
 )
-def test_option_is_read_by_the_type_of_its_parameter(calls: Calls, words: list[str], name: str, value: object) -> None:
-    call(calls.command, ["folder", *words])
+def test_option_is_read_by_the_type_of_its_parameter(
+    calls: Calls, arguments: list[str], name: str, value: object
+) -> None:
+    call(calls.command, ["folder", *arguments])
     assert calls[0][name] == value and type(calls[0][name]) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--samples", "x"], "--samples takes a whole number, not 'x'"),
         (["--samples", "3.0"], "--samples takes a whole number, not '3.0'"),
@@ -146,9 +148,9 @@ def test_option_is_read_by_the_type_of_its_parameter(calls: Calls, words: list[s
         (["out", "1", "0.5", "True", "a", "1", "a", "more"], "'more' is one value too many; see --help"),
     ],
 )
-def test_mistake_is_an_error_before_the_command_runs(calls: Calls, words: list[str], message: str) -> None:
+def test_mistake_is_an_error_before_the_command_runs(calls: Calls, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError) as error:
-        call(calls.command, ["folder", *words])
+        call(calls.command, ["folder", *arguments])
     assert str(error.value) == message
     assert not calls
 
@@ -190,9 +192,9 @@ def test_more_options_are_read_by_their_types_and_other_names_refused(calls: Cal
 
 
 def test_unknown_command_lists_the_commands(calls: Calls) -> None:
-    for words, said in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
-        with pytest.raises(ValueError, match=f"^{said}; take one of seal, show$"):
-            call({"seal": calls.command, "show": calls.command}, words)
+    for arguments, fault in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
+        with pytest.raises(ValueError, match=f"^{fault}; take one of seal, show$"):
+            call({"seal": calls.command, "show": calls.command}, arguments)
 
 
 def test_help_names_types_and_defaults_and_no_abbreviations(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +256,12 @@ def raised(error: BaseException) -> Callable[[], None]:
     return work
 
 
+def exit_status(work: Callable[[], None], failures: dict[type[Exception], int] | None = None) -> object:
+    with pytest.raises(SystemExit) as end:
+        run_command(work, failures)
+    return end.value.code
+
+
 def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(raised(ValueError("x is\n  wrong; mend it"))) == 2
     assert exit_status(raised(FileNotFoundError("x does not exist"))) == 2
@@ -289,14 +297,14 @@ def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
     parser = StrictParser("a description")
     parser.add_argument("--samples", type=number_from(1))
     assert parser.parse_args(["--samples", "2"]).samples == 2
-    for words, message in (
+    for arguments, message in (
         (["--sample", "2"], "unknown option --sample; did you mean --samples?"),
         (["--samples", "0"], "--samples: '0' is not a whole number of 1 or more; see --help"),
         (["--samples", "1_0"], "--samples: '1_0' is not a whole number of 1 or more; see --help"),
         (["x"], "unrecognized arguments: x; see --help"),
     ):
         with pytest.raises(ValueError) as error:
-            parser.parse_args(words)
+            parser.parse_args(arguments)
         assert str(error.value) == message
 
 
@@ -309,8 +317,8 @@ def test_tokenizer_is_written_to_the_folder_as_it_was_named(
 ) -> None:
     model, short = tiny_tokenizer / "tokenizer.model", tmp_path / "t.jsonl"
     short.write_text('{"text": "short"}\n')
-    words = ("--tokenizer_model", model, "--output_dir", name, "--check_path", short)
-    run_script("tools/build_tokenizer.py", *words, cwd=tmp_path)
+    arguments = ("--tokenizer_model", model, "--output_dir", name, "--check_path", short)
+    run_script("tools/build_tokenizer.py", *arguments, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "t.jsonl"])
 
 
@@ -334,8 +342,8 @@ def test_merge_takes_an_adapter_and_a_target_with_any_name(
 ) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "2026_11_29")
     make_adapter(tiny_checkpoint, tmp_path / "500")
-    words = ("merge", "--path_zhixi", "2026_11_29", "--path_lora", "500", "--path_sfted", "run#2")
-    run_script("tools/weight_diff.py", *words, cwd=tmp_path)
+    arguments = ("merge", "--path_zhixi", "2026_11_29", "--path_lora", "500", "--path_sfted", "run#2")
+    run_script("tools/weight_diff.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "run#2/model.safetensors").is_file()
     assert not (tmp_path / "run").exists()
 
@@ -350,7 +358,7 @@ def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: Run
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "line"),
+    ("script", "arguments", "line"),
     [
         ("tools/checkpoint.py", ["show", "--folde", "x"], "unknown option --folde; did you mean --folder?"),
         ("tools/checkpoint.py", ["-f", "x"], "there is no command '-f'; take one of seal, verify, show, compare"),
@@ -368,9 +376,9 @@ def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: Run
     ],
 )  # fmt: skip
 def test_commands_answer_a_mistake_with_one_line(
-    run_script: RunScript, tmp_path: Path, script: str, words: list[str], line: str
+    run_script: RunScript, tmp_path: Path, script: str, arguments: list[str], line: str
 ) -> None:
-    done = run_script(script, *words, cwd=tmp_path, status=2)
+    done = run_script(script, *arguments, cwd=tmp_path, status=2)
     assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
     assert done.stdout == "" and not list(tmp_path.iterdir())
 
@@ -378,39 +386,96 @@ def test_commands_answer_a_mistake_with_one_line(
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
-def interrupted(words: list[str], seconds: float, cwd: Path) -> tuple[int, str]:
-    """Run a command and send SIGINT after `seconds`; return exit status and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
+    """Start a command as a shell does, with Python's own handling of SIGINT."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6, 3.0])
+@pytest.fixture(scope="module")
+def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage folder with commands that print "ready" at the place where they are interrupted."""
+    folder = tmp_path_factory.mktemp("stage")
+    shutil.copytree(REPOSITORY / "tools/command_line", folder / "command_line")
+    (folder / "long_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    (folder / "short_import.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(1)\nprint('done')\n")
+    (folder / "command.py").write_text(
+        "from command_line.command_errors import resumable, run_command\n"
+        "import atexit, importlib, sys, time\n"
+        "def wait():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "def work():\n"
+        "    with resumable('run it again'):\n"
+        "        if sys.argv[1] == 'work':\n"
+        "            wait()\n"
+        "        elif sys.argv[1] != 'end':\n"
+        "            importlib.import_module(sys.argv[1])\n"
+        "            time.sleep(60)\n"
+        "if sys.argv[1] == 'before':\n"
+        "    import long_import\n"
+        "if sys.argv[1] == 'end':\n"
+        "    atexit.register(wait)\n"
+        "run_command(work)\n"
+    )
+    return folder
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("place", "signals", "out", "err"),
+    [
+        ("before", 1, "", "interrupted\n"),  # imports before the work
+        ("work", 1, "", "interrupted; run it again\n"),
+        ("short_import", 1, "done\n", "interrupted; run it again\n"),  # the import ends first
+        ("long_import", 2, "", "interrupted\n"),
+        ("end", 1, "", ""),  # Python's own clean-up
+    ],
+)
+def test_interrupt_is_one_line_in_every_phase_of_a_command(
+    small_stage: Path, place: str, signals: int, out: str, err: str
+) -> None:
+    process = start("command.py", place, cwd=small_stage)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    for _ in range(signals):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=30), process.returncode) == (out, err, 130)
+
+
+def cpu_seconds(process: "subprocess.Popen[str]") -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.2])
+@pytest.mark.parametrize(
+    "arguments",
     [
         ["pretrain/train.py", "--model_name_or_path", "CHECKPOINT", "--data_path", "none", "--output_dir", "OUT"],
         ["finetune/finetune.py", "--base_model", "CHECKPOINT", "--data_path", "ROWS", "--output_dir", "OUT"],
         ["examples/generate_finetune.py", "--base_model", "CHECKPOINT", "--interactive"],
     ],
-    ids=lambda words: Path(words[0]).stem,
+    ids=lambda arguments: Path(arguments[0]).stem,
 )
 def test_interrupt_while_a_command_starts_is_one_line(
-    tiny_checkpoint: Path, tmp_path: Path, words: list[str], seconds: float
+    tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], seconds: float
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 20_000)
     values = {"CHECKPOINT": str(tiny_checkpoint), "ROWS": str(rows), "OUT": str(tmp_path / "out")}
-    command = [values.get(word, word) for word in words]
-    status, err = interrupted([str(REPOSITORY / command[0]), *command[1:]], seconds, tmp_path)
-    if status == 2:
+    process = start(
+        REPOSITORY / arguments[0], *(values.get(argument, argument) for argument in arguments[1:]), cwd=tmp_path
+    )
+    while process.poll() is None and cpu_seconds(process) < seconds:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=120)[1]
+    if process.returncode == 2:
         pytest.skip("this machine reached the command's own error first")
-    assert (status, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == (130, "interrupted\n")
 
 
 # --- start-up ---------------------------------------------------------------------------------------------------------
@@ -439,7 +504,7 @@ def stages_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_is_quick_and_needs_only_the_command_s_own_stage(stages_alone: Path, command: Path) -> None:
     stage = command.parent.name
     cwd = stages_alone / stage
-    words = [sys.executable, f"{stage}/{command.name}", "--help"]
+    arguments = [sys.executable, f"{stage}/{command.name}", "--help"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     out, err = cwd / f"{command.stem}.out", cwd / f"{command.stem}.err"
     to_files = [
@@ -450,15 +515,14 @@ def test_help_is_quick_and_needs_only_the_command_s_own_stage(stages_alone: Path
     os.chdir(cwd)
     try:
         pid = os.posix_spawn(
-            sys.executable, [words[0], "-X", "importtime", *words[1:]], environment, file_actions=to_files
+            sys.executable, [arguments[0], "-X", "importtime", *arguments[1:]], environment, file_actions=to_files
         )
     finally:
         os.chdir(here)
     _, status, usage = os.wait4(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, err.read_text()[-1500:]
     assert command.stem in out.read_text()
-    said = [line for line in err.read_text().splitlines() if not line.startswith("import time:")]
-    assert not said
+    assert not [line for line in err.read_text().splitlines() if not line.startswith("import time:")]
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in err.read_text().splitlines()}
     allowed = {"transformers", "tokenizers"} if command.stem in TRAINERS else set()  # HfArgumentParser
     assert not imported & set(HEAVY) - allowed

@@ -108,24 +108,24 @@ CANNOT_RENDER = "the chat template cannot render these messages"
 def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     """Compare the ids of all consumers for a conversation that ends in an answer."""
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
-    asked = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
+    prompts = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
     [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
-    assert ie_run == asked[-1]
+    assert ie_run == prompts[-1]
     measured = outcome(lambda: RowEncoder(tokenizer, Path("model")).example({"messages": talk}))
-    if isinstance(asked[-1], str):  # the template refuses such a conversation in every consumer
-        assert asked[-1].startswith(CANNOT_RENDER)
+    if isinstance(prompts[-1], str):  # the template refuses such a conversation in every consumer
+        assert prompts[-1].startswith(CANNOT_RENDER)
         assert example.startswith(CANNOT_RENDER)
         assert CANNOT_RENDER in measured
         return
-    assert measured.prompt == asked[-1]
+    assert measured.prompt == prompts[-1]
     if len(places) == 1 and talk[0]["role"] == "user":
         demo = Checkpoint(None, PromptEncoder(tokenizer), {})
-        content, given = talk[0]["content"], talk[0].get("input", "")
+        content, context = talk[0]["content"], talk[0].get("input", "")
         if content.strip():
-            assert web_page.instruction_ids(demo, {}, content, given) == asked[0]
-        instruction = GenerateRequest.model_validate({"instruction": content, "input": given}).conversation()
-        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == asked[0]
+            assert web_page.instruction_ids(demo, {}, content, context) == prompts[0]
+        instruction = GenerateRequest.model_validate({"instruction": content, "input": context}).conversation()
+        assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == prompts[0]
     if isinstance(example, str):  # only if the ids of an earlier turn cannot match
         assert example.startswith(REWRITES)
         assert len(places) > 1
@@ -134,10 +134,10 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         return
     if example is None:
         return
-    for (start, _), prompt in zip(example.spans, asked, strict=True):
+    for (start, _), prompt in zip(example.spans, prompts, strict=True):
         assert example.ids[:start] == prompt
     assert example.ids[example.spans[-1][0] :] == measured.answer
-    for (_, end), following in zip(example.spans, asked[1:], strict=False):
+    for (_, end), following in zip(example.spans, prompts[1:], strict=False):
         assert following[:end] == example.ids[:end]
     ending = tokenizer.convert_tokens_to_ids(END.get(template, "</s>"))
     assert example.ids[-1] == ending
@@ -174,7 +174,11 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 def test_all_consumers_give_the_same_ids_for_any_text(tokenizer: Any, template: str) -> None:
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3))
-    def holds(turns: list[tuple[str, str, str]]) -> None:
-        check(tokenizer, [part for asked, more, said in turns for part in (user(asked, more), answer(said))], template)
+    def check_conversation(turns: list[tuple[str, str, str]]) -> None:
+        check(
+            tokenizer,
+            [part for question, context, reply in turns for part in (user(question, context), answer(reply))],
+            template,
+        )
 
-    holds()
+    check_conversation()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_checks.adapter_folder import read_config
-from adapter_checks.base_fit import check_adapter
+from adapter_checks.base_fit import read_adapter_for_base
 
 from adapter_loading.adapter_attachment import attach_adapter
 
@@ -28,7 +28,7 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
         raise FileNotFoundError(f"{base} has no weights (model*.safetensors); download or copy it again")
     tokenizer_folder(base_model, lora_weights)
     if lora_weights:
-        check_adapter(lora_weights, base_model)
+        read_adapter_for_base(lora_weights, base_model)
 
 
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
@@ -73,16 +73,18 @@ def load_base(architecture: Any, base_model: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        model, report = architecture.from_pretrained(
+        model, loading_info = architecture.from_pretrained(
             base_model, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{base_model} cannot be loaded: {lines[0].strip()}") from error
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
-    if wrong:
+    faulty = sorted(
+        map(str, [*loading_info["missing_keys"], *loading_info["mismatched_keys"], *loading_info["unexpected_keys"]])
+    )
+    if faulty:
         raise ValueError(
-            f"{base_model}: {len(wrong)} tensors are missing, unknown or of another shape ({wrong[0]}, for example); "
+            f"{base_model}: {len(faulty)} tensors are missing, unknown or of another shape ({faulty[0]}, for example); "
             "download or copy it again"
         )
     return model

@@ -1,8 +1,9 @@
 """Determine the properties of a chat template by rendering short conversations with it.
 
 Published templates differ in more than their wording: many ignore a message's `input`, some strip the white space of an
-answer, some render an answer differently once another question follows it (Qwen3 removes the reasoning), some move the
-system message into the last question (Mistral). The probes below detect these differences.
+answer, some render the last answer differently from earlier ones (Qwen3). The probes below detect these differences.
+Some templates rewrite earlier turns (Mistral moves the system message into the last question); `PromptEncoder.turns`
+detects this for each conversation.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUEST
 class AnswerLayout(NamedTuple):
     """The text that a template writes around an answer."""
 
-    lead: str  # white space between the prompt and the answer
-    tail: str  # all text after the answer
+    prefix: str  # white space between the prompt and the answer
+    suffix: str  # all text after the answer
     strips: tuple[bool, bool]  # whether leading and trailing white space of the answer is removed
 
 
@@ -70,12 +71,12 @@ class ChatTemplate:
         for question in QUESTIONS:
             prompt = self.try_render(question, True)
             for following in ([], [QUESTION]):  # some templates render the end of a conversation differently
-                before, found, tail = self._around_answer(question, MARK, following)
-                lead = before[len(prompt) :]
-                if not (prompt and found and before.startswith(prompt)) or lead.strip():
+                before, found, after = self._around_answer(question, MARK, following)
+                prefix = before[len(prompt) :]
+                if not (prompt and found and before.startswith(prompt)) or prefix.strip():
                     continue
-                padded_before, _, padded_tail = self._around_answer(question, f" \n{MARK}\n ", following)
-                return AnswerLayout(lead, tail, (padded_before == before, padded_tail == tail))
+                padded_before, _, padded_after = self._around_answer(question, f" \n{MARK}\n ", following)
+                return AnswerLayout(prefix, after, (padded_before == before, padded_after == after))
         return None
 
     def _around_answer(self, question: Messages, answer: str, following: Messages) -> tuple[str, str, str]:

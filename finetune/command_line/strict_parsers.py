@@ -1,7 +1,7 @@
 """argparse parsers with one-line errors and without abbreviations, and an option type for bounded whole numbers."""
 
 from command_line.command_errors import unknown_option
-from command_line.option_values import value_of
+from command_line.option_values import WHOLE_NUMBER
 
 import argparse
 from collections.abc import Callable
@@ -31,12 +31,8 @@ def number_from(least: int) -> Callable[[str], int]:
     """Return an argparse type for whole numbers of at least `least`."""
 
     def number(text: str) -> int:
-        try:
-            found: int = value_of("", text, int)
-        except ValueError:
-            found = least - 1
-        if found < least:
+        if not WHOLE_NUMBER.fullmatch(text) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        return found
+        return int(text)
 
     return number

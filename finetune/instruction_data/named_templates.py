@@ -35,25 +35,28 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         resumed: the checkpoint from which the run resumes; its template is used.
 
     Raises ValueError if a resumed run names another template, or if a template other than the base's own writes control
-    tokens that the tokenizer lacks; they would be ordinary text, which users can write too.
+    tokens that the tokenizer lacks; they would be ordinary text, which users can write too. Some published models
+    (Zephyr) were trained with such a template; the description then says so.
     """
+    own = tokenizer.chat_template["default"] if isinstance(tokenizer.chat_template, dict) else tokenizer.chat_template
     before = folder_template(resumed) if resumed else None
-    chosen = load_template(name) if name else before
-    if chosen:
-        if before and chosen != before:
+    template = load_template(name) if name else before
+    if template:
+        if before and template != before:
             raise ValueError(
                 f"--prompt_template_name {name} is not the template of {resumed}; remove it to resume that run"
             )
         origin = f"{resumed}/chat_template.jinja" if before else name
-    elif tokenizer.chat_template:
-        own = tokenizer.chat_template
-        return (own["default"] if isinstance(own, dict) else own), f"the base's own, in {base}"
+    elif own:
+        template, origin = own, f"the base's own, in {base}"
     else:
-        chosen, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
-    missing = set(CONTROL_TOKEN.findall(chosen)) - set(tokenizer.get_vocab())
-    if missing:
+        template, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
+    missing = set(CONTROL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
+    if missing and template == own:
+        origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such control token"
+    elif missing:
         raise ValueError(
             f"the template {origin} writes {min(missing)}, which the tokenizer of {base} does not have; take another "
             "one with --prompt_template_name, such as alpaca"
         )
-    return chosen, origin
+    return template, origin

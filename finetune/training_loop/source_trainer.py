@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -36,23 +35,6 @@ from training_loop.training_log import TrainingLog
 
 STOPPED = 128 + signal.SIGTERM  # exit status after SIGTERM, as in shells
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
-
-
-class StopSignal:
-    """Context manager that records whether SIGTERM arrived; clusters send it before they end a job."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> "StopSignal":
-        self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
 
 
 class ProgressBar(ProgressCallback):
@@ -110,7 +92,7 @@ class SourceTrainer(Trainer):
         self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
-        self.stop, self.stopped = StopSignal(), False
+        self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
         self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss of this step was non-finite
         self._bad_in_a_row = 0
         self._logged_at, self._logged_step = time.perf_counter(), first_step
@@ -202,7 +184,7 @@ class SourceTrainer(Trainer):
         Weights are checked only before they are saved, since they become non-finite one step before the loss. Raises
         ValueError after `max_bad_steps` consecutive non-finite steps.
         """
-        flags = torch.stack([torch.tensor(self.stop.received, device=self._bad.device), self._bad]).int()
+        flags = torch.stack([torch.tensor(self.stop_requested, device=self._bad.device), self._bad]).int()
         stop, bad = (count > 0 for count in sum_over_ranks(flags).tolist())
         bad = bad or ((stop or control.should_save) and self.has_bad_weights())
         self._bad.zero_()
@@ -230,8 +212,11 @@ class SourceTrainer(Trainer):
         SIGTERM ends the run after the current step with a checkpoint and sets `stopped`. Raises ValueError if losses or
         weights are not finite.
         """
-        with self.stop:
+        before = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
             result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         if self.has_bad_weights():
             raise ValueError(
                 f"weights are not finite after step {self.state.global_step}; lower --learning_rate and resume from "
@@ -240,3 +225,7 @@ class SourceTrainer(Trainer):
         if self.stopped and self.args.should_save:
             print(f"stopped by SIGTERM after step {result.global_step}, with a checkpoint; {RESUME}", file=sys.stderr)
         return result
+
+    def _request_stop(self, *_: object) -> None:
+        """Signal handler of SIGTERM, which clusters send before they end a job."""
+        self.stop_requested = True

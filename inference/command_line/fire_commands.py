@@ -1,8 +1,8 @@
-"""Command lines from function signatures, through Python Fire: each parameter is an option.
+"""Command lines from function signatures, in the syntax of Python Fire: each parameter is an option.
 
 Fire itself evaluates values as Python (a folder `run#2` becomes `run`, and `2026_11_29` a number), calls the function
-before it reports surplus arguments, and accepts one-letter abbreviations. Here all arguments are checked before the
-call, and each value is parsed by the type of its parameter (option_values.py); text is not evaluated.
+before it reports surplus arguments, and accepts one-letter abbreviations. So Fire only prints the help. Here all
+arguments are checked before the call, and each value is parsed by the type of its parameter (option_values.py).
 """
 
 from command_line.command_errors import run_command, unknown_option
@@ -13,13 +13,11 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import fire
 from fire import helptext, trace
-from fire.decorators import SetParseFn, SetParseFns
 
 Command = Callable[..., Any]
 OPTION = re.compile(r"--|-[A-Za-z]")  # Fire's rule for options; `-1` and `-` are values
@@ -31,78 +29,62 @@ def run(
     *,
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
-    failures: Mapping[type[Exception], int] | None = None,
 ) -> NoReturn:
     """Call a function with the options of the command line, then exit.
 
     command: the function, or several functions by name; the first argument then selects one. more_options: names and
     types of the options that the function takes as **options; None: it takes any option as text. without_effect: see
-    `read_options`. failures, and the exit status: see `exit_status`.
+    `read_options`. The exit status: see `run_command`.
     """
-    run_command(partial(call, command, sys.argv[1:], more_options, without_effect), failures)
+    run_command(partial(call, command, sys.argv[1:], more_options, without_effect))
 
 
 def call(
     command: Command | Mapping[str, Command],
-    words: Sequence[str],
+    arguments: Sequence[str],
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
-    """Call the function with the options in `words`; raises ValueError before the call if they are invalid."""
-    name, asked_for_help = Path(sys.argv[0]).name, "--help" in words or "-h" in words
+    """Call the function with the options in `arguments`; raises ValueError before the call if they are invalid."""
+    name, is_help = Path(sys.argv[0]).name, "--help" in arguments or "-h" in arguments
     if isinstance(command, Mapping):
-        if not words or (words[0] not in command and not asked_for_help):
-            said = f"there is no command {words[0]!r}" if words else "the command is missing"
-            raise ValueError(f"{said}; take one of {', '.join(command)}")
-        if words[0] in command:
-            name, command, words = f"{name} {words[0]}", command[words[0]], words[1:]
-    if asked_for_help:
+        if not arguments or (arguments[0] not in command and not is_help):
+            fault = f"there is no command {arguments[0]!r}" if arguments else "the command is missing"
+            raise ValueError(f"{fault}; take one of {', '.join(command)}")
+        if arguments[0] in command:
+            name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
+    if is_help:
         print(help_text(command, name))
     elif not isinstance(command, Mapping):
-        texts = read_options(command, words, more_options, without_effect)
-        kinds = option_types(command, more_options).items()
-
-        @SetParseFn(str)
-        @SetParseFns(**{name: partial(value_of, f"--{name}", kind=kind) for name, kind in kinds})
-        @wraps(command)
-        def typed_command(*values: Any, **options: Any) -> None:
-            command(*values, **options)
-
-        fire.Fire(typed_command, [f"--{name}={text}" for name, text in texts.items()])
-
-
-def option_types(function: Command, more_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the type of each option, in the order of the parameters; str if the parameter has no annotation."""
-    hints = get_type_hints(function)
-    named = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
-    return {one.name: hints.get(one.name, str) for one in named} | dict(more_options or {})
+        command(**read_options(command, arguments, more_options, without_effect))
 
 
 def read_options(
     function: Command,
-    words: Sequence[str],
+    arguments: Sequence[str],
     more_options: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Return the value of each option as text; accepts Fire's syntax without one-letter abbreviations.
+) -> dict[str, Any]:
+    """Return the value of each option; accepts Fire's syntax without one-letter abbreviations.
 
     Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
     name are assigned to the remaining parameters in order. without_effect: options of published command lines that are
-    ignored with a notice, and the reason. Raises ValueError on unknown or missing options, missing values, and surplus
-    values.
+    ignored with a notice, and the reason. Raises ValueError on unknown or missing options, on missing, surplus or
+    invalid values.
     """
-    parameters = inspect.signature(function).parameters.values()
-    takes_any = more_options is None and any(one.kind is one.VAR_KEYWORD for one in parameters)
-    kinds, ignored = option_types(function, more_options), without_effect or {}
+    parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    kinds = {parameter.name: hints.get(parameter.name, str) for parameter in named} | dict(more_options or {})
+    takes_any, ignored = more_options is None and len(named) < len(parameters), without_effect or {}
     texts: dict[str, str] = {}
     unnamed: list[str] = []
-    pending = deque(words)
+    pending = deque(arguments)
     while pending:
-        word = pending.popleft()
-        if not OPTION.match(word):
-            unnamed.append(word)
+        argument = pending.popleft()
+        if not OPTION.match(argument):
+            unnamed.append(argument)
             continue
-        written, equals, text = word.partition("=")
+        written, equals, text = argument.partition("=")
         name = written[2:].replace("-", "_") if written.startswith("--") else ""
         has_value = bool(equals) or (bool(pending) and not OPTION.match(pending[0]))
         negated = name[2:] if name.startswith("no") and not equals else ""
@@ -117,14 +99,14 @@ def read_options(
     for name in [name for name in texts if name in ignored]:
         print(f"notice: --{name} has no effect: {ignored[name]}", file=sys.stderr)
         del texts[name]
-    open_names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name not in texts]
+    open_names = [parameter.name for parameter in named if parameter.name not in texts]
     if len(unnamed) > len(open_names):
         raise ValueError(f"{unnamed[len(open_names)]!r} is one value too many; see --help")
     texts |= dict(zip(open_names, unnamed, strict=False))
-    for one in parameters:
-        if one.default is one.empty and one.kind is not one.VAR_KEYWORD and one.name not in texts:
-            raise ValueError(f"--{one.name} is missing; see --help")
-    return texts
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in texts:
+            raise ValueError(f"--{parameter.name} is missing; see --help")
+    return {name: value_of(f"--{name}", text, kinds.get(name, str)) for name, text in texts.items()}
 
 
 def help_text(command: Command | Mapping[str, Command], name: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# A quoted or an unquoted item, its comma, and the spaces after it. Possessive quantifiers keep the time linear.
+LIST_ITEM = re.compile(r"""(?:'([^']*)'|"([^"]*)"|([^,'"][^,]*+))\s*+(?:,\s*+|$)""")
 YES_OR_NO = {"true": True, "false": False}
 NOUNS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
@@ -71,9 +73,8 @@ def _noun(kind: Any) -> str:
 def read_list(text: str | Sequence[str]) -> list[str]:
     """Return the items of `a,b`, `[a,b]`, `['a','b']` or `"a","b"`, or of several words in these notations.
 
-    Quotes protect commas, spaces and brackets; there are no escapes. The time is linear in the length of the text, and
-    nothing is evaluated. Raises ValueError on an empty item, an unclosed bracket or quote, and text after a closing
-    quote.
+    Quotes protect commas, spaces and brackets; there are no escapes. Raises ValueError on an empty item, an unclosed
+    bracket or quote, and text after a closing quote.
     """
     if not isinstance(text, str):
         if not text or text[0].lstrip()[:1] not in ("[", "("):
@@ -88,36 +89,10 @@ def read_list(text: str | Sequence[str]) -> list[str]:
             break
     items, at = [], 0
     while at < len(text):
-        item, at = _quoted(text, at) if text[at] in "'\"" else _bare(text, at)
-        items.append(item)
+        found = LIST_ITEM.match(text, at)
+        if found is None:
+            is_empty = text[at] == ","
+            raise ValueError("an item is empty" if is_empty else "a quote is not closed, or text follows it")
+        items.append(found[1] or found[2] or (found[3] or "").strip())
+        at = found.end()
     return items
-
-
-def _bare(text: str, start: int) -> tuple[str, int]:
-    """Return the unquoted item that begins at `start`, and the index of the next item."""
-    end = text.find(",", start)
-    end = len(text) if end < 0 else end
-    item = text[start:end].strip()
-    if not item:
-        raise ValueError("an item is empty")
-    return item, _next_item(text, end)
-
-
-def _quoted(text: str, start: int) -> tuple[str, int]:
-    """Return the quoted item whose opening quote is at `start`, and the index of the next item."""
-    end = text.find(text[start], start + 1)
-    if end < 0:
-        raise ValueError(f"{text[start]} is not closed")
-    return text[start + 1 : end], _next_item(text, end + 1)
-
-
-def _next_item(text: str, at: int) -> int:
-    """Return the index of the next item after a comma at `at`, ignoring spaces; at least len(text) at the end."""
-    while at < len(text) and text[at].isspace():
-        at += 1
-    if at < len(text) and text[at] != ",":
-        raise ValueError(f"text follows a closed quote: {text[at : at + 20]}")
-    at += 1
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at

@@ -141,7 +141,7 @@ class ExtractionPlan(NamedTuple):
         return one_turn(self.instruction, text)
 
     def grammar(self) -> str:
-        return answer_grammar(self.form, self.types, self.model.encoder.lead)
+        return answer_grammar(self.form, self.types, self.model.encoder.answer_prefix)
 
     async def split(self, text: str, window_tokens: int | None) -> list[Span]:
         """Return the windows of a text: of the usual length of the tuning texts, or of at most `window_tokens` tokens.

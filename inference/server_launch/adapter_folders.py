@@ -15,7 +15,7 @@ def check_adapter(name: str, folder: str, base: str) -> AdapterFolder:
     Raises FileNotFoundError or ValueError, each with one line, if vLLM cannot serve the adapter.
     """
     try:
-        adapter = base_fit.check_adapter(folder, base)
+        adapter = base_fit.read_adapter_for_base(folder, base)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"adapter {name}: {error}") from None
     for module, parts in adapter.parts.items():

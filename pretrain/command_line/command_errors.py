@@ -38,32 +38,28 @@ def resumable(remedy: str) -> Iterator[None]:
 
 
 def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> NoReturn:
-    """Run `work` and exit with its status; see `exit_status`."""
-    sys.exit(exit_status(work, failures))
-
-
-def exit_status(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> int:
-    """Run `work` and return its exit status: the return value of `work` (None: 0), or the status of its exception.
+    """Run `work` and exit with its return value (None: 0), or with the status of its exception.
 
     ValueError and OSError are printed as one line and give status 2. failures: further exception classes that are
     printed as one line, with their statuses. Other exceptions are programming errors and are raised again. Ctrl-C gives
     130 and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
     """
-    interrupts.begin_work()
+    interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
     try:
-        return work() or 0
+        status = work()
     except (KeyboardInterrupt, Exception) as error:
-        if interrupt := _interrupt_behind(error):
-            interrupts.print_line(str(interrupt) or "interrupted")
-            return interrupts.INTERRUPTED
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
-        if status is None:
+        if interrupt := _interrupt_behind(error):
+            status = interrupts.INTERRUPTED
+            interrupts.print_line(str(interrupt) or "interrupted")
+        elif status is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return status
+        else:
+            print(f"error: {one_line(error)}", file=sys.stderr)
     finally:
-        interrupts.end_work()
+        interrupts.silence_interrupts()
+    sys.exit(status)
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

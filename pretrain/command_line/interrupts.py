@@ -1,13 +1,14 @@
 """Handle Ctrl-C during the start of a command: one line and exit status 130 instead of a traceback.
 
 Importing this module in a command installs the handlers. `command_line` is the first import of every command (isort's
-settings in pyproject.toml keep it there) and imports this module first, so Ctrl-C prints a traceback only while Python
-itself starts.
+settings in pyproject.toml keep it there) and imports this module first, so Ctrl-C prints a traceback only in the first
+hundredths of a second.
 """
 
 import os
+import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
 CHECK_SECONDS = 0.005  # between two checks whether an import is still running
@@ -24,49 +25,36 @@ def print_line(line: str) -> None:
     print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)
 
 
-def end_at_once(*_: object) -> None:
+def exit_interrupted(*_: object) -> None:
     """Print "interrupted" and end the process without Python's clean-up; nothing has been written yet."""
     print_line("interrupted")
     os._exit(INTERRUPTED)
 
 
-def end_quietly(*_: object) -> None:
+def exit_silently(*_: object) -> None:
     """End the process without a message; used after the command has printed its result or error."""
     os._exit(INTERRUPTED)
 
 
-def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Exception hook: end the process on Ctrl-C, and print the traceback of any other exception."""
-    if issubclass(kind, KeyboardInterrupt):
-        end_at_once()
-    sys.__excepthook__(kind, error, trace)
-
-
-if is_command():
-    sys.excepthook = print_exception
-
-import signal  # noqa: E402 - takes ten milliseconds, in which the hook above already handles Ctrl-C
-
-
-def begin_work() -> None:
+def raise_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt from now on, so that the work can clean up."""
-    if signal.getsignal(signal.SIGINT) is end_at_once:
-        signal.signal(signal.SIGINT, raise_outside_imports)
+    if signal.getsignal(signal.SIGINT) is exit_interrupted:
+        signal.signal(signal.SIGINT, raise_after_imports)
 
 
-def raise_outside_imports(number: int, frame: FrameType | None) -> None:
+def raise_after_imports(number: int, frame: FrameType | None) -> None:
     """Signal handler: raise KeyboardInterrupt; if an import is running, when it has ended.
 
     Some compiled libraries replace a KeyboardInterrupt during their import with another error, or call std::terminate.
     So an interval timer calls this handler again until no import is running. A second Ctrl-C meanwhile ends the process
     at once.
     """
-    is_waiting = signal.getsignal(signal.SIGALRM) is raise_outside_imports
+    is_waiting = signal.getsignal(signal.SIGALRM) is raise_after_imports
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             if is_waiting and number == signal.SIGINT:
-                end_at_once()
-            signal.signal(signal.SIGALRM, raise_outside_imports)
+                exit_interrupted()
+            signal.signal(signal.SIGALRM, raise_after_imports)
             signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
             return
         frame = frame.f_back
@@ -75,15 +63,15 @@ def raise_outside_imports(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def end_work() -> None:
+def silence_interrupts() -> None:
     """Let Ctrl-C end the process without a message from now on; only Python's own clean-up remains."""
-    if signal.getsignal(signal.SIGINT) is raise_outside_imports:
-        signal.signal(signal.SIGINT, end_quietly)
-    if signal.getsignal(signal.SIGALRM) is raise_outside_imports:
+    if signal.getsignal(signal.SIGINT) is raise_after_imports:
+        signal.signal(signal.SIGINT, exit_silently)
+    if signal.getsignal(signal.SIGALRM) is raise_after_imports:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 # A process that was started with SIGINT ignored, such as a background job, continues to ignore it.
 if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, end_at_once)
+    signal.signal(signal.SIGINT, exit_interrupted)

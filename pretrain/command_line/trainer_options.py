@@ -7,7 +7,6 @@ errors.
 from command_line.strict_parsers import ParserErrors
 
 import argparse
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,22 +15,10 @@ from typing import Any, TypeVar
 Options = TypeVar("Options")
 TRANSFORMERS_RENAMED = {
     "evaluation_strategy": "eval_strategy",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "warmup_ratio": "warmup_steps",  # values below 1 are a share of all steps
     "no_cuda": "use_cpu",
-    "push_to_hub_token": "hub_token",
-    "push_to_hub_model_id": "hub_model_id",
-    "torchdynamo": "torch_compile_backend",
 }
-TRANSFORMERS_DROPPED = dict.fromkeys(
-    ("dispatch_batches", "fp16_backend", "fp16_opt_level", "half_precision_backend", "include_inputs_for_metrics",
-     "include_tokens_per_second", "jit_mode_eval", "mp_parameters", "past_index", "ray_scope", "sharded_ddp",
-     "split_batches", "tpu_metrics_debug", "tpu_num_cores", "use_ipex", "use_legacy_prediction_loop", "use_mps_device",
-     "xpu_backend"),
-    "Trainer no longer has it",
-)  # fmt: skip
-ENVIRONMENT = {"logging_dir": "TENSORBOARD_LOGGING_DIR"}
+TRANSFORMERS_REMOVED = {"logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR"}
 
 
 @dataclass(frozen=True)
@@ -57,12 +44,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 
 def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[str], list[str]]:
-    """Return the command line with published options replaced by current ones, and a notice for each replacement.
-
-    An option that became an environment variable is set in the environment.
-    """
+    """Return the command line with published options replaced by current ones, and a notice for each replacement."""
     renamed = TRANSFORMERS_RENAMED | dict(published.renamed)
-    without_effect = TRANSFORMERS_DROPPED | dict(published.without_effect)
+    without_effect = TRANSFORMERS_REMOVED | dict(published.without_effect)
     result: list[str] = []
     notices: list[str] = []
     pending = deque(argv)
@@ -70,23 +54,19 @@ def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[st
         word = pending.popleft()
         written, equals, value = word.partition("=")
         name = written.removeprefix("--").replace("-", "_")
-        if not written.startswith("--") or name not in {*renamed, *without_effect, *published.switches, *ENVIRONMENT}:
+        if not written.startswith("--") or name not in {*renamed, *without_effect, *published.switches}:
             result.append(word)
             continue
         values = [value] if equals else []
         if not equals and pending and not pending[0].startswith("--"):
             values = [pending.popleft()]
-        if name in published.switches:
-            new = _switch(published.switches[name], values)
-        else:
-            new = [f"--{renamed[name]}", *values] if name in renamed else []
-        result += new
-        if name in ENVIRONMENT:
-            os.environ[ENVIRONMENT[name]] = "".join(values)
-            notices.append(f"--{name} is now the environment variable {ENVIRONMENT[name]}={''.join(values)}")
-        elif name in without_effect:
+        if name in without_effect:
             notices.append(f"--{name} has no effect: {without_effect[name]}")
-        elif new[:1] != [f"--{name}"]:
+            continue
+        is_switch = name in published.switches
+        new = _switch(published.switches[name], values) if is_switch else [f"--{renamed[name]}", *values]
+        result += new
+        if new[:1] != [f"--{name}"]:
             notices.append(f"--{name} is now {' '.join(new) or 'the default'}")
     return result, notices
 
@@ -129,5 +109,5 @@ def _parser(options: type, description: str, prog: str) -> argparse.ArgumentPars
         pass
 
     any_dataclass: Any = options
-    words = {"description": description, "usage": f"{prog} [options]"}
-    return Parser(any_dataclass, allow_abbrev=False, formatter_class=_HelpFormatter, **words)
+    texts = {"description": description, "usage": f"{prog} [options]"}
+    return Parser(any_dataclass, allow_abbrev=False, formatter_class=_HelpFormatter, **texts)

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
-from json_rows.json_stream import DAMAGED, HALF_PAIR, json_fault
-from json_rows.row_files import unpacked
+from json_rows.json_stream import DAMAGED, HALF_PAIR, json_fault, unpacked
 
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {

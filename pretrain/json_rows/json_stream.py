@@ -1,51 +1,37 @@
-"""Parse the JSON values of a byte stream one at a time: objects on one line or several, and the items of lists.
+"""Parse the JSON values of a text file one at a time: objects on one line or several, and the items of lists.
 
-A window of decoded text moves over the stream. If a value does not end in the window, the window grows geometrically
-and the value is parsed again, so time is linear in the file size and memory in the size of the largest value.
+A window of whole lines moves over the file. If a value does not end in the window, the window at least doubles and the
+value is parsed again, so time is linear in the file size and memory in the size of the longest line or value.
 """
 
 import codecs
 import gzip
+import io
 import json
 import math
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, NoReturn
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
-BLOCK = 1 << 18  # bytes read at a time
+BLOCK = 1 << 18  # characters that are read at a time
 BLANKS = re.compile(r"[ \t\r]*")
 SPACES = re.compile(r"[ \t\r\n]*")
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-LONGEST_TOKEN = 16  # characters; an error this close to the window's end may come from a token that the end cuts
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while an incomplete file is read
 HALF_PAIR = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
 
+class InvalidJsonError(ValueError):
+    """No JSON value begins at the position of the window; the message is the fault with its remedy."""
+
+
 class Value(NamedTuple):
-    """A value of the stream, or the error at its place."""
+    """A JSON value of a file."""
 
     line: int  # the line on which it begins, from 1
-    item: int  # its number among all list items of the stream, from 1; 0 outside lists
     content: object
-    error: str = ""
-    blank: bool = False  # whether this is a blank line
-
-
-class ParseError(ValueError):
-    """No value could be parsed; the parser stopped `offset` characters after the start of the value."""
-
-    def __init__(self, reason: str, offset: int = 0) -> None:
-        super().__init__(reason)
-        self.offset = offset
-
-
-class StreamError(ValueError):
-    """The rest of the stream cannot be read; `value` holds the line, the item and the reason."""
-
-    def __init__(self, value: Value) -> None:
-        super().__init__(value.error)
-        self.value = value
+    fault: str  # the fault of its encoding, or ""
 
 
 def _refuse(word: str) -> NoReturn:
@@ -60,73 +46,72 @@ def _finite(digits: str) -> float:
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps the last of duplicate keys
 
 
-def text_decoder(head: bytes) -> codecs.IncrementalDecoder:
-    """Return the decoder for a stream that begins with `head` (4 bytes): UTF-8, or UTF-16 with a byte order mark.
+def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+    """Return a binary file that decompresses an open file if its name ends in .gz or .zst, else the file itself."""
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
+    if path.suffix == ".zst":
+        import pyarrow
 
-    Invalid UTF-8 bytes become lone surrogates. Raises ValueError if another encoding is recognised.
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))
+    return file
+
+
+def decoded(file: BinaryIO, path: Path) -> TextIO:
+    """Return the text of an open file, compressed or not: UTF-8, or UTF-16 with a byte order mark; lines end in "\\n".
+
+    Invalid UTF-8 bytes become lone surrogates (see `encoding_fault`). Raises ValueError if another encoding is
+    recognised.
     """
+    with path.open("rb") as beginning:
+        head = unpacked(beginning, path).read(4)
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise ValueError("is UTF-32; convert it to UTF-8")
+        raise ValueError(f"{path}:1 is UTF-32; convert it to UTF-8")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return codecs.getincrementaldecoder("utf-16")("surrogatepass")
+        return io.TextIOWrapper(unpacked(file, path), "utf-16", "surrogatepass", newline="\n")
     if b"\0" in head:
-        raise ValueError("is not text, or is UTF-16 without a byte order mark; convert it to UTF-8")
-    return codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        raise ValueError(f"{path}:1 is not text, or is UTF-16 without a byte order mark; convert it to UTF-8")
+    return io.TextIOWrapper(unpacked(file, path), "utf-8-sig", "surrogateescape", newline="\n")
 
 
-class JsonStream:
-    """A window of a stream's decoded text, and the parser's position in it."""
+class TextWindow:
+    """A window of whole lines of a text file, and the parser's position in it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        """Raises StreamError if the encoding is not supported."""
-        self.stream, self.text, self.at, self.line, self.ended = stream, "", 0, 1, False
-        self.has_surrogates = False
-        head = self._read(BLOCK)
-        try:
-            self.decoder = text_decoder(head[:4])
-        except ValueError as error:
-            raise self.error(str(error)) from None
-        self._append(head)
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.lines: TextIO | None = None
+        self.text, self.at, self.line = "", 0, 1
+        self.one_row_per_line: bool | None = None  # None: not known yet; True: `grow` does not read on
 
-    def error(self, reason: str, item: int = 0) -> StreamError:
-        """Return a StreamError for the current line."""
-        return StreamError(Value(self.line, item, None, reason))
-
-    def _read(self, size: int) -> bytes:
-        try:
-            return self.stream.read(size)
-        except DAMAGED as error:
-            raise self.error(f"is damaged after this line ({' '.join(str(error).split())}); get it again") from None
-
-    def _append(self, data: bytes) -> None:
-        self.ended = not data
-        try:
-            piece = self.decoder.decode(data, self.ended)
-        except UnicodeDecodeError:
-            raise self.error("ends within a UTF-16 character; write it again") from None
-        try:
-            piece.encode()  # many times faster than a search
-        except UnicodeEncodeError:
-            self.has_surrogates = True
-        self.text, self.at = self.text[self.at :] + piece, 0
+    def read_line(self) -> bool:
+        """Replace the window with the next line; return False at the end of the file."""
+        self.text, self.at = self._read(0), 0
+        return bool(self.text)
 
     def grow(self) -> bool:
-        """Read at least as many bytes as the window has characters; return False at the end of the stream."""
-        if self.ended:
-            return False
-        self._append(self._read(max(BLOCK, len(self.text) - self.at)))
-        return True
+        """Add at least as many characters as the window has left; return False if there are no more."""
+        more = "" if self.one_row_per_line else self._read(max(BLOCK, len(self.text) - self.at))
+        if more:
+            self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
+
+    def _read(self, size: int) -> str:
+        """Return the next line, or lines of about `size` characters; ValueError with the line if they are damaged."""
+        try:
+            self.lines = self.lines or decoded(self.file, self.path)
+            return "".join(self.lines.readlines(size)) if size else self.lines.readline()
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path}:{self.line} ends within a UTF-16 character; write it again") from None
+        except DAMAGED as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self.path}:{self.line} is damaged after this line ({reason}); get it again") from None
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Move past a match of the pattern; return the next character, or "" at the end of the stream."""
+        """Move past a match of the pattern; return the next character, or "" at the end of the window."""
         while True:
-            end = pattern.match(self.text, self.at).end()  # type: ignore[union-attr]  # matches empty text too
-            if end > self.at:
-                self.advance(end)
-            if end < len(self.text):
-                return self.text[end]
-            if not self.grow():
-                return ""
+            self.advance(pattern.match(self.text, self.at).end())  # type: ignore[union-attr]  # matches empty text too
+            if self.at < len(self.text) or not self.grow():
+                return self.text[self.at : self.at + 1]
 
     def advance(self, end: int) -> None:
         """Move to index `end` of the window and count the lines on the way."""
@@ -135,47 +120,74 @@ class JsonStream:
 
     def line_end(self) -> int:
         """Return the index of the end of the present line in the window."""
-        searched = 0
-        while (end := self.text.find("\n", self.at + searched)) < 0:
-            searched = len(self.text) - self.at
-            if not self.grow():
-                return len(self.text)
-        return end
+        end = self.text.find("\n", self.at)
+        return len(self.text) if end < 0 else end
 
-    def parse(self, within_line: bool) -> tuple[object, int]:
-        """Return the value that begins here and the index of its end; ParseError if there is none."""
-        limit = self.line_end() if within_line else 0
+    def present_line(self) -> str:
+        """Return the text of the line of the present position."""
+        return self.text[self.text.rfind("\n", 0, self.at) + 1 : self.line_end()]
+
+    def is_one_line(self) -> bool:
+        """Return whether the window is a single line."""
+        return self.text.find("\n", 0, -1) < 0
+
+    def extra_data(self) -> str:
+        """Return the fault if a value is followed on its line by text that begins no other row; then skip the line."""
+        if self.skip(BLANKS) in ("", "\n", "{", "["):
+            return ""
+        fault = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
+        self.at = self.line_end()
+        return fault
+
+    def parse(self) -> Value:
+        """Return the value that begins here, and move to its end.
+
+        Raises InvalidJsonError if there is no value, and moves to the error if its position is known.
+        """
         while True:
-            text = self.text[:limit] if within_line else self.text
-            complete = within_line or self.ended
             try:
-                content, end = DECODER.raw_decode(text, self.at)
-                if complete or end < len(text):  # otherwise the window's end may cut a number
-                    return content, end
+                content, end = DECODER.raw_decode(self.text, self.at)
+                break
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_TOKEN
-                if complete or not cut:
-                    raise ParseError(json_fault(error), error.pos - self.at) from None
+                at_end = not self.text[error.pos :].strip() and not error.msg.startswith("Invalid control character")
+                if not at_end or not self.grow():
+                    self.advance(error.pos)
+                    raise InvalidJsonError(json_fault(error)) from None
             except RecursionError:
-                raise ParseError("is nested too deep; write it with fewer levels", len(text) - self.at) from None
+                raise InvalidJsonError("is nested too deep; write it with fewer levels") from None
             except ValueError as error:  # raised for a number
                 long = "has an integer of more than 4300 digits; write it as text"
-                raise ParseError(long if "integer string" in str(error) else str(error)) from None
-            self.grow()
+                raise InvalidJsonError(long if "integer string" in str(error) else str(error)) from None
+        line, raw = self.line, self.text[self.at : end]
+        self.advance(end)
+        fault = encoding_fault(raw)
+        if not fault and ("\\ud" in raw or "\\uD" in raw) and encoding_fault(json.dumps(content, ensure_ascii=False)):
+            fault = HALF_PAIR
+        return Value(line, content, fault)
 
-    def fault(self, end: int, content: object = None) -> str:
-        """Return the encoding fault of the characters from here to `end`, parsed as `content`; "" if there is none."""
-        if self.has_surrogates and (found := SURROGATE.search(self.text, self.at, end)):
-            code = ord(found[0])
-            if 0xDC80 <= code <= 0xDCFF and self.decoder.errors == "surrogateescape":
-                return f"is not UTF-8 (byte 0x{code - 0xDC00:02x}); convert the file to UTF-8"
-            return HALF_PAIR
-        if self.text.find("\\ud", self.at, end) >= 0 or self.text.find("\\uD", self.at, end) >= 0:
-            try:
-                json.dumps(content, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                return HALF_PAIR
+    def list_items(self) -> Iterator[Value]:
+        """Yield the items of the list that begins here; InvalidJsonError as `parse`."""
+        self.advance(self.at + 1)
+        separator = "," if self.skip(SPACES) != "]" else "]"
+        while separator == ",":
+            yield self.parse()
+            if (separator := self.skip(SPACES)) == ",":
+                self.advance(self.at + 1)
+                self.skip(SPACES)
+        if separator != "]":
+            raise InvalidJsonError("is not JSON (',' or the list's end is missing before it); correct it")
+        self.advance(self.at + 1)
+
+
+def encoding_fault(text: str) -> str:
+    """Return the message for a text that was not UTF-8, or that has half a surrogate pair; "" if it is valid."""
+    try:
+        text.encode()  # many times faster than a search
         return ""
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+    is_byte = 0xDC80 <= code <= 0xDCFF
+    return f"is not UTF-8 (byte 0x{code - 0xDC00:02x}); convert the file to UTF-8" if is_byte else HALF_PAIR
 
 
 def json_fault(error: json.JSONDecodeError) -> str:
@@ -186,78 +198,3 @@ def json_fault(error: json.JSONDecodeError) -> str:
 def excerpt(text: str, at: int) -> str:
     """Return a description of a position in a text by its next characters, for messages."""
     return f"at {text[at : at + 20].splitlines()[0]!r}" if text[at : at + 20].strip() else "at the end"
-
-
-def json_values(stream: BinaryIO, blank_lines: bool = False) -> Iterator[Value]:
-    """Yield the values of a stream in order; for a list, its items.
-
-    blank_lines: also yield a Value for each blank line. For a line that is not JSON, a Value with the error is yielded,
-    and reading continues on the next line. Raises StreamError if the start of the next value is unknown after an error.
-    """
-    window = JsonStream(stream)
-    at_line_start, items = True, 0
-    one_line = within_line = False  # a value ended on the line it began on; every value must do so
-    while True:
-        character = window.skip(BLANKS)
-        if not character:
-            return
-        if character == "\n":
-            if blank_lines and at_line_start:
-                yield Value(window.line, 0, None, blank=True)
-            window.advance(window.at + 1)
-            at_line_start = True
-            continue
-        at_line_start, line = False, window.line
-        if character == "[":
-            try:
-                for value in _list_items(window, items):
-                    items = value.item
-                    yield value
-            except StreamError as error:
-                if not one_line or not error.value.item or window.line != line:
-                    raise
-                yield error.value
-                window.advance(window.line_end())
-            continue
-        try:
-            content, end = window.parse(within_line)
-            fault = window.fault(end, content)
-            window.advance(end)
-            one_line = one_line or window.line == line
-            if window.skip(BLANKS) not in ("", "\n", "{", "["):
-                line_end = window.line_end()
-                fault = fault or f"is not JSON (extra data {excerpt(window.text, window.at)}); correct it"
-                window.advance(line_end)
-        except ParseError as error:
-            line_end = window.line_end()
-            fault = window.fault(line_end) or str(error)
-            if window.at + error.offset > line_end:  # the parser read on to later lines
-                if not one_line:
-                    raise StreamError(Value(line, 0, None, fault)) from None
-                within_line = True
-            window.advance(line_end)
-        yield Value(line, 0, None if fault else content, fault)
-
-
-def _list_items(window: JsonStream, count: int) -> Iterator[Value]:
-    """Yield the items of the list that begins here, numbered from count + 1; StreamError if one is not JSON."""
-    due = "["
-    while True:
-        character = window.skip(SPACES)
-        if due == "," and character == "]":
-            break
-        if due and character != due:
-            raise window.error(f"is not JSON ({due!r} or the list's end is missing before it); correct it", count + 1)
-        if due:
-            window.advance(window.at + 1)
-            character = window.skip(SPACES)
-        if due == "[" and character == "]":
-            break
-        try:
-            content, end = window.parse(within_line=False)
-        except ParseError as error:
-            raise window.error(window.fault(window.at + error.offset + 1) or str(error), count + 1) from None
-        count, line, fault, due = count + 1, window.line, window.fault(end, content), ","
-        window.advance(end)
-        yield Value(line, count, None if fault else content, fault)
-    window.advance(window.at + 1)

@@ -86,13 +86,12 @@ def keep_newest(output: Path, limit: int | None, best: str | None = None) -> Non
 
 def remove_incomplete(output: Path) -> list[str]:
     """Remove incomplete checkpoints; returns a notice for each."""
-    incomplete = [checkpoint for checkpoint in list_checkpoints(output) if not is_complete(checkpoint)]
-    for checkpoint in incomplete:
-        remove(checkpoint)
-    return [
-        f"{checkpoint} was incomplete, since the run was killed while saving it; it was removed"
-        for checkpoint in incomplete
-    ]
+    notices = []
+    for checkpoint in list_checkpoints(output):
+        if not is_complete(checkpoint):
+            remove(checkpoint)
+            notices.append(f"{checkpoint} was incomplete, since the run was killed while saving it; it was removed")
+    return notices
 
 
 def resume_point(given: str | None, output: Path) -> Path | None:
@@ -103,14 +102,13 @@ def resume_point(given: str | None, output: Path) -> Path | None:
     and ValueError for a new run if `output` holds complete checkpoints.
     """
     complete = list_complete(output)
-    if (given or "").lower() in ("", "false", "none", "no"):
+    if not given or given.lower() in ("false", "none", "no"):
         if complete:
             raise ValueError(
                 f"{output} holds checkpoints of an earlier run; resume it with --resume_from_checkpoint True, "
                 "or name a new folder"
             )
         return None
-    assert given is not None
     if given.lower() in ("true", "yes", "last"):
         if not complete:
             raise FileNotFoundError(f"{output} holds no complete checkpoint; start without --resume_from_checkpoint")

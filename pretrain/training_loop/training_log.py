@@ -8,8 +8,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-FIRST = ("loss", "f1", "entity_f1", "triple_f1", "parsed")  # metrics printed first in the line of an evaluation
-
 
 class TrainingLog:
     """Writes the entries of Trainer's log history to a file, one JSON object a line."""
@@ -29,32 +27,28 @@ class TrainingLog:
 
 def describe_entry(entry: dict[str, Any], max_steps: int) -> str:
     """Return the line of an entry for the terminal; "" for Trainer's summary at the end of training."""
-    words = [f"step {entry['step']}/{max_steps}"]
+    parts = [f"step {entry['step']}/{max_steps}"]
     if "eval_loss" in entry:
-        values = {name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")}
-        names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
-        return f"{words[0]} | held out: " + ", ".join(f"{name.replace('_', ' ')} {values[name]:.4f}" for name in names)
+        metrics = {name.removeprefix("eval_").replace("_", " "): entry[name] for name in entry if "eval_" in name}
+        return f"{parts[0]} | held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if "loss" not in entry:
         return ""
     sources = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
     by_source = ", ".join(f"{name} {loss:.4f}" for name, loss in sources.items()) if len(sources) > 1 else ""
-    words += [f"loss {entry['loss']:.4f}" + (f" ({by_source})" if by_source else "")]
-    words += [f"grad {entry['grad_norm']:.3f}"] if entry.get("grad_norm") is not None else []
-    words += [f"lr {entry['learning_rate']:.3g}"]
-    words += [f"{entry[name]:,.0f} {name.replace('_per_second', '').replace('_', ' ')}/s"
+    parts += [f"loss {entry['loss']:.4f}" + (f" ({by_source})" if by_source else "")]
+    parts += [f"grad {entry['grad_norm']:.3f}"] if entry.get("grad_norm") is not None else []
+    parts += [f"lr {entry['learning_rate']:.3g}"]
+    parts += [f"{entry[name]:,.0f} {name.replace('_per_second', '').replace('_', ' ')}/s"
               for name in entry if name.endswith("tokens_per_second")]  # fmt: skip
-    words += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
-    words += [f"{entry['skipped_steps']} skipped"] if entry.get("skipped_steps") else []
-    words += [f"data {entry['data_wait']:.1%}"] if "data_wait" in entry else []
-    return " | ".join([*words, f"{timedelta(seconds=entry['eta_seconds'])} left"])
+    parts += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
+    parts += [f"{entry['skipped_steps']} skipped"] if entry.get("skipped_steps") else []
+    parts += [f"data {entry['data_wait']:.1%}"] if "data_wait" in entry else []
+    return " | ".join([*parts, f"{timedelta(seconds=entry['eta_seconds'])} left"])
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Plot training and held-out losses, held-out F1 if measured, gradient norm and learning rate to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     keys = sorted({key for entry in history for key in entry})
     panels = {
@@ -63,25 +57,16 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> No
         "gradient norm": [key for key in keys if key == "grad_norm"],
         "learning rate": [key for key in keys if key == "learning_rate"],
     }
-    # A short run may have logged no loss; its picture is an empty panel.
-    panels = {label: names for label, names in panels.items() if names or label == "loss per token"}
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(8, 2 + 2 * len(panels)), sharex=True, squeeze=False,
-        height_ratios=[3 if label == "loss per token" else 1.5 for label in panels],
-    )  # fmt: skip
-    for panel, (label, names) in zip(axes[:, 0], panels.items(), strict=True):
-        colours = sorted({name.removeprefix("eval_") for name in names})
+    # A short run may have logged nothing; its picture is an empty panel.
+    panels = {label: names for label, names in panels.items() if names} or {"loss per token": []}
+    figure = Figure(figsize=(8, 3 * len(panels)))
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, (label, names) in zip(axes, panels.items(), strict=True):
+        panel.set(ylabel=label)
         for name in names:
             points = [(entry["step"], entry[name]) for entry in history if name in entry]
-            held_out = name.startswith("eval_")
-            panel.plot(
-                *zip(*points, strict=True), "--" if held_out else "-", marker="." if held_out else "", label=name,
-                color=f"C{colours.index(name.removeprefix('eval_'))}", linewidth=1,
-            )  # fmt: skip
-        panel.set(ylabel=label)
-        if names:
-            panel.legend(fontsize=8)
-    axes[0, 0].set_title(title)
-    axes[-1, 0].set_xlabel("step")
+            panel.plot(*zip(*points, strict=True), ".--" if name.startswith("eval_") else "-", label=name)
+            panel.legend()
+    axes[0].set_title(title)
+    axes[-1].set_xlabel("step")
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)

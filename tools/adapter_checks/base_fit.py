@@ -5,18 +5,15 @@ matrices and drops layers that the base lacks. In both cases the answers come fr
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
 
 EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
-LAYER = re.compile(r"(.*\.)(\d+)(\..+)")
 REMEDY = "give the base that the adapter was trained on"
 
 
-def check_adapter(folder: str | Path, base: str | Path) -> AdapterFolder:
+def read_adapter_for_base(folder: str | Path, base: str | Path) -> AdapterFolder:
     """Read an adapter folder, compare it with the files of its base, and return it.
 
     The comparison is skipped if the base is not a local folder (but a name on the hub), or if the names of its tensors
@@ -26,7 +23,6 @@ def check_adapter(folder: str | Path, base: str | Path) -> AdapterFolder:
     modules, tied = base_modules(Path(base))
     if modules:
         check_shapes(adapter, modules, str(base))
-        check_vocabulary_matrices(adapter, modules, tied, str(base))
         check_nothing_missing(adapter, modules, tied, str(base))
         check_tokenizers(adapter, Path(base))
     return adapter
@@ -87,8 +83,8 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
             fits = wanted == shape or (grown and wanted[1:] == shape[1:] and wanted[0] > shape[0])
             if shape and not fits:
                 raise ValueError(
-                    f"{adapter.path} changes {module} as a matrix of {size(wanted)}, which in {base} is {size(shape)}; "
-                    f"{REMEDY}"
+                    f"{adapter.path} changes {module} as a matrix of {shape_text(wanted)}, which in {base} is "
+                    f"{shape_text(shape)}; {REMEDY}"
                 )
         delta = parts.get("token_adapter.trainable_tokens_delta")
         if delta and shape and delta[1:] != shape[1:]:
@@ -97,91 +93,42 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
             )
 
 
-def size(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     return " by ".join(map(str, shape))
 
 
-def check_vocabulary_matrices(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
-    """Raise ValueError if the adapter adds rows to only one of the embedding and output matrices."""
-    rows = {}
-    for module, shape in modules.items():
-        if module.rpartition(".")[2] in (EMBEDDING, OUTPUT) and shape and not (tied and module == OUTPUT):
-            parts = adapter.parts.get(module, {})
-            rows[module] = next((parts[kind][0] for kind in ("weight", "base_layer") if kind in parts), shape[0])
-    if len(set(rows.values())) > 1:
-        counts = ", ".join(f"{count} for {module}" for module, count in rows.items())
-        raise ValueError(
-            f"{adapter.path} on {base} makes embedding and output of different vocabularies ({counts}); {REMEDY}"
-        )
-
-
 def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
-    """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
-    present = set()
-    for name, parts in adapter.parts.items():
-        kinds = {"lora"} if changed_shape(parts) else {"whole"} if "weight" in parts else set()
-        present |= {(spelling, kind) for kind in kinds for spelling in (name, name.partition(".")[2])}
-    for module, kind in expected_modules(adapter, modules, tied):
-        if (module, kind) not in present:
+    """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter.
+
+    Adapters of selected layers (layers_to_transform, exclude_modules) are not checked.
+    """
+    config = adapter.config
+    if config.get("layers_to_transform") not in (None, []) or config.get("exclude_modules"):
+        return
+    saved, targets = config.get("modules_to_save") or [], config.get("target_modules") or []
+    shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
+    present = {name.partition(".")[2]: parts for name, parts in adapter.parts.items()} | adapter.parts
+    for module, shape in modules.items():
+        if ".experts" in module or (shared and module == OUTPUT):
+            continue
+        parts = present.get(module, {})
+        if matches_name(module, saved):
+            found = "weight" in parts
+        else:
+            is_target = len(shape) in (0, 2) and matches_name(module, targets)
+            found = not is_target or changed_shape(parts) is not None
+        if not found:
             raise ValueError(
                 f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
                 f"again, or {REMEDY}"
             )
 
 
-def expected_modules(adapter: AdapterFolder, modules: Shapes, tied: bool) -> Iterator[tuple[str, str]]:
-    """Yield (module of the base, "lora" or "whole") for each module that adapter_config.json names."""
-    config = adapter.config
-    saved = config.get("modules_to_save") or []
-    shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
-    for module, shape in modules.items():
-        if ".experts" in module or (shared and module == OUTPUT):
-            continue
-        if any(re.match(rf"(^|.*\.){name}$", module) for name in saved):
-            yield module, "whole"
-        elif len(shape) in (0, 2) and is_target(module, config, modules) and not saved_with_parent(module, saved):
-            yield module, "lora"
-
-
-def saved_with_parent(module: str, saved: list[str]) -> bool:
-    return any(re.match(rf"(^|.*\.){name}\.", module) for name in saved)
-
-
-def is_target(module: str, config: dict[str, Any], modules: Shapes) -> bool:
-    """Return whether target_modules and related options select a module (PEFT's check_target_module_exists)."""
-    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-    if not targets or (excluded and named(module, excluded)):
-        return False
-    if isinstance(targets, str):
-        if targets == "all-linear":
-            return LAYER.fullmatch(module) is not None and len(modules[module]) == 2
-        return named(module, targets)
-    found = named(module, targets) or named(module, targets_of_all_layers(targets, modules))
-    layers = config.get("layers_to_transform")
-    if not found or layers is None or layers == []:
-        return found
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if place := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(place[1]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def named(module: str, names: str | list[str]) -> bool:
+def matches_name(module: str, names: str | list[str]) -> bool:
     """Return whether a regular expression matches a module, or a list has its name or a suffix of its name."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def targets_of_all_layers(targets: list[str], modules: Shapes) -> list[str]:
-    """Return the name suffixes of `targets` if they cover every matrix of the layers, else [].
-
-    PEFT writes such a list of full names for "all-linear". It cannot name layers that the training base did not have.
-    """
-    kinds = {found[3] for found in map(LAYER.fullmatch, targets) if found}
-    first = {found[3] for name, shape in modules.items() if len(shape) == 2 and (found := LAYER.fullmatch(name))}
-    return [kind[1:] for kind in kinds] if kinds and kinds == first else []
 
 
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
@@ -193,7 +140,7 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
     replaced = any(name.rpartition(".")[2] == EMBEDDING and "weight" in parts for name, parts in adapter.parts.items())
     if replaced or not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return
-    own, theirs = (pieces(file) for file in files)
+    own, theirs = (token_ids(file) for file in files)
     other = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
     if other:
         number, piece = other[0]
@@ -203,13 +150,11 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
         )
 
 
-def pieces(file: Path) -> dict[str, int]:
-    """Return piece -> id of a tokenizer.json (BPE, WordPiece or Unigram); raises ValueError if it is damaged."""
-    content = read_config(file)
+def token_ids(file: Path) -> dict[str, int]:
+    """Return piece -> id of a tokenizer.json; raises ValueError if it is damaged."""
+    from tokenizers import Tokenizer
+
     try:
-        table = content["model"]["vocab"]
-        if isinstance(table, list):
-            table = {piece: number for number, (piece, *_) in enumerate(table)}
-        return table | {added["content"]: added["id"] for added in content.get("added_tokens", [])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); copy it again") from None
+        return Tokenizer.from_file(str(file)).get_vocab()
+    except Exception as error:  # the library has no class of its own
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from None

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypedDict
 from chat_prompts.chat_templates import MARK, ChatTemplate, Messages
 from chat_prompts.text_encoding import TextEncoder, text_encoder
 
-STAND_INS = 0xD800  # first lone surrogate that is used as a placeholder
+PLACEHOLDERS = 0xD800  # the first placeholder; lone surrogates, so no valid text has them
 REMEDY = "take another template, such as finetune/templates/alpaca.jinja, which only appends"
 
 
@@ -46,11 +46,11 @@ class Turn(NamedTuple):
     end: list[int]
 
 
-class Layout(NamedTuple):
+class RenderedText(NamedTuple):
     """A rendered conversation and the character offsets at which it is split, in addition to control tokens."""
 
     text: str
-    cuts: list[int]
+    boundaries: list[int]
 
 
 def one_turn(instruction: str, input: str = "") -> list[Message]:
@@ -58,7 +58,7 @@ def one_turn(instruction: str, input: str = "") -> list[Message]:
     return [{"role": "user", "content": instruction, "input": input}]
 
 
-def joined(message: Any) -> str:
+def content_and_input(message: Any) -> str:
     """Return the content and the input of a message, separated by a blank line."""
     return "\n\n".join(text for text in (message["content"], message.get("input")) if text)
 
@@ -81,16 +81,14 @@ class PromptEncoder:
         self._strips = {str(token): (token.lstrip, token.rstrip) for token in special.values()}
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        by_first: dict[str, list[str]] = {}
-        for token in longest_first:
-            by_first.setdefault(token[0], []).append(re.escape(token[1:]))
-        spelled = [f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in by_first.items()]
-        self._spelled = re.compile("|".join(spelled) or r"(?!)")  # first character of each, even if overlapping
-        self._stand_ins = {first: chr(STAND_INS + place) for place, first in enumerate(by_first)}
+        firsts = sorted({token[0] for token in longest_first})
+        rests = "|".join(re.escape(token[1:]) for token in longest_first)
+        self._spelled_control = re.compile(f"[{re.escape(''.join(firsts))}](?={rests})" if firsts else r"(?!)")
+        self._placeholders = {first: chr(PLACEHOLDERS + number) for number, first in enumerate(firsts)}
 
-    @property
+    @cached_property
     def _encoder(self) -> TextEncoder:
-        return text_encoder(self.tokenizer, next(iter(self.controls), ""))
+        return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.controls), ""))
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -104,14 +102,12 @@ class PromptEncoder:
     def prompts(self, conversations: Iterable[Sequence[Any]]) -> list[list[int]]:
         """Return the token ids of `prompt` for each of the conversations, which are encoded together."""
         if not self.template:
-            texts = ["\n\n".join(filter(None, map(joined, messages))) for messages in conversations]
-            bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return [bos + ids for ids in self._encoder.ids([(self._checked(text), False) for text in texts])]
-        layouts = []
-        for messages in map(self._safe, conversations):
-            text, answers = self._history(messages)
-            layouts.append(Layout(text, list(chain(*answers or ()))))
-        return [list(chain(*regions)) for regions in self._encode(layouts)]
+            return [self.plain("\n\n".join(filter(None, map(content_and_input, each)))) for each in conversations]
+        rendered = []
+        for messages in map(self._escape_messages, conversations):
+            text, answers = self._render_history(messages)
+            rendered.append(RenderedText(text, list(chain(*answers or ()))))
+        return [list(chain(*regions)) for regions in self._encode(rendered)]
 
     def plain(self, text: str) -> list[int]:
         """Return BOS (if the tokenizer has one) and the ids of a text to continue, without a template."""
@@ -124,30 +120,25 @@ class PromptEncoder:
 
     def text(self, messages: Sequence[Any]) -> str:
         """Return the rendered prompt as text, for display."""
-        return self._restored(self.chat_template.render(self._safe(messages), True))
+        return self._unescape(self.chat_template.render(self._escape_messages(messages), True))
 
     @property
-    def uses_input(self) -> bool:
-        """Whether the template renders the input of a message."""
-        return bool(self.template) and self.chat_template.uses_input
-
-    @cached_property
-    def lead(self) -> str:
+    def answer_prefix(self) -> str:
         """White space that the template writes between a prompt and its answer; answers begin with it."""
-        layout = self.chat_template.answer_layout if self.template else None
-        return layout.lead if layout else ""
+        layout = self.chat_template.answer_layout
+        return layout.prefix if layout else ""
 
     @cached_property
-    def _end(self) -> tuple[str, str] | None:
+    def _end_of_turn(self) -> tuple[str, str] | None:
         """The text between an answer and its end-of-turn token, and that token; None if the template writes none."""
-        layout = self.chat_template.answer_layout if self.template else None
-        found = self._control.search(layout.tail) if layout else None
+        layout = self.chat_template.answer_layout
+        found = self._control.search(layout.suffix) if layout else None
         return (found.string[: found.start()], found[0]) if found else None
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Ids on which generation must stop: EOS and the template's end-of-turn token."""
-        end = [self.controls[self._end[1]]] if self._end else []
+        end = [self.controls[self._end_of_turn[1]]] if self._end_of_turn else []
         return sorted({self.tokenizer.eos_token_id, *end} - {None})
 
     @cached_property
@@ -166,54 +157,53 @@ class PromptEncoder:
         Raises ValueError without a template, and if the ids before an answer would differ from those of its prompt:
         the template changes a question once it is answered, or it changes an answer.
         """
-        return self._turns(conversations, every=True)
+        return self._turns(conversations, only_last=False)
 
     def last_turns(self, conversations: Iterable[Sequence[Any]]) -> list[Turn]:
         """Return the last answer of each conversation with its whole prompt as one turn, for scoring; see `turns`.
 
         Templates that rewrite earlier turns are accepted.
         """
-        return [turns[0] for turns in self._turns(conversations, every=False)]
+        return [turns[0] for turns in self._turns(conversations, only_last=True)]
 
-    def _turns(self, conversations: Iterable[Sequence[Any]], every: bool) -> list[list[Turn]]:
+    def _turns(self, conversations: Iterable[Sequence[Any]], only_last: bool) -> list[list[Turn]]:
         if not self.template:
             raise ValueError("there is no chat template to render a conversation with; give the model one")
-        found = []
-        for regions in self._encode([self._answered(self._safe(messages), every) for messages in conversations]):
-            earlier = len(regions) - 4 if not every else 0  # regions of the history, joined for `last_turns`
-            regions = [list(chain(*regions[: earlier + 1])), *regions[earlier + 1 :]]
+        rendered = [self._render_training(self._escape_messages(each), only_last) for each in conversations]
+        result = []
+        for regions in self._encode(rendered):
+            history = len(regions) - 4 if only_last else 0  # number of regions that are joined with the last prompt
+            regions = [list(chain(*regions[: history + 1])), *regions[history + 1 :]]
             turns = [Turn(*regions[at : at + 3]) for at in range(0, len(regions) - 1, 3)]
-            turns[-1] = turns[-1]._replace(end=turns[-1].end or self._last_end())
-            found.append(turns)
-        return found
+            if not turns[-1].end:
+                if self.tokenizer.eos_token_id is None:
+                    raise ValueError(
+                        "neither the template nor the tokenizer ends an answer, so a tuned model could not stop; set "
+                        "eos_token in tokenizer_config.json"
+                    )
+                turns[-1] = turns[-1]._replace(end=[self.tokenizer.eos_token_id])
+            result.append(turns)
+        return result
 
-    def _last_end(self) -> list[int]:
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError(
-                "neither the template nor the tokenizer ends an answer, so a tuned model could not stop; set eos_token "
-                "in tokenizer_config.json"
-            )
-        return [self.tokenizer.eos_token_id]
-
-    def _answered(self, messages: Messages, every: bool) -> Layout:
+    def _render_training(self, messages: Messages, only_last: bool) -> RenderedText:
         """Return a conversation up to its last answer, split before and after each answer and after each end-of-turn.
 
         The last answer and its end-of-turn are appended to the prompt for it, even if the template renders the end of
         a conversation differently from a history (Qwen3 writes an empty reasoning there).
         """
         last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
-        prompt, answers = self._history(messages[:last])
+        prompt, answers = self._render_history(messages[:last])
         layout = self.chat_template.answer_layout
         if layout is None:
             raise ValueError(f"the chat template changes a question once it is answered; {REMEDY}")
-        if every:
+        if not only_last:
             self._check_history(messages[:last], prompt, answers)
-        behind = "".join(self._end or ())
-        answer = layout.lead + messages[last]["content"]
-        text = prompt + answer + behind
-        spans = [*(answers or ()), (len(prompt), len(prompt) + len(answer))]
-        cuts = [(start, end, end + text.startswith(behind, end) * len(behind)) for start, end in spans]
-        return Layout(text, list(chain(*cuts)))
+        end_of_turn = "".join(self._end_of_turn or ())
+        text = prompt + layout.prefix + messages[last]["content"]
+        spans = [*(answers or ()), (len(prompt), len(text))]
+        text += end_of_turn
+        boundaries = [(start, end, end + text.startswith(end_of_turn, end) * len(end_of_turn)) for start, end in spans]
+        return RenderedText(text, list(chain(*boundaries)))
 
     def _check_history(self, history: Messages, prompt: str, answers: list[tuple[int, int]] | None) -> None:
         """Raise ValueError unless the text before each earlier answer equals the prompt for that answer."""
@@ -226,8 +216,8 @@ class PromptEncoder:
 
     # --- rendering ----------------------------------------------------------------------------------------------------
 
-    def _history(self, messages: Messages) -> tuple[str, list[tuple[int, int]] | None]:
-        """Return the text of the prompt and the [start, end) offsets of earlier answers in it, their leads included.
+    def _render_history(self, messages: Messages) -> tuple[str, list[tuple[int, int]] | None]:
+        """Return the text of the prompt and the [start, end) offsets of earlier answers in it, prefixes included.
 
         The offsets are None if the template changes the answers or the text before them; such a conversation cannot be
         used for training. A second rendering, with a mark on both sides of each answer, finds the offsets.
@@ -242,46 +232,46 @@ class PromptEncoder:
             for message in messages
         ]
         pieces = self.chat_template.try_render(marked, True).split(MARK)
-        leads = all(piece.endswith(layout.lead) for piece in pieces[:-1:2])
-        if len(pieces) != 2 * answers + 1 or "".join(pieces) != text or not leads:
+        has_prefixes = all(piece.endswith(layout.prefix) for piece in pieces[:-1:2])
+        if len(pieces) != 2 * answers + 1 or "".join(pieces) != text or not has_prefixes:
             return text, None
         spans, at = [], 0
         for before, answer in zip(pieces[::2], pieces[1::2], strict=False):
             start = at + len(before)
             at = start + len(answer)
-            spans.append((start - len(layout.lead), at))
+            spans.append((start - len(layout.prefix), at))
         return text, spans
 
-    def _safe(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return the messages for the template: control tokens are escaped, and no input is ignored.
+    def _escape_messages(self, messages: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the messages for the template: control tokens in them are escaped, and no input is ignored.
 
         Raises ValueError if a message of a role other than user has an input.
         """
-        safe = []
+        escaped = []
         for message in messages:
             given = {**message, "input": message.get("input") or ""}
             if given["input"] and given["role"] != "user":
                 raise ValueError(f"a message of the role {given['role']} has an input; only a user's may have one")
-            if given["input"] and not self.uses_input:
-                given |= {"content": joined(given), "input": ""}
+            if given["input"] and not self.chat_template.uses_input:
+                given |= {"content": content_and_input(given), "input": ""}
             if given["role"] == "assistant" and (layout := self.chat_template.answer_layout):
                 left, right = layout.strips  # strip as the template does, so that the offsets are known
                 given["content"] = given["content"].lstrip() if left else given["content"]
                 given["content"] = given["content"].rstrip() if right else given["content"]
-            safe.append(self._escaped(given))
-        return safe
+            escaped.append(self._escape(given))
+        return escaped
 
-    def _escaped(self, value: Any) -> Any:
+    def _escape(self, value: Any) -> Any:
         """Return a value of a message with a placeholder for the first character of each control token in its texts."""
         if isinstance(value, str):
-            return self._spelled.sub(lambda found: self._stand_ins[found[0]], self._checked(value))
+            return self._spelled_control.sub(lambda found: self._placeholders[found[0]], self._checked(value))
         if isinstance(value, dict):
-            return {key: self._escaped(each) for key, each in value.items()}
-        return [self._escaped(each) for each in value] if isinstance(value, list) else value
+            return {key: self._escape(each) for key, each in value.items()}
+        return [self._escape(each) for each in value] if isinstance(value, list) else value
 
-    def _restored(self, text: str) -> str:
-        for first, stand_in in self._stand_ins.items():
-            text = text.replace(stand_in, first)
+    def _unescape(self, text: str) -> str:
+        for first, placeholder in self._placeholders.items():
+            text = text.replace(placeholder, first)
         return text
 
     def _checked(self, text: str) -> str:
@@ -296,9 +286,9 @@ class PromptEncoder:
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, layouts: Sequence[Layout]) -> list[list[list[int]]]:
-        """Return the ids of each layout, split at its cuts; one call encodes all texts and uses all cores."""
-        split = [self._split(layout) for layout in layouts]
+    def _encode(self, rendered: Sequence[RenderedText]) -> list[list[list[int]]]:
+        """Return the ids of each text by region; one backend call encodes all texts and uses all cores."""
+        split = [self._split(each) for each in rendered]
         texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
         encoded = iter(self._encoder.ids(texts))
         return [
@@ -309,19 +299,19 @@ class PromptEncoder:
             for regions in split
         ]
 
-    def _split(self, layout: Layout) -> list[list[int | tuple[str, bool]]]:
+    def _split(self, rendered: RenderedText) -> list[list[int | tuple[str, bool]]]:
         """Return the pieces of each region: ids of control tokens, and (text, whether it continues another text)."""
         regions = []
         continues, stripped = False, False  # stripped: the control token before removes white space
-        for start, end in pairwise([0, *layout.cuts, len(layout.text)]):
+        for start, end in pairwise([0, *rendered.boundaries, len(rendered.text)]):
             region: list[int | tuple[str, bool]] = []
-            for found in chain(self._control.finditer(layout.text, start, end), [None]):
-                text = layout.text[start : found.start() if found else end]
+            for found in chain(self._control.finditer(rendered.text, start, end), [None]):
+                text = rendered.text[start : found.start() if found else end]
                 left, right = self._strips[found[0]] if found else (False, False)
                 text = text.lstrip() if stripped else text
                 text = text.rstrip() if left else text
                 if text:
-                    region.append((self._restored(text), continues))
+                    region.append((self._unescape(text), continues))
                     continues, stripped = True, False
                 if found:
                     region.append(self.controls[found[0]])

@@ -1,17 +1,15 @@
 """Read rows from files or folders: JSON lists, JSONL and multi-line objects, also as .gz or .zst, and parquet.
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
-another. NaN, infinite numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read
-one at a time.
+another; after a first object on one line, each line is read by itself. NaN, infinite numbers and lone surrogates are
+errors; the last of duplicate keys is kept. JSON rows are read one at a time.
 """
 
-import gzip
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from json_rows.json_stream import SPACES, JsonStream, ParseError, StreamError, json_values
+from json_rows.json_stream import BLANKS, SPACES, InvalidJsonError, TextWindow, encoding_fault
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 PACKED = (".gz", ".zst")
@@ -25,17 +23,6 @@ class Row(NamedTuple):
     place: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
     content: dict[str, Any] | None  # None for an error or a blank line
     error: str = ""  # fault and remedy; a message is `place` followed by `error`
-
-
-def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return a binary file that decompresses an open file if its name ends in .gz or .zst, else the file itself."""
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
-    if path.suffix == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))
-    return file
 
 
 def list_files(path: str | Path) -> list[Path]:
@@ -83,17 +70,39 @@ def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
-    try:
-        with path.open("rb") as file:
-            for value in json_values(unpacked(file, path), blank_lines):
-                place = f"{path}:{value.line}" + (f", row {value.item}" if value.item else "")
-                if isinstance(value.content, dict) or value.error or value.blank:
-                    yield Row(place, value.content, value.error)  # type: ignore[arg-type]  # a dict or None
-                else:
-                    yield Row(place, None, "is not a JSON object; a row must be one")
-    except StreamError as error:
-        item = f", row {error.value.item}" if error.value.item else ""
-        raise ValueError(f"{path}:{error.value.line}{item} {error}") from None
+    """Yield the rows of a JSON file.
+
+    After an object on one line, every line is read by itself: reading continues after a line that is not JSON.
+    """
+    with path.open("rb") as file:
+        window = TextWindow(file, path)
+        items, line_is_blank = 0, True
+        while window.at < len(window.text) or window.read_line():
+            character, line = window.skip(BLANKS), window.line
+            if character in ("\n", ""):
+                if character and line_is_blank and blank_lines:
+                    yield Row(f"{path}:{line}", None)
+                window.advance(window.at + len(character))
+                line_is_blank = True
+                continue
+            line_is_blank, is_list = False, character == "["
+            try:
+                for value in window.list_items() if is_list else [window.parse()]:
+                    items += is_list
+                    place = f"{path}:{value.line}" + (f", row {items}" if is_list else "")
+                    fault = value.fault or ("" if is_list else window.extra_data())
+                    if not fault and not isinstance(value.content, dict):
+                        fault = "is not a JSON object; a row must be one"
+                    yield Row(place, None if fault else value.content, fault)  # type: ignore[arg-type]  # a dict
+            except InvalidJsonError as error:
+                place = f"{path}:{window.line}, row {items + 1}" if is_list else f"{path}:{line}"
+                fault = encoding_fault(window.present_line()) or str(error)
+                if not window.is_one_line() or (is_list and not window.one_row_per_line):
+                    raise ValueError(f"{place} {fault}") from None
+                yield Row(place, None, fault)
+                window.at = window.line_end()
+            if not is_list and window.one_row_per_line is None:
+                window.one_row_per_line = window.is_one_line()
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -120,25 +129,18 @@ def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {expected}")
-    try:
-        with path.open("rb") as file:
-            window = JsonStream(unpacked(file, path))
-            window.skip(SPACES)
-            try:
-                content, end = window.parse(within_line=False)
-                reason = window.fault(end, content)
-                window.advance(end)
-                if not reason and window.skip(SPACES):
-                    reason = "is not JSON (extra data behind the value); correct it"
-            except ParseError as error:
-                stopped = window.at + error.offset
-                reason = window.fault(stopped + 1) or str(error)
-                window.advance(stopped)
-            if reason:
-                raise window.error(reason)
-            return content
-    except StreamError as error:
-        raise ValueError(f"{path}:{error.value.line} {error}") from None
+    with path.open("rb") as file:
+        window = TextWindow(file, path)
+        window.skip(SPACES)
+        try:
+            content, fault = window.parse()[1:]
+            if not fault and window.skip(SPACES):
+                fault = "is not JSON (extra data after the value); correct it"
+        except InvalidJsonError as error:
+            fault = encoding_fault(window.present_line()) or str(error)
+        if fault:
+            raise ValueError(f"{path}:{window.line} {fault}")
+        return content
 
 
 def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
@@ -149,11 +151,12 @@ def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
     path = Path(path)
     if path.is_file() and not is_row_file(path):
         with path.open("rb") as file:
-            try:
-                lines = io.TextIOWrapper(unpacked(file, path), encoding="utf-8-sig")
-                yield from (line.removesuffix("\n") for line in lines)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+            window = TextWindow(file, path)
+            while window.read_line():
+                if fault := encoding_fault(window.text):
+                    raise ValueError(f"{path}:{window.line} {fault}")
+                yield window.text.rstrip("\r\n")
+                window.advance(len(window.text))
         return
     for place, row in iterate_objects(path):
         if not isinstance(row.get(key), str):

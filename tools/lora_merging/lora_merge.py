@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from adapter_checks.base_fit import EMBEDDING, OUTPUT, check_adapter
+from adapter_checks.base_fit import EMBEDDING, OUTPUT, read_adapter_for_base
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, to_float32
 from checkpoint_io.checkpoint_folders import (
@@ -171,7 +171,7 @@ def merge_folders(
     instead of the base's. Raises ValueError or FileNotFoundError that names file and tensor.
     """
     for lora, _ in loras:
-        check_adapter(lora, base)
+        read_adapter_for_base(lora, base)
     adapters = [read_adapter(lora, weight) for lora, weight in loras]
     config = read_json(base / "config.json")
     if config.get("quantization_config"):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_checks.base_fit import check_adapter
+from adapter_checks.base_fit import read_adapter_for_base
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import (
     SMALL_FILES,
@@ -70,7 +70,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     check_tokenizer(inputs.folders["tuned"])
     raw, tuned = (complete_weights(folder) for folder in inputs.folders.values())
     if adapter:
-        check_adapter(adapter, inputs.folders["raw"])
+        read_adapter_for_base(adapter, inputs.folders["raw"])
     lora = adapter_updates.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
     for name, tensor in tuned.items():
         elements = tensor.elements - exact_diff.from_base(tensor, exact_diff.counterpart(name, raw))
