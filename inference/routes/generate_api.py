@@ -145,7 +145,7 @@ def generate_router() -> APIRouter:
     async def generate(request: GenerateRequest, raw_request: Request) -> Response:
         """Answer an instruction with its input, or a conversation, with the model's prompt template."""
         model = await requested_model(raw_request, request.model)
-        ids = await model.ids(request.conversation())
+        ids = await model.encode_async(request.conversation())
         parameters = request.parameters or Parameters()
         fields = completion_fields(parameters, model.context - len(ids), bool(request.stream))
         if request.stream:

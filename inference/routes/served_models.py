@@ -5,11 +5,13 @@ files, chat_template.jinja and extraction.json. The base's files are used for th
 """
 
 import asyncio
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
+from chat_prompts.text_encoding import text_encoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
 from server_launch.adapter_folders import check_adapter
@@ -20,6 +22,7 @@ from routes.response_envelope import STOPPED, RequestFailedError
 
 # Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
 EVENT_LOOP_CHARACTERS = 8192
+ENCODED_CHARACTERS = 2**16  # of a text that are encoded at once; bounds the memory
 
 
 class ServedModel(NamedTuple):
@@ -45,7 +48,7 @@ class ServedModel(NamedTuple):
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
 
-    async def ids(self, messages: Sequence[Message]) -> list[int]:
+    async def encode_async(self, messages: Sequence[Message]) -> list[int]:
         """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
         return await run_in_thread_if_long(text_length(messages), self.encode, messages)
 
@@ -62,20 +65,19 @@ class ServedModel(NamedTuple):
             )
         return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.end_ids]}
 
+    def token_starts(self, text: str) -> Sequence[int]:
+        """Return the offset of each token of a text, in characters; long texts are encoded in parts."""
+        encoder = text_encoder(self.encoder.tokenizer, next(iter(self.encoder.controls), ""))
+        starts = array("Q")
+        for part in range(0, len(text), ENCODED_CHARACTERS):
+            encoded = encoder.backend.encode(text[part : part + ENCODED_CHARACTERS], add_special_tokens=False)
+            starts.extend(part + start for start, _ in encoded.offsets)
+        return starts
+
     def decode(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text of an answer's ids as vLLM streams it: with leading space, without incomplete characters."""
-        from tokenizers.decoders import DecodeStream
-
-        tokenizer = self.encoder.tokenizer.backend_tokenizer
-        stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        text = ""
-        for index in ids:
-            try:
-                text += stream.step(tokenizer, index) or ""
-            except Exception:  # invalid UTF-8 after valid bytes; vLLM restarts its stream, too
-                stream = DecodeStream(skip_special_tokens=True)
-                text += stream.step(tokenizer, index) or ""
-        return text
+        decode, prompt = self.encoder.tokenizer.backend_tokenizer.decode, list(prompt)
+        return decode([*prompt, *ids]).removeprefix(decode(prompt)).rstrip("\ufffd")
 
 
 def text_length(messages: Sequence[Message]) -> int:
