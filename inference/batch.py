@@ -23,11 +23,9 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from batch_runs.batch_rows import request_of
-from batch_runs.batch_run import engine_run, run_batch, server_run
+from batch_runs.batch_run import answer_with_engine, answer_with_server, run_batch
 from pydantic import ValidationError
 from routes.sampling_parameters import Parameters
 from server_guard.process_supervisor import SERVING, report, supervise
@@ -105,25 +103,18 @@ def main(
     if not url and (concurrency or api_key):
         raise ValueError("--concurrency and --api_key are for servers; remove them, or give --url")
 
-    def request(content: dict[str, Any]) -> dict[str, Any]:
-        return request_of(content, model if url else "", given)
-
     if url:
         if concurrency < 0:
             raise ValueError(f"--concurrency takes a whole number of 1 or more, not {concurrency}")
         key = api_key or os.environ.get("KNOWLM_API_KEY", "")
-        settings, answer_rows = server_run(url, key, concurrency or 32, model, request)
+        settings, answer_rows = answer_with_server(url, key, concurrency or 32, model)
     else:
-        settings, answer_rows = engine_run(model, template_path, shlex.split(engine), request)
+        settings, answer_rows = answer_with_engine(model, template_path, shlex.split(engine))
     with resumable("the same command resumes the run"):
-        failed = run_batch(source, target, settings | {"parameters": given}, overwrite, answer_rows)
+        settings |= {"parameters": given}
+        failed = run_batch(source, target, settings, overwrite, answer_rows, served_model=model if url else "")
     if failed:
         sys.exit(1)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler of SIGTERM: the same as Ctrl-C."""
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
@@ -132,7 +123,7 @@ if __name__ == "__main__":
         own, options = own[: own.index("--")], own[own.index("--") + 1 :]
     if "--help" not in own and not any(word.startswith("--url") for word in own):
         supervise()  # no engine process outlives this one
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the same as Ctrl-C
     report(SERVING)
     behind = [f"--engine={shlex.join(options)}"] if options else []
     run_command(lambda: call(main, own + behind), {RuntimeError: 2})

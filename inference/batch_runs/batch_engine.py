@@ -7,7 +7,6 @@ ids, sampling parameters and their errors come from the modules of /generate.
 from command_line.command_errors import one_line
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,8 @@ from server_launch.launch_checks import check_prompt
 from vllm_bridge.vllm_hooks import stop_engine
 from vllm_bridge.vllm_imports import from_vllm
 
-from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
+from batch_runs.batch_file import BatchProgress
+from batch_runs.batch_rows import BatchRow, RowAnswer
 
 ROWS_PER_SEQUENCE = 2  # rows in the engine per concurrent sequence (--max-num-seqs), so that it never waits for rows
 
@@ -82,7 +82,7 @@ class OfflineEngine:
             base_model_paths=[SimpleNamespace(name=name) for name in names], lora_requests=self.adapters,
             is_base_model=names.__contains__,
         )  # fmt: skip
-        self.models = asyncio.run(served_models(self.engine, SimpleNamespace(openai_serving_models=registry), args))
+        self.models = served_models(self.engine, SimpleNamespace(openai_serving_models=registry), args)
         # Defaults of generation_config.json, as vLLM's server applies them.
         model = config.model_config
         self.defaults = model.get_diff_sampling_param()
@@ -99,12 +99,12 @@ class OfflineEngine:
             adapters[module.name] = adapter
         return adapters
 
-    def add_row(self, number: int, body: dict[str, Any]) -> None:
-        """Add a row's request to the engine; raises the errors that /generate raises for this body."""
-        request = GenerateRequest.model_validate(body, from_attributes=True)  # FastAPI's call, for the same messages
+    def add_row(self, row: BatchRow) -> None:
+        """Add a row's request to the engine; raises the errors that /generate raises for its body."""
+        request = GenerateRequest.model_validate(
+            row.request, from_attributes=True
+        )  # FastAPI's call, for the same messages
         model = self.models.get(request.model)
-        if model is None:
-            raise self.models.unknown_model(request.model or "")
         ids = model.encode(request.conversation())
         fields = completion_fields(request.parameters or Parameters(), model.context - len(ids))
         if "use_beam_search" in fields:
@@ -116,15 +116,15 @@ class OfflineEngine:
         )
         sampling = completion.to_sampling_params(max_tokens, self.defaults)
         adapter = self.adapters.get(request.model or "")
-        self.engine.add_request(str(number), from_vllm("tokens_input")(ids), sampling, lora_request=adapter)
+        self.engine.add_request(str(row.number), from_vllm("tokens_input")(ids), sampling, lora_request=adapter)
 
-    def try_to_add(self, number: int, body: dict[str, Any]) -> str:
-        """Add a row; return "", or the error message that the server would send for this request.
+    def try_to_add(self, row: BatchRow) -> str:
+        """Add a row; return "", or the error message that the server would send for its request.
 
         Raises vLLM's EngineDeadError.
         """
         try:
-            self.add_row(number, body)
+            self.add_row(row)
         except from_vllm("EngineDeadError"):
             raise
         except ValidationError as error:
@@ -147,26 +147,24 @@ class OfflineEngine:
                 answers.append((int(output.request_id), answer))
         return answers
 
-    def answer(
-        self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
-    ) -> None:
-        """Answer all rows and pass each answer to `write`; raises RuntimeError if the engine dies."""
+    def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+        """Answer all rows and write the answers; raises RuntimeError if the engine dies."""
         running: dict[int, BatchRow] = {}
         more = True
         try:
             while more or running:
-                while more and len(running) < self.max_rows and not (running and should_wait()):
+                while more and len(running) < self.max_rows and not (running and progress.file.is_full()):
                     row = next(rows, None)
                     if row is None:
                         more = False
-                    elif row.content is None:
-                        write(row, RowAnswer(error=row.error or None))
-                    elif error := self.try_to_add(row.number, request(row.content)):
-                        write(row, RowAnswer(error=error))
+                    elif row.request is None:
+                        progress.write(row, RowAnswer(error=row.error or None))
+                    elif error := self.try_to_add(row):
+                        progress.write(row, RowAnswer(error=error))
                     else:
                         running[row.number] = row
                 for number, answer in self.step() if running else ():
-                    write(running.pop(number), answer)
+                    progress.write(running.pop(number), answer)
         except from_vllm("EngineDeadError") as error:
             raise RuntimeError(one_line(error)) from error
 

@@ -5,17 +5,15 @@ import hashlib
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from chat_prompts.template_files import read_template
-from tqdm import tqdm
 
-from batch_runs.batch_file import AnswerFile
-from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, output_line, read_rows
+from batch_runs.batch_file import AnswerFile, BatchProgress
+from batch_runs.batch_rows import BatchRow, read_rows
 
 # vLLM's options that affect speed but not answers: a run can be resumed with other values.
 SPEED_OPTIONS = (
@@ -53,51 +51,22 @@ def answer_options(options: list[str]) -> list[str]:
     return kept
 
 
-class BatchProgress:
-    """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
-
-    def __init__(self, file: AnswerFile, rows: int) -> None:
-        """rows: number of rows of the whole input."""
-        self.file, self.rows = file, rows
-        self.failed = self.prompt_tokens = self.output_tokens = 0
-        self.bar: Any = None
-        self.began = self.seconds = 0.0
-
-    def start(self) -> None:
-        """Start the clock; called when the first row can be answered."""
-        self.bar = tqdm(total=self.rows, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
-        self.began = time.monotonic()
-
-    def write(self, row: BatchRow, answer: RowAnswer) -> None:
-        self.file.write(row.number, output_line(row, answer))
-        self.failed += bool(answer.error)
-        self.prompt_tokens += answer.prompt_tokens
-        self.output_tokens += answer.tokens
-        self.seconds = time.monotonic() - self.began
-        self.bar.set_postfix_str(f"{self.rate(self.output_tokens)} tokens/s, {self.failed} failed", refresh=False)
-        self.bar.update()
-
-    def rate(self, tokens: int) -> str:
-        return f"{tokens / max(self.seconds, 1e-3):,.0f}"
-
-    def summary(self) -> str:
-        prompts = f"{self.rate(self.prompt_tokens)} prompt and " if self.prompt_tokens else ""
-        return f"{self.seconds:.1f} s, {prompts}{self.rate(self.output_tokens)} output tokens/s"
-
-
 AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]
 
 
-def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows) -> int:
+def run_batch(
+    source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows, served_model: str
+) -> int:
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    settings: the settings that determine the answers, besides the input.
+    settings: the settings that determine the answers, besides the input; "parameters" are the defaults of all rows.
+    served_model: for rows without "model".
     """
     digest, count = hash_and_count(source)
     with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
         before = file.lines
         progress = BatchProgress(file, count)
-        rows = read_rows(source, before)
+        rows = read_rows(source, before, served_model, settings["parameters"])
         if first := next(rows, None):
             if before:
                 print(f"note: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
@@ -110,9 +79,7 @@ def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite
     return failed
 
 
-def engine_run(
-    model: str, template_path: str, options: list[str], request: MakeRequest
-) -> tuple[dict[str, Any], AnswerRows]:
+def answer_with_engine(model: str, template_path: str, options: list[str]) -> tuple[dict[str, Any], AnswerRows]:
     """Return the settings that determine the offline engine's answers, and a function that answers rows with it."""
     template = read_template(template_path, "--template_path") if template_path else None
 
@@ -121,12 +88,12 @@ def engine_run(
 
         with OfflineEngine(engine_args(model, template_path, options)) as engine:
             progress.start()
-            engine.answer(rows, request, progress.write, progress.file.is_full)
+            engine.answer(rows, progress)
 
     return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
 
 
-def server_run(url: str, key: str, callers: int, model: str, request: MakeRequest) -> tuple[dict[str, Any], AnswerRows]:
+def answer_with_server(url: str, key: str, callers: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
     """Return the settings that determine a server's answers, and a function that answers rows with it.
 
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
@@ -135,18 +102,18 @@ def server_run(url: str, key: str, callers: int, model: str, request: MakeReques
 
     client = BatchClient(url, key, callers)
 
-    async def names() -> tuple[list[str], list[str]]:
-        async with client:
+    async def served_names() -> tuple[list[str], list[str]]:
+        async with client.connected():
             return await client.models()
 
     async def answer_all(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        async with client:
+        async with client.connected():
             progress.start()
-            await client.answer(rows, request, progress.write, progress.file.is_full)
+            await client.answer(rows, progress)
 
     # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    bases, adapters = asyncio.run(names())
+    bases, adapters = asyncio.run(served_names())
     if model and model not in bases + adapters:
         raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
 

@@ -19,9 +19,9 @@ def split_into_windows(
 ) -> list[tuple[int, int]]:
     """Return the windows [start, end) of a text in characters, in order; only white space lies outside of them.
 
-    token_starts: offset of each token of the whole text; the first token of a window alone may be split. A window takes as many whole sentences as fit into
-    `max_tokens` tokens and `usual_characters` characters; its first sentence may exceed `usual_characters`. Raises
-    ValueError if a single character has more than `max_tokens` tokens.
+    token_starts: offset of each token of the whole text; a window alone can have a few tokens more at its start. A
+    window takes as many whole sentences as fit into `max_tokens` tokens and `usual_characters` characters; its first
+    sentence may exceed `usual_characters`. Raises ValueError if a single character has more than `max_tokens` tokens.
     """
     ends = sentence_ends(text)
     if ends[-1:] != [len(text)]:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import Text, envelope_route, openapi_responses
-from routes.served_models import ServedModel, completion_function, requested_model, run_in_thread_if_long
+from routes.served_models import ServedModel, complete, run_in_thread_if_long
 
 MAX_ANSWER_TOKENS = 1024  # per window; longer answers are repetitions
 WINDOW_TOKENS = 256  # text tokens per window, if the usual length of the tuning texts is not known
@@ -68,7 +68,8 @@ class ExtractAnswer(BaseModel):
 
     entities: list[dict[str, Any]] | None = Field(default=None, description='ner: {"type", …NAME}')
     triples: list[dict[str, Any]] | None = Field(
-        default=None, description='re and spo: {"subject": NAME, "relation", "object": NAME}; in spo NAMEs have a "type"'
+        default=None,
+        description='re and spo: {"subject": NAME, "relation", "object": NAME}; in spo with "type"s',
     )
     events: list[dict[str, Any]] | None = Field(
         default=None, description='ee: {"type", "trigger": NAME or null, "arguments": [{"role", …NAME}]}'
@@ -114,7 +115,6 @@ async def text_windows(
 def extract_router() -> APIRouter:
     """Return a router with the route /extract."""
     router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
-    complete = completion_function()
 
     @router.post("/extract", response_model=None, responses=openapi_responses(ExtractAnswer))
     @from_vllm("with_cancellation")
@@ -122,7 +122,7 @@ def extract_router() -> APIRouter:
     async def extract(request: ExtractRequest, raw_request: Request) -> Response:
         """Extract the items of a schema from a text, with their offsets."""
         task, text = request.task, request.text
-        model = await requested_model(raw_request, request.model)
+        model = raw_request.app.state.knowlm_models.get(request.model)
         types = check_schema(task, request.schema_)
         prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
         spans = await text_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)

@@ -6,8 +6,7 @@ files, chat_template.jinja and extraction.json. The base's files are used for th
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
@@ -100,30 +99,24 @@ class ServedModels:
         self.base, self.folder, self.registry = base, folder, registry
         self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # name -> (vLLM's LoRARequest, model)
 
-    def names(self) -> list[str]:
-        return [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
+    def get(self, name: str | None) -> ServedModel:
+        """Return the model of a name, the base if it is None.
 
-    def get(self, name: str | None) -> ServedModel | None:
-        """Return the model of a name, the base if it is None; None for an unknown name or an adapter to be loaded."""
+        Reads the folder of an adapter that is new or that vLLM has reloaded. Raises RequestFailedError (status 404) for
+        an unknown name, and ValueError or FileNotFoundError if the adapter cannot be served.
+        """
         if name is None or self.registry.is_base_model(name):
             return self.base
-        request, model = self.adapters.get(name, (None, None))
-        return model if request is self.registry.lora_requests.get(name) else None
-
-    async def load(self, name: str) -> ServedModel:
-        """Read the folder of an adapter that is new or that vLLM has reloaded; return its model.
-
-        Raises RequestFailedError (status 404) for an unknown name, and ValueError or FileNotFoundError if the adapter
-        cannot be served.
-        """
-        request = self.registry.lora_requests.get(name) or await self.resolve_adapter(name)
-        model = await asyncio.to_thread(self.adapter_model, name, request.lora_path)
-        self.adapters[name] = request, model
-        self.adapters = {name: each for name, each in self.adapters.items() if name in self.registry.lora_requests}
+        request = self.registry.lora_requests.get(name)
+        if request is None:
+            names = [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
+            raise RequestFailedError(f"there is no model {name!r}; served: {', '.join(names)}", 404)
+        known, model = self.adapters.get(name, (None, None))
+        if model is None or known is not request:
+            model = self.adapter_model(name, request.lora_path)
+            loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}
+            self.adapters = loaded | {name: (request, model)}
         return model
-
-    def unknown_model(self, name: str) -> RequestFailedError:
-        return RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
 
     def adapter_model(self, name: str, folder: str) -> ServedModel:
         """Return the model of an adapter's folder; raises ValueError or FileNotFoundError if it cannot be served."""
@@ -132,23 +125,8 @@ class ServedModels:
         extraction = read_extraction(folder) or base.extraction
         return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
 
-    async def resolve_adapter(self, name: str) -> Any:
-        """Return the LoRARequest that vLLM's resolvers find for a name that is not loaded.
 
-        vLLM's filesystem resolver joins its folder and the name, so paths out of that folder are refused. Raises
-        RequestFailedError.
-        """
-        is_inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
-        if from_vllm("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and is_inside:
-            found = await self.registry.resolve_lora(name)
-            if not isinstance(found, from_vllm("ErrorResponse")):
-                return found
-            if found.error.code != 404:
-                raise RequestFailedError(found.error.message, found.error.code)
-        raise self.unknown_model(name)
-
-
-async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
+def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
     """Return the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
 
     engine_client: vLLM's, started; state: the application's state; args: the server's arguments.
@@ -159,8 +137,8 @@ async def served_models(engine_client: Any, state: Any, args: Any) -> ServedMode
     extraction = read_extraction(args.model)
     base = make_served_model(None, encoder, extraction, context, tokenizer)
     models = ServedModels(base, args.model, state.openai_serving_models)
-    for name in list(models.registry.lora_requests):
-        await models.load(name)
+    for name in models.registry.lora_requests:
+        models.get(name)
     return models
 
 
@@ -174,30 +152,18 @@ def make_served_model(
     return ServedModel(name, encoder, extraction, context, longest, ends)
 
 
-async def requested_model(request: Request, name: str | None) -> ServedModel:
-    """Return the model that a request names; raises the errors of ServedModels.load."""
-    models: ServedModels = request.app.state.knowlm_models
-    return models.get(name) or await models.load(name or "")
+async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
+    """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
-
-def completion_function() -> Callable[..., Awaitable[Any]]:
-    """Return a coroutine function that calls vLLM's handler of /v1/completions; our routes share its validation.
-
-    The function takes (request, model, prompt ids, **fields of CompletionRequest). It returns a CompletionResponse or,
-    with stream, an asynchronous iterator of server-sent events. It raises RequestFailedError, and the ValueError of
-    with_end_ids.
+    fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
+    server-sent events. Raises RequestFailedError, and the ValueError of with_end_ids.
     """
-    completion_request, failed_response = from_vllm("CompletionRequest"), from_vllm("ErrorResponse")
-
-    async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
-        body = completion_request(model=model.name, prompt=ids, **model.with_end_ids(fields))
-        result = await request.app.state.openai_serving_completion.create_completion(body, request)
-        if isinstance(result, failed_response):
-            if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
-                raise asyncio.CancelledError
-            raise RequestFailedError(result.error.message, result.error.code)
-        if not fields.get("stream") and result.choices[0].finish_reason == "abort":
-            raise RequestFailedError(STOPPED, 503)
-        return result
-
-    return complete
+    body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **model.with_end_ids(fields))
+    result = await request.app.state.openai_serving_completion.create_completion(body, request)
+    if isinstance(result, from_vllm("ErrorResponse")):
+        if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
+            raise asyncio.CancelledError
+        raise RequestFailedError(result.error.message, result.error.code)
+    if not fields.get("stream") and result.choices[0].finish_reason == "abort":
+        raise RequestFailedError(STOPPED, 503)
+    return result

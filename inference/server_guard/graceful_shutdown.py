@@ -10,7 +10,7 @@ import asyncio
 import logging
 import multiprocessing
 import signal
-from typing import Any, Protocol
+from typing import Any
 
 from server_guard.process_supervisor import LEAVING, SERVING, report
 from server_guard.uvicorn_hooks import exit_server
@@ -22,15 +22,11 @@ PARENT_MARGIN_SECONDS = 2.0
 logger = logging.getLogger("uvicorn.error")
 
 
-class AbortableRequest(Protocol):
-    def abort(self) -> None: ...
-
-
 class GracefulShutdown:
     """The shutdown of one API process: `draining` is set when it begins, `aborted` when the timeout is over."""
 
     def __init__(self) -> None:
-        self.running: set[AbortableRequest] = set()
+        self.running: set[Any] = set()  # GuardedRequests
         self.draining = self.aborted = self.reported = False
         self.timeout = 0.0  # seconds
         self.server: Any = None
@@ -56,10 +52,7 @@ class GracefulShutdown:
             asyncio.get_running_loop().call_later(self.timeout, self.abort)
             self.exit_if_idle()
 
-    def add(self, request: AbortableRequest) -> None:
-        self.running.add(request)
-
-    def remove(self, request: AbortableRequest) -> None:
+    def remove(self, request: Any) -> None:
         self.running.discard(request)
         if self.draining:
             self.exit_if_idle()

@@ -6,17 +6,17 @@ have the same CORS headers as vLLM's responses, so that a page of an allowed ori
 """
 
 import asyncio
-import hashlib
 import os
-import secrets
 from argparse import Namespace
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
+from vllm_bridge.vllm_imports import from_vllm
 
 from server_guard.error_responses import App, ASGIMessage, Receive, RefusedError, Scope, Send, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
@@ -44,11 +44,11 @@ class GuardMiddleware:
         if self.settings is None:
             self.settings = GuardSettings(scope["app"].state.args)
         request = GuardedRequest(scope, receive, send, self.settings)
-        self.shutdown.add(request)
+        self.shutdown.running.add(request)
         try:
             if self.shutdown.draining:
                 raise shutting_down()
-            await self.run(request, self.settings.admit(scope))
+            await self.run(request, self.settings.check_request(scope))
         except RefusedError as refusal:
             request.refusal = refusal
         except asyncio.CancelledError:
@@ -60,7 +60,7 @@ class GuardMiddleware:
         finally:
             self.shutdown.remove(request)
         if request.refusal:
-            await request.refuse(request.refusal)
+            await request.send_refusal(request.refusal)
         return None
 
     async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
@@ -116,7 +116,7 @@ class GuardSettings:
     def __init__(self, args: Namespace) -> None:
         """args: the server's arguments. Raises the ValueErrors of api_keys and RateLimits."""
         keys = api_keys(args.api_key, os.environ.get("VLLM_API_KEY"))
-        self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.keys = from_vllm("AuthenticationMiddleware")(None, keys) if keys else None
         self.max_body = args.max_body_mib * MIB
         limited = args.limit_requests or args.limit_tokens
         self.limits = RateLimits(args.limit_requests, args.limit_tokens) if limited else None
@@ -127,45 +127,30 @@ class GuardSettings:
             expose_headers=["Retry-After", "WWW-Authenticate"],
         )
 
-    def admit(self, scope: Scope) -> Sequence[str]:
+    def check_request(self, scope: Scope) -> Sequence[str]:
         """Return the caller names to which the request's tokens are charged; empty if the request has no limits.
 
         Raises RefusedError if the request is not admitted.
         """
-        authorization, length = b"", 0
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = authorization or value
-            elif name == b"content-length":
-                length = int(value)
+        headers = Headers(scope=scope)
         callers: tuple[str, ...] = ()
-        if self.digests and not is_public(scope):
-            key = self.key_name(authorization)
-            if key is None:
+        if self.keys and not is_public(scope):
+            if not self.keys.verify_token(headers):
                 if self.limits:  # limits attempts to guess a key
-                    self.count([client_name(scope["client"])])
+                    self.check_limits([client_name(scope["client"])])
                 message = "no valid key; send one in the header Authorization: Bearer KEY"
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, message)
-            callers = (key,)
-        if length > self.max_body:
+            callers = (headers["authorization"].partition(" ")[2],)
+        if int(headers.get("content-length", 0)) > self.max_body:
             raise self.body_too_long()
         if not self.limits or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
             return ()
         callers = (*callers, client_name(scope["client"]))
-        self.count(callers)
+        self.check_limits(callers)
         return callers
 
-    def key_name(self, authorization: bytes) -> str | None:
-        """Return the name of the key in an Authorization header, None if it is not one of this server's."""
-        scheme, _, token = authorization.partition(b" ")
-        digest = hashlib.sha256(token).digest()
-        found = None
-        for number, known in enumerate(self.digests):  # compares with every key, so that the time is constant
-            if secrets.compare_digest(digest, known):
-                found = f"key {number}"
-        return found if scheme.lower() == b"bearer" else None
-
-    def count(self, callers: Sequence[str]) -> None:
+    def check_limits(self, callers: Sequence[str]) -> None:
+        """Count a request for each of the callers; raises RefusedError if a limit is used up."""
         assert self.limits
         wait, limit = self.limits.count_request(callers)
         if wait:
@@ -179,10 +164,6 @@ class GuardSettings:
 
 class GuardedRequest:
     """One request: limits the bytes of its body, adds Retry-After to its response, and can be refused or aborted."""
-
-    __slots__ = (
-        "app_receive", "app_send", "refusal", "refusal_task", "remaining", "responded", "scope", "settings", "task",
-    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: GuardSettings) -> None:
         self.scope, self.app_receive, self.app_send, self.settings = scope, receive, send, settings
@@ -211,7 +192,7 @@ class GuardedRequest:
                     message["headers"] = [*headers, (b"retry-after", b"%d" % BUSY_SECONDS)]
         return self.app_send(message)
 
-    async def refuse(self, refusal: RefusedError) -> None:
+    async def send_refusal(self, refusal: RefusedError) -> None:
         """Respond with the refusal, unless a response has begun."""
         if not self.responded:
             self.refusal, self.responded = refusal, True
@@ -239,7 +220,7 @@ class GuardedRequest:
         if self.responded and self.task:
             self.task.cancel()
         else:
-            self.refusal_task = asyncio.ensure_future(self.refuse(shutting_down()))
+            self.refusal_task = asyncio.ensure_future(self.send_refusal(shutting_down()))
 
 
 def shutting_down() -> RefusedError:

@@ -24,6 +24,8 @@ def check_limits(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
             "without a GPU, vLLM's pipeline serves compiled models without adapters only; remove --enforce-eager and "
             "--lora-modules, or use --tensor-parallel-size instead"
         )
+    if args.enable_lora and args.fully_sharded_loras:
+        raise ValueError("without a GPU, adapters are not sharded over processes; remove --fully-sharded-loras")
     if args.enable_lora and args.worker_cls != "auto":
         raise ValueError("without a GPU, adapters need the launcher's own --worker-cls; remove yours")
     if args.dtype == "float32" and is_packed(config):

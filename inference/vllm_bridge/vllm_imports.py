@@ -7,6 +7,7 @@ TESTED_VERSION = "0.32"
 
 MODULES = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",
+    "AuthenticationMiddleware": "vllm.entrypoints.serve.middleware.authenticate",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
     "EngineArgs": "vllm.engine.arg_utils",
@@ -26,7 +27,6 @@ MODULES = {
     "configure_logging_from_args": "vllm.logger",
     "create_error_response": "vllm.entrypoints.serve.exception_handling.error_response",
     "current_platform": "vllm.platforms",
-    "envs": "vllm",
     "get_max_tokens": "vllm.entrypoints.serve.utils.api_utils",
     "load_aware_call": "vllm.entrypoints.serve.utils.api_utils",
     "load_chat_template": "vllm.renderers.chat_utils",

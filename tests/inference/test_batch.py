@@ -254,7 +254,7 @@ def write_rows(path: Path, count: int, **more: Any) -> Path:
 def test_busy_server_is_waited_for_and_failing_one_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
+    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
     times: dict[str, list[float]] = {}
     keys = set()
@@ -293,7 +293,7 @@ def test_busy_server_is_waited_for_and_failing_one_retried(
     assert [len(times[f"Name city {number}."]) for number in (1, 3, 4, 5)] == [
         1,
         3,
-        batch_client.DEFAULT_POLICY.attempts,
+        batch_client.ATTEMPTS,
         1,
     ]
     assert keys == {"Bearer very-secret"}
@@ -303,7 +303,7 @@ def test_busy_server_is_waited_for_and_failing_one_retried(
 def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
+    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
     source, output = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     requests: list[str] = []
@@ -350,7 +350,7 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
 
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that arrive early wait in memory, so their number is limited."""
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
+    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
     source, output, requests = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
 

@@ -170,6 +170,7 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "compiled models without adapters only"),
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
+        ({"enable_lora": True, "fully_sharded_loras": True}, "", "remove --fully-sharded-loras"),
         ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's own --worker-cls"),
         ({"pipeline_parallel_size": 2}, "float-quantized", None),
         ({"enable_lora": True}, "pack-quantized", None),
@@ -179,7 +180,8 @@ def test_check_limits_refuses_options_that_need_a_gpu(
     options: dict[str, Any], format: str, message: str | None
 ) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
-    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | options))
+    usual = {"pipeline_parallel_size": 1, "worker_cls": "auto", "fully_sharded_loras": False}
+    args = argparse.Namespace(**(plain | usual | options))
     config = {"quantization_config": {"format": format}} if format else {}
     if message is None:
         check_limits(args, config)

@@ -64,7 +64,8 @@ def test_windows_cover_the_text_within_the_limit(parts: list[str], limit: int) -
 def test_windows_end_where_sentences_of_the_corpus_end(text: str) -> None:
     sentences = [part.strip() for part in text.split("|")]
     whole = text.replace("|", "")
-    assert [whole[start:end] for start, end in split_into_windows(whole, range(len(whole)), 1000, usual_characters=1)] == sentences
+    windows = split_into_windows(whole, range(len(whole)), 1000, usual_characters=1)
+    assert [whole[start:end] for start, end in windows] == sentences
 
 
 def test_windows_take_no_second_sentence_beyond_the_usual_length() -> None:
