@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +19,8 @@ from routes.generate_api import REQUEST_MODELS, GenerateRequest
 from routes.response_envelope import RequestFailedError, validation_message
 from routes.sampling_parameters import Parameters, completion_fields
 from routes.served_models import served_models
-from server_launch.launch_args import finalize_args, precheck, strict_parser
-from server_launch.launch_checks import check_prompt
+from server_launch.launch_adapters import check_prompts
+from server_launch.launch_args import finalize_args, note, precheck, strict_parser
 from vllm_bridge.vllm_hooks import stop_engine
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -47,14 +46,14 @@ def engine_args(model: str, template_path: str, options: Sequence[str]) -> argpa
     parser.add_argument("--lora-modules", nargs="+", action=from_vllm("LoRAParserAction"), metavar="NAME=FOLDER")
     parser.set_defaults(disable_log_stats=True)
     args = finalize_args(parser, arguments)
+    args.template_path = template_path
     args.chat_template = read_template(template_path, "--template_path") if template_path else None
     if args.data_parallel_size > 1:
         raise ValueError("--data-parallel-size is for servers; start a server and give its --url")
     args.use_tqdm_on_load = sys.stderr.isatty()
     from_vllm("configure_logging_from_args")(args)
-    if Path(args.model).is_dir():
-        place = template_path or f"{args.model}/chat_template.jinja"
-        check_prompt(args.tokenizer or args.model, args.chat_template, place)
+    for line in check_prompts(args):
+        note(line)
     return args
 
 

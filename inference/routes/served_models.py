@@ -13,8 +13,7 @@ from chat_prompts.prompt_encoding import Message, PromptEncoder
 from chat_prompts.text_encoding import text_encoder
 from extraction.extraction_form import read_extraction
 from fastapi import Request
-from server_launch.adapter_folders import check_adapter
-from server_launch.adapter_prompts import adapter_prompt_encoder
+from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import STOPPED, RequestFailedError
@@ -120,7 +119,7 @@ class ServedModels:
 
     def adapter_model(self, name: str, folder: str) -> ServedModel:
         """Return the model of an adapter's folder; raises ValueError or FileNotFoundError if it cannot be served."""
-        check_adapter(name, folder, self.folder)
+        check_served_adapter(name, folder, self.folder)
         encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
         return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapter_checks.adapter_folder import read_config
 from chat_prompts.template_files import read_template
 from vllm_bridge.vllm_imports import from_vllm
 
-from server_launch.launch_adapters import check_adapters, named_adapters, preset_adapters
-from server_launch.launch_checks import check_model, check_port, read_json
+from server_launch.launch_adapters import check_adapters, preset_adapters
+from server_launch.launch_checks import check_model, check_port
 from server_launch.launch_presets import preset_for_cpu
 from server_launch.launch_safety import add_safety_options, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
+MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 # vLLM's options whose default depends on the model or on the machine; None until finalize_args sets them.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
 
@@ -33,7 +35,7 @@ def precheck(arguments: Sequence[str]) -> None:
     FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path"):
+    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "config"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
     for name in ("lora-modules", "served-model-name"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
@@ -42,20 +44,26 @@ def precheck(arguments: Sequence[str]) -> None:
     except argparse.ArgumentError:
         return  # vLLM's parser reports it
     model = args.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
+    if not model and not args.config:
+        raise ValueError(MODEL_MISSING)
     if args.template_path:
         read_template(args.template_path, "--template_path")
     if args.port and args.port.isdecimal() and not args.uds:
         check_port(args.host or DEFAULT_HOST, int(args.port))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if model:
-        if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
-            if Path(args.tokenizer or model).exists():
-                os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        else:
-            note(f"there is no folder {model}; vLLM will look for that name on the hub")
-        if args.lora_modules:
-            check_adapters(named_adapters(args.lora_modules), model, (args.served_model_name or [()])[-1])
+    if not model:
+        return
+    if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
+        if Path(args.tokenizer or model).exists():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    else:
+        note(f"there is no folder {model}; vLLM will look for that name on the hub")
+    modules = args.lora_modules or [[]]
+    if len(modules) > 1:  # vLLM would use the last occurrence only
+        raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
+    pairs = [word.split("=", 1) for word in modules[0] if "=" in word and "," not in word]  # the others may be JSON
+    check_adapters([(name, folder) for name, folder in pairs], model, (args.served_model_name or [()])[-1])
 
 
 def strict_parser(prog: str, **options: str) -> Any:
@@ -81,12 +89,12 @@ def finalize_args(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     args = parser.parse_args(list(arguments))
     args.model = getattr(args, "model_tag", None) or args.model
     if not args.model:
-        raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
+        raise ValueError(MODEL_MISSING)
     is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
     for line in preset_adapters(args):
         note(line)
     if from_vllm("current_platform").is_cpu():
-        config = read_json(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
+        config = read_config(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
         for line in preset_for_cpu(args, config, os.environ):
             note(line)
     for name, value in defaults.items():
