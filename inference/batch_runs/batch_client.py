@@ -29,10 +29,11 @@ class ServerGoneError(ConnectionError):
 class BatchClient:
     """Client of a launch_vllm.py server."""
 
-    def __init__(self, url: str, key: str, callers: int) -> None:
+    def __init__(self, url: str, key: str, callers: int, socket_file: str | None = None) -> None:
         """Check the URL; raises ValueError if it is invalid.
 
-        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests.
+        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests;
+        socket_file: path of the server's socket, if it has no address.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -43,7 +44,7 @@ class BatchClient:
             raise ValueError("--url takes no name, password or query; put a key into KNOWLM_API_KEY")
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.callers = callers
+        self.callers, self.socket_file = callers, socket_file
         self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
@@ -51,8 +52,9 @@ class BatchClient:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold connections for the callers; all requests are sent within this context."""
+        path = self.socket_file
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.callers),
+            connector=aiohttp.UnixConnector(path, limit=0) if path else aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             headers=self.headers,
         )

@@ -156,7 +156,7 @@ class BatchProgress:
     def __init__(self, file: AnswerFile, rows: int) -> None:
         """rows: number of rows of the whole input."""
         self.file, self.rows = file, rows
-        self.failed = self.prompt_tokens = self.output_tokens = 0
+        self.failed = self.output_tokens = 0
         self.bar: Any = None
         self.began = self.seconds = 0.0
 
@@ -168,18 +168,13 @@ class BatchProgress:
     def write(self, row: BatchRow, answer: RowAnswer) -> None:
         self.file.write(row.number, output_line(row, answer))
         self.failed += bool(answer.error)
-        self.prompt_tokens += answer.prompt_tokens
         self.output_tokens += answer.tokens
         self.seconds = time.monotonic() - self.began
-        self.bar.set_postfix_str(f"{self.rate(self.output_tokens)} tokens/s, {self.failed} failed", refresh=False)
+        self.bar.set_postfix_str(f"{self.rate()}, {self.failed} failed", refresh=False)
         self.bar.update()
 
-    def rate(self, tokens: int) -> str:
-        return f"{tokens / max(self.seconds, 1e-3):,.0f}"
-
-    def summary(self) -> str:
-        prompts = f"{self.rate(self.prompt_tokens)} prompt and " if self.prompt_tokens else ""
-        return f"{self.seconds:.1f} s, {prompts}{self.rate(self.output_tokens)} output tokens/s"
+    def rate(self) -> str:
+        return f"{self.output_tokens / max(self.seconds, 1e-3):,.0f} output tokens/s"
 
 
 def difference(previous: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:

@@ -32,7 +32,6 @@ class RowAnswer(NamedTuple):
     text: str = ""
     tokens: int = 0  # generated tokens, end token included
     error: str | None = None
-    prompt_tokens: int = 0  # 0 for a server, which does not report it
 
 
 def read_rows(

@@ -1,19 +1,22 @@
-"""A run of batch.py: its identity, its progress, and the two ways to answer rows (offline engine or server)."""
+"""A run of batch.py: its identity, and the server that answers, which is started for the run or runs already."""
 
 import asyncio
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from chat_prompts.template_files import read_template
+from server_launch.launch_args import precheck
 
+from batch_runs.batch_client import BatchClient
 from batch_runs.batch_file import AnswerFile, BatchProgress
 from batch_runs.batch_rows import BatchRow, read_rows
+from batch_runs.batch_server import started_server
 
 # vLLM's options that affect speed but not answers: a run can be resumed with other values.
 SPEED_OPTIONS = (
@@ -75,46 +78,49 @@ def run_batch(
         done, failed = file.finish()
     earlier = f" ({before} lines from before)" if before else ""
     failures = f" ({file.failures})" if failed else ""
-    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.summary()}")
+    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.seconds:.1f} s, {progress.rate()}")
     return failed
 
 
-def answer_with_engine(model: str, template_path: str, options: list[str]) -> tuple[dict[str, Any], AnswerRows]:
-    """Return the settings that determine the offline engine's answers, and a function that answers rows with it."""
+def own_server(model: str, template_path: str, options: list[str], callers: int) -> tuple[dict[str, Any], AnswerRows]:
+    """Return the settings that determine the answers of a server that is started for the run, and a function for rows.
+
+    options: of launch_vllm.py; callers: concurrent requests. Raises ValueError or FileNotFoundError for a wrong model
+    or template.
+    """
+    precheck(["--model", model, "--template-path", template_path, *options])
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        from batch_runs.batch_engine import OfflineEngine, engine_args
-
-        with OfflineEngine(engine_args(model, template_path, options)) as engine:
-            progress.start()
-            engine.answer(rows, progress)
+        with started_server(model, template_path, options) as path:
+            answer_with(BatchClient("http://localhost", "", callers, path), rows, progress)
 
     return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
 
 
-def answer_with_server(url: str, key: str, callers: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
+def running_server(url: str, key: str, callers: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
     """Return the settings that determine a server's answers, and a function that answers rows with it.
 
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
     """
-    from batch_runs.batch_client import BatchClient
-
     client = BatchClient(url, key, callers)
 
     async def served_names() -> tuple[list[str], list[str]]:
         async with client.connected():
             return await client.models()
 
-    async def answer_all(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+    bases, adapters = asyncio.run(served_names())
+    if model and model not in bases + adapters:
+        raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
+    return {"server of": bases, "model": model}, partial(answer_with, client)
+
+
+def answer_with(client: BatchClient, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+    """Answer rows with a server; raises the errors of BatchClient.answer."""
+
+    async def answer_all() -> None:
         async with client.connected():
             progress.start()
             await client.answer(rows, progress)
 
-    # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    bases, adapters = asyncio.run(served_names())
-    if model and model not in bases + adapters:
-        raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
-
-    return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(answer_all(rows, progress))
+    asyncio.run(answer_all())

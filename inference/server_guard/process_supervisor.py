@@ -36,12 +36,12 @@ GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
 
 
 def supervise() -> None:
-    """Run this command again as the server, and supervise it; returns only in the server's process.
+    """Run this command again as the server, and supervise it; returns only in the server's processes.
 
     The supervisor exits with the server's status, or 128 + the number of the signal that ended it. On systems other
     than Linux (without /proc), the function returns at once.
     """
-    if sys.platform != "linux" or supervisor_pid() == os.getppid():
+    if sys.platform != "linux" or supervisor_pid():
         return
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     line = f"{MARK}={mark}".encode()

@@ -33,13 +33,10 @@ PRIVATE_API = {
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
     # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
-    f"{COMPLETION}.protocol:CompletionRequest.build_tok_params(model_config)": "called: checks the number of tokens",
-    f"{COMPLETION}.protocol:CompletionRequest.to_sampling_params(max_tokens, default_sampling_params)": "called",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
     # server_guard/, launching
     f"{AUTHENTICATION}.verify_token(headers)": "called for all routes, not only for vLLM's prefixes",
     "vllm.engine.arg_utils:EngineArgs.get_batch_defaults(world_size)": "called: default of --max-num-seqs",
-    "vllm.v1.engine.core_client:EngineCoreClient.shutdown(timeout)": "called: LLMEngine has no public shutdown",
 }
 
 
@@ -48,11 +45,6 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
     world_size = args.tensor_parallel_size * args.pipeline_parallel_size
     _, max_num_seqs = from_vllm("AsyncEngineArgs").get_batch_defaults(world_size)
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
-
-
-def stop_engine(engine: Any) -> None:
-    """End the processes of an LLMEngine at once, without waiting for running sequences."""
-    engine.engine_core.shutdown(timeout=0)
 
 
 class TokenUsage:

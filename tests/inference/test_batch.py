@@ -393,7 +393,7 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
         ("--input in.jsonl --output o", "there is no model; give a checkpoint's folder with --model"),
         ("--input in.jsonl --output no/o --model M", "no does not exist; make it before"),
         ("--input in.jsonl --output o --model M --temprature 1", "unknown option --temprature; did you mean --temp"),
-        ("--input in.jsonl --output o --model M --concurrency 3", "--concurrency and --api_key are for servers"),
+        ("--input in.jsonl --output o --model M --api_key K", "--api_key is for a running server"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
