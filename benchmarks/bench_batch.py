@@ -7,12 +7,11 @@
 Each row has a different prompt of about fifty words and gets 8 to 8 + 2 * --tokens new tokens (ignore_eos). In every
 round each contender answers the same rows; the order of contenders rotates:
 
-- batch: the engine of batch.py, which reads rows from a file, validates and renders them, submits new rows as sequences
-  finish, and writes the answers in order;
+- batch: batch.py's client and its own server, with rows from a file and the answers written in order;
 - all: LLM.generate on all rows at once, from memory; the measured time includes rendering;
 - chunks: like all, with --chunk rows per call, as for a file that does not fit into memory.
 
-Both engines have the same settings and no prefix caching; each is idle while the other works. Without --model, the
+Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
 model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
 last line is JSON, with medians over the rounds:
 
@@ -34,14 +33,18 @@ from typing import Any, NamedTuple
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "inference"))
 
-import fire  # noqa: E402
-from batch_runs.batch_file import AnswerFile  # noqa: E402
-from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
-from batch_runs.batch_run import BatchProgress  # noqa: E402
-from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
+from command_line.fire_commands import run  # noqa: E402
+
+from batch_runs.batch_client import BatchClient  # noqa: E402
+from batch_runs.batch_file import AnswerFile, BatchProgress  # noqa: E402
+from batch_runs.batch_rows import read_rows  # noqa: E402
+from batch_runs.batch_run import answer_with  # noqa: E402
+from batch_runs.batch_server import started_server  # noqa: E402
+from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
 
-CONTENDERS = ("batch", "all", "chunks")
+CONTENDERS = ["batch", "all", "chunks"]
+CALLERS = 512  # concurrent requests, as in batch.py
 IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
 
 
@@ -67,12 +70,11 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
     return rows
 
 
-def by_batch(engine: Any, source: Path, target: Path, rows: int) -> int:
+def by_batch(client: BatchClient, source: Path, target: Path, rows: int) -> int:
     """Answer the rows of a file as batch.py does; return the number of new tokens."""
     with AnswerFile(target, {"input": "rows of this round"}, overwrite=True) as file:
         progress = BatchProgress(file, rows)
-        progress.start()
-        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), progress.write, file.is_full)
+        answer_with(client, read_rows(source), progress)
         progress.bar.close()
         file.finish()
     if progress.failed:
@@ -118,8 +120,6 @@ def main(
     chunk: int = 512,
     hidden_size: int = 256,
     layers: int = 4,
-    vocab_size: int = 8000,
-    **unknown: object,
 ) -> None:
     """Answer the same rows with each contender in turn, and compare.
 
@@ -131,33 +131,27 @@ def main(
         chunk: rows per call of LLM.generate for the contender `chunks`.
         hidden_size: width of the random model, a multiple of 64.
         layers: number of layers of the random model.
-        vocab_size: size of the random model's vocabulary.
-        unknown: unknown options; any raises ValueError.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
-        from batch_runs.batch_engine import OfflineEngine, engine_args
-
-        args = engine_args(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
         from vllm import LLM
 
-        same = {"dtype": args.dtype, "enforce_eager": args.enforce_eager, "max_model_len": 512}
+        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers)
+        dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+        options = ["--no-enable-prefix-caching", "--max-model-len", "512", "--dtype", dtype, "--enforce-eager"]
         source, target = Path(scratch, "in.jsonl"), Path(scratch, "out.jsonl")
         done = []
-        with OfflineEngine(args) as engine:
-            llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            encoder = engine.models.base.encoder
+        with started_server(str(folder), "", options) as socket_file:
+            client = BatchClient("http://localhost", "", CALLERS, socket_file)
+            llm = LLM(str(folder), enable_prefix_caching=False, max_model_len=512, dtype=dtype, enforce_eager=True)
+            encoder = PromptEncoder(llm.get_tokenizer())
             for number in range(rounds + 1):
                 requests = make_rows(source, rows, tokens, number)
                 contenders: dict[str, Callable[[], int]] = {
-                    "batch": lambda: by_batch(engine, source, target, rows),
+                    "batch": lambda: by_batch(client, source, target, rows),
                     "all": lambda requests=requests: by_generate(llm, encoder, requests, len(requests)),
                     "chunks": lambda requests=requests: by_generate(llm, encoder, requests, chunk),
                 }
-                turn = number % len(CONTENDERS)
-                done.append({name: timed(contenders[name]) for name in CONTENDERS[turn:] + CONTENDERS[:turn]})
+                done.append({name: timed(contenders[name]) for name in rotated(CONTENDERS, number)})
                 print(f"round {number} of {rounds}", file=sys.stderr)
     result = figures(done[1:], rows)
     for name in CONTENDERS:
@@ -170,8 +164,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -22,10 +22,10 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from statistics import median
 
-import fire
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
+
+from command_line.fire_commands import run  # noqa: E402
 
 from sentence_ends.sentence_boundaries import sentence_ends  # noqa: E402
 
@@ -124,10 +124,8 @@ def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dic
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def main(megabytes: float = 20, rounds: int = 7, data_path: str = "", **unknown: object) -> None:
+def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
     """Measure the speed on `megabytes` of English and of Chinese text per round, then the scores on labelled texts."""
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if megabytes <= 0 or rounds < 1:
         raise ValueError(f"--megabytes {megabytes} --rounds {rounds}: give more than nothing of both")
     folder = Path(data_path) if data_path else REPOSITORY.parent / "shared/data/corpus"
@@ -166,8 +164,4 @@ def print_row(title: str, values: dict[str, float | None], form: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)
