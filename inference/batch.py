@@ -28,7 +28,7 @@ from typing import Any
 from batch_runs.batch_run import own_server, run_batch, running_server
 from pydantic import ValidationError
 from routes.sampling_parameters import Parameters
-from server_guard.process_supervisor import SERVING, report, supervise
+from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
 CALLERS = 32  # concurrent requests to a running server
 OWN_CALLERS = 512  # to a server of this command: more than the engine computes at once, so that it never waits
@@ -127,6 +127,6 @@ if __name__ == "__main__":
     if "--help" not in own and not any(word.startswith("--url") for word in own):
         supervise()  # no process of the server outlives this one
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the same as Ctrl-C
-    report(SERVING)
+    notify_supervisor(SERVING)
     behind = [f"--engine={shlex.join(options)}"] if options else []
     run_command(lambda: call(main, own + behind))

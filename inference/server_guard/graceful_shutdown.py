@@ -12,8 +12,7 @@ import multiprocessing
 import signal
 from typing import Any
 
-from server_guard.process_supervisor import LEAVING, SERVING, report
-from server_guard.uvicorn_hooks import exit_server
+from server_guard.process_supervisor import ALL_ANSWERED, SERVING, notify_supervisor
 
 FORCE_EXIT_SECONDS = 1.0  # after the abort
 # With several API processes, their parent kills them at the shutdown timeout; requests are aborted this long before.
@@ -27,7 +26,7 @@ class GracefulShutdown:
 
     def __init__(self) -> None:
         self.running: set[Any] = set()  # GuardedRequests
-        self.draining = self.aborted = self.reported = False
+        self.draining = self.aborted = False
         self.timeout = 0.0  # seconds
         self.server: Any = None
 
@@ -42,7 +41,7 @@ class GracefulShutdown:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.start)
-        report(SERVING)
+        notify_supervisor(SERVING)
 
     def start(self) -> None:
         """Begin the shutdown. Further signals are ignored here; process_supervisor.py acts on the second one."""
@@ -59,7 +58,7 @@ class GracefulShutdown:
 
     def exit_if_idle(self) -> None:
         if not self.running:
-            exit_server(self.server)
+            self.server.should_exit = True
 
     def abort(self) -> None:
         """Abort the running requests; FORCE_EXIT_SECONDS later, exit without waiting for clients that read slowly."""
@@ -69,11 +68,5 @@ class GracefulShutdown:
         asyncio.get_running_loop().call_later(FORCE_EXIT_SECONDS, self.force_exit)
 
     def force_exit(self) -> None:
-        exit_server(self.server, force=True)
-        self.report_leaving()
-
-    def report_leaving(self) -> None:
-        """Report to the supervisor, once, that all responses are sent or aborted."""
-        if not self.reported:
-            self.reported = True
-            report(LEAVING)
+        self.server.should_exit = self.server.force_exit = True
+        notify_supervisor(ALL_ANSWERED)

@@ -11,7 +11,6 @@ from argparse import Namespace
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -21,8 +20,9 @@ from vllm_bridge.vllm_imports import from_vllm
 from server_guard.error_responses import App, ASGIMessage, Receive, RefusedError, Scope, Send, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
 from server_guard.log_privacy import install_log_filters
+from server_guard.process_supervisor import ALL_ANSWERED, notify_supervisor
 from server_guard.request_limits import RateLimits, client_name
-from server_guard.uvicorn_hooks import limit_heads
+from server_guard.uvicorn_hooks import install_uvicorn_hooks
 
 MIB = 2**20
 BUSY_SECONDS = 1  # Retry-After for vLLM's 429 and 503: its queue has room as soon as one request ends
@@ -65,49 +65,33 @@ class GuardMiddleware:
 
     async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
         """Run the route; charge the tokens to the callers, even if the request fails or is cancelled."""
-        if not (callers and self.usage and self.settings and self.settings.limits):
+        if not (callers and self.usage):
             return await self.app(request.scope, request.receive, request.send)
         with self.usage.recorded() as sequences:
             try:
                 await self.app(request.scope, request.receive, request.send)
             finally:
-                tokens = tokens_used(request.scope.get("state", {}), sequences)
-                self.settings.limits.charge(callers, tokens)
+                request.settings.limits.charge(callers, tokens_used(request.scope.get("state", {}), sequences))
         return None
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle ASGI lifespan events: install the guard at startup, and report the shutdown to the supervisor."""
-        started = False
+        """Install the guard at startup, after vLLM has filled in the application's state; report the shutdown."""
+        state = scope["app"].state
+        self.settings = GuardSettings(state.args)
+        install_uvicorn_hooks(state.server)
+        self.shutdown.install(state.server, state.args.shutdown_timeout)
+        if not state.args.enable_log_requests:
+            install_log_filters()
+        if state.args.limit_tokens:
+            self.usage = TokenUsage(state.engine_client)
 
         async def receive_event() -> ASGIMessage:
             message = await receive()
-            if message["type"] == "lifespan.startup":
-                self.install(scope["app"].state)
-            else:
-                self.shutdown.report_leaving()
+            if message["type"] == "lifespan.shutdown":
+                notify_supervisor(ALL_ANSWERED)
             return message
 
-        async def send_event(message: ASGIMessage) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive_event, send_event)
-        except Exception as error:
-            if not started:  # without this message, uvicorn would serve without the guard or the routes
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise
-
-    def install(self, state: Any) -> None:
-        """Read the settings and install the hooks; state: the application's state, filled in by vLLM."""
-        self.settings = GuardSettings(state.args)
-        self.shutdown.install(state.server, state.args.shutdown_timeout)
-        limit_heads(state.server)
-        if not state.args.enable_log_requests:
-            install_log_filters()
-        if self.settings.limits and self.settings.limits.tokens:
-            self.usage = TokenUsage(state.engine_client)
+        await self.app(scope, receive_event, send)
 
 
 class GuardSettings:
@@ -118,8 +102,7 @@ class GuardSettings:
         keys = api_keys(args.api_key, os.environ.get("VLLM_API_KEY"))
         self.keys = from_vllm("AuthenticationMiddleware")(None, keys) if keys else None
         self.max_body = args.max_body_mib * MIB
-        limited = args.limit_requests or args.limit_tokens
-        self.limits = RateLimits(args.limit_requests, args.limit_tokens) if limited else None
+        self.limits = RateLimits(args.limit_requests, args.limit_tokens)
         self.cors = CORSMiddleware(
             send_refusal,
             allow_origins=args.allowed_origins,
@@ -136,14 +119,13 @@ class GuardSettings:
         callers: tuple[str, ...] = ()
         if self.keys and not is_public(scope):
             if not self.keys.verify_token(headers):
-                if self.limits:  # limits attempts to guess a key
-                    self.check_limits([client_name(scope["client"])])
+                self.check_limits([client_name(scope["client"])])  # limits attempts to guess a key
                 message = "no valid key; send one in the header Authorization: Bearer KEY"
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, message)
             callers = (headers["authorization"].partition(" ")[2],)
         if int(headers.get("content-length", 0)) > self.max_body:
             raise self.body_too_long()
-        if not self.limits or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
+        if not self.limits.any or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
             return ()
         callers = (*callers, client_name(scope["client"]))
         self.check_limits(callers)
@@ -151,7 +133,6 @@ class GuardSettings:
 
     def check_limits(self, callers: Sequence[str]) -> None:
         """Count a request for each of the callers; raises RefusedError if a limit is used up."""
-        assert self.limits
         wait, limit = self.limits.count_request(callers)
         if wait:
             message = f"the limit of {limit} is used up; try again in {wait} s"

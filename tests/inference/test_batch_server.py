@@ -150,7 +150,7 @@ def test_own_server_writes_the_lines_of_a_running_server(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_run_with_own_server_leaves_no_process_and_is_resumed(
+def test_killed_own_server_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 600)
@@ -193,7 +193,7 @@ def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_scri
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_run_with_own_server_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_own_server_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0

@@ -188,18 +188,3 @@ def test_websocket_without_key_is_closed() -> None:
 
 async def never(*_: Any) -> Any:
     pytest.fail("something was read or passed on")
-
-
-def test_failed_startup_is_reported_so_that_nothing_is_served_unguarded() -> None:
-    """Without the message, uvicorn takes the exception for missing lifespan support and serves."""
-    sent: list[Any] = []
-
-    async def fails(scope: Any, receive: Any, send: Any) -> None:
-        raise ValueError("adapter a: damaged")
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    with pytest.raises(ValueError, match="damaged"):
-        asyncio.run(GuardMiddleware(fails)({"type": "lifespan"}, never, send))
-    assert sent == [{"type": "lifespan.startup.failed", "message": "adapter a: damaged"}]
