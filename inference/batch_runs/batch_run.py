@@ -85,13 +85,13 @@ def run_batch(
 def own_server(model: str, template_path: str, options: list[str], callers: int) -> tuple[dict[str, Any], AnswerRows]:
     """Return the settings that determine the answers of a server that is started for the run, and a function for rows.
 
-    options: of launch_vllm.py; callers: concurrent requests. Raises ValueError or FileNotFoundError for a wrong model
-    or template.
+    options: of launch_vllm.py; callers: concurrent requests. Raises ValueError or FileNotFoundError for a wrong
+    template.
     """
-    precheck(["--model", model, "--template-path", template_path, *options])
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+        precheck(["--model", model, *options])
         with started_server(model, template_path, options) as path:
             answer_with(BatchClient("http://localhost", "", callers, path), rows, progress)
 

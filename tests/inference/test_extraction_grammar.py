@@ -76,7 +76,7 @@ def values(holds: str, all_types: bool) -> st.SearchStrategy[Any]:
 def items(draw: st.DrawFn, form: AnswerForm, type_: SchemaType) -> Any:
     item = {}
     for slot in form.item:
-        value = values(slot.holds, form.all_types)
+        value = values(slot.value_kind, form.all_types)
         if slot.by_role:
             roles = draw(st.lists(st.sampled_from(type_.roles), unique=True)) if type_.roles else []
             in_order = sorted(roles, key=type_.roles.index) if form.all_types else roles

@@ -114,10 +114,12 @@ def envelopes(adapter_server: Any, world: World) -> dict[str | None, list[dict[s
     return found
 
 
-def load(server: Any, how: str, **fields: Any) -> None:
+def change_adapter(server: Any, action: str, **fields: Any) -> None:
     """Load or unload an adapter with vLLM's own routes."""
     data = json.dumps(fields).encode()
-    request = urllib.request.Request(f"{server.url}/v1/{how}_lora_adapter", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.url}/v1/{action}_lora_adapter", data, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.status == 200
 
@@ -185,11 +187,11 @@ def test_unknown_model_is_answered_with_the_known_names(adapter_server: Any, wor
 
 
 def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world: World, envelopes: Any) -> None:
-    load(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["a"]))
+    change_adapter(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["a"]))
     assert adapter_server.post("/generate", body(1, "late"))[1] == envelopes["a"][1]
-    load(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["b"]), load_inplace=True)
+    change_adapter(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["b"]), load_inplace=True)
     assert adapter_server.post("/generate", body(1, "late"))[1] == envelopes["b"][1]
-    load(adapter_server, "unload", lora_name="late")
+    change_adapter(adapter_server, "unload", lora_name="late")
     assert adapter_server.post("/generate", body(1, "late"))[0] == 404
     for question, envelope in enumerate(envelopes[None]):  # all adapter slots are in use now
         assert adapter_server.post("/generate", body(question, None))[1] == envelope
@@ -198,7 +200,7 @@ def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
     """vLLM loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
     for name, (folder, response) in unfit(world, tmp_path).items():
-        load(adapter_server, "load", lora_name=name, lora_path=str(folder))
+        change_adapter(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))
         assert status == 400
         assert response in answer["error"]
@@ -229,7 +231,7 @@ def test_end_token_of_an_adapter_ends_its_answers(
     at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.prompt_ids + whole.ids[:at])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(whole.ids[at])
     tokenizer.save_pretrained(folder)
-    load(adapter_server, "load", lora_name="ends", lora_path=str(folder))
+    change_adapter(adapter_server, "load", lora_name="ends", lora_path=str(folder))
     _, answer = adapter_server.post("/generate", body(1, "ends"))
     assert answer["num_output_tokens_cf"] == at + 1
     assert envelopes["a"][1]["generated_text"].startswith(answer["generated_text"])
