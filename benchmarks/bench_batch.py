@@ -154,10 +154,6 @@ def main(
                 done.append({name: timed(contenders[name]) for name in rotated(CONTENDERS, number)})
                 print(f"round {number} of {rounds}", file=sys.stderr)
     result = figures(done[1:], rows)
-    for name in CONTENDERS:
-        print(f"{name:8} {result['tokens_per_s'][name]:10,.1f} tokens/s   {result['cpu_ms'][name]:.3f} ms CPU per row")
-    for pair, (middle, low, high) in result["ratio"].items():
-        print(f"{pair:12} {middle:.3f}  ({low:.3f} to {high:.3f})")
     about = {"rounds": rounds, "rows": rows, "tokens": tokens, "cores": len(os.sched_getaffinity(0)),
              "model": model or f"random, {hidden_size} wide, {layers} layers"}  # fmt: skip
     print(json.dumps(about | result))

@@ -256,19 +256,6 @@ def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int])
     return result
 
 
-def show(result: dict[str, Any]) -> None:
-    for level, rates in result["tokens_per_s"].items():
-        print(f"\nconcurrency {level:3}   tokens/s    p50 ms    p99 ms")
-        for name, value in rates.items():
-            print(f"{name:15} {value:12.1f} {result['p50_ms'][level][name]:9.1f} {result['p99_ms'][level][name]:9.1f}")
-        for pair, (middle, low, high) in result["ratio"][level].items():
-            print(f"{pair:25} {middle:.3f}  ({low:.3f} to {high:.3f})")
-    cpu = ", ".join(f"{name} {value:.2f}" for name, value in result["api_cpu_ms"].items())
-    middle, low, high = result["api_cpu_extra_ms"]
-    print(f"\nCPU of the API process, ms per request: {cpu}")
-    print(f"generate minus completions: {middle:+.3f} ms  ({low:+.3f} to {high:+.3f})")
-
-
 def main(
     model: str = "",
     rounds: int = 20,
@@ -315,7 +302,6 @@ def main(
             client.close()
         engine.llm_engine.engine_core.shutdown(timeout=10)
     result = figures(done[1:], levels)
-    show(result)
     about = {"rounds": rounds, "tokens": tokens, "model": model or f"random, {hidden_size} wide, {layers} layers",
              "cores": len(os.sched_getaffinity(0))}  # fmt: skip
     print(json.dumps(about | result))

@@ -1,15 +1,16 @@
 """Finds names in a text; offsets are characters (Unicode code points)."""
 
 import re
-import unicodedata
 from collections.abc import Iterator
 
+import regex
+
 # Scripts without spaces between words, or (Hangul) with suffixes attached to names: a word may end anywhere.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Myanmar, Khmer
-    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Hiragana, Katakana
-    "\u1100-\u11ff\uac00-\ud7ff]"  # Hangul
+UNSPACED = "".join(
+    rf"\p{{{script}}}" for script in ("Thai", "Lao", "Myanmar", "Khmer", "Han", "Hiragana", "Katakana", "Hangul")
 )
+LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
+WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
 
 
 def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
@@ -29,21 +30,10 @@ def occurrences(pattern: re.Pattern[str], text: str, whole_words: bool) -> Itera
     place = 0
     while match := pattern.search(text, place):
         first, last = match.span()
-        if whole_words and (is_within_word(text, first) or is_within_word(text, last)):
+        if whole_words and (WITHIN_WORD.match(text, first) or WITHIN_WORD.match(text, last)):
             place = first + 1
-            while is_within_word(text, place):
+            while WITHIN_WORD.match(text, place):
                 place += 1
         else:
             yield first, last
             place = last
-
-
-def is_within_word(text: str, place: int) -> bool:
-    """Return whether a position lies inside a word of a script with spaces between words."""
-    return 0 < place < len(text) and is_spaced_letter(text[place - 1]) and is_spaced_letter(text[place])
-
-
-def is_spaced_letter(character: str) -> bool:
-    if UNSPACED.match(character):
-        return False
-    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"

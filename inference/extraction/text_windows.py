@@ -4,14 +4,11 @@ The route /extract asks the model about one window at a time. Sentence ends are 
 (sentence_ends/); a sentence that is longer than a window is split between clauses, else words, else characters.
 """
 
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
+import regex
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_ends
-
-JOINER = "\u200d"  # between emoji that are shown as one
-SKIN_TONES = ("\U0001f3fb", "\U0001f3ff")  # first and last of the characters that colour the emoji before them
 
 
 def split_into_windows(
@@ -60,17 +57,10 @@ def _finer_ends(text: str, start: int, end: int, max_tokens: int) -> list[int]:
     kinds: tuple[Callable[[], Iterable[int]], ...] = (
         lambda: clause_ends(sentence),
         lambda: word_ends(sentence),
-        lambda: (place for place in range(1, len(sentence)) if not inside_character(sentence, place)),
+        lambda: (character.end() for character in regex.finditer(r"\X", sentence)),
         lambda: range(1, len(sentence)),
     )
     for find_ends in kinds:
         if cuts := [start + place for place in find_ends() if place < len(sentence)]:
             return [*cuts, end]
     raise ValueError(f"{max_tokens} tokens do not hold the character {text[start]!r}; a larger context is needed")
-
-
-def inside_character(text: str, place: int) -> bool:
-    """Return whether a position lies inside a grapheme cluster (a letter with its marks, joined emoji)."""
-    here = text[place]
-    joined = JOINER in (text[place - 1], here) or SKIN_TONES[0] <= here <= SKIN_TONES[1]
-    return joined or unicodedata.category(here)[0] == "M"

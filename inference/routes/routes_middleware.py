@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from routes.extract_api import extract_router
 from routes.generate_api import generate_router
-from routes.served_models import served_models
+from routes.served_models import ServedModels
 
 
 class RoutesMiddleware:
@@ -25,7 +25,7 @@ class RoutesMiddleware:
         if scope["type"] == "lifespan":
             app, state = scope["app"], scope["app"].state
             if getattr(state, "openai_serving_completion", None) is not None:  # the model generates text
-                state.knowlm_models = served_models(state.engine_client, state, state.args)
+                state.knowlm_models = ServedModels(state)
                 add_routes(app)
         await self.app(scope, receive, send)
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from chat_prompts.prompt_encoding import Message, PromptEncoder
 from chat_prompts.text_encoding import text_encoder
 from extraction.extraction_form import read_extraction
-from fastapi import Request
+from fastapi import HTTPException, Request
 from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
 from vllm_bridge.vllm_imports import from_vllm
 
-from routes.response_envelope import STOPPED, RequestFailedError
+from routes.response_envelope import STOPPED
 
 # Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
 EVENT_LOOP_CHARACTERS = 8192
@@ -93,15 +93,25 @@ async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *
 class ServedModels:
     """All models that a request can name. vLLM can load adapters at run time, so its registry is read each time."""
 
-    def __init__(self, base: ServedModel, folder: str, registry: Any) -> None:
-        """folder: checkpoint folder of the base; registry: vLLM's OpenAIServingModels."""
-        self.base, self.folder, self.registry = base, folder, registry
+    def __init__(self, state: Any) -> None:
+        """Read the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
+
+        state: the application's state, with vLLM's engine_client (started) and openai_serving_models.
+        """
+        engine, args = state.engine_client, state.args
+        self.folder, self.registry = args.model, state.openai_serving_models
+        tokenizer = engine.get_tokenizer()
+        encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
+        context = engine.model_config.max_model_len
+        self.base = make_served_model(None, encoder, read_extraction(args.model), context, tokenizer)
         self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # name -> (vLLM's LoRARequest, model)
+        for name in self.registry.lora_requests:
+            self.get(name)
 
     def get(self, name: str | None) -> ServedModel:
         """Return the model of a name, the base if it is None.
 
-        Reads the folder of an adapter that is new or that vLLM has reloaded. Raises RequestFailedError (status 404) for
+        Reads the folder of an adapter that is new or that vLLM has reloaded. Raises HTTPException (status 404) for
         an unknown name, and ValueError or FileNotFoundError if the adapter cannot be served.
         """
         if name is None or self.registry.is_base_model(name):
@@ -109,7 +119,7 @@ class ServedModels:
         request = self.registry.lora_requests.get(name)
         if request is None:
             names = [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
-            raise RequestFailedError(f"there is no model {name!r}; served: {', '.join(names)}", 404)
+            raise HTTPException(404, f"there is no model {name!r}; served: {', '.join(names)}")
         known, model = self.adapters.get(name, (None, None))
         if model is None or known is not request:
             model = self.adapter_model(name, request.lora_path)
@@ -123,22 +133,6 @@ class ServedModels:
         encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
         return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
-
-
-def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
-    """Return the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
-
-    engine_client: vLLM's, started; state: the application's state; args: the server's arguments.
-    """
-    tokenizer = engine_client.get_tokenizer()
-    encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
-    context = engine_client.model_config.max_model_len
-    extraction = read_extraction(args.model)
-    base = make_served_model(None, encoder, extraction, context, tokenizer)
-    models = ServedModels(base, args.model, state.openai_serving_models)
-    for name in models.registry.lora_requests:
-        models.get(name)
-    return models
 
 
 def make_served_model(
@@ -155,14 +149,14 @@ async def complete(request: Request, model: ServedModel, ids: list[int], **field
     """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
     fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
-    server-sent events. Raises RequestFailedError, and the ValueError of with_end_ids.
+    server-sent events. Raises HTTPException, and the ValueError of with_end_ids.
     """
     body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **model.with_end_ids(fields))
     result = await request.app.state.openai_serving_completion.create_completion(body, request)
     if isinstance(result, from_vllm("ErrorResponse")):
         if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
             raise asyncio.CancelledError
-        raise RequestFailedError(result.error.message, result.error.code)
+        raise HTTPException(result.error.code, result.error.message)
     if not fields.get("stream") and result.choices[0].finish_reason == "abort":
-        raise RequestFailedError(STOPPED, 503)
+        raise HTTPException(503, STOPPED)
     return result
