@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
@@ -168,9 +168,8 @@ class GuardedRequest:
         if message["type"] in ("http.response.start", "websocket.accept"):
             self.responded = True
             if message.get("status") in (429, 503):
-                headers = list(message.get("headers", ()))
-                if not any(name.lower() == b"retry-after" for name, _ in headers):
-                    message["headers"] = [*headers, (b"retry-after", b"%d" % BUSY_SECONDS)]
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message).setdefault("retry-after", str(BUSY_SECONDS))
         return self.app_send(message)
 
     async def send_refusal(self, refusal: RefusedError) -> None:
@@ -194,7 +193,7 @@ class GuardedRequest:
 
     def expects_continue(self) -> bool:
         """Return whether the client waits for `100 Continue` before it sends its body."""
-        return self.remaining == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
+        return self.remaining == self.settings.max_body and "expect" in Headers(scope=self.scope)
 
     def abort(self) -> None:
         """Abort the request: cancel a response that has begun, else respond with status 503."""
@@ -222,10 +221,8 @@ def is_public(scope: Scope) -> bool:
 
 def is_preflight(scope: Scope) -> bool:
     """Return whether a request is a CORS preflight, which vLLM's CORS middleware answers for every path."""
-    if scope.get("method") != "OPTIONS":
-        return False
-    names = [name for name, _ in scope["headers"]]
-    return b"origin" in names and b"access-control-request-method" in names
+    headers = Headers(scope=scope)
+    return scope.get("method") == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[str]:
