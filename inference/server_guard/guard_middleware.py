@@ -14,10 +14,11 @@ from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
-from server_guard.error_responses import App, ASGIMessage, Receive, RefusedError, Scope, Send, route_path, send_refusal
+from server_guard.error_responses import RefusedError, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
 from server_guard.log_privacy import install_log_filters
 from server_guard.process_supervisor import ALL_ANSWERED, notify_supervisor
@@ -32,7 +33,7 @@ UNLIMITED_PATHS = ("/health", "/metrics")
 
 
 class GuardMiddleware:
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
         self.usage: TokenUsage | None = None  # set if tokens are limited
@@ -85,7 +86,7 @@ class GuardMiddleware:
         if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)
 
-        async def receive_event() -> ASGIMessage:
+        async def receive_event() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
                 notify_supervisor(ALL_ANSWERED)
@@ -153,7 +154,7 @@ class GuardedRequest:
         self.responded = False  # a response has begun
         self.refusal: RefusedError | None = None  # once set, messages of the route are dropped
 
-    async def receive(self) -> ASGIMessage:
+    async def receive(self) -> Message:
         message = await self.app_receive()
         if message["type"] == "http.request":
             self.remaining -= len(message.get("body", b""))
@@ -162,7 +163,7 @@ class GuardedRequest:
                 raise self.refusal
         return message
 
-    def send(self, message: ASGIMessage) -> Awaitable[None]:
+    def send(self, message: Message) -> Awaitable[None]:
         if self.refusal:
             return drop_message()
         if message["type"] in ("http.response.start", "websocket.accept"):
@@ -179,7 +180,7 @@ class GuardedRequest:
             refusal.close |= self.expects_continue()
             await self.settings.cors({**self.scope, "refusal": refusal}, self.drain_body, self.app_send)
 
-    async def drain_body(self) -> ASGIMessage:
+    async def drain_body(self) -> Message:
         """Read and drop the rest of the body for at most LINGER_SECONDS; return the event http.disconnect.
 
         A client whose connection is closed while it sends the body would not read the response.

@@ -12,7 +12,7 @@ from typing import Any
 
 import batch
 import pytest
-from batch_runs import batch_client, batch_file
+from batch_runs import batch_client, batch_file, batch_server
 from conftest import RunScript
 
 SCRIPT = "inference/batch.py"
@@ -203,3 +203,52 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
         assert done.stderr == f"error: {output}.partial {message}\n"
         run_script(SCRIPT, *options)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 61))
+
+
+# --- a server of the command's own ------------------------------------------------------------------------------------
+
+SERVER = """
+import json, socketserver, sys, time
+from http.server import BaseHTTPRequestHandler
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply({})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply({"generated_text": " ".join(sys.argv[1:3]), "num_output_tokens_cf": 1, "error": None})
+
+    def reply(self, content):
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def address_string(self):
+        return "batch"
+
+if "--fails" in sys.argv:
+    sys.exit(2)
+time.sleep(0.5)  # a model is loaded
+socketserver.ThreadingUnixStreamServer(sys.argv[-1], Handler).serve_forever()
+"""
+
+
+def test_rows_are_answered_by_a_server_that_is_started_for_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (launcher := tmp_path / "launcher.py").write_text(SERVER)
+    monkeypatch.setattr(batch_server, "LAUNCHER", launcher)
+    source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    batch.main(str(source), str(output), model="org/name")
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["generated_text"] for answer in answers] == ["--model org/name"] * 3
+    output.unlink()
+    with pytest.raises(SystemExit) as end:
+        batch.main(str(source), str(output), model="org/name", engine="--fails")
+    assert end.value.code == 2
+    assert names(tmp_path) == ["in.jsonl", "launcher.py"]
