@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from server_guard.process_supervisor import supervisor_pid
+
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch_vllm.py"
 # No limits, since only this run can reach the socket file; no log of requests.
 OPTIONS = ("--max-num-queued-reqs", str(10**9), "--max-body-mib", "4096", "--disable-uvicorn-access-log",
@@ -38,7 +40,8 @@ def started_server(model: str, template_path: str, options: Sequence[str]) -> It
                 time.sleep(0.2)
             yield path
         except BaseException:
-            process.kill()  # the supervisor of this command kills the server's other processes
+            if not supervisor_pid():  # else the supervisor kills all processes when this one has ended
+                process.terminate()
             raise
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -144,7 +144,7 @@ def judge(tiny_tokenizer: Path) -> Judge:
 
 
 def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         form, types = data.draw(forms_and_types())

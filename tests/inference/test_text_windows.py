@@ -27,7 +27,7 @@ def check_windows(text: str, found: list[tuple[int, int]]) -> None:
     assert not (outside + text[before:]).strip()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from(["Ann", " ", "  ", ". ", "。", "，", ", ", "\n", "x" * 9, "e\u0301", "我", "Dr. "])),
     st.integers(2, 30),
@@ -114,12 +114,12 @@ WORST_CASES = ("He left. ", "a", ".", "e\u0301", "1.\n", " ", "?!", '."', "\n ")
 
 
 @pytest.mark.parametrize("unit", WORST_CASES)
-def test_a_megabyte_of_any_repeated_text_takes_about_a_second(unit: str) -> None:
-    text = unit * (10**6 // len(unit)) + "x"
+def test_300_kilobytes_of_any_repeated_text_take_less_than_a_second(unit: str) -> None:
+    text = unit * (300_000 // len(unit)) + "x"
     began = time.process_time()
     found = split_into_windows(text, range(len(text)), 1000)
-    assert time.process_time() - began < 6
-    assert len(found) >= 900 or not text[:-1].strip()
+    assert time.process_time() - began < 2
+    assert len(found) >= 270 or not text[:-1].strip()
 
 
 @settings(max_examples=20, deadline=None)
