@@ -8,15 +8,14 @@ Each row has a different prompt of about fifty words and gets 8 to 8 + 2 * --tok
 round each contender answers the same rows; the order of contenders rotates:
 
 - batch: batch.py's client and its own server, with rows from a file and the answers written in order;
-- all: LLM.generate on all rows at once, from memory; the measured time includes rendering;
-- chunks: like all, with --chunk rows per call, as for a file that does not fit into memory.
+- all: LLM.generate on all rows at once, from memory; the measured time includes rendering.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
 model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
 last line is JSON, with medians over the rounds:
 
 - tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
-- ratio: {"batch/all", "chunks/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
+- ratio: {"batch/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
 """
 
 import json
@@ -43,7 +42,7 @@ from batch_runs.batch_server import started_server  # noqa: E402
 from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
 
-CONTENDERS = ["batch", "all", "chunks"]
+CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py
 IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
 
@@ -82,17 +81,13 @@ def by_batch(client: BatchClient, source: Path, target: Path, rows: int) -> int:
     return progress.output_tokens
 
 
-def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]], chunk: int) -> int:
-    """Answer the rows with LLM.generate, `chunk` at a time; return the number of new tokens."""
+def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]]) -> int:
+    """Answer the rows with one call of LLM.generate; return the number of new tokens."""
     from vllm import SamplingParams
 
-    tokens = 0
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in part]
-        params = [SamplingParams(**row["parameters"]) for row in part]
-        tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
-    return tokens
+    ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in rows]
+    params = [SamplingParams(**row["parameters"]) for row in rows]
+    return sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
 
 
 def timed(work: Callable[[], int]) -> RoundTiming:
@@ -108,7 +103,7 @@ def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
     return {
         "tokens_per_s": {name: round(median(each[name] for each in rate), 1) for name in CONTENDERS},
         "cpu_ms": {name: round(1e3 * median(each[name].cpu for each in rounds) / rows, 3) for name in CONTENDERS},
-        "ratio": {f"{name}/all": spread([each[name] / each["all"] for each in rate]) for name in ("batch", "chunks")},
+        "ratio": {"batch/all": spread([each["batch"] / each["all"] for each in rate])},
     }
 
 
@@ -117,7 +112,6 @@ def main(
     rounds: int = 8,
     rows: int = 600,
     tokens: int = 32,
-    chunk: int = 512,
     hidden_size: int = 256,
     layers: int = 4,
 ) -> None:
@@ -128,7 +122,6 @@ def main(
         rounds: measured rounds; one more round warms up.
         rows: number of rows per round.
         tokens: answers have 8 to 8 + 2 * tokens new tokens.
-        chunk: rows per call of LLM.generate for the contender `chunks`.
         hidden_size: width of the random model, a multiple of 64.
         layers: number of layers of the random model.
     """
@@ -148,8 +141,7 @@ def main(
                 requests = make_rows(source, rows, tokens, number)
                 contenders: dict[str, Callable[[], int]] = {
                     "batch": lambda: by_batch(client, source, target, rows),
-                    "all": lambda requests=requests: by_generate(llm, encoder, requests, len(requests)),
-                    "chunks": lambda requests=requests: by_generate(llm, encoder, requests, chunk),
+                    "all": lambda requests=requests: by_generate(llm, encoder, requests),
                 }
                 done.append({name: timed(contenders[name]) for name in rotated(CONTENDERS, number)})
                 print(f"round {number} of {rounds}", file=sys.stderr)
