@@ -27,7 +27,9 @@ def started_server(model: str, template_path: str, options: Sequence[str]) -> It
     has printed the error.
     """
     template = ["--template_path", template_path] if template_path else []
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
+    # A server that is killed after an interrupt leaves shared memory, about which multiprocessing would warn.
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+    environment = quiet | os.environ
     environment.pop("VLLM_API_KEY", None)
     with TemporaryDirectory(prefix="knowlm-") as folder:
         path = f"{folder}/http"
