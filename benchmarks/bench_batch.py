@@ -7,17 +7,15 @@
 Each row has a different prompt of about fifty words and gets 8 to 8 + 2 * --tokens new tokens (ignore_eos). In every
 round each contender answers the same rows; the order of contenders rotates:
 
-- batch: the engine of batch.py, which reads rows from a file, validates and renders them, submits new rows as sequences
-  finish, and writes the answers in order;
-- all: LLM.generate on all rows at once, from memory; the measured time includes rendering;
-- chunks: like all, with --chunk rows per call, as for a file that does not fit into memory.
+- batch: batch.py's client and its own server, with rows from a file and the answers written in order;
+- all: LLM.generate on all rows at once, from memory; the measured time includes rendering.
 
-Both engines have the same settings and no prefix caching; each is idle while the other works. Without --model, the
+Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
 model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
 last line is JSON, with medians over the rounds:
 
 - tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
-- ratio: {"batch/all", "chunks/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
+- ratio: {"batch/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
 """
 
 import json
@@ -34,14 +32,18 @@ from typing import Any, NamedTuple
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "inference"))
 
-import fire  # noqa: E402
-from batch_runs.batch_file import AnswerFile  # noqa: E402
-from batch_runs.batch_rows import read_rows, request_of  # noqa: E402
-from batch_runs.batch_run import BatchProgress  # noqa: E402
-from bench_serve import make_checkpoint, prompts, spread  # noqa: E402
+from command_line.fire_commands import run  # noqa: E402
+
+from batch_runs.batch_client import BatchClient  # noqa: E402
+from batch_runs.batch_file import AnswerFile, BatchProgress  # noqa: E402
+from batch_runs.batch_rows import read_rows  # noqa: E402
+from batch_runs.batch_run import answer_with  # noqa: E402
+from batch_runs.batch_server import started_server  # noqa: E402
+from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
 
-CONTENDERS = ("batch", "all", "chunks")
+CONTENDERS = ["batch", "all"]
+CALLERS = 512  # concurrent requests, as in batch.py
 IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
 
 
@@ -67,12 +69,11 @@ def make_rows(path: Path, count: int, tokens: int, seed: int) -> list[dict[str, 
     return rows
 
 
-def by_batch(engine: Any, source: Path, target: Path, rows: int) -> int:
+def by_batch(client: BatchClient, source: Path, target: Path, rows: int) -> int:
     """Answer the rows of a file as batch.py does; return the number of new tokens."""
     with AnswerFile(target, {"input": "rows of this round"}, overwrite=True) as file:
         progress = BatchProgress(file, rows)
-        progress.start()
-        engine.answer(read_rows(source), lambda content: request_of(content, "", {}), progress.write, file.is_full)
+        answer_with(client, read_rows(source), progress)
         progress.bar.close()
         file.finish()
     if progress.failed:
@@ -80,17 +81,13 @@ def by_batch(engine: Any, source: Path, target: Path, rows: int) -> int:
     return progress.output_tokens
 
 
-def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]], chunk: int) -> int:
-    """Answer the rows with LLM.generate, `chunk` at a time; return the number of new tokens."""
+def by_generate(llm: Any, encoder: PromptEncoder, rows: list[dict[str, Any]]) -> int:
+    """Answer the rows with one call of LLM.generate; return the number of new tokens."""
     from vllm import SamplingParams
 
-    tokens = 0
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in part]
-        params = [SamplingParams(**row["parameters"]) for row in part]
-        tokens += sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
-    return tokens
+    ids = [{"prompt_token_ids": encoder.prompt(one_turn(row["instruction"]))} for row in rows]
+    params = [SamplingParams(**row["parameters"]) for row in rows]
+    return sum(len(done.outputs[0].token_ids) for done in llm.generate(ids, params, use_tqdm=False))
 
 
 def timed(work: Callable[[], int]) -> RoundTiming:
@@ -106,7 +103,7 @@ def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
     return {
         "tokens_per_s": {name: round(median(each[name] for each in rate), 1) for name in CONTENDERS},
         "cpu_ms": {name: round(1e3 * median(each[name].cpu for each in rounds) / rows, 3) for name in CONTENDERS},
-        "ratio": {f"{name}/all": spread([each[name] / each["all"] for each in rate]) for name in ("batch", "chunks")},
+        "ratio": {"batch/all": spread([each["batch"] / each["all"] for each in rate])},
     }
 
 
@@ -115,11 +112,8 @@ def main(
     rounds: int = 8,
     rows: int = 600,
     tokens: int = 32,
-    chunk: int = 512,
     hidden_size: int = 256,
     layers: int = 4,
-    vocab_size: int = 8000,
-    **unknown: object,
 ) -> None:
     """Answer the same rows with each contender in turn, and compare.
 
@@ -128,50 +122,34 @@ def main(
         rounds: measured rounds; one more round warms up.
         rows: number of rows per round.
         tokens: answers have 8 to 8 + 2 * tokens new tokens.
-        chunk: rows per call of LLM.generate for the contender `chunks`.
         hidden_size: width of the random model, a multiple of 64.
         layers: number of layers of the random model.
-        vocab_size: size of the random model's vocabulary.
-        unknown: unknown options; any raises ValueError.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
-        from batch_runs.batch_engine import OfflineEngine, engine_args
-
-        args = engine_args(str(folder), "", ["--no-enable-prefix-caching", "--max-model-len", "512"])
         from vllm import LLM
 
-        same = {"dtype": args.dtype, "enforce_eager": args.enforce_eager, "max_model_len": 512}
+        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers)
+        dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+        options = ["--no-enable-prefix-caching", "--max-model-len", "512", "--dtype", dtype, "--enforce-eager"]
         source, target = Path(scratch, "in.jsonl"), Path(scratch, "out.jsonl")
         done = []
-        with OfflineEngine(args) as engine:
-            llm = LLM(str(folder), enable_prefix_caching=False, **same)  # type: ignore[arg-type]
-            encoder = engine.models.base.encoder
+        with started_server(str(folder), "", options) as socket_file:
+            client = BatchClient("http://localhost", "", CALLERS, socket_file)
+            llm = LLM(str(folder), enable_prefix_caching=False, max_model_len=512, dtype=dtype, enforce_eager=True)
+            encoder = PromptEncoder(llm.get_tokenizer())
             for number in range(rounds + 1):
                 requests = make_rows(source, rows, tokens, number)
                 contenders: dict[str, Callable[[], int]] = {
-                    "batch": lambda: by_batch(engine, source, target, rows),
-                    "all": lambda requests=requests: by_generate(llm, encoder, requests, len(requests)),
-                    "chunks": lambda requests=requests: by_generate(llm, encoder, requests, chunk),
+                    "batch": lambda: by_batch(client, source, target, rows),
+                    "all": lambda requests=requests: by_generate(llm, encoder, requests),
                 }
-                turn = number % len(CONTENDERS)
-                done.append({name: timed(contenders[name]) for name in CONTENDERS[turn:] + CONTENDERS[:turn]})
+                done.append({name: timed(contenders[name]) for name in rotated(CONTENDERS, number)})
                 print(f"round {number} of {rounds}", file=sys.stderr)
     result = figures(done[1:], rows)
-    for name in CONTENDERS:
-        print(f"{name:8} {result['tokens_per_s'][name]:10,.1f} tokens/s   {result['cpu_ms'][name]:.3f} ms CPU per row")
-    for pair, (middle, low, high) in result["ratio"].items():
-        print(f"{pair:12} {middle:.3f}  ({low:.3f} to {high:.3f})")
     about = {"rounds": rounds, "rows": rows, "tokens": tokens, "cores": len(os.sched_getaffinity(0)),
              "model": model or f"random, {hidden_size} wide, {layers} layers"}  # fmt: skip
     print(json.dumps(about | result))
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

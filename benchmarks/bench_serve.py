@@ -30,23 +30,24 @@ import asyncio
 import json
 import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import fire
-
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY / "inference"))
+
+from command_line.fire_commands import run  # noqa: E402
+
+import aiohttp  # noqa: E402
+import psutil  # noqa: E402
+from batch_runs.batch_server import started_server  # noqa: E402
+
 SCHEMA = ["person", "place", "organisation", "work"]
 IDLE_SECONDS = 1.1  # between engine and server: an idle engine's worker polls for one second before it sleeps
 WORDING = "Which entities of these types does the text name: {schema}? Answer with JSON."
@@ -67,7 +68,7 @@ Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
 # --- a checkpoint, a server, an engine --------------------------------------------------------------------------------
 
 
-def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int) -> Path:
+def make_checkpoint(folder: Path, hidden_size: int, layers: int) -> Path:
     """Make a random LLaMA with a tokenizer trained on Python's standard library, a template and extraction.json."""
 
     def run(script: str, *options: object) -> None:
@@ -77,7 +78,7 @@ def make_checkpoint(folder: Path, hidden_size: int, layers: int, vocab_size: int
     texts, tokenizer, model = folder / "texts.txt", folder / "tokenizer", folder / "model"
     sources = sorted(Path(os.__file__).parent.glob("*.py"))[:120]
     texts.write_text("\n".join(path.read_text(encoding="utf-8") for path in sources), encoding="utf-8")
-    run("examples/make_demo.py", "tokenizer", "--input", texts, "--output_dir", tokenizer, "--vocab_size", vocab_size)
+    run("examples/make_demo.py", "tokenizer", "--input", texts, "--output_dir", tokenizer, "--vocab_size", 8000)
     run("tools/build_tokenizer.py", "--tokenizer_model", tokenizer / "tokenizer.model", "--output_dir", tokenizer)
     run(
         "examples/make_demo.py", "model", "--tokenizer_path", tokenizer, "--output_dir", model,
@@ -96,39 +97,6 @@ def prompts(count: int, draw: random.Random) -> list[str]:
     return [" ".join("".join(draw.choices(syllables, k=2)) for _ in range(50)) for _ in range(count)]
 
 
-@contextmanager
-def server(model: Path, options: list[str], log: Path) -> Iterator[tuple[str, int]]:
-    """Yield the URL and the API process id of a ready server; end it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(REPOSITORY / "inference/launch_vllm.py"), "--model", str(model), "--port", str(port)]
-    with log.open("wb") as out:
-        process = subprocess.Popen([*command, *options], stdout=out, stderr=out, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
-                break
-            except OSError:
-                if process.poll() is not None:
-                    raise ValueError(f"the server did not start:\n{log.read_text()[-3000:]}") from None
-                time.sleep(0.5)
-        yield url, api_process(process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def api_process(launcher: int) -> int:
-    """Return the id of the launcher's child process that serves HTTP."""
-    import psutil
-
-    [api] = (each for each in psutil.Process(launcher).children() if "launch_vllm.py" in " ".join(each.cmdline()))
-    return api.pid
-
-
 def cpu_seconds(process: int) -> float:
     """Return the CPU time of all threads of another process (clock_getcpuclockid(3) on Linux)."""
     return time.clock_gettime((~process << 3) | 2)
@@ -137,25 +105,25 @@ def cpu_seconds(process: int) -> float:
 # --- contenders -------------------------------------------------------------------------------------------------------
 
 
-class BatchClient:
-    """Sends batches of concurrent requests to a server over persistent connections."""
+class ConcurrentClient:
+    """Sends batches of concurrent requests to a server that started_server runs, over persistent connections."""
 
-    def __init__(self, url: str, api_process: int) -> None:
-        import aiohttp
-
+    def __init__(self, socket_file: str) -> None:
+        # The launcher, and its child that serves HTTP.
+        processes = [each for each in psutil.Process().children(True) if "launch_vllm.py" in " ".join(each.cmdline())]
+        self.api_process = max(process.pid for process in processes)
         self.loop = asyncio.new_event_loop()
-        self.url, self.api_process = url, api_process
 
-        async def connect() -> Any:
-            return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(600))
+        async def connect() -> aiohttp.ClientSession:
+            connector = aiohttp.UnixConnector(socket_file, limit=0)
+            return aiohttp.ClientSession("http://localhost", connector=connector, timeout=aiohttp.ClientTimeout(600))
 
         self.session = self.loop.run_until_complete(connect())
 
     def __call__(self, path: str, bodies: list[dict[str, Any]], tokens_of: Callable[[Any], int]) -> BatchTiming:
-        async def one(body: bytes) -> tuple[float, int]:
+        async def request(body: bytes) -> tuple[float, int]:
             began = time.perf_counter()
-            headers = {"Content-Type": "application/json"}
-            async with self.session.post(self.url + path, data=body, headers=headers) as answer:
+            async with self.session.post(path, data=body, headers={"Content-Type": "application/json"}) as answer:
                 content = await answer.read()
                 took = time.perf_counter() - began
                 if answer.status != 200:
@@ -163,7 +131,7 @@ class BatchClient:
                 return took, tokens_of(json.loads(content))
 
         async def all_at_once(encoded: list[bytes]) -> list[tuple[float, int]]:
-            return await asyncio.gather(*map(one, encoded))
+            return await asyncio.gather(*map(request, encoded))
 
         encoded = [json.dumps(body).encode() for body in bodies]
         cpu, began = cpu_seconds(self.api_process), time.perf_counter()
@@ -177,7 +145,7 @@ class BatchClient:
         self.loop.close()
 
 
-def contenders(model: Path, client: BatchClient, engine: Any, tokens: int) -> dict[str, Contender]:
+def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) -> dict[str, Contender]:
     """Return the contenders by name."""
     from vllm import SamplingParams
 
@@ -202,34 +170,21 @@ def contenders(model: Path, client: BatchClient, engine: Any, tokens: int) -> di
         bodies = [{"prompt": whole_prompt(text)} | plain for text in texts]
         return client("/v1/completions", bodies, lambda answer: answer["usage"]["completion_tokens"])
 
+    def tokens_of(answer: dict[str, Any]) -> int:
+        if answer.get("windows", 1) != 1:
+            raise ValueError("a text is longer than a window, which makes /extract and /generate unequal work")
+        return answer["num_output_tokens_cf"]
+
     def generate(texts: list[str]) -> BatchTiming:
-        bodies = [{"instruction": text, "parameters": plain} for text in texts]
-        return client("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
+        return client("/generate", [{"instruction": text, "parameters": plain} for text in texts], tokens_of)
 
     def free(texts: list[str]) -> BatchTiming:
-        instruction = WORDING.replace("{schema}", ", ".join(SCHEMA))
-        bodies = [{"instruction": instruction, "input": text, "parameters": plain} for text in texts]
-        return client("/generate", bodies, lambda answer: answer["num_output_tokens_cf"])
+        fields = {"instruction": WORDING.replace("{schema}", ", ".join(SCHEMA)), "parameters": plain}
+        return client("/generate", [fields | {"input": text} for text in texts], tokens_of)
 
     def extract(texts: list[str]) -> BatchTiming:
-        bodies = [
-            {
-                "text": text,
-                "task": "ner",
-                "schema": SCHEMA,
-                "language": "en",
-                "max_tokens": tokens,
-                "window_tokens": 300,
-            }
-            for text in texts
-        ]
-
-        def tokens_of(answer: dict[str, Any]) -> int:
-            if answer["windows"] != 1:
-                raise ValueError("a text is longer than a window, which makes /extract and /generate unequal work")
-            return answer["num_output_tokens_cf"]
-
-        return client("/extract", bodies, tokens_of)
+        fields = {"task": "ner", "schema": SCHEMA, "language": "en", "max_tokens": tokens, "window_tokens": 300}
+        return client("/extract", [fields | {"text": text} for text in texts], tokens_of)
 
     return {"engine": raw, "completions": completions, "generate": generate, "free": free, "extract": extract}
 
@@ -247,7 +202,7 @@ def one_round(
     for level in levels:
         names = [name for name in run if level == max(levels) or name not in ("free", "extract")]
         texts = [prompts(level, draw) for _ in range(max(1, min_requests // level))]
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in rotated(names, number):
             if (name == "engine") != engine_was_last:
                 time.sleep(IDLE_SECONDS)
             engine_was_last = name == "engine"
@@ -257,6 +212,11 @@ def one_round(
                 [took for timing in timings for took in timing.latencies], sum(timing.api_cpu for timing in timings),
             )  # fmt: skip
     return found
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """Return the names in the order of a round, so that each contender is first in some rounds."""
+    return names[number % len(names) :] + names[: number % len(names)]
 
 
 def spread(values: list[float]) -> list[float]:
@@ -296,53 +256,34 @@ def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int])
     return result
 
 
-def show(result: dict[str, Any]) -> None:
-    for level, rates in result["tokens_per_s"].items():
-        print(f"\nconcurrency {level:3}   tokens/s    p50 ms    p99 ms")
-        for name, value in rates.items():
-            print(f"{name:15} {value:12.1f} {result['p50_ms'][level][name]:9.1f} {result['p99_ms'][level][name]:9.1f}")
-        for pair, (middle, low, high) in result["ratio"][level].items():
-            print(f"{pair:25} {middle:.3f}  ({low:.3f} to {high:.3f})")
-    cpu = ", ".join(f"{name} {value:.2f}" for name, value in result["api_cpu_ms"].items())
-    middle, low, high = result["api_cpu_extra_ms"]
-    print(f"\nCPU of the API process, ms per request: {cpu}")
-    print(f"generate minus completions: {middle:+.3f} ms  ({low:+.3f} to {high:+.3f})")
-
-
 def main(
     model: str = "",
     rounds: int = 20,
-    concurrency: Any = (1, 8, 64),
+    concurrency: str = "1,8,64",
     tokens: int = 32,
     least: int = 8,
     hidden_size: int = 256,
     layers: int = 4,
-    vocab_size: int = 8000,
     dtype: str = "",
-    **unknown: object,
 ) -> None:
     """Send batches of requests to the engine and to a server in turn, and compare.
 
     Args:
         model: a tuned checkpoint folder; default: a random LLaMA.
         rounds: measured rounds; one more round warms up.
-        concurrency: concurrent requests; one number or several.
+        concurrency: concurrent requests; one number or several, separated by commas.
         tokens: new tokens of each response.
         least: minimum number of requests per contender, concurrency and round.
         hidden_size: width of the random model, a multiple of 64.
         layers: number of layers of the random model.
-        vocab_size: size of the random model's vocabulary.
         dtype: vLLM's --dtype; default: the checkpoint's.
-        unknown: unknown options; any raises ValueError.
     """
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; --help lists the options")
-    levels = sorted(int(level) for level in (concurrency if isinstance(concurrency, tuple | list) else [concurrency]))
+    levels = sorted(map(int, concurrency.split(",")))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers, vocab_size)
+        folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dtype = dtype or str(config.get("dtype") or config.get("torch_dtype") or "auto")
         settings = {"dtype": dtype, "max_num_seqs": max(levels), "max_num_batched_tokens": 8192, "max_model_len": 1024}
@@ -350,9 +291,9 @@ def main(
 
         engine = LLM(str(folder), enforce_eager=True, enable_prefix_caching=False, **settings)  # type: ignore[arg-type]
         options = [str(part) for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
-        options += ["--enforce-eager", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
-        with server(folder, options, Path(scratch, "server.log")) as (url, process):
-            client = BatchClient(url, process)
+        options += ["--enforce-eager", "--no-enable-prefix-caching"]
+        with started_server(str(folder), "", options) as socket_file:
+            client = ConcurrentClient(socket_file)
             functions = contenders(folder, client, engine, tokens)
             done = []
             for number in range(rounds + 1):
@@ -361,15 +302,10 @@ def main(
             client.close()
         engine.llm_engine.engine_core.shutdown(timeout=10)
     result = figures(done[1:], levels)
-    show(result)
     about = {"rounds": rounds, "tokens": tokens, "model": model or f"random, {hidden_size} wide, {layers} layers",
-             "vllm": version("vllm-cpu") if not model else "", "cores": len(os.sched_getaffinity(0))}  # fmt: skip
+             "cores": len(os.sched_getaffinity(0))}  # fmt: skip
     print(json.dumps(about | result))
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -1,4 +1,4 @@
-"""Answer a file of instructions, with vLLM's engine in processes of this command or with a running server.
+"""Answer a file of instructions, with a server that is started for the run or with a running server.
 
     python inference/batch.py --model checkpoints/merged --input in.jsonl --output out.jsonl --temperature 0
     python inference/batch.py --url http://127.0.0.1:8090 --input in.jsonl --output out.jsonl --concurrency 64
@@ -7,7 +7,7 @@
 A row is a request body of /generate: {"instruction", "input"} or {"messages"}, optionally with "parameters" and
 "model". Its output line has all of its keys, followed by "generated_text", "num_output_tokens_cf" and "error". Each
 parameter of /generate is also an option, the default for all rows: a number, true, false, text, or JSON
-(--stop '["\\n\\n"]'). vLLM's engine options follow after --.
+(--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
 failed, which out.failed.jsonl lists; 2 if the run did not finish; 130 after Ctrl-C.
@@ -23,15 +23,15 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from batch_runs.batch_rows import request_of
-from batch_runs.batch_run import engine_run, run_batch, server_run
+from batch_runs.batch_run import own_server, run_batch, running_server
 from pydantic import ValidationError
 from routes.sampling_parameters import Parameters
-from server_guard.process_supervisor import SERVING, report, supervise
+from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
+CALLERS = 32  # concurrent requests to a running server
+OWN_CALLERS = 512  # to a server of this command: more than the engine computes at once, so that it never waits
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
 
 
@@ -82,12 +82,12 @@ def main(
         input: a JSON, JSONL or parquet file.
         output: the file to write; it is named OUTPUT.partial until the run is finished.
         model: a checkpoint folder; with --url, the served model for rows without "model".
-        url: URL of a running server; without it, this command starts its own engine.
+        url: URL of a running server; without it, this command starts one.
         template_path: prompt template that replaces the checkpoint's: Jinja, or alpaca's JSON.
-        concurrency: number of concurrent requests to the server; 0 means 32.
+        concurrency: number of concurrent requests; 0 means 32 with --url, else 512.
         api_key: API key of the server; prefer the environment variable KNOWLM_API_KEY, which `ps` does not show.
         overwrite: replace a finished output, or the partial output of another run.
-        engine: vLLM's engine options as one string; the same as giving them after --.
+        engine: options of launch_vllm.py as one string; the same as giving them after --.
         parameters: any parameter of /generate, such as temperature, max_tokens or seed.
     """
     given = check_parameters(parameters)
@@ -102,28 +102,22 @@ def main(
         raise ValueError("there is no model; give a checkpoint's folder with --model, or a running server with --url")
     if url and (template_path or engine):
         raise ValueError("a server has its own template and engine; remove --template_path and the options after --")
-    if not url and (concurrency or api_key):
-        raise ValueError("--concurrency and --api_key are for servers; remove them, or give --url")
-
-    def request(content: dict[str, Any]) -> dict[str, Any]:
-        return request_of(content, model if url else "", given)
-
+    if api_key and not url:
+        raise ValueError("--api_key is for a running server; remove it, or give --url")
+    if concurrency < 0:
+        raise ValueError(f"--concurrency takes a whole number of 1 or more, not {concurrency}")
+    # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if url:
-        if concurrency < 0:
-            raise ValueError(f"--concurrency takes a whole number of 1 or more, not {concurrency}")
         key = api_key or os.environ.get("KNOWLM_API_KEY", "")
-        settings, answer_rows = server_run(url, key, concurrency or 32, model, request)
+        settings, answer_rows = running_server(url, key, concurrency or CALLERS, model)
     else:
-        settings, answer_rows = engine_run(model, template_path, shlex.split(engine), request)
+        settings, answer_rows = own_server(model, template_path, shlex.split(engine), concurrency or OWN_CALLERS)
     with resumable("the same command resumes the run"):
-        failed = run_batch(source, target, settings | {"parameters": given}, overwrite, answer_rows)
+        settings |= {"parameters": given}
+        failed = run_batch(source, target, settings, overwrite, answer_rows, served_model=model if url else "")
     if failed:
         sys.exit(1)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler of SIGTERM: the same as Ctrl-C."""
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
@@ -131,8 +125,8 @@ if __name__ == "__main__":
     if "--" in own:
         own, options = own[: own.index("--")], own[own.index("--") + 1 :]
     if "--help" not in own and not any(word.startswith("--url") for word in own):
-        supervise()  # no engine process outlives this one
-    signal.signal(signal.SIGTERM, interrupt)
-    report(SERVING)
+        supervise()  # no process of the server outlives this one
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the same as Ctrl-C
+    notify_supervisor(SERVING)
     behind = [f"--engine={shlex.join(options)}"] if options else []
-    run_command(lambda: call(main, own + behind), {RuntimeError: 2})
+    run_command(lambda: call(main, own + behind))

@@ -19,12 +19,10 @@ from command_line.command_errors import run_command
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from server_guard.process_supervisor import supervise
-from server_launch.launch_adapters import check_adapter_prompts
+from server_launch.launch_adapters import check_prompts
 from server_launch.launch_args import note, parse_server_args, precheck
-from server_launch.launch_checks import check_prompt
 from server_launch.launch_presets import translate
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -43,12 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     from_vllm("configure_logging_from_args")(args)
     serve = from_vllm("ServeSubcommand")()
     serve.validate(args)
-    if Path(args.model).is_dir() and not args.skip_tokenizer_init:
-        template = from_vllm("load_chat_template")(args.chat_template)
-        place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
-        check_prompt(args.tokenizer or args.model, template, place)
-        for line in check_adapter_prompts(args):
-            note(line)
+    for line in check_prompts(args):
+        note(line)
     serve.cmd(args)
 
 

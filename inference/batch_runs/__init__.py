@@ -1,1 +1,1 @@
-"""Answer a file of instructions; a killed run can be resumed. Read batch_engine.py first."""
+"""Answer a file of instructions; a killed run can be resumed. Read batch_run.py first."""

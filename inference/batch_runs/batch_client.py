@@ -3,33 +3,23 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
-from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, MakeRequest, RowAnswer, ShouldWait, WriteAnswer
+from batch_runs.batch_file import BatchProgress
+from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, RowAnswer
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 3600  # longest time without a byte from the server; longer than any answer should take
+ATTEMPTS = 6
+FIRST_PAUSE = 0.5  # seconds after a failure; doubled after each further failure: 15.5 s in all
+LONGEST_WAIT = 600  # seconds; limit of one Retry-After, and of the time without any answer
 BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
-
-
-class RequestRetryPolicy(NamedTuple):
-    """Retries of a request: exponential backoff after a failure, Retry-After for a busy server."""
-
-    attempts: int = 6
-    first_pause: float = 0.5  # seconds; doubled after each failure: 15.5 s in all
-    longest_wait: float = 600  # seconds; limit of one Retry-After, and of the time without any answer
-
-    def pause(self, failures: int) -> float:
-        return self.first_pause * 2 ** (failures - 1)
-
-
-DEFAULT_POLICY = RequestRetryPolicy()
 
 
 class ServerGoneError(ConnectionError):
@@ -37,12 +27,13 @@ class ServerGoneError(ConnectionError):
 
 
 class BatchClient:
-    """Client of a launch_vllm.py server. An asynchronous context manager that holds the connections."""
+    """Client of a launch_vllm.py server."""
 
-    def __init__(self, url: str, key: str, callers: int) -> None:
+    def __init__(self, url: str, key: str, callers: int, socket_file: str | None = None) -> None:
         """Check the URL; raises ValueError if it is invalid.
 
-        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests.
+        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests;
+        socket_file: path of the server's socket, if it has no address.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -53,23 +44,22 @@ class BatchClient:
             raise ValueError("--url takes no name, password or query; put a key into KNOWLM_API_KEY")
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.callers, self.policy = callers, DEFAULT_POLICY
+        self.callers, self.socket_file = callers, socket_file
         self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 
-    async def __aenter__(self) -> "BatchClient":
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Hold connections for the callers; all requests are sent within this context."""
+        path = self.socket_file
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.callers),
+            connector=aiohttp.UnixConnector(path, limit=0) if path else aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             headers=self.headers,
         )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.session.close()
+        async with self.session:
+            yield
 
     async def models(self) -> tuple[list[str], list[str]]:
         """Return (names of the served base, names of its adapters).
@@ -122,38 +112,36 @@ class BatchClient:
             if 0 < status < 500:
                 return status, content
             failures += 1
-            if failures == self.policy.attempts and status == 500:  # the server runs; this request may be the cause
-                return status, content
-            if failures == self.policy.attempts:
+            if failures == ATTEMPTS:
+                if status == 500:  # the server runs; this request may be the cause
+                    return status, content
                 reason = f"status {status}" if status else reason
                 raise ServerGoneError(f"{self.url} does not answer ({reason}); the written lines are kept")
-            await asyncio.sleep(self.policy.pause(failures))
+            await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
     def wait_for_busy_server(self, retry_after: str) -> None:
         """Delay the requests of all callers by Retry-After, or by 1 s without it.
 
-        Raises ServerGoneError if that exceeds the policy's longest_wait.
+        Raises ServerGoneError if that exceeds LONGEST_WAIT.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
-        if seconds > self.policy.longest_wait or now - self.last_answer > self.policy.longest_wait:
+        if seconds > LONGEST_WAIT or now - self.last_answer > LONGEST_WAIT:
             raise ServerGoneError(f"{self.url} is busy for {seconds} s more; the written lines are kept")
         self.resume_at = max(self.resume_at, now + seconds)
 
-    async def answer(
-        self, rows: Iterator[BatchRow], request: MakeRequest, write: WriteAnswer, should_wait: ShouldWait
-    ) -> None:
-        """Answer all rows and pass each answer to `write`; raises the errors of `generate`."""
+    async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+        """Answer all rows and write the answers; raises the errors of `generate`."""
         self.last_answer = time.monotonic()
 
         async def caller() -> None:
             for row in rows:
-                if row.content is None:
-                    write(row, RowAnswer(error=row.error or None))
+                if row.request is None:
+                    progress.write(row, RowAnswer(error=row.error or None))
                     continue
-                write(row, await self.generate(request(row.content)))
-                while should_wait():
-                    await asyncio.sleep(self.policy.first_pause)
+                progress.write(row, await self.generate(row.request))
+                while progress.file.is_full():
+                    await asyncio.sleep(FIRST_PAUSE)
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -1,8 +1,8 @@
-"""The output file of a batch run. It is written in row order, line by line; a run killed at any moment can be resumed.
+"""The output file of a batch run, and the run's progress. A run killed at any moment can be resumed.
 
-Answers arrive in any order; a line waits in memory until all lines before it are written. `OUTPUT.partial` is always a
-prefix of the output, and `OUTPUT.partial.json` identifies the run; neither remains once OUTPUT exists. A killed run
-loses the unfinished answers and the lines that waited in memory.
+The file is written in row order, line by line. Answers arrive in any order; a line waits in memory until all lines
+before it are written. `OUTPUT.partial` is always a prefix of the output, and `OUTPUT.partial.json` identifies the run;
+neither remains once OUTPUT exists. A killed run loses the unfinished answers and the lines that waited in memory.
 """
 
 import fcntl
@@ -12,14 +12,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from batch_runs.batch_rows import SUCCESS_ENDING
+from tqdm import tqdm
+
+from batch_runs.batch_rows import SUCCESS_ENDING, BatchRow, RowAnswer, output_line
 
 MAX_WAITING_LINES = 32768  # in memory; exceeded by at most the number of rows in progress
 LOCK_SECONDS = 2
-BLOCK_BYTES = 1 << 20
 SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
@@ -56,11 +56,18 @@ class AnswerFile:
         Raises ValueError if the lines are from another run and `overwrite` is false.
         """
         self.lock()
-        previous = self.previous_run()
+        previous = None
+        with suppress(FileNotFoundError, ValueError):
+            previous = json.loads(self.identity.read_text(encoding="utf-8"))
         size = self.file.seek(0, os.SEEK_END)
         if previous == run:
-            self.lines, whole = count_lines(self.file)
-            self.file.truncate(whole)
+            self.file.seek(0)
+            size = 0  # of the complete lines
+            for line in self.file:
+                if line.endswith(b"\n"):
+                    self.lines += 1
+                    size += len(line)
+            self.file.truncate(size)
             return
         if size and not overwrite:
             raise ValueError(
@@ -77,24 +84,15 @@ class AnswerFile:
 
         The wait lets a process that was just killed exit.
         """
-        began = time.monotonic()
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                if time.monotonic() - began > LOCK_SECONDS:
+                if time.monotonic() > deadline:
                     message = f"another process is writing {self.partial}; wait for it, or end it"
                     raise ValueError(message) from None
             time.sleep(0.05)
-
-    def previous_run(self) -> dict[str, Any]:
-        """Return the settings of the run that wrote the file, {} if they are not known."""
-        try:
-            content = json.loads(self.identity.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
     def write(self, number: int, line: bytes) -> None:
         """Add a line of the output, in any order, and write all lines whose predecessors are written.
@@ -144,9 +142,7 @@ class AnswerFile:
     def __enter__(self) -> "AnswerFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and not self.lines:
             self.partial.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
@@ -154,19 +150,34 @@ class AnswerFile:
             self.file.close()
 
 
-def count_lines(file: Any) -> tuple[int, int]:
-    """Return the number of complete lines of a file, and their size in bytes."""
-    file.seek(0)
-    lines = whole = at = 0
-    while block := file.read(BLOCK_BYTES):
-        lines += block.count(b"\n")
-        if (last := block.rfind(b"\n")) >= 0:
-            whole = at + last + 1
-        at += len(block)
-    return lines, whole
+class BatchProgress:
+    """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
+
+    def __init__(self, file: AnswerFile, rows: int) -> None:
+        """rows: number of rows of the whole input."""
+        self.file, self.rows = file, rows
+        self.failed = self.output_tokens = 0
+        self.bar: Any = None
+        self.began = self.seconds = 0.0
+
+    def start(self) -> None:
+        """Start the clock; called when the first row can be answered."""
+        self.bar = tqdm(total=self.rows, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
+        self.began = time.monotonic()
+
+    def write(self, row: BatchRow, answer: RowAnswer) -> None:
+        self.file.write(row.number, output_line(row, answer))
+        self.failed += bool(answer.error)
+        self.output_tokens += answer.tokens
+        self.seconds = time.monotonic() - self.began
+        self.bar.set_postfix_str(f"{self.rate()}, {self.failed} failed", refresh=False)
+        self.bar.update()
+
+    def rate(self) -> str:
+        return f"{self.output_tokens / max(self.seconds, 1e-3):,.0f} output tokens/s"
 
 
-def difference(previous: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def difference(previous: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
     """Return a description of the settings in which two runs differ, for an error message."""
     if not previous:
         return "its settings are not known"

@@ -4,7 +4,7 @@ Line k of the output belongs to row k of the input. An invalid row gets a line w
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ class BatchRow(NamedTuple):
     number: int  # from 1; in JSONL the line number
     content: dict[str, Any] | None  # None for an invalid row or a blank line
     error: str = ""
+    request: dict[str, Any] | None = None  # body for /generate; None if `content` is
 
 
 class RowAnswer(NamedTuple):
@@ -31,22 +32,21 @@ class RowAnswer(NamedTuple):
     text: str = ""
     tokens: int = 0  # generated tokens, end token included
     error: str | None = None
-    prompt_tokens: int = 0  # 0 for a server, which does not report it
 
 
-MakeRequest = Callable[[dict[str, Any]], dict[str, Any]]  # maps a row's content to a body of /generate
-WriteAnswer = Callable[[BatchRow, RowAnswer], None]  # takes the answers in any order
-ShouldWait = Callable[[], bool]  # returns whether to pause before the next row
-
-
-def read_rows(path: Path, skip: int = 0) -> Iterator[BatchRow]:
+def read_rows(
+    path: Path, skip: int = 0, model: str = "", parameters: Mapping[str, Any] | None = None
+) -> Iterator[BatchRow]:
     """Yield the rows after the first `skip`; a blank line counts as a row.
 
-    Raises ValueError with file and line if the rest of the file cannot be read, or if it has no rows.
+    model, parameters: see request_of. Raises ValueError with file and line if the rest of the file cannot be read, or
+    if it has no rows.
     """
     for number, row in enumerate(checked_rows(path, answers=False, blank_lines=True), 1):
         if number > skip:
-            yield BatchRow(number, row.content, f"{row.place} {row.error}" if row.error else "")
+            error = f"{row.place} {row.error}" if row.error else ""
+            request = None if row.content is None else request_of(row.content, model, parameters or {})
+            yield BatchRow(number, row.content, error, request)
 
 
 def request_of(content: dict[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,22 @@
-"""A run of batch.py: its identity, its progress, and the two ways to answer rows (offline engine or server)."""
+"""A run of batch.py: its identity, and the server that answers, which is started for the run or runs already."""
 
 import asyncio
 import hashlib
 import json
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from chat_prompts.template_files import read_template
-from tqdm import tqdm
+from server_launch.launch_args import precheck
 
-from batch_runs.batch_file import AnswerFile
-from batch_runs.batch_rows import BatchRow, MakeRequest, RowAnswer, output_line, read_rows
+from batch_runs.batch_client import BatchClient
+from batch_runs.batch_file import AnswerFile, BatchProgress
+from batch_runs.batch_rows import BatchRow, read_rows
+from batch_runs.batch_server import started_server
 
 # vLLM's options that affect speed but not answers: a run can be resumed with other values.
 SPEED_OPTIONS = (
@@ -53,51 +54,22 @@ def answer_options(options: list[str]) -> list[str]:
     return kept
 
 
-class BatchProgress:
-    """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
-
-    def __init__(self, file: AnswerFile, rows: int) -> None:
-        """rows: number of rows of the whole input."""
-        self.file, self.rows = file, rows
-        self.failed = self.prompt_tokens = self.output_tokens = 0
-        self.bar: Any = None
-        self.began = self.seconds = 0.0
-
-    def start(self) -> None:
-        """Start the clock; called when the first row can be answered."""
-        self.bar = tqdm(total=self.rows, initial=self.file.lines, unit="row", disable=None, smoothing=0.1)
-        self.began = time.monotonic()
-
-    def write(self, row: BatchRow, answer: RowAnswer) -> None:
-        self.file.write(row.number, output_line(row, answer))
-        self.failed += bool(answer.error)
-        self.prompt_tokens += answer.prompt_tokens
-        self.output_tokens += answer.tokens
-        self.seconds = time.monotonic() - self.began
-        self.bar.set_postfix_str(f"{self.rate(self.output_tokens)} tokens/s, {self.failed} failed", refresh=False)
-        self.bar.update()
-
-    def rate(self, tokens: int) -> str:
-        return f"{tokens / max(self.seconds, 1e-3):,.0f}"
-
-    def summary(self) -> str:
-        prompts = f"{self.rate(self.prompt_tokens)} prompt and " if self.prompt_tokens else ""
-        return f"{self.seconds:.1f} s, {prompts}{self.rate(self.output_tokens)} output tokens/s"
-
-
 AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]
 
 
-def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows) -> int:
+def run_batch(
+    source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows, served_model: str
+) -> int:
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    settings: the settings that determine the answers, besides the input.
+    settings: the settings that determine the answers, besides the input; "parameters" are the defaults of all rows.
+    served_model: for rows without "model".
     """
     digest, count = hash_and_count(source)
     with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
         before = file.lines
         progress = BatchProgress(file, count)
-        rows = read_rows(source, before)
+        rows = read_rows(source, before, served_model, settings["parameters"])
         if first := next(rows, None):
             if before:
                 print(f"note: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
@@ -106,48 +78,49 @@ def run_batch(source: Path, target: Path, settings: Mapping[str, Any], overwrite
         done, failed = file.finish()
     earlier = f" ({before} lines from before)" if before else ""
     failures = f" ({file.failures})" if failed else ""
-    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.summary()}")
+    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.seconds:.1f} s, {progress.rate()}")
     return failed
 
 
-def engine_run(
-    model: str, template_path: str, options: list[str], request: MakeRequest
-) -> tuple[dict[str, Any], AnswerRows]:
-    """Return the settings that determine the offline engine's answers, and a function that answers rows with it."""
+def own_server(model: str, template_path: str, options: list[str], callers: int) -> tuple[dict[str, Any], AnswerRows]:
+    """Return the settings that determine the answers of a server that is started for the run, and a function for rows.
+
+    options: of launch_vllm.py; callers: concurrent requests. Raises ValueError or FileNotFoundError for a wrong
+    template.
+    """
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        from batch_runs.batch_engine import OfflineEngine, engine_args
-
-        with OfflineEngine(engine_args(model, template_path, options)) as engine:
-            progress.start()
-            engine.answer(rows, request, progress.write, progress.file.is_full)
+        precheck(["--model", model, *options])
+        with started_server(model, template_path, options) as path:
+            answer_with(BatchClient("http://localhost", "", callers, path), rows, progress)
 
     return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
 
 
-def server_run(url: str, key: str, callers: int, model: str, request: MakeRequest) -> tuple[dict[str, Any], AnswerRows]:
+def running_server(url: str, key: str, callers: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
     """Return the settings that determine a server's answers, and a function that answers rows with it.
 
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
     """
-    from batch_runs.batch_client import BatchClient
-
     client = BatchClient(url, key, callers)
 
-    async def names() -> tuple[list[str], list[str]]:
-        async with client:
+    async def served_names() -> tuple[list[str], list[str]]:
+        async with client.connected():
             return await client.models()
 
-    async def answer_all(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        async with client:
-            progress.start()
-            await client.answer(rows, request, progress.write, progress.file.is_full)
-
-    # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    bases, adapters = asyncio.run(names())
+    bases, adapters = asyncio.run(served_names())
     if model and model not in bases + adapters:
         raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
+    return {"server of": bases, "model": model}, partial(answer_with, client)
 
-    return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(answer_all(rows, progress))
+
+def answer_with(client: BatchClient, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
+    """Answer rows with a server; raises the errors of BatchClient.answer."""
+
+    async def answer_all() -> None:
+        async with client.connected():
+            progress.start()
+            await client.answer(rows, progress)
+
+    asyncio.run(answer_all())

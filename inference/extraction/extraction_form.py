@@ -28,7 +28,7 @@ class AnswerSlot(NamedTuple):
     """A value in an item of an answer that holds one or several names."""
 
     key: str  # JSON key of the value; "" if the item is the value itself
-    holds: str  # "text", "list", or "either": one name as text, several as a list
+    value_kind: str  # "text", "list", or "either": one name as text, several as a list
     by_role: bool = False  # True: the value is an object that maps roles to such values
 
 
@@ -74,10 +74,8 @@ def extraction_prompt(
 
     language: en, zh, or auto (detected from the text). extraction: the checkpoint's extraction.json, which takes
     precedence over the default; if it has the task in the other language only, that language is used. Raises ValueError
-    for an unknown language, for an entry that check_extraction refuses, and for two type names with the same key.
+    for an entry that check_extraction refuses, and for two type names with the same key.
     """
-    if language not in (*LANGUAGES, "auto"):
-        raise ValueError(f"there is no language {language!r:.60}; use one of {', '.join(LANGUAGES)}, auto")
     preferred = language_of(text) if language == "auto" else language
     other = LANGUAGES[1 - LANGUAGES.index(preferred)]
     candidates = [(source, spoken) for source in (extraction or {}, DEFAULTS) for spoken in (preferred, other)]
@@ -174,11 +172,11 @@ def item_slots(item: Any) -> tuple[AnswerSlot, ...]:
     if len(item) == 1 and PLACEHOLDER.fullmatch(next(iter(item))):
         return (AnswerSlot("", slot_kind(*item.values()), by_role=True),)
     inner = {key: item_slots(value)[0] if value else AnswerSlot("", "") for key, value in item.items()}
-    return tuple(AnswerSlot(key, "" if slot.key else slot.holds, slot.by_role) for key, slot in inner.items())
+    return tuple(AnswerSlot(key, "" if slot.key else slot.value_kind, slot.by_role) for key, slot in inner.items())
 
 
 def slot_kind(value: Any) -> str:
-    """Return AnswerSlot.holds for a value in a shape, "" if the value is invalid."""
+    """Return AnswerSlot.value_kind for a value in a shape, "" if the value is invalid."""
     match value:
         case str() if PLACEHOLDER.fullmatch(value):
             return "text"
@@ -198,7 +196,7 @@ def fits_task(task: str, form: AnswerForm) -> bool:
     keys = [slot.key for slot in form.item]
     return (
         bool(type_names and form.item)
-        and all(slot.holds for slot in form.item)
+        and all(slot.value_kind for slot in form.item)
         and names in allowed_names
         and by_role <= (task == "ee")
         and (keys == [""] or not any(key == "" or PLACEHOLDER.search(key) for key in keys))

@@ -61,9 +61,9 @@ def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> 
     """Return the name of the rule for an item of a type with these roles."""
     parts = []
     for slot in form.item:
-        if slot.holds == "text":
+        if slot.value_kind == "text":
             value = "string"
-        elif slot.holds == "list":
+        elif slot.value_kind == "list":
             value = list_rule("string", form.all_types, rules)
         else:
             value = rules.name("names", 'string | "[" string (", " string)+ "]"')

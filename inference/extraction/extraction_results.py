@@ -51,7 +51,9 @@ def merge_answers(
 
     by_key = form.types_by_key(types)
     ordered = [item for item in sorted(offsets, key=position) if item.key in by_key]
-    field, describe = {"ner": ("entities", entity), "ee": ("events", event)}.get(task, ("triples", triple))
+    field, describe = {"ner": ("entities", describe_entity), "ee": ("events", describe_event)}.get(
+        task, ("triples", describe_triple)
+    )
     return {field: [describe(item, offsets[item], by_key[item.key]) for item in ordered]}
 
 
@@ -82,17 +84,17 @@ def strings(value: Any) -> list[str]:
     return [each for each in as_list(value) if isinstance(each, str)]
 
 
-def named(name: str, offsets: Offsets) -> dict[str, Any]:
+def name_with_offsets(name: str, offsets: Offsets) -> dict[str, Any]:
     return {"name": name, "offsets": [list(span) for span in sorted(offsets[name])], "in_text": bool(offsets[name])}
 
 
-def entity(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
-    return {"type": types[0].name, **named(item.names[0], offsets)}
+def describe_entity(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+    return {"type": types[0].name, **name_with_offsets(item.names[0], offsets)}
 
 
-def triple(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+def describe_triple(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
     """Return a triple; its subject or object has a "type" only if all relations of this name in the schema agree."""
-    subject, object_ = (named(name, offsets) for name in item.names)
+    subject, object_ = (name_with_offsets(name, offsets) for name in item.names)
     for end, end_types in (
         (subject, {type_.subject_type for type_ in types}),
         (object_, {type_.object_type for type_ in types}),
@@ -102,10 +104,10 @@ def triple(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> di
     return {"subject": subject, "relation": types[0].name, "object": object_}
 
 
-def event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
-    arguments = [{"role": role, **named(name, offsets)} for role, name in item.arguments]
+def describe_event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType]) -> dict[str, Any]:
+    arguments = [{"role": role, **name_with_offsets(name, offsets)} for role, name in item.arguments]
     return {
         "type": types[0].name,
-        "trigger": named(item.names[0], offsets) if item.names else None,
+        "trigger": name_with_offsets(item.names[0], offsets) if item.names else None,
         "arguments": arguments,
     }

@@ -1,76 +1,39 @@
-"""Finds names in a text; offsets are characters (Unicode code points).
-
-Names and text come from users, so no regular expression is built from them.
-"""
+"""Finds names in a text; offsets are characters (Unicode code points)."""
 
 import re
-import unicodedata
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
+
+import regex
 
 # Scripts without spaces between words, or (Hangul) with suffixes attached to names: a word may end anywhere.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Myanmar, Khmer
-    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Hiragana, Katakana
-    "\u1100-\u11ff\uac00-\ud7ff]"  # Hangul
+UNSPACED = "".join(
+    rf"\p{{{script}}}" for script in ("Thai", "Lao", "Myanmar", "Khmer", "Han", "Hiragana", "Katakana", "Hangul")
 )
-SPACES = re.compile(r"\s+")
+LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
+WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
 
 
 def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
     """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
 
-    These searches are tried in order until one finds the name: as whole words; as whole words with other white space;
-    within words; within words with other white space.
+    White space may differ. If the name does not occur as whole words, it is searched within words.
     """
-    name, window = name.strip(), text[start:end]
-    for whole_words in (True, False):
-        for search in (find_exact, find_respaced):
-            found = search(name, window, whole_words)
-            if found:
-                return [(start + first, start + last) for first, last in found]
-    return []
-
-
-def find_exact(name: str, text: str, whole_words: bool) -> list[tuple[int, int]]:
-    return [(at, at + len(name)) for at in occurrences(name, text, whole_words)] if name else []
-
-
-def find_respaced(name: str, text: str, whole_words: bool) -> list[tuple[int, int]]:
-    """Find a name that contains white space; each run of white space is treated as one space."""
-    if not SPACES.search(name):
+    words = name.split()
+    if not words:
         return []
-    runs = [run.span() for run in SPACES.finditer(text)]
-    removed = [0, *accumulate(last - first - 1 for first, last in runs)]  # characters, before each run and in total
-    run_ends = [last - removed[i + 1] for i, (_, last) in enumerate(runs)]  # positions in the text with single spaces
-
-    def original(at: int) -> int:
-        return at + removed[bisect_right(run_ends, at)]
-
-    found = find_exact(SPACES.sub(" ", name), SPACES.sub(" ", text), whole_words)
-    return [(original(first), original(last)) for first, last in found]
+    pattern, window = re.compile(r"\s++".join(map(re.escape, words))), text[start:end]
+    spans = list(occurrences(pattern, window, True)) or list(occurrences(pattern, window, False))
+    return [(start + first, start + last) for first, last in spans]
 
 
-def occurrences(name: str, text: str, whole_words: bool) -> Iterator[int]:
-    at = text.find(name)
-    while at >= 0:
-        after = at + len(name)
-        if whole_words and (is_within_word(text, at) or is_within_word(text, after)):
-            after = at + 1
-            while is_within_word(text, after):
-                after += 1
+def occurrences(pattern: re.Pattern[str], text: str, whole_words: bool) -> Iterator[tuple[int, int]]:
+    place = 0
+    while match := pattern.search(text, place):
+        first, last = match.span()
+        if whole_words and (WITHIN_WORD.match(text, first) or WITHIN_WORD.match(text, last)):
+            place = first + 1
+            while WITHIN_WORD.match(text, place):
+                place += 1
         else:
-            yield at
-        at = text.find(name, after)
-
-
-def is_within_word(text: str, at: int) -> bool:
-    """Return whether a position lies inside a word of a script with spaces between words."""
-    return 0 < at < len(text) and is_spaced_letter(text[at - 1]) and is_spaced_letter(text[at])
-
-
-def is_spaced_letter(character: str) -> bool:
-    if UNSPACED.match(character):
-        return False
-    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+            yield first, last
+            place = last

@@ -9,7 +9,7 @@ batching and their errors are those of vLLM's /v1/completions.
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Literal
 
 from chat_prompts.prompt_encoding import Message, one_turn
 from fastapi import APIRouter, Request, Response
@@ -19,7 +19,7 @@ from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import STOPPED, Text, envelope_route, error_response, openapi_responses
 from routes.sampling_parameters import Parameters, StructuredOutputs, completion_fields
-from routes.served_models import ServedModel, completion_function, requested_model
+from routes.served_models import complete
 
 DONE = "data: [DONE]\n\n"  # the last event of a stream, as in OpenAI's interface
 
@@ -85,26 +85,6 @@ class GenerateAnswer(BaseModel):
     error: str | None = Field(default=None, description="one line")
 
 
-def completion_answer(completion: Any) -> GenerateAnswer:
-    """Return the envelope of vLLM's CompletionResponse."""
-    return GenerateAnswer(
-        generated_text=completion.choices[0].text, num_output_tokens_cf=completion.usage.completion_tokens
-    )
-
-
-def beam_search_answer(completion: Any, model: ServedModel, prompt: list[int]) -> GenerateAnswer:
-    """Return the envelope of a beam search: the text and the number of tokens of the best answer.
-
-    The ids are decoded here, because vLLM decodes a beam's ids without the prompt and all at once: a character that the
-    token limit truncates would become U+FFFD.
-    """
-    best = completion.choices[0]
-    return GenerateAnswer(
-        generated_text=model.decode(prompt, best.token_ids),
-        num_output_tokens_cf=len(best.token_ids) + (best.finish_reason == "stop"),  # its ids lack the end token
-    )
-
-
 async def envelope_events(events: AsyncIterator[str], path: str) -> AsyncIterator[str]:
     """Yield vLLM's events as envelopes, whose concatenated texts are the whole answer, then [DONE]."""
     try:
@@ -137,15 +117,14 @@ def generate_router() -> APIRouter:
     vLLM's decorators cancel the request when the client disconnects, and count it in the server's load.
     """
     router = APIRouter(route_class=envelope_route(GenerateAnswer, REQUEST_MODELS))
-    complete = completion_function()
 
     @router.post("/generate", response_model=None, responses=openapi_responses(GenerateAnswer, streams=True))
     @from_vllm("with_cancellation")
     @from_vllm("load_aware_call")
     async def generate(request: GenerateRequest, raw_request: Request) -> Response:
         """Answer an instruction with its input, or a conversation, with the model's prompt template."""
-        model = await requested_model(raw_request, request.model)
-        ids = await model.ids(request.conversation())
+        model = raw_request.app.state.knowlm_models.get(request.model)
+        ids = await model.encode_async(request.conversation())
         parameters = request.parameters or Parameters()
         fields = completion_fields(parameters, model.context - len(ids), bool(request.stream))
         if request.stream:
@@ -153,8 +132,13 @@ def generate_router() -> APIRouter:
             events = await complete(raw_request, model, ids, **fields, stream=True, stream_options=options)
             return StreamingResponse(envelope_events(events, raw_request.url.path), media_type="text/event-stream")
         completion = await complete(raw_request, model, ids, **fields)
-        is_beam_search = "use_beam_search" in fields
-        answer = beam_search_answer(completion, model, ids) if is_beam_search else completion_answer(completion)
-        return JSONResponse(answer.model_dump())
+        best, tokens = completion.choices[0], completion.usage.completion_tokens
+        text = best.text
+        if "use_beam_search" in fields:
+            # vLLM decodes a beam's ids without the prompt and all at once: a character that the token limit truncates
+            # would become U+FFFD. It counts the tokens of all beams; the ids of the best one lack the end token.
+            text = model.decode(ids, best.token_ids)
+            tokens = len(best.token_ids) + (best.finish_reason == "stop")
+        return JSONResponse(GenerateAnswer(generated_text=text, num_output_tokens_cf=tokens).model_dump())
 
     return router

@@ -29,15 +29,6 @@ def check_surrogates(text: str) -> str:
 Text = Annotated[str, AfterValidator(check_surrogates)]
 
 
-class RequestFailedError(Exception):
-    """A request that vLLM refused or could not finish."""
-
-    def __init__(self, message: str, status: int) -> None:
-        """message: text for the envelope; status: HTTP status code."""
-        super().__init__(message)
-        self.status = status
-
-
 def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
     """Return pydantic's errors as one line, and the HTTP status: 400 for a body that is not JSON, else 422.
 
@@ -89,9 +80,7 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
                     return await handler(request)
                 except (RequestValidationError, ValidationError) as error:
                     return failure(*validation_message(error.errors(), models))
-                except RequestFailedError as error:
-                    return failure(str(error), error.status)
-                except HTTPException as error:  # for example a body that cannot be decoded
+                except HTTPException as error:  # also raised by FastAPI for a body that cannot be decoded
                     return failure(str(error.detail), error.status_code)
                 except Exception as error:
                     return failure(*error_response(error, request.url.path))

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from routes.extract_api import extract_router
 from routes.generate_api import generate_router
-from routes.served_models import served_models
+from routes.served_models import ServedModels
 
 
 class RoutesMiddleware:
@@ -21,20 +21,13 @@ class RoutesMiddleware:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Forward an event; raises ValueError or FileNotFoundError at startup if an adapter cannot be served."""
         if scope["type"] == "lifespan":
-            await start_routes(scope["app"])
+            app, state = scope["app"], scope["app"].state
+            if getattr(state, "openai_serving_completion", None) is not None:  # the model generates text
+                state.knowlm_models = ServedModels(state)
+                add_routes(app)
         await self.app(scope, receive, send)
-
-
-async def start_routes(app: FastAPI) -> None:
-    """Add the routes and the state that they use; do nothing if the model does not generate text.
-
-    Raises ValueError or FileNotFoundError if an adapter cannot be served.
-    """
-    state = app.state
-    if getattr(state, "openai_serving_completion", None) is not None:
-        state.knowlm_models = await served_models(state.engine_client, state, state.args)
-        add_routes(app)
 
 
 def add_routes(app: FastAPI) -> None:

@@ -5,21 +5,22 @@ files, chat_template.jinja and extraction.json. The base's files are used for th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import PurePath
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
+from chat_prompts.text_encoding import text_encoder
 from extraction.extraction_form import read_extraction
-from fastapi import Request
-from server_launch.adapter_folders import check_adapter
-from server_launch.adapter_prompts import adapter_prompt_encoder
+from fastapi import HTTPException, Request
+from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
 from vllm_bridge.vllm_imports import from_vllm
 
-from routes.response_envelope import STOPPED, RequestFailedError
+from routes.response_envelope import STOPPED
 
 # Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
 EVENT_LOOP_CHARACTERS = 8192
+ENCODED_CHARACTERS = 2**16  # of a text that are encoded at once; bounds the memory
 
 
 class ServedModel(NamedTuple):
@@ -45,7 +46,7 @@ class ServedModel(NamedTuple):
             raise ValueError(f"the prompt has {len(ids)} tokens, the context {self.context}; change its length")
         return ids
 
-    async def ids(self, messages: Sequence[Message]) -> list[int]:
+    async def encode_async(self, messages: Sequence[Message]) -> list[int]:
         """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
         return await run_in_thread_if_long(text_length(messages), self.encode, messages)
 
@@ -62,20 +63,19 @@ class ServedModel(NamedTuple):
             )
         return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.end_ids]}
 
+    def token_starts(self, text: str) -> Sequence[int]:
+        """Return the offset of each token of a text, in characters; long texts are encoded in parts."""
+        encoder = text_encoder(self.encoder.tokenizer, next(iter(self.encoder.controls), ""))
+        starts = array("Q")
+        for part in range(0, len(text), ENCODED_CHARACTERS):
+            encoded = encoder.backend.encode(text[part : part + ENCODED_CHARACTERS], add_special_tokens=False)
+            starts.extend(part + start for start, _ in encoded.offsets)
+        return starts
+
     def decode(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text of an answer's ids as vLLM streams it: with leading space, without incomplete characters."""
-        from tokenizers.decoders import DecodeStream
-
-        tokenizer = self.encoder.tokenizer.backend_tokenizer
-        stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        text = ""
-        for index in ids:
-            try:
-                text += stream.step(tokenizer, index) or ""
-            except Exception:  # invalid UTF-8 after valid bytes; vLLM restarts its stream, too
-                stream = DecodeStream(skip_special_tokens=True)
-                text += stream.step(tokenizer, index) or ""
-        return text
+        decode, prompt = self.encoder.tokenizer.backend_tokenizer.decode, list(prompt)
+        return decode([*prompt, *ids]).removeprefix(decode(prompt)).rstrip("\ufffd")
 
 
 def text_length(messages: Sequence[Message]) -> int:
@@ -93,73 +93,46 @@ async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *
 class ServedModels:
     """All models that a request can name. vLLM can load adapters at run time, so its registry is read each time."""
 
-    def __init__(self, base: ServedModel, folder: str, registry: Any) -> None:
-        """folder: checkpoint folder of the base; registry: vLLM's OpenAIServingModels."""
-        self.base, self.folder, self.registry = base, folder, registry
+    def __init__(self, state: Any) -> None:
+        """Read the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
+
+        state: the application's state, with vLLM's engine_client (started) and openai_serving_models.
+        """
+        engine, args = state.engine_client, state.args
+        self.folder, self.registry = args.model, state.openai_serving_models
+        tokenizer = engine.get_tokenizer()
+        encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
+        context = engine.model_config.max_model_len
+        self.base = make_served_model(None, encoder, read_extraction(args.model), context, tokenizer)
         self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # name -> (vLLM's LoRARequest, model)
+        for name in self.registry.lora_requests:
+            self.get(name)
 
-    def names(self) -> list[str]:
-        return [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
+    def get(self, name: str | None) -> ServedModel:
+        """Return the model of a name, the base if it is None.
 
-    def get(self, name: str | None) -> ServedModel | None:
-        """Return the model of a name, the base if it is None; None for an unknown name or an adapter to be loaded."""
+        Reads the folder of an adapter that is new or that vLLM has reloaded. Raises HTTPException (status 404) for
+        an unknown name, and ValueError or FileNotFoundError if the adapter cannot be served.
+        """
         if name is None or self.registry.is_base_model(name):
             return self.base
-        request, model = self.adapters.get(name, (None, None))
-        return model if request is self.registry.lora_requests.get(name) else None
-
-    async def load(self, name: str) -> ServedModel:
-        """Read the folder of an adapter that is new or that vLLM has reloaded; return its model.
-
-        Raises RequestFailedError (status 404) for an unknown name, and ValueError or FileNotFoundError if the adapter
-        cannot be served.
-        """
-        request = self.registry.lora_requests.get(name) or await self.resolve_adapter(name)
-        model = await asyncio.to_thread(self.adapter_model, name, request.lora_path)
-        self.adapters[name] = request, model
-        self.adapters = {name: each for name, each in self.adapters.items() if name in self.registry.lora_requests}
+        request = self.registry.lora_requests.get(name)
+        if request is None:
+            names = [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
+            raise HTTPException(404, f"there is no model {name!r}; served: {', '.join(names)}")
+        known, model = self.adapters.get(name, (None, None))
+        if model is None or known is not request:
+            model = self.adapter_model(name, request.lora_path)
+            loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}
+            self.adapters = loaded | {name: (request, model)}
         return model
-
-    def unknown_model(self, name: str) -> RequestFailedError:
-        return RequestFailedError(f"there is no model {name!r}; served: {', '.join(self.names())}", 404)
 
     def adapter_model(self, name: str, folder: str) -> ServedModel:
         """Return the model of an adapter's folder; raises ValueError or FileNotFoundError if it cannot be served."""
-        check_adapter(name, folder, self.folder)
+        check_served_adapter(name, folder, self.folder)
         encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
         extraction = read_extraction(folder) or base.extraction
         return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
-
-    async def resolve_adapter(self, name: str) -> Any:
-        """Return the LoRARequest that vLLM's resolvers find for a name that is not loaded.
-
-        vLLM's filesystem resolver joins its folder and the name, so paths out of that folder are refused. Raises
-        RequestFailedError.
-        """
-        is_inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
-        if from_vllm("envs").VLLM_ALLOW_RUNTIME_LORA_UPDATING and is_inside:
-            found = await self.registry.resolve_lora(name)
-            if not isinstance(found, from_vllm("ErrorResponse")):
-                return found
-            if found.error.code != 404:
-                raise RequestFailedError(found.error.message, found.error.code)
-        raise self.unknown_model(name)
-
-
-async def served_models(engine_client: Any, state: Any, args: Any) -> ServedModels:
-    """Return the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
-
-    engine_client: vLLM's, started; state: the application's state; args: the server's arguments.
-    """
-    tokenizer = engine_client.get_tokenizer()
-    encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
-    context = engine_client.model_config.max_model_len
-    extraction = read_extraction(args.model)
-    base = make_served_model(None, encoder, extraction, context, tokenizer)
-    models = ServedModels(base, args.model, state.openai_serving_models)
-    for name in list(models.registry.lora_requests):
-        await models.load(name)
-    return models
 
 
 def make_served_model(
@@ -172,30 +145,18 @@ def make_served_model(
     return ServedModel(name, encoder, extraction, context, longest, ends)
 
 
-async def requested_model(request: Request, name: str | None) -> ServedModel:
-    """Return the model that a request names; raises the errors of ServedModels.load."""
-    models: ServedModels = request.app.state.knowlm_models
-    return models.get(name) or await models.load(name or "")
+async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
+    """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
-
-def completion_function() -> Callable[..., Awaitable[Any]]:
-    """Return a coroutine function that calls vLLM's handler of /v1/completions; our routes share its validation.
-
-    The function takes (request, model, prompt ids, **fields of CompletionRequest). It returns a CompletionResponse or,
-    with stream, an asynchronous iterator of server-sent events. It raises RequestFailedError, and the ValueError of
-    with_end_ids.
+    fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
+    server-sent events. Raises HTTPException, and the ValueError of with_end_ids.
     """
-    completion_request, failed_response = from_vllm("CompletionRequest"), from_vllm("ErrorResponse")
-
-    async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
-        body = completion_request(model=model.name, prompt=ids, **model.with_end_ids(fields))
-        result = await request.app.state.openai_serving_completion.create_completion(body, request)
-        if isinstance(result, failed_response):
-            if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
-                raise asyncio.CancelledError
-            raise RequestFailedError(result.error.message, result.error.code)
-        if not fields.get("stream") and result.choices[0].finish_reason == "abort":
-            raise RequestFailedError(STOPPED, 503)
-        return result
-
-    return complete
+    body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **model.with_end_ids(fields))
+    result = await request.app.state.openai_serving_completion.create_completion(body, request)
+    if isinstance(result, from_vllm("ErrorResponse")):
+        if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
+            raise asyncio.CancelledError
+        raise HTTPException(result.error.code, result.error.message)
+    if not fields.get("stream") and result.choices[0].finish_reason == "abort":
+        raise HTTPException(503, STOPPED)
+    return result

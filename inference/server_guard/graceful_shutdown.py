@@ -10,10 +10,9 @@ import asyncio
 import logging
 import multiprocessing
 import signal
-from typing import Any, Protocol
+from typing import Any
 
-from server_guard.process_supervisor import LEAVING, SERVING, report
-from server_guard.uvicorn_hooks import exit_server
+from server_guard.process_supervisor import ALL_ANSWERED, SERVING, notify_supervisor
 
 FORCE_EXIT_SECONDS = 1.0  # after the abort
 # With several API processes, their parent kills them at the shutdown timeout; requests are aborted this long before.
@@ -22,16 +21,12 @@ PARENT_MARGIN_SECONDS = 2.0
 logger = logging.getLogger("uvicorn.error")
 
 
-class AbortableRequest(Protocol):
-    def abort(self) -> None: ...
-
-
 class GracefulShutdown:
     """The shutdown of one API process: `draining` is set when it begins, `aborted` when the timeout is over."""
 
     def __init__(self) -> None:
-        self.running: set[AbortableRequest] = set()
-        self.draining = self.aborted = self.reported = False
+        self.running: set[Any] = set()  # GuardedRequests
+        self.draining = self.aborted = False
         self.timeout = 0.0  # seconds
         self.server: Any = None
 
@@ -46,7 +41,7 @@ class GracefulShutdown:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.start)
-        report(SERVING)
+        notify_supervisor(SERVING)
 
     def start(self) -> None:
         """Begin the shutdown. Further signals are ignored here; process_supervisor.py acts on the second one."""
@@ -56,17 +51,14 @@ class GracefulShutdown:
             asyncio.get_running_loop().call_later(self.timeout, self.abort)
             self.exit_if_idle()
 
-    def add(self, request: AbortableRequest) -> None:
-        self.running.add(request)
-
-    def remove(self, request: AbortableRequest) -> None:
+    def remove(self, request: Any) -> None:
         self.running.discard(request)
         if self.draining:
             self.exit_if_idle()
 
     def exit_if_idle(self) -> None:
         if not self.running:
-            exit_server(self.server)
+            self.server.should_exit = True
 
     def abort(self) -> None:
         """Abort the running requests; FORCE_EXIT_SECONDS later, exit without waiting for clients that read slowly."""
@@ -76,11 +68,5 @@ class GracefulShutdown:
         asyncio.get_running_loop().call_later(FORCE_EXIT_SECONDS, self.force_exit)
 
     def force_exit(self) -> None:
-        exit_server(self.server, force=True)
-        self.report_leaving()
-
-    def report_leaving(self) -> None:
-        """Report to the supervisor, once, that all responses are sent or aborted."""
-        if not self.reported:
-            self.reported = True
-            report(LEAVING)
+        self.server.should_exit = self.server.force_exit = True
+        notify_supervisor(ALL_ANSWERED)

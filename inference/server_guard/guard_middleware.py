@@ -6,23 +6,24 @@ have the same CORS headers as vLLM's responses, so that a page of an allowed ori
 """
 
 import asyncio
-import hashlib
 import os
-import secrets
 from argparse import Namespace
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
+from vllm_bridge.vllm_imports import from_vllm
 
-from server_guard.error_responses import App, ASGIMessage, Receive, RefusedError, Scope, Send, route_path, send_refusal
+from server_guard.error_responses import RefusedError, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
 from server_guard.log_privacy import install_log_filters
+from server_guard.process_supervisor import ALL_ANSWERED, notify_supervisor
 from server_guard.request_limits import RateLimits, client_name
-from server_guard.uvicorn_hooks import limit_heads
+from server_guard.uvicorn_hooks import install_uvicorn_hooks
 
 MIB = 2**20
 BUSY_SECONDS = 1  # Retry-After for vLLM's 429 and 503: its queue has room as soon as one request ends
@@ -32,7 +33,7 @@ UNLIMITED_PATHS = ("/health", "/metrics")
 
 
 class GuardMiddleware:
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
         self.usage: TokenUsage | None = None  # set if tokens are limited
@@ -44,11 +45,11 @@ class GuardMiddleware:
         if self.settings is None:
             self.settings = GuardSettings(scope["app"].state.args)
         request = GuardedRequest(scope, receive, send, self.settings)
-        self.shutdown.add(request)
+        self.shutdown.running.add(request)
         try:
             if self.shutdown.draining:
                 raise shutting_down()
-            await self.run(request, self.settings.admit(scope))
+            await self.run(request, self.settings.check_request(scope))
         except RefusedError as refusal:
             request.refusal = refusal
         except asyncio.CancelledError:
@@ -60,54 +61,38 @@ class GuardMiddleware:
         finally:
             self.shutdown.remove(request)
         if request.refusal:
-            await request.refuse(request.refusal)
+            await request.send_refusal(request.refusal)
         return None
 
     async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
         """Run the route; charge the tokens to the callers, even if the request fails or is cancelled."""
-        if not (callers and self.usage and self.settings and self.settings.limits):
+        if not (callers and self.usage):
             return await self.app(request.scope, request.receive, request.send)
         with self.usage.recorded() as sequences:
             try:
                 await self.app(request.scope, request.receive, request.send)
             finally:
-                tokens = tokens_used(request.scope.get("state", {}), sequences)
-                self.settings.limits.charge(callers, tokens)
+                request.settings.limits.charge(callers, tokens_used(request.scope.get("state", {}), sequences))
         return None
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle ASGI lifespan events: install the guard at startup, and report the shutdown to the supervisor."""
-        started = False
-
-        async def receive_event() -> ASGIMessage:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self.install(scope["app"].state)
-            else:
-                self.shutdown.report_leaving()
-            return message
-
-        async def send_event(message: ASGIMessage) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive_event, send_event)
-        except Exception as error:
-            if not started:  # without this message, uvicorn would serve without the guard or the routes
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise
-
-    def install(self, state: Any) -> None:
-        """Read the settings and install the hooks; state: the application's state, filled in by vLLM."""
+        """Install the guard at startup, after vLLM has filled in the application's state; report the shutdown."""
+        state = scope["app"].state
         self.settings = GuardSettings(state.args)
+        install_uvicorn_hooks(state.server)
         self.shutdown.install(state.server, state.args.shutdown_timeout)
-        limit_heads(state.server)
         if not state.args.enable_log_requests:
             install_log_filters()
-        if self.settings.limits and self.settings.limits.tokens:
+        if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)
+
+        async def receive_event() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                notify_supervisor(ALL_ANSWERED)
+            return message
+
+        await self.app(scope, receive_event, send)
 
 
 class GuardSettings:
@@ -116,10 +101,9 @@ class GuardSettings:
     def __init__(self, args: Namespace) -> None:
         """args: the server's arguments. Raises the ValueErrors of api_keys and RateLimits."""
         keys = api_keys(args.api_key, os.environ.get("VLLM_API_KEY"))
-        self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.keys = from_vllm("AuthenticationMiddleware")(None, keys) if keys else None
         self.max_body = args.max_body_mib * MIB
-        limited = args.limit_requests or args.limit_tokens
-        self.limits = RateLimits(args.limit_requests, args.limit_tokens) if limited else None
+        self.limits = RateLimits(args.limit_requests, args.limit_tokens)
         self.cors = CORSMiddleware(
             send_refusal,
             allow_origins=args.allowed_origins,
@@ -127,46 +111,29 @@ class GuardSettings:
             expose_headers=["Retry-After", "WWW-Authenticate"],
         )
 
-    def admit(self, scope: Scope) -> Sequence[str]:
+    def check_request(self, scope: Scope) -> Sequence[str]:
         """Return the caller names to which the request's tokens are charged; empty if the request has no limits.
 
         Raises RefusedError if the request is not admitted.
         """
-        authorization, length = b"", 0
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = authorization or value
-            elif name == b"content-length":
-                length = int(value)
+        headers = Headers(scope=scope)
         callers: tuple[str, ...] = ()
-        if self.digests and not is_public(scope):
-            key = self.key_name(authorization)
-            if key is None:
-                if self.limits:  # limits attempts to guess a key
-                    self.count([client_name(scope["client"])])
+        if self.keys and not is_public(scope):
+            if not self.keys.verify_token(headers):
+                self.check_limits([client_name(scope["client"])])  # limits attempts to guess a key
                 message = "no valid key; send one in the header Authorization: Bearer KEY"
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, message)
-            callers = (key,)
-        if length > self.max_body:
+            callers = (headers["authorization"].partition(" ")[2],)
+        if int(headers.get("content-length", 0)) > self.max_body:
             raise self.body_too_long()
-        if not self.limits or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
+        if not self.limits.any or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
             return ()
         callers = (*callers, client_name(scope["client"]))
-        self.count(callers)
+        self.check_limits(callers)
         return callers
 
-    def key_name(self, authorization: bytes) -> str | None:
-        """Return the name of the key in an Authorization header, None if it is not one of this server's."""
-        scheme, _, token = authorization.partition(b" ")
-        digest = hashlib.sha256(token).digest()
-        found = None
-        for number, known in enumerate(self.digests):  # compares with every key, so that the time is constant
-            if secrets.compare_digest(digest, known):
-                found = f"key {number}"
-        return found if scheme.lower() == b"bearer" else None
-
-    def count(self, callers: Sequence[str]) -> None:
-        assert self.limits
+    def check_limits(self, callers: Sequence[str]) -> None:
+        """Count a request for each of the callers; raises RefusedError if a limit is used up."""
         wait, limit = self.limits.count_request(callers)
         if wait:
             message = f"the limit of {limit} is used up; try again in {wait} s"
@@ -180,10 +147,6 @@ class GuardSettings:
 class GuardedRequest:
     """One request: limits the bytes of its body, adds Retry-After to its response, and can be refused or aborted."""
 
-    __slots__ = (
-        "app_receive", "app_send", "refusal", "refusal_task", "remaining", "responded", "scope", "settings", "task",
-    )  # fmt: skip
-
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: GuardSettings) -> None:
         self.scope, self.app_receive, self.app_send, self.settings = scope, receive, send, settings
         self.task = asyncio.current_task()
@@ -191,7 +154,7 @@ class GuardedRequest:
         self.responded = False  # a response has begun
         self.refusal: RefusedError | None = None  # once set, messages of the route are dropped
 
-    async def receive(self) -> ASGIMessage:
+    async def receive(self) -> Message:
         message = await self.app_receive()
         if message["type"] == "http.request":
             self.remaining -= len(message.get("body", b""))
@@ -200,25 +163,24 @@ class GuardedRequest:
                 raise self.refusal
         return message
 
-    def send(self, message: ASGIMessage) -> Awaitable[None]:
+    def send(self, message: Message) -> Awaitable[None]:
         if self.refusal:
             return drop_message()
         if message["type"] in ("http.response.start", "websocket.accept"):
             self.responded = True
             if message.get("status") in (429, 503):
-                headers = list(message.get("headers", ()))
-                if not any(name.lower() == b"retry-after" for name, _ in headers):
-                    message["headers"] = [*headers, (b"retry-after", b"%d" % BUSY_SECONDS)]
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message).setdefault("retry-after", str(BUSY_SECONDS))
         return self.app_send(message)
 
-    async def refuse(self, refusal: RefusedError) -> None:
+    async def send_refusal(self, refusal: RefusedError) -> None:
         """Respond with the refusal, unless a response has begun."""
         if not self.responded:
             self.refusal, self.responded = refusal, True
             refusal.close |= self.expects_continue()
             await self.settings.cors({**self.scope, "refusal": refusal}, self.drain_body, self.app_send)
 
-    async def drain_body(self) -> ASGIMessage:
+    async def drain_body(self) -> Message:
         """Read and drop the rest of the body for at most LINGER_SECONDS; return the event http.disconnect.
 
         A client whose connection is closed while it sends the body would not read the response.
@@ -232,14 +194,14 @@ class GuardedRequest:
 
     def expects_continue(self) -> bool:
         """Return whether the client waits for `100 Continue` before it sends its body."""
-        return self.remaining == self.settings.max_body and any(name == b"expect" for name, _ in self.scope["headers"])
+        return self.remaining == self.settings.max_body and "expect" in Headers(scope=self.scope)
 
     def abort(self) -> None:
         """Abort the request: cancel a response that has begun, else respond with status 503."""
         if self.responded and self.task:
             self.task.cancel()
         else:
-            self.refusal_task = asyncio.ensure_future(self.refuse(shutting_down()))
+            self.refusal_task = asyncio.ensure_future(self.send_refusal(shutting_down()))
 
 
 def shutting_down() -> RefusedError:
@@ -260,10 +222,8 @@ def is_public(scope: Scope) -> bool:
 
 def is_preflight(scope: Scope) -> bool:
     """Return whether a request is a CORS preflight, which vLLM's CORS middleware answers for every path."""
-    if scope.get("method") != "OPTIONS":
-        return False
-    names = [name for name, _ in scope["headers"]]
-    return b"origin" in names and b"access-control-request-method" in names
+    headers = Headers(scope=scope)
+    return scope.get("method") == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[str]:

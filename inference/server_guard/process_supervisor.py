@@ -20,6 +20,7 @@ import math
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from pathlib import Path
 
 MARK = "KNOWLM_SERVER"  # environment variable: the supervisor's process id, a dash, random digits
 # Signals from an API process to the supervisor. Real-time signals are queued, so each one is counted.
-SERVING, LEAVING = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
+SERVING, ALL_ANSWERED = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform == "linux" else (0, 0)
 SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
 TRACKER_SECONDS = 5.0  # given to multiprocessing's resource tracker to unlink the shared memory of killed processes
 CLEAN_UP_SECONDS = 3.0
@@ -36,18 +37,18 @@ GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
 
 
 def supervise() -> None:
-    """Run this command again as the server, and supervise it; returns only in the server's process.
+    """Run this command again as the server, and supervise it; returns only in the server's processes.
 
     The supervisor exits with the server's status, or 128 + the number of the signal that ended it. On systems other
     than Linux (without /proc), the function returns at once.
     """
-    if sys.platform != "linux" or supervisor_pid() == os.getppid():
+    if sys.platform != "linux" or supervisor_pid():
         return
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     line = f"{MARK}={mark}".encode()
     start_watchdog(line)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited: lets a background process group write to the terminal
-    awaited = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, SERVING, LEAVING)
+    awaited = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, SERVING, ALL_ANSWERED)
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     server = os.posix_spawn(
         sys.executable,
@@ -80,7 +81,7 @@ def wait_for_server(server: int, awaited: Sequence[int]) -> int:
                 return code if code >= 0 else 128 - code
         elif number == SERVING:
             serving += 1
-        elif number == LEAVING:
+        elif number == ALL_ANSWERED:
             serving -= 1
             if signalled_at and not serving:
                 deadline = time.monotonic() + CLEAN_UP_SECONDS
@@ -98,8 +99,8 @@ def supervisor_pid() -> int:
     return int(os.environ.get(MARK, "0").partition("-")[0])
 
 
-def report(state: int) -> None:
-    """Signal the supervisor, if there is one, that this API process is SERVING (and handles signals) or LEAVING."""
+def notify_supervisor(state: int) -> None:
+    """Signal the supervisor, if there is one, that this process is SERVING (and handles signals) or ALL_ANSWERED."""
     if pid := supervisor_pid():
         with suppress(ProcessLookupError):
             os.kill(pid, state)
@@ -108,38 +109,16 @@ def report(state: int) -> None:
 def start_watchdog(line: bytes) -> None:
     """Start the process that kills the marked processes if this one is killed; line: the mark in their environment.
 
-    The watchdog waits on a pipe whose write end only this process holds; exec closes it in the children.
+    The watchdog waits on a pipe whose write end only this process holds. In a session of its own, it gets no signals
+    from the terminal.
     """
     read_end, _write_end = os.pipe()
-    if not (child := os.fork()):
-        try:
-            os.setsid()
-            if not os.fork():  # a second fork, so that init reaps the watchdog
-                run_watchdog(read_end, line)
-        finally:
-            os._exit(0)
+    code = f"import sys; from server_guard import process_supervisor as s; sys.stdin.read(); s.kill_marked({line!r})"
+    subprocess.Popen(
+        [sys.executable, "-c", code], stdin=read_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
+    )  # fmt: skip
     os.close(read_end)
-    os.waitpid(child, 0)
-
-
-def run_watchdog(read_end: int, line: bytes) -> None:
-    """Wait until the pipe's write end is closed, then kill the marked processes.
-
-    All other file descriptors are closed, so that the watchdog holds no port, lock or terminal.
-    """
-    for number in signal.valid_signals():
-        with suppress(OSError):  # SIGKILL and SIGSTOP cannot be ignored
-            signal.signal(number, signal.SIG_IGN)
-    os.dup2(read_end, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-    os.closerange(0, 3)
-    for _ in range(3):
-        os.open(os.devnull, os.O_RDWR)
-    os.chdir("/")
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text("knowlm-watchdog")
-    os.read(3, 1)
-    kill_marked(line)
 
 
 def kill_marked(line: bytes) -> None:

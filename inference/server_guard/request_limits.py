@@ -36,6 +36,7 @@ class RateLimits:
         """requests, tokens: limits in the format of parse_limit, None for no limit. Raises its ValueError."""
         self.requests = parse_limit(requests, "--limit-requests") if requests else []
         self.tokens = parse_limit(tokens, "--limit-tokens") if tokens else []
+        self.any = bool(self.requests or self.tokens)
         self.storage = MemoryStorage()
         self.strategy = SlidingWindowCounterRateLimiter(self.storage)
 

@@ -5,6 +5,7 @@
   of a request's head or of a chunk's trailer, so even a client without a key could exhaust the memory. uvicorn's other
   parser, h11, has such a limit (vLLM's --h11-max-incomplete-event-size).
 - Server: `should_exit` and `force_exit` are set. There is no other way to stop a running server from its event loop.
+- Config.lifespan is set to "on".
 """
 
 from typing import Any
@@ -38,14 +39,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
 
-def limit_heads(server: Any) -> None:
-    """Use BoundedHttpProtocol for new connections of a uvicorn.Server, unless it parses with h11."""
+def install_uvicorn_hooks(server: Any) -> None:
+    """End a uvicorn.Server whose startup fails; use BoundedHttpProtocol for new connections, unless it parses with h11.
+
+    Called at the lifespan's startup. By default, uvicorn takes an exception there for missing support of lifespan
+    events, and would serve without the guard or the routes.
+    """
+    server.config.lifespan = "on"
     if server.config.http_protocol_class is HttpToolsProtocol:
         server.config.http_protocol_class = BoundedHttpProtocol
-
-
-def exit_server(server: Any, force: bool = False) -> None:
-    """Stop a uvicorn.Server; force: do not wait for open connections."""
-    server.should_exit = True
-    if force:
-        server.force_exit = True

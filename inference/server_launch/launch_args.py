@@ -1,4 +1,4 @@
-"""Command lines of the server and of the offline engine: checks, parsing with vLLM's parser, and presets."""
+"""Command line of the server: checks, parsing with vLLM's parser, and presets."""
 
 from command_line.strict_parsers import ParserErrors
 
@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapter_checks.adapter_folder import read_config
 from chat_prompts.template_files import read_template
 from vllm_bridge.vllm_imports import from_vllm
 
-from server_launch.launch_adapters import check_adapters, named_adapters, preset_adapters
-from server_launch.launch_checks import check_model, check_port, read_json
+from server_launch.launch_adapters import check_adapters, preset_adapters
+from server_launch.launch_checks import check_model, check_port
 from server_launch.launch_presets import preset_for_cpu
 from server_launch.launch_safety import add_safety_options, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
-# vLLM's options whose default depends on the model or on the machine; None until finalize_args sets them.
+MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
+# vLLM's options whose default depends on the model or on the machine; None until parse_server_args sets them.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
 
 
@@ -33,7 +35,7 @@ def precheck(arguments: Sequence[str]) -> None:
     FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path"):
+    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "config"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
     for name in ("lora-modules", "served-model-name"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
@@ -42,62 +44,37 @@ def precheck(arguments: Sequence[str]) -> None:
     except argparse.ArgumentError:
         return  # vLLM's parser reports it
     model = args.model or next((word for word in arguments[:1] if not word.startswith("-")), None)
+    if not model and not args.config:
+        raise ValueError(MODEL_MISSING)
     if args.template_path:
         read_template(args.template_path, "--template_path")
     if args.port and args.port.isdecimal() and not args.uds:
         check_port(args.host or DEFAULT_HOST, int(args.port))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if model:
-        if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
-            if Path(args.tokenizer or model).exists():
-                os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        else:
-            note(f"there is no folder {model}; vLLM will look for that name on the hub")
-        if args.lora_modules:
-            check_adapters(named_adapters(args.lora_modules), model, (args.served_model_name or [()])[-1])
+    if not model:
+        return
+    if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
+        if Path(args.tokenizer or model).exists():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    else:
+        note(f"there is no folder {model}; vLLM will look for that name on the hub")
+    modules = args.lora_modules or [[]]
+    if len(modules) > 1:  # vLLM would use the last occurrence only
+        raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
+    pairs = [word.split("=", 1) for word in modules[0] if "=" in word and "," not in word]  # the others may be JSON
+    check_adapters([(name, folder) for name, folder in pairs], model, (args.served_model_name or [()])[-1])
 
 
-def strict_parser(prog: str, **options: str) -> Any:
-    """Return vLLM's argument parser without abbreviated options; its errors are one-line ValueErrors.
-
-    options: further arguments of argparse.ArgumentParser.
-    """
+def server_parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of `vllm serve` with this launcher's options; its errors are one-line ValueErrors."""
     base: Any = from_vllm("FlexibleArgumentParser")
 
     class StrictParser(ParserErrors, base):
         pass
 
-    return StrictParser(prog=prog, allow_abbrev=False, **options)
-
-
-def finalize_args(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the engine's options, and set the presets for adapters and for a machine without a GPU.
-
-    Raises ValueError for unknown or contradicting options, and for options that a machine without a GPU cannot serve.
-    """
-    defaults = {name: parser.get_default(name) for name in PRESET_OPTIONS}
-    parser.set_defaults(model=None, **dict.fromkeys(defaults))
-    args = parser.parse_args(list(arguments))
-    args.model = getattr(args, "model_tag", None) or args.model
-    if not args.model:
-        raise ValueError("--model is missing; give a checkpoint folder (or a hub name)")
-    is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
-    for line in preset_adapters(args):
-        note(line)
-    if from_vllm("current_platform").is_cpu():
-        config = read_json(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
-        for line in preset_for_cpu(args, config, os.environ):
-            note(line)
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
-
-
-def server_parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of `vllm serve` with this launcher's options."""
-    parser = strict_parser("launch_vllm.py", description=description, usage="launch_vllm.py --model M [options]")
+    usage = "launch_vllm.py --model M [options]"
+    parser = StrictParser(prog="launch_vllm.py", allow_abbrev=False, description=description, usage=usage)
     parser = from_vllm("make_arg_parser")(parser)
     group = parser.add_argument_group("KnowLM", "Options of this launcher.")
     group.add_argument(
@@ -105,22 +82,34 @@ def server_parser(description: str) -> argparse.ArgumentParser:
         help="prompt template that replaces the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
     )  # fmt: skip
     add_safety_options(parser, group)
-    parser.set_defaults(host=DEFAULT_HOST)
+    parser.set_defaults(host=DEFAULT_HOST, model=None)
     return parser
 
 
 def parse_server_args(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
-    """Parse the server's command line into the namespace that `vllm serve` takes.
+    """Parse the server's command line into the namespace that `vllm serve` takes, and set the presets.
 
-    Raises ValueError as finalize_args does, and if the port is in use.
+    Raises ValueError for unknown or contradicting options, for options that a machine without a GPU cannot serve, and
+    if the port is in use.
     """
-    args = finalize_args(server_parser(description), arguments)
-    args.model_tag = args.model
+    parser = server_parser(description)
+    defaults = {name: parser.get_default(name) for name in PRESET_OPTIONS}
+    parser.set_defaults(**dict.fromkeys(defaults))
+    args = parser.parse_args(list(arguments))
+    args.model = args.model_tag = args.model_tag or args.model
+    if not args.model:
+        raise ValueError(MODEL_MISSING)
+    is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    notes = preset_adapters(args)
+    if from_vllm("current_platform").is_cpu():
+        config = read_config(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
+        notes += preset_for_cpu(args, config, os.environ)
+    vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")
     if not args.uds:
         check_port(args.host or "", args.port)
-    for line in preset_safety(args, os.environ):
+    for line in notes + preset_safety(args, os.environ):
         note(line)
     args.subparser = "serve"
     return args

@@ -1,14 +1,11 @@
-"""Checks of a checkpoint folder, a port and a template before a model is loaded; each error is one line."""
-
-from command_line.command_errors import one_line
+"""Checks of a checkpoint folder and a port before a model is loaded; each error is one line."""
 
 import errno
-import json
 import re
 import socket
 from pathlib import Path
-from typing import Any
 
+from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -29,11 +26,11 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
-            raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge(model)}")
+            raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge_remedy(model)}")
         raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give a folder that training wrote")
-    read_json(folder / "config.json")
+    read_config(folder / "config.json")
     for index in folder.glob("*.index.json"):
-        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+        for shard in sorted(set(read_config(index).get("weight_map", {}).values())):
             if not (folder / shard).is_file():
                 raise FileNotFoundError(f"{model} lacks {shard}, which {index.name} names; copy or download it again")
     if weights and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.pt", "*.gguf")):
@@ -45,19 +42,9 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
     return True
 
 
-def merge(adapter: str) -> str:
+def merge_remedy(adapter: str) -> str:
     """Return the remedy for an adapter that cannot be served beside its base."""
     return f"merge it: python tools/weight_diff.py merge --path_zhixi BASE --path_lora {adapter} --path_sfted NEW"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or download the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (not an object); copy or download the checkpoint again")
-    return content
 
 
 def check_port(host: str, port: int) -> None:
@@ -72,22 +59,3 @@ def check_port(host: str, port: int) -> None:
                 remedy = "end the process that listens there, or choose another port with --port"
                 raise ValueError(f"port {port} on {host or 'this machine'} is in use; {remedy}") from None
             raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from None
-
-
-def check_prompt(tokenizer: str, template: str | None, place: str) -> None:
-    """Check that a tokenizer can be read and render one prompt; raises ValueError if it cannot.
-
-    tokenizer: a folder; template: Jinja source that replaces the tokenizer's, or None; place: the template's file, for
-    the message.
-    """
-    from chat_prompts.prompt_encoding import PromptEncoder, one_turn
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except Exception as error:
-        raise ValueError(f"{tokenizer}: the tokenizer cannot be read ({one_line(error)})") from error
-    try:
-        PromptEncoder(loaded, template).prompt(one_turn("instruction"))
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}; correct it, or give another with --template_path") from None

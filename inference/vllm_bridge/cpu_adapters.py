@@ -12,41 +12,32 @@ import torch
 
 from vllm_bridge.vllm_imports import from_vllm
 
-RowsBySlot = list[tuple[int, torch.Tensor | slice]]  # (adapter slot, its rows); rows: (rows,) int64, or a slice of all
+RowsBySlot = list[tuple[int, torch.Tensor]]  # (adapter slot, its rows); rows: (rows,) int64
 
 
 def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
     """Group the rows of a batch by adapter slot; slots: (rows,) int64, -1 for rows of the base, which get no group."""
-    present = slots.unique().tolist()
-    return [
-        (slot, slice(None) if len(present) == 1 else (slots == slot).nonzero()[:, 0]) for slot in present if slot >= 0
-    ]
+    return [(slot, (slots == slot).nonzero()[:, 0]) for slot in slots.unique().tolist() if slot >= 0]
 
 
-def shrink(x: torch.Tensor, rows: torch.Tensor | slice, a: torch.Tensor) -> torch.Tensor:
-    """Return x[rows] A^T in float32, as vLLM's kernels do; x: (rows, in), a: (r, in); result: (selected rows, r)."""
-    return x[rows].float() @ a.float().T
-
-
-def expand(y: torch.Tensor, rows: torch.Tensor | slice, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
+def expand(y: torch.Tensor, rows: torch.Tensor, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
     """Add low B^T to y[rows, first:first + out]; low: (selected rows, r), b: (out, r).
 
     Columns of B beyond the width of y are ignored: vLLM pads the vocabulary of y and B differently.
     """
     columns = y[:, first : first + b.shape[0]]
-    low, b = low.to(y.dtype), b[: columns.shape[1]].to(y.dtype)
-    if isinstance(rows, slice):
-        columns.addmm_(low, b.T)
-    else:
-        columns.index_add_(0, rows, low @ b.T)
+    columns.index_add_(0, rows, low.to(y.dtype) @ b[: columns.shape[1]].to(y.dtype).T)
 
 
 def add_product(
     groups: RowsBySlot, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, first: int = 0
 ) -> None:
-    """Add B A x of each row's adapter to y, from column `first` on; a: (slots, 1, r, in), b: (slots, 1, out, r)."""
+    """Add B A x of each row's adapter to y, from column `first` on; a: (slots, 1, r, in), b: (slots, 1, out, r).
+
+    A x is computed in float32, as in vLLM's kernels.
+    """
     for slot, rows in groups:
-        expand(y, rows, shrink(x, rows, a[slot, 0]), b[slot, 0], first)
+        expand(y, rows, x[rows].float() @ a[slot, 0].float().T, b[slot, 0], first)
 
 
 class GroupedPunicaWrapper(from_vllm("PunicaWrapperCPU")):  # type: ignore[misc]
@@ -81,17 +72,6 @@ class GroupedPunicaWrapper(from_vllm("PunicaWrapperCPU")):  # type: ignore[misc]
     def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, **kwargs: Any) -> None:
         for slot, rows in self.token_groups:
             expand(y, rows, x[rows], lora_b_stacked[slot, 0])
-
-    def _apply_shrink(self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, scale: float) -> None:
-        """Compute the first half of a product whose rank is sharded over processes (--fully-sharded-loras)."""
-        for slot, rows in self.token_groups:
-            y[rows, : w_t_all.shape[-2]] = shrink(x, rows, w_t_all[slot, 0]).to(y.dtype)
-
-    def _apply_expand(
-        self, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, y_offset: int, *args: Any, **kwargs: Any
-    ) -> None:
-        for slot, rows in self.token_groups:
-            expand(y, rows, x[rows], w_t_all[slot, 0], y_offset)
 
 
 class CpuAdapterWorker(from_vllm("CPUWorker")):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from vllm_bridge.vllm_imports import from_vllm
 
 PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
 COMPLETION = "vllm.entrypoints.openai.completion"
+AUTHENTICATION = "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware"
 MODELS = "vllm.entrypoints.openai.models.serving:OpenAIServingModels"
 # "module:name(parameters that are passed by position or name)": reason
 PRIVATE_API = {
@@ -25,8 +26,6 @@ PRIVATE_API = {
     f"{PUNICA}.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)": "overridden: products",
     f"{PUNICA}.add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale)": "overridden: products",
     f"{PUNICA}.add_lora_embedding(y, x, lora_b_stacked)": "overridden: products",
-    f"{PUNICA}._apply_shrink(y, x, w_t_all, scale)": "overridden: products (--fully-sharded-loras)",
-    f"{PUNICA}._apply_expand(y, x, w_t_all, y_offset)": "overridden: products (--fully-sharded-loras)",
     f"{PUNICA}.token_lora_indices": "read: the adapter's slot of each row",
     f"{PUNICA}.sampler_indices": "read: the adapter's slot of each row of logits",
     # token limits: no middleware sees the tokens of an answer whose client has disconnected
@@ -34,13 +33,10 @@ PRIVATE_API = {
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
     # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
-    f"{COMPLETION}.protocol:CompletionRequest.build_tok_params(model_config)": "called: checks the number of tokens",
-    f"{COMPLETION}.protocol:CompletionRequest.to_sampling_params(max_tokens, default_sampling_params)": "called",
-    f"{MODELS}.resolve_lora(lora_name)": "called: adapters that vLLM's resolvers find",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
-    # launching
+    # server_guard/, launching
+    f"{AUTHENTICATION}.verify_token(headers)": "called for all routes, not only for vLLM's prefixes",
     "vllm.engine.arg_utils:EngineArgs.get_batch_defaults(world_size)": "called: default of --max-num-seqs",
-    "vllm.v1.engine.core_client:EngineCoreClient.shutdown(timeout)": "called: LLMEngine has no public shutdown",
 }
 
 
@@ -49,11 +45,6 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
     world_size = args.tensor_parallel_size * args.pipeline_parallel_size
     _, max_num_seqs = from_vllm("AsyncEngineArgs").get_batch_defaults(world_size)
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
-
-
-def stop_engine(engine: Any) -> None:
-    """End the processes of an LLMEngine at once, without waiting for running sequences."""
-    engine.engine_core.shutdown(timeout=0)
 
 
 class TokenUsage:

@@ -7,16 +7,12 @@ TESTED_VERSION = "0.32"
 
 MODULES = {
     "AsyncEngineArgs": "vllm.engine.arg_utils",
+    "AuthenticationMiddleware": "vllm.entrypoints.serve.middleware.authenticate",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
-    "EngineArgs": "vllm.engine.arg_utils",
-    "EngineDeadError": "vllm.v1.engine.exceptions",
     "ErrorResponse": "vllm.entrypoints.serve.engine.protocol",
     "FlexibleArgumentParser": "vllm.utils.argparse_utils",
-    "LLMEngine": "vllm.v1.engine.llm_engine",
     "LoRAConfig": "vllm.config.lora",
-    "LoRAParserAction": "vllm.entrypoints.launchers.cli_args",
-    "LoRARequest": "vllm.lora.request",
     "MaxLoRARanks": "vllm.config.lora",
     "PEFTHelper": "vllm.lora.peft_helper",
     "PunicaWrapperCPU": "vllm.lora.punica_wrapper.punica_cpu",
@@ -26,12 +22,9 @@ MODULES = {
     "configure_logging_from_args": "vllm.logger",
     "create_error_response": "vllm.entrypoints.serve.exception_handling.error_response",
     "current_platform": "vllm.platforms",
-    "envs": "vllm",
-    "get_max_tokens": "vllm.entrypoints.serve.utils.api_utils",
     "load_aware_call": "vllm.entrypoints.serve.utils.api_utils",
     "load_chat_template": "vllm.renderers.chat_utils",
     "make_arg_parser": "vllm.entrypoints.launchers.cli_args",
-    "tokens_input": "vllm.inputs",
     "with_cancellation": "vllm.entrypoints.serve.utils.api_utils",
 }
 

@@ -88,7 +88,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 
     wait=False: do not wait. All servers are stopped at the end of the session.
     """
-    started: list[Server] = []
+    servers: list[Server] = []
 
     def start(model: Path, *options: object, wait: bool = True) -> Server:
         port, log = free_port(), tmp_path_factory.mktemp("server") / "server.log"
@@ -99,7 +99,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
                 env={"OMP_NUM_THREADS": "1"} | os.environ,
             )  # fmt: skip
         server = Server(process, f"http://127.0.0.1:{port}", log)
-        started.append(server)
+        servers.append(server)
         if not wait:
             return server
         for _ in range(START_SECONDS * 5):
@@ -111,7 +111,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
         pytest.fail(f"the server did not start (exit status {process.poll()})\n{log.read_text()[-4000:]}")
 
     yield start
-    for server in started:
+    for server in servers:
         if server.process.poll() is None:
             server.stop()
 

@@ -1,21 +1,15 @@
-"""batch.py, batch_rows.py, batch_file.py, batch_client.py: rows, the output file, failing servers, wrong options."""
+"""batch.py, batch_rows.py, batch_file.py: rows, the output file, wrong options."""
 
 import json
-import resource
 import subprocess
 import sys
-import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import batch
 import pytest
-from batch_runs import batch_client, batch_file, batch_run
+from batch_runs import batch_run
 from batch_runs.batch_file import AnswerFile
 from batch_runs.batch_rows import (
     ANSWER_FIELDS,
@@ -97,9 +91,9 @@ def test_truncated_json_list_is_refused_before_the_first_request(tmp_path: Path)
 @pytest.mark.integration
 def test_read_rows_uses_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 100_000)
+    path.write_bytes(b'{"instruction": "Name a city.", "id": 1}\n' * 20_000)
     tracemalloc.start()
-    assert sum(1 for _ in read_rows(path)) == batch_run.hash_and_count(path)[1] == 100_000
+    assert sum(1 for _ in read_rows(path)) == batch_run.hash_and_count(path)[1] == 20_000
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
 
@@ -196,191 +190,6 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
     raise ValueError(done.stderr)
 
 
-# --- servers that are busy, fail or disappear -------------------------------------------------------------------------
-
-Reply = tuple[int, dict[str, str], Any]  # status, headers, body
-
-
-@contextmanager
-def pretended(reply: Callable[[dict[str, Any], dict[str, str]], Reply]) -> Iterator[str]:
-    """Yield the URL of an HTTP server that answers /generate with reply(body, headers)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.send(200, {}, {"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send(*reply(body, dict(self.headers)))
-
-        def send(self, status: int, headers: dict[str, str], content: Any) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def always(reply: Reply) -> Callable[[dict[str, Any], dict[str, str]], Reply]:
-    return lambda body, headers: reply
-
-
-def envelope(text: str = "", error: str | None = None) -> dict[str, Any]:
-    return {"generated_text": text, "num_output_tokens_cf": len(text), "error": error}
-
-
-def write_rows(path: Path, count: int, **more: Any) -> Path:
-    rows = ({"id": number, "instruction": f"Name city {number}."} | more for number in range(1, count + 1))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_busy_server_is_waited_for_and_failing_one_retried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
-    monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
-    times: dict[str, list[float]] = {}
-    keys = set()
-
-    def reply(body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        keys.add(headers["Authorization"])
-        text = body["instruction"]
-        seen = times.setdefault(text, [])
-        seen.append(time.monotonic())
-        if text.endswith(" 2.") and len(seen) == 1:
-            return 429, {"Retry-After": "1"}, envelope(error="slow down")
-        if text.endswith(" 3.") and len(seen) < 3:
-            return (503 if len(seen) == 1 else 502), {}, "busy"
-        if text.endswith(" 4."):
-            return 500, {}, envelope(error="broken by this row")
-        if text.endswith(" 5."):
-            return 400, {}, envelope(error="no such thing")
-        if text.endswith(" 6."):
-            return 413, {}, "no envelope"
-        return 200, {}, envelope(f"{text} {body['model']}")
-
-    source, output = write_rows(tmp_path / "in.jsonl", 8), tmp_path / "out.jsonl"
-    with pretended(reply) as url, pytest.raises(SystemExit) as end:
-        batch.main(str(source), str(output), url=f"{url}/generate", model="adapter", concurrency=3)
-    assert end.value.code == 1
-    answers = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [answer["id"] for answer in answers] == list(range(1, 9))
-    errors = {4: "broken by this row", 5: "no such thing", 6: "the server answered with status 413"}
-    assert {answer["id"]: answer["error"] for answer in answers if answer["error"]} == errors
-    assert all(
-        answer["generated_text"] == f"Name city {answer['id']}. adapter" for answer in answers if not answer["error"]
-    )
-    failed = [json.loads(line) for line in (tmp_path / "out.failed.jsonl").read_text().splitlines()]
-    assert failed == [{"line": number, "error": error} for number, error in errors.items()]
-    assert times["Name city 2."][1] - times["Name city 2."][0] >= 1
-    assert [len(times[f"Name city {number}."]) for number in (1, 3, 4, 5)] == [
-        1,
-        3,
-        batch_client.DEFAULT_POLICY.attempts,
-        1,
-    ]
-    assert keys == {"Bearer very-secret"}
-    assert f"{output}: 8 rows, 3 failed ({tmp_path}/out.failed.jsonl), " in capsys.readouterr().out
-
-
-def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
-    monkeypatch.setenv("KNOWLM_API_KEY", "very-secret")
-    source, output = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
-    requests: list[str] = []
-
-    def dies(body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        requests.append(body["instruction"])
-        if len(requests) > 10:
-            raise ConnectionResetError
-        return 200, {}, envelope("x")
-
-    with pretended(dies) as url, pytest.raises(batch_client.ServerGoneError, match="does not answer"):
-        batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
-    kept = (tmp_path / "out.jsonl.partial").read_bytes()
-    assert kept.count(b"\n") == 10
-    assert not output.exists()
-    assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
-    with pretended(always((200, {}, envelope("x")))) as url:
-        with pytest.raises(ValueError, match=r'another run \(parameters: {"temperature": 0} there, {} here\)'):
-            batch.main(str(source), str(output), url=url)
-        with pytest.raises(ValueError, match="serves no model other; it serves base, adapter"):
-            batch.main(str(source), str(output), url=url, model="other")
-        batch.main(str(source), str(output), url=url, temperature="0")
-    assert output.read_bytes().startswith(kept)
-    assert "20 rows (10 lines from before), 0 failed, " in capsys.readouterr().out
-    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
-
-
-def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> None:
-    source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
-    replies: list[tuple[Reply, type[Exception], str]] = [
-        ((401, {}, envelope(error="no")), ValueError, "does not accept the key"),
-        (
-            (429, {"Retry-After": "86400"}, envelope(error="no")),
-            batch_client.ServerGoneError,
-            "busy for 86400 s more",
-        ),
-        ((200, {}, {"answer": 42}), ValueError, "does not answer like a server"),
-    ]
-    for reply, kind, message in replies:
-        with pretended(always(reply)) as url, pytest.raises(kind, match=message):
-            batch.main(str(source), str(output), url=url)
-    assert names(tmp_path) == ["in.jsonl"]
-
-
-def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that arrive early wait in memory, so their number is limited."""
-    monkeypatch.setattr(batch_client, "DEFAULT_POLICY", batch_client.RequestRetryPolicy(first_pause=0.001))
-    monkeypatch.setattr(batch_file, "MAX_WAITING_LINES", 4)
-    source, output, requests = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl", list[str]()
-
-    def reply(body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        requests.append(body["instruction"])
-        if body["instruction"] == "Name city 1.":
-            time.sleep(0.5)
-            assert 4 <= len(requests) <= 4 + 3
-        return 200, {}, envelope("x")
-
-    with pretended(reply) as url:
-        batch.main(str(source), str(output), url=url, concurrency=3)
-    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
-
-
-def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_path: Path) -> None:
-    source, output = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
-
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-    with pretended(always((200, {}, envelope("x")))) as url:
-        options = ("--input", source, "--output", output, "--url", url)
-        done = run_script(SCRIPT, *options, status=2, preexec_fn=small)
-        message = "cannot be written (File too large); free space, and run the same command again to resume"
-        assert done.stderr == f"error: {output}.partial {message}\n"
-        run_script(SCRIPT, *options)
-    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 61))
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -393,7 +202,7 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
         ("--input in.jsonl --output o", "there is no model; give a checkpoint's folder with --model"),
         ("--input in.jsonl --output no/o --model M", "no does not exist; make it before"),
         ("--input in.jsonl --output o --model M --temprature 1", "unknown option --temprature; did you mean --temp"),
-        ("--input in.jsonl --output o --model M --concurrency 3", "--concurrency and --api_key are for servers"),
+        ("--input in.jsonl --output o --model M --api_key K", "--api_key is for a running server"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
@@ -402,7 +211,7 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
     ],
 )  # fmt: skip
 def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:
-    write_rows(tmp_path / "in.jsonl", 1)
+    (tmp_path / "in.jsonl").write_text('{"instruction": "Name a city."}\n')
     done = run_script(SCRIPT, *options.split(), status=2, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

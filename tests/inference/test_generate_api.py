@@ -59,8 +59,11 @@ def test_greedy_answers_equal_transformers(server: Any, tokenizer: Any, tuned_ch
         text, tokens = greedy(model, tokenizer, ids, tokens=32)
         readable = text.partition("\ufffd")[0]
         assert readable
-        for how in ({"temperature": 0, "max_tokens": 32}, {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}):
-            answer = server.generate(instruction, input, **how)
+        for options in (
+            {"temperature": 0, "max_tokens": 32},
+            {"do_sample": False, "num_beams": 1, "max_new_tokens": 32},
+        ):
+            answer = server.generate(instruction, input, **options)
             assert answer["num_output_tokens_cf"] == tokens
             assert answer["generated_text"].partition("\ufffd")[0] == readable
 

@@ -15,7 +15,7 @@ from server_guard.guard_middleware import GuardMiddleware, api_keys
 
 # Builds the application as the server does, without an engine. Requests each route with its own and other methods, and
 # with variants of its path; prints the responses as JSON.
-ASK_EVERYTHING = """
+ALL_ROUTES = """
 import asyncio, json, os, re, sys
 from routes.routes_middleware import add_routes
 from server_launch.launch_args import parse_server_args
@@ -26,7 +26,7 @@ def paths_like(path):
     yield from (path, path + "/", "/" + path, path.upper(), path + "/.", "/x/.." + path, path + "//", "/api" + path)
     yield from (path.replace("/v1", "/./v1"), path + "%00", path + ";x", "/health/.." + path, "/health" + path)
 
-async def ask(app, path, method, headers=()):
+async def send(app, path, method, headers=()):
     sent = []
     kind = "http" if method else "websocket"
     scope = {
@@ -37,10 +37,10 @@ async def ask(app, path, method, headers=()):
     }
     async def receive():
         return {"type": "http.request", "body": b"{}"} if method else {"type": "websocket.connect"}
-    async def send(message):
+    async def keep(message):
         sent.append(message)
     try:
-        await app(scope, receive, send)
+        await app(scope, receive, keep)
     except Exception as error:
         if not sent:
             return f"{type(error).__name__}: {error}", {}
@@ -71,17 +71,18 @@ async def main(options):
         for variant in paths_like(path):
             for method in {*methods, "GET", "HEAD", "POST", "OPTIONS", "DELETE", ""}:
                 for headers in ((), [("authorization", "Bearer wrong")], [("authorization", "Basic second")]):
-                    status, _ = await ask(app, variant, method, headers)
+                    status, _ = await send(app, variant, method, headers)
                     tried += 1
                     if status != 401:
                         open_without.append((method, variant, status))
     key, origin = ("authorization", "bearer second"), ("origin", "http://page.example")
+    hosts = ("page", "evil")
     preflight = [origin, ("access-control-request-method", "POST")]
     print(json.dumps({
         "paths": sorted({path for path, _ in routes}), "tried": tried, "open": sorted(set(open_without)),
-        "with a key": [(await ask(app, path, "GET", [key]))[0] for path in ("/version", "/openapi.json", "/docs")],
-        "refused": [await ask(app, "/generate", "POST", [("origin", f"http://{o}.example")]) for o in ("page", "evil")],
-        "preflight": [await ask(app, "/generate", "OPTIONS", headers) for headers in (preflight, preflight[1:])],
+        "with a key": [(await send(app, path, "GET", [key]))[0] for path in ("/version", "/openapi.json", "/docs")],
+        "refused": [await send(app, "/generate", "POST", [("origin", f"http://{o}.example")]) for o in hosts],
+        "preflight": [await send(app, "/generate", "OPTIONS", headers) for headers in (preflight, preflight[1:])],
         "errors": list(errors(options[:4])),
         "settings": {name: getattr(app.state.args, name) for name in os.environ["SHOWN"].split()},
         "trusted": os.environ["FORWARDED_ALLOW_IPS"],
@@ -111,7 +112,7 @@ def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_
     more = ["--allowed-origins", '["http://page.example"]', "--enable-offline-docs", "--enable-tokenizer-info-endpoint"]
     environment = {"PYTHONPATH": repository / "inference", "SHOWN": " ".join(SAFE), "WRONG": json.dumps(list(WRONG))}
     done = subprocess.run(
-        [sys.executable, "-c", ASK_EVERYTHING, *map(str, options), *more], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", ALL_ROUTES, *map(str, options), *more], capture_output=True, text=True, timeout=300,
         env=os.environ | {name: str(value) for name, value in environment.items()} | {"VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -188,18 +189,3 @@ def test_websocket_without_key_is_closed() -> None:
 
 async def never(*_: Any) -> Any:
     pytest.fail("something was read or passed on")
-
-
-def test_failed_startup_is_reported_so_that_nothing_is_served_unguarded() -> None:
-    """Without the message, uvicorn takes the exception for missing lifespan support and serves."""
-    sent: list[Any] = []
-
-    async def fails(scope: Any, receive: Any, send: Any) -> None:
-        raise ValueError("adapter a: damaged")
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    with pytest.raises(ValueError, match="damaged"):
-        asyncio.run(GuardMiddleware(fails)({"type": "lifespan"}, never, send))
-    assert sent == [{"type": "lifespan.startup.failed", "message": "adapter a: damaged"}]

@@ -1,4 +1,4 @@
-"""launch_adapters.py, adapter_folders.py, adapter_prompts.py, cpu_limits.py: checks before loading."""
+"""launch_adapters.py, served_adapters.py: checks of adapters before loading."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
 from safetensors.torch import load_file, save_file
-from server_launch.adapter_folders import check_adapter
-from server_launch.adapter_prompts import adapter_prompt_encoder
-from server_launch.cpu_limits import check_limits
-from server_launch.launch_adapters import check_adapters, named_adapters
+from server_launch.launch_adapters import check_adapters
+from server_launch.launch_args import precheck
+from server_launch.launch_presets import check_gpu_options
+from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
 from test_readme import commands
 from transformers import AutoTokenizer
 
@@ -67,7 +67,7 @@ Q_A = "base_model__model__model__layers__0__self_attn__q_proj__lora_A__weight"
 Q_BIAS = "base_model__model__model__layers__0__self_attn__q_proj__bias"
 
 
-def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_served_adapter_refuses_unfit_folders(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     missing = shutil.copytree(adapter, tmp_path / "missing")
     (missing / "adapter_model.safetensors").unlink()
     damaged = shutil.copytree(adapter, tmp_path / "damaged")
@@ -90,29 +90,26 @@ def test_check_adapter_refuses_folders_that_do_not_fit(adapter: Path, tiny_check
         narrow: "changes model.embed_tokens as a matrix of 800 by 32, which in",
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as error:
-            check_adapter("ie", str(folder), str(tiny_checkpoint))
+            check_served_adapter("ie", str(folder), str(tiny_checkpoint))
         assert str(error.value).startswith(f"adapter ie: {folder}")
         assert "\n" not in str(error.value)
-    check_adapter("ie", str(adapter), str(tiny_checkpoint))
-    check_adapter("ie", str(adapter), "org/on-the-hub")
+    check_served_adapter("ie", str(adapter), str(tiny_checkpoint))
+    check_served_adapter("ie", str(adapter), "org/on-the-hub")
 
 
-def test_check_adapter_reads_bin_files(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_served_adapter_reads_bin_files(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(adapter, tmp_path / "old")
     weights = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
     torch.save(weights, folder / "adapter_model.bin")
-    check_adapter("ie", str(folder), str(tiny_checkpoint))
+    check_served_adapter("ie", str(folder), str(tiny_checkpoint))
     torch.save({name: weight[:, :1] for name, weight in weights.items()}, folder / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"lora_(embedding_)?A and lora_(embedding_)?B of .* do not fit each other"):
-        check_adapter("ie", str(folder), str(tiny_checkpoint))
+        check_served_adapter("ie", str(folder), str(tiny_checkpoint))
 
 
 def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> None:
     base, folder = str(tiny_checkpoint), str(adapter)
-    assert named_adapters([[f"a={folder}", json.dumps({"name": "b", "path": folder}), "nonsense"]]) == [
-        ("a", folder), ("b", folder),
-    ]  # fmt: skip
     check_adapters([("a", folder), ("b", folder)], base)
     for named, served, message in (
         ([("a", folder), ("a", folder)], (), "the name a is already used; give each adapter its own"),
@@ -122,8 +119,9 @@ def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> N
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             check_adapters(named, base, served)
+    twice = ["--lora-modules", f"a={folder}", "--lora-modules", f"b={folder}"]
     with pytest.raises(ValueError, match="given twice"):
-        named_adapters([["a=x"], ["b=y"]])
+        precheck(["--model", base, *twice])
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -170,29 +168,31 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         ({"pipeline_parallel_size": 2, "enable_lora": True}, "", "compiled models without adapters only"),
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
+        ({"enable_lora": True, "fully_sharded_loras": True}, "", "remove --fully-sharded-loras"),
         ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's own --worker-cls"),
         ({"pipeline_parallel_size": 2}, "float-quantized", None),
         ({"enable_lora": True}, "pack-quantized", None),
     ],
 )
-def test_check_limits_refuses_options_that_need_a_gpu(
+def test_check_gpu_options_refuses_options_that_need_a_gpu(
     options: dict[str, Any], format: str, message: str | None
 ) -> None:
     plain = dict.fromkeys(("distributed_executor_backend", "enforce_eager", "enable_lora", "dtype"))
-    args = argparse.Namespace(**(plain | {"pipeline_parallel_size": 1, "worker_cls": "auto"} | options))
+    usual = {"pipeline_parallel_size": 1, "worker_cls": "auto", "fully_sharded_loras": False}
+    args = argparse.Namespace(**(plain | usual | options))
     config = {"quantization_config": {"format": format}} if format else {}
     if message is None:
-        check_limits(args, config)
+        check_gpu_options(args, config)
     else:
         with pytest.raises(ValueError, match=message):
-            check_limits(args, config)
+            check_gpu_options(args, config)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 PARSE_EACH = """
 import contextlib, io, json, sys
-from server_launch.launch_adapters import check_adapter_prompts
+from server_launch.launch_adapters import check_prompts
 from server_launch.launch_args import parse_server_args
 names = "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "nnodes", "dtype"
 for line in json.load(sys.stdin):
@@ -200,7 +200,7 @@ for line in json.load(sys.stdin):
     try:
         with contextlib.redirect_stderr(notes):
             args = parse_server_args(line)
-            message = check_adapter_prompts(args)
+            message = check_prompts(args)
         print("=" + json.dumps([{name: vars(args)[name] for name in names}, notes.getvalue(), message]))
     except ValueError as error:
         print("=" + json.dumps(str(error)))

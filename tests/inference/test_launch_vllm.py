@@ -158,6 +158,13 @@ def test_launcher_refuses_missing_folder_or_template(
     assert error.count("\n") == 1
 
 
+def test_launcher_without_model_complains_before_it_imports_vllm(run_script: RunScript) -> None:
+    began = time.monotonic()
+    error = run_script(LAUNCHER, "--port", 8090, status=2).stderr
+    assert error == "error: --model is missing; give a checkpoint folder (or a hub name)\n"
+    assert time.monotonic() - began < 10
+
+
 def test_launcher_refuses_a_port_in_use(run_script: RunScript, tiny_checkpoint: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

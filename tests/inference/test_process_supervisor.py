@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no sup
 # A server with a child and a grandchild that are as hard to find as vLLM's: each leads a session and renames itself.
 SERVER = """
 import os, signal, subprocess, sys, time
-from server_guard.process_supervisor import LEAVING, MARK, SERVING, report, supervise
+from server_guard.process_supervisor import ALL_ANSWERED, MARK, SERVING, notify_supervisor, supervise
 
 supervise()
 HIDDEN = '''
@@ -33,14 +33,14 @@ time.sleep(300)
 def on_signal(number, frame):
     print("signal", number, flush=True)
     if "leaves" in sys.argv:
-        report(LEAVING)
+        notify_supervisor(ALL_ANSWERED)
 
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, on_signal)
 print(os.getpid(), os.environ[MARK], flush=True)
 subprocess.Popen([sys.executable, "-c", HIDDEN, HIDDEN], start_new_session=True)
 if "serves" in sys.argv:
-    report(SERVING)
+    notify_supervisor(SERVING)
 if "fails" in sys.argv:
     sys.exit(3)
 while True:

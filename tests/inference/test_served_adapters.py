@@ -14,7 +14,7 @@ from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_bridge.cpu_adapters import add_product, expand, rows_by_slot, shrink
+from vllm_bridge.cpu_adapters import add_product, expand, rows_by_slot
 
 QUESTIONS = [
     ("Where was Dabe Kilo born?", ""),
@@ -84,10 +84,9 @@ def world(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def adapter_server(start_server: Any, world: World) -> Iterator[Any]:
-    """Start a server with both adapters that can load others at run time, by a request or by vLLM's resolver."""
+    """Start a server with both adapters that can load others at run time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        patch.setenv("VLLM_LORA_RESOLVER_CACHE_DIR", str(world.adapters["a"].parent))
         modules = [f"{name}={folder}" for name, folder in world.adapters.items()]
         server = start_server(world.base, "--lora-modules", *modules)
     yield server
@@ -115,10 +114,12 @@ def envelopes(adapter_server: Any, world: World) -> dict[str | None, list[dict[s
     return found
 
 
-def load(server: Any, how: str, **fields: Any) -> None:
+def change_adapter(server: Any, action: str, **fields: Any) -> None:
     """Load or unload an adapter with vLLM's own routes."""
     data = json.dumps(fields).encode()
-    request = urllib.request.Request(f"{server.url}/v1/{how}_lora_adapter", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.url}/v1/{action}_lora_adapter", data, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.status == 200
 
@@ -138,7 +139,7 @@ def test_add_product_adds_each_rows_adapter_and_nothing_for_the_base(slots: list
     torch.testing.assert_close(y, expected, **exact)
     narrow = torch.zeros(5, 3, dtype=dtype)  # an output with fewer columns than the adapter's matrix
     for slot, own in rows:
-        expand(narrow, own, shrink(x, own, a[slot, 0]), b[slot, 0])
+        expand(narrow, own, x[own] @ a[slot, 0].T, b[slot, 0])
     assert not narrow[torch.tensor(slots) < 0].any()
 
 
@@ -179,32 +180,27 @@ def test_models_route_lists_base_and_adapters(adapter_server: Any, world: World)
 
 
 def test_unknown_model_is_answered_with_the_known_names(adapter_server: Any, world: World) -> None:
-    for name in ("none", "../a", str(world.adapters["a"])):  # the resolver would join a folder and the name
+    for name in ("none", "../a", str(world.adapters["a"])):
         status, answer = adapter_server.post("/generate", body(0, name))
         assert status == 404
         assert answer["error"].startswith(f"there is no model {name!r}; served: {world.base}, a, b")
 
 
 def test_adapters_are_loaded_and_unloaded_at_run_time(adapter_server: Any, world: World, envelopes: Any) -> None:
-    load(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["a"]))
+    change_adapter(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["a"]))
     assert adapter_server.post("/generate", body(1, "late"))[1] == envelopes["a"][1]
-    load(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["b"]), load_inplace=True)
+    change_adapter(adapter_server, "load", lora_name="late", lora_path=str(world.adapters["b"]), load_inplace=True)
     assert adapter_server.post("/generate", body(1, "late"))[1] == envelopes["b"][1]
-    load(adapter_server, "unload", lora_name="late")
+    change_adapter(adapter_server, "unload", lora_name="late")
     assert adapter_server.post("/generate", body(1, "late"))[0] == 404
     for question, envelope in enumerate(envelopes[None]):  # all adapter slots are in use now
         assert adapter_server.post("/generate", body(question, None))[1] == envelope
 
 
-def test_resolver_finds_an_adapter_by_name(adapter_server: Any, world: World, envelopes: Any) -> None:
-    shutil.copytree(world.adapters["b"], world.adapters["b"].parent / "found")
-    assert adapter_server.post("/generate", body(2, "found"))[1] == envelopes["b"][2]
-
-
 def test_unfit_adapter_loaded_at_run_time_is_refused(adapter_server: Any, world: World, tmp_path: Path) -> None:
     """vLLM loads such adapters: it would decode with the base's tokenizer, and copy small matrices into a corner."""
     for name, (folder, response) in unfit(world, tmp_path).items():
-        load(adapter_server, "load", lora_name=name, lora_path=str(folder))
+        change_adapter(adapter_server, "load", lora_name=name, lora_path=str(folder))
         status, answer = adapter_server.post("/generate", body(0, name))
         assert status == 400
         assert response in answer["error"]
@@ -235,7 +231,7 @@ def test_end_token_of_an_adapter_ends_its_answers(
     at = next(at for at, index in enumerate(whole.ids) if at > 2 and index not in whole.prompt_ids + whole.ids[:at])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(whole.ids[at])
     tokenizer.save_pretrained(folder)
-    load(adapter_server, "load", lora_name="ends", lora_path=str(folder))
+    change_adapter(adapter_server, "load", lora_name="ends", lora_path=str(folder))
     _, answer = adapter_server.post("/generate", body(1, "ends"))
     assert answer["num_output_tokens_cf"] == at + 1
     assert envelopes["a"][1]["generated_text"].startswith(answer["generated_text"])

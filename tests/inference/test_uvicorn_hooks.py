@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from server_guard.uvicorn_hooks import MAX_HEAD_BYTES, BoundedHttpProtocol, exit_server, limit_heads
+from server_guard.uvicorn_hooks import MAX_HEAD_BYTES, BoundedHttpProtocol, install_uvicorn_hooks
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 OVERRIDES = {"data_received": ["self", "data"], "on_headers_complete": ["self"], "on_body": ["self", "body"],
@@ -22,7 +22,7 @@ def test_private_interfaces_have_the_expected_signatures() -> None:
         assert name in vars(BoundedHttpProtocol)
     assert list(inspect.signature(HttpToolsProtocol.send_400_response).parameters) == ["self", "msg"]
     server = uvicorn.Server(uvicorn.Config("none"))
-    assert (server.should_exit, server.force_exit) == (False, False)
+    assert (server.should_exit, server.force_exit, server.config.lifespan) == (False, False, "auto")
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -33,7 +33,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 def served(talk: Callable[[int, uvicorn.Server], Awaitable[Any]]) -> Any:
-    """Return the result of talk(port, server) with a running server; asserts that exit_server stops it within 5 s."""
+    """Return the result of talk(port, server) with a running server; asserts that it stops within 5 s."""
 
     async def run() -> Any:
         with socket.socket() as listener:
@@ -41,14 +41,14 @@ def served(talk: Callable[[int, uvicorn.Server], Awaitable[Any]]) -> Any:
             config = uvicorn.Config(application, http="httptools", lifespan="off", log_level="error")
             config.load()
             server = uvicorn.Server(config)
-            limit_heads(server)
+            install_uvicorn_hooks(server)
             task = asyncio.ensure_future(server.serve(sockets=[listener]))
             while not server.started:
                 await asyncio.sleep(0.01)
             try:
                 return await talk(listener.getsockname()[1], server)
             finally:
-                exit_server(server, force=True)
+                server.should_exit = server.force_exit = True
                 await asyncio.wait_for(task, 5)
 
     return asyncio.run(run())
@@ -90,9 +90,21 @@ def test_endless_head_is_answered_400(start: bytes) -> None:
     assert b"more than 65536 bytes" in answer
 
 
-def test_limit_heads_keeps_the_h11_parser() -> None:
+def test_hooks_keep_the_h11_parser() -> None:
     server = uvicorn.Server(uvicorn.Config(application, http="h11"))
     server.config.load()
     protocol = server.config.http_protocol_class
-    limit_heads(server)
+    install_uvicorn_hooks(server)
     assert server.config.http_protocol_class is protocol
+
+
+def test_server_whose_startup_fails_ends_and_serves_nothing() -> None:
+    """By default, uvicorn takes the exception for missing support of lifespan events and serves."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        install_uvicorn_hooks(server)
+        raise ValueError("adapter a: damaged")
+
+    server = uvicorn.Server(uvicorn.Config(fails, port=0, log_level="critical"))
+    with pytest.raises(SystemExit):
+        asyncio.run(asyncio.wait_for(server.serve(), 5))

@@ -65,26 +65,21 @@ def test_wrapper_adds_products_for_rows_of_adapters_only(wrapper: Any) -> None:
     x, a, b = torch.randn(3, 6), torch.randn(1, 1, 2, 6), torch.randn(1, 1, 4, 2)
     expected = x @ a[0, 0].T @ b[0, 0].T
     expected[1] = 0
-    linear, logits, split = (torch.zeros(3, 4) for _ in range(3))
+    linear, logits = torch.zeros(3, 4), torch.zeros(3, 4)
     wrapper.add_lora_linear(linear, x, (a,), (b,), 1.0, (4,))
     wrapper.add_lora_logits(logits, x, a, b, 1.0)
-    low = torch.zeros(1, 3, 2)
-    wrapper.add_shrink(low, x, (a,), 1.0)
-    wrapper.add_expand(split, low, (b,), (4,), add_inputs=True)
     embedding = torch.zeros(3, 4)
     wrapper.add_lora_embedding(embedding, x @ a[0, 0].T, b, add_inputs=True)
-    for result in (linear, logits, split, embedding):
+    for result in (linear, logits, embedding):
         torch.testing.assert_close(result, expected)
 
 
 def test_vllms_layers_call_every_override() -> None:
-    """The layers call the wrapper's public methods; its own add_shrink and add_expand call the private ones."""
-    from vllm.lora import layers, punica_wrapper
+    from vllm.lora import layers
 
-    sources = [*Path(layers.__file__).parent.glob("*.py"), *Path(punica_wrapper.__file__).parent.glob("punica_cpu.py")]
-    text = "\n".join(source.read_text() for source in sources)
+    text = "\n".join(source.read_text() for source in Path(layers.__file__).parent.glob("*.py"))
     manager = Path(import_module("vllm.lora.model_manager").__file__ or "").read_text()
-    for name in ("add_lora_linear", "add_lora_logits", "add_lora_embedding", "_apply_shrink", "_apply_expand"):
+    for name in ("add_lora_linear", "add_lora_logits", "add_lora_embedding"):
         assert re.search(rf"\.{name}\(", text), name
     assert "get_punica_wrapper(" in manager
     assert ".update_metadata(" in manager

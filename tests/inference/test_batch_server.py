@@ -1,4 +1,4 @@
-"""batch.py with its offline engine and with a real server: both write the same lines, also after kills."""
+"""batch.py with a server of its own and with a running one: both write the same lines, also after kills."""
 
 import json
 import os
@@ -138,24 +138,23 @@ def served_rows(server: Any, run_script: RunScript, folder: Path, count: int) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_offline_engine_writes_the_servers_lines(
+def test_own_server_writes_the_lines_of_a_running_server(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 150)
-    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
+    computed, options = tmp_path / "own.jsonl", ("--model", tuned_checkpoint, *GREEDY)
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
     assert computed.read_bytes() == served
     assert done.stdout.startswith(f"{computed}: 149 rows, 73 failed ")
-    assert " prompt and " in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_offline_engine_leaves_no_process_and_is_resumed(
+def test_killed_own_server_leaves_no_process_and_is_resumed(
     server: Any, tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path
 ) -> None:
     source, served = served_rows(server, run_script, tmp_path, 600)
-    computed, options = tmp_path / "engine.jsonl", ("--model", tuned_checkpoint, *GREEDY)
+    computed, options = tmp_path / "own.jsonl", ("--model", tuned_checkpoint, *GREEDY)
     run = BatchProcess(source, computed, *options, "--", "--max-num-seqs", 16)
     assert run.stop_after(100, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = run.partial.read_bytes()
@@ -194,7 +193,7 @@ def test_twenty_kills_at_random_moments_give_the_same_file(server: Any, run_scri
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_offline_engine_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_own_server_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3000, failing=False), tmp_path / "out.jsonl"
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(output.with_name("out.jsonl.partial").read_bytes()) if number == signal.SIGTERM else 0

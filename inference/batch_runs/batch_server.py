@@ -1,0 +1,60 @@
+"""A server of batch.py's own: launch_vllm.py on a socket file, for the time of one run."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from server_guard.process_supervisor import supervisor_pid
+
+LAUNCHER = Path(__file__).resolve().parent.parent / "launch_vllm.py"
+# No limits, since only this run can reach the socket file; no log of requests.
+OPTIONS = ("--max-num-queued-reqs", str(10**9), "--max-body-mib", "4096", "--disable-uvicorn-access-log",
+           "--uvicorn-log-level", "warning")  # fmt: skip
+STOP_SECONDS = 5
+
+
+@contextmanager
+def started_server(model: str, template_path: str, options: Sequence[str]) -> Iterator[str]:
+    """Start a server and yield the path of its socket file once it answers.
+
+    options: further options of launch_vllm.py. Raises SystemExit with the server's exit status if it does not start; it
+    has printed the error.
+    """
+    template = ["--template_path", template_path] if template_path else []
+    # A server that is killed after an interrupt leaves shared memory, about which multiprocessing would warn.
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+    environment = quiet | os.environ
+    environment.pop("VLLM_API_KEY", None)
+    with TemporaryDirectory(prefix="knowlm-") as folder:
+        path = f"{folder}/http"
+        command = [sys.executable, str(LAUNCHER), "--model", model, *template, *OPTIONS, *options, "--uds", path]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment)
+        try:
+            while not is_healthy(path):
+                if (status := process.poll()) is not None:
+                    raise SystemExit(status or 2)
+                time.sleep(0.2)
+            yield path
+        except BaseException:
+            if not supervisor_pid():  # else the supervisor kills all processes when this one has ended
+                process.terminate()
+            raise
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+
+
+def is_healthy(path: str) -> bool:
+    """Return whether a server answers /health on a socket file."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(5)
+        peer.connect(path)
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: batch\r\nConnection: close\r\n\r\n")
+        return peer.recv(12) == b"HTTP/1.1 200"
+    return False
