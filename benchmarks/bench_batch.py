@@ -44,6 +44,7 @@ from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
 
 CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py
+MEMORY_SHARE = 0.4  # of the device, for each of the two engines
 IDLE_SECONDS = 2  # between contenders: an idle engine's worker polls for one second before it sleeps
 
 
@@ -130,12 +131,16 @@ def main(
 
         folder = Path(model) if model else make_checkpoint(Path(scratch), hidden_size, layers)
         dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
-        options = ["--no-enable-prefix-caching", "--max-model-len", "512", "--dtype", dtype, "--enforce-eager"]
+        options = ["--no-enable-prefix-caching", "--max-model-len", "512", "--dtype", dtype, "--enforce-eager",
+                   "--gpu-memory-utilization", str(MEMORY_SHARE)]  # fmt: skip
         source, target = Path(scratch, "in.jsonl"), Path(scratch, "out.jsonl")
         done = []
         with started_server(str(folder), "", options) as socket_file:
             client = BatchClient("http://localhost", "", CALLERS, socket_file)
-            llm = LLM(str(folder), enable_prefix_caching=False, max_model_len=512, dtype=dtype, enforce_eager=True)
+            llm = LLM(
+                str(folder), enable_prefix_caching=False, max_model_len=512, dtype=dtype, enforce_eager=True,
+                gpu_memory_utilization=MEMORY_SHARE,
+            )  # fmt: skip
             encoder = PromptEncoder(llm.get_tokenizer())
             for number in range(rounds + 1):
                 requests = make_rows(source, rows, tokens, number)

@@ -9,11 +9,12 @@ last line is JSON; figures are medians over the rounds:
 
 - mb_per_cpu_s: MB of UTF-8 text per CPU second of `preprocess.py --mode write`, without the process's start;
 - vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the same
-  rate of the contender (null: not installed);
+  rate of the contender;
 - two_workers: wall-clock time with --num_workers 1 divided by the time with 2;
 - peak_pss_mb: peak of the sampled proportional set size of all processes, with two workers.
 """
 
+import contextlib
 import json
 import random
 import resource
@@ -21,16 +22,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-import fire
 import numpy as np
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
@@ -44,19 +44,23 @@ def real_texts(data_path: Path) -> list[str]:
     """Return the documents of a folder's JSONL files, or Python sources if there are none."""
     files = sorted(data_path.glob("*.jsonl"))
     if files:
-        return [json.loads(line)["text"] for file in files for line in file.open(encoding="utf-8")]
+        return [text for file in files for text in read_texts(file)]
     sources = sorted(Path(np.__file__).parent.parent.rglob("*.py"))[:4000]
     return [file.read_text(encoding="utf-8", errors="ignore") for file in sources]
 
 
-def edited(texts: list[str], megabytes: float, seed: int = 0) -> Iterator[str]:
+def read_texts(file: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+
+
+def with_random_words(texts: list[str], megabytes: float, seed: int = 0) -> Iterator[str]:
     """Yield shuffled documents, each with a random word inserted, until their size reaches `megabytes`."""
-    draw, size = random.Random(seed), 0.0
+    rng, size = random.Random(seed), 0.0
     while True:
-        draw.shuffle(texts)
+        rng.shuffle(texts)
         for text in texts:
-            at = draw.randrange(len(text) + 1)
-            document = f"{text[:at]} {draw.getrandbits(32):x} {text[at:]}"
+            at = rng.randrange(len(text) + 1)
+            document = f"{text[:at]} {rng.getrandbits(32):x} {text[at:]}"
             yield document
             size += len(document.encode()) / 1e6
             if size >= megabytes:
@@ -73,88 +77,83 @@ def cpu_rate(work: Callable[[], object], megabytes: float) -> float:
     return megabytes / (time.process_time() - begun)
 
 
-class Write:
-    """`preprocess.py --mode write` as a process: CPU seconds, wall seconds, and the memory of all its processes."""
+class WriteUsage(NamedTuple):
+    """CPU seconds and wall seconds of a process with its children, and the peak of their proportional set size."""
 
-    def __init__(self, text: Path, tokenizer: Path, workers: int, scratch: Path) -> None:
-        command = [
-            sys.executable, str(SCRIPT), "--mode", "write", "--file_path", str(text), "--save_prefix",
-            str(scratch / "corpus/out"), "--tokenizer_path", str(tokenizer), "--num_workers", str(workers),
-        ]  # fmt: skip
-        shutil.rmtree(scratch / "corpus", ignore_errors=True)
-        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.peak = 0.0
-        watch = threading.Thread(target=self._watch, args=(process.pid,), daemon=True)
-        watch.start()
-        if process.wait():
-            raise ValueError(f"{' '.join(command)} failed with status {process.returncode}; run it by hand")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.wall = time.perf_counter() - begun
-        self.cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    def _watch(self, parent: int) -> None:
-        while True:
-            found = sum(pss(process) for process in family(parent))
-            if not found:
-                return
-            self.peak = max(self.peak, found)
-            time.sleep(0.1)
+    cpu: float
+    wall: float
+    peak_mb: float
 
 
-def family(parent: int) -> list[int]:
-    """Return the ids of a process and all its descendants."""
-    found = [parent]
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            try:
-                found += map(int, children.read_text().split())
-            except OSError:
-                continue
-    return found
+def run_write(text: Path, tokenizer: Path, workers: int, scratch: Path) -> WriteUsage:
+    """Run `preprocess.py --mode write`; raises ValueError if it fails."""
+    command = [
+        sys.executable, str(SCRIPT), "--mode", "write", "--file_path", str(text), "--save_prefix",
+        str(scratch / "corpus/out"), "--tokenizer_path", str(tokenizer), "--num_workers", str(workers),
+    ]  # fmt: skip
+    shutil.rmtree(scratch / "corpus", ignore_errors=True)
+    before, begun, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):  # a process has just ended
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(member.memory_full_info().pss for member in family))
+        time.sleep(0.1)
+    if process.returncode:
+        raise ValueError(f"{' '.join(command)} failed with status {process.returncode}; run it by hand")
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return WriteUsage(cpu, wall, peak / 1e6)
 
 
-def pss(process: int) -> float:
-    """Return a process's proportional set size in MB; 0 if the process has ended."""
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
-    except (OSError, StopIteration):
-        return 0.0
+def by_sentencepiece(text: Path, tokenizer: Path) -> Callable[[], object]:
+    """Return a function that encodes the documents with SentencePiece."""
+    import sentencepiece
+
+    documents, reference = read_texts(text), sentencepiece.SentencePieceProcessor(str(tokenizer / "tokenizer.model"))
+    return lambda: deque(map(reference.encode, documents), maxlen=0)
 
 
-def by_datasets(text: Path, tokenizer: Path, scratch: Path) -> Callable[[], object]:
+def by_engine(text: Path, tokenizer: Path) -> Callable[[], object]:
+    """Return a function that encodes the documents with a newly loaded gigatoken, whose word cache is empty."""
+    from corpus_tokenizer.document_encoder import load_encoder
+
+    documents, fast = read_texts(text), load_encoder(tokenizer).engine.fast
+    return lambda: deque((fast.encode(document) for document in documents), maxlen=0)
+
+
+def by_datasets(text: Path, tokenizer: Path) -> Callable[[], object]:
     """Return a function that runs batched datasets.map with the folder's tokenizer.json in one process."""
     import datasets
     from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    table = datasets.load_dataset("json", data_files=str(text), split="train", cache_dir=str(scratch / "datasets"))
+    fast = AutoTokenizer.from_pretrained(tokenizer)
+    table = datasets.load_dataset("json", data_files=str(text), split="train", cache_dir=str(text.parent / "datasets"))
 
-    def work() -> object:
-        encode: Any = lambda rows: {"input_ids": words(rows["text"], verbose=False).input_ids}  # noqa: E731
-        return table.map(encode, batched=True, remove_columns=["text"], load_from_cache_file=False)
+    def encode(rows: Any) -> dict[str, Any]:
+        return {"input_ids": fast(rows["text"], verbose=False).input_ids}
 
-    return work
+    return lambda: table.map(encode, batched=True, remove_columns=["text"], load_from_cache_file=False)
 
 
-def by_datatrove(text: Path, tokenizer: Path, scratch: Path) -> Callable[[], object] | None:
-    """Return a function that runs datatrove's Megatron writer; None if datatrove is not installed."""
-    try:
-        from datatrove.executor import LocalPipelineExecutor
-        from datatrove.pipeline.readers import JsonlReader
-        from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
-    except ImportError:
-        return None
+def by_datatrove(text: Path, tokenizer: Path) -> Callable[[], object]:
+    """Return a function that runs datatrove's Megatron writer."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
 
-    def work() -> object:
-        out = Path(tempfile.mkdtemp(dir=scratch))
-        words = {"tokenizer_name_or_path": str(tokenizer / "tokenizer.json"), "eos_token": "</s>"}
-        steps = [JsonlReader(str(text.parent), glob_pattern=text.name), MegatronDocumentTokenizer(str(out), **words)]
-        return LocalPipelineExecutor(steps, logging_dir=str(out / "logs")).run()
+    out = Path(tempfile.mkdtemp(dir=text.parent))
+    names = {"tokenizer_name_or_path": str(tokenizer / "tokenizer.json"), "eos_token": "</s>"}
+    writer = MegatronDocumentTokenizer(str(out), **names)
+    steps = [JsonlReader(str(text.parent), glob_pattern=text.name), writer]
+    return LocalPipelineExecutor(steps, logging_dir=str(out / "logs")).run
 
-    return work
+
+BASELINES = {
+    "sentencepiece": by_sentencepiece, "engine_ceiling": by_engine, "datasets_map": by_datasets,
+    "datatrove": by_datatrove,
+}  # fmt: skip
 
 
 # --- the rounds -------------------------------------------------------------------------------------------------------
@@ -166,14 +165,8 @@ def main(
     tokenizer_path: str = "",
     data_path: str = "",
     sample_megabytes: float = 20,
-    **unknown: object,
 ) -> None:
     """Write `megabytes` of text in every round; the baselines tokenise only sample_megabytes."""
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
-    import sentencepiece
-    from corpus_tokenizer.document_encoder import load_encoder
-
     shared = REPOSITORY.parent / "shared/data"
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
         scratch = Path(folder)
@@ -183,39 +176,23 @@ def main(
         for name, wanted in (("all", megabytes), ("sample", sample_megabytes), ("none1", 0.001), ("none2", 0.001)):
             with (scratch / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 sizes[name] = 0.0
-                for text in edited(texts, wanted):
+                for text in with_random_words(texts, wanted):
                     file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                     sizes[name] += len(text.encode()) / 1e6
-        sample = [json.loads(line)["text"] for line in (scratch / "sample.jsonl").open(encoding="utf-8")]
-        oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
-
-        def engine() -> Callable[[], object]:
-            """Load a new tokenizer for each round, because its word cache would make a second pass faster."""
-            fast = load_encoder(tokenizer).engine.fast
-            return lambda: deque((fast.encode(text) for text in sample), maxlen=0)
-
-        baselines: dict[str, Callable[[], Callable[[], object] | None]] = {
-            "sentencepiece": lambda: lambda: deque(map(oracle.encode, sample), maxlen=0),
-            "engine_ceiling": engine,
-            "datasets_map": lambda: by_datasets(scratch / "sample.jsonl", tokenizer, scratch),
-            "datatrove": lambda: by_datatrove(scratch / "sample.jsonl", tokenizer, scratch),
-        }
-        rows = []
+        results = []
         for number in range(1, rounds + 1):
-            idle, idle_two = (Write(scratch / "none?.jsonl", tokenizer, workers, scratch) for workers in (1, 2))
-            one = Write(scratch / "all.jsonl", tokenizer, 1, scratch)
-            two = Write(scratch / "all.jsonl", tokenizer, 2, scratch)
+            idle, idle_two = (run_write(scratch / "none?.jsonl", tokenizer, workers, scratch) for workers in (1, 2))
+            one = run_write(scratch / "all.jsonl", tokenizer, 1, scratch)
+            two = run_write(scratch / "all.jsonl", tokenizer, 2, scratch)
             ours = sizes["all"] / (one.cpu - idle.cpu)
-            row = {"mb_per_cpu_s": ours}
-            for name, prepare in baselines.items():
-                if work := prepare():
-                    row[f"vs_{name}"] = ours / cpu_rate(work, sizes["sample"])
-            row |= {"two_workers": (one.wall - idle.wall) / (two.wall - idle_two.wall), "peak_pss_mb": two.peak}
-            rows.append(row)
-            print(f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
-        result = {name: round(median(row[name] for row in rows), 3) for name in rows[0]}
-        result |= {f"vs_{name}": None for name in baselines if f"vs_{name}" not in result}
-        print(json.dumps(result | {"megabytes": megabytes, "rounds": rounds}))
+            result = {"mb_per_cpu_s": ours}
+            for name, prepare in BASELINES.items():
+                result[f"vs_{name}"] = ours / cpu_rate(prepare(scratch / "sample.jsonl", tokenizer), sizes["sample"])
+            result |= {"two_workers": (one.wall - idle.wall) / (two.wall - idle_two.wall), "peak_pss_mb": two.peak_mb}
+            results.append(result)
+            print(f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in result.items()), flush=True)
+        medians = {name: round(median(result[name] for result in results), 3) for name in results[0]}
+        print(json.dumps(medians | {"megabytes": megabytes, "rounds": rounds}))
 
 
 def llama_tokenizer(shared: Path, scratch: Path) -> Path:
@@ -230,8 +207,6 @@ def llama_tokenizer(shared: Path, scratch: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from command_line.fire_commands import run
+
+    run(main)

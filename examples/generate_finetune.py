@@ -33,10 +33,10 @@ def main(
             --do_sample, --temperature, --top_p, --top_k.
     """
     suite = console.read_cases("pretraining")
-    how = console.check_decoding(suite, options)
+    decoding = console.check_decoding(suite["decoding"], options)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     if interactive:
-        console.converse(checkpoint, how, ("Text to continue",), PromptEncoder.plain)
+        console.answer_typed_lines(checkpoint, decoding, ("Text to continue",), PromptEncoder.plain)
     else:
         console.run_cases(checkpoint, suite, options)
 

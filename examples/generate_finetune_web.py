@@ -20,7 +20,7 @@ def main(
     server_name: str = "127.0.0.1",
     server_port: int = 7860,
     share_gradio: bool = False,
-    language: str = "en",
+    language: web_page.Language = "en",
     **options: object,
 ) -> None:
     """Serve the page of a pretrained model.
@@ -32,15 +32,14 @@ def main(
         server_name: the address to listen on.
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.
-        language: initial language of the page, en or zh.
+        language: language of the tab that is open at first, en or zh.
         options: initial decoding settings of the page; see the options of generate_finetune.py.
     """
-    suites = {"pretraining": console.read_cases("pretraining")}
-    streamed = {**suites["pretraining"], "decoding": suites["pretraining"]["decoding"] | {"num_beams": 1}}
-    start = console.check_decoding(streamed, options)
-    web_page.check_options(server_name, server_port, language)
+    published = console.read_cases("pretraining")["decoding"]
+    start = console.check_decoding(published | {"num_beams": 1}, options)  # one beam streams the text as it grows
+    web_page.check_address(server_name, server_port)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
-    page = web_page.build_page(checkpoint, False, start, suites, language)
+    page = web_page.build_page(checkpoint, False, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 
 

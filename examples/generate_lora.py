@@ -44,12 +44,14 @@ def main(
     if [run_ie_cases, run_general_cases, interactive].count(True) != 1:
         raise ValueError("give exactly one of --run_ie_cases, --run_general_cases and --interactive")
     suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
-    how = console.check_decoding(suite, options)
+    decoding = console.check_decoding(suite["decoding"], options)
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
-        questions = ("Instruction", "Input (may be empty)")
-        console.converse(checkpoint, how, questions, lambda encoder, *texts: encoder.prompt(one_turn(*texts)))
+        labels = ("Instruction", "Input (may be empty)")
+        console.answer_typed_lines(
+            checkpoint, decoding, labels, lambda encoder, *texts: encoder.prompt(one_turn(*texts))
+        )
     else:
         console.run_cases(checkpoint, suite, options)
 

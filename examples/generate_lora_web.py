@@ -22,7 +22,7 @@ def main(
     server_name: str = "127.0.0.1",
     server_port: int = 7860,
     share_gradio: bool = False,
-    language: str = "en",
+    language: web_page.Language = "en",
     **options: object,
 ) -> None:
     """Serve the page of an instruction-tuned model.
@@ -36,15 +36,14 @@ def main(
         server_name: the address to listen on.
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.
-        language: initial language of the page, en or zh.
+        language: language of the tab that is open at first, en or zh.
         options: initial decoding settings of the page; see the options of generate_lora.py.
     """
-    start = console.check_decoding({"decoding": {}}, options)
-    web_page.check_options(server_name, server_port, language)
+    start = console.check_decoding({}, options)
+    web_page.check_address(server_name, server_port)
     checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
     console.warn_without_template(checkpoint, lora_weights or base_model)
-    suites = {name: console.read_cases(name) for name in ("general", "ie")}
-    page = web_page.build_page(checkpoint, True, start, suites, language)
+    page = web_page.build_page(checkpoint, True, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 
 

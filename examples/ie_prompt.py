@@ -27,8 +27,8 @@ def main(task: str, text: str, schema: str = "", extraction_path: str = "") -> N
     """
     extraction = extraction_prompts.read_extraction(extraction_path) if extraction_path else {}
     types = extraction_prompts.parse_schema(schema, task)
-    instruction, input = extraction_prompts.build(task, types, text, language_of(text), extraction)
-    print(json.dumps({"instruction": instruction, "input": input}, ensure_ascii=False))
+    instruction = extraction_prompts.extraction_instruction(task, types, language_of(text), extraction)
+    print(json.dumps({"instruction": instruction, "input": text}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from chat_prompts.prompt_encoding import one_turn
-from tqdm import tqdm
 
-from demo_pages import extraction_prompts
+from demo_pages.extraction_prompts import extraction_instruction, read_answer
 from demo_pages.model_loading import Checkpoint
 from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding, stream
 
@@ -25,19 +24,20 @@ def read_cases(name: str) -> dict[str, Any]:
 def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, str, bool]:
     """Return (text or instruction, input, whether it is an instruction). extraction: the model's extraction.json."""
     if "task" in case:
-        return *extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"], extraction), True
+        instruction = extraction_instruction(case["task"], case["schema"], case["language"], extraction)
+        return instruction, case["text"], True
     if "instruction" in case:
         return case["instruction"], case.get("input", ""), True
     return case["text"], "", False
 
 
-def check_decoding(suite: dict[str, Any], given: Mapping[str, object]) -> Decoding:
-    """Merge the suite's decoding settings and the user's options; logs a warning on options without effect."""
-    how = resolve_decoding(suite["decoding"], given)
-    idle = [name for name in ("temperature", "top_p", "top_k") if name in given]
-    if idle and not how.do_sample:
-        logging.warning("--%s has no effect without --do_sample", ", --".join(idle))
-    return how
+def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
+    """Return the suite's decoding settings, overridden by the user's; logs a warning on options without effect."""
+    decoding = resolve_decoding(suite, given)
+    unused = [name for name in ("temperature", "top_p", "top_k") if name in given]
+    if unused and not decoding.do_sample:
+        logging.warning("--%s has no effect without --do_sample", ", --".join(unused))
+    return decoding
 
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
@@ -50,30 +50,25 @@ def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
         )
 
 
-def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, object]) -> None:
+def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Print every case of a suite with the model's answer, which is streamed if num_beams is 1.
 
     given: the user's decoding options, which take precedence over those of the case and of the suite.
     """
-    cases = suite["cases"]
-    for number, case in enumerate(tqdm(cases, unit="case", disable=None), 1):
-        first, second, is_instruction = case_text(case, checkpoint.extraction)
+    cases, encoder = suite["cases"], checkpoint.encoder
+    for number, case in enumerate(cases, 1):
+        text, input, is_instruction = case_text(case, checkpoint.extraction)
         print(f"\n[{number}/{len(cases)}] {case.get('group') or '{task} ({language})'.format(**case)}")
-        print("\n".join(f"> {line}" for text in (first, second) for line in text.splitlines()))
-        how = resolve_decoding(suite["decoding"] | case.get("decoding", {}), given)
-        encoder = checkpoint.encoder
+        print("\n".join(f"> {line}" for line in [*text.splitlines(), *input.splitlines()]))
+        decoding = resolve_decoding(suite["decoding"] | case.get("decoding", {}), given)
         try:
-            ids = encoder.prompt(one_turn(first, second)) if is_instruction else encoder.plain(first)
-            answer = print_answer(stream(checkpoint, ids, how))
+            ids = encoder.prompt(one_turn(text, input)) if is_instruction else encoder.plain(text)
+            answer = print_answer(stream(checkpoint, ids, decoding))
         except ValueError as error:  # for example, the prompt is longer than the model's context
             print(f"  (not answered: {error})")
             continue
         if "task" in case:
-            print(
-                "  parses as JSON"
-                if extraction_prompts.read_answer(answer.text) is not None
-                else "  does not parse as JSON"
-            )
+            print("  does not parse as JSON" if read_answer(answer.text) is None else "  parses as JSON")
 
 
 def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:
@@ -89,23 +84,23 @@ def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:
     return answer
 
 
-def converse(
-    checkpoint: Checkpoint, how: Decoding, questions: tuple[str, ...], make_ids: Callable[..., list[int]]
+def answer_typed_lines(
+    checkpoint: Checkpoint, decoding: Decoding, labels: tuple[str, ...], make_ids: Callable[..., list[int]]
 ) -> None:
-    """Read one line for each question from the keyboard, print the model's answer, and repeat until the input ends.
+    """Read one line for each label from the keyboard, print the model's answer, and repeat until the input ends.
 
     make_ids: function of the prompt encoder and the lines that returns the prompt's ids. Errors are printed.
     """
     print("Enter one line each; Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
-            texts = [input(f"{question}: ") for question in questions]
+            texts = [input(f"{label}: ") for label in labels]
         except EOFError:
             print()
             return
         if not texts[0].strip():
             continue
         try:
-            print_answer(stream(checkpoint, make_ids(checkpoint.encoder, *texts), how))
+            print_answer(stream(checkpoint, make_ids(checkpoint.encoder, *texts), decoding))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

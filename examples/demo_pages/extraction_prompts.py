@@ -11,9 +11,11 @@ The extraction.json of a checkpoint holds the wording of its training instructio
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from json_rows.row_files import read_json
 from text_language.language_detection import LANGUAGES
 
 TASKS = ("ner", "re", "ee")
@@ -41,10 +43,10 @@ WORDING = {
 }
 
 
-def build(
-    task: str, schema: Schema, text: str, language: str = "en", extraction: Mapping[str, Any] | None = None
-) -> tuple[str, str]:
-    """Return (instruction, input) to extract `schema` from `text`, in the checkpoint's wording if it has one.
+def extraction_instruction(
+    task: str, schema: Schema, language: str = "en", extraction: Mapping[str, Any] | None = None
+) -> str:
+    """Return the instruction that asks for `schema` in an input text, in the checkpoint's wording if it has one.
 
     extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language and, if
     the wording has {schema}, on an empty schema or one of the wrong type.
@@ -52,22 +54,16 @@ def build(
     if task not in TASKS or language not in LANGUAGES:
         raise ValueError(f"no extraction task {task!r} in {language!r}; tasks: {', '.join(TASKS)}, languages: en, zh")
     wording = own_wording(extraction or {}, task, language) or WORDING[language][task]
-    if "{schema}" in wording:
-        wording = wording.replace("{schema}", schema_phrase(schema, task, language))
-    return wording, text
+    return wording.replace("{schema}", schema_phrase(schema, task, language)) if "{schema}" in wording else wording
 
 
 def read_extraction(path: str | Path) -> dict[str, Any]:
     """Return the content of an extraction.json; raises FileNotFoundError if missing, ValueError if malformed."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the extraction.json of a checkpoint")
+    content = read_json(path, "give the extraction.json of a checkpoint")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for languages in content.get("tasks", {}).values():
-            for entry in languages.values():
-                entry.get("instruction")
-    except (ValueError, AttributeError) as error:
+        for task, language in product(TASKS, LANGUAGES):
+            own_wording(content, task, language)
+    except AttributeError as error:
         form = '{"tasks": {"ner": {"en": {"instruction": "…"}}}}'
         raise ValueError(f"{path} does not have the form {form} ({error}); copy it again") from None
     return content

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from demo_pages.model_loading import Checkpoint
@@ -46,28 +46,21 @@ class GeneratedText(NamedTuple):
     ending: str  # "" while it runs, then "complete" (end token) or "length" (max_new_tokens or context reached)
 
 
-def resolve_decoding(suite: Mapping[str, object], given: Mapping[str, object]) -> Decoding:
+def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
     """Return the decoding settings of a suite of cases, overridden by the user's options.
 
-    Raises ValueError on a name that Decoding does not have and on a value of another type (1e2 counts as int).
+    Raises ValueError on a name that Decoding does not have and on a value out of range.
     """
-    chosen: dict[str, Any] = {}
-    kinds: dict[str, type] = {field.name: type(getattr(Decoding, field.name)) for field in fields(Decoding)}
-    for name, value in {**suite, **given}.items():
-        if name not in kinds:
-            raise ValueError(f"unknown option --{name}; see --help (decoding options: {', '.join(kinds)})")
-        kind = kinds[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (isinstance(value, bool) if kind is bool else is_number and kind(value) == value):
-            raise ValueError(f"--{name} takes {kind.__name__}, not {value!r}")
-        chosen[name] = kind(value)
-    return Decoding(**chosen)
+    settings = {**suite, **given}
+    if unknown := sorted(settings.keys() - OPTIONS.keys()):
+        raise ValueError(f"there is no decoding setting {unknown[0]}; the settings are {', '.join(OPTIONS)}")
+    return Decoding(**{name: OPTIONS[name](value) for name, value in settings.items()})
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Any:
+def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
     """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 
     Without do_sample, the sampling settings are transformers' defaults, so that those of the checkpoint's own
@@ -76,14 +69,14 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> 
     from transformers import GenerationConfig
 
     model = checkpoint.model
-    context = getattr(model.config, "max_position_embeddings", None) or len(ids) + how.max_new_tokens
+    context = getattr(model.config, "max_position_embeddings", None) or len(ids) + decoding.max_new_tokens
     room = context - len(ids)
     if not ids or room < 1:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, the model reads 1 to {context - 1}; change the length of the text"
         )
-    arguments = asdict(how) | {"max_new_tokens": min(how.max_new_tokens, room)}
-    if not how.do_sample:
+    arguments = asdict(decoding) | {"max_new_tokens": min(decoding.max_new_tokens, room)}
+    if not decoding.do_sample:
         arguments |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     own = model.generation_config.eos_token_id
     ends = {*checkpoint.encoder.stop_ids, *(own if isinstance(own, list) else [own])} - {None}
@@ -100,14 +93,13 @@ def decode_new(tokenizer: Any, ids: list[int], new: list[int]) -> str:
 def decode_complete(tokenizer: Any, ids: list[int], new: list[int], shown: str) -> str:
     """Return the text of the new ids, or `shown`, the previous text, while the last character is incomplete.
 
-    LLaMA encodes most Chinese characters as bytes. It decodes a run of bytes to replacement characters while the last
-    character of the run is incomplete.
+    LLaMA encodes most Chinese characters as bytes, and decodes an incomplete character to replacement characters.
     """
     text = decode_new(tokenizer, ids, new)
     return shown if text.endswith("\ufffd") else text
 
 
-def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[GeneratedText]:
+def stream(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Iterator[GeneratedText]:
     """Yield the text generated for the prompt ids as it grows; the last item has an ending.
 
     With several beams, items before the last one have a token count but no text. Generation runs in a thread, which
@@ -115,23 +107,20 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Ge
     """
     import torch
     from transformers import StoppingCriteriaList
-    from transformers.generation.streamers import BaseStreamer
 
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    config = generation_config(checkpoint, ids, how)
-    events: queue.Queue[Any] = queue.Queue()
+    config = generation_config(checkpoint, ids, decoding)
+    states: queue.Queue[GeneratedText | Exception] = queue.Queue()
     closed = threading.Event()
+    text = ""
 
-    class TokenQueue(BaseStreamer):
-        def put(self, value: Any) -> None:
-            events.put(value.flatten().tolist())
-
-        def end(self) -> None:
-            """The result in the queue marks the end."""
-
-    def should_stop(input_ids: Any, scores: Any, **_: object) -> Any:
-        if how.num_beams > 1:  # transformers does not stream beams
-            events.put(input_ids.shape[1] - len(ids))
+    def after_each_token(input_ids: Any, scores: Any, **_: object) -> Any:
+        """Add the new state to the queue; return whether to stop. input_ids: (beams, tokens so far)."""
+        nonlocal text
+        new = input_ids[0, len(ids) :].tolist()
+        if decoding.num_beams == 1:  # with several, the best one is not known yet
+            text = decode_complete(tokenizer, ids, new, text)
+        states.put(GeneratedText(text, len(new), ""))
         return torch.full((input_ids.shape[0],), closed.is_set(), dtype=torch.bool, device=input_ids.device)
 
     def generate_answer() -> None:
@@ -140,45 +129,34 @@ def stream(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> Iterator[Ge
             with torch.inference_mode():
                 output = model.generate(
                     prompt, attention_mask=torch.ones_like(prompt), generation_config=config,
-                    streamer=TokenQueue() if how.num_beams == 1 else None,
-                    stopping_criteria=StoppingCriteriaList([should_stop]),
+                    stopping_criteria=StoppingCriteriaList([after_each_token]),
                 )  # fmt: skip
-            events.put(output[0])
+            states.put(finished_text(tokenizer, ids, output[0, len(ids) :].tolist(), config))
         except Exception as error:
-            events.put(error)
+            states.put(error)
 
     thread = threading.Thread(target=generate_answer, name="generation", daemon=True)
     thread.start()
-    new: list[int] = []
-    shown = ""
-    is_prompt = True  # generate() passes the prompt to the streamer first
     try:
-        while isinstance(event := events.get(), list | int):
-            if isinstance(event, int):
-                yield GeneratedText("", event, "")
-            elif not is_prompt:
-                new += event
-                shown = decode_complete(tokenizer, ids, new, shown)
-                yield GeneratedText(shown, len(new), "")
-            is_prompt = False
+        while True:
+            state = states.get()
+            if isinstance(state, Exception):
+                raise state
+            yield state
+            if state.ending:
+                return
     finally:
         closed.set()
         thread.join()
-    if isinstance(event, Exception):
-        raise event
-    yield finished_text(tokenizer, ids, event[len(ids) :].tolist(), config)
 
 
 def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -> GeneratedText:
     """Return the finished text, without the end token and the padding of shorter beams."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    at = next((i for i, token in enumerate(new) if token in ends), None)
-    kept = new if at is None else new[:at]
-    ending = "length" if at is None else "complete"
-    return GeneratedText(decode_new(tokenizer, ids, kept), len(kept), ending)
+    end = next((at for at, token in enumerate(new) if token in (config.eos_token_id or [])), None)
+    return GeneratedText(decode_new(tokenizer, ids, new[:end]), len(new[:end]), "length" if end is None else "complete")
 
 
-def generate(checkpoint: Checkpoint, ids: list[int], how: Decoding) -> GeneratedText:
+def generate(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> GeneratedText:
     """Return the finished text for the prompt ids."""
-    *_, text = stream(checkpoint, ids, how)
+    *_, text = stream(checkpoint, ids, decoding)
     return text

@@ -42,26 +42,20 @@ def collect_figures(folder: Path) -> dict[str, Any]:
 def summary_table(summary: dict[str, Any]) -> str:
     """Return the summary as text, one line for each step."""
     corpus, before, after = summary["corpus"], summary["before"], summary["after"]
-    rows = [
-        ("corpus", f"{corpus['samples']:,} samples, {corpus['tokens']:,} tokens from {', '.join(corpus['sources'])}"),
-        *(
-            (name, f"{run['steps']} steps, loss {run['first_loss']:.2f} to {run['last_loss']:.3f}")
-            for name, run in (("pretraining", summary["pretraining"]), ("tuning", summary["tuning"]))
-        ),
-        ("weight diff", f"{summary['diff_share']:.0%} of the model"),
-        ("recovery", summary["recovery"].splitlines()[0]),
-        *(
-            (f"held-out {label}", f"{before_value:.3f} before tuning, {after_value:.3f} after")
-            for label, before_value, after_value in (
-                ("triple F1", before["triple"]["f1"], after["triple"]["f1"]),
-                ("entity F1", before["entity"]["f1"], after["entity"]["f1"]),
-                ("exact rows", before["exact"], after["exact"]),
-            )
-        ),
-        ("/generate", json.dumps(summary["answer"], ensure_ascii=False)),
-        ("time", f"{sum(summary['seconds'].values()) / 60:.1f} minutes"),
-    ]
-    return "\n".join(f"  {name:20} {value}" for name, value in rows)
+    lines = {
+        "corpus": f"{corpus['samples']:,} samples, {corpus['tokens']:,} tokens from {', '.join(corpus['sources'])}"
+    }
+    for name in ("pretraining", "tuning"):
+        run = summary[name]
+        lines[name] = f"{run['steps']} steps, loss {run['first_loss']:.2f} to {run['last_loss']:.3f}"
+    lines["weight diff"] = f"{summary['diff_share']:.0%} of the model"
+    lines["recovery"] = summary["recovery"].splitlines()[0]
+    for kind in ("triple", "entity"):
+        lines[f"held-out {kind} F1"] = f"{before[kind]['f1']:.3f} before tuning, {after[kind]['f1']:.3f} after"
+    lines["held-out exact rows"] = f"{before['exact']:.3f} before tuning, {after['exact']:.3f} after"
+    lines["/generate"] = json.dumps(summary["answer"], ensure_ascii=False)
+    lines["time"] = f"{sum(summary['seconds'].values()) / 60:.1f} minutes"
+    return "\n".join(f"  {name:20} {value}" for name, value in lines.items())
 
 
 def draw_loss_curves(folder: Path, target: Path) -> None:

@@ -7,47 +7,36 @@ https://arxiv.org/abs/2302.13971), and no normalisation.
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 from json_rows.row_files import iterate_texts
 
-SPLIT_AT = 4000  # characters of a training line, at most 4 bytes each; see max_sentence_length
+MAX_CHARACTERS = 4000  # of a training line, at most 4 bytes each; longer texts are split
 
 
-def training_texts(paths: list[str], text_key: str = "text") -> Iterator[str]:
-    """Yield texts under text_key of row files, and lines of text files, in pieces of at most SPLIT_AT characters."""
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist; --input takes text or .jsonl files, separated by commas")
-        for text in iterate_texts(path, text_key):
-            yield from (text[i : i + SPLIT_AT] for i in range(0, len(text), SPLIT_AT))
-
-
-def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000, text_key: str = "text") -> None:
-    """Train output_dir/tokenizer.model on the texts of `input` (files separated by commas)."""
+def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -> None:
+    """Train output_dir/tokenizer.model on the texts of `input` (text and row files, separated by commas)."""
     import sentencepiece
 
-    target = Path(output_dir)
+    target, model = Path(output_dir), BytesIO()
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".training-") as scratch:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=training_texts(input, text_key), model_prefix=f"{scratch}/tokenizer",
-                vocab_size=vocab_size,
-                model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
-                normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * SPLIT_AT + 4, minloglevel=2,
-                num_threads=os.cpu_count() or 1,
-            )  # fmt: skip
-        except RuntimeError as error:  # most often too little text for the vocabulary
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"SentencePiece could not train {vocab_size} pieces on {','.join(input)}: {reason}"
-            ) from None
-        Path(scratch, "tokenizer.model").replace(target / "tokenizer.model")
+    texts = (text for path in input for text in iterate_texts(path))
+    lines = (text[at : at + MAX_CHARACTERS] for text in texts for at in range(0, len(text), MAX_CHARACTERS))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size,
+            model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * MAX_CHARACTERS + 4, minloglevel=2,
+            num_threads=os.cpu_count() or 1,
+        )  # fmt: skip
+    except RuntimeError as error:  # most often too little text for the vocabulary
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"SentencePiece could not train {vocab_size} pieces on {','.join(input)}: {reason}") from None
+    (target / "tokenizer.model.partial").write_bytes(model.getvalue())
+    (target / "tokenizer.model.partial").replace(target / "tokenizer.model")
     print(f"{target}/tokenizer.model: {vocab_size} pieces")
 
 
@@ -90,9 +79,8 @@ def make_model(
     model.save_pretrained(scratch)
     (scratch / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
     tokenizer.save_pretrained(scratch)
-    original = Path(tokenizer_path, "tokenizer.model")
-    if original.is_file():
-        shutil.copyfile(original, scratch / "tokenizer.model")
+    if (sentencepiece_model := Path(tokenizer_path, "tokenizer.model")).is_file():
+        shutil.copy(sentencepiece_model, scratch)
     settings = {
         "script": "examples/make_demo.py model", "seed": seed, "config": model.config.to_diff_dict(),
         "versions": {name: version(name) for name in ("torch", "transformers")},

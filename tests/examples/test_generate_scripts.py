@@ -70,7 +70,7 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "said"),
+    ("script", "arguments", "message"),
     [
         ("finetune", ("--base_model", "none"), "none does not exist; --base_model takes a checkpoint folder"),
         ("finetune", ("--base_model", "CHECKPOINT", "--interactiv"), "unknown option --interactiv"),
@@ -92,15 +92,15 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
             ("--base_model", "CHECKPOINT", "--lora_weights", "none", "--run_ie_cases"),
             "none does not exist; give the folder",
         ),
-        ("lora_web", ("--base_model", "CHECKPOINT", "--language", "fr"), "--language takes en or zh, not 'fr'"),
-        ("finetune_web", ("--base_model", "CHECKPOINT", "--server_port", "70000"), "--server_port takes 1 to 65535"),
+        ("lora_web", ("--base_model", "CHECKPOINT", "--language", "fr"), "--language takes one of en, zh, not 'fr'"),
+        ("finetune_web", ("--base_model", "CHECKPOINT", "--server_port", "70000"), "127.0.0.1:70000 is not available"),
     ],
 )
 def test_bad_option_is_refused_with_one_line(
-    tiny_checkpoint: Path, adapter: Path, run_script: RunScript, script: str, arguments: tuple[str, ...], said: str
+    tiny_checkpoint: Path, adapter: Path, run_script: RunScript, script: str, arguments: tuple[str, ...], message: str
 ) -> None:
     folders = {"CHECKPOINT": str(tiny_checkpoint), "ADAPTER": str(adapter)}
     done = run_script(f"examples/generate_{script}.py", *(folders.get(a, a) for a in arguments), status=2)
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
+from demo_pages.extraction_prompts import extraction_instruction
 from text_language.language_detection import language_of
 
 EVENTS = {"layoff": ["company", "time"], "meeting": ["who"]}
@@ -13,32 +14,25 @@ OWN = {"tasks": {"ner": {"en": {"instruction": "List: {schema}"}, "zh": {"instru
 
 
 def test_instruction_names_the_schema_in_both_languages() -> None:
-    instruction, text = extraction_prompts.build("ner", ["person", "place"], "Ann.")
-    assert "person, place" in instruction
-    assert text == "Ann."
-    assert "人物、地点" in extraction_prompts.build("ner", ["人物", "地点"], "安。", "zh")[0]
-    assert '{"subject": …, "object": …}' in extraction_prompts.build("re", ["born in"], "")[0]
-    assert "layoff (company, time); meeting (who)" in extraction_prompts.build("ee", EVENTS, "")[0]
-    assert (
-        "裁员（公司、时间）；会见"
-        in extraction_prompts.build("ee", {"裁员": ["公司", "时间"], "会见": []}, "", "zh")[0]
-    )
+    assert "person, place" in extraction_instruction("ner", ["person", "place"])
+    assert "人物、地点" in extraction_instruction("ner", ["人物", "地点"], "zh")
+    assert '{"subject": …, "object": …}' in extraction_instruction("re", ["born in"])
+    assert "layoff (company, time); meeting (who)" in extraction_instruction("ee", EVENTS)
+    assert "裁员（公司、时间）；会见" in extraction_instruction("ee", {"裁员": ["公司", "时间"], "会见": []}, "zh")
 
 
 def test_wording_of_the_checkpoint_replaces_the_default() -> None:
-    assert extraction_prompts.build("ner", ["a", "b"], "t", "en", OWN) == ("List: a, b", "t")
-    assert extraction_prompts.build("ner", [], "t", "zh", OWN) == ("抽取实体。", "t")  # no place for a schema
-    assert extraction_prompts.build("re", ["a"], "t", "en", OWN) == extraction_prompts.build("re", ["a"], "t")
+    assert extraction_instruction("ner", ["a", "b"], "en", OWN) == "List: a, b"
+    assert extraction_instruction("ner", [], "zh", OWN) == "抽取实体。"  # no place for a schema
+    assert extraction_instruction("re", ["a"], "en", OWN) == extraction_instruction("re", ["a"])
 
 
-def test_braces_in_schema_and_text_stay_as_they_are() -> None:
-    instruction, text = extraction_prompts.build("ner", ["{schema}", "{0} %s"], "{x} {{ y }}", "en", OWN)
-    assert instruction == "List: {schema}, {0} %s"
-    assert text == "{x} {{ y }}"
+def test_braces_in_the_schema_are_not_replaced() -> None:
+    assert extraction_instruction("ner", ["{schema}", "{0} %s"], "en", OWN) == "List: {schema}, {0} %s"
 
 
 @pytest.mark.parametrize(
-    ("task", "schema", "language", "said"),
+    ("task", "schema", "language", "message"),
     [
         ("xx", ["a"], "en", "no extraction task 'xx'"),
         ("ner", ["a"], "fr", "in 'fr'"),
@@ -48,10 +42,10 @@ def test_braces_in_schema_and_text_stay_as_they_are() -> None:
     ],
 )
 def test_unknown_task_or_unfit_schema_is_refused(
-    task: str, schema: extraction_prompts.Schema, language: str, said: str
+    task: str, schema: extraction_prompts.Schema, language: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
-        extraction_prompts.build(task, schema, "t", language)
+    with pytest.raises(ValueError, match=message):
+        extraction_instruction(task, schema, language)
 
 
 def test_schema_is_read_from_text() -> None:
@@ -85,9 +79,8 @@ def test_every_case_has_an_instruction_in_the_language_of_its_text(repository: P
     }
     assert [len(cases) for cases in suites.values()] == [17, 8, 6]
     for case in suites["ie"]:
-        instruction, text = extraction_prompts.build(case["task"], case["schema"], case["text"], case["language"])
-        assert text == case["text"]
-        assert language_of(text) == language_of(instruction) == case["language"]
+        instruction = extraction_instruction(case["task"], case["schema"], case["language"])
+        assert language_of(case["text"]) == language_of(instruction) == case["language"]
 
 
 def test_published_cases_equal_the_published_prompts(repository: Path, shared_data: Path) -> None:
@@ -103,12 +96,12 @@ def test_command_prints_one_instruction_row(run_script: RunScript, tmp_path: Pat
     """In the language of the text and the wording of --extraction_path; errors are one line."""
     own = tmp_path / "extraction.json"
     own.write_text(json.dumps(OWN), encoding="utf-8")
+    malformed = tmp_path / "malformed.json"
+    malformed.write_text('{"tasks": {"ner": ["List"]}}', encoding="utf-8")
     english = ("--task", "ner", "--schema", "person, place", "--text", "Ann met Bo.")
     default = json.loads(run_script("examples/ie_prompt.py", *english).stdout)
-    assert default == {
-        "instruction": extraction_prompts.build("ner", ["person", "place"], "")[0],
-        "input": "Ann met Bo.",
-    }
+    instruction = extraction_instruction("ner", ["person", "place"])
+    assert default == {"instruction": instruction, "input": "Ann met Bo."}
     worded = json.loads(run_script("examples/ie_prompt.py", *english, "--extraction_path", own).stdout)
     assert worded == {"instruction": "List: person, place", "input": "Ann met Bo."}
     chinese = ("--task", "ner", "--text", "小安在奥斯陆。", "--extraction_path", own)
@@ -118,7 +111,8 @@ def test_command_prints_one_instruction_row(run_script: RunScript, tmp_path: Pat
     for arguments, error in (
         (("--task", "ner", "--text", "Ann"), "error: the task ner needs a schema such as `person, place`"),
         ((*english, "--extraction_path", tmp_path / "none.json"), "none.json does not exist"),
-        ((*english, "--extraction_path", __file__), "does not have the form"),
+        ((*english, "--extraction_path", __file__), "is not JSON"),
+        ((*english, "--extraction_path", malformed), "does not have the form"),
     ):
         done = run_script("examples/ie_prompt.py", *arguments, status=2)
         assert error in done.stderr

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,26 +12,29 @@ from demo_pages import model_loading
 
 
 def test_weights_are_placed_on_cpu_one_gpu_or_several() -> None:
-    assert model_loading.placement(False, [], 0) == {}
-    assert model_loading.placement(False, [], 2) == {"device_map": {"": 0}}
-    assert model_loading.placement(True, [], 2) == {"device_map": "auto"}
-    assert model_loading.placement(True, [10, 8], 3) == {"device_map": "auto", "max_memory": {0: "10GiB", 1: "8GiB"}}
-    with pytest.raises(ValueError, match="--allocate names 3 GPUs, this machine has 2"):
-        model_loading.placement(True, [10, 10, 10], 2)
-    with pytest.raises(ValueError, match="add --multi_gpu"):
-        model_loading.placement(False, [10], 2)
+    options = model_loading.loading_options
+    assert options(0, False, False, []) == {}
+    assert options(2, False, False, []) == {"device_map": {"": 0}}
+    assert options(2, False, True, []) == {"device_map": "auto"}
+    assert options(3, False, True, [10, 8]) == {"device_map": "auto", "max_memory": {0: "10GiB", 1: "8GiB"}}
+    assert options(1, True, False, [])["quantization_config"].load_in_8bit
 
 
-@pytest.mark.parametrize("shares", [[0], [10, -1]])
-def test_shares_below_one_gib_are_refused(tiny_checkpoint: Path, shares: list[int]) -> None:
-    with pytest.raises(ValueError, match="--allocate takes GiB for each GPU"):
-        model_loading.load(str(tiny_checkpoint), multi_gpu=True, allocate=shares)
-
-
-def test_8_bit_without_gpu_is_refused() -> None:
-    assert model_loading.quantisation(False, 0) == {}
-    with pytest.raises(ValueError, match="--load_8bit needs an NVIDIA GPU"):
-        model_loading.quantisation(True, 0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_gpu": True, "allocate": [0]}, r"--allocate takes GiB for each GPU, as in \[10,10,10\], not \[0\]"),
+        ({"multi_gpu": True, "allocate": [10, -1]}, "--allocate takes GiB for each GPU"),
+        ({"allocate": [10]}, "add --multi_gpu"),
+        ({"multi_gpu": True, "allocate": [10, 10]}, "--allocate needs 2 NVIDIA GPUs, this machine has 0; change or"),
+        ({"multi_gpu": True}, "--multi_gpu needs 1 NVIDIA GPUs"),
+        ({"load_8bit": True}, "--load_8bit needs 1 NVIDIA GPUs"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
+def test_options_for_missing_gpus_are_refused(tiny_checkpoint: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_loading.load(str(tiny_checkpoint), **options)
 
 
 def test_adapter_brings_its_weights_tokenizer_and_template(tiny_checkpoint: Path, adapter: Path) -> None:

@@ -80,12 +80,14 @@ def page(browser: Any) -> Iterator[Any]:
     """An empty tab that fails the test when a page asks another machine for anything, or its script fails."""
     tab = browser.new_page(viewport={"width": 1280, "height": 960})
     tab.set_default_timeout(120_000)
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("pageerror", lambda error: asked.append(f"error:{error}"))
+    requests: list[str] = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("pageerror", lambda error: requests.append(f"error:{error}"))
     yield tab
     tab.close()
-    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}, asked
+    assert {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}, (
+        requests
+    )
 
 
 def box(page: Any, name: str) -> Any:
@@ -116,15 +118,15 @@ def test_page_shows_errors_in_english_and_chinese(tuned_demo: str, page: Any) ->
     page.goto(tuned_demo)
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "Error: the text is empty")
-    page.get_by_label("中文").check()
+    page.get_by_role("tab", name="中文").click()
     page.get_by_role("button", name="生成").click()
     wait_for(page, "错误： 文本为空")
     page.get_by_role("tab", name="信息抽取").click()
     box(page, "source").fill("Ann was born in Oslo.")
     page.get_by_role("button", name="抽取", exact=True).click()
     wait_for(page, "needs a schema such as `person, place`".replace("`", ""))
-    page.get_by_label("English").check()
-    page.get_by_role("button", name="Extract", exact=True).wait_for()
+    page.get_by_role("tab", name="English").click()
+    page.get_by_role("button", name="Generate").wait_for()
 
 
 def test_extraction_uses_the_wording_of_the_checkpoint(tuned_demo: str, page: Any, instructed_checkpoint: Path) -> None:
@@ -197,25 +199,24 @@ def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> 
     """A request that is cancelled through Gradio, as by the Stop button, does not reach its 500 tokens."""
     client = pytest.importorskip("gradio_client")
     base = model_loading.load(str(tiny_checkpoint))
-    suites: dict[str, dict[str, Any]] = {"pretraining": {"cases": []}}
-    blocks = web_page.build_page(base, False, Decoding(500, num_beams=8), suites, "en")
+    blocks = web_page.build_page(base, False, Decoding(500, num_beams=8), "en")
     _, address, _ = blocks.queue().launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
     try:
         settings = [500, 8, 1.0, False, 0.4, 0.75, 40]
         job = client.Client(address, verbose=False).submit(
-            "en", "Ann was born in", *settings, fn_index=generate_index(blocks)
+            "Ann was born in", *settings, fn_index=generate_index(blocks)
         )
         wait_until(lambda: "generation" in thread_names(), 60)
         assert job.cancel()
         wait_until(lambda: "generation" not in thread_names(), 60)
-        assert all(line.startswith("Generating") for _, line, _ in job.outputs())  # not "Cut after 500 tokens"
+        assert all(line.startswith("Generating") for _, line in job.outputs())  # not "Cut after 500 tokens"
     finally:
         blocks.close()
 
 
 def generate_index(blocks: Any) -> int:
     """Index of the function that the Generate button calls."""
-    return next(index for index, function in blocks.fns.items() if function.name == "run")
+    return next(index for index, function in blocks.fns.items() if function.concurrency_id == "model")
 
 
 def thread_names() -> set[str]:

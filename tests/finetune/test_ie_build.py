@@ -116,8 +116,8 @@ def test_demos_ask_a_tuned_model_with_the_wording_of_its_examples(tmp_path: Path
     kept = {"tasks": extraction(tmp_path)}
     kinds = TYPES["entity" if task == "ner" else "relation"]
     for row, language in zip(rows, ("en", "zh"), strict=True):
-        asked = extraction_prompts.build(task, kinds[language], row["input"], language_of(row["input"]), kept)
-        assert asked == (row["instruction"], row["input"])
+        instruction = extraction_prompts.extraction_instruction(task, kinds[language], language_of(row["input"]), kept)
+        assert instruction == row["instruction"]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def ask(task: str, extraction: Any = None, text: str = "x", language: str = "aut
 def test_demos_and_server_write_the_same_instruction(task: str, language: str) -> None:
     own = {"tasks": {task: {language: {"instruction": "List {schema}, {0} %s {schema}"}}}}
     for extraction in (None, own, {}):
-        instruction, _ = extraction_prompts.build(task, SCHEMAS[task], "x", language, extraction)
+        instruction = extraction_prompts.extraction_instruction(task, SCHEMAS[task], language, extraction)
         assert ask(task, extraction, language=language) == instruction
 
 

@@ -265,16 +265,15 @@ def test_max_shard_size_splits_diff_and_recovered_model(
 @pytest.mark.integration
 def test_diff_memory_does_not_grow_with_model(tmp_path: Path) -> None:
     """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
-    from bench_weights import command_of, make_adapter, make_models, watched
+    from bench_weights import make_models, run_measured
 
-    make_models(tmp_path, "test", "F16", additive=False)
-    make_adapter(tmp_path, "test", "F16", rank=16)
+    make_models(tmp_path, "test", rank=16, additive=False)
     for role in ("make_diff", "recover", "merge"):
-        usage = watched(command_of(role, tmp_path)[0])
+        usage = run_measured(role, tmp_path)
         assert usage.anonymous_mib < 64, role
         assert usage.resident_mib < 256, role
-    tuned, back = (hashed_weights(tmp_path / name)[2] for name in ("tuned", "out"))
-    assert tuned == back
+    tuned, recovered = (hashed_weights(tmp_path / name)[2] for name in ("tuned", "recovered"))
+    assert tuned == recovered
 
 
 def test_file_modes_follow_umask(tiny_checkpoint: Path, diff: Path, tmp_path: Path, run_tool: RunTool) -> None:
