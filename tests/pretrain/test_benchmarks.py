@@ -7,8 +7,8 @@ import pytest
 from conftest import RunScript
 
 
-def last_line(said: str) -> dict[str, Any]:
-    return json.loads(said.splitlines()[-1])
+def last_line(printed: str) -> dict[str, Any]:
+    return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -43,12 +43,12 @@ def test_every_setting_has_a_result_or_a_reason(run_script: RunScript) -> None:
 
 def test_wrong_options_and_no_gpu_are_one_line(run_script: RunScript) -> None:
     nowhere = {"PATH": "/nowhere"}
-    for script, options, said in (
+    for script, options, message in (
         ("bench_pretrain", ["--hidden_size", 100], "error: counts are at least 1"),
         ("bench_pretrain", ["--stepz", 1], "error: unknown option --stepz"),
         ("bench_pretrain_gpu", [], "error: nvidia-smi shows no GPU"),
         ("bench_pretrain_gpu", ["--tiny", "--settings", "sdpa-5"], "error: there is no setting sdpa-5"),
     ):
         done = run_script(f"benchmarks/{script}.py", *options, status=2, env=nowhere)
-        assert done.stderr.startswith(said)
+        assert done.stderr.startswith(message)
         assert done.stderr.count("\n") == 1

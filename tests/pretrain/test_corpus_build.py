@@ -113,13 +113,13 @@ def test_text_template_joins_fields_and_keeps_their_braces(
             "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
         )  # fmt: skip
         assert texts_of(tmp_path / ending, tiny_tokenizer) == ["A {body} of {0}\nsays {title}", "\nTwo."]
-        for template, said in (("{title} {gone}", "1 has no key 'gone'"), ("{n}", "1 has int under 'n', not text")):
+        for template, message in (("{title} {gone}", "1 has no key 'gone'"), ("{n}", "1 has int under 'n', not text")):
             refused = run_script(
                 SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / "no",
                 "--tokenizer_path", tiny_tokenizer, "--text_template", template, status=2,
             )  # fmt: skip
             place = f"a.{ending}" + (":" if ending == "jsonl" else ", row ")
-            assert place + said in refused.stderr and refused.stderr.count("\n") == 1
+            assert place + message in refused.stderr and refused.stderr.count("\n") == 1
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"cut\.parquet, row 1 cannot be read, since the file is damaged"):
         write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))

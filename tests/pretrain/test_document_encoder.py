@@ -45,7 +45,7 @@ def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[
 
 def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
     """The tokens before which the text may be cut."""
-    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
+    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).edges_at(list(range(1, len(text) + 1)))
 
 
 def test_model_and_json_give_sentencepieces_ids_and_equal_ends(tiny_tokenizer: Path, json_only: Path) -> None:
