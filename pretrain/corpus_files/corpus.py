@@ -95,6 +95,9 @@ class Corpus:
         start = int(self.pointers[at]) // self.dtype.itemsize
         return np.asarray(self.ids[start : start + int(self.lengths[at])])
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
     def __reduce__(self) -> tuple[type["Corpus"], tuple[str]]:
         return Corpus, (self.prefix,)  # a process that unpickles the corpus maps the files itself
 
