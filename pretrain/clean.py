@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from cluster_jobs.job_commands import add_executor_options, run_job
+from corpus_building.documents import add_input_options
 from text_language.language_detection import language_code
 
 LANGUAGES = ("auto", "en", "zh", "code")
@@ -37,35 +38,20 @@ def skipped_filters(text: str) -> frozenset[str]:
 def parser() -> StrictParser:
     """Return the parser of the command line."""
     p = StrictParser(__doc__ or "")
-    p.add_argument("--file_path", nargs="+", required=True, metavar="IN", help="text files and globs")
+    add_input_options(p, required=True)
     p.add_argument("--output_dir", required=True, metavar="DIR", help="the folder to write")
     p.add_argument(
-        "--language",
-        type=language_code,
-        choices=LANGUAGES,
-        default="auto",
+        "--language", type=language_code, choices=LANGUAGES, default="auto",
         help="rules to apply; auto: en or zh for each text",
-    )
-    p.add_argument("--text_key", default="text", metavar="KEY", help="field of the text in a row (default: text)")
-    p.add_argument("--text_template", default="", metavar="T", help="join several fields: '{title}\\n{content}'")
-    p.add_argument(
-        "--on_error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="unreadable rows: stop, or drop them (default: stop)",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--skip", type=skipped_filters, default=(), metavar="A,B", help=f"filters to skip: {', '.join(SKIPPABLE)}"
     )
     p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="a folder with en.txt, zh.txt or both")
     p.add_argument(
-        "--samples",
-        type=number_from(0),
-        default=3,
-        metavar="K",
+        "--samples", type=number_from(0), default=3, metavar="K",
         help="samples of each reason in report.md (default: 3)",
-    )
-    p.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="parallel tasks (default: 1)")
+    )  # fmt: skip
     p.add_argument(
         "--task_megabytes", type=number_from(1), default=TASK_MEGABYTES, metavar="N",
         help="input of a task, the unit in which a run resumes (default: 8)",

@@ -10,25 +10,22 @@ from command_line.command_errors import run_command
 from command_line.strict_parsers import StrictParser, number_from
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from pretraining.hardware_plan import (
     GB,
-    LARGEST_BLOCK,
     STEP_TOKENS,
     Machine,
     Workload,
     assumptions,
-    command,
+    describe_plan,
+    describe_shortage,
+    format_table,
     make_plans,
-    outcome,
+    recipe_command,
     recommend,
-    shortage,
-    table,
 )
-from pretraining.memory_estimate import SPEEDS, parameter_count, read_shape
+from pretraining.memory_estimate import LONGEST_BLOCK, SPEEDS, parameter_count, read_shape
 
 
 def make_parser() -> StrictParser:
@@ -42,13 +39,12 @@ def make_parser() -> StrictParser:
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="", help="default: bf16; fp16 on V100")
     parser.add_argument(
         "--block_size", type=number_from(2), default=0, metavar="N",
-        help=f"tokens of a packed sequence (default: the model's context, at most {LARGEST_BLOCK})",
+        help=f"tokens of a packed sequence (default: the model's context, at most {LONGEST_BLOCK})",
     )  # fmt: skip
     parser.add_argument(
         "--global_batch", type=number_from(1), default=0, metavar="N",
         help=f"packed sequences of a step on all GPUs (default: about {STEP_TOKENS:,} tokens)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one line of JSON, sizes in bytes")
     return parser
 
 
@@ -64,7 +60,7 @@ def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
         raise ValueError(f"--block_size {args.block_size} is over the context of {args.model}; try {shape.context}")
     if args.gpu == "v100" and args.precision == "bf16":
         raise ValueError("a V100 does not compute in bf16; give --precision fp16")
-    block = args.block_size or min(shape.context, LARGEST_BLOCK)
+    block = args.block_size or min(shape.context, LONGEST_BLOCK)
     precision = args.precision or ("fp16" if args.gpu == "v100" else "bf16")
     load = Workload(shape, block, precision, args.global_batch)
     return load, Machine(gpus, per_node, args.gpu_memory * GB, args.host_memory * GB)
@@ -76,20 +72,13 @@ def main() -> None:
     load, machine = read_options(args)
     plans = make_plans(load, machine)
     best = recommend(plans, load.block)
-    line = command(best, args.model, load, machine) if best else None
-    parameters = parameter_count(load.shape)
-    if args.json:
-        best_as_dict = asdict(best) if best else None
-        found = {"parameters": parameters, "plans": [asdict(plan) for plan in plans], "recommended": best_as_dict}
-        print(json.dumps(found | {"command": line}))
-    else:
-        size = f"{parameters / 1e9:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
-        print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory} GB, nodes: {machine.nodes}\n")
-        print(f"{table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")
+    billions = parameter_count(load.shape) / 1e9
+    size = f"{billions:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
+    print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory} GB, nodes: {machine.nodes}\n")
+    print(f"{format_table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")
     if best is None:
-        raise ValueError(shortage(load, machine, plans))
-    if not args.json:
-        print(f"{outcome(best, load, machine)}\n{line}")
+        raise ValueError(describe_shortage(load, machine, plans))
+    print(f"{describe_plan(best, load, machine)}\n{recipe_command(best, args.model, load, machine)}")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from cluster_jobs.job_commands import add_executor_options, executor_options, run_job
-from corpus_building.corpus_build import SHARD_BYTES, Settings, submit, write
-from corpus_building.documents import FIELD
+from corpus_building.corpus_build import SHARD_BYTES, Settings, write
+from corpus_building.documents import add_input_options
 from corpus_files.corpus import Corpus, verify
 from corpus_files.corpus_import import import_corpus
-from corpus_files.corpus_inspection import draw_lengths, samples, summary
+from corpus_files.corpus_inspection import samples, summary
 from corpus_files.corpus_merging import merge
 from corpus_files.corpus_pruning import prune
 from corpus_tokenizer.document_encoder import ENGINES
@@ -53,29 +53,18 @@ def parser() -> StrictParser:
     p = StrictParser(__doc__ or "")
     p.add_argument("--mode", required=True, choices=list(NEEDED))
     w = p.add_argument_group("write")
-    w.add_argument("--file_path", nargs="+", metavar="IN", help="text files and globs")
+    add_input_options(w, required=False)
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
     w.add_argument("--save_path", metavar="DIR", help="folder of a relative --save_prefix")
     w.add_argument(
         "--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (default of read: the recorded one)"
     )
     w.add_argument(
-        "--language",
-        type=language_code,
-        choices=LANGUAGES,
-        default="auto",
+        "--language", type=language_code, choices=LANGUAGES, default="auto",
         help="rules for sentence ends (default: auto)",
-    )
+    )  # fmt: skip
     w.add_argument(
         "--seq_length", type=number_from(8), default=1024, metavar="N", help="longest sample in tokens (default: 1024)"
-    )
-    w.add_argument("--text_key", default="text", metavar="KEY", help="field of the text in a row (default: text)")
-    w.add_argument("--text_template", default="", metavar="T", help="join several fields: '{title}\\n{content}'")
-    w.add_argument(
-        "--on_error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="unreadable rows: stop, or drop them (default: stop)",
     )
     w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
@@ -87,7 +76,6 @@ def parser() -> StrictParser:
         "--engine", choices=ENGINES, default="auto",
         help="encoder (auto: gigatoken where it gives the ids of SentencePiece or tokenizers)",
     )  # fmt: skip
-    w.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")
     w.add_argument(
         "--shard_megabytes", type=number_from(1), default=SHARD_BYTES // 1_000_000, metavar="N",
         help="input of a shard, the unit in which a run resumes (default: 16)",
@@ -101,7 +89,6 @@ def parser() -> StrictParser:
     r = p.add_argument_group("read, verify, prune and import")
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
     r.add_argument("--show", type=number_from(0), default=1, metavar="K", help="samples shown per source (default: 1)")
-    r.add_argument("--histogram_path", metavar="PNG", help="histogram of the lengths (default: P.lengths.png)")
     r.add_argument(
         "--sample_ids", metavar="F", help="prune: file of the samples to remove, one id a line or a JSON list"
     )
@@ -119,11 +106,11 @@ def run(options: argparse.Namespace) -> None:
     if options.mode == "write":
         new = str(Path(options.save_path or "", options.save_prefix))
         where = executor_options(options)
-        build = submit if where.executor == "slurm" else write
         with resumable("finished shards are kept, and the same command resumes"):
-            build(
-                options.file_path, new, options.tokenizer_path, settings_of(options), options.num_workers,
-                options.overwrite, options.shard_megabytes * 1_000_000, where,
+            write(
+                options.file_path, new, options.tokenizer_path,
+                Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)}),
+                options.num_workers, options.overwrite, options.shard_megabytes * 1_000_000, where,
             )  # fmt: skip
         if where.executor == "slurm":
             print(f"submitted; {new} is complete when the last job, corpus-join, has ended; logs: {new}.logs")
@@ -139,29 +126,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"{summary(verify(old))}\nfiles, index and ids agree with the sidecar")
         return
     else:
-        show(Corpus(old), options)
+        shown = samples(Corpus(old), options.tokenizer_path, options.show) if options.show else ()
+        print("\n".join([summary(Corpus(old)), *shown]))
         return
     print(summary(Corpus(new)))
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the corpus settings of the command line; raises ValueError on a template without a field."""
-    template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
-    if template and not FIELD.search(template):
-        raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
-    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
-    return Settings(**given | {"text_template": template})
-
-
-def show(corpus: Corpus, options: argparse.Namespace) -> None:
-    """Print the sources and some samples of a corpus, and draw a histogram of its lengths."""
-    print(summary(corpus))
-    if options.show:
-        for line in samples(corpus, options.tokenizer_path, options.show):
-            print(line)
-    picture = Path(options.histogram_path or f"{corpus.prefix}.lengths.png")
-    draw_lengths(corpus, picture)
-    print(f"lengths: {picture}")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 STAGE = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
 RAY = "ray==2.60.0"
-RAY_MEMORY_GB = 1  # memory reserved for each task
 
 
 def disable_datatrove_log() -> None:
@@ -70,7 +69,7 @@ def make(
     if options.executor == "ray":
         _start_ray(options.ray_address, workers)
         return RayPipelineExecutor(
-            steps, tasks=tasks, workers=min(workers, tasks), logging_dir=folder, mem_per_cpu_gb=RAY_MEMORY_GB
+            steps, tasks=tasks, workers=min(workers, tasks), logging_dir=folder, mem_per_cpu_gb=1
         )
     return LocalExecutor(steps, tasks, min(workers, tasks), folder, job_name)
 
@@ -135,14 +134,14 @@ class LocalExecutor(LocalPipelineExecutor):
     def run(self) -> None:
         """Run the unfinished tasks; raises the exception of a failed task, or ValueError if a worker was killed."""
         left = self.get_incomplete_ranks()
-        if min(self.workers, len(left)) < 2:
-            for rank in self._progress(left, left):
-                self.run_rank(rank)
-            return
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-        pool = ProcessPoolExecutor(min(self.workers, len(left)), context, _init_worker, (self.run_rank,))
+        # forked processes share the memory of the steps
+        pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("fork"), _init_worker, (self,))
         try:
-            for future in self._progress(left, as_completed([pool.submit(_run_rank, rank) for rank in left])):
+            futures = as_completed([pool.submit(_run_task, rank) for rank in left])
+            done = self.tasks - len(left)
+            for future in tqdm(
+                futures, self.job_name, self.tasks, initial=done, unit="task", disable=None, leave=False
+            ):
                 future.result()
         except BrokenProcessPool:
             raise ValueError(
@@ -154,23 +153,13 @@ class LocalExecutor(LocalPipelineExecutor):
                 process.terminate()  # idle, or running a task whose result is no longer needed
             pool.shutdown(cancel_futures=True)
 
-    def _progress(self, left: list[int], work: Any) -> Any:
-        """Wrap the work in a progress bar."""
-        done = self.tasks - len(left)
-        return tqdm(work, self.job_name, self.tasks, initial=done, unit="task", disable=None, leave=False)
 
-    def run_rank(self, rank: int) -> None:
-        """Run one task with a copy of the steps, since steps hold counters and open files."""
-        once = deepcopy(self)
-        once._run_for_rank(rank, local_rank=1)
+_executor: LocalExecutor | None = None  # set in worker processes
 
 
-_worker_task: Callable[[int], None] | None = None  # set in worker processes
-
-
-def _init_worker(work: Callable[[int], None]) -> None:
-    global _worker_task
-    _worker_task = work
+def _init_worker(executor: LocalExecutor) -> None:
+    global _executor
+    _executor = executor
     disable_datatrove_log()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends its workers
@@ -179,11 +168,13 @@ def _init_worker(work: Callable[[int], None]) -> None:
 
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _run_rank(rank: int) -> None:
-    assert _worker_task is not None
-    _worker_task(rank)
+def _run_task(rank: int) -> None:
+    """Run one task in a worker process, with a copy of the steps, since steps hold counters and open files."""
+    executor = deepcopy(_executor)
+    assert executor is not None
+    executor._run_for_rank(rank, local_rank=1)

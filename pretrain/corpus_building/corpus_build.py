@@ -1,197 +1,110 @@
-"""Build a corpus from text files: divide the input into shards, make the samples of each shard, join the shards.
+"""Build a corpus from text files: divide the input into shards, write each shard as a small corpus, join the shards.
 
 The content of a shard depends only on text, tokenizer and settings. A corpus is therefore byte-identical for any number
 of processes and after any interruption: finished shards are kept in `<prefix>.shards/`, and the same command resumes
 from them.
 """
 
-import gc
 import json
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 from cluster_jobs.job_commands import ExecutorOptions
-from corpus_files.corpus import CorpusWriter, require_space, token_dtype, write_error
-from corpus_tokenizer.document_encoder import load_encoder
+from corpus_files.corpus import Corpus, CorpusWriter, dropped_records, read_sidecar, require_space, token_dtype
+from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 from tqdm import tqdm
 
 from corpus_building import documents
-from corpus_building.documents import Shard, UnreadableError
-from corpus_building.samples import Samples, Settings, dropped_record, make_samples
+from corpus_building.documents import Shard
+from corpus_building.samples import Settings, add_documents
 
 BYTES_PER_TOKEN = 8  # more than in any real text, so that the check of free disk space never fails wrongly
 SHARD_BYTES = 16_000_000  # input of a shard: about a second of work, which a killed worker loses
 TASKS = 4  # tasks per cluster worker: few, since each loads the tokenizer, but enough to balance the load
-POLL = 0.05  # seconds
+BATCH = 64  # documents added at a time
 THIS_MACHINE = ExecutorOptions()
-PARTS = ("bin", "lengths", "documents", "dropped.jsonl")  # the files of a shard
+
+shared_encoder = lru_cache(maxsize=1)(load_encoder)  # forked processes share it, which is most of their memory
 
 
-class ShardMaker:
-    """Writes shards as files `<folder>/<number>.<part>`; each process has one instance."""
-
-    def __init__(self, tokenizer_path: str, settings: Settings, folder: Path) -> None:
-        self.encoder = load_encoder(tokenizer_path, settings.engine)
-        self.settings, self.folder = settings, folder
-
-    def samples(self, shard: Shard) -> Iterator[Samples]:
-        """Yield the samples of each batch of a shard.
-
-        If the file is damaged, raises UnreadableError, or drops the rest of the file if settings.on_error is `skip`.
-        """
-        lines = 0
-        try:
-            for batch in documents.read_shard(shard, self.settings.source):
-                yield make_samples(batch, self.encoder, self.settings)
-                lines += len(batch.lines)
-        except UnreadableError as error:
-            if self.settings.on_error == "stop":
-                raise
-            none = np.empty(0, dtype=np.int32)
-            yield Samples(none, none, none, [dropped_record(shard, lines + 1, str(error))], 1)
-
-    def __call__(self, number: int, shard: Shard) -> int:
-        """Write the files of a shard, then its record; return its number."""
-        totals = dict.fromkeys(("samples", "documents", "tokens", "dropped"), 0)
-        already, lines = self.encoder.checked, 0
-        streams: dict[str, BinaryIO] = {}
-        try:
-            for part in PARTS:
-                streams[part] = part_file(self.folder, number, part).open("wb")
-            for made in self.samples(shard):
-                streams["bin"].write(made.ids.data)
-                streams["lengths"].write(made.lengths.astype("<i4").tobytes())
-                streams["documents"].write(made.per_document.astype("<i4").tobytes())
-                for record in made.dropped:
-                    streams["dropped.jsonl"].write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-                counts = len(made.lengths), len(made.per_document), len(made.ids), len(made.dropped)
-                totals = {name: total + count for (name, total), count in zip(totals.items(), counts, strict=True)}
-                lines += made.lines
-            for stream in streams.values():
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise write_error(self.folder.with_suffix(""), error) from None
-        finally:
-            for stream in streams.values():
-                with suppress(OSError):  # a full disk has already raised an error
-                    stream.close()
-        record = asdict(shard) | totals | {"lines": lines, "checked": self.encoder.checked - already}
-        unfinished = part_file(self.folder, number, "json.partial")
-        unfinished.write_text(json.dumps(record))
-        unfinished.replace(part_file(self.folder, number, "json"))
-        return number
+# --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def part_file(folder: Path, number: int, part: str) -> Path:
-    """Return the path of one file of a shard."""
-    return folder / f"{number:06d}.{part}"
+def write_shard(folder: Path, number: int, shard: Shard, encoder: DocumentEncoder, settings: Settings) -> None:
+    """Write the corpus `<folder>/<number>` from a shard; its sidecar's settings are the record of the shard."""
+    already, lines = encoder.checked, 0
+    with CorpusWriter(shard_prefix(folder, number), encoder.vocab_size, overwrite=True) as writer:
+        rows = documents.read_documents(shard, settings)
+        while batch := list(islice(rows, BATCH)):
+            add_documents(writer, shard.path, batch, encoder, settings)
+            lines = batch[-1].line
+        record = asdict(shard) | {"lines": lines, "checked": encoder.checked - already}
+        writer.finish([], {"fingerprint": encoder.fingerprint}, record, {}, settings.seq_length, allow_empty=True)
 
 
-def finished(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
-    """Return the record of a shard if it is finished and was made from the same bytes of the same file, else None."""
-    path = part_file(folder, number, "json")
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    return record if asdict(shard).items() <= record.items() else None
+def shard_prefix(folder: Path, number: int) -> Path:
+    """Return the prefix of the corpus of a shard."""
+    return folder / f"{number:06d}"
 
 
-# --- several processes ------------------------------------------------------------------------------------------------
+def is_finished(folder: Path, number: int, shard: Shard) -> bool:
+    """Return whether a shard is finished and was made from the same bytes of the same file."""
+    with suppress(FileNotFoundError):
+        return asdict(shard).items() <= read_sidecar(shard_prefix(folder, number))["settings"].items()
+    return False
 
 
-class MakeShards:
-    """Executor step: task r of n makes the unfinished shards among r, r + n, r + 2 n, ….
+def open_shards(folder: Path, shards: list[Shard], encoder: DocumentEncoder, settings: Settings) -> None:
+    """Create the folder of shards, or keep the folder of a stopped run with the same tokenizer and settings.
 
-    Forked processes share the tokenizer, which is most of their memory; processes on other machines load it again.
+    run.json in it has everything that `run_task` needs.
     """
-
-    def __init__(self, maker: ShardMaker, shards: dict[int, Shard]) -> None:
-        self.tokenizer_path, self.settings, self.folder = maker.encoder.folder, maker.settings, maker.folder
-        self.shards, self.place = shards, Path.cwd()
-        self.maker: ShardMaker | None = maker
-
-    def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        os.chdir(self.place)  # a process on another machine may start in another folder
-        self.maker = self.maker or ShardMaker(self.tokenizer_path, self.settings, self.folder)
-        for number, shard in list(self.shards.items())[rank::world_size]:
-            if finished(self.folder, number, shard) is None:
-                self.maker(number, shard)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "MakeShards":
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"maker": None}
-
-
-def make_shards(maker: ShardMaker, shards: dict[int, Shard], num_workers: int, where: ExecutorOptions) -> None:
-    """Make the shards with `num_workers` processes on this machine or on Ray."""
-    if where.executor == "local" and min(num_workers, len(shards)) < 2:
-        for number, shard in tqdm(shards.items(), "shards", unit="shard", disable=None):
-            maker(number, shard)
-        return
-    from cluster_jobs import executors
-
-    tasks = len(shards) if where.executor == "local" else min(len(shards), TASKS * num_workers)
-    shutil.rmtree(logs := maker.folder / "logs", ignore_errors=True)  # else it skips tasks of an earlier run
-    gc.collect()
-    gc.freeze()  # so that garbage collection in forked processes copies no shared memory
+    plan = folder / "run.json"
+    same = {"tokenizer": encoder.fingerprint, "settings": asdict(settings) | {"engine": ""}}
     try:
-        if tasks:
-            executors.run(executors.make(where, [MakeShards(maker, shards)], tasks, num_workers, logs, None, "shards"))
-    finally:
-        gc.unfreeze()
+        known = json.loads(plan.read_text()).items() >= same.items()
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    record = same | {
+        "tokenizer_path": encoder.folder, "engine": settings.engine, "shards": [asdict(shard) for shard in shards],
+    }  # fmt: skip
+    plan.with_suffix(".partial").write_text(json.dumps(record))
+    plan.with_suffix(".partial").replace(plan)
 
 
-def submit(
-    patterns: list[str],
-    prefix: str,
-    tokenizer_path: str,
-    settings: Settings,
-    num_workers: int,
-    overwrite: bool,
-    shard_bytes: int,
-    where: ExecutorOptions,
-) -> None:
-    """Submit the jobs that build a corpus to Slurm: an array that makes the shards, then a job that joins them.
+@lru_cache(maxsize=1)
+def _read_plan(folder: Path) -> tuple[list[Shard], DocumentEncoder, Settings]:
+    plan = json.loads((folder / "run.json").read_text())
+    settings = Settings(**plan["settings"] | {"engine": plan["engine"]})
+    return [Shard(**each) for each in plan["shards"]], shared_encoder(plan["tokenizer_path"], settings.engine), settings
 
-    Arguments and exceptions as for `write`; errors of the jobs are logged in `<prefix>.logs/`.
+
+def run_task(place: Path, folder: Path, data: Any, rank: int, world_size: int) -> None:
+    """Executor step in a worker process: task r of n writes the unfinished shards among r, r + n, r + 2 n, ….
+
+    place: the working folder of the command; a process on another machine may start in another one.
     """
-    from cluster_jobs import executors
-
-    shards = dict(enumerate(documents.plan_shards(documents.find_files(patterns), shard_bytes)))
-    maker = ShardMaker(tokenizer_path, settings, Path(f"{prefix}.shards"))
-    with CorpusWriter(prefix, maker.encoder.vocab_size, overwrite):
-        pass  # raises if the corpus exists and may not be replaced
-    open_shards(maker)
-    shutil.rmtree(logs := Path(f"{prefix}.logs"), ignore_errors=True)
-    tasks = max(1, min(len(shards), TASKS * num_workers))
-    made = executors.make(
-        where, [MakeShards(maker, shards)], tasks, num_workers, logs / "shards", None, "corpus-shards"
-    )
-    arguments = (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes)
-    executors.run(executors.make(where, [Join(arguments)], 1, 1, logs / "join", made, "corpus-join"))
+    os.chdir(place)
+    shards, encoder, settings = _read_plan(folder)
+    for number in range(rank, len(shards), world_size):
+        if not is_finished(folder, number, shards[number]):
+            write_shard(folder, number, shards[number], encoder, settings)
 
 
-class Join:
+def run_join(place: Path, arguments: tuple[Any, ...], data: Any, rank: int, world_size: int) -> None:
     """Executor step: call `write` after all shards are finished."""
-
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self.arguments, self.place = arguments, Path.cwd()
-
-    def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        os.chdir(self.place)
-        write(*self.arguments)
+    os.chdir(place)
+    write(*arguments)
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------
@@ -206,99 +119,79 @@ def write(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     where: ExecutorOptions = THIS_MACHINE,
-) -> dict[str, Any]:
-    """Build the corpus `prefix` from text files and globs; return its sidecar.
+) -> None:
+    """Build the corpus `prefix` from text files and globs; on Slurm, submit the jobs that build it.
 
     The result depends neither on num_workers nor on interruptions. shard_bytes: bytes of input per shard; it changes
     only how many documents are compared with other engines. Raises ValueError or OSError if the input is unreadable or
-    has no documents, or the disk is full; finished shards are kept for the next run.
+    has no documents, or the disk is full; finished shards are kept for the next run. Errors of Slurm jobs are logged in
+    `<prefix>.logs/`.
     """
     settings = settings or Settings()
     paths = documents.find_files(patterns)
-    shards = dict(enumerate(documents.plan_shards(paths, shard_bytes)))
-    maker = ShardMaker(tokenizer_path, settings, folder := Path(f"{prefix}.shards"))
-    encoder = maker.encoder
+    shards = documents.plan_shards(paths, shard_bytes)
+    folder, logs = Path(f"{prefix}.shards"), Path(f"{prefix}.logs")
+    encoder = shared_encoder(tokenizer_path, settings.engine)
     room = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
         require_space(prefix, 2 * room * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
-        open_shards(maker)
-        left = {number: shard for number, shard in shards.items() if finished(folder, number, shard) is None}
+        open_shards(folder, shards, encoder, settings)
+        step = partial(run_task, Path.cwd(), folder)
+        if where.executor == "slurm":
+            from cluster_jobs import executors
+
+            shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
+            tasks = max(1, min(len(shards), TASKS * num_workers))
+            made = executors.make(where, [step], tasks, num_workers, logs / "shards", None, "corpus-shards")
+            join = partial(
+                run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes)
+            )
+            executors.run(executors.make(where, [join], 1, 1, logs / "join", made, "corpus-join"))
+            return
         try:
-            records = join(writer, folder, shards, lambda: make_shards(maker, left, num_workers, where))
-            sidecar = finish(writer, maker, records, prefix)
+            left = [number for number, shard in enumerate(shards) if not is_finished(folder, number, shard)]
+            if where.executor == "local" and min(num_workers, len(left)) < 2:
+                for number in tqdm(left, "shards", unit="shard", disable=None):
+                    write_shard(folder, number, shards[number], encoder, settings)
+            else:
+                from cluster_jobs import executors
+
+                shutil.rmtree(folder / "logs", ignore_errors=True)
+                tasks = len(shards) if where.executor == "local" else min(len(shards), TASKS * num_workers)
+                executors.run(executors.make(where, [step], tasks, num_workers, folder / "logs", None, "shards"))
+            _join_shards(writer, folder, shards, encoder, settings)
         except BaseException as error:
-            made = len([number for number, shard in shards.items() if finished(folder, number, shard)])
-            if not made or (made == len(shards) and isinstance(error, ValueError)):  # nothing to resume from
-                shutil.rmtree(folder, ignore_errors=True)
+            made_shards = [number for number, shard in enumerate(shards) if is_finished(folder, number, shard)]
+            if not made_shards or (len(made_shards) == len(shards) and isinstance(error, ValueError)):
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
             raise
     shutil.rmtree(folder, ignore_errors=True)
-    return sidecar
 
 
-def open_shards(maker: ShardMaker) -> None:
-    """Create the folder of shards, or keep the folder of a stopped run with the same tokenizer and settings."""
-    record = maker.folder / "run.json"
-    of = {"tokenizer": maker.encoder.fingerprint, "settings": asdict(maker.settings) | {"engine": ""}}
-    with suppress(OSError, ValueError):
-        if json.loads(record.read_text()) == of:
-            return
-    shutil.rmtree(maker.folder, ignore_errors=True)
-    maker.folder.mkdir(parents=True)
-    record.write_text(json.dumps(of))
-
-
-def join(
-    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], make: Callable[[], None]
-) -> list[dict[str, Any]]:
-    """Make the shards and append each, in order, as soon as it is finished; return their records.
-
-    A thread appends shards while `make` waits for the workers.
-    """
-    stopped = threading.Event()
-    with ThreadPoolExecutor(1) as thread:
-        appended = thread.submit(append, writer, folder, shards, stopped)
-        try:
-            make()
-        except BaseException:
-            stopped.set()
-            raise
-        return appended.result()
-
-
-def append(
-    writer: CorpusWriter, folder: Path, shards: dict[int, Shard], stopped: threading.Event
-) -> list[dict[str, Any]]:
-    """Append the shards in order, waiting for each until `stopped` is set; return the records of appended shards."""
-    records: list[dict[str, Any]] = []
-    lines_before, last = 0, ""
-    for number, shard in shards.items():
-        while (record := finished(folder, number, shard)) is None:
-            if stopped.wait(POLL):
-                return records
-        lines_before = lines_before if record["path"] == last else 0
-        writer.add_files(*(part_file(folder, number, part) for part in PARTS[:3]))
-        for line in part_file(folder, number, "dropped.jsonl").open(encoding="utf-8"):
-            dropped = json.loads(line)
-            writer.drop(dropped | {"line": dropped["line"] + lines_before})
-        lines_before, last = lines_before + record["lines"], record["path"]
-        records.append(record)
-    return records
-
-
-def finish(writer: CorpusWriter, maker: ShardMaker, records: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Write the index and the sidecar after all shards are appended; return the sidecar."""
+def _join_shards(
+    writer: CorpusWriter, folder: Path, shards: list[Shard], encoder: DocumentEncoder, settings: Settings
+) -> None:
+    """Append all shards in order and finish the corpus."""
+    lines_before, checked, last = 0, 0, ""
+    for number, shard in enumerate(shards):
+        prefix = shard_prefix(folder, number)
+        sidecar = read_sidecar(prefix)
+        lines_before = lines_before if shard.path == last else 0
+        if sidecar["samples"]:
+            writer.add_corpus(Corpus(prefix))
+        for record in dropped_records(prefix):
+            writer.drop(record | {"line": record["line"] + lines_before})
+        lines_before, last = lines_before + sidecar["settings"]["lines"], shard.path
+        checked += sidecar["settings"]["checked"]
     source = {
-        "name": Path(prefix).name, "type": 0, "start": 0, "end": writer.samples,
+        "name": writer.prefix.name, "type": 0, "start": 0, "end": writer.samples,
         "documents": writer.documents, "tokens": writer.tokens,
     }  # fmt: skip
-    return writer.finish(
+    writer.finish(
         [source],
-        maker.encoder.describe() | {"path": str(maker.encoder.folder)},
-        asdict(maker.settings)
-        | {
-            "files": {record["path"]: record["file_bytes"] for record in records},
-            "self_checked_documents": sum(record["checked"] for record in records),
-        },
+        encoder.describe() | {"path": encoder.folder},
+        asdict(settings)
+        | {"files": {shard.path: shard.file_bytes for shard in shards}, "self_checked_documents": checked},
         {name: version(name) for name in ("gigatoken", "numpy", "sentencepiece", "tokenizers")},
-        maker.settings.seq_length,
+        settings.seq_length,
     )

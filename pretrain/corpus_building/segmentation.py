@@ -15,7 +15,7 @@ from math import ceil, floor, inf, sqrt
 import numpy as np
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
-_FIRST_SPREAD = 16  # tokens; sentence ends are first searched this close to the even division
+_FIRST_DEVIATION = 16  # tokens; sentence ends are first searched this close to the even division
 _MANY_PIECES = 16  # samples from which on the whole text is searched once, since each window may have to search it
 
 
@@ -42,7 +42,7 @@ class _TokenEdges:
     def __init__(self, ends: np.ndarray, bos: int, total: int) -> None:
         self.ends, self.bos, self.total = ends, bos, total
 
-    def at(self, positions: list[int]) -> list[int]:
+    def edges_at(self, positions: list[int]) -> list[int]:
         """Return the edges of those positions (ascending, in characters) that lie between two tokens of the text."""
         if not positions or not len(self.ends):
             return []
@@ -66,17 +66,17 @@ def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list
     there bounds how far the best cuts can be from k T / n.
     """
     total, pieces = edges.total, -(-edges.total // limit)
-    found = edges.at(sentence_ends(text, language)) if pieces >= _MANY_PIECES else None
-    spread = _FIRST_SPREAD * sqrt(pieces) if found is None else total  # a first estimate of sqrt(e)
+    found = edges.edges_at(sentence_ends(text, language)) if pieces >= _MANY_PIECES else None
+    deviation = _FIRST_DEVIATION * sqrt(pieces) if found is None else total  # a first estimate of sqrt(e)
     while True:
-        windows = _windows(total, pieces, limit, spread)
+        windows = _windows(total, pieces, limit, deviation)
         near = _edges_within(text, edges, windows, language) if found is None else found
         columns = _columns(near, windows)
-        wanted = _achieved_spread(columns, total, limit)
-        if wanted is not None and wanted <= spread:
+        wanted = _deviation_of_nearest_cuts(columns, total, limit)
+        if wanted is not None and wanted <= deviation:
             columns = _columns(near, _windows(total, pieces, limit, wanted))
-        elif wanted is not None or spread < total:
-            spread = wanted or 8 * spread
+        elif wanted is not None or deviation < total:
+            deviation = wanted or 8 * deviation
             continue
         return _best_path([[0], *columns, [total]], limit)
 
@@ -86,14 +86,14 @@ def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]],
     positions: list[int] = []
     for low, high in windows:
         positions += sentence_ends_between(text, language, edges.position(low), edges.position(high))
-    return edges.at(positions)
+    return edges.edges_at(positions)
 
 
-def _windows(total: int, pieces: int, limit: int, spread: float) -> list[tuple[int, int]]:
-    """Return the first and last possible edge of each cut, in a division with e <= spread^2 (see `_near_cuts`)."""
+def _windows(total: int, pieces: int, limit: int, deviation: float) -> list[tuple[int, int]]:
+    """Return the first and last possible edge of each cut, in a division with e <= deviation^2 (see `_near_cuts`)."""
     found = []
     for k in range(1, pieces):
-        even, reach = k * total / pieces, spread * sqrt(k * (pieces - k) / pieces)
+        even, reach = k * total / pieces, deviation * sqrt(k * (pieces - k) / pieces)
         low, high = max(total - (pieces - k) * limit, ceil(even - reach)), min(k * limit, floor(even + reach))
         found.append((max(low, 1), min(high, total - 1)))
     return found
@@ -104,7 +104,7 @@ def _columns(edges: list[int], windows: list[tuple[int, int]]) -> list[list[int]
     return [edges[bisect_left(edges, low) : bisect_right(edges, high)] for low, high in windows]
 
 
-def _achieved_spread(columns: list[list[int]], total: int, limit: int) -> float | None:
+def _deviation_of_nearest_cuts(columns: list[list[int]], total: int, limit: int) -> float | None:
     """Return sqrt(e) of the division at the edges nearest to the even division; None if there is none.
 
     See `_near_cuts`. columns: the possible edges of each cut.
@@ -142,9 +142,9 @@ def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list
 
 def _edges_by_kind(text: str, edges: _TokenEdges, language: str) -> Iterator[np.ndarray]:
     """Yield the edges of each kind, best kind first: ends of sentences, clauses, words, characters and tokens."""
-    yield np.array(edges.at(sentence_ends(text, language)), dtype=np.int64)
-    yield np.array(edges.at(clause_ends(text)), dtype=np.int64)
-    yield np.array(edges.at(word_ends(text)), dtype=np.int64)
+    yield np.array(edges.edges_at(sentence_ends(text, language)), dtype=np.int64)
+    yield np.array(edges.edges_at(clause_ends(text)), dtype=np.int64)
+    yield np.array(edges.edges_at(word_ends(text)), dtype=np.int64)
     yield np.flatnonzero((edges.ends[:-1] < edges.ends[1:]) & (edges.ends[:-1] > 0)) + 1 + edges.bos
     yield np.arange(1, edges.total)
 

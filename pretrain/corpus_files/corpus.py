@@ -11,16 +11,18 @@ One sample is one Megatron sequence. Layout of .idx: megatron/core/datasets/inde
 `pretrain/preprocess.py` is the command line.
 """
 
+import errno
 import hashlib
 import json
 import operator
 import shutil
 import struct
+from array import array
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -29,7 +31,7 @@ HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the b
 VERSION = 1
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # two of Megatron's dtype codes
 LARGEST_UINT16_VOCABULARY = 65_535
-CHUNK = 1 << 20  # items or bytes read or written at a time
+CHUNK = 1 << 20  # tokens read or written at a time
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
@@ -46,6 +48,7 @@ class Corpus:
     """A memory-mapped corpus: `corpus[i]` is a read-only view of sample i's ids; opening it reads no tokens.
 
     Attributes:
+        ids: (tokens,) uint16 or int32, the ids of all samples, concatenated.
         lengths: (samples,) int32, tokens per sample.
         pointers: (samples,) int64, the offset of each sample in .bin, in bytes.
         documents: (documents + 1,) int64, the first sample of each document, then the sample count.
@@ -79,7 +82,7 @@ class Corpus:
                 f"{paths['bin']} has {size:,} bytes where its index says {by_index:,} and its sidecar {by_sidecar:,}; "
                 "it is truncated or belongs to another corpus: copy or write it again"
             )
-        self._tokens: np.ndarray = np.memmap(paths["bin"], mode="r", dtype=self.dtype)
+        self.ids: np.ndarray = np.memmap(paths["bin"], mode="r", dtype=self.dtype)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,12 +93,7 @@ class Corpus:
         if not -len(self) <= at < len(self):
             raise IndexError(f"sample {at} of {len(self)} in {self.prefix}")
         start = int(self.pointers[at]) // self.dtype.itemsize
-        return np.asarray(self._tokens[start : start + int(self.lengths[at])])
-
-    def tokens(self, first: int, last: int) -> np.ndarray:
-        """Return the ids of samples `first` to `last` (exclusive), concatenated: (tokens,), read-only."""
-        starts = (int(self.pointers[at]) // self.dtype.itemsize if at < len(self) else None for at in (first, last))
-        return np.asarray(self._tokens[slice(*starts)])
+        return np.asarray(self.ids[start : start + int(self.lengths[at])])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -145,6 +143,19 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
     return sidecar
 
 
+def corpus_bytes(prefix: str | Path) -> int:
+    """Return the size of a corpus on disk, in bytes."""
+    return sum(path.stat().st_size for path in files(prefix).values() if path.exists())
+
+
+def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a corpus's dropped documents and samples."""
+    path = files(prefix)["dropped.jsonl"]
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     """Return id dtype, sample count and length of the boundary array; raises ValueError if the index is damaged."""
     with path.open("rb") as file:
@@ -172,14 +183,13 @@ class CorpusWriter:
             writer.add(ids, lengths, samples_per_document)
             writer.finish(sources, tokenizer, settings, versions, seq_length)
 
-    Raises FileExistsError if the corpus exists and `overwrite` is False, OSError if the disk is full.
+    Token ids are written at once; the index is kept in memory until `finish`, at most 12 bytes a sample. Raises
+    FileExistsError if the corpus exists and `overwrite` is False, OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
-        self.prefix = Path(prefix)
-        self.dtype = token_dtype(vocab_size)
-        self.vocab_size = vocab_size
-        self.samples = self.documents = self.tokens = self.dropped = 0
+        self.prefix, self.vocab_size, self.dtype = Path(prefix), vocab_size, token_dtype(vocab_size)
+        self.tokens = self.dropped = 0
         existing = [str(path) for path in files(prefix).values() if path.exists()]
         if existing and not overwrite:
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
@@ -187,21 +197,35 @@ class CorpusWriter:
         self.folder = Path(f"{prefix}.partial")
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run
         self.folder.mkdir(parents=True)
-        self._streams: dict[str, BinaryIO] = {
-            name: (self.folder / name).open("wb") for name in ("bin", "lengths", "documents", "dropped.jsonl")
-        }
+        self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
         self._hash = hashlib.sha256()
+        self._lengths, self._boundaries = array("i"), array("q", [0])
 
     def __enter__(self) -> "CorpusWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(OSError) if error else nullcontext():
-            self._close()
+        for stream in (self._bin, self._dropped):
+            with suppress(OSError):  # the disk is full, and `error` says so
+                stream.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._new_parent:
             with suppress(OSError):  # not empty after a successful run
                 self.prefix.parent.rmdir()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(
+                f"{self.prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere"
+            ) from None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples added so far."""
+        return len(self._lengths)
+
+    @property
+    def documents(self) -> int:
+        """The number of documents added so far."""
+        return len(self._boundaries) - 1
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
@@ -209,42 +233,38 @@ class CorpusWriter:
         ids: (tokens,), all documents concatenated. lengths: (samples,), each at least 1. samples_per_document:
         (documents,).
         """
+        self.add_tokens(ids)
+        self.add_index(lengths, samples_per_document)
+
+    def add_tokens(self, ids: np.ndarray) -> None:
+        """Append the ids of samples, (tokens,), whose lengths are passed to `add_index` before or later."""
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"ids {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}")
-        assert lengths.sum() == ids.size and samples_per_document.sum() == lengths.size, "lengths do not add up"
-        self._write_tokens(ids.astype(self.dtype, copy=False).tobytes())
-        self._write_index(lengths, self.samples + np.cumsum(samples_per_document, dtype=np.int64))
+        data = np.ascontiguousarray(ids, dtype=self.dtype).data
+        self._hash.update(data)
+        self._bin.write(data)
+        self.tokens += ids.size
 
-    def add_files(self, ids: Path, lengths: Path, samples_per_document: Path) -> None:
-        """Append documents from files that hold the arguments of `add`: ids in the corpus's dtype, counts as int32."""
-        for block in _blocks(ids):
-            self._write_tokens(block)
-        end = self.samples
-        for block in _blocks(lengths):
-            self._write_index(np.frombuffer(block, "<i4"), np.empty(0, np.int64))
-        for block in _blocks(samples_per_document):
-            boundaries = end + np.cumsum(np.frombuffer(block, "<i4"), dtype=np.int64)
-            self._write_index(np.empty(0, np.int32), boundaries)
-            end = int(boundaries[-1])
-        assert end == self.samples, "lengths do not add up"
+    def add_index(self, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
+        """Append the lengths of samples, (samples,), and the number of samples of each document, (documents,)."""
+        boundaries = self.samples + np.cumsum(samples_per_document, dtype="<i8")
+        self._lengths.frombytes(lengths.astype("<i4").tobytes())
+        self._boundaries.frombytes(boundaries.tobytes())
 
     def add_corpus(self, corpus: Corpus) -> None:
         """Append the documents of a corpus; raises ValueError if its .bin differs from the sha256 in its sidecar."""
         digest = hashlib.sha256()
-        for block in _blocks(files(corpus.prefix)["bin"]):
-            digest.update(block)
-            self._write_tokens(block)
+        for at in range(0, len(corpus.ids), CHUNK):
+            block = corpus.ids[at : at + CHUNK]
+            digest.update(block.data)
+            self.add_tokens(block)
         if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
-        base = self.samples
-        for at in range(0, len(corpus), CHUNK):
-            self._write_index(corpus.lengths[at : at + CHUNK], np.empty(0, np.int64))
-        for at in range(1, len(corpus.documents), CHUNK):
-            self._write_index(np.empty(0, np.int32), base + corpus.documents[at : at + CHUNK])
+        self.add_index(corpus.lengths, np.diff(corpus.documents))
 
     def drop(self, record: dict[str, Any]) -> None:
         """Add a record to `<prefix>.dropped.jsonl`."""
-        self._write("dropped.jsonl", (json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self._dropped.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
         self.dropped += 1
 
     def finish(
@@ -254,22 +274,24 @@ class CorpusWriter:
         settings: dict[str, Any],
         versions: dict[str, str],
         seq_length: int,
+        allow_empty: bool = False,
     ) -> dict[str, Any]:
-        """Assemble the index, write the sidecar and move all files to their final paths; return the sidecar.
+        """Write the index and the sidecar, and move all files to their final paths; return the sidecar.
 
-        Raises ValueError if no document was added.
+        Raises ValueError if no document was added and `allow_empty` is False.
         """
-        if not self.samples:
+        if not self.samples and not allow_empty:
             raise ValueError(
                 f"no document to write to {self.prefix} ({self.dropped} dropped: without text or too short); "
                 "nothing was written: check the input files and --min_length"
             )
-        self._close()
+        for stream in (self._bin, self._dropped):
+            stream.close()
         sidecar = {
             "format": "megatron indexed dataset 1", "dtype": self.dtype.name, "seq_length": seq_length,
             "samples": self.samples, "documents": self.documents, "tokens": self.tokens, "dropped": self.dropped,
             "sources": sources, "tokenizer": tokenizer, "settings": settings, "versions": versions,
-            "sha256": {"bin": self._hash.hexdigest(), "idx": self._assemble_index()},
+            "sha256": {"bin": self._hash.hexdigest(), "idx": self._write_index()},
         }  # fmt: skip
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "json").write_text(text, encoding="utf-8")
@@ -281,74 +303,19 @@ class CorpusWriter:
             (self.folder / ending).replace(targets[ending])
         return sidecar
 
-    def _assemble_index(self) -> str:
-        """Write the index from the streams of lengths and boundaries; return its sha256."""
+    def _write_index(self) -> str:
+        """Write the index; return its sha256."""
         code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
-        self._streams["idx"] = (self.folder / "idx").open("wb")
+        lengths, boundaries = np.frombuffer(self._lengths, "<i4"), np.frombuffer(self._boundaries, "<i8")
+        pointers = (np.cumsum(lengths, dtype="<i8") - lengths) * self.dtype.itemsize
+        assert boundaries[-1] == len(lengths) and lengths.sum() == self.tokens, "lengths do not add up"
+        header = HEADER.pack(VERSION, code, self.samples, self.documents + 1)
         digest = hashlib.sha256()
-
-        def put(data: bytes) -> None:
-            digest.update(data)
-            self._write("idx", data)
-
-        put(MAGIC + HEADER.pack(VERSION, code, self.samples, self.documents + 1))
-        for lengths in self._chunks("lengths", "<i4"):
-            put(lengths.tobytes())
-        pointer = 0
-        for lengths in self._chunks("lengths", "<i4"):
-            ends = pointer + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-            put(np.concatenate([[pointer], ends[:-1]]).astype("<i8").tobytes())
-            pointer = int(ends[-1])
-        put(np.zeros(1, "<i8").tobytes())
-        for boundaries in self._chunks("documents", "<i8"):
-            put(boundaries.tobytes())
-        self._close()
+        with (self.folder / "idx").open("wb") as file:
+            for part in (MAGIC + header, lengths.data, pointers.data, boundaries.data):
+                digest.update(part)
+                file.write(part)
         return digest.hexdigest()
-
-    def _chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
-        for block in _blocks(self.folder / name):
-            yield np.frombuffer(block, dtype)
-
-    def _write_tokens(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._write("bin", data)
-        self.tokens += len(data) // self.dtype.itemsize
-
-    def _write_index(self, lengths: np.ndarray, boundaries: np.ndarray) -> None:
-        self._write("lengths", lengths.astype("<i4").tobytes())
-        self._write("documents", boundaries.astype("<i8").tobytes())
-        self.samples += len(lengths)
-        self.documents += len(boundaries)
-
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            self._streams[name].write(data)
-        except OSError as error:
-            raise write_error(self.prefix, error) from None
-
-    def _close(self) -> None:
-        """Close all streams, then raise an error if one could not be closed (the disk is full)."""
-        failure = None
-        for stream in self._streams.values():
-            try:
-                stream.close()
-            except OSError as error:
-                failure = error
-        self._streams.clear()
-        if failure:
-            raise write_error(self.prefix, failure)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file in blocks of CHUNK, which is a multiple of 8."""
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            yield block
-
-
-def write_error(prefix: Path, error: OSError) -> OSError:
-    """Return the error to raise after writing a corpus failed with `error`."""
-    return OSError(f"{prefix} could not be written ({error.strerror}); free space there or name a prefix elsewhere")
 
 
 def verify(prefix: str | Path) -> Corpus:
@@ -360,20 +327,16 @@ def verify(prefix: str | Path) -> Corpus:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != corpus.sidecar["sha256"][ending]:
             raise ValueError(f"{path} differs from the sha256 in the sidecar; copy or write the corpus again")
-    end = 0
-    for at in range(0, len(corpus), CHUNK):
-        ends = end + np.cumsum(corpus.lengths[at : at + CHUNK], dtype=np.int64)
-        starts = np.concatenate([[end], ends[:-1]])
-        if (corpus.pointers[at : at + CHUNK] != starts * corpus.dtype.itemsize).any():
-            raise ValueError(f"{prefix}.idx: samples from {at} on overlap or leave gaps; write the corpus again")
-        end = int(ends[-1])
+    ends = np.cumsum(corpus.lengths, dtype=np.int64)
+    if (corpus.pointers != (ends - corpus.lengths) * corpus.dtype.itemsize).any():
+        raise ValueError(f"{prefix}.idx: samples overlap or leave gaps; write the corpus again")
     if corpus.documents[0] != 0 or corpus.documents[-1] != len(corpus) or (np.diff(corpus.documents) < 0).any():
         raise ValueError(f"{prefix}.idx: the document boundaries do not cover the samples; write the corpus again")
     edges = [0, *(source["end"] for source in corpus.sources)]
     if edges[:-1] != [source["start"] for source in corpus.sources] or edges[-1] != len(corpus):
         raise ValueError(f"{prefix}.json: the sources do not cover the samples in order; write the corpus again")
-    for at in range(0, len(corpus._tokens), CHUNK):
-        if int(corpus._tokens[at : at + CHUNK].max()) >= corpus.vocab_size:
+    for at in range(0, len(corpus.ids), CHUNK):
+        if int(corpus.ids[at : at + CHUNK].max()) >= corpus.vocab_size:
             raise ValueError(
                 f"{prefix}.bin has ids of {corpus.vocab_size} or more, which its tokenizer lacks; write it again"
             )

@@ -9,18 +9,17 @@ a sample. The published system wrote three files for a corpus of n samples:
 """
 
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
-from corpus_files.corpus import HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
+from corpus_files.corpus import CHUNK, HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
 
-SAMPLES = 1 << 13  # samples read at a time
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 
 
@@ -28,14 +27,13 @@ MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  
 class ForeignCorpus:
     """A memory-mapped corpus of another format.
 
-    ids: (tokens,). starts: (samples,), offsets in .bin; divided by `unit`, in tokens. lengths: (samples,), in tokens.
-    documents: (documents + 1,), the first sample of each document, then the sample count; None if the format has no
-    documents. types: the number of samples of each type, in order.
+    ids: (tokens,). starts: (samples,), the offset of each sample, in tokens. lengths: (samples,), in tokens. documents:
+    (documents + 1,), the first sample of each document, then the sample count; None if the format has no documents.
+    types: the number of samples of each type, in order.
     """
 
     ids: np.ndarray
     starts: np.ndarray
-    unit: int
     lengths: np.ndarray
     documents: np.ndarray | None
     types: list[int]
@@ -57,8 +55,7 @@ def open_megatron(prefix: str | Path) -> ForeignCorpus:
     dtype = np.dtype(MEGATRON_DTYPES[code])
     return ForeignCorpus(
         np.memmap(files(prefix)["bin"], mode="r", dtype=dtype),
-        np.frombuffer(index, "<i8", samples, at + 4 * samples),
-        dtype.itemsize,
+        np.frombuffer(index, "<i8", samples, at + 4 * samples) // dtype.itemsize,
         np.frombuffer(index, "<i4", samples, at),
         np.frombuffer(index, "<i8", boundaries, at + 12 * samples),
         [samples],
@@ -78,7 +75,6 @@ def open_published(prefix: str | Path) -> ForeignCorpus:
     return ForeignCorpus(
         np.memmap(paths["bin"], mode="r", dtype="<u2"),
         np.frombuffer(index, "<u8", samples),
-        1,
         np.frombuffer(index, "<u2", samples, 8 * samples),
         None,
         _read_types(paths["dis"], samples),
@@ -124,63 +120,41 @@ def import_corpus(
     encoder = load_encoder(tokenizer_path)
     corpus = open_megatron(prefix) if is_megatron else open_published(prefix)
     require_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
+    ends = np.cumsum(corpus.lengths, dtype=np.int64)
+    if (corpus.starts != ends - corpus.lengths).any() or (corpus.lengths < 1).any():
+        raise ValueError(f"{prefix}.idx: samples overlap, leave gaps or are empty; copy the corpus again")
+    if ends[-1] != len(corpus.ids):
+        raise ValueError(
+            f"{prefix}.bin has {len(corpus.ids):,} ids, its index {ends[-1]:,}; "
+            "they belong to different corpora, or one is truncated: copy both again"
+        )
+    edges = np.cumsum([0, *corpus.types])  # the first sample of each type, then the sample count
+    documents = _document_boundaries(corpus, edges, encoder)
     name = Path(prefix).name
     with CorpusWriter(new_prefix, encoder.vocab_size, overwrite) as writer:
-        sources, start = [], 0
-        for kind, samples in enumerate(corpus.types):
-            before = writer.documents, writer.tokens
-            for chunk in _documents(corpus, start, start + samples, encoder):
-                writer.add(*chunk)
-            sources.append(
-                {
-                    "name": name if len(corpus.types) == 1 else f"{name}-{kind}", "type": kind,
-                    "start": start, "end": start + samples,
-                    "documents": writer.documents - before[0], "tokens": writer.tokens - before[1],
-                }
-            )  # fmt: skip
-            start += samples
-        if writer.tokens != len(corpus.ids):
-            raise ValueError(
-                f"{prefix}.bin has {len(corpus.ids):,} ids, its index {writer.tokens:,}; "
-                "they belong to different corpora, or one is truncated: copy both again"
-            )
+        for at in range(0, len(corpus.ids), CHUNK):
+            writer.add_tokens(corpus.ids[at : at + CHUNK])
+        writer.add_index(corpus.lengths, np.diff(documents))
+        sources = [
+            {
+                "name": name if len(corpus.types) == 1 else f"{name}-{kind}", "type": kind,
+                "start": int(start), "end": int(end),
+                "documents": int(np.subtract(*np.searchsorted(documents, [end, start]))),
+                "tokens": int(corpus.lengths[start:end].sum(dtype=np.int64)),
+            }
+            for kind, (start, end) in enumerate(pairwise(edges))
+        ]  # fmt: skip
         settings = {"imported": {"prefix": str(prefix), "format": "megatron" if is_megatron else "published"}}
         tokenizer = encoder.describe() | {"path": encoder.folder}
         return writer.finish(sources, tokenizer, settings, {"numpy": version("numpy")}, int(corpus.lengths.max()))
 
 
-def _documents(
-    corpus: ForeignCorpus, start: int, end: int, encoder: DocumentEncoder
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the arguments of `CorpusWriter.add` for samples start to end, in chunks of whole documents."""
-    many = SAMPLES
-    while start < end:
-        last = min(end, start + many)
-        starts, lengths = (np.asarray(array[start:last]).astype(np.int64) for array in (corpus.starts, corpus.lengths))
-        starts //= corpus.unit
-        ends = starts + lengths
-        if (ends[:-1] != starts[1:]).any() or ends[-1] > len(corpus.ids) or (lengths < 1).any():
-            raise ValueError(f"samples {start} to {last} overlap, leave gaps or go beyond .bin; copy the corpus again")
-        if corpus.documents is None:
-            begins = _begins(corpus.ids, starts, encoder)
-        else:
-            low, high = np.searchsorted(corpus.documents, [start, last])
-            begins = np.zeros(last - start, dtype=bool)
-            begins[corpus.documents[low:high] - start] = True
-        begins[0] = True
-        edges = np.append(np.flatnonzero(begins), last - start)
-        if last < end:
-            edges = edges[:-1]  # the last document may continue after the chunk
-        if len(edges) == 1:
-            many *= 2  # one document fills the whole chunk
-            continue
-        count = int(edges[-1])
-        yield np.asarray(corpus.ids[starts[0] : ends[count - 1]]), lengths[:count], np.diff(edges)
-        start, many = start + count, SAMPLES
-
-
-def _begins(ids: np.ndarray, starts: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
-    """Return whether each sample begins a document: (samples,) bool."""
-    if encoder.bos_id is not None:
-        return np.asarray(ids[starts] == encoder.bos_id)
-    return np.append(True, ids[starts[1:] - 1] == encoder.eos_id)
+def _document_boundaries(corpus: ForeignCorpus, edges: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
+    """Return the first sample of each document, then the sample count; a type begins with a new document."""
+    if corpus.documents is not None:
+        begins = corpus.documents
+    elif encoder.bos_id is not None:
+        begins = np.flatnonzero(corpus.ids[corpus.starts] == encoder.bos_id)
+    else:
+        begins = np.flatnonzero(corpus.ids[corpus.starts[1:] - 1] == encoder.eos_id) + 1
+    return np.union1d(begins, edges)

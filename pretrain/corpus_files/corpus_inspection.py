@@ -1,32 +1,14 @@
-"""Inspect a corpus: statistics of its sources, decoded samples, and a histogram of sample lengths."""
+"""Inspect a corpus: statistics of its sources, and decoded samples."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from corpus_tokenizer.document_encoder import load_encoder
 
-from corpus_files.corpus import CHUNK, Corpus
+from corpus_files.corpus import Corpus
 
 SHOWN_CHARACTERS = 200  # longest displayed text
-BARS = 64  # most bars of a histogram
-
-
-def length_counts(corpus: Corpus, start: int, end: int) -> np.ndarray:
-    """Return how many of the samples start to end have i tokens, at index i: (longest + 1,) int64."""
-    counts = np.zeros(1, dtype=np.int64)
-    for at in range(start, end, CHUNK):
-        found = np.bincount(corpus.lengths[at : min(at + CHUNK, end)])
-        width = max(len(counts), len(found))
-        counts = np.pad(counts, (0, width - len(counts))) + np.pad(found, (0, width - len(found)))
-    return counts
-
-
-def quantile(counts: np.ndarray, share: float) -> int:
-    """Return the least length that at least `share` of the samples do not exceed; counts: from `length_counts`."""
-    total = counts.sum()
-    return int(np.searchsorted(np.cumsum(counts), max(1, np.ceil(share * total)))) if total else 0
 
 
 def summary(corpus: Corpus) -> str:
@@ -40,13 +22,14 @@ def summary(corpus: Corpus) -> str:
         f"{'mean':>7} {'min':>5} {'median':>6} {'95 %':>5} {'max':>5}",
     ]
     for source in corpus.sources:
-        counts = length_counts(corpus, source["start"], source["end"])
-        mean = source["tokens"] / max(1, source["end"] - source["start"])
-        spread = (quantile(counts, share) for share in (0, 0.5, 0.95, 1))
+        lengths = corpus.lengths[source["start"] : source["end"]]
+        least, middle, high, most = np.quantile(
+            lengths if lengths.size else [0], (0, 0.5, 0.95, 1), method="inverted_cdf"
+        )
         lines.append(
             f"{source['name']:<24} {source['type']:>4} {source['start']:>11,} {source['end']:>11,} "
             f"{source['documents']:>11,} {source['tokens']:>14,} {source['tokens'] / sidecar['tokens']:>6.1%} "
-            f"{mean:>7.1f} {' '.join(f'{value:>{width}}' for value, width in zip(spread, (5, 6, 5, 5), strict=True))}"
+            f"{source['tokens'] / max(1, lengths.size):>7.1f} {least:>5} {middle:>6} {high:>5} {most:>5}"
         )
     return "\n".join(lines)
 
@@ -68,31 +51,3 @@ def samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> Iterator[s
             cut = "…" if len(text) > SHOWN_CHARACTERS else ""
             shown = json.dumps(text[:SHOWN_CHARACTERS], ensure_ascii=False)
             yield f"{source['name']} sample {index}, {len(corpus[index])} tokens: {shown}{cut}"
-
-
-def draw_lengths(corpus: Corpus, path: Path) -> None:
-    """Plot a stacked histogram of sample lengths by source to a PNG; `path` is written atomically."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    longest = max(corpus.seq_length, 1)
-    width = -(-(longest + 1) // BARS)  # tokens a bar
-    edges = np.arange(0, longest + 1, width)
-    figure, axes = pyplot.subplots(figsize=(8, 4))
-    below = np.zeros(len(edges), dtype=np.int64)
-    for source in corpus.sources:
-        counts = length_counts(corpus, source["start"], source["end"])
-        bars = np.add.reduceat(np.pad(counts, (0, longest + 1 - len(counts))), edges)
-        label = f"{source['name']} ({source['end'] - source['start']:,})"
-        axes.bar(edges, bars, width=width, align="edge", bottom=below, label=label)
-        below += bars
-    axes.set(xlabel="tokens a sample", ylabel="samples", xlim=(0, longest + width))
-    axes.set_title(f"{Path(corpus.prefix).name}: {len(corpus):,} samples, {corpus.sidecar['tokens']:,} tokens")
-    if len(corpus.sources) <= 12:
-        axes.legend()
-    unfinished = path.with_name(f"{path.name}.partial")
-    figure.savefig(unfinished, format="png", dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    unfinished.replace(path)

@@ -1,11 +1,10 @@
 """Merge corpora into one: token bytes are copied; sources get new ranges and, on request, new types."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus_files.corpus import Corpus, CorpusWriter, files, require_space
+from corpus_files.corpus import Corpus, CorpusWriter, corpus_bytes, dropped_records, require_space
 
 
 def merge(
@@ -30,8 +29,7 @@ def merge(
                 f"{other.prefix} has tokenizer {other.fingerprint[:16]} in {other.dtype.name}, {first.prefix} has "
                 f"{first.fingerprint[:16]} in {first.dtype.name}; write one of them again with the other's tokenizer"
             )
-    size = sum(path.stat().st_size for c in corpora for path in files(c.prefix).values() if path.exists())
-    require_space(new_prefix, size)
+    require_space(new_prefix, sum(corpus_bytes(corpus.prefix) for corpus in corpora))
     with CorpusWriter(new_prefix, first.vocab_size, overwrite) as writer:
         sources: list[dict[str, Any]] = []
         for number, corpus in enumerate(corpora):
@@ -41,7 +39,8 @@ def merge(
                 name = _unused(source["name"], {known["name"] for known in sources})
                 sources.append(source | moved | {"name": name, "type": kind})
             writer.add_corpus(corpus)
-            copy_dropped_records(corpus, writer)
+            for record in dropped_records(corpus.prefix):
+                writer.drop({"corpus": corpus.prefix} | record)
         settings = {"merged": [{"prefix": c.prefix, "settings": c.sidecar["settings"]} for c in corpora]}
         return writer.finish(
             sources, first.sidecar["tokenizer"], settings, first.sidecar["versions"], max(c.seq_length for c in corpora)
@@ -53,12 +52,3 @@ def _unused(name: str, taken: set[str]) -> str:
     while name in taken:
         name, number = f"{wanted}-{number}", number + 1
     return name
-
-
-def copy_dropped_records(corpus: Corpus, writer: CorpusWriter) -> None:
-    """Copy the records of a corpus's dropped documents and samples to a new corpus."""
-    path = files(corpus.prefix)["dropped.jsonl"]
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                writer.drop({"corpus": corpus.prefix} | json.loads(line))

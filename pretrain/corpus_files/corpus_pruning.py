@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_files.corpus import CHUNK, Corpus, CorpusWriter, files, require_space, verify
-from corpus_files.corpus_merging import copy_dropped_records
+from corpus_files.corpus import CHUNK, CorpusWriter, corpus_bytes, dropped_records, require_space, verify
 
 
 def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
@@ -42,61 +41,44 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
     """
     corpus = verify(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
-    require_space(new_prefix, sum(path.stat().st_size for path in files(prefix).values() if path.exists()))
-    listed = Path(ids_path)
+    require_space(new_prefix, corpus_bytes(prefix))
+    is_kept = np.ones(len(corpus), dtype=bool)
+    is_kept[removed] = False
+    # at index i: the number of remaining samples, and of their tokens, before sample i of the old corpus
+    samples_before = np.append(0, np.cumsum(is_kept))
+    tokens_before = np.append(0, np.cumsum(np.where(is_kept, corpus.lengths, 0), dtype=np.int64))
+    per_document = np.diff(samples_before[corpus.documents])
     with CorpusWriter(new_prefix, corpus.vocab_size, overwrite) as writer:
-        copy_dropped_records(corpus, writer)
-        for ids, lengths, per_document in _kept(corpus, removed):
-            writer.add(ids, lengths, per_document)
-        gone = _emptied(corpus, removed)
+        for record in dropped_records(prefix):
+            writer.drop({"corpus": str(prefix)} | record)
+        starts = corpus.pointers // corpus.dtype.itemsize
+        for first, last in _ranges(np.flatnonzero(is_kept)):
+            end = int(starts[last - 1] + corpus.lengths[last - 1])
+            for at in range(int(starts[first]), end, CHUNK):
+                writer.add_tokens(corpus.ids[at : min(at + CHUNK, end)])
+        writer.add_index(corpus.lengths[is_kept], per_document[per_document > 0])
         sources = []
         for source in corpus.sources:
-            first, last = np.searchsorted(removed, [source["start"], source["end"]])
-            for begin, end in _ranges(removed[first:last]):
-                writer.drop(
-                    {"corpus": str(prefix), "source": source["name"], "samples": [begin, end], "reason": "pruned"}
-                )
-            start, end = source["start"] - int(first), source["end"] - int(last)
-            if start < end:
-                documents = source["documents"] - int(((gone >= source["start"]) & (gone < source["end"])).sum())
-                tokens = source["tokens"] - int(corpus.lengths[removed[first:last]].sum())
-                sources.append(source | {"start": start, "end": end, "documents": documents, "tokens": tokens})
+            begin, end = source["start"], source["end"]
+            for samples in _ranges(removed[(removed >= begin) & (removed < end)]):
+                writer.drop({"corpus": str(prefix), "source": source["name"], "samples": samples, "reason": "pruned"})
+            if samples_before[begin] < samples_before[end]:
+                first, last = np.searchsorted(corpus.documents, [begin, end])
+                counts = {
+                    "start": int(samples_before[begin]), "end": int(samples_before[end]),
+                    "documents": int(np.count_nonzero(per_document[first:last])),
+                    "tokens": int(tokens_before[end] - tokens_before[begin]),
+                }  # fmt: skip
+                sources.append(source | counts)
         settings = corpus.sidecar["settings"] | {
             "pruned": {
-                "corpus": str(prefix), "sha256": corpus.sidecar["sha256"], "list": str(listed),
-                "list_sha256": hashlib.sha256(listed.read_bytes()).hexdigest(), "samples": len(removed),
+                "corpus": str(prefix), "sha256": corpus.sidecar["sha256"], "list": str(ids_path),
+                "list_sha256": hashlib.sha256(Path(ids_path).read_bytes()).hexdigest(), "samples": len(removed),
             }
         }  # fmt: skip
         return writer.finish(
             sources, corpus.sidecar["tokenizer"], settings, corpus.sidecar["versions"], corpus.seq_length
         )
-
-
-def _kept(corpus: Corpus, removed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the arguments of `CorpusWriter.add` for the remaining samples, in chunks of whole documents."""
-    document, documents = 0, len(corpus.documents) - 1
-    while document < documents:
-        first = int(corpus.documents[document])
-        enough = np.searchsorted(corpus.pointers, corpus.pointers[first] + CHUNK * corpus.dtype.itemsize)
-        after = max(document + 1, int(np.searchsorted(corpus.documents, enough, "right")) - 1)
-        boundaries = np.asarray(corpus.documents[document : after + 1])
-        last = int(boundaries[-1])
-        keep = np.ones(last - first, dtype=bool)
-        low, high = np.searchsorted(removed, [first, last])
-        keep[removed[low:high] - first] = False
-        lengths = np.asarray(corpus.lengths[first:last])
-        ids = corpus.tokens(first, last)
-        per_document = np.diff(np.append(0, np.cumsum(keep))[boundaries - first])
-        yield ids[np.repeat(keep, lengths)], lengths[keep], per_document[per_document > 0]
-        document = after
-
-
-def _emptied(corpus: Corpus, removed: np.ndarray) -> np.ndarray:
-    """Return the first sample of each document whose samples are all removed."""
-    documents, lost = np.unique(np.searchsorted(corpus.documents, removed, "right") - 1, return_counts=True)
-    return np.asarray(
-        corpus.documents[documents[lost == corpus.documents[documents + 1] - corpus.documents[documents]]]
-    )
 
 
 def _ranges(ids: np.ndarray) -> Iterator[tuple[int, int]]:

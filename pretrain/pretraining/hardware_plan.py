@@ -25,8 +25,7 @@ GB = 1e9
 MEMORY_SHARE = 0.92  # share of GPU memory to plan with; CUDA, NCCL and fragmentation need the rest
 USEFUL_TOKENS = 2048  # tokens of the smallest micro batch that keeps a GPU busy
 STEP_TOKENS = 2**19  # tokens of a global batch, without --global_batch
-LARGEST_BLOCK = 4096  # most tokens of a sequence, without --block_size; equal to LONGEST_BLOCK in preflight.py
-MOST_GPUS = 4096  # most GPUs that `shortage` tries
+MOST_GPUS = 4096  # most GPUs that `describe_shortage` tries
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,21 @@ class ConfigPlan:
 
     config: str
     recompute: bool
-    states: float  # bytes per GPU: weights, gradients, Adam
-    buffers: float  # bytes per GPU
-    step: float  # bytes per GPU during Adam's step, when buffers and activations are freed
-    sequence: float  # bytes per GPU: activations and logits of a sequence
-    host: float  # bytes per node
+    state_bytes: float  # per GPU: weights, gradients, Adam
+    buffer_bytes: float  # per GPU
+    step_bytes: float  # per GPU during Adam's step, when buffers and activations are freed
+    sequence_bytes: float  # per GPU: activations and logits of a sequence
+    host_bytes: float  # per node
     largest_micro_batch: int
     micro_batch: int
     accumulation: int
-    sent: float  # bytes that a GPU sends in a step
+    sent_bytes: float  # by a GPU in a step
 
     @property
     def memory(self) -> float:
         """Peak bytes per GPU, with at least one sequence."""
-        return self.states + max(self.buffers + max(self.micro_batch, 1) * self.sequence, self.step)
+        running = self.buffer_bytes + max(self.micro_batch, 1) * self.sequence_bytes
+        return self.state_bytes + max(running, self.step_bytes)
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def make_plan(config: str, recompute: bool, load: Workload, machine: Machine) ->
     sent = sent_bytes(config, parameters, gpus, accumulation)
     return ConfigPlan(
         config, recompute, states, buffers, step, sequence, host, largest, micro_batch, accumulation, sent
-    )  # fmt: skip
+    )
 
 
 def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
@@ -137,18 +137,18 @@ def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
     return None
 
 
-def shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> str:
+def describe_shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPlan]) -> str:
     """Return one line that says how much memory is missing and how many of these GPUs are enough."""
     allowed, host = MEMORY_SHARE * machine.gpu_memory, machine.host_memory or float("inf")
     # Host memory is compared last, since it is easier to add.
-    closest = min(plans, key=lambda plan: (max(plan.memory - allowed, 0), max(plan.host - host, 0)))
+    closest = min(plans, key=lambda plan: (max(plan.memory - allowed, 0), max(plan.host_bytes - host, 0)))
     lacking = []
     if closest.memory > allowed:
         lacking.append(
             f"{(closest.memory - allowed) / GB:,.1f} GB on each GPU for one sequence of {load.block:,} tokens"
         )
-    if closest.host > host:
-        lacking.append(f"{(closest.host - host) / GB:,.0f} GB of host memory on a node")
+    if closest.host_bytes > host:
+        lacking.append(f"{(closest.host_bytes - host) / GB:,.0f} GB of host memory on a node")
     line = f"no configuration fits: {closest.config} comes closest and lacks {' and '.join(lacking)}"
     within = range(machine.gpus + 1, machine.per_node)
     for gpus in [*within, *range(machine.per_node, MOST_GPUS + 1, machine.per_node)]:
@@ -169,7 +169,7 @@ def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> str:
+def recipe_command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> str:
     """Return the command line of the training recipe."""
     folder = model.parent if model.is_file() else model
     settings = f"MODEL={shlex.quote(str(folder))} DATA=corpus/all OUT=trained PRECISION={load.precision}"
@@ -180,7 +180,7 @@ def command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> 
     return f"{settings} bash pretrain/scripts/{recipe} --block_size {load.block}{kept}"
 
 
-def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
+def format_table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: str) -> str:
     """Return a table with one line per configuration.
 
     A line has the memory with activations kept and recomputed, and the traffic and speed of the better of both.
@@ -192,13 +192,13 @@ def table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, gpu: st
     ]  # fmt: skip
     for kept, recomputed in zip(plans[::2], plans[1::2], strict=True):
         sizes = "".join(
-            f"  {plan.sequence / GB:>8.2f} {plan.largest_micro_batch or '-':>4}" for plan in (kept, recomputed)
+            f"  {plan.sequence_bytes / GB:>8.2f} {plan.largest_micro_batch or '-':>4}" for plan in (kept, recomputed)
         )
         best = recommend([kept, recomputed], load.block)
-        sent = f"{best.sent / GB:,.0f}" if best else "-"
+        sent = f"{best.sent_bytes / GB:,.0f}" if best else "-"
         speed = f"{tokens_per_second(best, load, machine.gpus, gpu):,.0f}" if best and gpu else "-"
-        memory = f"{kept.states / GB:>6.1f} {kept.buffers / GB:>7.1f}"
-        lines.append(f"{kept.config:<23}  {memory}{sizes}  {kept.host / GB:>7,.0f}  {sent:>7} {speed:>7}")
+        memory = f"{kept.state_bytes / GB:>6.1f} {kept.buffer_bytes / GB:>7.1f}"
+        lines.append(f"{kept.config:<23}  {memory}{sizes}  {kept.host_bytes / GB:>7,.0f}  {sent:>7} {speed:>7}")
     return "\n".join(lines)
 
 
@@ -216,7 +216,7 @@ tokens: an upper bound, {share:.0%} of {peak / 1e12:.0f} TFLOP/s as in a publish
 communication and offloading are assumed to take no time."""
 
 
-def outcome(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
+def describe_plan(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
     """Return the recommended plan as one line."""
     sequences, way = plan.micro_batch * plan.accumulation * machine.gpus, "recomputed" if plan.recompute else "kept"
     batch = f"{sequences:,} sequences = {sequences * load.block:,} tokens a step"

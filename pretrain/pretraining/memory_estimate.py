@@ -17,6 +17,7 @@ SPEEDS = {
     "v100": (125e12, 0.30), "a100": (312e12, 0.47), "a800": (312e12, 0.47),
     "h100": (989e12, 0.40), "h800": (989e12, 0.40), "h200": (989e12, 0.40),
 }  # fmt: skip
+LONGEST_BLOCK = 4096  # most tokens of a packed sequence, without --block_size
 FAMILY = ("llama", "mistral")  # model types whose layers are LLaMA's
 
 

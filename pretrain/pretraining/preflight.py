@@ -1,6 +1,5 @@
 """Checks before the model is loaded: launch, corpus, packed sequences, source weights, start of the run."""
 
-import hashlib
 import json
 import os
 from math import ceil
@@ -14,13 +13,12 @@ from sequence_packing.packed_sequences import PackedSequences, Packing, open_pac
 from sequence_packing.sampler import Schedule, parse_weights
 from sequence_packing.sequence_batches import SourceGroups
 
-from pretraining.memory_estimate import SPEEDS, flops_per_token, read_shape
+from pretraining.memory_estimate import LONGEST_BLOCK, SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
 from pretraining.pretraining_trainer import StartPoint
 
 BATCH = "global batch (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
 WEIGHTS = "--source_weights"
-LONGEST_BLOCK = 4096  # most tokens of a packed sequence, without --block_size
 
 
 # --- launch and corpus ------------------------------------------------------------------------------------------------
@@ -46,12 +44,12 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
 
     Raises ValueError if the corpus does not fit the base's tokenizer or vocabulary, or block_size exceeds its context.
     """
+    from corpus_tokenizer.document_encoder import fingerprint
     from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
     pieces = Tokenizer.from_file(f"{base}/tokenizer.json").get_vocab(with_added_tokens=True)
-    table = "".join(f"{i}\t{json.dumps(piece)}\n" for piece, i in sorted(pieces.items(), key=lambda item: item[1]))
-    if hashlib.sha256(table.encode()).hexdigest() != corpus.fingerprint:
+    if fingerprint(pieces) != corpus.fingerprint:
         raise ValueError(
             f"{corpus.prefix} was written with another tokenizer than that of {base}; "
             f"write it again: python pretrain/preprocess.py --mode write --tokenizer_path {base} …"
@@ -117,20 +115,18 @@ def source_weights(
 
 
 def pack_corpus(args: PretrainingArguments, corpus: Corpus, packing: Packing) -> PackedSequences:
-    """Open the packed sequences of the corpus; one process of each machine packs them if necessary."""
+    """Open the packed sequences of the corpus; one process of each machine packs them if necessary.
+
+    Raises ValueError if there are fewer training sequences than ranks.
+    """
     with args.main_process_first(local=True, desc="packing samples into sequences"):
         sequences = open_packed_sequences(corpus, packing, Path(str(args.output_dir)))
-    check_sequence_count(sequences, args.world_size)
-    return sequences
-
-
-def check_sequence_count(sequences: PackedSequences, ranks: int) -> None:
-    """Raise ValueError if there are fewer training sequences than ranks."""
-    if sequences.train_count < ranks:
+    if sequences.train_count < args.world_size:
         raise ValueError(
-            f"there are {sequences.train_count} sequences of {sequences.packing.block_size} tokens for {ranks} ranks; "
+            f"there are {sequences.train_count} sequences of {packing.block_size} tokens for {args.world_size} ranks; "
             "start fewer ranks, lower --block_size, or use a larger corpus"
         )
+    return sequences
 
 
 def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:

@@ -1,7 +1,7 @@
 """The order of the packed sequences of a run: sources mixed by weight and shuffled, computed from the global index.
 
 The global index counts the packed sequences of a run over all ranks. For a global index, a periodic table gives the
-source and the number of preceding sequences of that source; a permutation keyed by seed, source and epoch maps this
+source and the number of ordinals sequences of that source; a permutation keyed by seed, source and epoch maps this
 number to a sequence of the source. The order is therefore independent of the number of ranks, a run can resume at any
 index without reading the previous ones, memory does not grow with the corpus, and each epoch of a source has another
 order. "Source" here means a source or a type of the corpus, whichever the weights name.
@@ -123,13 +123,13 @@ def key_of(seed: int, name: str) -> int:
 class WeightPhase:
     """A part of a run with constant weights.
 
-    start: its first global index. counts: sequences of each source in a period. before: sequences of each source before
-    `start`.
+    start: its first global index. counts: sequences of each source in a period. offsets: sequences of each source
+    before `start`.
     """
 
     start: int
     counts: tuple[int, ...]
-    before: tuple[int, ...]
+    offsets: tuple[int, ...]
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -137,18 +137,18 @@ class WeightPhase:
         return period_table(self.counts)
 
     @cached_property
-    def preceding(self) -> np.ndarray:
+    def ordinals(self) -> np.ndarray:
         """(period,) uint32: the number of sequences of the same source before each index of the period."""
-        preceding = np.empty(len(self.table), dtype=np.uint32)
+        ordinals = np.empty(len(self.table), dtype=np.uint32)
         for source, count in enumerate(self.counts):
-            preceding[self.table == source] = np.arange(count, dtype=np.uint32)
-        return preceding
+            ordinals[self.table == source] = np.arange(count, dtype=np.uint32)
+        return ordinals
 
     def consumed(self, index: int) -> list[int]:
         """Return the sequences of each source before a global index of this phase."""
         periods, rest = divmod(index - self.start, len(self.table))
         within = np.bincount(self.table[:rest], minlength=len(self.counts))
-        return [b + periods * c + int(w) for b, c, w in zip(self.before, self.counts, within, strict=True)]
+        return [b + periods * c + int(w) for b, c, w in zip(self.offsets, self.counts, within, strict=True)]
 
 
 class Schedule:
@@ -182,21 +182,21 @@ class Schedule:
             kept = [phase for phase in self.phases if phase.start < index]
             self.phases = [*kept, WeightPhase(index, counts, tuple(self.consumed(index).values()))]
 
-    def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source and sequence within the source, each (n,) int64, at global indices (n,) int64."""
         sources, places = np.empty(len(indices), dtype=np.int64), np.empty(len(indices), dtype=np.int64)
         phase_of = np.searchsorted([phase.start for phase in self.phases], indices, "right") - 1
         for number in np.unique(phase_of):
             chosen = np.flatnonzero(phase_of == number)
-            sources[chosen], places[chosen] = self._at_phase(self.phases[number], indices[chosen])
+            sources[chosen], places[chosen] = self._locate_in_phase(self.phases[number], indices[chosen])
         return sources, places
 
-    def _at_phase(self, phase: WeightPhase, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _locate_in_phase(self, phase: WeightPhase, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         periods, at = np.divmod(indices - phase.start, len(phase.table))
         sources = phase.table[at].astype(np.int64)
-        counts, before = np.array(phase.counts), np.array(phase.before)
+        counts, offsets = np.array(phase.counts), np.array(phase.offsets)
         sizes = self.sizes[sources]
-        epochs, positions = np.divmod(before[sources] + periods * counts[sources] + phase.preceding[at], sizes)
+        epochs, positions = np.divmod(offsets[sources] + periods * counts[sources] + phase.ordinals[at], sizes)
         keys = _mix(self._keys[sources] + (epochs.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
         return sources, permute(positions, sizes, keys)
 
@@ -207,7 +207,7 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """Return the argument of `restore`, as plain JSON."""
-        phases = [{"start": p.start, "counts": list(p.counts), "before": list(p.before)} for p in self.phases]
+        phases = [{"start": p.start, "counts": list(p.counts), "before": list(p.offsets)} for p in self.phases]
         return {"names": self.names, "sizes": self.sizes.tolist(), "seed": self.seed, "phases": phases}
 
     @classmethod

@@ -81,7 +81,7 @@ class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[PackedSequence]:
         """Return several items; PyTorch's data loader calls it for all items of a batch."""
-        groups, places = self.schedule.at(np.asarray(indices, dtype=np.int64))
+        groups, places = self.schedule.locate(np.asarray(indices, dtype=np.int64))
         pairs = zip(groups.tolist(), places.tolist(), strict=True)
         return [_read(self.corpus, self.packed, self.groups.sequence_index(*pair), pair[0]) for pair in pairs]
 

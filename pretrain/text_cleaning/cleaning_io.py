@@ -6,13 +6,11 @@ A document is identified by shard and line. Its metadata hold the other fields o
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus_building.documents import Batch, Shard, TextSource, UnreadableError, read_shard, text_of
+from corpus_building.documents import Shard, TextRow, TextSource, read_documents
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
@@ -33,12 +31,11 @@ class CleaningPlan:
     tasks: list[tuple[int, int]]
     source: TextSource
     language: str
-    on_error: str
     skip: frozenset[str]
     lists: dict[str, list[str]]
 
 
-def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
+def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
     """Return the ranges of shards of at most MOST_TASKS tasks, each of about `task_bytes` of input."""
     wanted = max(task_bytes, sum(shard.size for shard in shards) // (MOST_TASKS // 2))
     tasks, first, size = [], 0, 0
@@ -53,96 +50,44 @@ def divided(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class AllColumns(TextSource):
-    """A text source that reads every column of a .parquet file."""
-
-    path: str = ""
-
-    @cached_property
-    def fields(self) -> list[str]:
-        """The file's columns."""
-        from pyarrow import parquet
-
-        return list(parquet.read_schema(self.path).names)
-
-
-def row_of(batch: Batch, number: int, source: TextSource) -> tuple[str, dict[str, Any]]:
-    """Return the text of a line and the other fields of its row; raises UnreadableError as `text_of` does."""
-    line, row = batch.lines[number - batch.first], None
-    if isinstance(line, bytes) and line.lstrip()[:1] == b"{":
-        with suppress(ValueError):
-            row = json.loads(line.decode("utf-8"))
-    elif isinstance(line, dict):
-        row = line
-    if not isinstance(row, dict):  # a line of a .txt file, or a line for which text_of raises
-        return text_of(batch, number, source), {}
-    text = text_of(replace(batch, first=number, lines=[row]), number, source)
-    return text, {key: value for key, value in row.items() if key not in source.fields and key != "text"}
-
-
 class ReadShards(PipelineStep):
-    """Reads the documents of a task's shards; an unreadable line raises an error or is dropped (plan.on_error)."""
+    """Reads the documents of a task's shards; lines without text are dropped."""
 
     type, name = "READER", "reader"
 
     def __init__(self, plan: CleaningPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.writer = DroppedWriter(plan.folder, self.name, "unreadable")
+        self.writer = DroppedWriter(plan.folder, self.name)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of task `rank`; write the numbers of lines and bytes per shard to read/<task>.json."""
-        read = {}
+        counts = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
-                counts: Counter[str] = Counter(lines=0, bytes=0)
-                for document in self.documents(number, counts):
-                    document.metadata["task"] = rank
-                    if document.text.strip():
+                counts[number] = {"lines": 0, "bytes": 0}
+                for row in read_documents(self.plan.shards[number], self.plan.source, all_columns=True):
+                    document = self.document(row, number, rank)
+                    counts[number]["lines"] += 1
+                    counts[number]["bytes"] += document.metadata["bytes"]
+                    if row.text.strip():
                         yield document
                     else:
                         self.writer.write(document, rank)
-                read[number] = counts
-        write_json(self.plan.folder / f"read/{rank:05d}.json", read)
+        write_json(self.plan.folder / f"read/{rank:05d}.json", counts)
 
-    def documents(self, number: int, counts: Counter[str]) -> Iterator[Document]:
-        """Yield the documents of a shard; a document to drop has no text and a reason. Counts are added to `counts`."""
-        plan, shard = self.plan, self.plan.shards[number]
-        try:
-            wanted = AllColumns(path=shard.path) if shard.path.endswith(".parquet") else plan.source
-            for batch in read_shard(shard, wanted):
-                for line in range(batch.first, batch.first + len(batch.lines)):
-                    counts["lines"] += 1
-                    yield self.document(batch, number, line, counts)
-        except UnreadableError as error:
-            if plan.on_error == "stop":
-                raise
-            counts["lines"] += 1  # the rest of a damaged file counts as one line
-            yield self.dropped_document(number, counts["lines"], str(error))
-
-    def document(self, batch: Batch, number: int, line: int, counts: Counter[str]) -> Document:
-        """Return the document of a line, or a document without text if the line is to be dropped."""
-        try:
-            with self.track_time():
-                text, row = row_of(batch, line, self.plan.source)
-        except UnreadableError as error:
-            if self.plan.on_error == "stop":
-                raise
-            return self.dropped_document(number, line, str(error))
-        if not text.strip():
-            return self.dropped_document(number, line, "no text")
-        language = language_of(text, CHINESE_SHARE) if self.plan.language == "auto" else self.plan.language
-        size = len(text.encode())
-        counts["bytes"] += size
-        known = {"row": row, "shard": number, "line": line, "bytes": size, "language": language}
-        return Document(text, f"{number}:{line}", metadata=known)
-
-    def dropped_document(self, number: int, line: int, why: str) -> Document:
-        """Return a document without text whose metadata hold the reason for dropping it."""
-        reason = why if why == "no text" else "unreadable"
-        known = {"shard": number, "line": line, "bytes": 0, "language": "", "filter_reason": reason, "error": why}
-        return Document("", f"{number}:{line}", metadata=known)
+    def document(self, row: TextRow, shard: int, task: int) -> Document:
+        """Return the document of a line; the metadata of one without text hold the reason for dropping it."""
+        place = {"shard": shard, "line": row.line, "task": task}
+        if not row.text.strip():
+            reason = "unreadable" if row.fault else "no text"
+            dropped = {"bytes": 0, "language": "", "filter_reason": reason, "fault": row.fault or "no text"}
+            return Document("", f"{shard}:{row.line}", metadata=place | dropped)
+        plan, text_fields = self.plan, {"text", *self.plan.source.fields}
+        language = language_of(row.text, CHINESE_SHARE) if plan.language == "auto" else plan.language
+        fields = {key: value for key, value in row.row.items() if key not in text_fields}
+        known = {"row": fields, "bytes": len(row.text.encode()), "language": language}
+        return Document(row.text, f"{shard}:{row.line}", metadata=place | known)
 
 
 class ReadRows(PipelineStep):
@@ -159,8 +104,7 @@ class ReadRows(PipelineStep):
         path = self.folder / f"passed/{rank:05d}.jsonl"
         if path.is_file():  # the file does not exist if no document passed
             for line in path.open(encoding="utf-8"):
-                with self.track_time():
-                    metadata = json.loads(line)
+                metadata = json.loads(line)
                 yield Document(metadata.pop("text"), "", metadata=metadata)
 
 
@@ -224,12 +168,10 @@ class DroppedWriter(JsonRowsWriter):
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         known = document.metadata
-        record = {name: known[name] for name in ("shard", "line", "bytes", "language")}
-        reason = known.get("filter_reason", self.reason)
-        return record | {
+        return {name: known[name] for name in ("shard", "line", "bytes", "language")} | {
             "filter": self.by,
-            "reason": reason,
-            "text": known.get("error") or document.text[:SHOWN_CHARACTERS],
+            "reason": known.get("filter_reason", self.reason),
+            "text": known.get("fault") or document.text[:SHOWN_CHARACTERS],
         }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.stats import TimingStats
 
 from text_cleaning.cleaning_io import CleaningPlan
 from text_cleaning.cleaning_rules import CHINESE_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
@@ -39,14 +38,14 @@ class WriteReport(PipelineStep):
         result = folder / "result"
         report_folder = result / REPORT  # a subfolder, so that DIR/*.jsonl matches only documents
         report_folder.mkdir(parents=True, exist_ok=True)
-        report, samples = summed(self.plan, report_folder / "dropped.jsonl", self.samples)
+        report, samples = collect_report(self.plan, report_folder / "dropped.jsonl", self.samples)
         totals = report["totals"]
         if totals["read"] != totals["kept"] + totals["dropped"]:
             raise ValueError(f"{folder}: {totals} do not add up; remove that folder and run the same command again")
         (report_folder / "report.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
-        (report_folder / "report.md").write_text(readable(report, samples), encoding="utf-8")
+        (report_folder / "report.md").write_text(to_markdown(report, samples), encoding="utf-8")
         (folder / "run.json").unlink()  # a run interrupted after this line starts from the beginning
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
@@ -59,7 +58,7 @@ class WriteReport(PipelineStep):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], ReasonSamples]:
+def collect_report(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], ReasonSamples]:
     """Return the report with the counts of all tasks, and `samples` dropped documents of each filter and reason.
 
     Samples are chosen by a hash of file and line. Also writes one line per dropped document to `dropped_to`, in input
@@ -98,7 +97,6 @@ def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str
     report = {
         "totals": totals, "files": files, "languages": {name: dict(of) for name, of in sorted(languages.items())},
         "settings": settings(plan), "versions": {name: version(name) for name in ("datatrove", "numpy")},
-        "seconds": seconds(plan.folder / "logs"),
     }  # fmt: skip
     return report, chosen
 
@@ -106,30 +104,15 @@ def summed(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str
 def settings(plan: CleaningPlan) -> dict[str, Any]:
     """Return all settings that affect which documents are kept."""
     return {
-        "text_key": plan.source.key, "text_template": plan.source.template, "language": plan.language,
-        "on_error": plan.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE, "thresholds": THRESHOLDS,
-        "short": SHORT, "thresholds_of_short": OF_SHORT,
-        "harm": HARM, "minhash": str(MINHASH),
+        "text_key": plan.source.text_key, "text_template": plan.source.text_template, "language": plan.language,
+        "on_error": plan.source.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE,
+        "thresholds": THRESHOLDS, "short": SHORT, "thresholds_of_short": OF_SHORT, "harm": HARM,
+        "minhash": str(MINHASH),
         "word_lists": {
             language: {"entries": len(entries), "sha256": hashlib.sha256("\n".join(entries).encode()).hexdigest()}
             for language, entries in plan.lists.items()
         },
     }  # fmt: skip
-
-
-def seconds(logs: Path) -> dict[str, dict[str, float]]:
-    """Return the seconds of each step by stage, summed over all tasks, as measured by datatrove.
-
-    datatrove's exact-duplicate filter is excluded, since its time includes that of later steps.
-    """
-    found: dict[str, Counter[str]] = {}
-    for path in sorted(logs.glob("*/stats/[0-9]*.json")):
-        for step in json.loads(path.read_text(encoding="utf-8")):
-            stage = found.setdefault(path.parent.parent.name, Counter())
-            name = step["name"].rpartition(": ")[2].encode("ascii", "ignore").decode().strip()
-            if name != "exact-deduplication stage 3":
-                stage[name] += TimingStats.from_dict(step["time_stats"]).total
-    return {stage: {step: round(s, 2) for step, s in steps.items() if s} for stage, steps in found.items()}
 
 
 def _counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
@@ -156,7 +139,7 @@ def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
     pairs_file = plan.folder / "pairs.npy"
     pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
 
-    def at(shard: int, line: int) -> dict[str, Any]:
+    def place(shard: int, line: int) -> dict[str, Any]:
         return {"file": plan.shards[shard].path, "line": line + before[shard]}
 
     @cache
@@ -168,12 +151,12 @@ def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
         for path in sorted((plan.folder / "dropped").glob(f"*/{task:05d}.jsonl")):
             records += [json.loads(line) for line in path.open(encoding="utf-8")]
         similar = {}
-        for _, place, kept_task, kept_place in pairs[pairs[:, 0] == task].tolist():
-            similar[tuple(places(task)[place].tolist())] = at(*places(kept_task)[kept_place].tolist())
+        for _, index, kept_task, kept_index in pairs[pairs[:, 0] == task].tolist():
+            similar[tuple(places(task)[index].tolist())] = place(*places(kept_task)[kept_index].tolist())
         for record in sorted(records, key=lambda r: (r["shard"], r["line"])):
             shard, line = record.pop("shard"), record.pop("line")
-            of = {"similar_to": similar[shard, line]} if record["filter"] == "minhash" else {}
-            yield at(shard, line) | record | of
+            kept = {"similar_to": similar[shard, line]} if record["filter"] == "minhash" else {}
+            yield place(shard, line) | record | kept
 
 
 def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], samples: int) -> None:
@@ -184,7 +167,7 @@ def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any
         heapq.heappop(chosen)
 
 
-def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
+def to_markdown(report: dict[str, Any], samples: ReasonSamples) -> str:
     """Return the report in Markdown: a table of files, a table of reasons, and samples of each reason."""
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
@@ -210,10 +193,6 @@ def readable(report: dict[str, Any], samples: ReasonSamples) -> str:
         filter_name, _, reason = why.partition(": ")
         lines.append(f"\n## {why}\n")
         for _, place, record in sorted(samples.get((filter_name, reason), []), key=lambda s: s[1]):
-            like = (
-                f", like {record['similar_to']['file']}:{record['similar_to']['line']}"
-                if "similar_to" in record
-                else ""
-            )
-            lines.append(f"- {place}{like}\n\n      {json.dumps(record['text'], ensure_ascii=False)}\n")
+            similar = ", like {file}:{line}".format(**record["similar_to"]) if "similar_to" in record else ""
+            lines.append(f"- {place}{similar}\n\n      {json.dumps(record['text'], ensure_ascii=False)}\n")
     return "\n".join(lines).rstrip() + "\n"

@@ -11,10 +11,10 @@ from typing import Any
 from cluster_jobs import executors
 from cluster_jobs.job_commands import executor_options
 from corpus_building import documents
-from corpus_building.documents import FIELD, TextSource
+from corpus_building.documents import TextSource
 from datatrove.executor.base import PipelineExecutor
 
-from text_cleaning.cleaning_io import CleaningPlan, divided
+from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
 from text_cleaning.cleaning_report import REPORT, WriteReport, settings
 from text_cleaning.cleaning_rules import read_lists
 from text_cleaning.cleaning_stages import CleaningStage, stages
@@ -25,18 +25,14 @@ def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
 
     Raises ValueError or FileNotFoundError if input or options are invalid.
     """
-    skip = frozenset(options.skip)
-    template = options.text_template.replace("\\n", "\n").replace("\\t", "\t")
-    if template and not FIELD.search(template):
-        raise ValueError(f"--text_template {options.text_template!r} names no field; write '{{title}} {{content}}'")
     paths = [str(Path(path).resolve()) for path in documents.find_files(options.file_path)]
     shards = documents.plan_shards(list(dict.fromkeys(paths)), options.task_megabytes * 1_000_000)
     if not shards:
         raise ValueError(f"{', '.join(options.file_path)}: all files are empty; name files with text")
-    lists = {} if "harm" in skip else read_lists(Path(options.word_lists))
-    tasks = divided(shards, options.task_megabytes * 1_000_000)
-    source = TextSource(options.text_key, template)
-    return CleaningPlan(folder, shards, tasks, source, options.language, options.on_error, skip, lists)
+    lists = {} if "harm" in options.skip else read_lists(Path(options.word_lists))
+    tasks = divide_into_tasks(shards, options.task_megabytes * 1_000_000)
+    source = TextSource(options.text_key, options.text_template, on_error=options.on_error)
+    return CleaningPlan(folder, shards, tasks, source, options.language, frozenset(options.skip), lists)
 
 
 def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:

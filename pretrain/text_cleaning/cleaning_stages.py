@@ -124,7 +124,7 @@ def stages(plan: CleaningPlan) -> list[CleaningStage]:
         steps.append(ExactDedupSignature(str(folder / "hashes"), EXACT, finders))
     made = [CleaningStage("filter", steps, count)]
 
-    def unique(**record: Any) -> list[Any]:
+    def read_unique(**record: Any) -> list[Any]:
         known = [ExactDedupFilter(str(folder / "exact"), EXACT, **record)] if exact else []
         return [ReadRows(folder), *known]
 
@@ -137,11 +137,11 @@ def stages(plan: CleaningPlan) -> list[CleaningStage]:
         match = MinhashDedupBuckets(signatures, pairs, config=MINHASH, lines_to_buffer=LINES)
         cluster = MinhashDedupCluster(pairs, clusters, MINHASH, save_cluster_id=True, lines_to_buffer=LINES)
         made += [
-            CleaningStage("signatures", [*unique(), DocumentPlaces(folder), sign], count),
+            CleaningStage("signatures", [*read_unique(), DocumentPlaces(folder), sign], count),
             CleaningStage("matches", [allow_many_files, match], MINHASH.num_buckets),
             CleaningStage("clusters", [allow_many_files, cluster, KeepFirst(folder)], 1),
         ]
-    last = unique(exclusion_writer=DroppedWriter(folder, "exact", "same_text"))
+    last = read_unique(exclusion_writer=DroppedWriter(folder, "exact", "same_text"))
     if minhash:
         last.append(MinhashDedupFilter(str(folder / "clusters"), DroppedWriter(folder, "minhash", "similar_text")))
     return [*made, CleaningStage("write", [*last, KeptWriter(folder)], count)]

@@ -19,7 +19,7 @@ import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
 from corpora import document_ids, files_of, rows
 from corpus_building.corpus_build import write
-from corpus_building.samples import Settings, chosen
+from corpus_building.samples import Settings, choose_samples
 from corpus_files.corpus import Corpus, verify
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: R
         (b'{"text": "x"}\nno json\n', "a.jsonl:2 is not JSON (Expecting value at 'no json'); correct it"),
         (b'[{"text": "x"}]\n', "a JSON list; one object a line is read"),
         (b'"text"\n', "a.jsonl:1 is not a JSON object"),
-        (b'{"text": 5}\n', "'text' is int, not text"),
+        (b'{"text": 5}\n', "has int under 'text', not text"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
         (b'{"text": "\xff"}\n', "a.jsonl:1 is not UTF-8 (byte 0xff); convert the file to UTF-8"),
         (b"", "no document to write"),
@@ -88,7 +88,7 @@ def test_damaged_archive_raises_error_with_its_name(tmp_path: Path, tiny_tokeniz
         for name, data in (("cut", whole[:-20]), ("not", b"plain"), ("bits", whole[:40] + b"x" * 40)):
             path = tmp_path / f"{name}.jsonl.{ending}"
             path.write_bytes(data)
-            with pytest.raises(ValueError, match=f"{path.name} is damaged after line"):
+            with pytest.raises(ValueError, match=rf"{path.name}:\d+ cannot be read, since the file is damaged"):
                 write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
 
@@ -113,15 +113,15 @@ def test_text_template_joins_fields_and_keeps_their_braces(
             "--tokenizer_path", tiny_tokenizer, "--text_template", "{title}\\n{body}",
         )  # fmt: skip
         assert texts_of(tmp_path / ending, tiny_tokenizer) == ["A {body} of {0}\nsays {title}", "\nTwo."]
-        for template, said in (("{title} {gone}", "1 has no key 'gone'"), ("{n}", "1: 'n' is int, not text")):
+        for template, message in (("{title} {gone}", "1 has no key 'gone'"), ("{n}", "1 has int under 'n', not text")):
             refused = run_script(
                 SCRIPT, "--mode", "write", "--file_path", tmp_path / f"a.{ending}", "--save_prefix", tmp_path / "no",
                 "--tokenizer_path", tiny_tokenizer, "--text_template", template, status=2,
             )  # fmt: skip
             place = f"a.{ending}" + (":" if ending == "jsonl" else ", row ")
-            assert place + said in refused.stderr and refused.stderr.count("\n") == 1
+            assert place + message in refused.stderr and refused.stderr.count("\n") == 1
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"cut\.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"cut\.parquet, row 1 cannot be read, since the file is damaged"):
         write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("no*"))
 
@@ -151,7 +151,7 @@ def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path
             assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
     with source.open("a") as file:
         file.write('{"text": 5}\n{"text": "last"}')
-    with pytest.raises(ValueError, match=rf"a\.jsonl:{len(texts) + 1}: 'text' is int"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:{len(texts) + 1} has int under 'text'"):
         write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
@@ -164,7 +164,10 @@ def test_full_disk_is_one_error_line_and_leaves_no_file(
         f"--save_prefix {tmp_path}/out/a --tokenizer_path {tiny_tokenizer}"
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.returncode == 2 and "out/a could not be written (File too large); free space there" in done.stderr
+    assert (
+        done.returncode == 2
+        and "out/a.shards/000000 could not be written (File too large); free space there" in done.stderr
+    )
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
@@ -279,10 +282,10 @@ def test_chosen_samples_include_first_and_last_and_are_reproducible(
     text: str, samples: int, keep: int, seed: int
 ) -> None:
     if keep < samples:
-        found = chosen(text, samples, keep, seed)
+        found = choose_samples(text, samples, keep, seed)
         assert len(found) == keep and all(a < b for a, b in pairwise(found)) and found[0] == 0
         assert keep == 1 or found[-1] == samples - 1
-        assert found == chosen(text, samples, keep, seed)
+        assert found == choose_samples(text, samples, keep, seed)
 
 
 @pytest.mark.integration
@@ -292,7 +295,7 @@ def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
     """Another seed keeps other samples; the number of removed samples is recorded."""
     texts = ["".join(small_texts(80)[at:]) for at in range(4)] + ["short"]
     source = rows(tmp_path / "a.jsonl", texts)
-    write([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), Settings(32))
+    write([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), Settings(seq_length=32))
     whole = Corpus(tmp_path / "all")
     results = {}
     for name, seed, workers in (("x", 0, 1), ("y", 0, 2), ("z", 1, 1)):

@@ -11,7 +11,7 @@ import sentencepiece
 from conftest import small_texts
 from corpora import document_ids, rows
 from corpus_building import corpus_build, segmentation
-from corpus_building.samples import Settings, document_tokens
+from corpus_building.samples import Settings, document_ends
 from corpus_files.corpus import verify
 from corpus_tokenizer import document_encoder, tokenizer_engines
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
@@ -45,7 +45,7 @@ def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[
 
 def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
     """The tokens before which the text may be cut."""
-    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).at(list(range(1, len(text) + 1)))
+    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).edges_at(list(range(1, len(text) + 1)))
 
 
 def test_model_and_json_give_sentencepieces_ids_and_equal_ends(tiny_tokenizer: Path, json_only: Path) -> None:
@@ -72,8 +72,9 @@ def test_control_token_spelling_is_encoded_as_text(tiny_tokenizer: Path, json_on
         encoder = load_encoder(folder)
         ids = encoder.encode("a <s> b </s> <unk>").ids
         assert not {0, 1, 2} & set(ids.tolist())
-        assert document_tokens([ids], encoder).tolist() == [1, *ids.tolist(), 2]
-        assert encoder.engine.decode(document_tokens([ids], encoder)) == "a <s> b </s> <unk>"
+        tokens = np.concatenate([document_ends(encoder)[0], ids, document_ends(encoder)[1]])
+        assert tokens.tolist() == [1, *ids.tolist(), 2]
+        assert encoder.engine.decode(tokens) == "a <s> b </s> <unk>"
 
 
 def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, tmp_path: Path) -> None:
@@ -199,7 +200,10 @@ def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path)
     assert encoder.bos_id is None
     text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
     encoded = encoder.encode(text)
-    assert encoder.eos_id not in encoded.ids and document_tokens([encoded.ids], encoder)[-1] == encoder.eos_id
+    assert encoder.eos_id not in encoded.ids and [end.tolist() for end in document_ends(encoder)] == [
+        [],
+        [encoder.eos_id],
+    ]
     assert encoder.engine.decode(encoded.ids) == text.replace("e\u0301", "é")
     ends = encoded.ends()
     assert 8 in ends  # the space after the full stop begins a token
@@ -224,12 +228,10 @@ def test_corpus_of_large_vocabulary_has_int32_ids(tmp_path: Path) -> None:
     folder = byte_level_folder(tmp_path / "tokenizer", 66_000)
     texts = ["The cat. 山 🤖 sat " * 40, "<extra 65999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)
-    corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(64))
+    corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(seq_length=64))
     corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
     assert (
-        corpus.dtype == np.int32
-        and corpus.vocab_size == corpus.tokens(0, len(corpus)).max() + 1 > 65_536
-        and corpus.lengths.max() <= 64
+        corpus.dtype == np.int32 and corpus.vocab_size == corpus.ids.max() + 1 > 65_536 and corpus.lengths.max() <= 64
     )
     assert document_ids(corpus) == [[*encoder.engine.encode(text).ids.tolist(), encoder.eos_id] for text in texts]
 

@@ -162,8 +162,8 @@ def test_slurm_builds_the_local_corpus(
     rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
     slurm = ("--executor", "slurm", "--slurm_partition", "cpu", "--num_workers", 2)
-    said = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in)
-    assert "submitted; slurm/corpus is complete when the last job, corpus-join, has ended" in said
+    printed = build(run_script, "slurm", tiny_tokenizer, *slurm, cwd=tmp_path, env=stand_in)
+    assert "submitted; slurm/corpus is complete when the last job, corpus-join, has ended" in printed
     shutil.rmtree(tmp_path / "slurm/corpus.logs")
     assert files_of(tmp_path / "slurm", "corpus") == files_of(tmp_path / "local", "corpus")
     submitted = (tmp_path / "submitted").read_text().splitlines()
@@ -184,5 +184,5 @@ def test_ray_builds_the_local_corpus_and_raises_its_error(
     assert files_of(tmp_path / "ray", "corpus") == files_of(tmp_path / "local", "corpus")
     with source.open("a") as file:
         file.write("{\n")
-    said = build(run_script, "bad", tiny_tokenizer, "--executor", "ray", cwd=tmp_path, status=2)
-    assert said.startswith("error: a.jsonl:401 is not JSON") and said.count("\n") == 1
+    printed = build(run_script, "bad", tiny_tokenizer, "--executor", "ray", cwd=tmp_path, status=2)
+    assert printed.startswith("error: a.jsonl:401 is not JSON") and printed.count("\n") == 1

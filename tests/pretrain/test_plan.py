@@ -160,14 +160,12 @@ def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path,
     assert last.startswith(f"MODEL={tmp_path} DATA=")
     assert "PRECISION=fp16 CONFIG=pretrain/configs/zero3-fp16.json MICRO_BATCH=7 ACCUMULATION=3 bash " in last
     assert last.endswith("pretrain/scripts/train_multinode.sh --block_size 1024")
-    answer = run_script("pretrain/plan.py", *options, "--json").stdout
-    assert answer.count("\n") == 1
-    found = json.loads(answer)
-    assert found["parameters"] == memory_estimate.parameter_count(LLAMA_13B)
-    assert found["command"] == last
-    best = found["recommended"]
-    assert best["states"] + best["buffers"] + best["micro_batch"] * best["sequence"] < 32 * GB
-    assert best["micro_batch"] * best["accumulation"] * 24 == 504
+    assert f"{memory_estimate.parameter_count(LLAMA_13B) / 1e9:.2f} billion parameters" in done.stdout
+    workload, machine = Workload(LLAMA_13B, 1024, "fp16", 504), Machine(24, 8, 32 * GB)
+    best = hardware_plan.recommend(hardware_plan.make_plans(workload, machine), 1024)
+    assert best is not None
+    assert best.state_bytes + best.buffer_bytes + best.micro_batch * best.sequence_bytes < 32 * GB
+    assert best.micro_batch * best.accumulation * 24 == 504
 
 
 def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_script: RunScript) -> None:
@@ -179,7 +177,7 @@ def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_sc
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--gpus", 2, "--gpu_memory", 24, "--host_memory", 64], "16 such GPUs are enough, with zero3"),
         (["--gpus", 8, "--gpu_memory", 24, "--host_memory", 64], "lacks 287 GB of host memory on a node; 16 such GPUs"),
@@ -187,18 +185,18 @@ def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_sc
     ],
 )
 def test_too_small_machine_is_one_line_and_status_2(
-    tmp_path: Path, run_script: RunScript, options: list[object], said: str
+    tmp_path: Path, run_script: RunScript, options: list[object], message: str
 ) -> None:
     write_config(tmp_path)
     done = run_script("pretrain/plan.py", "--model", tmp_path, *options, status=2)
     assert done.stderr.startswith("error: no configuration fits: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert "MICRO_BATCH" not in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "said"),
+    ("changes", "options", "message"),
     [
         ({}, {"--model": "nowhere"}, "nowhere does not exist; --model takes"),
         ({}, {"--gpus": "0"}, "'0' is not a whole number of 1 or more"),
@@ -214,12 +212,12 @@ def test_too_small_machine_is_one_line_and_status_2(
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path, run_script: RunScript, changes: dict[str, Any], options: dict[str, str], said: str
+    tmp_path: Path, run_script: RunScript, changes: dict[str, Any], options: dict[str, str], message: str
 ) -> None:
     given = {"--model": write_config(tmp_path, **changes), "--gpus": 8, "--gpu_memory": 80} | options
     done = run_script("pretrain/plan.py", *[word for pair in given.items() for word in pair], status=2)
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not done.stdout
 
@@ -259,9 +257,9 @@ def test_more_gpus_never_need_more_memory_and_longer_sequences_never_less(
     for here, larger_machine, longer_sequences in zip(few, many, long, strict=True):
         assert larger_machine.memory <= here.memory <= longer_sequences.memory
     for kept, recomputed in zip(few[::2], few[1::2], strict=True):
-        assert shape.layers == 1 or recomputed.sequence < kept.sequence
-        assert kept.states == recomputed.states
-    states = [each.states for each in few[::2]]
+        assert shape.layers == 1 or recomputed.sequence_bytes < kept.sequence_bytes
+        assert kept.state_bytes == recomputed.state_bytes
+    states = [each.state_bytes for each in few[::2]]
     assert states == sorted(states, reverse=True)
 
 
@@ -273,7 +271,7 @@ def test_recommended_plan_fits_and_divides_the_global_batch(
     load, machine = Workload(shape, block, "bf16", per_gpu * gpus), Machine(gpus, 1, gigabytes * GB)
     best = hardware_plan.recommend(hardware_plan.make_plans(load, machine), block)
     if best is None:
-        assert hardware_plan.shortage(load, machine, hardware_plan.make_plans(load, machine)).startswith(
+        assert hardware_plan.describe_shortage(load, machine, hardware_plan.make_plans(load, machine)).startswith(
             "no configuration fits: "
         )
         return

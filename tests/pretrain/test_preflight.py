@@ -1,5 +1,6 @@
 """preflight.py: source weights, number of sequences, and where a run starts or resumes."""
 
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,10 +45,14 @@ def test_global_batch_distributed_is_read_as_proportions(sequences: PackedSequen
         preflight.source_weights(options(global_batch_distributed="[5,x]"), sequences)
 
 
-def test_more_ranks_than_sequences_are_refused(sequences: PackedSequences) -> None:
-    preflight.check_sequence_count(sequences, 4)
+def test_more_ranks_than_sequences_are_refused(two_sources: Path, tmp_path: Path) -> None:
+    def pack(ranks: int) -> PackedSequences:
+        given = options(world_size=ranks, output_dir=tmp_path, main_process_first=lambda **_: nullcontext())
+        return preflight.pack_corpus(given, Corpus(two_sources), Packing(128))
+
+    assert pack(4).train_count >= 4
     with pytest.raises(ValueError, match="sequences of 128 tokens for 1000 ranks"):
-        preflight.check_sequence_count(sequences, 1000)
+        pack(1000)
 
 
 def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_schedule(tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def test_accepted_weights_start_a_phase_and_accepted_corpus_starts_a_new_schedul
     start, resumed = preflight.start_point(changed, other, heavy, checkpoint, True)
     assert start == StartPoint(10, 160, 999)
     assert resumed.state()["phases"][1] == {"start": 160, "counts": [3, 1], "before": [80, 80]}
-    assert np.bincount(resumed.at(np.arange(160, 560))[0]).tolist() == [300, 100]
+    assert np.bincount(resumed.locate(np.arange(160, 560))[0]).tolist() == [300, 100]
 
     start, resumed = preflight.start_point(identity | {"--data_path": "b"}, schedule, even, checkpoint, True)
     assert (start, resumed) == (StartPoint(10, 0, 999), schedule)

@@ -51,7 +51,7 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
 
 def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_tokenizer: Path) -> None:
     text = "".join(small_texts(200))
-    write([str(rows(tmp_path / "a.jsonl", [text]))], str(tmp_path / "a"), str(tiny_tokenizer), Settings(128))
+    write([str(rows(tmp_path / "a.jsonl", [text]))], str(tmp_path / "a"), str(tiny_tokenizer), Settings(seq_length=128))
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ends, at = set(sentence_ends(text)), ""

@@ -82,9 +82,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> 
     with running(recipe=RECIPES / "train.sh", env=env, log=output.parent / "log") as run:
         run.wait_for("\nstep 2/")
         run.process.terminate()
-        said = run.output(143)
-    assert "8 sequences a step on 2 ranks (cpu), 100000 steps\n" in said
-    assert "stopped by SIGTERM after step" in said
+        printed = run.output(143)
+    assert "8 sequences a step on 2 ranks (cpu), 100000 steps\n" in printed
+    assert "stopped by SIGTERM after step" in printed
     return output
 
 
@@ -110,8 +110,8 @@ def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Enviro
     ):
         first.wait_for(f"\nstep {newest(stopped) + 2}/")
         second.process.terminate()
-        said, others = first.output(143), second.output(143)
-    assert f"8 sequences a step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in said
+        printed, others = first.output(143), second.output(143)
+    assert f"8 sequences a step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in printed
     assert "node_rank=1" in others
     assert newest(output) >= newest(stopped) + 2
 
@@ -165,14 +165,14 @@ def test_slurm_job_requeues_itself_after_sigterm_and_then_finishes(
         run.wait_for(f"\nstep {newest(stopped) + 2}/")
         for task in (work / "tasks").read_text().split():
             psutil.Process(int(task)).terminate()
-        said = run.output(143)
-    assert "the job is requeued and will resume" in said
+        printed = run.output(143)
+    assert "the job is requeued and will resume" in printed
     assert (work / "requeued").read_text() == "7\n"
     begun = newest(output)
     assert begun >= newest(stopped) + 2
     with running("--max_steps", begun + 2, recipe=recipe, env=env, log=tmp_path / "second") as run:
-        said = run.output(0)
-    assert f"{begun + 2} steps from {output}/checkpoint-{begun}\n" in said
+        printed = run.output(0)
+    assert f"{begun + 2} steps from {output}/checkpoint-{begun}\n" in printed
     assert (output / "config.json").is_file()
     assert (work / "requeued").read_text() == "7\n"
 
@@ -207,13 +207,13 @@ def run_recipe(name: str, env: Environment, *more: str) -> "subprocess.Completed
 
 
 def test_defaults_follow_the_machine_and_settings_become_options(shown: Environment) -> None:
-    said = run_recipe("train.sh", shown, "--seed", "7").stdout.split()
-    assert said[:3] == ["--master_port", "29500", "pretrain/train.py"]  # no --num_gpus: all GPUs
-    assert said[-2:] == ["--seed", "7"]
-    pairs = " ".join(said)
+    printed = run_recipe("train.sh", shown, "--seed", "7").stdout.split()
+    assert printed[:3] == ["--master_port", "29500", "pretrain/train.py"]  # no --num_gpus: all GPUs
+    assert printed[-2:] == ["--seed", "7"]
+    pairs = " ".join(printed)
     for pair in ("--bf16 True", "--gradient_checkpointing True", "--deepspeed pretrain/configs/zero3.json"):
         assert pair in pairs
-    assert not {"--max_steps", "--block_size", "--resume_from_checkpoint"} & set(said)
+    assert not {"--max_steps", "--block_size", "--resume_from_checkpoint"} & set(printed)
     Path(shown["OUT"], "checkpoint-5").mkdir(parents=True)
     Path(shown["OUT"], "checkpoint-5", "complete.json").touch()
     given = {"PRECISION": "fp16", "RANKS": "4", "MAX_STEPS": "9", "BLOCK_SIZE": "64", "WARMUP": "3", "EPOCHS": "2"}
@@ -227,16 +227,16 @@ def test_defaults_follow_the_machine_and_settings_become_options(shown: Environm
 
 def test_only_listed_variables_are_exported_to_other_nodes(shown: Environment) -> None:
     given = {"GLOO_SOCKET_IFNAME": "ib0", "SSH_PORT": "2222", "HF_TOKEN": "secret", "MASTER_ADDR": "10.0.0.1"}
-    said = run_recipe("train_multinode.sh", shown | given).stdout.splitlines()
+    printed = run_recipe("train_multinode.sh", shown | given).stdout.splitlines()
     start = f"--hostfile {shown['HOSTFILE']} --master_port 29500 --master_addr 10.0.0.1 --ssh_port 2222".split()
-    assert said[: len(start) + 1] == [*start, "pretrain/train.py"]
-    assert {"GLOO_SOCKET_IFNAME=ib0", "NCCL_IB_HCA=mlx5"} < set(said)
-    assert any(line.startswith("PATH=") for line in said)
-    assert "secret" not in "".join(said)
+    assert printed[: len(start) + 1] == [*start, "pretrain/train.py"]
+    assert {"GLOO_SOCKET_IFNAME=ib0", "NCCL_IB_HCA=mlx5"} < set(printed)
+    assert any(line.startswith("PATH=") for line in printed)
+    assert "secret" not in "".join(printed)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "change", "said"),
+    ("recipe", "change", "message"),
     [
         ("train.sh", {"PRECISION": "int8"}, "PRECISION=int8 is not bf16, fp16 or fp32"),
         ("train.sh", {"MICRO_BATCH": "many"}, "MICRO_BATCH=many is not a whole number"),
@@ -255,11 +255,11 @@ def test_only_listed_variables_are_exported_to_other_nodes(shown: Environment) -
     ],
 )
 def test_bad_settings_are_one_line_and_status_2(
-    tmp_path: Path, shown: Environment, recipe: str, change: Environment, said: str
+    tmp_path: Path, shown: Environment, recipe: str, change: Environment, message: str
 ) -> None:
     (tmp_path / "no_ssh").write_text("ssh() { return 255; }\n")
     names = {name: str(tmp_path / name) for name in ("base", "one", "bad", "no_ssh")}
     done = run_recipe(recipe, shown | {name: value.format(**names) for name, value in change.items()})
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
     assert not done.stdout

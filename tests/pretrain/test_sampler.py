@@ -54,7 +54,7 @@ def test_epoch_of_a_source_has_each_of_its_sequences_once(
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes)))
     names = [f"s{number}" for number in range(len(sizes))]
     schedule = Schedule(dict(zip(names, sizes, strict=True)), dict(zip(names, weights, strict=True)), seed)
-    sources, places = schedule.at(np.arange(200 * epochs))
+    sources, places = schedule.locate(np.arange(200 * epochs))
     for source, size in enumerate(sizes):
         taken = places[sources == source]
         for begin in range(0, len(taken) // size * size, size):
@@ -65,7 +65,7 @@ def test_epoch_of_a_source_has_each_of_its_sequences_once(
 
 def test_second_epoch_of_a_source_has_another_order() -> None:
     schedule = Schedule({"a": 50}, {"a": 1}, 0)
-    _, places = schedule.at(np.arange(100))
+    _, places = schedule.locate(np.arange(100))
     assert places[:50].tolist() != places[50:].tolist()
 
 
@@ -83,19 +83,19 @@ def test_order_does_not_depend_on_the_number_of_ranks(first: int, steps: int, mi
 
 def test_any_index_can_be_looked_up_directly() -> None:
     schedule = Schedule({"a": 1000, "b": 77}, {"a": Fraction("0.7"), "b": Fraction("0.3")}, 5)
-    walked = [schedule.at(np.array([index])) for index in range(5000, 5100)]
-    sources, places = schedule.at(np.arange(5000, 5100))
+    walked = [schedule.locate(np.array([index])) for index in range(5000, 5100)]
+    sources, places = schedule.locate(np.arange(5000, 5100))
     assert [(int(s[0]), int(p[0])) for s, p in walked] == list(zip(sources.tolist(), places.tolist(), strict=True))
 
 
 def test_new_weights_start_a_phase_and_sources_continue() -> None:
     sizes = {"a": 100, "b": 100}
     schedule = Schedule(sizes, {"a": 1, "b": 1}, 3)
-    before = schedule.at(np.arange(60))
+    before = schedule.locate(np.arange(60))
     schedule.change_weights({"a": 1, "b": 3}, 60)
     schedule = Schedule.restore(json.loads(json.dumps(schedule.state())))
-    assert [array.tolist() for array in schedule.at(np.arange(60))] == [array.tolist() for array in before]
-    sources, places = schedule.at(np.arange(60 + 400))
+    assert [array.tolist() for array in schedule.locate(np.arange(60))] == [array.tolist() for array in before]
+    sources, places = schedule.locate(np.arange(60 + 400))
     assert np.bincount(sources[60:]).tolist() == [100, 300]
     for source in (0, 1):
         assert sorted(places[sources == source][:100]) == list(range(100))
@@ -107,7 +107,7 @@ def test_new_weights_start_a_phase_and_sources_continue() -> None:
 def test_memory_does_not_grow_with_the_size_of_the_sources() -> None:
     tracemalloc.start()
     schedule = Schedule({"a": 900_000_000, "b": 100_000_000}, {"a": 9, "b": 1}, 0)
-    schedule.at(np.arange(10**15, 10**15 + 1000))
+    schedule.locate(np.arange(10**15, 10**15 + 1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6
@@ -128,14 +128,14 @@ def test_source_weights_are_parsed_or_refused() -> None:
     assert parse_weights("size", sizes) == sizes
     warm = parse_weights("temperature=0.5", sizes)
     assert float(warm["zh"] / warm["en"]) == pytest.approx(8**0.5, rel=1e-6)
-    for given_, said in (
+    for given_, message in (
         ("zh=0.6", "does not name en"),
         ("zh=1,de=2", "no source de"),
         ("zh", "neither"),
         ("temperature=0", "above 0"),
         ("zh=a,en=1", "neither"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             parse_weights(given_, sizes)
     with pytest.raises(ValueError, match="must not be below 0"):
         Schedule(sizes, {"zh": 0, "en": 0}, 0)

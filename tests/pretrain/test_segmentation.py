@@ -105,7 +105,7 @@ def test_samples_cover_the_document_and_end_at_the_best_kind_of_place(
 
 
 def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
-    return segmentation._TokenEdges(ends, 1, len(ends) + 2).at(sentence_ends(text, language))
+    return segmentation._TokenEdges(ends, 1, len(ends) + 2).edges_at(sentence_ends(text, language))
 
 
 PHRASES = (

@@ -189,7 +189,7 @@ def test_packed_and_padded_samples_give_the_same_gradients(
     tmp_path: Path, tiny_checkpoint: Path, short_samples: Corpus
 ) -> None:
     packed = make_trainer(tmp_path / "a", tiny_checkpoint, short_samples, "sdpa", max_steps=1)
-    places = packed.sequences.schedule.at(np.arange(2))[1]
+    places = packed.sequences.schedule.locate(np.arange(2))[1]
     samples = [int(sample) for place in places for sample in packed.sequences.packed[place]]
     packed.train_until_stopped(None)
     single = make_trainer(

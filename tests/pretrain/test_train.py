@@ -57,9 +57,9 @@ def uninterrupted(
 ) -> Path:
     """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
     output = tmp_path_factory.mktemp("uninterrupted") / "trained"
-    said = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
-    assert "8 sequences a step on 2 ranks (cpu), 6 steps" in said
-    assert "step 6/6 | loss" in said
+    printed = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
+    assert "8 sequences a step on 2 ranks (cpu), 6 steps" in printed
+    assert "step 6/6 | loss" in printed
     return output
 
 
@@ -153,9 +153,9 @@ def test_run_killed_twice_and_stopped_once_ends_at_the_same_weights(
         if line.startswith("step "):
             break
     os.kill(ranks_of(process)[0], signal.SIGTERM)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 143, said
-    assert "stopped by SIGTERM after step" in said
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, printed
+    assert "stopped by SIGTERM after step" in printed
     assert not (output / "config.json").exists()
     launch.to_the_end(*given, *RESUME)
     assert_same_run(uninterrupted, output)
@@ -201,13 +201,13 @@ def test_resuming_another_run_is_refused_without_accept_changes(
     given = options(tiny_checkpoint, small_corpus, again, "--save_steps", 3)
     with pytest.raises(ValueError, match="--resume_from_checkpoint True"):
         train_here(*given)
-    for change, said in (
+    for change, message in (
         (("--seed", 7), "--seed was 42 and is 7"),
         (("--gradient_accumulation_steps", 2), r"global batch \(.*\) was 4 and is 8"),
         (("--block_size", 96), "--block_size was 128 and is 96"),
         (("--eval_fraction", 0.2), "--eval_fraction was 0.0 and is 0.2"),
     ):
-        with pytest.raises(ValueError, match=f"{said}.*; to resume it with these changes, give --accept_changes"):
+        with pytest.raises(ValueError, match=f"{message}.*; to resume it with these changes, give --accept_changes"):
             train_here(*given, *RESUME, *change)
     train_here(*given, *RESUME, "--gradient_accumulation_steps", 2, "--accept_changes", "--save_steps", 2)
     assert {path.name for path in again.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 6)}
@@ -369,7 +369,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"--model_name_or_path": "nowhere"}, "nowhere does not exist"),
         ({"--model_name_or_path": "tests"}, "tests has no config.json"),
@@ -388,11 +388,11 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], said: str
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], message: str
 ) -> None:
     words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
     given = dict(zip(words[::2], words[1::2], strict=True)) | change
-    with pytest.raises((ValueError, OSError), match=re.escape(said)):
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
         train.prepare([str(word) for pair in given.items() for word in pair])
     assert not (tmp_path / "trained").exists()
 
