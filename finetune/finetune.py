@@ -13,7 +13,6 @@ a checkpoint and exit status 143; the same command with --resume_from_checkpoint
 from command_line.command_errors import run_command
 from command_line.trainer_options import help_text
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source, find_sources
 from instruction_data.named_templates import choose_template, load_template
-from instruction_tuning.run_messages import draw_lengths, next_commands, preview, run_summary
+from instruction_tuning.run_messages import next_commands, preview, run_summary
 from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
 from instruction_tuning.tuning_options import TuningOptions
+from json_rows.row_files import read_json
 from rank_group.rank_errors import user_errors_in_turn
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
 # Files that a run writes before its first checkpoint; a new run may replace them.
-FILES_BEFORE_TRAINING = {"train_log.jsonl", "row_lengths.png", "runs", ".partial", "pissa_start.safetensors"}
+FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.safetensors"}
 
 
 def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
@@ -39,7 +39,6 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     Sets --extraction_path to the extraction.json beside the data if it is not given.
     """
-    from instruction_tuning.adapters import refuse_unservable
     from training_loop.run_folders import check_base
 
     if args.prompt_template_name:
@@ -51,13 +50,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
     if not args.extraction_path and beside.is_file():
         args.extraction_path = str(beside)
     if args.extraction_path:
-        if not Path(args.extraction_path).is_file():
-            raise FileNotFoundError(
-                f"{args.extraction_path} does not exist; --extraction_path takes an extraction.json"
-            )
-        json.loads(Path(args.extraction_path).read_text(encoding="utf-8"))
-    if args.servable:
-        refuse_unservable(args)
+        read_json(args.extraction_path, "--extraction_path takes an extraction.json")
 
 
 def check_output(args: "TuningArguments") -> Path | None:
@@ -95,22 +88,20 @@ def main(argv: list[str]) -> int:
     args, notices = parse(argv, __doc__ or "")
     for notice in notices if is_first() else ():
         print(f"notice: {notice}", file=sys.stderr)
-    sources, skipped = find_sources(args.data_path)
+    sources = find_sources(args.data_path)
     check_inputs(args, sources)
     checkpoint = check_output(args)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    status = train(args, sources, skipped, checkpoint, is_first())
+    status = train(args, sources, checkpoint, is_first())
     leave_ranks()
     return status
 
 
-def train(
-    args: "TuningArguments", sources: list[Source], skipped: list[str], checkpoint: Path | None, is_main: bool
-) -> int:
+def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
     """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
-    from extraction_scores.held_out_answers import HeldOutAnswers
-    from instruction_tuning.adapters import keep_pissa_start, load_model
+    from answer_generation.answer_scorer import AnswerScorer
+    from instruction_tuning.adapters import load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
     from instruction_tuning.result_folder import add_stop_ids
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
@@ -134,19 +125,19 @@ def train(
     if is_main:
         for notice in remove_incomplete(output):
             print(f"notice: {notice}", file=sys.stderr)
-        print(preview(args, tokenizer, data, skipped, sys.stdout.isatty()), flush=True)
+        print(preview(args, tokenizer, data), flush=True)
+    scorer = None
     if args.eval_generate:
         rows = held_out_rows(data, sources + held_out)
-        data.answer_scores = HeldOutAnswers(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
+        scorer = AnswerScorer(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
     new_stop_ids = add_stop_ids(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
-        keep_pissa_start(model, output, bool(checkpoint))
+        save_pissa_start(model, output, bool(checkpoint))
     trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)
+    trainer.answer_scorer = scorer
     if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        draw_lengths(data.examples.parts, output / "row_lengths.png")
         print(run_summary(args, trainer), flush=True)
     result = trainer.train_until_stopped(checkpoint)
     if trainer.stopped:
