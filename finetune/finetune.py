@@ -15,8 +15,9 @@ from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source, find_sources
@@ -59,7 +60,7 @@ def check_output(args: "TuningArguments") -> Path | None:
 
     output = Path(args.output_dir or "")
     checkpoint = resume_point(args.resume_from_checkpoint, output)
-    found = {file.name for file in output.iterdir()} if output.is_dir() else {""} if output.exists() else set()
+    found = {file.name for file in output.iterdir()} if output.exists() else set()
     incomplete = {folder.name for folder in list_checkpoints(output)}
     if not checkpoint and found - incomplete - FILES_BEFORE_TRAINING:
         raise ValueError(
@@ -68,17 +69,11 @@ def check_output(args: "TuningArguments") -> Path | None:
     return checkpoint
 
 
-def load_arguments() -> type:
-    """Return the class of all options; imports torch and transformers."""
-    from instruction_tuning.tuning_arguments import TuningArguments
-
-    return TuningArguments
-
-
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Parse and check the options, then train; return the exit status."""
-    if text := help_text(argv, TuningOptions, load_arguments, __doc__ or "", "finetune.py"):
+    all_options = partial(import_module, "instruction_tuning.tuning_arguments")
+    if text := help_text(argv, TuningOptions, lambda: all_options().TuningArguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
     from instruction_tuning.tuning_arguments import parse
@@ -101,11 +96,12 @@ def main(argv: list[str]) -> int:
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
     """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
     from answer_generation.answer_scorer import AnswerScorer
-    from instruction_tuning.adapters import load_model, save_pissa_start
+    from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
-    from instruction_tuning.result_folder import add_stop_ids
+    from instruction_tuning.result_folder import add_stop_ids, complete_result
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
+    from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
     from transformers import AutoTokenizer, set_seed
 
@@ -142,26 +138,16 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     result = trainer.train_until_stopped(checkpoint)
     if trainer.stopped:
         return STOPPED
-    save(args, trainer, sources, new_stop_ids)
+    complete = partial(complete_result, trainer, args, sources, new_stop_ids)
+    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
     if is_main:
+        (output / PISSA_START).unlink(missing_ok=True)
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
         seconds = result.metrics["train_runtime"]
         print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
         print(next_commands(args))
     return 0
-
-
-def save(args: "TuningArguments", trainer: Any, sources: list[Source], new_stop_ids: bool) -> None:
-    """Write the result to the output folder, the weights last; all ranks call it."""
-    from instruction_tuning.adapters import PISSA_START
-    from instruction_tuning.result_folder import complete_result
-    from training_loop.run_folders import save_result
-
-    complete = partial(complete_result, trainer, args, sources, new_stop_ids)
-    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
-    if args.should_save:
-        Path(args.output_dir or "", PISSA_START).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -72,12 +72,15 @@ class BatchLayout:
             segments.append(Segment(padding))
             parts.append((np.full(padding, self.pad_id), np.full(padding, IGNORED), 0, 0))
         labels = np.concatenate([labels for _, labels, *_ in parts])
-        supervised = np.flatnonzero(labels[1:] != IGNORED) if micro else []
-        keep = np.array(supervised if len(supervised) else [0])
+        if not micro:
+            labels[:] = IGNORED
+        keep = np.flatnonzero(labels[1:] != IGNORED)
+        if not len(keep):
+            keep = np.zeros(1, np.int64)
         rows = {
             "input_ids": np.concatenate([ids for ids, *_ in parts]),
             "position_ids": np.concatenate([np.arange(start, start + len(ids)) for ids, _, start, _ in parts]),
-            "targets": labels[keep + 1] if len(supervised) else np.array([IGNORED]),
+            "targets": labels[keep + 1],
             "sources": np.concatenate([np.full(len(ids), source) for ids, *_, source in parts])[keep],
         }
         tensors = {key: torch.from_numpy(value.astype(np.int64)[None]) for key, value in rows.items()}

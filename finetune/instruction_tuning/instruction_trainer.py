@@ -30,8 +30,6 @@ from transformers.trainer_utils import IntervalStrategy
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
 
-STRATEGIES = ("logging_strategy", "eval_strategy", "save_strategy")
-
 
 class InstructionTrainer(SourceTrainer):
     """Trains on the steps of `data.order` from `first_step` on.
@@ -189,10 +187,10 @@ def set_steps(args: TuningArguments, order: EpochOrder) -> None:
     """Convert --num_epochs, and the value "epoch" of a strategy, to steps."""
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * order.steps)
-    for name in STRATEGIES:
-        if getattr(args, name) == IntervalStrategy.EPOCH:
-            setattr(args, name, IntervalStrategy.STEPS)
-            setattr(args, name.replace("strategy", "steps"), order.steps)
+    for event in ("logging", "eval", "save"):
+        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
+            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{event}_steps", order.steps)
 
 
 def has_dropout(model: Any, args: TuningArguments) -> bool:

@@ -105,6 +105,8 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
     """
     if micro < 1 or (batch is not None and batch < 1):
         raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
+    if batch and given:
+        raise ValueError("--batch_size and --gradient_accumulation_steps exclude each other; give one of the two")
     together = micro * ranks
     if batch is None:
         batch = given * together if given else max(128 // together, 1) * together
@@ -116,11 +118,6 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
         raise ValueError(
             f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} ranks; "
             f"take --batch_size {sizes}{other}"
-        )
-    if given and given != batch // together:
-        raise ValueError(
-            f"--batch_size {batch} is {batch // together} micro batches of {micro} on {ranks} ranks, not the "
-            f"{given} of --gradient_accumulation_steps; give one of the two"
         )
     return batch // together
 

@@ -66,8 +66,12 @@ class TuningOptions:
     logging_first_step: bool = option(True, "log the first step too")
     save_steps: float = option(200, "save a checkpoint to resume from every so many steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
-    train_sampling_strategy: Literal["random", "sequential"] = option(
-        "random", "order of the examples: a new random one for each epoch, or that of the files"
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "order of the examples: a new random one for each epoch, or that of the files",
+            "choices": ["random", "sequential"],
+        },
     )
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
         "tensorboard", "where the log is also written: tensorboard, wandb, none"
