@@ -77,13 +77,13 @@ class BatchLayout:
         keep = np.flatnonzero(labels[1:] != IGNORED)
         if not len(keep):
             keep = np.zeros(1, np.int64)
-        rows = {
+        arrays = {
             "input_ids": np.concatenate([ids for ids, *_ in parts]),
             "position_ids": np.concatenate([np.arange(start, start + len(ids)) for ids, _, start, _ in parts]),
             "targets": labels[keep + 1],
             "sources": np.concatenate([np.full(len(ids), source) for ids, *_, source in parts])[keep],
         }
-        tensors = {key: torch.from_numpy(value.astype(np.int64)[None]) for key, value in rows.items()}
+        tensors = {key: torch.from_numpy(value.astype(np.int64)[None]) for key, value in arrays.items()}
         return tensors | {"keep": torch.from_numpy(keep), "segments": segments}
 
 
