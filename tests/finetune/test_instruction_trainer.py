@@ -76,8 +76,8 @@ def test_eval_loss_is_weighted_by_tokens_for_every_batch_size(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, attention: str
 ) -> None:
     for size in (1, 4, 10):
-        sizes = ("--per_device_eval_batch_size", size, "--val_set_size", 10, "--cutoff_len", 160)
-        sizes = (*sizes, "--attn_implementation", attention)
+        sizes: tuple[object, ...] = ("--per_device_eval_batch_size", size, "--val_set_size", 10, "--cutoff_len", 160)
+        sizes += ("--attn_implementation", attention)
         trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *sizes)
         model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
         expected = token_mean(model, trainer.data.examples, trainer.data.held_out)
