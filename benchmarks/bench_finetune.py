@@ -11,16 +11,15 @@ counted.
   multiple of 8; plain Trainer, random order, logits of every position.
 - trl: SFTTrainer, best-fit packing, loss on completions only, one packed sequence of --pack_length tokens per forward
   pass (512 was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in
-  the other contenders (TRL's default is on), in an environment that the first run creates (--trl_venv). On a CPU it
-  uses sdpa with a dense mask from position_ids and computes the logits of every position (with Triton, of supervised
-  positions only).
-- ours: finetune.py's trainer. Ablations: without shared prefixes (prefixes apart), with padded batches of similar
-  lengths (padded), and with the logits of every position (whole head).
+  the other contenders (TRL's default is on). On a CPU it uses sdpa with a dense mask from position_ids and computes the
+  logits of every position (with Triton, of supervised positions only). It is measured only with --trl_python, the
+  Python of an environment with trl==1.16.0, fire, and this environment's torch, transformers, peft and datasets.
+- ours: finetune.py's trainer; and without shared prefixes (prefixes apart).
 
 The examples are made from CrossNER in ../shared/data/crossner, or from the demo world of examples/make_demo.py. The
 model is tiny and has LLaMA-2's vocabulary. The output matrix has four fifths of the weights here and 2 % in LLaMA-2 7B,
-so the gain from fewer logits is smaller for larger models; the gain from shared prefixes is not. The last line is
-JSON; values are medians over the rounds:
+so the gain from fewer logits is smaller for larger models; the gain from shared prefixes is not. The result is JSON;
+values are medians over the rounds:
 
 - examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
 - padding: {contender: share of token slots that are padding};
@@ -34,19 +33,15 @@ import random
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import fire
 from finetune_contenders import ROLES, Row, Settings, read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
 CROSSNER = REPOSITORY.parent / "shared/data/crossner"
-TRL = "trl==1.16.0"
-COMPARED = ("published", "trl", "ours")  # the other roles are ablations of ours
 LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
 
 
@@ -96,8 +91,8 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
     template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
     (scratch / "base/chat_template.jinja").write_text(template, encoding="utf-8")
-    asked = {"role": "user", "content": "{instruction}", "input": "{input}"}
-    prompt = Environment().from_string(template).render(messages=[asked], bos_token="", eos_token="")
+    question = {"role": "user", "content": "{instruction}", "input": "{input}"}
+    prompt = Environment().from_string(template).render(messages=[question], bos_token="", eos_token="")
     (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
 
 
@@ -112,20 +107,6 @@ def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def trl_python(folder: Path) -> str:
-    """Return the Python of TRL's environment; create it (1 GB) with this environment's versions if it is missing."""
-    python, mark = folder / "bin/python", folder / "installed.txt"
-    ours = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers", "peft", "datasets", "fire")]
-    wanted = " ".join([TRL, *ours])
-    if not (mark.is_file() and mark.read_text() == wanted):
-        print(f"{folder}: installing {wanted}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        if subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted.split()]).returncode:
-            raise ValueError(f"pip could not install TRL in {folder}; run without it: --trl False")
-        mark.write_text(wanted)
-    return str(python)
 
 
 def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
@@ -150,16 +131,6 @@ def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     return result
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the table."""
-    print(f"\n{'':18}{'examples/CPU s':>15}{'supervised/CPU s':>18}{'padding':>9}  ours over it, by supervised tokens")
-    for name, rate in result["examples_per_cpu_s"].items():
-        supervised, padding = result["supervised_tokens_per_cpu_s"][name], result["padding"][name]
-        over = result["ours_over"].get(name, {"supervised_tokens": (1, 1, 1)})["supervised_tokens"]
-        print(f"{name:18}{rate:15.2f}{supervised:18.1f}{padding:9.1%}  {over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})")
-    print("tokenising, rows/CPU s: {published} by datasets.map, {ours} ours, x {ratio}".format(**result["tokenising"]))
-
-
 def main(
     rounds: int = 3,
     steps: int = 6,
@@ -171,28 +142,18 @@ def main(
     hidden_size: int = 128,
     layers: int = 4,
     vocab_size: int = 0,
-    ablation: bool = True,
-    trl: bool = True,
-    trl_venv: str = str(REPOSITORY / "benchmarks/.trl_venv"),
+    trl_python: str = "",
     role: str = "",
     scratch: str = "",
-    **unknown: object,
 ) -> None:
     """batch: examples per step; micro: examples per forward pass; role, scratch: internal, for the processes."""
-    if unknown:
-        raise ValueError(f"unknown option --{next(iter(unknown))}; see --help")
     if role:
         settings = json.loads(Path(scratch, "settings.json").read_text())
         print(json.dumps(ROLES[role](Path(scratch), settings)))
         return
     if min(rounds, steps, warm_up, micro, layers) < 1 or batch % micro or hidden_size % 64:
         raise ValueError("counts are at least 1, --batch a multiple of --micro, and --hidden_size a multiple of 64")
-    wanted = [
-        name
-        for name in list(ROLES)[:-1]
-        if (trl or name != "trl") and (ablation or name in ("published", "trl", "ours"))
-    ]
-    pythons = {"trl": trl_python(Path(trl_venv).absolute())} if trl else {}
+    wanted = [name for name in list(ROLES)[:-1] if trl_python or name != "trl"]
     settings = {"batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff}
     settings["pack_length"] = pack_length
     shape = {
@@ -206,16 +167,13 @@ def main(
             print(f"round {number + 1}", flush=True)
             found.append({"tokenising": in_a_process("tokenising", Path(folder))})
             for name in wanted if number % 2 == 0 else reversed(wanted):
-                found[-1][name] = seen = in_a_process(name, Path(folder), pythons.get(name, sys.executable))
-                print(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in seen.items()), flush=True)
-    result = summary(found, wanted)
-    show(result)
-    print(json.dumps(result | settings | {"rounds": rounds}))
+                python = trl_python if name == "trl" else sys.executable
+                found[-1][name] = in_a_process(name, Path(folder), python)
+                print(f"  {name}: {found[-1][name]}", flush=True)
+    print(json.dumps(summary(found, wanted) | settings | {"rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(main, ["--", "--help"] if "--help" in sys.argv else None)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from command_line.fire_commands import run
+
+    run(main)

@@ -13,25 +13,26 @@ a checkpoint and exit status 143; the same command with --resume_from_checkpoint
 from command_line.command_errors import run_command
 from command_line.trainer_options import help_text
 
-import json
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source, find_sources
 from instruction_data.named_templates import choose_template, load_template
-from instruction_tuning.run_messages import draw_lengths, next_commands, preview, run_summary
+from instruction_tuning.run_messages import next_commands, preview, run_summary
 from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
 from instruction_tuning.tuning_options import TuningOptions
+from json_rows.row_files import read_json
 from rank_group.rank_errors import user_errors_in_turn
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
 # Files that a run writes before its first checkpoint; a new run may replace them.
-FILES_BEFORE_TRAINING = {"train_log.jsonl", "row_lengths.png", "runs", ".partial", "pissa_start.safetensors"}
+FILES_BEFORE_TRAINING = {"train_log.jsonl", "runs", ".partial", "pissa_start.safetensors"}
 
 
 def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
@@ -39,7 +40,6 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     Sets --extraction_path to the extraction.json beside the data if it is not given.
     """
-    from instruction_tuning.adapters import refuse_unservable
     from training_loop.run_folders import check_base
 
     if args.prompt_template_name:
@@ -51,13 +51,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
     if not args.extraction_path and beside.is_file():
         args.extraction_path = str(beside)
     if args.extraction_path:
-        if not Path(args.extraction_path).is_file():
-            raise FileNotFoundError(
-                f"{args.extraction_path} does not exist; --extraction_path takes an extraction.json"
-            )
-        json.loads(Path(args.extraction_path).read_text(encoding="utf-8"))
-    if args.servable:
-        refuse_unservable(args)
+        read_json(args.extraction_path, "--extraction_path takes an extraction.json")
 
 
 def check_output(args: "TuningArguments") -> Path | None:
@@ -66,7 +60,7 @@ def check_output(args: "TuningArguments") -> Path | None:
 
     output = Path(args.output_dir or "")
     checkpoint = resume_point(args.resume_from_checkpoint, output)
-    found = {file.name for file in output.iterdir()} if output.is_dir() else {""} if output.exists() else set()
+    found = {file.name for file in output.iterdir()} if output.exists() else set()
     incomplete = {folder.name for folder in list_checkpoints(output)}
     if not checkpoint and found - incomplete - FILES_BEFORE_TRAINING:
         raise ValueError(
@@ -75,17 +69,11 @@ def check_output(args: "TuningArguments") -> Path | None:
     return checkpoint
 
 
-def load_arguments() -> type:
-    """Return the class of all options; imports torch and transformers."""
-    from instruction_tuning.tuning_arguments import TuningArguments
-
-    return TuningArguments
-
-
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Parse and check the options, then train; return the exit status."""
-    if text := help_text(argv, TuningOptions, load_arguments, __doc__ or "", "finetune.py"):
+    all_options = partial(import_module, "instruction_tuning.tuning_arguments")
+    if text := help_text(argv, TuningOptions, lambda: all_options().TuningArguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
     from instruction_tuning.tuning_arguments import parse
@@ -95,26 +83,25 @@ def main(argv: list[str]) -> int:
     args, notices = parse(argv, __doc__ or "")
     for notice in notices if is_first() else ():
         print(f"notice: {notice}", file=sys.stderr)
-    sources, skipped = find_sources(args.data_path)
+    sources = find_sources(args.data_path)
     check_inputs(args, sources)
     checkpoint = check_output(args)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    status = train(args, sources, skipped, checkpoint, is_first())
+    status = train(args, sources, checkpoint, is_first())
     leave_ranks()
     return status
 
 
-def train(
-    args: "TuningArguments", sources: list[Source], skipped: list[str], checkpoint: Path | None, is_main: bool
-) -> int:
+def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
     """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
-    from extraction_scores.held_out_answers import HeldOutAnswers
-    from instruction_tuning.adapters import keep_pissa_start, load_model
+    from answer_generation.answer_scorer import AnswerScorer
+    from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
-    from instruction_tuning.result_folder import add_stop_ids
+    from instruction_tuning.result_folder import add_stop_ids, complete_result
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
+    from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
     from transformers import AutoTokenizer, set_seed
 
@@ -134,43 +121,33 @@ def train(
     if is_main:
         for notice in remove_incomplete(output):
             print(f"notice: {notice}", file=sys.stderr)
-        print(preview(args, tokenizer, data, skipped, sys.stdout.isatty()), flush=True)
+        print(preview(args, tokenizer, data), flush=True)
+    scorer = None
     if args.eval_generate:
         rows = held_out_rows(data, sources + held_out)
-        data.answer_scores = HeldOutAnswers(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
+        scorer = AnswerScorer(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
     new_stop_ids = add_stop_ids(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
-        keep_pissa_start(model, output, bool(checkpoint))
+        save_pissa_start(model, output, bool(checkpoint))
     trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)
+    trainer.answer_scorer = scorer
     if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        draw_lengths(data.examples.parts, output / "row_lengths.png")
         print(run_summary(args, trainer), flush=True)
     result = trainer.train_until_stopped(checkpoint)
     if trainer.stopped:
         return STOPPED
-    save(args, trainer, sources, new_stop_ids)
+    complete = partial(complete_result, trainer, args, sources, new_stop_ids)
+    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
     if is_main:
+        (output / PISSA_START).unlink(missing_ok=True)
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
         seconds = result.metrics["train_runtime"]
         print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
         print(next_commands(args))
     return 0
-
-
-def save(args: "TuningArguments", trainer: Any, sources: list[Source], new_stop_ids: bool) -> None:
-    """Write the result to the output folder, the weights last; all ranks call it."""
-    from instruction_tuning.adapters import PISSA_START
-    from instruction_tuning.result_folder import complete_result
-    from training_loop.run_folders import save_result
-
-    complete = partial(complete_result, trainer, args, sources, new_stop_ids)
-    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
-    if args.should_save:
-        Path(args.output_dir or "", PISSA_START).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

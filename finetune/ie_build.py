@@ -17,11 +17,11 @@ from command_line.fire_commands import run
 
 import json
 from pathlib import Path
+from typing import Literal
 
-from instruction_data.annotations import TASKS, annotated_types, read_annotations, read_types
-from instruction_data.extraction_examples import build_examples, report_lines, usual_lengths
+from instruction_data.annotations import read_annotations, read_types
+from instruction_data.extraction_examples import build_examples
 from instruction_data.extraction_wording import make_questions, read_wording, updated_extraction
-from text_language.language_detection import LANGUAGES
 
 
 def check_target(target: Path, inputs: list[str]) -> None:
@@ -50,8 +50,8 @@ def main(
     annotations: str,
     output: str,
     types: str = "",
-    task: str = "ner",
-    language: str = "auto",
+    task: Literal["ner", "re"] = "ner",
+    language: Literal["en", "zh", "auto"] = "auto",
     wording: str = "",
 ) -> None:
     """Write an example for each annotated sentence to output (JSONL), and extraction.json beside it.
@@ -64,21 +64,18 @@ def main(
         language: en, zh, or auto: zh for a sentence with a fifth or more Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.
     """
-    for option, value, choices in (("task", task, tuple(TASKS)), ("language", language, (*LANGUAGES, "auto"))):
-        if value not in choices:
-            raise ValueError(f"there is no --{option} {value}; take one of {', '.join(choices)}")
     target = Path(output)
     extraction = target.with_name("extraction.json")
     check_target(target, [annotations, types, wording])
     annotated = read_annotations(annotations, task, language)
-    known = read_types(types, task) if types else annotated_types(annotated)
+    known = read_types(types, task) if types else None
     questions = make_questions(annotated, task, known, read_wording(wording, task))
-    record = updated_extraction(extraction, task, questions, usual_lengths(annotated))
-    examples, report = build_examples(annotated, task, questions)
+    record = updated_extraction(extraction, task, questions)
+    examples, counts = build_examples(annotated, task, questions)
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     write_together({target: lines, extraction: json.dumps(record, ensure_ascii=False, indent=2) + "\n"})
     summary = ", ".join(f"{language} (types: {len(question.types)})" for language, question in questions.items())
-    print(f"{target}: {task} asked in {summary}; wording in {extraction}\n{report_lines(report)}")
+    print(f"{target}: {task} asked in {summary}; wording in {extraction}\n{counts}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
+from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
-from extraction_scores.answer_generation import generate_answers
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, question_of
 

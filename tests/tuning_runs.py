@@ -8,8 +8,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import (
     CachedExamples,
-    EncodedExample,
-    EncodingReport,
+    EncodedRow,
     EncodingSettings,
     encode_rows,
     open_examples,
@@ -18,19 +17,15 @@ from instruction_tuning.adapters import load_model
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
 from instruction_tuning.tuning_data import split_and_order
-from packed_attention.segment_attention import can_pack
 
 SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--logging_steps", "1", "--seed", "1",
          "--report_to", "none"]  # fmt: skip
 
 
-def encoded(
-    tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False
-) -> tuple[list[EncodedExample], EncodingReport]:
-    """Encode rows; return the kept examples, and the counts of all rows."""
-    report = EncodingReport()
-    chunks = encode_rows(PromptEncoder(tokenizer), rows, EncodingSettings(cutoff, train_on_inputs), report)
-    return [example for chunk in chunks for _, example in chunk], report
+def encoded(tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False) -> list[EncodedRow]:
+    """Return the encoded rows, dropped ones included."""
+    chunks = encode_rows(PromptEncoder(tokenizer), rows, EncodingSettings(cutoff, train_on_inputs))
+    return [row for chunk in chunks for row in chunk]
 
 
 def opened(tokenizer: Any, file: Path, cache: Path, cutoff: int = 512, name: str = "") -> CachedExamples:
@@ -49,6 +44,4 @@ def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: obje
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
     parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
-    model = load_model(args)
-    assert can_pack(model) or args.packing != "true"
-    return make_trainer(args, model, tokenizer, split_and_order(args, parts, []), {})
+    return make_trainer(args, load_model(args), tokenizer, split_and_order(args, parts, []), {})

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from instruction_data.tokenized_examples import CachedExamples
 
-STEPS_SORTED_TOGETHER = 50  # enough for little padding, and few enough that the order stays random
-
 
 class ExampleSources:
     """The examples of several sources under common indices.
@@ -84,28 +82,16 @@ class EpochOrder:
         by_source: indices of the examples of each source.
         per_epoch: examples of each source in an epoch; a source with fewer examples repeats after all were used.
         batch_size: examples of a step.
-        strategy: sequential, random or group_by_length.
-        lengths: (all examples,), tokens, for group_by_length.
+        shuffle: draw a random order; else the examples keep the order of their files.
     """
 
     def __init__(
-        self,
-        by_source: Sequence[np.ndarray],
-        per_epoch: Sequence[int],
-        batch_size: int,
-        seed: int,
-        strategy: str,
-        lengths: np.ndarray,
+        self, by_source: Sequence[np.ndarray], per_epoch: Sequence[int], batch_size: int, seed: int, shuffle: bool
     ) -> None:
-        self.by_source, self.per_epoch, self.batch_size, self.seed = by_source, per_epoch, batch_size, seed
-        self.strategy, self.lengths = strategy, lengths
+        self.by_source, self.per_epoch, self.batch_size = by_source, per_epoch, batch_size
+        self.seed, self.shuffle = seed, shuffle
         self.steps = -(-sum(per_epoch) // batch_size)
         self._cached: dict[int, np.ndarray] = {}  # the most recently used epoch
-
-    def use_length_groups(self) -> None:
-        """Change the strategy to group_by_length."""
-        self.strategy = "group_by_length"
-        self._cached = {}
 
     def step(self, number: int) -> np.ndarray:
         """Return the example indices of a step, counted over all epochs; the last step of an epoch may have fewer."""
@@ -115,17 +101,13 @@ class EpochOrder:
     def epoch(self, number: int) -> np.ndarray:
         """Return the indices of the examples of an epoch, in order."""
         if number not in self._cached:
-            self._cached = {number: self._make_epoch(number)}
+            # Each source continues where the previous epoch ended.
+            taken = [self._of_source(source, number * count, count) for source, count in enumerate(self.per_epoch)]
+            self._cached = {number: self._shuffled(np.concatenate(taken), 2, number)}
         return self._cached[number]
 
-    def _make_epoch(self, epoch: int) -> np.ndarray:
-        # Each source continues where the previous epoch ended.
-        taken = [self._of_source(source, epoch * count, count) for source, count in enumerate(self.per_epoch)]
-        if self.strategy == "sequential":
-            return np.concatenate(taken)
-        draw = np.random.default_rng([self.seed, 2, epoch])
-        order = draw.permutation(np.concatenate(taken))
-        return order if self.strategy == "random" else self._grouped_by_length(order, draw)
+    def _shuffled(self, members: np.ndarray, *number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, *number]).permutation(members) if self.shuffle else members
 
     def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
         """Return `count` examples of a source from position `start` on, counted over repeated passes."""
@@ -133,20 +115,6 @@ class EpochOrder:
         if not count:
             return members[:0]
         passes = range(start // len(members), -(-(start + count) // len(members)))
-        ordered = [
-            members
-            if self.strategy == "sequential"
-            else np.random.default_rng([self.seed, 3, source, number]).permutation(members)
-            for number in passes
-        ]
         begin = start - passes[0] * len(members)
+        ordered = [self._shuffled(members, 3, source, number) for number in passes]
         return np.concatenate(ordered)[begin : begin + count]
-
-    def _grouped_by_length(self, order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Return steps of examples of similar lengths, in random order, so that lengths do not drift over the epoch."""
-        whole = len(order) // self.batch_size * self.batch_size
-        width = STEPS_SORTED_TOGETHER * self.batch_size
-        parts = [order[at : min(at + width, whole)] for at in range(0, whole, width)]
-        ordered = [part[np.argsort(self.lengths[part], kind="stable")] for part in parts]
-        steps = np.concatenate([order[:0], *ordered]).reshape(-1, self.batch_size)
-        return np.concatenate([draw.permutation(steps).ravel(), order[whole:]])

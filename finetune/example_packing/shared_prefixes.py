@@ -6,6 +6,7 @@ gradient equal those of complete examples. At 128 examples a step this saves 39 
 CrossNER examples, and 29 % of IEPile's. Inference engines share the prefixes of prompts in the same way (SGLang).
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -62,26 +63,26 @@ def _best_runs(common: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def pack_groups(
-    groups: Sequence[PrefixGroup], lengths: Sequence[int], capacity: int, ranks: int
+    groups: Sequence[PrefixGroup], lengths: np.ndarray, capacity: int, ranks: int
 ) -> list[list[PrefixGroup]]:
     """Return evenly filled packed sequences of at most `capacity` tokens; a group may span several sequences.
 
-    lengths: tokens of each example. The number of sequences is a multiple of `ranks`; with fewer examples than ranks
-    some are empty.
+    lengths: tokens of each example. An example that is longer than `capacity` has a sequence of its own. The number of
+    sequences is a multiple of `ranks`; with fewer examples than ranks some are empty.
     """
-    fewest = -(-len(list(_fill(groups, lengths, capacity))) // ranks) * ranks
-    low, high = max(lengths), capacity
-    while low < high:  # find the smallest width that needs no more sequences, which fills them evenly
-        middle = (low + high) // 2
-        if len(list(_fill(groups, lengths, middle))) <= fewest:
-            high = middle
-        else:
-            low = middle + 1
-    filled = list(_fill(groups, lengths, high))
+
+    def count(width: int) -> int:
+        return len(list(_fill(groups, lengths, width)))
+
+    fewest = -(-count(capacity) // ranks) * ranks
+    longest = max(int(lengths[index]) for members, _ in groups for index in members)
+    # The smallest width that needs no more sequences fills them evenly.
+    narrower = bisect_left(range(longest, capacity), True, key=lambda width: count(width) <= fewest)
+    filled = list(_fill(groups, lengths, min(capacity, longest + narrower)))
     return filled + [[] for _ in range(fewest - len(filled))]
 
 
-def _fill(groups: Sequence[PrefixGroup], lengths: Sequence[int], width: int) -> Iterator[list[PrefixGroup]]:
+def _fill(groups: Sequence[PrefixGroup], lengths: np.ndarray, width: int) -> Iterator[list[PrefixGroup]]:
     """Yield packed sequences of at most `width` tokens, filled in order."""
     sequence: list[PrefixGroup] = []
     tokens = 0

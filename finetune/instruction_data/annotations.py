@@ -54,25 +54,20 @@ def read_annotations(path: str, task: str, language: str = "auto") -> list[Annot
     keys = TASKS[task]
     annotations = []
     for place, entry in iterate_objects(path):
-        fault = annotation_fault(entry, keys)
-        if fault:
+        sentence: Any = entry.get("sentence")
+        items: Any = entry.get(keys.items)
+        faults = [text_fault(entry, "sentence")]
+        if isinstance(items, list):
+            faults += [text_fault(item, keys.label, *keys.names) for item in items]
+        else:
+            faults.append(f"has no list under {keys.items!r} (keys: {', '.join(entry)})")
+        if any(faults):
             names = ", ".join(f'"{key}"' for key in (keys.label, *keys.names))
             expected = f'{{"sentence", "{keys.items}": [{{{names}}}]}}'
-            raise ValueError(f"{place} {fault}; {expected} is expected for --task {task}")
-        items = [AnnotatedItem(item[keys.label], tuple(item[key] for key in keys.names)) for item in entry[keys.items]]
-        detected = language_of(entry["sentence"]) if language == "auto" else language
-        annotations.append(Annotation(entry["sentence"], detected, items))
+            raise ValueError(f"{place} {next(filter(None, faults))}; {expected} is expected for --task {task}")
+        found = [AnnotatedItem(item[keys.label], tuple(item[key] for key in keys.names)) for item in items]
+        annotations.append(Annotation(sentence, language_of(sentence) if language == "auto" else language, found))
     return annotations
-
-
-def annotation_fault(entry: dict[str, Any], keys: AnnotationKeys) -> str:
-    """Return the reason why an annotated sentence is invalid, or ""."""
-    fault = text_fault(entry, "sentence")
-    if fault:
-        return fault
-    if not isinstance(entry.get(keys.items), list):
-        return f"has no list under {keys.items!r} (keys: {', '.join(entry)})"
-    return next(filter(None, (text_fault(item, keys.label, *keys.names) for item in entry[keys.items])), "")
 
 
 def text_fault(entry: Any, *keys: str) -> str:
@@ -98,11 +93,3 @@ def read_types(path: str, task: str) -> dict[str, list[str]]:
             where = f" under {kind!r}, {language!r}" if isinstance(content, dict) else ""
             raise ValueError(f"{path} holds no list of names{where}; --types takes {TYPES_FORM}")
     return {language: list(dict.fromkeys(types)) for language, types in by_language.items()}
-
-
-def annotated_types(annotations: list[Annotation]) -> dict[str, list[str]]:
-    """Return language -> types that occur in the annotations, in the order of their first occurrence."""
-    found: dict[str, dict[str, None]] = {}
-    for annotation in annotations:
-        found.setdefault(annotation.language, {}).update((item.label, None) for item in annotation.items)
-    return {language: list(types) for language, types in found.items()}

@@ -5,6 +5,7 @@
 
 import json
 from pathlib import Path
+from statistics import median_low
 from typing import Any, NamedTuple
 
 from json_rows.row_files import read_json
@@ -38,7 +39,7 @@ class ExtractionQuestion(NamedTuple):
     wording: str  # with {schema} if it names the types
     instruction: str  # the wording with the types in place of {schema}
     types: list[str]
-    absent: str  # how an answer treats types without items: "empty list" or "left out"
+    text_characters: int  # usual length of a sentence
 
 
 def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
@@ -52,14 +53,12 @@ def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, An
     raise ValueError(f"{path} is not an extraction.json of the form {expected}; repair it or name another file")
 
 
-def answer_form(task: str, absent: str) -> dict[str, Any]:
-    """Return the description of an answer in extraction.json: its shape, and how it treats types without items."""
-    return {"shape": SHAPES[task], "absent": absent}
+def answer_form(task: str, wording: str) -> dict[str, Any]:
+    """Return the description of an answer in extraction.json: its shape, and whether it lists types without items.
 
-
-def absent_of(wording: str) -> str:
-    """Return how an answer treats types without items; it lists them only if the instruction names all types."""
-    return "empty list" if "{schema}" in wording else "left out"
+    It lists them only if the instruction names all types.
+    """
+    return {"shape": SHAPES[task], "absent": "empty list" if "{schema}" in wording else "left out"}
 
 
 def read_wording(path: str, task: str) -> dict[str, str]:
@@ -71,7 +70,7 @@ def read_wording(path: str, task: str) -> dict[str, str]:
         return WORDING[task]
     entries = tasks_of(path, read_json(path, "--wording takes an extraction.json")).get(task, {})
     for language, entry in entries.items():
-        form = answer_form(task, absent_of(entry["instruction"]))
+        form = answer_form(task, entry["instruction"])
         if entry.get("answer", form) != form:
             raise ValueError(
                 f"{path} describes another answer for {task} in {language} than this wording gets; "
@@ -81,12 +80,18 @@ def read_wording(path: str, task: str) -> dict[str, str]:
 
 
 def make_questions(
-    annotations: list[Annotation], task: str, types: dict[str, list[str]], wording: dict[str, str]
+    annotations: list[Annotation], task: str, types: dict[str, list[str]] | None, wording: dict[str, str]
 ) -> dict[str, ExtractionQuestion]:
-    """Return language -> question for the annotations; raises ValueError if types or wording are missing."""
+    """Return language -> question for the annotations; raises ValueError if types or wording are missing.
+
+    types: language -> types to ask for; None: the annotated types, in the order of their first occurrence.
+    """
     questions = {}
     for language in sorted({annotation.language for annotation in annotations}):
-        if not types.get(language):
+        members = [annotation for annotation in annotations if annotation.language == language]
+        annotated = dict.fromkeys(item.label for annotation in members for item in annotation.items)
+        names = list(annotated) if types is None else types.get(language)
+        if not names:
             raise ValueError(f"no types are known for the sentences in {language}; give --types with a list for them")
         if language not in wording:
             raise ValueError(
@@ -94,24 +99,23 @@ def make_questions(
             )
         text = wording[language]
         # str.format would fail on braces in the wording or in the types.
-        instruction = text.replace("{schema}", SEPARATORS[language].join(types[language]))
-        questions[language] = ExtractionQuestion(text, instruction, types[language], absent_of(text))
+        instruction = text.replace("{schema}", SEPARATORS[language].join(names))
+        usual_length = median_low(len(annotation.sentence) for annotation in members)
+        questions[language] = ExtractionQuestion(text, instruction, names, usual_length)
     return questions
 
 
-def updated_extraction(
-    path: Path, task: str, questions: dict[str, ExtractionQuestion], lengths: dict[str, int]
-) -> dict[str, Any]:
+def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQuestion]) -> dict[str, Any]:
     """Return the content of the extraction.json at `path`, which may not exist, with this task and its languages.
 
-    lengths: usual characters of a sentence by language; a value in the file is kept, so that building a test set does
-    not change the value of the training set. Raises ValueError if the file has another wording for this task.
+    The file's usual length of a sentence is kept, so that building a test set does not change that of the training set.
+    Raises ValueError if the file has another wording for this task.
     """
     content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)
     languages = dict(tasks.get(task, {}))
     for language, question in questions.items():
-        new = {"instruction": question.wording, "answer": answer_form(task, question.absent)}
+        new = {"instruction": question.wording, "answer": answer_form(task, question.wording)}
         old = languages.get(language, {})
         for key in new:
             if old.get(key, new[key]) != new[key]:
@@ -119,5 +123,5 @@ def updated_extraction(
                     f"{path} has another {key} for {task} in {language}, and a model is tuned on one wording only; "
                     f"use the file's with --wording {path}, or write --output to another folder"
                 )
-        languages[language] = {"text_characters": lengths[language]} | old | new
+        languages[language] = {"text_characters": question.text_characters} | old | new
     return content | {"tasks": tasks | {task: languages}}

@@ -1,42 +1,32 @@
 """Load the base, optionally quantised, with a new LoRA adapter; check and convert the adapter after training.
 
-LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's variants of it: rank-stabilised scaling
+Methods: LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) and PEFT's variants of it: rank-stabilised scaling
 (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353), PiSSA
 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354; in the
 trainer), and QLoRA on a quantised base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
+
+Besides documented options, two attributes are changed (tests/finetune/test_adapters.py checks both):
+
+| attribute | function | reason |
+| --- | --- | --- |
+| `PeftModel.save_pretrained` | save_adapter_only | Trainer calls it without save_embedding_layers, whose default also |
+| | | stores the base's embedding or output matrix if the adapter targets it |
+| `Linear4bit.support_avx512bf16_for_cpu` | keep_training_layout | in evaluation mode on a CPU, bitsandbytes packs |
+| | | 4-bit weights into a layout without a backward pass |
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter_loading.checkpoint_loading import load_base
 from packed_attention import segment_attention
 
-from instruction_tuning.peft_hooks import keep_training_layout, save_adapter_only
-
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
 
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
-LARGEST_RANK = 512  # that vLLM loads (MaxLoRARanks in vllm/config/lora.py, 0.32)
-
-
-def refuse_unservable(args: "TuningArguments") -> None:
-    """Raise ValueError on options whose adapter vLLM 0.32 does not load (vllm/lora/peft_helper.py)."""
-    rank = args.lora_r * (2 if args.lora_init.startswith("pissa") else 1)  # see plain_lora
-    unservable = {
-        "--use_dora": args.use_dora,
-        f"--lora_bias {args.lora_bias}": args.lora_bias != "none",
-        f"--lora_modules_to_save {','.join(args.lora_modules_to_save)}": bool(args.lora_modules_to_save),
-        f"a rank of {rank}": rank > LARGEST_RANK,
-    }
-    for option, given in unservable.items():
-        if given and args.method != "full":
-            raise ValueError(
-                f"--servable: vLLM does not load adapters with {option}; remove that option, or remove --servable and "
-                "merge the adapter after training: python tools/weight_diff.py merge"
-            )
 
 
 def load_model(args: "TuningArguments") -> Any:
@@ -51,42 +41,31 @@ def load_model(args: "TuningArguments") -> Any:
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half
     segment_attention.register()
-    model = load_base(
-        AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=attention_implementation(args),
-        **quantisation_options(args, half),
-    )  # fmt: skip
+    attention = requested_attention(args)
+    options = quantisation_options(args, half)
+    model = load_base(AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=attention, **options)
+    if not attention and segment_attention.attention_of(model) == "sdpa":
+        model.set_attn_implementation(segment_attention.NAME)
     if args.load_in:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, args.gradient_checkpointing)
         keep_training_layout(model)
-    elif args.gradient_checkpointing:
-        model.enable_input_require_grads()
     return model if args.method == "full" else add_adapter(model, args)
 
 
-def attention_implementation(args: "TuningArguments") -> str:
-    """Return the name of the attention implementation: --attn_implementation, else FlashAttention 2 or sdpa.
+def requested_attention(args: "TuningArguments") -> str | None:
+    """Return --attn_implementation, or FlashAttention 2 on a GPU in half precision if it is installed; else None.
 
-    Packed examples use FlashAttention 2 on a GPU in half precision, else the sdpa variant that keeps them apart.
     Raises ValueError on FlashAttention without half precision.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import is_flash_attn_2_available
 
     half = args.bf16 or args.fp16
-    if args.attn_implementation:
-        if "flash" in args.attn_implementation and not half:
-            raise ValueError(f"--attn_implementation {args.attn_implementation} needs --bf16 or --fp16")
-        return args.attn_implementation
-    config = AutoConfig.from_pretrained(args.base_model, local_files_only=True)
-    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if args.packing != "false" and half and is_flash_attn_2_available() and args.device.type == "cuda":
-        return "flash_attention_2"
-    if not getattr(architecture, "_supports_sdpa", False):
-        return "eager"
-    return "sdpa" if args.packing == "false" else segment_attention.NAME
+    if "flash" in args.attn_implementation and not half:
+        raise ValueError(f"--attn_implementation {args.attn_implementation} needs --bf16 or --fp16")
+    flash = half and args.device.type == "cuda" and is_flash_attn_2_available()
+    return args.attn_implementation or ("flash_attention_2" if flash else None)
 
 
 def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any]:
@@ -142,38 +121,32 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
     return tuned
 
 
-def tensor_names(model: Any) -> set[str]:
-    """Return the names of the tensors in the adapter file of a model, including those of --lora_modules_to_save."""
-    from peft import get_peft_model_state_dict
-
-    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+def save_adapter_only(model: Any) -> None:
+    """Make a PeftModel's save_pretrained omit the base's embedding and output matrices."""
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 
-def check_adapter(file: Path, expected: set[str], trained: bool = True) -> None:
-    """Raise ValueError unless the file holds exactly the expected tensors, all finite.
+def keep_training_layout(model: Any) -> None:
+    """Keep 4-bit weights on a CPU in the layout that training needs."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
-    trained: also raise on tensors of zeros, since lora_B is zero before the first step.
-    """
-    from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as tensors:
-        found = set(tensors.keys())
-        if found != expected:
+def check_adapter(file: Path) -> None:
+    """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B is before the first step."""
+    from safetensors.torch import load_file
+
+    for name, weight in sorted(load_file(file).items()):
+        if not weight.isfinite().all() or not weight.any():
             raise ValueError(
-                f"{file} holds {len(found)} tensors, the adapter of this model has {len(expected)}; "
-                f"{min(found ^ expected)} is in only one of them; resume from a checkpoint of this run"
+                f"{name} in {file} is {'zero' if weight.isfinite().all() else 'not finite'} after training; "
+                "train for more steps, or change --learning_rate"
             )
-        for name in sorted(expected):
-            weight = tensors.get_tensor(name)
-            if not weight.isfinite().all() or (trained and not weight.any()):
-                raise ValueError(
-                    f"{name} in {file} is {'zero' if weight.isfinite().all() else 'not finite'} after training; "
-                    "train for more steps, or change --learning_rate"
-                )
 
 
-def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
-    """Save the initial tensors of a PiSSA adapter, which `plain_lora` needs at the end of the run.
+def save_pissa_start(model: Any, output: Path, resumed: bool) -> None:
+    """Save the initial tensors of a PiSSA adapter, which `convert_pissa_to_lora` needs at the end of the run.
 
     PiSSA subtracts the initial adapter from the base, so the trained tensors alone do not fit the published base.
     resumed: raise ValueError unless the tensors equal those that the first run saved.
@@ -191,11 +164,11 @@ def keep_pissa_start(model: Any, output: Path, resumed: bool) -> None:
         raise ValueError(f"{file} is missing or differs from this machine's PiSSA; start again in a new folder")
 
 
-def plain_lora(folder: Path, start: Path) -> None:
+def convert_pissa_to_lora(folder: Path, start: Path) -> None:
     """Rewrite a trained PiSSA adapter as plain LoRA of twice the rank: B A - B0 A0 = [B, B0] [A; -A0].
 
     It then fits the original base. alpha is changed with the rank, so that the scaling stays the same.
-    start: the file that keep_pissa_start wrote. Source: Meng et al. 2024, appendix C.
+    start: the file of save_pissa_start. Source: Meng et al. 2024, appendix C.
     """
     import torch
     from safetensors.torch import load_file, save_file

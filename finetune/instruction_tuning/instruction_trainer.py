@@ -6,11 +6,10 @@ how the batch is divided into micro batches and ranks. training_loop/ has the pa
 checks after each step, evaluation, checkpoints.
 """
 
-import inspect
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,19 @@ from transformers.trainer_utils import IntervalStrategy
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
 
-STRATEGIES = ("logging_strategy", "eval_strategy", "save_strategy")
-
 
 class InstructionTrainer(SourceTrainer):
     """Trains on the steps of `data.order` from `first_step` on.
 
     Args:
         data: examples, their order, and the held-out examples.
-        layout: how examples become micro batches; changed to padding if the attention mixes packed examples.
+        layout: how examples become micro batches; changed to single examples if the attention mixes packed ones.
         identity: settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
 
     args: TuningArguments
+    answer_scorer: Callable[[Any], dict[str, float]] | None = None  # with --eval_generate: scores of held-out answers
 
     def __init__(self, data: TuningData, layout: BatchLayout, identity: dict[str, Any], **more: Any) -> None:
         self.data, self.layout, self.identity = data, layout, identity
@@ -59,7 +57,7 @@ class InstructionTrainer(SourceTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
         micro = self.get_total_train_batch_size(args) // args.world_size  # lower under --auto_find_batch_size
-        self.layout.micro_batch_size, self.layout.capacity = micro, micro * args.cutoff_len
+        self.layout.capacity = micro * args.cutoff_len
         steps = StepDataset(self.data.examples, self.data.order, self.layout, args.process_index, args.world_size)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.first_step, args.max_steps),
@@ -95,19 +93,13 @@ class InstructionTrainer(SourceTrainer):
 
     def token_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return losses of the kept positions (0 without a target), targets and sources, each (sequences, kept)."""
-        names = ("input_ids", "position_ids", "attention_mask")
-        arguments: dict[str, Any] = {name: inputs[name] for name in names if name in inputs}
-        if self.layout.packed:
-            device = inputs["input_ids"].device
-            arguments |= attention_arguments(attention_of(self.base_model), [inputs["segments"]], device)
         keep, targets = inputs["keep"], inputs["targets"]
-        if self._model_selects_logits:
-            arguments["logits_to_keep"] = keep
-        logits = model(**arguments, use_cache=False).logits
-        if self.layout.supervised_head and not self._model_selects_logits:
-            logits = logits[:, keep]
+        arguments = {"input_ids": inputs["input_ids"], "logits_to_keep": keep, "use_cache": False}
+        if self.layout.packed:
+            segments = attention_arguments(attention_of(self.base_model), [inputs["segments"]], keep.device)
+            arguments |= {"position_ids": inputs["position_ids"], **segments}
         losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+            model(**arguments).logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return losses.view_as(targets), targets, inputs["sources"]
 
@@ -116,11 +108,6 @@ class InstructionTrainer(SourceTrainer):
         """The model without PEFT's wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    @cached_property
-    def _model_selects_logits(self) -> bool:
-        """Whether the model computes the logits of the kept positions only."""
-        return self.layout.supervised_head and "logits_to_keep" in inspect.signature(self.base_model.forward).parameters
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return Trainer's estimate of floating-point operations for the tokens of the step."""
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
@@ -128,33 +115,15 @@ class InstructionTrainer(SourceTrainer):
     # --- before the first step ----------------------------------------------------------------------------------------
 
     def before_training(self) -> None:
-        """Switch to padding if the attention of this model mixes packed examples.
-
-        Raises ValueError if --fsdp has no effect, or if --packing True is impossible.
-        """
-        kind = type(self.model_wrapped).__name__
-        if self.args.fsdp and "FSDP" not in kind and "FullySharded" not in kind:
-            raise ValueError(
-                f"--fsdp was given, but the model is wrapped as {kind} here; remove --fsdp, or use --deepspeed"
-            )
-        if not self.layout.packed:
-            return
-        attention = attention_of(self.base_model)
-        with self.compute_loss_context_manager():
-            trial = (self.model_wrapped, attention, self.args.device)
-            if keeps_segments_apart(*trial):
+        """Compute examples one by one if the attention of this model mixes packed examples."""
+        if self.layout.packed:
+            attention = attention_of(self.base_model)
+            with self.compute_loss_context_manager():
+                trial = (self.model_wrapped, attention, self.args.device)
+                self.layout.packed = keeps_segments_apart(*trial)
                 self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*trial)
-                return
-        if self.args.packing == "true":
-            raise ValueError(
-                f"--packing True: packed examples attend to each other in {type(self.base_model).__name__} with "
-                f"{attention} attention; remove --packing, and examples are padded"
-            )
-        if attention == segment_attention.NAME:
-            self.base_model.set_attn_implementation("sdpa")
-        self.layout.packed = False
-        if self.args.train_sampling_strategy == "auto":
-            self.data.order.use_length_groups()
+            if not self.layout.packed and attention == segment_attention.NAME:
+                self.base_model.set_attn_implementation("sdpa")
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.args.loraplus_lr_ratio and self.optimizer is None:
@@ -180,9 +149,8 @@ class InstructionTrainer(SourceTrainer):
 
     def measure_held_out(self, meter: LossMeter) -> None:
         args, examples = self.args, self.data.examples
-        micro = args.per_device_eval_batch_size
-        layout = replace(self.layout, micro_batch_size=micro, capacity=micro * args.cutoff_len)
-        together = micro * args.world_size * 8  # examples that are packed at once
+        layout = replace(self.layout, capacity=args.per_device_eval_batch_size * args.cutoff_len)
+        together = args.per_device_eval_batch_size * args.world_size * 8  # examples that are packed at once
         members = np.array(sorted(self.data.held_out, key=lambda index: -examples.lengths[index]))
         for start in range(0, len(members), together):
             share = rank_share(examples, members[start : start + together], layout, args.process_index, args.world_size)
@@ -195,7 +163,7 @@ class InstructionTrainer(SourceTrainer):
         """Return the scores of the held-out answers; raises ValueError if the loss is not finite."""
         if not math.isfinite(losses.mean):
             raise ValueError(f"eval_loss is {losses.mean} at step {self.state.global_step}; lower --learning_rate")
-        return self.data.answer_scores(self) if self.data.answer_scores else {}
+        return self.answer_scorer(self) if self.answer_scorer else {}
 
     def run_state(self) -> RunState:
         return RunState(self.identity, {"step": self.state.global_step, "ranks": self.args.world_size})
@@ -209,7 +177,7 @@ def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
     names = ("batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy")
     adapter = ("lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init")
     taken = names if args.method == "full" else (*names, *adapter, "use_rslora", "use_dora")
-    keys = [part.folder.name for part in data.examples.parts]
+    keys = [part.file.stem for part in data.examples.parts]
     return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | {
         f"--{name}": getattr(args, name) for name in taken
     }
@@ -219,14 +187,14 @@ def set_steps(args: TuningArguments, order: EpochOrder) -> None:
     """Convert --num_epochs, and the value "epoch" of a strategy, to steps."""
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * order.steps)
-    for name in STRATEGIES:
-        if getattr(args, name) == IntervalStrategy.EPOCH:
-            setattr(args, name, IntervalStrategy.STEPS)
-            setattr(args, name.replace("strategy", "steps"), order.steps)
+    for event in ("logging", "eval", "save"):
+        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
+            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{event}_steps", order.steps)
 
 
 def has_dropout(model: Any, args: TuningArguments) -> bool:
-    """Return whether the model uses dropout, which examples with a shared prefix would share."""
+    """Return whether training uses dropout, which examples with a shared prefix would share."""
     config = model.config.get_text_config().to_dict()
     rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     return any(rates) or (args.method != "full" and args.lora_dropout > 0)
@@ -235,25 +203,16 @@ def has_dropout(model: Any, args: TuningArguments) -> bool:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run. Raises ValueError if --packing True is impossible."""
+    """Return the trainer of a run."""
     set_steps(args, data.order)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
     layout = BatchLayout(
-        packed=args.packing != "false" and segment_attention.can_pack(model),
-        micro_batch_size=args.per_device_train_batch_size,
+        packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
         share_prefixes=args.share_prefixes and not has_dropout(model, args),
         pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
-        supervised_head=args.supervised_head,
         multiple=1 if args.device.type == "cpu" else 8,
     )
-    if not layout.packed and args.train_sampling_strategy == "auto":
-        data.order.use_length_groups()
-    if args.packing == "true" and not layout.packed:
-        raise ValueError(
-            f"--packing True: {type(model).__name__} with {attention_of(model)} attention cannot keep packed "
-            "examples apart; remove --packing, and examples are padded"
-        )
     return InstructionTrainer(
         data, layout, identity, first_step=first_step, log_path=Path(args.output_dir or "", "train_log.jsonl"),
         args=args, model=model, processing_class=tokenizer, eval_dataset=data.held_out or None,

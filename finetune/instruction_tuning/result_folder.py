@@ -8,7 +8,7 @@ from instruction_data.data_sources import Source
 from training_loop.run_folders import copy_if_there, run_record
 from training_loop.training_log import draw_curves
 
-from instruction_tuning.adapters import PISSA_START, check_adapter, plain_lora, tensor_names
+from instruction_tuning.adapters import PISSA_START, check_adapter, convert_pissa_to_lora
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -39,9 +39,9 @@ def complete_result(
     if args.method != "full":
         if new_stop_ids:
             trainer.model.generation_config.save_pretrained(folder)
-        check_adapter(folder / "adapter_model.safetensors", tensor_names(trainer.model))
+        check_adapter(folder / "adapter_model.safetensors")
     if args.lora_init.startswith("pissa"):
-        plain_lora(folder, Path(args.output_dir or "", PISSA_START))
+        convert_pissa_to_lora(folder, Path(args.output_dir or "", PISSA_START))
     copy_if_there(Path(args.base_model, "tokenizer.model"), folder / "tokenizer.model")
     copy_if_there(Path(args.extraction_path), folder / "extraction.json")
     parts, state = trainer.data.examples.parts, trainer.state
@@ -49,7 +49,7 @@ def complete_result(
         "finetune/finetune.py", args, ["peft"],
         arguments=args.to_sanitized_dict() | {"gradient_accumulation_steps": args.accumulation},
         data={str(source.path): sha256(str(source.path)) for source in sources},
-        examples={part.name: {**vars(part.report), "dropped": dict(part.report.dropped)} for part in parts},
+        examples={part.name: part.counts() for part in parts},
         held_out=len(trainer.data.held_out),
         packed=trainer.layout.packed,
         best_checkpoint={"step": state.best_global_step, "metric": state.best_metric},

@@ -4,16 +4,13 @@ from command_line import trainer_options
 from command_line.option_values import value_of
 
 import importlib.util
-import json
-import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from instruction_tuning.tuning_options import TuningOptions
 
@@ -21,12 +18,14 @@ PUBLISHED = trainer_options.PublishedOptions(
     without_effect={
         "overwrite_output_dir": "an output folder is never overwritten",
         "save_safetensors": "weights are always written as safetensors",
+        "group_by_length": "examples are packed, so there is no padding to reduce",
+        "packing": "examples are packed if the attention keeps them apart",
+        "wandb_project": "set WANDB_PROJECT in the environment, and give --report_to wandb",
+        "wandb_watch": "set WANDB_WATCH in the environment",
+        "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
     },
-    switches={
-        "group_by_length": ("train_sampling_strategy", "group_by_length", "random"),
-        "adafactor": ("optim", "adafactor", ""),
-        "packing": ("packing", "true", "false"),
-    },
+    renamed={"wandb_run_name": "run_name"},
+    switches={"adafactor": ("optim", "adafactor", "")},
 )
 
 
@@ -36,7 +35,9 @@ class TuningArguments(TuningOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.data_path = [word for word in self.data_path if word]
-        for name in ("base_model", "data_path", "output_dir"):
+        for name in ("lora_target_modules", "lora_modules_to_save"):
+            setattr(self, name, value_of(f"--{name}", getattr(self, name), list[str]))
+        for name in ("base_model", "data_path", "output_dir", "lora_target_modules"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
@@ -50,16 +51,20 @@ class TuningArguments(TuningOptions, TrainingArguments):
         self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
         # For Trainer, an item of the data loader is a whole step; see StepDataset.
         self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
-        self.lora_target_modules = module_names("--lora_target_modules", self.lora_target_modules)
-        self.lora_modules_to_save = value_of("--lora_modules_to_save", self.lora_modules_to_save, list[str])
         self._plan_evaluation()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        self._log_to_wandb()
+        if "wandb" in (self.report_to or ()) and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb is not installed; pip install wandb, or remove --report_to wandb")
         join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer runs CPU ranks side by side without averaging their gradients
         super().__post_init__()
+        if is_deepspeed_zero3_enabled() and (self.load_in or self.lora_init != "default"):
+            option = f"--load_in {self.load_in}" if self.load_in else f"--lora_init {self.lora_init}"
+            raise ValueError(
+                f"ZeRO-3 partitions the weights that {option} needs complete; use ZeRO-2 or no --deepspeed"
+            )
         if self.world_size != ranks:
             raise ValueError(f"{ranks} ranks were launched, but Trainer sees {self.world_size}; launch with torchrun")
         if self.device.type == "cpu":
@@ -76,11 +81,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError(f"--method full cannot train a base in --load_in {self.load_in}; use --method qlora")
         if self.load_in and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--load_in {self.load_in} needs bitsandbytes, which is not installed; pip install it")
-        given = json_of(self.deepspeed)
-        stage = given.get("zero_optimization", {}).get("stage", 0)
-        if stage == 3 and (self.load_in or self.lora_init != "default"):
-            what = f"--load_in {self.load_in}" if self.load_in else f"--lora_init {self.lora_init}"
-            raise ValueError(f"ZeRO-3 partitions the weights that {what} needs complete; use ZeRO-2 or no --deepspeed")
         if self.val_set_size and self.eval_data_path:
             raise ValueError("--val_set_size and --eval_data_path exclude each other; give one of the two")
         if self.eval_generate and not (self.val_set_size or self.eval_data_path):
@@ -96,25 +96,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             self.load_best_model_at_end = True
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
 
-    def _log_to_wandb(self) -> None:
-        given = {name: getattr(self, f"wandb_{name}") for name in ("project", "watch", "log_model")}
-        os.environ.update({f"WANDB_{name.upper()}": value for name, value in given.items() if value})
-        self.run_name = self.wandb_run_name or self.run_name
-        if self.wandb_project and self.report_to in ("none", "tensorboard"):
-            self.report_to = "wandb"
-        if "wandb" in (self.report_to or ()) and importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb is not installed; pip install wandb, or remove --wandb_project")
-
-
-def json_of(config: Any) -> dict[str, Any]:
-    """Return DeepSpeed's configuration as a dictionary; raises ValueError if its file is missing or not JSON."""
-    if not config or isinstance(config, dict):
-        return config or {}
-    try:
-        return json.loads(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--deepspeed {config} cannot be read ({error}); pretrain/configs has some") from None
-
 
 def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
     """Return the micro batches per rank and step: the global batch / (micro batch x ranks).
@@ -124,6 +105,8 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
     """
     if micro < 1 or (batch is not None and batch < 1):
         raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
+    if batch and given:
+        raise ValueError("--batch_size and --gradient_accumulation_steps exclude each other; give one of the two")
     together = micro * ranks
     if batch is None:
         batch = given * together if given else max(128 // together, 1) * together
@@ -136,20 +119,7 @@ def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
             f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} ranks; "
             f"take --batch_size {sizes}{other}"
         )
-    if given and given != batch // together:
-        raise ValueError(
-            f"--batch_size {batch} is {batch // together} micro batches of {micro} on {ranks} ranks, not the "
-            f"{given} of --gradient_accumulation_steps; give one of the two"
-        )
     return batch // together
-
-
-def module_names(option: str, given: list[str]) -> list[str]:
-    """Return module names from `a b`, `a,b`, `[a,b]` or `['a', 'b']`; raises ValueError if there are none."""
-    names: list[str] = value_of(option, given, list[str])
-    if not names:
-        raise ValueError(f"{option} is an empty list; give all-linear or a list such as [q_proj,v_proj]")
-    return names
 
 
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:

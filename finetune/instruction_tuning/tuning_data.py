@@ -1,10 +1,9 @@
 """Encode the sources of a run, split them into training and held-out examples, and order the examples."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from chat_prompts.prompt_encoding import PromptEncoder
@@ -19,16 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class TuningData:
-    """All examples, the order of the training examples, and the indices of the held-out examples.
-
-    answer_scores: function of the trainer that answers the held-out examples and returns the scores of the answers;
-    None without --eval_generate.
-    """
+    """All examples, the order of the training examples, and the indices of the held-out examples."""
 
     examples: ExampleSources
     order: EpochOrder
     held_out: list[int] = field(default_factory=list)
-    answer_scores: Callable[[Any], dict[str, float]] | None = None
 
 
 def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
@@ -42,7 +36,7 @@ def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: lis
         parts = [open_examples(encoder, source, settings, cache) for source in sources]
     for part, source in zip(parts, sources, strict=True):
         if not len(part):
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in part.report.dropped.items())
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in part.dropped.items())
             raise ValueError(f"{source.path} has no usable row ({reasons}); raise --cutoff_len or repair the data")
     return parts
 
@@ -57,17 +51,17 @@ def split_and_order(args: "TuningArguments", parts: list[CachedExamples], extra:
     by_source = [training[examples.sources[training] == number] for number in range(len(parts))]
     sizes = {part.name: len(members) for part, members in zip(parts, by_source, strict=True)}
     per_epoch = epoch_sizes(sizes, parse_mix(args.mix, list(sizes))) if args.mix else sizes
-    strategy = args.train_sampling_strategy.replace("auto", "random")  # changed later if the model cannot pack
-    order = EpochOrder(by_source, list(per_epoch.values()), args.batch_size or 1, seed, strategy, examples.lengths)
+    shuffle = args.train_sampling_strategy == "random"
+    order = EpochOrder(by_source, list(per_epoch.values()), args.batch_size or 1, seed, shuffle)
     return TuningData(examples, order, held_out.tolist())
 
 
-def held_out_rows(data: TuningData, sources: list[Source]) -> list[tuple[str, InstructionRow]]:
-    """Return (name of the source, row) for each held-out example; the rows are read again from their files."""
+def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRow]:
+    """Return the row of each held-out example; the rows are read again from their files."""
     found = []
     held_out = np.array(data.held_out)
     for number, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
         members = held_out[data.examples.sources[held_out] == number] - data.examples.offsets[number]
         rows = set(part.row_numbers[members].tolist())
-        found += [(source.name, row) for place, row in enumerate(iterate_instructions(source.path)) if place in rows]
+        found += [row for place, row in enumerate(iterate_instructions(source.path)) if place in rows]
     return found

@@ -32,17 +32,11 @@ class TuningOptions:
     batch_size: int | None = option(
         None, "global batch: micro batch x accumulation x ranks; 128 unless --gradient_accumulation_steps is given"
     )
-    packing: Literal["auto", "true", "false"] = option(
-        "auto",
-        "several examples in one sequence without padding, if the attention keeps them apart; auto: where possible",
-    )
     share_prefixes: bool = option(True, "compute common first tokens of packed examples once (not with FlashAttention)")
-    supervised_head: bool = option(True, "apply the output matrix only where the next token has a label")
     attn_implementation: str = option("", "attention of transformers; default: FlashAttention if installed, else sdpa")
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
     eval_generate: bool = option(False, "answer the held-out examples at each evaluation, and score the answers")
     eval_max_new_tokens: int = option(256, "maximum tokens of these answers")
-    servable: bool = option(False, "refuse options whose adapter vLLM cannot load")
     show_rows: bool = option(True, "print three examples as the model reads them, before training")
     lora_r: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "the adapter's output is scaled by alpha / r")
@@ -61,10 +55,6 @@ class TuningOptions:
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) (rank-stabilised)")
     use_dora: bool = option(False, "train magnitude and direction separately (DoRA)")
     loraplus_lr_ratio: float | None = option(None, "learning rate of B divided by that of A (LoRA+; authors: 16)")
-    wandb_project: str = option("", "log to this project of Weights & Biases")
-    wandb_run_name: str = option("", "name of the run in Weights & Biases")
-    wandb_watch: str = option("", "values that wandb records: false, gradients or all")
-    wandb_log_model: str = option("", "checkpoints that wandb stores: false, end or checkpoint")
 
     # Trainer's options with another default or a second name.
     per_device_train_batch_size: int = option(4, "examples per rank and forward pass", "--micro_batch_size")
@@ -77,10 +67,10 @@ class TuningOptions:
     save_steps: float = option(200, "save a checkpoint to resume from every so many steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
     train_sampling_strategy: str = field(
-        default="auto",
+        default="random",
         metadata={
-            "help": "order of the examples; auto: random if packed, else similar lengths together, to pad less",
-            "choices": ["auto", "random", "sequential", "group_by_length"],
+            "help": "order of the examples: a new random one for each epoch, or that of the files",
+            "choices": ["random", "sequential"],
         },
     )
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first

@@ -5,7 +5,6 @@
 #   BASE_MODEL=checkpoints/base DATA_PATH=train.jsonl OUTPUT_DIR=adapters/ie bash finetune/scripts/qlora.sh
 #
 # --load_in 8bit loads the base in 8 bits. The adapter can be merged into the unquantised base, or served with it.
-# settings.sh lists the other settings.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

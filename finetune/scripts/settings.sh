@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Settings of lora.sh, qlora.sh, full.sh and lora_multinode.sh, which source this file in the top folder of the repository:
-# checks environment variables and converts them to options of finetune.py. Defaults are below; BASE_MODEL, DATA_PATH and
-# OUTPUT_DIR are required.
+# finds GPUs and precision, checks the settings, and starts finetune.py. BASE_MODEL, DATA_PATH and OUTPUT_DIR are
+# required; arguments of a recipe are further options of finetune.py.
 set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -16,28 +16,10 @@ precise=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --f
 GPUS=${GPUS:-$((gpus > 0 ? gpus : 1))}          # ranks on this machine
 PRECISION=${PRECISION:-$precise}                # bf16 (Ampere and later), fp16 (V100), fp32
 METHOD=${METHOD:-lora}                          # lora, qlora, full
-PROMPT_TEMPLATE_NAME=${PROMPT_TEMPLATE_NAME:-}  # empty: the base's own template, else alpaca
-MIX=${MIX:-}                                    # proportions of several sources: zh=2,en=1
-EXTRACTION_PATH=${EXTRACTION_PATH:-}            # extraction.json; empty: the one beside the data, if any
-CUTOFF_LEN=${CUTOFF_LEN:-512}                   # maximum tokens of an example
-VAL_SET_SIZE=${VAL_SET_SIZE:-0}                 # examples held out for eval_loss, a count or a share
-BATCH_SIZE=${BATCH_SIZE:-128}                   # examples a step over all ranks
-MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-4}         # examples that a rank computes at once
-NUM_EPOCHS=${NUM_EPOCHS:-3}
-LEARNING_RATE=${LEARNING_RATE:-$([ "$METHOD" = full ] && echo 2e-5 || echo 3e-4)}
-LR_SCHEDULER_TYPE=${LR_SCHEDULER_TYPE:-cosine}
-LORA_R=${LORA_R:-16}
-LORA_ALPHA=${LORA_ALPHA:-32}
-LORA_DROPOUT=${LORA_DROPOUT:-0}
-LORA_TARGET_MODULES=${LORA_TARGET_MODULES:-all-linear}
-SAVE_STEPS=${SAVE_STEPS:-200}                   # steps between checkpoints
-REPORT_TO=${REPORT_TO:-tensorboard}             # tensorboard, wandb, none
-SEED=${SEED:-42}
 # Full tuning partitions weights, gradients and optimizer states among the ranks (ZeRO-3); an adapter does not need it.
 CONFIG=${CONFIG:-$([ "$METHOD" != full ] || echo "pretrain/configs/zero3$([ "$PRECISION" != fp16 ] || echo -fp16).json")}
 
 case "$PRECISION" in bf16 | fp16 | fp32) ;; *) fail "PRECISION=$PRECISION is not bf16, fp16 or fp32" ;; esac
-case "$METHOD" in lora | qlora | full) ;; *) fail "METHOD=$METHOD is not lora, qlora or full" ;; esac
 [[ $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS is not a positive number of ranks"
 [ -f "$BASE_MODEL/config.json" ] || fail "BASE_MODEL=$BASE_MODEL is not a checkpoint folder: it has no config.json"
 [ -z "$CONFIG" ] || [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG does not exist; pretrain/configs has some"
@@ -53,15 +35,8 @@ fi
 [ -z "$CONFIG" ] || export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 
 options=(--base_model "$BASE_MODEL" --data_path "$DATA_PATH" --output_dir "$OUTPUT_DIR" --method "$METHOD"
-    --cutoff_len "$CUTOFF_LEN" --val_set_size "$VAL_SET_SIZE"
-    --batch_size "$BATCH_SIZE" --micro_batch_size "$MICRO_BATCH_SIZE" --num_epochs "$NUM_EPOCHS"
-    --learning_rate "$LEARNING_RATE" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --save_steps "$SAVE_STEPS"
-    --report_to "$REPORT_TO" --seed "$SEED")
-[ "$METHOD" = full ] || options+=(--lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_dropout "$LORA_DROPOUT"
-    --lora_target_modules "$LORA_TARGET_MODULES")
-[ -z "$PROMPT_TEMPLATE_NAME" ] || options+=(--prompt_template_name "$PROMPT_TEMPLATE_NAME")
-[ -z "$MIX" ] || options+=(--mix "$MIX")
-[ -z "$EXTRACTION_PATH" ] || options+=(--extraction_path "$EXTRACTION_PATH")
+    --lr_scheduler_type cosine)
+[ "$METHOD" != full ] || options+=(--learning_rate 2e-5)
 [ -z "$CONFIG" ] || options+=(--deepspeed "$CONFIG")
 [ "$PRECISION" = fp32 ] || options+=("--$PRECISION" True)
 [ "$gpus" = 0 ] || options+=(--gradient_checkpointing True) # a third more computation for a fraction of the memory

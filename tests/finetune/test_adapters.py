@@ -1,4 +1,4 @@
-"""adapters.py and peft_hooks.py: each LoRA variant trains, is saved and loads again; the hooks take effect."""
+"""adapters.py: each LoRA variant trains, is saved and loads again; changed attributes exist and take effect."""
 
 import inspect
 import json
@@ -13,8 +13,7 @@ import pytest
 import torch
 from conftest import RunScript
 from instruction_data.named_templates import load_template
-from instruction_tuning.adapters import keep_pissa_start, load_model, refuse_unservable
-from instruction_tuning.peft_hooks import save_adapter_only
+from instruction_tuning.adapters import load_model, save_adapter_only, save_pissa_start
 from instruction_tuning.tuning_arguments import parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -93,7 +92,7 @@ def test_quantised_base_is_tuned_and_evaluated(
 def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> None:
     code = (
         "import bitsandbytes, torch\n"
-        "from instruction_tuning.peft_hooks import keep_training_layout\n"
+        "from instruction_tuning.adapters import keep_training_layout\n"
         "layer = bitsandbytes.nn.Linear4bit(64, 64)\n"
         "assert isinstance(layer.support_avx512bf16_for_cpu, int)\n"
         "keep_training_layout(torch.nn.Sequential(layer))\n"
@@ -140,30 +139,7 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
         finetune.main(again)
     args, _ = parse(command(tiny_checkpoint, rows_file, tmp_path / "x", *more), "")
     torch.manual_seed(args.seed)
-    keep_pissa_start(load_model(args), broken, resumed=False)  # the file that an interrupted run leaves
+    save_pissa_start(load_model(args), broken, resumed=False)  # the file that an interrupted run leaves
     finetune.main(again)
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--use_dora",), "--use_dora"),
-        (("--lora_bias", "all"), "--lora_bias all"),
-        (("--lora_modules_to_save", "lm_head"), "--lora_modules_to_save lm_head"),
-        (("--lora_init", "pissa", "--lora_r", 300), "a rank of 600"),
-        ((), ""),
-        (("--lora_init", "pissa"), ""),
-        (("--lora_target_modules", "[q_proj,lm_head]", "--use_rslora"), ""),
-    ],
-)
-def test_servable_refuses_options_that_vllm_does_not_load(
-    tmp_path: Path, more: tuple[object, ...], message: str
-) -> None:
-    args, _ = parse(command(tmp_path, tmp_path, tmp_path / "out", "--servable", *more), "")
-    if message:
-        with pytest.raises(ValueError, match=f"vLLM does not load adapters with {message}; remove that option"):
-            refuse_unservable(args)
-    else:
-        refuse_unservable(args)

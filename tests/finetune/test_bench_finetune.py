@@ -12,7 +12,7 @@ from conftest import RunScript
 
 SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512}
 MEASURED = {"examples", "supervised_tokens", "tokens", "slots", "padded_slots", "cpu_s", "losses"}
-TRL_VENV = bench_finetune.REPOSITORY / "benchmarks/.trl_venv"
+TRL_PYTHON = bench_finetune.REPOSITORY / "benchmarks/.trl_venv/bin/python"
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_batch_counts_counts_packed_examples() -> None:
     }  # the third example has no label
 
 
-@pytest.mark.skipif(not (TRL_VENV / "installed.txt").is_file(), reason="TRL's environment is missing")
+@pytest.mark.skipif(not TRL_PYTHON.is_file(), reason="TRL's environment is missing")
 def test_trl_in_its_own_environment(scratch: Path) -> None:
-    check_measurements(bench_finetune.in_a_process("trl", scratch, str(TRL_VENV / "bin/python")))
+    check_measurements(bench_finetune.in_a_process("trl", scratch, str(TRL_PYTHON)))
 
 
 def test_invalid_option_is_an_error_of_one_line(run_script: RunScript) -> None:

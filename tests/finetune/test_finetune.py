@@ -41,9 +41,8 @@ def test_result_folder_holds_adapter_tokenizer_template_and_records(
 ) -> None:
     _, folder = tuned
     assert {file.name for file in folder.iterdir() if file.is_file()} == {
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "extraction.json", "row_lengths.png",
-        "run.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "train_log.jsonl",
-        "training_curves.png",
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "extraction.json", "run.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "train_log.jsonl", "training_curves.png",
     }  # fmt: skip
     assert (folder / "tokenizer.model").read_bytes() == (tiny_checkpoint / "tokenizer.model").read_bytes()
     assert (folder / "extraction.json").read_bytes() == (folder.parent / "extraction.json").read_bytes()
@@ -65,7 +64,8 @@ def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
     assert "examples: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
     assert re.search(
-        r"tokens: \d+, \d\d\.\d% of them supervised; longest example \d+; 6 examples held out", done.stdout
+        r"tokens: \d+, \d\d\.\d% of them supervised; by example: median \d+, 90 % up to \d+, longest \d+; 6 examples",
+        done.stdout,
     )
     assert "4 steps of 8 examples, packed into sequences of at most 2048 tokens, on 1 rank\n" in done.stdout
     assert done.stdout.count("⟦") == 3

@@ -29,7 +29,7 @@ def launch(ranks: int, *arguments: object, extensions: Path) -> "subprocess.Comp
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, rows_file: Path) -> Path:
+def single_rank_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, rows_file: Path) -> Path:
     output = tmp_path_factory.mktemp("alone") / "out"
     finetune.main(command(tiny_checkpoint, rows_file, output, *MORE))
     return output
@@ -40,28 +40,18 @@ def curves(folder: Path) -> dict[str, list[float]]:
     return {key: [entry[key] for entry in log if key in entry] for key in ("loss", "grad_norm", "eval_loss")}
 
 
-@pytest.mark.parametrize("how", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_ranks_tune_the_same_adapter_as_one(
-    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, alone: Path, extensions: Path, how: str
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, single_rank_run: Path, extensions: Path, strategy: str
 ) -> None:
     """Equal losses, gradients and eval_loss (of seven examples, an odd number), weights within 2e-6."""
-    zero = ("--deepspeed", REPOSITORY / f"pretrain/configs/{how}.json") if how != "ddp" else ()
+    zero = ("--deepspeed", REPOSITORY / f"pretrain/configs/{strategy}.json") if strategy != "ddp" else ()
     done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *MORE, *zero), extensions=extensions)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("examples: 60 kept") == 1
-    one, two = curves(alone), curves(tmp_path / "out")
+    one, two = curves(single_rank_run), curves(tmp_path / "out")
     for key, values in one.items():
         assert two[key] == pytest.approx(values, rel=1e-5), key
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (alone, tmp_path / "out"))
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (single_rank_run, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert max((before[name] - after[name]).abs().max() for name in before) < 2e-6
-
-
-@pytest.mark.slow
-def test_fsdp_that_has_no_effect_is_refused(
-    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions: Path
-) -> None:
-    more = (*MORE, "--fsdp", "full_shard")
-    done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *more), extensions=extensions)
-    assert done.returncode != 0
-    assert "error: --fsdp was given, but the model is wrapped as" in done.stderr

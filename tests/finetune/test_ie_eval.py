@@ -52,7 +52,7 @@ def test_shape_of_the_correct_answer_decides_the_task() -> None:
     right = triples(("Ann", "born in", "Oslo"), ("Ann", "author of", "Dusk"))
     pairs = [
         (triples(("Ann", "born in", "Oslo"), ("Dusk", "author of", "Ann")), right),
-        ('{"born in": ["Ann"], "author of": []}', right),  # names where triples were asked: wrong triples
+        ('{"born in": ["Ann"], "author of": []}', right),  # names instead of triples count as wrong triples
     ]
     scores = score_answers(pairs)
     assert scores["triple"]["correct"] == 1
@@ -92,9 +92,9 @@ def lines(path: Path, *rows: dict[str, str]) -> Path:
 
 
 def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunScript) -> None:
-    asked = {"instruction": "a", "input": "b"}
-    predictions = lines(tmp_path / "p.jsonl", {**asked, "prediction": entities(person=["Ann"])})
-    gold = lines(tmp_path / "g.jsonl", {**asked, "output": entities(person=["Ann", "Bo"])})
+    question = {"instruction": "a", "input": "b"}
+    predictions = lines(tmp_path / "p.jsonl", {**question, "prediction": entities(person=["Ann"])})
+    gold = lines(tmp_path / "g.jsonl", {**question, "output": entities(person=["Ann", "Bo"])})
     target = tmp_path / "scores.json"
     done = run_script("finetune/ie_eval.py", "--predictions", predictions, "--gold", gold, "--output", target)
     scores = json.loads(target.read_text())

@@ -7,9 +7,9 @@ from typing import Any
 import ie_run
 import pytest
 import torch
+from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
-from extraction_scores.answer_generation import generate_answers
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, question_of
 from peft import LoraConfig, get_peft_model

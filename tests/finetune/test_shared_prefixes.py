@@ -51,13 +51,14 @@ def test_prefix_groups_save_the_most_tokens(given_ids: list[list[int]]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(IDS, st.integers(12, 40), st.integers(1, 4))
+@given(IDS, st.integers(12, 40), st.integers(1, 4), st.booleans())
 def test_packed_sequences_hold_every_example_within_their_capacity(
-    given_ids: list[list[int]], capacity: int, ranks: int
+    given_ids: list[list[int]], capacity: int, ranks: int, shared: bool
 ) -> None:
     ids = [np.array(example) for example in given_ids]
-    lengths = [len(example) for example in ids]
-    filled = pack_groups(group_by_prefix(ids, [length - 1 for length in lengths]), lengths, capacity, ranks)
+    lengths = np.array([len(example) for example in ids])
+    groups = group_by_prefix(ids, [length - 1 for length in lengths])
+    filled = pack_groups(groups if shared else [PrefixGroup(list(range(len(ids))), 0)], lengths, capacity, ranks)
     assert len(filled) % ranks == 0
     assert sorted(index for sequence in filled for members, _ in sequence for index in members) == list(range(len(ids)))
     for sequence in filled:

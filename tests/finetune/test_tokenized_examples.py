@@ -12,7 +12,7 @@ from chat_prompts.prompt_encoding import PromptEncoder, Turn
 from instruction_data import tokenized_examples
 from instruction_data.data_sources import Source
 from instruction_data.named_templates import load_template
-from instruction_data.tokenized_examples import EncodingSettings, cache_key, open_examples, truncate
+from instruction_data.tokenized_examples import EncodedRow, EncodingSettings, cache_key, encode_turns, open_examples
 from json_rows.instruction_rows import messages_of
 from transformers import AutoTokenizer
 from tuning_runs import encoded, opened
@@ -28,17 +28,16 @@ def tokenizer(tiny_tokenizer: Path) -> Any:
 def test_cached_examples_equal_the_encoded_rows(
     tmp_path: Path, tokenizer: Any, rows: list[dict[str, str]], rows_file: Path
 ) -> None:
-    examples, report = encoded(tokenizer, rows, 110)
+    examples = [row for row in encoded(tokenizer, rows, 110) if not row.dropped]
     kept = opened(tokenizer, rows_file, tmp_path, 110)
-    assert report.truncated > 0
-    assert kept.report == report
-    assert len(kept) == len(examples) == report.kept
+    assert len(kept) == len(examples)
+    assert kept.truncated == sum(example.truncated for example in examples) > 0
     for index, example in enumerate(examples):
         ids, spans = kept[index]
         assert ids.tolist() == example.ids
-        assert [tuple(span) for span in spans.tolist()] == example.spans
+        assert spans.ravel().tolist() == example.spans
     assert kept.lengths.tolist() == [len(example.ids) for example in examples]
-    assert kept.supervised.sum() == report.supervised
+    assert kept.supervised.tolist() == [example.supervised for example in examples]
     again = pickle.loads(pickle.dumps(kept))
     assert again[3][0].tolist() == kept[3][0].tolist()
 
@@ -47,7 +46,11 @@ def test_row_numbers_count_dropped_rows(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"instruction": "a", "output": text} for text in ("x", "", "y")]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert opened(tokenizer, file, tmp_path / "cache").row_numbers.tolist() == [0, 2]
+    kept = opened(tokenizer, file, tmp_path / "cache")
+    assert kept.row_numbers.tolist() == [0, 2]
+    assert kept.counts() == {
+        "kept": 2, "truncated": 0, "dropped": {"the answer is empty": 1}, "tokens": kept.lengths.sum(), "supervised": 4,
+    }  # fmt: skip
     assert len(opened(tokenizer, file, tmp_path / "cache", cutoff=20)) == 0
 
 
@@ -55,13 +58,13 @@ def test_file_is_encoded_again_only_if_content_settings_or_template_change(
     tmp_path: Path, tokenizer: Any, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    write = tokenized_examples._write_cache
+    encode = tokenized_examples.encode_rows
 
-    def noted(*given: Any) -> None:
-        made.append(given[-1])
-        write(*given)
+    def noted(*given: Any) -> Any:
+        made.append(rows_file)
+        return encode(*given)
 
-    monkeypatch.setattr(tokenized_examples, "_write_cache", noted)
+    monkeypatch.setattr(tokenized_examples, "encode_rows", noted)
     encoder, source, cache = PromptEncoder(tokenizer), Source("rows", rows_file), tmp_path / "cache"
     for _ in range(2):
         open_examples(encoder, source, EncodingSettings(512), cache)
@@ -78,7 +81,7 @@ def test_file_is_encoded_again_only_if_content_settings_or_template_change(
     tokenizer.chat_template = load_template("alpaca_short")
     assert cache_key(PromptEncoder(tokenizer), rows_file, EncodingSettings(512)) != before
     assert len(made) == 4
-    assert {path.name for path in cache.iterdir()} == {path.name for path in made}
+    assert len(list(cache.glob("*.arrow"))) == len(list(cache.iterdir())) == 4
 
 
 def test_bad_row_is_an_error_with_its_place_and_leaves_no_cache(tmp_path: Path, tokenizer: Any) -> None:
@@ -91,26 +94,25 @@ def test_bad_row_is_an_error_with_its_place_and_leaves_no_cache(tmp_path: Path, 
 
 def test_every_example_ends_in_a_supervised_eos_even_if_truncated(tokenizer: Any, rows: list[dict[str, str]]) -> None:
     eos = tokenizer.eos_token_id
-    whole, report = encoded(tokenizer, rows, 512)
-    assert (report.kept, report.truncated, report.dropped.total()) == (len(rows), 0, 0)
-    assert report.tokens == sum(len(example.ids) for example in whole)
+    whole = encoded(tokenizer, rows, 512)
+    assert {(example.truncated, example.dropped) for example in whole} == {(False, None)}
     lengths = sorted(len(example.ids) for example in whole)
     cutoff = lengths[len(lengths) // 2]
-    cut, report = encoded(tokenizer, rows, cutoff)
-    assert 0 < report.truncated < len(rows)
+    cut = [row for row in encoded(tokenizer, rows, cutoff) if not row.dropped]
+    assert {example.truncated for example in cut} == {True, False}
     for example in [*whole, *cut]:
         assert example.ids[-1] == eos
         assert eos not in example.ids[:-1]
-        (span,) = example.spans
-        assert span[0] < span[1] - 1  # at least one token of the answer before EOS
-        assert span[1] == len(example.ids)
+        start, end = example.spans
+        assert start < end - 1  # at least one token of the answer before EOS
+        assert end == len(example.ids)
     assert max(len(example.ids) for example in cut) == cutoff
     for row, example in zip(rows, whole, strict=True):
-        start, end = example.spans[0]
+        start, end = example.spans
         assert tokenizer.decode(example.ids[:end]).endswith(row["output"] + "</s>")
         assert example.ids[:start] == PromptEncoder(tokenizer).prompt(messages_of(row)[:1])
-    everything, _ = encoded(tokenizer, rows, 512, train_on_inputs=True)
-    assert [example.spans for example in everything] == [[(0, len(example.ids))] for example in whole]
+    everything = encoded(tokenizer, rows, 512, train_on_inputs=True)
+    assert [example.spans for example in everything] == [[0, len(example.ids)] for example in whole]
 
 
 def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> None:
@@ -119,35 +121,32 @@ def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> 
         {"instruction": "long " * 200, "output": "yes"},
         {"instruction": "silent", "output": ""},
     ]
-    examples, report = encoded(tokenizer, rows, 200)
-    assert len(examples) == report.kept == 1
-    assert report.dropped == {
-        "the prompt leaves no room for the answer in 200 tokens": 1,
-        "the answer is empty": 1,
-    }
+    assert [row.dropped for row in encoded(tokenizer, rows, 200)] == [
+        None, "the prompt leaves no room for the answer in 200 tokens", "the answer is empty",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("cutoff", "ids", "spans"),
     [
-        (20, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8, 2], [(3, 6), (8, 12)]),
-        (10, [1, 1, 1, 7, 7, 2, 3, 3, 8, 2], [(3, 6), (8, 10)]),
-        (9, [1, 1, 1, 7, 7, 2], [(3, 6)]),
-        (5, [1, 1, 1, 7, 2], [(3, 5)]),
+        (20, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8, 2], [3, 6, 8, 12]),
+        (10, [1, 1, 1, 7, 7, 2, 3, 3, 8, 2], [3, 6, 8, 10]),
+        (9, [1, 1, 1, 7, 7, 2], [3, 6]),
+        (5, [1, 1, 1, 7, 2], [3, 5]),
     ],
 )
-def test_truncated_example_keeps_the_end_of_turn(cutoff: int, ids: list[int], spans: list[tuple[int, int]]) -> None:
-    example, truncated = truncate([Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])], cutoff)
-    assert example == (ids, spans)
-    assert truncated == (cutoff < 12)
-    assert truncate([Turn([1, 1, 1], [7, 7], [2])], 4) == (None, True)
+def test_truncated_example_keeps_the_end_of_turn(cutoff: int, ids: list[int], spans: list[int]) -> None:
+    turns = [Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])]
+    supervised = sum(end - start for start, end in zip(spans[::2], spans[1::2], strict=True))
+    assert encode_turns(turns, EncodingSettings(cutoff)) == EncodedRow(ids, spans, supervised, cutoff < 12)
+    assert encode_turns(turns[:1], EncodingSettings(4)).ids == []
 
 
 def test_truncated_earlier_answer_ends_like_the_last_answer() -> None:
     """If a template writes no end of turn, earlier answers have none and the last one ends in EOS."""
     turns = [Turn([1], [7, 7, 7], []), Turn([3], [8], [2])]
-    assert truncate(turns, 9)[0] == ([1, 7, 7, 7, 3, 8, 2], [(1, 4), (5, 7)])
-    assert truncate(turns, 4) == (([1, 7, 7, 2], [(1, 4)]), True)
+    assert encode_turns(turns, EncodingSettings(9)) == ([1, 7, 7, 7, 3, 8, 2], [1, 4, 5, 7], 5, False, None)
+    assert encode_turns(turns, EncodingSettings(4)) == ([1, 7, 7, 2], [1, 4], 3, True, None)
 
 
 MEASURE = """

@@ -20,15 +20,33 @@ Environment = dict[str, str]
 def settings(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions: Path) -> Environment:
     return os.environ | {
         "BASE_MODEL": str(tiny_checkpoint), "DATA_PATH": str(rows_file), "OUTPUT_DIR": str(tmp_path / "out"),
-        "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions), "REPORT_TO": "none",
-        "BATCH_SIZE": "8", "NUM_EPOCHS": "1", "SAVE_STEPS": "4", "LEARNING_RATE": "1e-3", "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(sys.prefix, "quantised")),
+        "VENV": str(Path(sys.executable).parent.parent), "TORCH_EXTENSIONS_DIR": str(extensions),
+        "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(sys.prefix, "quantised")),
     }  # fmt: skip
+
+
+OPTIONS = (
+    "--report_to",
+    "none",
+    "--batch_size",
+    "8",
+    "--num_epochs",
+    "1",
+    "--save_steps",
+    "4",
+    "--learning_rate",
+    "1e-3",
+)
 
 
 def start(recipe: str, env: Environment, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        ["bash", str(RECIPES / recipe), *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["bash", str(RECIPES / recipe), *OPTIONS, *more],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

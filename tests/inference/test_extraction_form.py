@@ -14,7 +14,7 @@ from extraction.extraction_form import (
     extraction_prompt,
 )
 from extraction.extraction_schema import EXAMPLES, MAX_NAMES, SchemaType, check_schema
-from instruction_data.extraction_wording import WORDING, ExtractionQuestion, absent_of, updated_extraction
+from instruction_data.extraction_wording import WORDING, ExtractionQuestion, updated_extraction
 
 FATHER = {"subject_type": "人物", "predicate": "父亲", "object_type": "人物"}
 EVENTS = {"layoff": ["company", "time"], "meeting": []}
@@ -212,8 +212,8 @@ def test_check_extraction_refuses_invalid_files(extraction: Any, message: str) -
 def test_extraction_json_of_ie_build_is_accepted(tmp_path: Path) -> None:
     for task in ("ner", "re"):
         for language, message in WORDING[task].items():
-            questions = {language: ExtractionQuestion(message, message, ["a"], absent_of(message))}
-            written = updated_extraction(tmp_path / "extraction.json", task, questions, {language: 70})
+            questions = {language: ExtractionQuestion(message, message, ["a"], 70)}
+            written = updated_extraction(tmp_path / "extraction.json", task, questions)
             check_extraction(written, "M")
             types = check_schema(task, ["a"])
             assert extraction_prompt(task, types, "x", language, written).usual_characters == 70

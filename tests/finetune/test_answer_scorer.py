@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from answer_generation import answer_scorer
+from answer_generation.answer_scorer import AnswerScorer, flat_scores
 from chat_prompts.prompt_encoding import PromptEncoder
-from extraction_scores import held_out_answers
-from extraction_scores.held_out_answers import HeldOutAnswers, flat_scores
 from instruction_data.named_templates import load_template
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -31,43 +31,33 @@ def test_held_out_answers_that_are_not_extraction_are_refused(tiny_checkpoint: P
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     with pytest.raises(ValueError, match="--eval_generate scores JSON objects of lists, and a held-out answer is 'b'"):
-        HeldOutAnswers(PromptEncoder(tokenizer), [("x", {"instruction": "a", "output": "b"})], 4, 8)
+        AnswerScorer(PromptEncoder(tokenizer), [{"instruction": "a", "output": "b"}], 4, 8)
 
 
 def test_best_checkpoint_by_f1_is_the_result(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Two sources in proportion, each with losses and scores; the answers at step 2 are replaced by correct ones."""
+    """Two sources in proportion, each with losses; the answers at step 2 are replaced by correct ones."""
     other = tmp_path / "other.jsonl"
     other.write_text(rows_file.read_text())
-    asked: list[int] = []
-    generate = held_out_answers.generate_answers
+    calls: list[int] = []
+    generate = answer_scorer.generate_answers
 
     def answers(model: Any, encoder: Any, prompts: list[list[int]], size: int, tokens: int) -> list[str]:
         assert not model.training
         answers = generate(model, encoder, prompts[:3], size, 4)  # real generation, with a cache and padding
-        asked.append(len(prompts))
-        return [PERSON if len(asked) == 2 else answers[0]] * len(prompts)
+        calls.append(len(prompts))
+        return [PERSON if len(calls) == 2 else answers[0]] * len(prompts)
 
-    monkeypatch.setattr(held_out_answers, "generate_answers", answers)
-    monkeypatch.setattr(held_out_answers, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
-    more: tuple[object, ...] = (
-        "--eval_generate",
-        "--val_set_size",
-        9,
-        "--batch_size",
-        8,
-        "--max_steps",
-        3,
-        "--eval_strategy",
-        "steps",
-    )
+    monkeypatch.setattr(answer_scorer, "generate_answers", answers)
+    monkeypatch.setattr(answer_scorer, "messages_of", lambda row: [{"role": "assistant", "content": PERSON}])
+    more: tuple[object, ...] = ("--eval_generate", "--val_set_size", 9, "--batch_size", 8, "--max_steps", 3)
     more += ("--eval_strategy", "steps", "--eval_steps", 1, "--mix", "first=2,second=1", "--lora_dropout", 0)
     finetune.main(command(tiny_checkpoint, f"first={rows_file},second={other}", tmp_path / "out", *more))
     log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
     assert [entry["eval_f1"] for entry in log if "eval_f1" in entry] == [0, 1, 0]
-    assert {"eval_loss_first", "eval_loss_second", "eval_f1_first", "eval_parsed_second"} <= set(log[1])
+    assert {"eval_loss_first", "eval_loss_second", "eval_f1", "eval_parsed"} <= set(log[1])
     assert {"loss_first", "loss_second"} <= set(log[0])
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert run["best_checkpoint"] == {"step": 2, "metric": 1.0}

@@ -1,0 +1,62 @@
+"""Generate answers to the held-out examples during training and score them as extraction (--eval_generate)."""
+
+from typing import Any
+
+from accelerate.utils import gather_object
+from chat_prompts.prompt_encoding import PromptEncoder
+from extraction_metrics.answer_scores import TASKS, parse_answer, rates, score_answers
+from json_rows.instruction_rows import InstructionRow, messages_of, question_of
+from packed_attention.segment_attention import NAME, attention_of
+
+from answer_generation.batched_generation import generate_answers
+
+
+class AnswerScorer:
+    """Prompts and correct answers of the held-out examples; called with a trainer, it returns scores of its answers.
+
+    Raises ValueError if a correct answer is not an extraction answer.
+    """
+
+    def __init__(
+        self, encoder: PromptEncoder, rows: list[InstructionRow], batch_size: int, max_new_tokens: int
+    ) -> None:
+        self.encoder, self.batch_size, self.max_new_tokens = encoder, batch_size, max_new_tokens
+        self.prompts = encoder.prompts([question_of(row) for row in rows])
+        self.gold = [messages_of(row)[-1]["content"] for row in rows]
+        wrong = next((text for text in self.gold if parse_answer(text) is None), None)
+        if wrong is not None:
+            raise ValueError(
+                f"--eval_generate scores JSON objects of lists, and a held-out answer is {wrong[:60]!r}; remove the "
+                "option, or hold out extraction examples only"
+            )
+
+    def __call__(self, trainer: Any) -> dict[str, float]:
+        """Return `flat_scores` of all examples; all ranks must call it, in evaluation mode."""
+        rank, ranks = trainer.args.process_index, trainer.args.world_size
+        mine = range(rank, len(self.prompts), ranks)
+        filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
+        attention = attention_of(trainer.base_model)
+        if attention == NAME:
+            trainer.base_model.set_attn_implementation("sdpa")  # which supports padding
+        with trainer.compute_loss_context_manager():
+            answers = generate_answers(
+                trainer.accelerator.unwrap_model(trainer.model), self.encoder,
+                [self.prompts[index] for index in filled], self.batch_size, self.max_new_tokens,
+            )  # fmt: skip
+        trainer.base_model.set_attn_implementation(attention)
+        answered = dict(gather_object(list(zip(mine, answers, strict=False))))
+        return flat_scores([(answered[index], gold) for index, gold in enumerate(self.gold)])
+
+
+def flat_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the scores of (prediction, correct answer) pairs by name.
+
+    f1: over entities and triples. parsed, exact: shares of answers.
+    """
+    scores = score_answers(pairs)
+    both = [sum(scores[task][key] for task in TASKS) for key in ("correct", "predicted", "gold")]
+    flat = {"f1": rates(*both)["f1"], "parsed": scores["parsed"], "exact": scores["exact"]}
+    for task in TASKS:
+        if scores[task]["gold"]:
+            flat |= {f"{task}_{key}": scores[task][key] for key in ("precision", "recall", "f1")}
+    return flat

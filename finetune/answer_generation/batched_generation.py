@@ -1,0 +1,45 @@
+"""Generate greedy answers to prompts in left-padded batches, for ie_run.py and during training."""
+
+from typing import Any
+
+from chat_prompts.prompt_encoding import PromptEncoder
+
+
+def generate_answers(
+    model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """Return the greedy continuation of each prompt (token ids) as text, up to EOS or the template's end of turn.
+
+    Prompts of similar length are answered together, the longest first, so that running out of memory shows at once. The
+    attention mask is computed from the lengths, so any id can be the pad id.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from tqdm import tqdm
+    from transformers import GenerationConfig
+
+    eos = model.generation_config.eos_token_id
+    ends = {*encoder.stop_ids, *(eos if isinstance(eos, list | tuple) else [eos])} - {None}
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends),
+        bos_token_id=encoder.tokenizer.bos_token_id,
+    )
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    bar = tqdm(total=len(prompts), desc="answering", unit="example", disable=None, leave=False)
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        ids = [torch.tensor(prompts[index], device=model.device) for index in members]
+        padded = pad_sequence(ids, batch_first=True, padding_value=min(ends), padding_side="left")
+        mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True, padding_side="left")
+        with torch.no_grad():
+            output = model.generate(input_ids=padded, attention_mask=mask, generation_config=settings)
+        for index, answer in zip(members, output[:, padded.shape[1] :].tolist(), strict=True):
+            end = next((at for at, token in enumerate(answer) if token in ends), len(answer))
+            texts[index] = encoder.tokenizer.decode(answer[:end], skip_special_tokens=True)
+        bar.update(len(members))
+    bar.close()
+    return texts
