@@ -118,7 +118,8 @@ def plan_weights(ranks: Ranks, params: LlamaParams, may_tie: bool = False) -> li
     if params.kv_heads % count:
         folder = next(iter(ranks)).parent
         raise ValueError(
-            f"{folder}: {params.kv_heads} key-value heads cannot be split among {count} files; remove those of other models"
+            f"{folder}: {params.kv_heads} key-value heads cannot be split among {count} files; remove those of other "
+            "models"
         )
     split, vocabulary = split_of_embedding(first[EMBEDDING].shape, count, params.dim)
     joined = []
