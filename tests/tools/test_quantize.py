@@ -147,7 +147,12 @@ def test_scores_equal_those_of_transformers_and_scorer(
     examples = [calibration.encode_row(PromptEncoder(tokenizer), row, model) for row in ROWS]
     pairs: list[tuple[str, str]] = []
     score_pairs = quantized_score.extraction_scores
-    monkeypatch.setattr(quantized_score, "extraction_scores", lambda found: pairs.extend(found) or score_pairs(found))
+
+    def record_pairs(found: list[tuple[str, str]]) -> quantized_score.Scores:
+        pairs.extend(found)
+        return score_pairs(found)
+
+    monkeypatch.setattr(quantized_score, "extraction_scores", record_pairs)
     figures = quantized_score.score(model, tokenizer, examples)
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     losses, tokens = 0.0, 0
