@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CHUNK = 1 << 16  # bytes that a download in the test process writes at once
 API = "api"  # the name under which faults of the API are queued
 DIFF = {
     "config.json": b'{"model_type": "llama"}\n',
@@ -54,11 +55,11 @@ class Hub:
     linked_sizes: bool = True  # redirects to the storage have X-Linked-Size
     storage: str = ""  # address of the storage server to which files are redirected
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
-    asked: list[tuple[str, str]] = field(default_factory=list)  # (file, Range header) of every GET of a file
+    requests: list[tuple[str, str]] = field(default_factory=list)  # (file, Range header) of every GET of a file
     sent: Counter[str] = field(default_factory=Counter)  # file -> bytes sent
     tokens: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # "hub" or "storage" -> Authorization
-    strange: list[str] = field(default_factory=list)  # unexpected paths that were requested
-    let_go: threading.Event = field(default_factory=threading.Event)  # ends hanging responses
+    unexpected_paths: list[str] = field(default_factory=list)
+    end_hanging: threading.Event = field(default_factory=threading.Event)  # ends hanging responses
     url: str = ""
 
 
@@ -105,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.describe((found[1] or "") + found[2], found[3] or "main")
         found = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
         if not found:
-            self.hub.strange.append(path)
+            self.hub.unexpected_paths.append(path)
             return self.answer(b"", 404)
         name, files = found[3], self.hub.older.get(found[2], self.hub.repositories)
         if (self.command == "GET" and self.role == "storage") or not self.hub.storage:
@@ -132,21 +133,21 @@ class Handler(BaseHTTPRequestHandler):
             headers["ETag"] = f'"{hash_of(name, content)}"'
         if self.command == "HEAD":
             return self.answer(content, 200 if self.hub.heads else 405, headers)
-        wanted = self.headers.get("Range", "")
-        self.hub.asked.append((name, wanted))
+        range_header = self.headers.get("Range", "")
+        self.hub.requests.append((name, range_header))
         fault = self.hub.faults[name].pop(0) if self.hub.faults[name] else Fault()
         if fault.status:
             return self.fail(fault)
         content = content if fault.body is None else fault.body
         if fault.wrong:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.hub.ranges else 0
+        start = int(range_header.removeprefix("bytes=").removesuffix("-")) if range_header and self.hub.ranges else 0
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(content[start:], 206 if start else 200, headers | fault.headers, fault.cut)
         self.hub.sent[name] += len(content[start:][: fault.cut])
         if fault.hang:
-            self.hub.let_go.wait()
+            self.hub.end_hanging.wait()
         self.close_connection = self.close_connection or fault.cut is not None
         return None
 
@@ -179,7 +180,7 @@ def serving(hub: Hub, role: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        hub.let_go.set()
+        hub.end_hanging.set()
         server.shutdown()
         thread.join()
         server.server_close()

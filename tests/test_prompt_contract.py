@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import question_of
-from quantization.calibration import RowEncoder
+from quantization.calibration import encode_row
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
 from tuning_runs import encoded
@@ -112,7 +112,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     example = outcome(lambda: trained(tokenizer, talk))
     [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
     assert ie_run == prompts[-1]
-    measured = outcome(lambda: RowEncoder(tokenizer, Path("model")).example({"messages": talk}))
+    measured = outcome(lambda: encode_row(PromptEncoder(tokenizer), {"messages": talk}, Path("model")))
     if isinstance(prompts[-1], str):  # the template refuses such a conversation in every consumer
         assert prompts[-1].startswith(CANNOT_RENDER)
         assert example.startswith(CANNOT_RENDER)

@@ -23,8 +23,6 @@ def main(
     output_dir: str,
     llama_version: str = "",
     instruct: bool = False,
-    num_shards: int = 0,
-    safe_serialization: bool = True,
     max_shard_size: str = "5GB",
     check_path: str = "",
 ) -> None:
@@ -37,20 +35,14 @@ def main(
         output_dir: a new folder.
         llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It sets the context length.
         instruct: the model is a chat model; from version 3 on, its answers end with other tokens.
-        num_shards: the expected number of consolidated.NN.pth; 0 accepts any.
-        safe_serialization: must be True; only safetensors is written.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.
     """
     from llama_conversion.converted_folder import convert
     from llama_conversion.original_checkpoint import read_original
 
-    if not safe_serialization:
-        raise ValueError("--safe_serialization False is not supported; only safetensors is written")
     limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
     original = read_original(existing_folder(input_dir, "--input_dir"), model_size, llama_version)
-    if num_shards not in (0, len(original.files)):
-        raise ValueError(f"--num_shards is {num_shards}, {original.folder} has {len(original.files)}; correct either")
     options = {
         "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
         "instruct": chat, "max_shard_size": max_shard_size,

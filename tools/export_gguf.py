@@ -13,6 +13,7 @@ from command_line.fire_commands import run
 
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 from checkpoint_io import resume_journal
@@ -32,14 +33,14 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         type: f32, f16, bf16, q8_0, q4_0 or q4_k_m.
     """
     from gguf_files.gguf_model import read_model
-    from gguf_files.gguf_vocabulary import read_template, read_vocabulary
+    from gguf_files.gguf_vocabulary import read_vocabulary
     from gguf_files.gguf_writer import (
         FILE_TYPES,
+        INSTALL_QUANTISER,
         choose_types,
         gguf_head,
         lossless_type,
         quantise_q4_k_m,
-        require_packages,
         write_gguf,
     )
 
@@ -48,23 +49,24 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         raise ValueError(f"--type {type} is unknown; use one of {', '.join(FILE_TYPES)}")
     if target.suffix != ".gguf":
         raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise such files by that suffix")
-    require_packages(kind)
+    if kind == "q4_k_m" and find_spec("llama_cpp") is None:
+        raise ValueError(INSTALL_QUANTISER)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
-    vocabulary, template = read_vocabulary(folder, model.rows), read_template(folder)
+    vocabulary = read_vocabulary(folder, model.rows)
     for notice in vocabulary.notices:
         print(f"notice: {notice}", file=sys.stderr)
     written = lossless_type(model) if kind == "q4_k_m" else kind
     tensors = choose_types(model, written)
     needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.rows
     if kind == "q4_k_m":
-        needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor, _ in model.tensors))
+        needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
     verify_seal(folder)
     name = folder.resolve().name
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:
         unquantised = file.with_name(f"unquantised-{written}.gguf") if kind == "q4_k_m" else file
-        head = gguf_head(file.with_name("head"), name, model, vocabulary, template, tensors, FILE_TYPES[written])
+        head = gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written])
         write_gguf(unquantised, head, model.rope_factors, tensors, name)
         counts = Counter(tensor.kind for tensor in tensors)
         if kind == "q4_k_m":

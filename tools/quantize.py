@@ -12,8 +12,6 @@ environment (requirements-quantize.txt). The whole model is held in memory, one 
 
 from command_line.fire_commands import run
 
-from contextlib import ExitStack
-
 from checkpoint_io.checkpoint_folders import PROMPT_FILES, TOKENIZER_FILES, copy_files, new_folder
 from checkpoint_io.tensor_files import parse_size
 from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
@@ -35,7 +33,6 @@ def main(
     group_size: int = 0,
     dtype: str = "auto",
     max_shard_size: str = "5GB",
-    predictions_dir: str = "",
     seed: int = 42,
 ) -> None:
     """Quantise model_path into the new folder output_dir; print size, perplexity and F1 before and after.
@@ -52,24 +49,21 @@ def main(
         group_size: number of weights that share a scale (gptq, awq): 128, 64 or 32; 0: the largest that fits.
         dtype: type of weights that are not quantised: float16, bfloat16, float32, or auto for the checkpoint's own.
         max_shard_size: maximum size of a weight file, such as 5GB.
-        predictions_dir: a new folder for both models' answers, in the format of finetune/ie_eval.py.
         seed: for the random selection of rows.
     """
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
     check_options(method, data_path, group_size, dtype, **counts)
     kind, limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
-    with ExitStack() as stack:
-        stack.enter_context(quiet())
+    with quiet():
         data, layers = read_data(model, kind.calibrated, options), linear_layers(model)
         group = choose_group(layers, group_size, model) if kind.grouped else 0
-        folder = stack.enter_context(new_folder(output_dir, needed_bytes(model, layers, kind.bits)))
-        answers = stack.enter_context(new_folder(predictions_dir, 0)) if predictions_dir else None
-        before = score(model, data.tokenizer, data.held_out, answers and answers / "before.jsonl")
-        quantise(QuantizationJob(model, method, group, data.calibration, dtype, limit), folder)
-        copy_files(model, folder, COPIED)
-        after = score(folder, data.tokenizer, data.held_out, answers and answers / "after.jsonl")
-        write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
+        with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
+            before = score(model, data.tokenizer, data.held_out)
+            quantise(QuantizationJob(model, method, group, data.calibration, dtype, limit), folder)
+            copy_files(model, folder, COPIED)
+            after = score(folder, data.tokenizer, data.held_out)
+            write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.description}" + (f", groups of {group}" if group else "")
     print(heading, *(["; ".join(data.report)] if data.report else []), score_table(before, after), sep="\n")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import convert_llama
@@ -9,8 +10,9 @@ import download
 import pytest
 import torch
 from conftest import small_texts
-from hub_download import hub_retry
-from hub_server import DIFF, LORA, Hub, serving
+from hub_download import hub_files
+from hub_server import CHUNK, DIFF, LORA, Hub, serving
+from huggingface_hub import file_download
 from in_process import RunTool, run_in_process
 from llama_cpp_server import Ask, Make, Serve, started, write_model
 from model_folders import nudged, variant
@@ -96,7 +98,9 @@ def hub_client() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        patch.setattr(hub_retry, "FIRST_PAUSE", 0.001)
+        patch.setattr(hub_files, "FIRST_PAUSE", 0.001)
+        patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+        patch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))  # before reconnecting
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
         close_session()
@@ -109,12 +113,12 @@ def get(hub: Hub, hub_client: None, capsys: pytest.CaptureFixture[str]) -> Get:
     """get(folder, pattern="*.json", …): the download of some/thing from the hub above, in this process."""
 
     def run(folder: Path, **options: object) -> Got:
-        asked: dict[str, Any] = {"specify": True, "repo_name": "some/thing", "endpoint": hub.url} | options
-        texts = {name: asked[name] for name in ("pattern", "exclude") if isinstance(asked.get(name), str)}
+        arguments: dict[str, Any] = {"specify": True, "repo_name": "some/thing", "endpoint": hub.url} | options
+        texts = {name: arguments[name] for name in ("pattern", "exclude") if isinstance(arguments.get(name), str)}
         patterns = {name: tuple(one.strip() for one in text.split(",") if one.strip()) for name, text in texts.items()}
-        download.main(str(folder), **asked | patterns)
-        said = capsys.readouterr()
-        return said.out, said.err
+        download.main(str(folder), **arguments | patterns)
+        output = capsys.readouterr()
+        return output.out, output.err
 
     return run
 

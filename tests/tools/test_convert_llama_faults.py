@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_io.tensor_files import write_shards
-from conftest import RunScript
+from in_process import RunTool
 from llama_conversion import llama_layout
 from llama_conversion.original_checkpoint import read_original
 from original_llama import SCALED, THREE, TINY, Make, change, change_params, flip, random_state, seal, write_original
@@ -29,12 +29,13 @@ WQ = "layers.0.attention.wq.weight"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "last file missing": (
         lambda f: (f / "consolidated.01.pth").unlink(),
-        "consolidated.01.pth is missing: consolidated.00.pth is one part of 2",
+        "consolidated.00.pth: tensor tok_embeddings.weight is [800, 32], but by params.json all 1 file(s) "
+        "together hold [800, 64]; a file is missing",
     ),
     "first file missing": (lambda f: (f / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
     "a file too many": (
         lambda f: shutil.copyfile(f / "consolidated.01.pth", f / "consolidated.02.pth"),
-        "has 3 files consolidated.NN.pth, but consolidated.00.pth is one part of 2",
+        "4 key-value heads cannot be split among 3 files; remove those of other models",
     ),
     "cut off": (
         lambda f: (f / "consolidated.01.pth").write_bytes((f / "consolidated.01.pth").read_bytes()[:20000]),
@@ -96,9 +97,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_params(f, vocab_size=32000),
         "params.json says vocab_size 32000, the embedding has 800 rows",
     ),
-    "unknown entry": (lambda f: change_params(f, sliding_window=4096), "sliding_window=4096 is not an entry"),
-    "no number": (lambda f: change_params(f, dim="64"), "params.json: dim is '64', not a positive number"),
-    "half a head": (lambda f: change_params(f, n_heads=1), "says 1 key-value heads, which 2 files cannot share"),
+    "unknown entry": (
+        lambda f: change_params(f, sliding_window=4096),
+        "sliding_window=4096 is not supported by LLaMA text models",
+    ),
+    "no number": (
+        lambda f: change_params(f, dim="64"),
+        "params.json: dim='64' is not supported by LLaMA text models (Input should be a valid integer)",
+    ),
+    "half a head": (lambda f: change_params(f, n_heads=1), "1 key-value heads cannot be split among 2 files"),
     "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 do not fit"),
     "target in use": (lambda f: (f.parent / "out").touch(), "out exists already"),
 }  # fmt: skip
@@ -108,46 +115,44 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_conversion_faults_name_the_file_and_leave_nothing(
     original: Make, convert: Callable[..., Path], tmp_path: Path, fault: str
 ) -> None:
-    spoil, said = FAULTS[fault]
+    damage, message = FAULTS[fault]
     folder, _ = original()
-    spoil(folder)
+    damage(folder)
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         convert(folder)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == before  # no witness of code either
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"model_size": "13B"}, "--model_size 13B has dim 5120, 40 layers, 40 key-value heads, but"),
         ({"model_size": "12B"}, "--model_size 12B is unknown; use 1B, 3B"),
         ({"llama_version": "3"}, "--llama_version 3 contradicts the files: tokenizer.model is a SentencePiece model"),
         ({"llama_version": "4"}, "--llama_version 4 is unknown"),
-        ({"num_shards": 4}, "--num_shards is 4, "),
-        ({"safe_serialization": False}, "only safetensors is written"),
         ({"max_shard_size": "big"}, "'big' is not a size"),
     ],
 )
 def test_conversion_refuses_invalid_options(
-    original: Make, convert: Callable[..., Path], tmp_path: Path, options: dict[str, object], said: str
+    original: Make, convert: Callable[..., Path], tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
         convert(original()[0], **options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_conversion_refuses_version_that_contradicts_files(original: Make, convert: Callable[..., Path]) -> None:
     three, scaled = original(THREE, name="three")[0], original(SCALED, name="scaled")[0]
-    for folder, version, said in (
+    for folder, version, message in (
         (three, "2", "tokenizer.model is a table of ranks"),
         (three, "3.1", "params.json has no use_scaled_rope"),
         (scaled, "3", "params.json has use_scaled_rope"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             convert(folder, llama_version=version)
     (three / "tokenizer.model").write_bytes((three / "tokenizer.model").read_bytes()[:-2])
     seal(three)
@@ -170,17 +175,17 @@ def test_conversion_refuses_tokenizer_of_other_model(
     [("--push_to_hub=True", "unknown option --push_to_hub"), ("--instruct=yes", "--instruct takes True or False")],
 )
 def test_convert_llama_refuses_unknown_option(
-    original: Make, tmp_path: Path, run_script: RunScript, option: str, message: str
+    original: Make, tmp_path: Path, run_tool: RunTool, option: str, message: str
 ) -> None:
     options = ("--input_dir", original()[0], "--model_size", "auto", "--output_dir", tmp_path / "out")
-    assert message in run_script("tools/convert_llama.py", *options, option, status=2).stderr
+    assert message in run_tool("tools/convert_llama.py", *options, option, status=2).stderr
 
 
-def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path: Path, run_script: RunScript) -> None:
+def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path: Path, run_tool: RunTool) -> None:
     folder, _ = original()
     flip(folder)
     options = ("--input_dir", folder, "--model_size", "auto", "--output_dir", tmp_path / "out")
-    done = run_script("tools/convert_llama.py", *options, status=2)
+    done = run_tool("tools/convert_llama.py", *options, status=2)
     assert done.stderr.startswith(f"error: {folder}/consolidated.01.pth has md5 ")
     assert done.stderr.endswith("; download it again\n")
     assert done.stderr.count("\n") == 1
@@ -191,14 +196,14 @@ def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def anonymous() -> int:
+def anonymous_memory() -> int:
     """Bytes of memory that this process holds, without what is mapped from files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is told by /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def test_conversion_memory_does_not_grow_with_tensors(original: Make, tmp_path: Path) -> None:
     """Less than one tensor is held besides the mapped files: here of 17 MB, in 120 MB of weights."""
     params = TINY | {"dim": 1024, "n_heads": 8, "multiple_of": 8192}
@@ -208,19 +213,19 @@ def test_conversion_memory_does_not_grow_with_tensors(original: Make, tmp_path: 
     del state
     found = read_original(folder, "auto", "")
     weights = {weight.spec.name: weight for weight in found.weights}
-    peak, done, start = 0, threading.Event(), anonymous()
+    peak, done, start = 0, threading.Event(), anonymous_memory()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.001):
-            peak = max(peak, anonymous())
+            peak = max(peak, anonymous_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     target = tmp_path / "out"
     target.mkdir()
     specs = [weight.spec for weight in weights.values()]
-    write_shards(target, specs, lambda spec: llama_layout.stream(weights[spec.name]), 10**10)
+    write_shards(target, specs, lambda spec: llama_layout.stream_weight(weights[spec.name]), 10**10)
     done.set()
     watcher.join()
     assert 0 < peak - start < largest

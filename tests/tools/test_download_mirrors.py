@@ -3,13 +3,11 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from hub_download import hub_retry
-from hub_server import API, DIFF, Fault, Hub, downloaded, serving
+from hub_download import hub_files
+from hub_server import API, CHUNK, DIFF, Fault, Hub, downloaded, serving
 
 Get = Callable[..., tuple[str, str]]
 LARGE = "model.safetensors"
@@ -19,39 +17,32 @@ BYTES = DIFF[LARGE]
 # --- limits and refusals ----------------------------------------------------------------------------------------------
 
 
-def test_rate_limited_request_is_repeated_after_pause(hub: Hub, get: Get, tmp_path: Path) -> None:
+def test_rate_limited_request_is_repeated_after_pause(
+    hub: Hub, get: Get, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     limit = Fault(status=429, headers={"Retry-After": "1"})
     hub.faults[API], hub.faults["config.json"] = [limit], [limit]
     start = time.monotonic()
     _, err = get(tmp_path / "thing")
     assert time.monotonic() - start >= 2
     assert "notice: some/thing: HTTP 429; retrying in 1 s" in err
-    assert "notice: config.json: HTTP 429; retrying in 1 s" in err
+    assert "Rate limited. Waiting 2.0s before retry" in caplog.text  # one second more than the hub requests
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-def test_asked_pause_reads_retry_after_and_rate_limit() -> None:
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+def test_requested_pause_reads_retry_after_and_rate_limit() -> None:
     for headers, seconds in [
         ({"Retry-After": "7"}, 7),
         ({"Retry-After": "0", "RateLimit": '"api";r=0;t=55'}, 0),
-        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
         ({"RateLimit": '"api";r=0;t=55'}, 55),
-        ({"RateLimit": '"api";r=9;t=55'}, None),
-        ({"Retry-After": "soon"}, None),
-        ({}, None),
+        ({"RateLimit": '"api";r=9;t=55'}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({}, 0),
     ]:
-        assert hub_retry.asked_pause(headers) == seconds, headers
-    assert 57 < (hub_retry.asked_pause({"Retry-After": in_a_minute}) or 0) <= 60
+        assert hub_files.requested_pause(headers) == seconds, headers
 
 
-def test_too_long_pause_ends_run(hub: Hub, get: Get, tmp_path: Path) -> None:
-    hub.faults[LARGE] = [Fault(cut=400_000), Fault(status=429, headers={"Retry-After": "7200"})]
-    with pytest.raises(ValueError, match=r"a pause of 7200 s \(HTTP 429\); run .* later; 0 of 1 files, 0.40 MB"):
-        get(tmp_path / "thing", pattern=LARGE)
-
-
-@pytest.mark.parametrize("status", [500, 502, 503, 408, 524])
+@pytest.mark.parametrize("status", [500, 502, 503, 524])
 def test_busy_hub_is_retried(hub: Hub, get: Get, tmp_path: Path, status: int) -> None:
     hub.faults[API] = [Fault(status=status)] * 2
     hub.faults["config.json"] = [Fault(status=status)] * 2
@@ -61,11 +52,11 @@ def test_busy_hub_is_retried(hub: Hub, get: Get, tmp_path: Path, status: int) ->
 
 
 def test_hub_that_stays_busy_ends_run(hub: Hub, get: Get, tmp_path: Path) -> None:
-    hub.faults[LARGE] = [Fault(status=503)] * hub_retry.TRIES
+    hub.faults[LARGE] = [Fault(status=503)] * hub_files.TRIES
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* resumes"):
         get(tmp_path / "thing")
-    assert [asked for asked in hub.asked if asked[0] == LARGE] == [(LARGE, "")] * hub_retry.TRIES
-    hub.faults[API] = [Fault(status=503)] * hub_retry.TRIES
+    assert [request for request in hub.requests if request[0] == LARGE] == [(LARGE, "")] * hub_files.TRIES
+    hub.faults[API] = [Fault(status=503)] * hub_files.TRIES
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); try again later"):
         get(tmp_path / "thing")
 
@@ -74,7 +65,7 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (Fault(status=401), r"does not accept the token for some/thing \(HTTP 401\); correct HF_TOKEN, or unset it"),
         (Fault(status=403), r"refuses some/thing \(HTTP 403\); accept its terms there, or set HF_TOKEN"),
@@ -86,12 +77,12 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
     ],
 )
 @pytest.mark.parametrize("place", [API, LARGE])
-def test_refusals_are_not_repeated(hub: Hub, get: Get, tmp_path: Path, fault: Fault, said: str, place: str) -> None:
+def test_refusals_are_not_repeated(hub: Hub, get: Get, tmp_path: Path, fault: Fault, message: str, place: str) -> None:
     hub.faults[place] = [fault]
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         get(tmp_path / "thing", pattern=LARGE)
     assert "\n" not in str(error.value)
-    assert len(hub.asked) == (place == LARGE)
+    assert len(hub.requests) == (place == LARGE)
     assert not list(tmp_path.iterdir())  # nothing arrived, so nothing is kept
 
 
@@ -105,13 +96,13 @@ def test_full_disk_stops_run_and_keeps_received_files(
     resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, limits[1]))
     try:
         with pytest.raises(
-            ValueError, match=r"File too large; 0 of 1 files, 0.70 MB of 1.05 MB have arrived; the same c"
+            ValueError, match=r"File too large; 0 of 1 files, 0.7. MB of 1.05 MB have arrived; the same c"
         ):
             get(tmp_path / "thing", pattern=LARGE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     get(tmp_path / "thing", pattern=LARGE)
-    assert hub.asked[-1] == (LARGE, "bytes=700000-")
+    assert hub.requests[-1] == (LARGE, "bytes=700000-")
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
 
 
@@ -137,7 +128,7 @@ def test_token_is_sent_to_hub_and_not_to_storage(
     assert f"notice: your token is sent to {hub.url}, unencrypted" in err
     assert hub.tokens == {"hub": {"Bearer hf_secret"}, "storage": {""}}
     assert "secret" not in err
-    assert hub.sent[LARGE] == len(BYTES)  # ranges go through redirects
+    assert hub.requests[-1] == (LARGE, f"bytes={4 * CHUNK}-")  # ranges go through redirects
     assert downloaded(tmp_path / "thing") == DIFF
 
 
@@ -156,42 +147,16 @@ def test_listing_without_hashes_is_completed_from_headers(
     assert downloaded(tmp_path / "thing") == DIFF
 
 
-@pytest.mark.parametrize("heads", [True, False])
-def test_without_hashes_sizes_are_checked_and_received_hashes_noted(
-    hub: Hub, get: Get, tmp_path: Path, heads: bool
-) -> None:
+def test_without_hashes_only_sizes_are_checked(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.hashes = hub.tags = False
-    hub.heads = heads
-    target = tmp_path / "thing"
     hub.faults[LARGE] = [Fault(body=b"short")]
-    out, err = get(target)
-    assert "the hub sends 5 bytes, published are 1,048,576" in err
-    assert "only sizes could be checked, since no hashes are published" in out
-    assert downloaded(target) == DIFF
-    (target / "config.json").unlink()
-    get(target, pattern="*.json")
-    bits = bytearray(BYTES)
-    bits[77] ^= 1
-    (target / LARGE).write_bytes(bits)
-    hub.asked.clear()
-    out, _ = get(target)
-    assert hub.asked == [(LARGE, "")]
-    assert "3 files as first downloaded, since no hash is published" in out
-    assert downloaded(target) == DIFF
-
-
-def test_noted_hashes_are_used_after_interruption(hub: Hub, get: Get, tmp_path: Path) -> None:
-    hub.hashes = hub.tags = False
-    target, small = tmp_path / "thing", tmp_path / "thing.partial/config.json"
-    for _ in range(2):
-        hub.faults[LARGE] = [Fault(body=b"short")] * 3
-        with pytest.raises(ValueError, match=r"arrived damaged .*1 of 2 files"):
-            get(target, exclude="*.txt")
-    small.write_bytes(DIFF["config.json"].upper())
-    hub.asked.clear()
-    get(target, exclude="*.txt")
-    assert ("config.json", "") in hub.asked
-    assert downloaded(target) == {name: DIFF[name] for name in (LARGE, "config.json")}
+    out, err = get(tmp_path / "thing")
+    assert f"{LARGE} arrived damaged: its size or hash is not as published" in err
+    assert "only sizes could be checked of 3 files, since no hashes are published" in out
+    assert downloaded(tmp_path / "thing") == DIFF
+    (tmp_path / "thing/config.json").unlink()
+    get(tmp_path / "thing")
+    assert downloaded(tmp_path / "thing") == DIFF
 
 
 def test_mirror_without_sizes_is_refused(hub: Hub, get: Get, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -211,5 +176,5 @@ def test_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, t
     mirror = Hub(hub.repositories)
     with serving(mirror, "hub") as address:
         get(tmp_path / "thing", endpoint=address + "/")
-    assert mirror.asked == [("config.json", "")]
+    assert mirror.requests == [("config.json", "")]
     assert downloaded(tmp_path / "thing") == DIFF

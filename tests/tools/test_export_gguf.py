@@ -15,7 +15,6 @@ import export_gguf
 import numpy as np
 import pytest
 import torch
-from conftest import RunScript
 from gguf_files import gguf_writer
 from in_process import RunTool
 from llama_cpp_server import Ask, Make, Serve, edit, keys
@@ -43,18 +42,18 @@ def differences(folder: Path, ask: Ask) -> tuple[float, float]:
         "ignore_eos": True,
     }
     answer = ask("/completion", body)
-    tokens, told = answer["tokens"], answer["completion_probabilities"]
+    tokens, reported = answer["tokens"], answer["completion_probabilities"]
     assert len(tokens) == 16
     with torch.no_grad():
         ours = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     behind = max((row.max() - row[token]).item() for row, token in zip(ours, tokens, strict=True))
     apart, compared = 0.0, 0
-    for row, token in zip(ours, tokens, strict=True):  # where a token is half a character, the server tells nothing
-        if compared < len(told) and told[compared]["id"] == token:
-            best = told[compared]["top_logprobs"]
+    for row, token in zip(ours, tokens, strict=True):  # where a token is half a character, the server reports nothing
+        if compared < len(reported) and reported[compared]["id"] == token:
+            best = reported[compared]["top_logprobs"]
             apart = max(apart, *(abs(row[entry["id"]].item() - entry["logprob"]) for entry in best))
             compared += 1
-    assert compared == len(told) > 8
+    assert compared == len(reported) > 8
     return behind, apart
 
 
@@ -102,7 +101,7 @@ def test_logits_of_smaller_types_are_close(make: Make, serve: Serve, tmp_path: P
 # --- the tensors ------------------------------------------------------------------------------------------------------
 
 
-def moved(name: str, weight: np.ndarray, heads: dict[str, int]) -> np.ndarray:
+def reordered(name: str, weight: np.ndarray, heads: dict[str, int]) -> np.ndarray:
     """A matrix with the rows of q and k as llama.cpp wants them, row by row."""
     if (count := heads.get(name.split(".")[-2], 0)) == 0:
         return weight
@@ -127,7 +126,7 @@ def pairs(folder: Path, file: Path) -> Iterator[tuple[Any, np.ndarray]]:
     assert {tensor.name for tensor in tensors} == {f"{name}.weight" for name in names}
     for tensor in tensors:
         name = names[tensor.name.removesuffix(".weight")] + ".weight"
-        yield tensor, moved(name, weights[name].float().numpy(), {"q_proj": 4, "k_proj": 2})
+        yield tensor, reordered(name, weights[name].float().numpy(), {"q_proj": 4, "k_proj": 2})
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -176,9 +175,9 @@ def test_rows_not_divisible_into_blocks_are_written_as_f16(
 ) -> None:
     folder, file = make(intermediate_size=80, initializer_range=0.05), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "q8_0")
-    said = capsys.readouterr()
-    assert "notice: blk.1.ffn_down.weight has rows of 80, not a multiple of 32; it becomes f16" in said.err
-    assert "21 tensors (14 q8_0, 5 f32, 2 f16)" in said.out
+    output = capsys.readouterr()
+    assert "notice: blk.1.ffn_down.weight has rows of 80, not a multiple of 32; it becomes f16" in output.err
+    assert "21 tensors (14 q8_0, 5 f32, 2 f16)" in output.out
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     assert {name for name, kind in kinds.items() if kind == "F16"} == {f"blk.{i}.ffn_down.weight" for i in range(2)}
     assert differences(folder, serve(file))[1] < 0.05
@@ -202,24 +201,25 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
     "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     "window": ({"sliding_window": 100}, "sliding_window=100"),
     "rope": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "rotary embeddings of type 'dynamic'"),
-    "older rope": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "have no number factor"),
+    "older rope": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "Missing required keys"),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 9, "beta_fast": 16}},
         "beta_fast=16 of the rotary embeddings",
     ),
-    "no number": ({"intermediate_size": None}, "has no number intermediate_size"),
-    "more layers": ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),
+    "missing width": ({"intermediate_size": None}, "is [64, 96], by config.json [64, 11008]"),
+    "more layers": ({"num_hidden_layers": 3}, "no tensor model.layers.2."),
     "fewer layers": ({"num_hidden_layers": 1}, "requires no tensor model.layers.1."),
+    "invalid number": ({"intermediate_size": "96"}, "config.json: Validation error for field 'intermediate_size'"),
     "other width": ({"intermediate_size": 64}, "is [64, 96], by config.json [64, 64]"),
 }
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_export_refuses_settings_that_llama_cpp_computes_differently(make: Make, tmp_path: Path, case: str) -> None:
-    changes, said = CONFIGURATIONS[case]
+    changes, message = CONFIGURATIONS[case]
     folder = make()
     edit(folder / "config.json", **changes)
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -237,7 +237,7 @@ def test_export_refuses_values_that_type_cannot_hold(make: Make, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("--type", "q3_k_s", "--type q3_k_s is unknown; use one of f32, f16, "),
         ("--model_path", "none", "none is not a folder"),
@@ -245,38 +245,44 @@ def test_export_refuses_values_that_type_cannot_hold(make: Make, tmp_path: Path)
         ("--output_file", "model/config.json/out.gguf", "out.gguf cannot be written ("),
     ],
 )
-def test_bad_input(make: Make, tmp_path: Path, option: str, value: str, said: str) -> None:
+def test_export_refuses_unknown_type_and_bad_paths(
+    make: Make, tmp_path: Path, option: str, value: str, message: str
+) -> None:
     options: dict[str, Any] = {"model_path": str(make()), "output_file": "out.gguf"} | {option[2:]: value}
     options["output_file"] = str(tmp_path / options["output_file"])
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         export_gguf.main(**options)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_unknown_option_is_refused(tmp_path: Path, run_tool: RunTool) -> None:
+def test_export_refuses_unknown_option(tmp_path: Path, run_tool: RunTool) -> None:
     arguments = ("--model_path", "none", "--output_file", tmp_path / "out.gguf", "--shards", 2)
     assert "unknown option --shards" in run_tool(SCRIPT, *arguments, status=2).stderr
 
 
 def test_export_keeps_existing_file_and_removes_partial_one(
-    make: Make, tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, file = make(), tmp_path / "out.gguf"
     arguments = ("--model_path", folder, "--output_file", file, "--type", "f32")
     file.write_text("here before")
-    done = run_script(SCRIPT, *arguments, status=2)
+    done = run_tool(SCRIPT, *arguments, status=2)
     assert done.stderr == f"error: {file} exists already; name a new file or remove it\n"
     assert file.read_text() == "here before"
     file.unlink()
-    limit = (100_000, 100_000)
-    done = run_script(SCRIPT, *arguments, status=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        done = run_tool(SCRIPT, *arguments, status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"error: {file}: File too large while writing it; nothing was kept" in done.stderr
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     with pytest.raises(ValueError, match=r"out\.gguf needs 0\.00 GB and its disk has 0\.00 GB free"):
         export_gguf.main(str(folder), str(file), "f32")
     monkeypatch.undo()
-    run_script("tools/checkpoint.py", "seal", folder)
+    run_tool("tools/checkpoint.py", "seal", folder)
     (folder / "generation_config.json").write_text("{}")
     with pytest.raises(ValueError, match="the seal says"):
         export_gguf.main(str(folder), str(file), "f32")

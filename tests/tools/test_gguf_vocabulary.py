@@ -10,8 +10,9 @@ from typing import Any
 
 import export_gguf
 import pytest
-from conftest import REPOSITORY, RunScript, small_texts
-from gguf_files.gguf_vocabulary import CUTS
+from conftest import REPOSITORY, small_texts
+from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
+from in_process import RunTool
 from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
 from tokenizer_files.sentencepiece_tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from tokenizer_files.tokenizer_comparison import HARD_TEXTS
@@ -19,11 +20,11 @@ from tokenizer_files.tokenizer_comparison import HARD_TEXTS
 pytest.importorskip("gguf")
 
 
-def test_gguf_metadata_equals_folder_settings(make: Make, tmp_path: Path, run_script: RunScript) -> None:
+def test_gguf_metadata_equals_folder_settings(make: Make, tmp_path: Path, run_tool: RunTool) -> None:
     folder, file = make(), tmp_path / "new/model.gguf"
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    run_script("tools/checkpoint.py", "seal", folder)
-    done = run_script("tools/export_gguf.py", "--model_path", folder, "--output_file", file)
+    run_tool("tools/checkpoint.py", "seal", folder)
+    done = run_tool("tools/export_gguf.py", "--model_path", folder, "--output_file", file)
     assert done.stdout == f"{file}: 0.19 MB, 21 tensors (16 q8_0, 5 f32), 800 tokens\n"
     found = keys(file)
     tokens, scores = found.pop("tokenizer.ggml.tokens"), found.pop("tokenizer.ggml.scores")
@@ -135,7 +136,7 @@ def byte_level(tmp_path: Path) -> Callable[[str], Any]:
     from tokenizers.trainers import BpeTrainer
 
     def trained(name: str) -> Tokenizer:
-        pattern, (_, ignore_merges, _) = next(item for item in CUTS.items() if item[1][0] == name)
+        pattern, (_, ignore_merges, _) = next(item for item in PRE_TOKENIZERS.items() if item[1][0] == name)
         tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -177,8 +178,8 @@ def test_gguf_ids_equal_those_of_byte_level_tokenizers(
 
 
 def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:
-    def refused(folder: Path, said: str, error: type[Exception] = ValueError) -> None:
-        with pytest.raises(error, match=re.escape(said)):
+    def refused(folder: Path, message: str, error: type[Exception] = ValueError) -> None:
+        with pytest.raises(error, match=re.escape(message)):
             export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")
         assert not (tmp_path / "out.gguf").exists()
 
@@ -197,13 +198,13 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_
     refused(folder, "was made from a SentencePiece model; copy its tokenizer.model beside it")
     edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
     cut = byte_level("llama-bpe")
-    for change, said in (
+    for change, message in (
         ({"normalizer": {"type": "NFKC"}}, "normalizer NFKC is not supported by llama.cpp's llama-bpe"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "['ByteLevel']"),
         ({"model": json.loads(cut.to_str())["model"] | {"ignore_merges": False}}, "with ignore_merges=True"),
     ):
         cut.save(str(path))
         edit(path, **change)
-        refused(folder, said)
+        refused(folder, message)
     path.unlink()
     refused(folder, "has no tokenizer.model and no tokenizer.json", FileNotFoundError)

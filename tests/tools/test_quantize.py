@@ -73,10 +73,10 @@ def tokenizer(model: Path) -> Any:
 def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = template_text(template)
-    rows, prompts = calibration.RowEncoder(tokenizer, tiny_tokenizer), PromptEncoder(tokenizer)
+    prompts = PromptEncoder(tokenizer)
     for row in ROWS:
         messages = messages_of(row)
-        example = rows.example(row)
+        example = calibration.encode_row(prompts, row, tiny_tokenizer)
         assert example.prompt == prompts.prompt(messages[:-1])
         (turn,) = prompts.last_turns([messages])
         assert example.answer == turn.answer + turn.end
@@ -86,38 +86,34 @@ def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: s
 
 def test_rows_of_text_are_encoded_without_template(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
-    example = encoder.example({"text": "Ann Lee </s> 李白"})
+    prompts = PromptEncoder(tokenizer)
+    example = calibration.encode_row(prompts, {"text": "Ann Lee </s> 李白"}, tiny_tokenizer)
     assert example.prompt == [tokenizer.bos_token_id]
     assert tokenizer.decode(example.answer) == "Ann Lee </s> 李白"
     assert tokenizer.eos_token_id not in example.answer
     with pytest.raises(ValueError, match=r"no chat_template\.jinja .*set_template"):
-        encoder.example(ROWS[0])
+        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
 
 
 def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
-    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    prompts = PromptEncoder(tokenizer)
     with pytest.raises(ValueError, match="changes a question once it is answered"):
-        encoder.example(ROWS[0])
+        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
-    encoder = calibration.RowEncoder(tokenizer, tiny_tokenizer)
+    prompts = PromptEncoder(tokenizer)
     with pytest.raises(ValueError, match=r"cannot render these messages: not this.*set_template"):
-        encoder.example(ROWS[0])
+        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
 
 
 def test_long_rows_are_truncated_for_calibration_and_omitted_from_scores(model: Path, tokenizer: Any) -> None:
-    encoder = calibration.RowEncoder(tokenizer, model)
-    whole = encoder.example(ROWS[0])
-    size = len(whole.prompt) + len(whole.answer)
-    (cut,) = calibration.truncated_examples(encoder, ROWS[:1], size - 3)
-    assert cut.prompt + cut.answer == (whole.prompt + whole.answer)[:-3]
-    (cut,) = calibration.truncated_examples(encoder, ROWS[:1], 5)
-    assert (cut.prompt, cut.answer) == (whole.prompt[:5], [])
-    assert calibration.fitting_examples(encoder, ROWS[:1], size, "x") == [whole]
+    whole = calibration.encode_row(PromptEncoder(tokenizer), ROWS[0], model)
+    ids = whole.prompt + whole.answer
+    assert calibration.truncate_examples([whole], len(ids) - 3) == [ids[:-3]]
+    assert calibration.select_fitting([whole], len(ids), "x") == [whole]
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
-        calibration.fitting_examples(encoder, ROWS[:1], size - 1, "rows.jsonl")
+        calibration.select_fitting([whole], len(ids) - 1, "rows.jsonl")
 
 
 def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
@@ -145,10 +141,19 @@ def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_scores_equal_those_of_transformers_and_scorer(model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    encoder = calibration.RowEncoder(tokenizer, model)
-    examples = calibration.truncated_examples(encoder, ROWS, 512)
-    figures = quantized_score.score(model, tokenizer, examples, tmp_path / "said.jsonl")
+def test_scores_equal_those_of_transformers_and_scorer(
+    model: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [calibration.encode_row(PromptEncoder(tokenizer), row, model) for row in ROWS]
+    pairs: list[tuple[str, str]] = []
+    score_pairs = quantized_score.extraction_scores
+
+    def record_pairs(found: list[tuple[str, str]]) -> quantized_score.Scores:
+        pairs.extend(found)
+        return score_pairs(found)
+
+    monkeypatch.setattr(quantized_score, "extraction_scores", record_pairs)
+    figures = quantized_score.score(model, tokenizer, examples)
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     losses, tokens = 0.0, 0
     for example in examples:
@@ -159,18 +164,14 @@ def test_scores_equal_those_of_transformers_and_scorer(model: Path, tokenizer: A
     assert figures["perplexity"] == pytest.approx(math.exp(losses / tokens), rel=1e-4)
     assert figures["bytes"] == (model / "model.safetensors").stat().st_size
 
-    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert [row["output"] for row in said] == [ROWS[0]["output"], ROWS[1]["output"]]  # the other rows extract nothing
+    assert [expected for _, expected in pairs] == [ROWS[0]["output"], ROWS[1]["output"]]  # the others extract nothing
     ids = torch.tensor([examples[1].prompt])  # the shorter one, which was padded
     longest = max(len(example.answer) for example in examples[:2])
     alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
-    assert said[1]["prediction"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
-    right = score_answers([(row["prediction"], row["output"]) for row in said])
-    assert (figures["entity_f1"], figures["triple_f1"]) == (right["entity"]["f1"], right["triple"]["f1"])
-
-    for row, answer in zip(said, (ANSWER, "{}"), strict=True):
-        row["prediction"] = answer
-    scores = quantized_score.extraction_scores([(row["prediction"], row["output"]) for row in said])
+    assert pairs[1][0] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+    expected = score_answers(pairs)
+    assert (figures["entity_f1"], figures["triple_f1"]) == (expected["entity"]["f1"], expected["triple"]["f1"])
+    scores = score_pairs([(ANSWER, ANSWER), ("{}", ROWS[1]["output"])])
     assert scores == {"entity_f1": 0.0, "triple_f1": 1.0, "exact": 0.5, "parsed": 1.0}
 
 
@@ -204,20 +205,18 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
 
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
-@pytest.mark.parametrize("method", ["nf4", "bnb8"])
+@pytest.mark.parametrize("method", ["nf4", pytest.param("bnb8", marks=pytest.mark.integration)])
 def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_script: RunScript, method: str) -> None:
-    """One with figures and answers, one without."""
-    rows, out, said = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out", tmp_path / "said"
-    more = ("--eval_path", rows, "--predictions_dir", said) if method == "nf4" else ()
+    """One with scores, one without."""
+    rows, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
+    more = ("--eval_path", rows) if method == "nf4" else ()
     given = ("--model_path", model, "--output_dir", out, "--method", method)
     done = run_script(SCRIPT, *given, *more, env={"PYTHONPATH": QUANTISED, "OMP_NUM_THREADS": 1})
     assert done.stderr == ""
     assert done.stdout.startswith(f"{out}: bitsandbytes")
     check_folder(model, out, done.stdout)
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", *(["said"] if more else [])}
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
     if more:
-        answers = [json.loads(line) for line in (said / "after.jsonl").read_text().splitlines()]
-        assert [row["input"] for row in answers] == [ROWS[0]["input"], ROWS[1]["input"]]
         assert done.stdout.splitlines()[1] == "measured on 5 of 5 held-out rows"
 
 
@@ -261,13 +260,13 @@ def test_compressed_folders_are_complete_and_load(
     rows, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     monkeypatch.setattr(sys, "executable", str(OTHER))
     given = ("--model_path", model, "--output_dir", out, "--method", method, "--eval_path", rows, "--data_path", rows)
-    done = run_script(SCRIPT, *given, "--predictions_dir", tmp_path / "said", cwd=tmp_path)
+    done = run_script(SCRIPT, *given, cwd=tmp_path)
     monkeypatch.undo()
     check_folder(model, out, done.stdout)
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out", "said"}
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
     tokenizer = AutoTokenizer.from_pretrained(out)
-    examples = calibration.truncated_examples(calibration.RowEncoder(tokenizer, out), ROWS, 512)
-    here = quantized_score.score(out, tokenizer, examples, tmp_path / "here.jsonl")
+    examples = [calibration.encode_row(PromptEncoder(tokenizer), row, out) for row in ROWS]
+    here = quantized_score.score(out, tokenizer, examples)
     there = json.loads((out / "run.json").read_text())["scores"]["after"]
     assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
 
@@ -285,7 +284,7 @@ def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"method": "int4"}, "--method int4 is unknown; use one of gptq, awq, fp8, int8, bnb8, nf4"),
         ({"method": "gptq"}, "--method gptq is calibrated on instruction rows; .* --data_path"),
@@ -294,21 +293,21 @@ def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path
         ({"method": "nf4", "samples": 0}, "--samples takes a number of 1 or more, not 0"),
     ],
 )
-def test_quantize_refuses_options_that_contradict_method(tmp_path: Path, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        quantize.main(model_path="none", output_dir=str(tmp_path / "out"), **given)
+def test_quantize_refuses_options_that_contradict_method(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize.main(model_path="none", output_dir=str(tmp_path / "out"), **options)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [("--eval_samples", "all", "error: --eval_samples takes "), ("--bits", 3, "error: unknown option --bits")],
 )
 def test_command_refuses_unknown_option_and_text_for_number(
-    tmp_path: Path, run_tool: RunTool, option: str, value: object, said: str
+    tmp_path: Path, run_tool: RunTool, option: str, value: object, message: str
 ) -> None:
     arguments = ("--model_path", "none", "--output_dir", tmp_path / "out", "--method", "nf4", option, value)
-    assert run_tool(SCRIPT, *arguments, status=2).stderr.startswith(said)
+    assert run_tool(SCRIPT, *arguments, status=2).stderr.startswith(message)
 
 
 def test_quantize_refuses_incomplete_and_quantised_models(model: Path, tmp_path: Path) -> None:

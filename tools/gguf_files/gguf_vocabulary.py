@@ -5,12 +5,14 @@ llama.cpp tokenizes with these tables. A SentencePiece `tokenizer.model` gives p
 llama.cpp would return different ids than transformers is an error. Format: docs/gguf.md of the ggml project.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
+from tokenizer_files.llama_tokenizer import PATTERN
 from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece's token types
     CONTROL,
     NORMAL,
@@ -22,13 +24,11 @@ from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Regular expression of a pre-tokenizer -> its name in llama.cpp, ignore_merges, accepted normalizers. llama.cpp never
 # normalises, so with Qwen2's NFC the ids of text that is not in NFC differ.
-CUTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
-    WORDS + r"\p{N}{1,3}" + REST: ("llama-bpe", True, ()),  # LLaMA 3
-    WORDS + r"\p{N}" + REST: ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
+PRE_TOKENIZERS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
+    PATTERN: ("llama-bpe", True, ()),  # LLaMA 3
+    PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"): ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
 }
 
 
@@ -41,11 +41,9 @@ class GgufVocabulary:
     tokens: list[str]
     types: list[int]
     scores: list[float] = field(default_factory=list)  # SentencePiece only
-    merges: list[str] = field(default_factory=list)  # BPE only, "left right"
-    special: dict[str, int] = field(default_factory=dict)  # bos, eos, eot, eom, unk, pad -> id
-    add_bos: bool = False
-    add_eos: bool = False
     space_prefix: bool | None = None  # SentencePiece only
+    special_ids: dict[str, int] = field(default_factory=dict)  # bos, eos, eot, eom, unk, pad -> id
+    special: Any = None  # gguf.SpecialVocab: the special ids, whether BOS and EOS are added, merges, chat template
     notices: list[str] = field(default_factory=list)
 
     def pad(self, rows: int) -> None:
@@ -84,9 +82,9 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
             )
     vocabulary.pad(rows)
     for entry in added:
-        add_added(vocabulary, entry, folder)
-    set_special(vocabulary, folder)
-    set_ends(vocabulary, folder)
+        add_token(vocabulary, entry, folder)
+    set_special_ids(vocabulary, folder)
+    vocabulary.special = read_special(vocabulary, folder)
     if vocabulary.model == "llama":  # llama.cpp finds these before it replaces spaces
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
@@ -117,8 +115,7 @@ def from_sentencepiece(folder: Path) -> GgufVocabulary:
     ids = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
     return GgufVocabulary(
         "llama", "default", pieces, [piece.type for piece in proto.pieces], [piece.score for piece in proto.pieces],
-        special={role: index for role, index in ids.items() if index >= 0},
-        space_prefix=proto.normalizer_spec.add_dummy_prefix,
+        proto.normalizer_spec.add_dummy_prefix, {role: index for role, index in ids.items() if index >= 0},
     )  # fmt: skip
 
 
@@ -131,7 +128,7 @@ def pieces_of(path: Path) -> dict[int, str]:
 
 
 def from_byte_level(path: Path) -> GgufVocabulary:
-    """Return vocabulary and merges of a tokenizer.json.
+    """Return the vocabulary of a tokenizer.json.
 
     Raises ValueError unless it is a byte-level BPE that splits text like LLaMA 3 or Qwen2.
     """
@@ -144,12 +141,12 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     pattern = (steps[0].get("pattern") or {}).get("Regex", "")
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     plain = len(steps) == 2 and steps[0] == cut and not steps[1].get("add_prefix_space")
-    if not plain or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in CUTS:
+    if not plain or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in PRE_TOKENIZERS:
         raise ValueError(
             f"{path} splits text in another way than LLaMA 3 and Qwen2 ({model.get('type')}, "
             f"{[step.get('type') for step in steps]}); other tokenizers are not supported"
         )
-    name, ignore_merges, normalizers = CUTS[pattern]
+    name, ignore_merges, normalizers = PRE_TOKENIZERS[pattern]
     normalizer = (content.get("normalizer") or {}).get("type")
     if model.get("type") != "BPE" or bool(model.get("ignore_merges")) != ignore_merges:
         raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}; this one is different")
@@ -160,8 +157,6 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     vocabulary.pad(max(table, default=-1) + 1)
     for index, token in table.items():
         vocabulary.tokens[index], vocabulary.types[index] = token, NORMAL
-    merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", []))
-    vocabulary.merges = [f"{left} {right}" for left, right in merges]
     if normalizer:
         vocabulary.notices.append(f"llama.cpp does not apply {normalizer}; text not in that form gets different ids")
     return vocabulary
@@ -179,7 +174,7 @@ def read_added(folder: Path) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: entry["id"])
 
 
-def add_added(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path) -> None:
+def add_token(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path) -> None:
     """Add a token with its type at its id; ValueError if the id belongs to another token."""
     index, content = entry["id"], entry["content"]
     kind = CONTROL if entry.get("special") else USER_DEFINED
@@ -191,39 +186,39 @@ def add_added(vocabulary: GgufVocabulary, entry: Mapping[str, Any], folder: Path
         )
     elif vocabulary.types[index] != UNKNOWN:
         vocabulary.types[index] = kind
-    looks = ("lstrip", "rstrip", "single_word", *(("normalized",) if vocabulary.model == "llama" else ()))
-    if kind == USER_DEFINED and any(entry.get(name) for name in looks):
+    conditions = ("lstrip", "rstrip", "single_word", *(("normalized",) if vocabulary.model == "llama" else ()))
+    if kind == USER_DEFINED and any(entry.get(name) for name in conditions):
         vocabulary.notices.append(f"llama.cpp matches {content!r} anywhere; ids around it may differ")
 
 
-def set_special(vocabulary: GgufVocabulary, folder: Path) -> None:
+def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
     """Set bos, eos, unk and pad from the tokenizer's token names, else from the configuration's ids.
 
     Further end tokens become eot and eom. Raises ValueError if the tokenizer lacks a named token.
     """
-    names = read_optional_json(folder / "special_tokens_map.json") | read_optional_json(
-        folder / "tokenizer_config.json"
-    )
+    config = read_optional_json(folder / "tokenizer_config.json")
+    names = read_optional_json(folder / "special_tokens_map.json") | config
     numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    ids, special = {token: index for index, token in enumerate(vocabulary.tokens)}, vocabulary.special_ids
     for role in ("bos", "eos", "unk", "pad"):
         name = names.get(f"{role}_token")
         name = name.get("content") if isinstance(name, Mapping) else name
         if name is not None and name not in ids:
             raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct it")
-        listed = as_list(numbers.get(f"{role}_token_id"))
+        listed = [index for index in as_list(numbers.get(f"{role}_token_id")) if 0 <= index < len(ids)]
         if name is not None:
-            vocabulary.special[role] = ids[name]
-        elif listed and role not in vocabulary.special and 0 <= listed[0] < len(ids):
-            vocabulary.special[role] = listed[0]
-    # llama.cpp has two more fields for further end tokens.
-    ends = [i for i in as_list(numbers.get("eos_token_id")) if i != vocabulary.special.get("eos") and 0 <= i < len(ids)]
-    vocabulary.special |= dict(zip(("eot", "eom"), ends, strict=False))
-    vocabulary.notices += [
-        f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if it knows its name"
-        for index in ends[2:]
-    ]
-    for index in vocabulary.special.values():
+            special[role] = ids[name]
+        elif listed:
+            special.setdefault(role, listed[0])
+        if role == "eos":  # llama.cpp has two more fields for further end tokens
+            ends = [index for index in listed if index != special.get("eos")]
+            special |= dict(zip(("eot", "eom"), ends, strict=False))
+            vocabulary.notices += [
+                f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if it knows "
+                "its name"
+                for index in ends[2:]
+            ]
+    for index in special.values():
         if vocabulary.types[index] == USER_DEFINED:
             vocabulary.types[index] = CONTROL
 
@@ -233,39 +228,22 @@ def as_list(value: object) -> list[int]:
     return [value] if isinstance(value, int) else list(value) if isinstance(value, list) else []
 
 
-def set_ends(vocabulary: GgufVocabulary, folder: Path) -> None:
-    """Set add_bos and add_eos from tokenizer_config.json, else from the ids that tokenizer.json gives a text."""
-    from tokenizers import Tokenizer
+def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
+    """Read merges, chat template and whether BOS and EOS are added; return the gguf package's object."""
+    from gguf import SpecialVocab
 
-    config, path = read_optional_json(folder / "tokenizer_config.json"), folder / "tokenizer.json"
-    said = {role: config.get(f"add_{role}_token") for role in ("bos", "eos")}
-    if any(isinstance(value, bool) for value in said.values()):
-        adds = {role: bool(value) for role, value in said.items()}
-    elif path.is_file():
-        try:
-            ids = Tokenizer.from_file(str(path)).encode("a").ids
-        except Exception as error:  # tokenizers raises no narrower type
-            raise ValueError(f"{path} is damaged ({error}); download it again") from None
-        around = {"bos": ids[:1], "eos": ids[-1:]}
-        adds = {role: around[role] == [vocabulary.special.get(role)] for role in around}
-    else:
-        adds = {"bos": True, "eos": False}  # LLaMA's defaults
-    vocabulary.add_bos = adds["bos"] and "bos" in vocabulary.special
-    vocabulary.add_eos = adds["eos"] and "eos" in vocabulary.special
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it would warn of templates for pairs of texts
+    is_byte_level = vocabulary.model == "gpt2"
+    special = SpecialVocab(folder, load_merges=is_byte_level, special_token_types=("bos", "eos"))
+    adds = {"bos": not is_byte_level, "eos": False} | special.add_special_token
+    special.add_special_token = {role: adds[role] and role in vocabulary.special_ids for role in ("bos", "eos")}
+    special.special_token_ids = vocabulary.special_ids
+    if (folder / "chat_template.jinja").is_file():  # the package prefers the one in tokenizer_config.json
+        special.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return special
 
 
-def read_template(folder: Path) -> str:
-    """Return the folder's chat template, or ""."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    older = read_optional_json(folder / "tokenizer_config.json").get("chat_template") or ""
-    if isinstance(older, list):  # several named templates
-        older = next((entry["template"] for entry in older if entry.get("name") == "default"), "")
-    return str(older)
-
-
-def add_vocabulary(writer: Any, vocabulary: GgufVocabulary, template: str) -> None:
+def add_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
     """Add the tokenizer's keys and the chat template to a gguf.GGUFWriter."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -273,14 +251,6 @@ def add_vocabulary(writer: Any, vocabulary: GgufVocabulary, template: str) -> No
     writer.add_token_types(vocabulary.types)
     if vocabulary.scores:
         writer.add_token_scores(vocabulary.scores)
-    if vocabulary.merges:
-        writer.add_token_merges(vocabulary.merges)
-    keys = {"unk": "unknown", "pad": "padding"}
-    for role, index in vocabulary.special.items():
-        writer.add_uint32(f"tokenizer.ggml.{keys.get(role, role)}_token_id", index)
-    writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(vocabulary.add_eos)
+    vocabulary.special.add_to_gguf(writer, quiet=True)
     if vocabulary.space_prefix is not None:
         writer.add_add_space_prefix(vocabulary.space_prefix)
-    if template:
-        writer.add_chat_template(template)

@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +18,54 @@ from checkpoint_io.bit_patterns import from_float32, to_float32
 from checkpoint_io.tensor_files import write_file
 from checkpoint_io.tensors import CHUNK, Spec, Tensor, progress
 
-from gguf_files.gguf_model import GgufModel, Placement, interleaved
+from gguf_files.gguf_model import GgufModel, interleave_rows
 from gguf_files.gguf_vocabulary import GgufVocabulary, add_vocabulary
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
-BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18)}  # elements, bytes
+BLOCK = {"Q8_0": 32, "Q4_0": 32}  # elements in a row of a quantised type are a multiple of this
 # The largest value of each type; the scales of quantised types are float16.
 LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 ALIGNMENT = 32  # bytes, GGUF's default
-INSTALL_GGUF = "gguf is not installed; python -m pip install gguf"
 INSTALL_QUANTISER = "q4_k_m needs llama.cpp's quantiser; python -m pip install llama-cpp-python (compiles for minutes)"
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor, its placement in the file, and its GGUF type."""
+    """A tensor, its name in llama.cpp, its GGUF type, and its rows per head if they are reordered (else 0)."""
 
+    name: str
     source: Tensor
-    place: Placement
-    kind: str  # a key of BLOCKS
+    kind: str  # a key of LARGEST
+    head: int
 
     @property
     def nbytes(self) -> int:
-        elements, size = BLOCKS[self.kind]
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
         return self.source.elements // elements * size
-
-
-def require_packages(kind: str) -> None:
-    """Raise ValueError with the install command if a package that the file type needs is missing."""
-    for package, remedy in (("gguf", INSTALL_GGUF), ("llama_cpp", INSTALL_QUANTISER if kind == "q4_k_m" else "")):
-        if remedy and find_spec(package) is None:
-            raise ValueError(remedy)
 
 
 def choose_types(model: GgufModel, kind: str) -> list[GgufTensor]:
     """Return every tensor with its GGUF type in a file of type `kind`; print a notice if a matrix becomes f16."""
     chosen = []
-    for tensor, place in model.tensors:
-        wanted = kind.upper()
-        if kind == "q4_0" and place.name == ("token_embd.weight" if model.tied else "output.weight"):
+    for name, tensor in model.tensors.items():
+        wanted, columns = kind.upper(), tensor.shape[-1]
+        if kind == "q4_0" and name == ("token_embd.weight" if model.tied else "output.weight"):
             wanted = "Q8_0"
-        if len(place.shape) == 1:
+        if len(tensor.shape) == 1:
             wanted = "F32"
-        elif place.shape[1] % BLOCKS[wanted][0]:
-            columns = place.shape[1]
-            print(f"notice: {place.name} has rows of {columns}, not a multiple of 32; it becomes f16", file=sys.stderr)
+        elif columns % BLOCK.get(wanted, 1):
+            print(f"notice: {name} has rows of {columns}, not a multiple of 32; it becomes f16", file=sys.stderr)
             wanted = "F16"
-        chosen.append(GgufTensor(tensor, place, wanted))
+        is_reordered = model.architecture == "llama" and name.split(".")[-2] in ("attn_q", "attn_k")
+        chosen.append(GgufTensor(name, tensor, wanted, model.head_dim if is_reordered else 0))
     return chosen
 
 
 def lossless_type(model: GgufModel) -> str:
     """Return the smallest file type that stores all matrices without rounding."""
-    found = {tensor.dtype.lower() for tensor, place in model.tensors if len(place.shape) == 2}
+    found = {tensor.dtype.lower() for tensor in model.tensors.values() if len(tensor.shape) == 2}
     return found.pop() if len(found) == 1 else "f32"
 
 
@@ -79,11 +73,11 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
     """Yield the tensor's GGUF bytes in chunks of whole rows; ValueError if its type cannot represent a value."""
     from gguf import GGMLQuantizationType, quants
 
-    source, place, kind = tensor.source, tensor.place, tensor.kind
+    source, kind = tensor.source, tensor.kind
     columns = source.shape[1] if len(source.shape) == 2 else 1
-    unit = max(1, place.head) * columns
+    unit = max(1, tensor.head) * columns
     for piece in source.chunks(max(unit, CHUNK // unit * unit)):
-        bits = interleaved(piece, source, place.head)
+        bits = interleave_rows(piece, source, tensor.head)
         if source.dtype == kind:
             yield bits
             continue
@@ -105,7 +99,6 @@ def gguf_head(
     name: str,
     model: GgufModel,
     vocabulary: GgufVocabulary,
-    template: str,
     tensors: list[GgufTensor],
     file_type: int,
 ) -> bytes:
@@ -121,14 +114,14 @@ def gguf_head(
         for key, value in model.settings.items():
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
             add(key, value)
-        add_vocabulary(writer, vocabulary, template)
+        add_vocabulary(writer, vocabulary)
         float32: Any = np.dtype(np.float32)
         factors = model.rope_factors
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, float32, factors.nbytes)
         for tensor in tensors:
             kind = GGMLQuantizationType[tensor.kind]
-            writer.add_tensor_info(tensor.place.name, tensor.place.shape, float32, tensor.nbytes, raw_dtype=kind)
+            writer.add_tensor_info(tensor.name, tensor.source.shape, float32, tensor.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -139,14 +132,14 @@ def gguf_head(
     return head + bytes(-len(head) % ALIGNMENT)
 
 
-def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], name: str) -> None:
+def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: list[GgufTensor], label: str) -> None:
     """Write a GGUF file, or resume an interrupted run.
 
-    factors: `GgufModel.rope_factors`; name: label of the progress bar.
+    factors: `GgufModel.rope_factors`; label: of the progress bar.
     """
-    sources = {tensor.place.name: tensor for tensor in tensors}
+    sources = {tensor.name: tensor for tensor in tensors}
     sizes = ({} if factors is None else {"rope_freqs.weight": factors.nbytes}) | {
-        place: tensor.nbytes for place, tensor in sources.items()
+        name: tensor.nbytes for name, tensor in sources.items()
     }
 
     def produce(spec: Spec) -> Iterator[np.ndarray]:
@@ -156,8 +149,8 @@ def write_gguf(path: Path, head: bytes, factors: np.ndarray | None, tensors: lis
             yield factors
         yield np.zeros(spec.nbytes - sizes[spec.name], np.uint8)
 
-    padded = [Spec(place, "U8", (size + -size % ALIGNMENT,)) for place, size in sizes.items()]
-    with progress(sum(spec.nbytes for spec in padded), name) as bar:
+    padded = [Spec(name, "U8", (size + -size % ALIGNMENT,)) for name, size in sizes.items()]
+    with progress(sum(spec.nbytes for spec in padded), label) as bar:
         write_file(path, head, padded, produce, bar)
 
 

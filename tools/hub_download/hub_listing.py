@@ -4,19 +4,15 @@ File names come from a server, so they are checked before use. Errors of the hub
 """
 
 import re
-import threading
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from hub_download.hub_files import NOTES, RemoteFile, run_in_threads
-from hub_download.hub_retry import first_line, notice, with_retries
+from hub_download.hub_files import RemoteFile, first_line, notice, with_retries
 
+NOTE = ".download/note.json"  # the origin of a downloaded folder; not a name that a repository may use
 TIMEOUT = 60.0  # seconds to wait for the hub's API
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")  # control characters, backslash, drive letter
-REDIRECTS = 10
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,6 @@ class RepositorySource:
     def page(self) -> str:
         """Return the address of the repository's page."""
         return f"{self.endpoint}/{'' if self.kind == 'model' else self.kind + 's/'}{self.repo}"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The commit of a revision and its selected files."""
-
-    commit: str
-    files: list[RemoteFile]
 
 
 def resolve_endpoint(endpoint: str) -> str:
@@ -64,24 +52,22 @@ def resolve_endpoint(endpoint: str) -> str:
     return address
 
 
-def list_files(source: RepositorySource, stop: threading.Event) -> Listing:
+def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
     """Request the commit and the selected files of a revision.
 
     Raises ValueError if the repository, revision or file does not exist, a name is unsafe, or the hub does not answer.
     """
     from huggingface_hub import HfApi, errors, hf_hub_url
 
-    def ask() -> Any:
-        hub = HfApi(endpoint=source.endpoint)
-        revision = source.revision or None
-        return hub.repo_info(
-            source.repo, repo_type=source.kind, revision=revision, files_metadata=True, timeout=TIMEOUT
+    def request() -> Any:
+        return HfApi(endpoint=source.endpoint).repo_info(
+            source.repo, repo_type=source.kind, revision=source.revision or None, files_metadata=True, timeout=TIMEOUT
         )
 
     try:
-        info = with_retries(ask, source.repo, stop, errors.HfHubHTTPError)
+        info = with_retries(request, source.repo, errors.HfHubHTTPError)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        names = select([sibling.rfilename for sibling in info.siblings or []], source)
+        names = select_files(list(siblings), source)
         check_names(names, source.repo)
         commit = known_hash(info.sha) or source.revision or "main"
         files = []
@@ -90,10 +76,10 @@ def list_files(source: RepositorySource, stop: threading.Event) -> Listing:
             size = size if isinstance(size, int) and size >= 0 else -1
             hash = known_hash(lfs.sha256 if lfs else siblings[name].blob_id)
             url = hf_hub_url(source.repo, name, repo_type=source.kind, revision=commit, endpoint=source.endpoint)
-            files.append(RemoteFile(name, size, hash, url))
-        return Listing(commit, run_in_threads(lambda file: completed(file, stop), files, stop))
+            files.append(add_header_facts(RemoteFile(name, size, hash, url)))
+        return commit, files
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
-        raise ValueError(explain(error, source)) from error
+        raise ValueError(explain_hub_error(error, source)) from error
 
 
 def known_hash(value: object) -> str:
@@ -102,17 +88,14 @@ def known_hash(value: object) -> str:
 
 
 def check_names(names: list[str], repo: str) -> None:
-    """Raise ValueError for the first file whose name is unsafe or not unique."""
+    """Raise ValueError for the first file whose name is unsafe."""
     for name in names:
         parts = name.split("/")
-        if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTES:
+        if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTE.split("/")[0]:
             raise ValueError(f"{repo} has a file {name!r}, which may lead out of its folder; nothing was downloaded")
-    above = {name.rsplit("/", depth)[0] for name in names for depth in range(1, name.count("/") + 1)}
-    if twice := next((name for name, count in Counter(names).items() if count > 1 or name in above), ""):
-        raise ValueError(f"{repo} lists {twice!r} twice, or as a file and a folder; nothing was downloaded")
 
 
-def select(names: list[str], source: RepositorySource) -> list[str]:
+def select_files(names: list[str], source: RepositorySource) -> list[str]:
     """Return the names that match a pattern and no exclusion (fnmatch on the whole name, so * also matches /).
 
     Raises ValueError if a pattern matches no name, or no name remains.
@@ -132,53 +115,20 @@ def select(names: list[str], source: RepositorySource) -> list[str]:
     return kept
 
 
-def completed(file: RemoteFile, stop: threading.Event) -> RemoteFile:
-    """Return the file; if a mirror's listing lacks size or hash, take them from a HEAD request."""
-    from huggingface_hub import errors
+def add_header_facts(file: RemoteFile) -> RemoteFile:
+    """Return the file; size and hash that a mirror's listing lacks are those of a HEAD request."""
+    from huggingface_hub import get_hf_file_metadata
 
     if file.size >= 0 and file.hash:
         return file
-    try:
-        headers = with_retries(lambda: head(file.url), file.name, stop, errors.HTTPError)
-    except errors.HfHubHTTPError as error:
-        if file.size >= 0 and error.response.status_code in (404, 405, 501):  # the server supports only GET
-            return file
-        raise
-    tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    length = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
-    if file.size < 0 and not length.isdecimal():
+    found = get_hf_file_metadata(file.url, retry_on_errors=True)
+    size = file.size if file.size >= 0 else found.size
+    if size is None:
         raise ValueError(f"the hub gives no size of {file.name}, so it could not be verified; use another --endpoint")
-    size = file.size if file.size >= 0 else int(length)
-    return replace(file, size=size, hash=file.hash or known_hash(tag))
+    return replace(file, size=size, hash=file.hash or known_hash(found.etag))
 
 
-def head(url: str) -> Mapping[str, str]:
-    """Return the headers of a HEAD request; follows redirects on the same host only.
-
-    The hub's own response describes the file. Other hosts are storage, which may support only GET.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    session, timeout = get_session(), constants.HF_HUB_ETAG_TIMEOUT
-    headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
-    response = session.head(url, headers=headers, timeout=timeout, follow_redirects=False)
-    for _ in range(REDIRECTS):
-        following = response.next_request
-        if following is None or origin(following) != origin(response.request):
-            break
-        response = session.send(following, follow_redirects=False)
-    hf_raise_for_status(response)
-    if response.next_request is not None:  # it is the length of the redirect response
-        response.headers.pop("Content-Length", None)
-    return response.headers
-
-
-def origin(request: Any) -> tuple[str, bytes]:
-    return request.url.scheme, request.url.netloc
-
-
-def explain(error: Exception, source: RepositorySource) -> str:
+def explain_hub_error(error: Exception, source: RepositorySource) -> str:
     """Return one line with the cause and remedy of an exception of the hub client."""
     from huggingface_hub import errors
 

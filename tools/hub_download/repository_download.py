@@ -1,32 +1,51 @@
-"""Download the files of a repository into a new folder, or repair an earlier download."""
+"""Download the files of a repository into a new folder, or repair an earlier download.
+
+`<target>.partial` contains the complete and the incomplete files, a locked journal that identifies the download, and at
+the end the note about the folder's origin. Then the folder is renamed.
+"""
 
 import shutil
-import threading
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from hub_download.hub_files import (
-    RemoteFile,
-    Transfer,
-    format_bytes,
-    format_count,
-    mismatched_files,
-    progress_bar,
-    run_in_threads,
-)
-from hub_download.hub_folders import (
-    DownloadNote,
-    check_free_space,
-    check_links,
-    file_size,
-    missing_bytes,
-    move_files,
-    read_note,
-    staging,
-    write_note,
-)
-from hub_download.hub_listing import Listing, RepositorySource, explain, list_files
-from hub_download.hub_retry import notice
+from checkpoint_io import resume_journal
+from checkpoint_io.checkpoint_folders import check_space, read_json, write_json
+
+from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
+from hub_download.hub_listing import NOTE, RepositorySource, explain_hub_error, list_files
+
+
+@dataclass(frozen=True)
+class DownloadNote:
+    """The origin of a folder, as in its NOTE."""
+
+    repository: str
+    kind: str
+    revision: str  # as requested
+    commit: str
+
+
+def read_note(folder: Path) -> DownloadNote | None:
+    """Return the folder's note, or None if it is missing or unreadable."""
+    try:
+        content = read_json(folder / NOTE)
+        return DownloadNote(*(content[field.name] for field in fields(DownloadNote)))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def format_bytes(size: float) -> str:
+    """Return a readable size such as 26.03 GB or 1.05 MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def format_count(number: int) -> str:
+    return f"{number} file" + "s" * (number != 1)
+
+
+def first_names(files: list[RemoteFile]) -> str:
+    return ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def download(source: RepositorySource, target: Path) -> str:
@@ -35,134 +54,113 @@ def download(source: RepositorySource, target: Path) -> str:
     Raises ValueError if the hub refuses, the disk is too small, or target has other content. Downloaded files are kept
     in `<target>.partial` for the next run.
     """
-    stop = threading.Event()
     target = target.resolve() if target.is_symlink() else target
     if target.is_file() or not target.name:
         raise ValueError(f"{target} is a file or has no name; --download_path takes a new folder")
-    partial = target.with_name(f"{target.name}.partial")
-    if partial.is_symlink():
-        raise ValueError(f"{partial} is a link; remove it, or name another folder")
     note = read_note(target)
-    listing = listing_for(source, target, note, stop)
-    files = with_noted_hashes(listing, [read_note(partial), note])
+    commit, files = list_noted_commit(source, target, note)
     size = format_bytes(sum(file.size for file in files))
-    title = f"{source.repo} at {listing.commit[:10]}, {format_count(len(files))}, {size}"
+    title = f"{source.repo} at {commit[:10]}, {format_count(len(files))}, {size}"
+    unknown = sum(not file.hash for file in files)
+    sizes_only = f"only sizes could be checked of {format_count(unknown)}, since no hashes are published"
+    verified = f"{title}, {sizes_only if unknown else 'every hash as published'}"
 
-    is_new = not target.is_dir() or not any(target.iterdir())
-    wrong = files if is_new else mismatched_files(target, files, stop)
+    wrong = mismatched_files(target, files)
     if not wrong:
-        return f"{target}: complete already ({title}, {verification(listing, files)})"
+        return f"{target}: complete already ({verified})"
+    is_new = not target.is_dir() or not any(target.iterdir())
     if not is_new and note is None:
         raise ValueError(f"{target} is not {title}: {wrong[0].name} differs; name a new folder, or remove this one")
     if target.is_mount():
         raise ValueError(f"{target} is a mount point and cannot be replaced; name a folder inside it")
-    check_links(target, wrong)
-    check_free_space(partial, wrong)
-    hashes = {file.name: file.hash for file in files if file.hash}
-    revision = note.revision if note else source.revision
-    arrived = DownloadNote(source.repo, source.kind, revision, listing.commit, hashes)
-    with staging(partial, arrived, files):
-        fetch_files(source, partial, wrong, arrived, title, stop)
-    if is_new:
-        partial.replace(target)
-        return f"{target}: {title}, {verification(listing, files)}"
-    move_files(partial, target, wrong)
-    write_note(target, replace(arrived, files=(note.files if note else {}) | arrived.files))
-    shutil.rmtree(partial)
-    return f"{target}: downloaded {first_names(wrong)}; complete now ({title}, {verification(listing, files)})"
+    partial = target.with_name(f"{target.name}.partial")
+    for folder in (target, partial):
+        check_links(folder, wrong)
+    check_space(target, missing_bytes(partial, wrong))
+    options = {"source": replace(source, revision=commit, endpoint="")}
+    run = resume_journal.run_identity("tools/download.py", options, [])
+    try:
+        with resume_journal.locked_folder(partial, run):
+            download_files(source, partial, wrong, title)
+            if is_new:
+                (partial / NOTE).parent.mkdir(exist_ok=True)
+                write_json(partial / NOTE, asdict(DownloadNote(source.repo, source.kind, source.revision, commit)))
+                (partial / resume_journal.JOURNAL).unlink()
+                partial.replace(target)
+                return f"{target}: {verified}"
+            for file in wrong:  # each replaces the existing file atomically
+                (target / file.name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / file.name).replace(target / file.name)
+            shutil.rmtree(partial)
+            return f"{target}: downloaded {first_names(wrong)}; complete now ({verified})"
+    except BlockingIOError:
+        raise ValueError(f"{partial} is being written by another process; wait for it") from None
 
 
-def first_names(files: list[RemoteFile]) -> str:
-    return ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-
-
-def verification(listing: Listing, files: list[RemoteFile]) -> str:
-    """Return a phrase that describes how the files were verified."""
-    published = sum(bool(file.hash) for file in listing.files)
-    known = sum(bool(file.hash) for file in files)
-    if not known:
-        return "only sizes could be checked, since no hashes are published"
-    if known < len(files):
-        return f"only sizes could be checked of {format_count(len(files) - known)}, the others' hashes are as published"
-    if published < len(files):
-        return f"{format_count(len(files) - published)} as first downloaded, since no hash is published"
-    return "every hash as published"
-
-
-def listing_for(source: RepositorySource, target: Path, note: DownloadNote | None, stop: threading.Event) -> Listing:
+def list_noted_commit(
+    source: RepositorySource, target: Path, note: DownloadNote | None
+) -> tuple[str, list[RemoteFile]]:
     """List the source's files, at the commit in the note of `target` if there is one.
 
     Raises ValueError if the note names another repository or revision.
     """
-    listing = list_files(source, stop)
+    commit, files = list_files(source)
     if note is None:
-        return listing
+        return commit, files
     if (note.repository, note.kind) != (source.repo, source.kind):
         raise ValueError(f"{target} holds {note.repository}, not {source.repo}; name a new folder")
-    if note.commit == listing.commit:
-        return listing
-    commit, other = note.commit[:10], listing.commit[:10]
+    if note.commit == commit:
+        return commit, files
+    noted, other = note.commit[:10], commit[:10]
     if note.revision != source.revision:
-        raise ValueError(f"{target} holds {source.repo} at {commit}, not at {other}; name a new folder")
-    notice(f"{source.repo} is now at {other}; {target} stays at {commit}, a new folder would get {other}")
-    return list_files(replace(source, revision=note.commit), stop)
+        raise ValueError(f"{target} holds {source.repo} at {noted}, not at {other}; name a new folder")
+    notice(f"{source.repo} is now at {other}; {target} stays at {noted}, a new folder would get {other}")
+    return list_files(replace(source, revision=note.commit))
 
 
-def with_noted_hashes(listing: Listing, notes: list[DownloadNote | None]) -> list[RemoteFile]:
-    """Return the files; hashes that the hub does not publish come from the notes, later notes first."""
-    noted: dict[str, str] = {}
-    for note in notes:
-        noted |= note.files if note and note.commit == listing.commit else {}
-    return [file if file.hash else replace(file, hash=noted.get(file.name, "")) for file in listing.files]
+def check_links(folder: Path, files: list[RemoteFile]) -> None:
+    """Raise ValueError if the folder or one above a file in it is a link, which may point outside the folder."""
+    for file in files:
+        for above in (folder / file.name).parents:
+            if above.is_relative_to(folder) and above.is_symlink():
+                raise ValueError(f"{above} is a link through which {file.name} would be written; remove it")
 
 
-def fetch_files(
-    source: RepositorySource,
-    partial: Path,
-    wrong: list[RemoteFile],
-    note: DownloadNote,
-    title: str,
-    stop: threading.Event,
-) -> None:
-    """Download the files that are missing from the partial folder, and note the hash of each.
+def missing_bytes(partial: Path, files: list[RemoteFile]) -> int:
+    """Return the number of bytes still to download into the partial folder."""
+    sizes = {file: (partial / file.name).stat().st_size for file in files if (partial / file.name).is_file()}
+    return sum(max(0, file.size - sizes.get(file, 0)) for file in files)
+
+
+def download_files(source: RepositorySource, partial: Path, files: list[RemoteFile], title: str) -> None:
+    """Download the files that the partial folder lacks.
 
     Raises ValueError after an error and KeyboardInterrupt after Ctrl-C; the message says how much has arrived.
     """
     from huggingface_hub import errors
     from huggingface_hub.utils import build_hf_headers
 
-    missing = mismatched_files(partial, wrong, stop)
+    missing = mismatched_files(partial, files)
     for file in missing:
-        (partial / file.name).unlink(missing_ok=True)
-    free, needed = format_bytes(shutil.disk_usage(partial).free), format_bytes(missing_bytes(partial, missing))
-    print(f"{title}: {format_count(len(missing))}, {needed} to download, {free} free", flush=True)
-    lock = threading.Lock()
-
-    def state() -> str:
-        complete = sum(file_size(partial / file.name) == file.size for file in wrong)
-        size = sum(file.size for file in wrong)
-        bytes_arrived = f"{format_bytes(size - missing_bytes(partial, wrong))} of {format_bytes(size)}"
-        return f"{complete} of {len(wrong)} files, {bytes_arrived} have arrived; the same command resumes"
-
+        path = partial / file.name
+        if path.is_symlink() or (path.is_file() and path.stat().st_size >= file.size):
+            path.unlink()
+    print(f"{title}: {format_count(len(missing))}, {format_bytes(missing_bytes(partial, missing))} to download")
+    headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
     try:
-        with progress_bar(sum(file.size for file in missing), source.repo) as bar:
-            transfer = Transfer(partial, build_hf_headers(), stop, bar)
-
-            def work(file: RemoteFile) -> str:
-                digest = transfer.fetch(file)
-                with lock:
-                    note.files[file.name] = digest
-                    write_note(partial, note)
-                return digest
-
-            hashes = run_in_threads(work, missing, stop)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: {state()}") from None
-    except errors.HTTPError as error:
-        raise ValueError(f"{explain(error, source)}; {state()}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{error}; {state()}") from error
-    damaged = [file for file, digest in zip(missing, hashes, strict=True) if not digest]
-    if damaged:
-        count = format_count(len(damaged))
-        raise ValueError(f"{count} of {source.repo} arrived damaged ({first_names(damaged)}); {state()}")
+        with ThreadPool(WORKERS) as pool:
+            results = pool.imap_unordered(lambda file: (file, download_file(file, partial, headers)), missing)
+            damaged = [file for file, is_good in results if not is_good]
+        if damaged:
+            names = first_names(damaged)
+            raise ValueError(f"{format_count(len(damaged))} of {source.repo} arrived damaged ({names})")
+    except (KeyboardInterrupt, errors.HTTPError, OSError, ValueError) as error:
+        left, size = missing_bytes(partial, files), sum(file.size for file in files)
+        complete = sum(not missing_bytes(partial, [file]) for file in files)
+        arrived = f"{complete} of {len(files)} files, {format_bytes(size - left)} of {format_bytes(size)} have arrived"
+        if left == size:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted: {arrived}; the same command resumes") from None
+        reason = explain_hub_error(error, source) if isinstance(error, errors.HTTPError) else first_line(error)
+        raise ValueError(f"{reason}; {arrived}; the same command resumes") from error

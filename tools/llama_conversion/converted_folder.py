@@ -10,7 +10,7 @@ from checkpoint_io.tensors import TORCH_NAME
 from checkpoint_seals.seal_check import verify_seal
 from tokenizer_files.llama_tokenizer import LlamaTokenizer, check_llama_tokenizer, read_llama_tokenizer
 
-from llama_conversion.llama_layout import stream
+from llama_conversion.llama_layout import stream_weight
 from llama_conversion.llama_params import context_of, model_config
 from llama_conversion.original_checkpoint import OriginalCheckpoint, notice, verify_checklists, weights_to_write
 
@@ -38,12 +38,12 @@ def convert(
         tokenizer = read_llama_tokenizer(original.tokenizer, version, instruct)
         checked = write_tokenizer(folder, original, tokenizer, check_path)
         specs = [weight.spec for weight in weights.values()]
-        hashes = write_shards(folder, specs, lambda spec: stream(weights[spec.name]), limit)
+        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), limit)
         verify_written(folder, hashes)
         dtype = TORCH_NAME[weights["model.layers.0.self_attn.q_proj.weight"].spec.dtype]
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
         shape = {"vocab_size": tokenizer.size, "tie_word_embeddings": "lm_head.weight" not in weights}
-        write_json(folder / "config.json", model_config(params, version, dtype) | ids | shape)
+        write_json(folder / "config.json", model_config(params, version, dtype, **ids, **shape))
         write_json(folder / "generation_config.json", ids)
         write_run_record(folder, SCRIPT, options, {"original": source})
     if instruct:

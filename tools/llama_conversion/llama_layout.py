@@ -18,7 +18,7 @@ import numpy as np
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.tensors import CHUNK, Spec, Tensor, read_bin
 
-from llama_conversion.llama_params import Params
+from llama_conversion.llama_params import LlamaParams
 
 # Original name -> name in transformers, and the dimension that is split across ranks (None: each rank has a copy).
 LAYER: dict[str, tuple[str, int | None]] = {
@@ -71,12 +71,12 @@ def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
     yield OUTPUT, "lm_head.weight", 0
 
 
-def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
+def check_names(ranks: Ranks, params: LlamaParams, may_tie: bool) -> None:
     """Raise ValueError for the first missing or unknown tensor.
 
     may_tie: the output may be missing because it is tied to the embedding.
     """
-    names = {name for name, _, _ in weight_names(params.layers)}
+    names = {name for name, _, _ in weight_names(params.n_layers)}
     if may_tie and not any(OUTPUT in rank for rank in ranks.values()):
         names.remove(OUTPUT)
     for file, rank in ranks.items():
@@ -85,31 +85,8 @@ def check_names(ranks: Ranks, params: Params, may_tie: bool) -> None:
         for name in rank:
             if name not in names and not COMPUTED.fullmatch(name):
                 raise ValueError(
-                    f"{file} holds tensor {name}, which no LLaMA of {params.layers} layers has; download it again"
+                    f"{file} holds tensor {name}, which no LLaMA of {params.n_layers} layers has; download it again"
                 )
-
-
-def check_count(ranks: Ranks, params: Params) -> None:
-    """Compare the number of files with the number of parts, which the shape of the first part of wq gives.
-
-    Raises FileNotFoundError if files are missing, ValueError if there are too many or they cannot share the KV heads.
-    """
-    first, rank = next(iter(ranks.items()))
-    shape = rank["layers.0.attention.wq.weight"].shape
-    needed = params.dim // shape[0] if len(shape) == 2 and shape[0] else 0
-    if needed > len(ranks):
-        missing_file = first.with_name(f"consolidated.{len(ranks):02d}.pth")
-        raise FileNotFoundError(f"{missing_file} is missing: {first.name} is one part of {needed}; download it again")
-    if 0 < needed < len(ranks):
-        raise ValueError(
-            f"{first.parent} has {len(ranks)} files consolidated.NN.pth, but {first.name} is one part of {needed}; "
-            "remove files of other checkpoints"
-        )
-    if params.kv_heads % len(ranks):
-        raise ValueError(
-            f"{first.parent / 'params.json'} says {params.kv_heads} key-value heads, which {len(ranks)} files cannot "
-            "share; download it again"
-        )
 
 
 def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
@@ -121,7 +98,7 @@ def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int,
     return (0, rows * ranks) if columns == dim else (1, rows)
 
 
-def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
+def full_shape(name: str, params: LlamaParams, vocabulary: int) -> tuple[int, ...]:
     """Return the shape of a joined weight. name: its original name."""
     dim, keys, hidden = params.dim, params.kv_heads * params.head_dim, params.hidden
     shapes = {
@@ -131,17 +108,22 @@ def full_shape(name: str, params: Params, vocabulary: int) -> tuple[int, ...]:
     return shapes.get(name.split(".")[-2], (dim,))
 
 
-def plan_weights(ranks: Ranks, params: Params, may_tie: bool = False) -> list[JoinedWeight]:
+def plan_weights(ranks: Ranks, params: LlamaParams, may_tie: bool = False) -> list[JoinedWeight]:
     """Return the weights to write, in order.
 
     Raises ValueError or FileNotFoundError for a tensor that is missing, unexpected, or of a wrong shape or type.
     """
     check_names(ranks, params, may_tie)
-    check_count(ranks, params)
     first, count = next(iter(ranks.values())), len(ranks)
+    if params.kv_heads % count:
+        folder = next(iter(ranks)).parent
+        raise ValueError(
+            f"{folder}: {params.kv_heads} key-value heads cannot be split among {count} files; remove those of other "
+            "models"
+        )
     split, vocabulary = split_of_embedding(first[EMBEDDING].shape, count, params.dim)
     joined = []
-    for original, new, axis in weight_names(params.layers):
+    for original, new, axis in weight_names(params.n_layers):
         if original not in first:
             continue
         axis = split if original == EMBEDDING else axis
@@ -152,15 +134,15 @@ def plan_weights(ranks: Ranks, params: Params, may_tie: bool = False) -> list[Jo
             if list(part.shape) != share:
                 raise ValueError(
                     f"{part.file}: tensor {original} is {list(part.shape)}, but by params.json all {count} file(s) "
-                    f"together hold {list(shape)}; download both again"
+                    f"together hold {list(shape)}; a file is missing, or of another model: download all again"
                 )
             if part.dtype not in FLOATS or part.dtype != parts[0].dtype:
                 raise ValueError(f"{part.file}: tensor {original} is of type {part.dtype}; give the original weights")
         rotary = original.endswith(("attention.wq.weight", "attention.wk.weight"))
         joined.append(JoinedWeight(Spec(new, parts[0].dtype, shape), parts, axis, params.head_dim if rotary else 0))
-    if params.vocabulary not in (0, vocabulary):
+    if params.vocab_size not in (-1, vocabulary):
         raise ValueError(
-            f"{next(iter(ranks)).parent / 'params.json'} says vocab_size {params.vocabulary}, the embedding has "
+            f"{next(iter(ranks)).parent / 'params.json'} says vocab_size {params.vocab_size}, the embedding has "
             f"{vocabulary} rows; download both again"
         )
     return joined
@@ -184,7 +166,7 @@ def compare_copies(joined: Sequence[JoinedWeight], tolerance: float) -> float:
     return largest
 
 
-def tied(joined: Sequence[JoinedWeight]) -> bool:
+def is_output_tied(joined: Sequence[JoinedWeight]) -> bool:
     """Return whether the output (last) is missing or bit-identical to the embedding (first)."""
     one, other = joined[0], joined[-1]
     if other.spec.name != "lm_head.weight":
@@ -196,21 +178,18 @@ def tied(joined: Sequence[JoinedWeight]) -> bool:
     )
 
 
-def stream(weight: JoinedWeight) -> Iterator[np.ndarray]:
+def stream_weight(weight: JoinedWeight) -> Iterator[np.ndarray]:
     """Yield a weight, joined from its parts, as flat bit patterns in chunks."""
     columns = weight.spec.shape[-1]
-    if weight.axis is None:
-        yield from weight.parts[0].chunks()
-    elif weight.axis == 1:
+    if weight.axis == 1:
         rows = max(1, CHUNK // columns)
         blocks = [part.chunks(rows * part.shape[1]) for part in weight.parts]
         for pieces in zip(*blocks, strict=True):
             shaped = [piece.reshape(-1, part.shape[1]) for piece, part in zip(pieces, weight.parts, strict=True)]
             yield np.concatenate(shaped, axis=1).reshape(-1)
-    elif weight.head_dim:
-        for part in weight.parts:
-            for head in part.chunks(weight.head_dim * columns):  # even rows, then odd rows
-                yield np.ascontiguousarray(head.reshape(-1, 2, columns).swapaxes(0, 1)).reshape(-1)
-    else:
-        for part in weight.parts:
-            yield from part.chunks()
+        return
+    for part in weight.parts if weight.axis == 0 else weight.parts[:1]:
+        for piece in part.chunks(weight.head_dim * columns or CHUNK):
+            if weight.head_dim:  # one head: even rows, then odd rows
+                piece = np.ascontiguousarray(piece.reshape(-1, 2, columns).swapaxes(0, 1)).reshape(-1)
+            yield piece

@@ -4,11 +4,11 @@ Sources: params.json and model.py of https://github.com/meta-llama/llama and htt
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 # Released sizes: dim, n_layers, key-value heads. The paper calls 30B 33B; 34B is Code LLaMA's.
 SIZES = {
@@ -21,84 +21,65 @@ CODE_CONTEXT = 16384  # Code LLaMA, the only model before version 3 whose rope_t
 # params.json, the original code first had 8 (meta-llama/llama-models #166), and their published config.json has 32.
 SCALE = {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}
 
-# The transformers version whose format config.json has. Without this entry, transformers 5 treats every tokenizer of
-# more than 100,000 pieces as a faulty Mistral tokenizer and recommends a setting that would break it.
-TRANSFORMERS = "5.19.0"
 
-KNOWN = {
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size",
-}  # fmt: skip
+class LlamaParams(BaseModel, extra="forbid", strict=True, allow_inf_nan=False, frozen=True):
+    """The content of params.json, with the original code's defaults."""
 
-
-@dataclass(frozen=True)
-class Params:
-    """The content of params.json, with the original code's defaults filled in."""
-
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    hidden: int  # width of the feed-forward layers
-    norm_eps: float
-    rope_theta: float
-    scaled_rope: bool
-    scale: float | None  # scaling factor of the rotary frequencies, if given
-    vocabulary: int  # 0 if not given
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt | None = None
+    vocab_size: int = -1  # not given
+    multiple_of: PositiveInt = 256
+    ffn_dim_multiplier: PositiveFloat | None = None
+    norm_eps: PositiveFloat
+    rope_theta: PositiveFloat = 10000.0
+    use_scaled_rope: bool = False
+    rope_scaling_factor: PositiveFloat | None = None
+    max_seq_len: int | None = None  # settings of the original's inference
+    max_batch_size: int | None = None
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.heads
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """Return the feed-forward width: 2/3 of 4 dim, times the multiplier, rounded up to `multiple_of`."""
+        width = int((self.ffn_dim_multiplier or 1) * int(2 * (4 * self.dim) / 3))
+        return self.multiple_of * math.ceil(width / self.multiple_of)
 
     @property
     def size(self) -> str:
         """Return the released size, or the dimensions of a model of another size."""
-        shape = (self.dim, self.layers, self.kv_heads)
+        shape = (self.dim, self.n_layers, self.kv_heads)
         known = (name for name, entry in SIZES.items() if entry == shape)
-        return next(known, f"dim {self.dim}, {self.layers} layers, {self.kv_heads} key-value heads")
+        return next(known, f"dim {self.dim}, {self.n_layers} layers, {self.kv_heads} key-value heads")
 
 
-def feed_forward_size(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Return the feed-forward width: 2/3 of 4 dim, times the multiplier, rounded up to `multiple_of`."""
-    hidden = int(2 * (4 * dim) / 3)
-    if multiplier is not None:
-        hidden = int(multiplier * hidden)
-    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def read_params(path: Path) -> Params:
+def read_params(path: Path) -> LlamaParams:
     """Read params.json; ValueError for a missing, invalid or unknown entry."""
-    content = read_json(path)
-    for name, value in content.items():
-        if name not in KNOWN:
-            raise ValueError(f"{path}: {name}={value!r} is not an entry of a LLaMA text model; it is not supported")
-
-    def number(name: str, default: float | None = None, whole: bool = True) -> Any:
-        value = default if content.get(name) is None else content[name]
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{path}: {name} is {value!r}, not a positive number; download it again")
-        return value
-
-    dim, heads = number("dim"), number("n_heads")
-    kv_heads = number("n_kv_heads", heads)
-    if dim % heads or heads % kv_heads or dim // heads % 2:
-        raise ValueError(f"{path}: dim {dim}, n_heads {heads} and n_kv_heads {kv_heads} do not fit; download it again")
-    multiplier = number("ffn_dim_multiplier", whole=False) if content.get("ffn_dim_multiplier") is not None else None
-    return Params(
-        dim=dim,
-        layers=number("n_layers"),
-        heads=heads,
-        kv_heads=kv_heads,
-        hidden=feed_forward_size(dim, number("multiple_of", 256), multiplier),
-        norm_eps=float(number("norm_eps", whole=False)),
-        rope_theta=float(number("rope_theta", 10000.0, whole=False)),
-        scaled_rope=bool(content.get("use_scaled_rope")),
-        scale=float(number("rope_scaling_factor", whole=False)) if content.get("rope_scaling_factor") else None,
-        vocabulary=0 if content.get("vocab_size", -1) == -1 else number("vocab_size"),
-    )
+    content = {name: value for name, value in read_json(path).items() if value is not None}
+    try:
+        params = LlamaParams(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        fact = f"{name}={content.get(str(name))!r} is not supported by LLaMA text models ({first['msg']})"
+        raise ValueError(f"{path}: {fact}; download it again") from None
+    if params.dim % params.n_heads or params.n_heads % params.kv_heads or params.head_dim % 2:
+        raise ValueError(
+            f"{path}: dim {params.dim}, n_heads {params.n_heads} and n_kv_heads {params.kv_heads} do not fit; "
+            "download it again"
+        )
+    return params
 
 
-def check_size(size: str, params: Params, path: Path) -> None:
+def check_size(size: str, params: LlamaParams, path: Path) -> None:
     """Raise ValueError if --model_size is unknown or differs from params.json; `auto` accepts any size."""
     if size == "auto":
         return
@@ -108,79 +89,74 @@ def check_size(size: str, params: Params, path: Path) -> None:
             f"--model_size {size} is unknown; use {', '.join(SIZES)} (7Bf and so on for chat models), or auto to rely "
             "on params.json"
         )
-    if shape != (params.dim, params.layers, params.kv_heads):
+    if shape != (params.dim, params.n_layers, params.kv_heads):
         raise ValueError(
             f"--model_size {size} has dim {shape[0]}, {shape[1]} layers, {shape[2]} key-value heads, but {path} is of "
             f"{params.size}; correct --model_size or --input_dir"
         )
 
 
-def version_of(params: Params, dtype: str, ranked: bool) -> str:
+def infer_version(params: LlamaParams, dtype: str, has_rank_table: bool) -> str:
     """Infer the LLaMA version of a checkpoint; 3.3 is reported as 3.1, because their files do not differ.
 
     dtype: of the weights; version 1 was released in float16, version 2 in bfloat16 (huggingface/transformers #25446).
-    ranked: tokenizer.model is a rank table, not a SentencePiece model.
+    has_rank_table: tokenizer.model is a rank table, not a SentencePiece model.
     """
-    if ranked:
+    if has_rank_table:
         small = params.size in ("1B", "3B")
-        return "3" if not params.scaled_rope else "3.2" if small else "3.1"
-    grouped = params.kv_heads != params.heads
+        return "3" if not params.use_scaled_rope else "3.2" if small else "3.1"
+    grouped = params.kv_heads != params.n_heads
     return "2" if dtype == "BF16" or grouped or params.rope_theta > 10000 else "1"
 
 
-def check_version(version: str, params: Params, ranked: bool) -> None:
+def check_version(version: str, params: LlamaParams, has_rank_table: bool) -> None:
     """Raise ValueError if --llama_version is unknown or contradicts the files."""
     if version not in CONTEXT:
         raise ValueError(f"--llama_version {version} is unknown; use one of {', '.join(CONTEXT)}")
     contradictions = {
-        "tokenizer.model is a table of ranks, as since version 3": ranked and version < "3",
-        "tokenizer.model is a SentencePiece model, as before version 3": not ranked and version >= "3",
-        "params.json has use_scaled_rope, as since version 3.1": params.scaled_rope and version not in SCALE,
-        "params.json has no use_scaled_rope, as before version 3.1": not params.scaled_rope and version in SCALE,
+        "tokenizer.model is a table of ranks, as since version 3": has_rank_table and version < "3",
+        "tokenizer.model is a SentencePiece model, as before version 3": not has_rank_table and version >= "3",
+        "params.json has use_scaled_rope, as since version 3.1": params.use_scaled_rope and version not in SCALE,
+        "params.json has no use_scaled_rope, as before version 3.1": not params.use_scaled_rope and version in SCALE,
     }
     for fact, is_so in contradictions.items():
         if is_so:
             raise ValueError(f"--llama_version {version} contradicts the files: {fact}; omit it to infer the version")
 
 
-def context_of(params: Params, version: str) -> int:
+def context_of(params: LlamaParams, version: str) -> int:
     """Return the context length of the model in tokens."""
     return CODE_CONTEXT if version < "3" and params.rope_theta > 10000 else CONTEXT[version]
 
 
-def model_config(params: Params, version: str, dtype: str) -> dict[str, Any]:
-    """Return config.json without vocab_size, token ids and tie_word_embeddings, which the caller adds.
+def model_config(params: LlamaParams, version: str, dtype: str, **settings: Any) -> dict[str, Any]:
+    """Return config.json. settings: vocab_size, token ids and tie_word_embeddings.
 
     dtype: PyTorch's name, such as float16. The rotary settings appear twice: transformers 5 reads `rope_parameters`,
-    earlier versions and other programs read `rope_theta` and `rope_scaling`. All of them read `torch_dtype`.
+    earlier versions and other programs read `rope_theta` and `rope_scaling`. All of them read `torch_dtype`. Without
+    `transformers_version`, transformers 5 treats every tokenizer of more than 100,000 pieces as a faulty Mistral
+    tokenizer and recommends a setting that would break it.
     """
-    scaling = None
-    if params.scaled_rope:
+    from transformers import LlamaConfig, __version__
+
+    scaling: dict[str, Any] | None = None
+    if params.use_scaled_rope:
         scaling = {
-            "rope_type": "llama3", "factor": params.scale or SCALE[version], "low_freq_factor": 1.0,
+            "rope_type": "llama3", "factor": params.rope_scaling_factor or SCALE[version], "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
         }  # fmt: skip
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "head_dim": params.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": params.dim,
-        "initializer_range": 0.02,
-        "intermediate_size": params.hidden,
-        "max_position_embeddings": context_of(params, version),
-        "mlp_bias": False,
-        "num_attention_heads": params.heads,
-        "num_hidden_layers": params.layers,
-        "num_key_value_heads": params.kv_heads,
-        "pretraining_tp": 1,
-        "rms_norm_eps": params.norm_eps,
-        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": params.rope_theta},
-        "rope_scaling": scaling,
-        "rope_theta": params.rope_theta,
-        "torch_dtype": dtype,
-        "transformers_version": TRANSFORMERS,
-        "use_cache": True,
-    }
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        head_dim=params.head_dim,
+        hidden_size=params.dim,
+        intermediate_size=params.hidden,
+        max_position_embeddings=context_of(params, version),
+        num_attention_heads=params.n_heads,
+        num_hidden_layers=params.n_layers,
+        num_key_value_heads=params.kv_heads,
+        rms_norm_eps=params.norm_eps,
+        rope_parameters={**(scaling or {"rope_type": "default"}), "rope_theta": params.rope_theta},
+        **settings,
+    )
+    older = {"rope_scaling": scaling, "rope_theta": params.rope_theta, "torch_dtype": dtype}
+    return config.to_diff_dict() | older | {"transformers_version": __version__}

@@ -7,8 +7,15 @@ from pathlib import Path
 from checkpoint_seals.published_hashes import read_list, verify_list
 from tokenizer_files.llama_tokenizer import is_rank_table
 
-from llama_conversion.llama_layout import EMBEDDING, JoinedWeight, compare_copies, plan_weights, read_ranks, tied
-from llama_conversion.llama_params import Params, check_size, check_version, read_params, version_of
+from llama_conversion.llama_layout import (
+    EMBEDDING,
+    JoinedWeight,
+    compare_copies,
+    is_output_tied,
+    plan_weights,
+    read_ranks,
+)
+from llama_conversion.llama_params import LlamaParams, check_size, check_version, infer_version, read_params
 
 # Largest accepted difference between the files' copies of a norm. The copies are equal except in version 3's 70B
 # (source of the tolerance: AI-Hypercomputer/jetstream-pytorch #101). The published converter uses the first copy.
@@ -24,7 +31,7 @@ class OriginalCheckpoint:
     """An original checkpoint: its tensors are memory-mapped, and their shapes are verified."""
 
     folder: Path
-    params: Params
+    params: LlamaParams
     tokenizer: Path
     version: str
     files: tuple[Path, ...]  # one per rank
@@ -83,12 +90,12 @@ def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
     params = read_params(folder / "params.json")
     check_size(size, params, folder / "params.json")
     tokenizer = find_tokenizer(root, folder)
-    ranked = is_rank_table(tokenizer)
+    has_rank_table = is_rank_table(tokenizer)
     if version:
-        check_version(version, params, ranked)
+        check_version(version, params, has_rank_table)
     ranks = read_ranks(folder)
     embedding = next(iter(ranks.values())).get(EMBEDDING)
-    version = version or version_of(params, embedding.dtype if embedding else "", ranked)
+    version = version or infer_version(params, embedding.dtype if embedding else "", has_rank_table)
     if version == "2" and params.norm_eps == 1e-6:  # meta-llama/llama #771
         notice("params.json has norm_eps 1e-06, an error of LLaMA-2 7B's first release for 1e-05; download it again")
     weights = plan_weights(ranks, params, may_tie=version == "3.2")
@@ -103,6 +110,6 @@ def weights_to_write(original: OriginalCheckpoint) -> list[JoinedWeight]:
     gap = compare_copies(original.weights, TOLERANCE if original.version >= "3" else 0.0)
     if gap:
         notice(f"the files' copies of the norms differ by up to {gap:.2g}; {original.files[0].name}'s are used")
-    if not tied(original.weights):
+    if not is_output_tied(original.weights):
         return original.weights
     return [weight for weight in original.weights if weight.spec.name != "lm_head.weight"]

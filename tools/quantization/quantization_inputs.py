@@ -6,12 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
 from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import verify_seal
 
-from quantization.calibration import CalibrationExample, RowEncoder, fitting_examples, sample_rows, truncated_examples
-from quantization.quantization_methods import METHODS, require
+from quantization.calibration import CalibrationExample, encode_row, sample_rows, select_fitting, truncate_examples
+from quantization.quantization_methods import METHODS, require_library
 from quantization.quantized_score import Scores, weight_bytes
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -31,7 +32,7 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
     for option, count in counts.items():
         if count < 1:
             raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
-    require(method.package)
+    require_library(method.package)
 
 
 def check_model(path: object) -> Path:
@@ -59,16 +60,17 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    encoder, seed = RowEncoder(tokenizer, model), options["seed"]
+    prompts, seed = PromptEncoder(tokenizer), options["seed"]
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:
         rows, seen = sample_rows(options["data_path"], options["samples"], seed)
-        data.calibration.extend(one.prompt + one.answer for one in truncated_examples(encoder, rows, limit))
+        data.calibration.extend(truncate_examples((encode_row(prompts, row, model) for row in rows), limit))
         data.report.append(f"calibrated on {len(rows):,} of {seen:,} rows")
     if options["eval_path"]:
         rows, seen = sample_rows(options["eval_path"], options["eval_samples"], seed)
-        data.held_out.extend(fitting_examples(encoder, rows, limit, options["eval_path"]))
+        examples = (encode_row(prompts, row, model) for row in rows)
+        data.held_out.extend(select_fitting(examples, limit, options["eval_path"]))
         data.report.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
     return data
 

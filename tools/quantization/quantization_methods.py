@@ -57,7 +57,7 @@ class QuantizationJob(NamedTuple):
     limit: int
 
 
-def require(library: str) -> None:
+def require_library(library: str) -> None:
     """Raise ValueError with the commands that create the environment if a library is missing."""
     if importlib.util.find_spec(library) is None:
         raise ValueError(f"{library} is not installed in this environment; make one for it: {ENVIRONMENT}")
@@ -144,14 +144,14 @@ def quantise(job: QuantizationJob, target: Path) -> None:
     """
     library = METHODS[job.method].package
     try:
-        (compress if library == "llmcompressor" else shrink)(job, target)
+        (quantise_with_llmcompressor if library == "llmcompressor" else quantise_with_bitsandbytes)(job, target)
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{library} could not quantise {job.model}: {str(error)[:300] or repr(error)}") from error
     for file in target.iterdir():  # safetensors creates files that only the owner can read
         file.chmod((target / "config.json").stat().st_mode)
 
 
-def compress(job: QuantizationJob, target: Path) -> None:
+def quantise_with_llmcompressor(job: QuantizationJob, target: Path) -> None:
     """Quantise with llmcompressor, layer by layer, on the GPU if there is one."""
     import torch
     from llmcompressor import oneshot
@@ -168,9 +168,8 @@ def compress(job: QuantizationJob, target: Path) -> None:
         num_calibration_samples=len(rows),
     )
     model.save_pretrained(target, max_shard_size=job.limit)
-    (target / "recipe.yaml").unlink(
-        missing_ok=True
-    )  # it names Python classes to instantiate; run.json records the same settings
+    # It names Python classes to instantiate; run.json records the same settings.
+    (target / "recipe.yaml").unlink(missing_ok=True)
     for module in model.modules():  # the library keeps a reference to the model, so free its memory here
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
@@ -195,7 +194,7 @@ def recipe(method: str, group: int) -> list[Any]:
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
-def shrink(job: QuantizationJob, target: Path) -> None:
+def quantise_with_bitsandbytes(job: QuantizationJob, target: Path) -> None:
     """Quantise with bitsandbytes, which quantises each weight while loading it."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig

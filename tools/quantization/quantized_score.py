@@ -4,7 +4,6 @@ Perplexity is exp of the mean negative log-likelihood (nats) of the answers' tok
 computed by extraction_metrics on greedy answers.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,32 +44,28 @@ def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
 
 def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExample]) -> list[str]:
     """Return the greedy answer to each prompt, up to 1.5 times the longest expected answer plus 16 tokens."""
-    import torch
     from transformers import GenerationConfig
 
-    given = model.generation_config.eos_token_id
-    ended = {example.answer[-1] for example in examples}  # the template's end-of-turn
-    ends = sorted({tokenizer.eos_token_id, *ended, *(given if isinstance(given, list) else [given])} - {None})
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    own = model.generation_config.eos_token_id
+    ends = {example.answer[-1] for example in examples}  # the template's end-of-turn
+    ends |= {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     longest = max(len(example.answer) for example in examples)
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=longest + longest // 2 + 16, eos_token_id=ends, pad_token_id=(ends or [0])[0]
+        do_sample=False,
+        max_new_tokens=longest + longest // 2 + 16,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
     )
     texts = [""] * len(examples)
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].prompt))
     starts = range(0, len(order), BATCH)
     for start in tqdm(starts, desc="answering", unit="batch", disable=None, leave=False):
         chosen = order[start : start + BATCH]
-        width = len(examples[chosen[0]].prompt)
-        gaps = [width - len(examples[index].prompt) for index in chosen]  # left padding
-        padded = [[settings.pad_token_id] * gap + examples[i].prompt for i, gap in zip(chosen, gaps, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]  # (rows, tokens)
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=torch.tensor(padded, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=settings,
-            )
-        for index, ids in zip(chosen, output[:, width:].tolist(), strict=True):
+        prompts = {"input_ids": [examples[index].prompt for index in chosen]}
+        inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)  # (rows, tokens)
+        output = model.generate(**inputs, generation_config=settings)
+        for index, ids in zip(chosen, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
             kept = next((at for at, token in enumerate(ids) if token in ends), len(ids))
             texts[index] = tokenizer.decode(ids[:kept], skip_special_tokens=True)
     return texts
@@ -86,11 +81,10 @@ def extraction_scores(pairs: list[tuple[str, str]]) -> Scores:
     return {**tasks, "exact": found["exact"], "parsed": found["parsed"]}
 
 
-def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], predictions: Path | None) -> Scores:
+def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample]) -> Scores:
     """Return the bytes of a folder's weights; with examples, load the model and add perplexity and F1.
 
-    predictions: a JSONL file to write the greedy answers to the extraction rows to, in the format of
-    finetune/ie_eval.py. Raises ValueError if the perplexity is not finite.
+    Raises ValueError if the perplexity is not finite.
     """
     scores: Scores = {"bytes": weight_bytes(folder)}
     if not examples:
@@ -100,15 +94,10 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], 
     if not math.isfinite(scores["perplexity"]):
         name = str(folder).removesuffix(".partial")
         raise ValueError(f"{name} has no finite perplexity: its values overflow; try another --dtype or --method")
-    asked = [example for example in examples if parse_answer(example.expected or "") is not None]
-    if asked:
-        answers = greedy_answers(model, tokenizer, asked)
-        if predictions:
-            rows = ({**one.row, "output": one.expected} for one in asked)
-            answered = [row | {"prediction": text} for row, text in zip(rows, answers, strict=True)]
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in answered]
-            predictions.write_text("".join(lines), encoding="utf-8")
-        scores |= extraction_scores([(text, one.expected or "") for one, text in zip(asked, answers, strict=True)])
+    extracting = [example for example in examples if parse_answer(example.expected or "") is not None]
+    if extracting:
+        answers = greedy_answers(model, tokenizer, extracting)
+        scores |= extraction_scores([(text, str(one.expected)) for one, text in zip(extracting, answers, strict=True)])
     return scores
 
 
