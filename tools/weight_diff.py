@@ -17,11 +17,10 @@ import logging
 
 from checkpoint_io.checkpoint_folders import check_tokenizer, existing_folder
 from checkpoint_io.tensor_files import parse_size
-from checkpoint_io.tensors import has_weights
+from checkpoint_io.tensors import DIFF_FILES, has_weights
 from lora_merging import lora_merge
 from weight_diffs import diff_folders
 from weight_diffs.diff_report import print_report
-from weight_diffs.exact_diff import DIFF_FILES
 
 WITHOUT_EFFECT = {  # options of the published script, and the reason why each is ignored
     "device": "nothing runs on a GPU",
@@ -50,7 +49,7 @@ def make_diff(
         adapter: for exact diffs: the LoRA adapter that was merged into path_tuned; its factors are stored. Without it,
             low-rank changes are searched for.
         low_rank: for exact diffs: search for low-rank changes, which takes seconds per matrix that has one.
-        max_shard_size: 5GB, 400MB or a number of bytes; for exact diffs, the size before compression.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())
     if exact and is_fp16:
@@ -93,14 +92,13 @@ def recover(
     print(diff_folders.recover_exact(inputs, path_tuned))
 
 
-def inspect(path_diff: str, picture: str = "") -> None:
+def inspect(path_diff: str) -> None:
     """Print which base a diff needs, its size, and how much each layer changed.
 
     Args:
         path_diff: a diff folder, exact or additive.
-        picture: a .png file for a heat map of the change of every matrix in every layer.
     """
-    print_report(existing_folder(path_diff, "inspect", "config.json"), picture)
+    print_report(existing_folder(path_diff, "inspect", "config.json"))
 
 
 def merge(
