@@ -163,7 +163,10 @@ def merge_folders(
         if name not in weights:
             raise ValueError(f"{base} has no tensor {name}, which {folder} changes; use the adapter's base")
     specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
-    added = {spec.shape[0] for spec in specs if spec.shape != weights[spec.name].shape}
+    vocabulary = config.get("vocab_size", 0)
+    rows = {spec.shape[0] for spec in specs if len(spec.shape) == 2 and weights[spec.name].shape[0] == vocabulary}
+    if len(rows) > 1:
+        raise ValueError(f"the adapters add rows to only one of embedding and output ({vocabulary} before, now {rows})")
     inputs = [base, *(lora for lora, _ in loras)]
     for folder in inputs:
         verify_seal(folder)
@@ -173,8 +176,8 @@ def merge_folders(
         copy_files(base, folder, SMALL_FILES)
         for lora, _ in loras:
             copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES, "generation_config.json"))
-        for rows in added:  # the same for embedding and output, as `check_adapter` verified
-            write_json(folder / "config.json", config | {"vocab_size": rows})
+        if rows - {vocabulary}:
+            write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:
             set_dtype(folder, TORCH_NAME[dtype])
         hashes = write_shards(folder, specs, lambda spec: merged_chunks(spec, weights[spec.name], adapters), limit)

@@ -85,20 +85,17 @@ def write_combined(
     return write_shards(folder, [Spec(name, dtype, tensor.shape) for name, tensor in first.items()], produce, limit)
 
 
-def check_base(
-    path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path, name: str
-) -> str:
+def check_base(path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path) -> str:
     """Compare the base with the recorded fingerprint or the published sum; return a phrase that names the criterion.
 
-    Returns "" if neither is known. name: the published diff's repository, or "". Raises ValueError if path_raw is not
-    the base.
+    Returns "" if neither is known. Raises ValueError if path_raw is not the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         if fingerprint(raw.values(), tensor_hashes(raw.values(), "checking the base")) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "its fingerprint"
-    wanted = published_sum(path_diff, name)
+    wanted = published_sum(path_diff)
     if wanted is None:
         return ""
     found = recovered_sum(diff, raw, path_diff)
@@ -110,20 +107,13 @@ def check_base(
     return f"the published sum {wanted:.4f}"
 
 
-def published_sum(path_diff: Path, name: str) -> float | None:
-    """Return the published sum of all recovered weights, from the folder or by repository; None if unknown.
-
-    name: the repository; "" for the repository that the folder was downloaded from.
-    """
+def published_sum(path_diff: Path) -> float | None:
+    """Return the published sum of all recovered weights, from the folder or by its repository; None if unknown."""
     if (path_diff / SUM_FILE).is_file():
         return float((path_diff / SUM_FILE).read_text())
-    table = read_json(PUBLISHED)["sums"]
-    if not name and (path_diff / NOTE).is_file():
-        name = str(read_json(path_diff / NOTE).get("repository"))
-        name = name if name in table else ""
-    if name and name not in table:
-        raise ValueError(f"{PUBLISHED.name} has no sum for {name}; it has {', '.join(table)}")
-    return float(table[name]["float32"]) if name else None
+    repository = read_json(path_diff / NOTE).get("repository") if (path_diff / NOTE).is_file() else None
+    published = read_json(PUBLISHED)["sums"].get(repository)
+    return float(published["float32"]) if published else None
 
 
 def recovered_sum(diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_diff: Path) -> float:

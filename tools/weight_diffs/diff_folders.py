@@ -1,6 +1,5 @@
 """Write diff folders, and recover tuned models from their base and a diff."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,6 @@ from weight_diffs import additive_diff, diff_writer, exact_diff
 from weight_diffs.rank_search import RankSearch
 
 SCRIPT = "tools/weight_diff.py"
-logger = logging.getLogger("weight_diff")
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,6 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
         check_adapter(adapter, inputs.folders["raw"])
     lora = adapter_updates.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
     search = RankSearch()
-    for tensor in tuned.values():
-        base = exact_diff.find_base_tensor(tensor, raw)
-        elements = tensor.elements - min(tensor.elements, base.elements if base else 0)
-        if elements:
-            logger.warning("%s: %d of %d elements stored without the base", tensor.name, elements, tensor.elements)
 
     def find_factors(tensor: Tensor, base: Tensor) -> Factors | None:
         update = lora.updates.get(tensor.name) if lora else None
@@ -146,13 +139,13 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
     return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 
 
-def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see `check_base`."""
+def recover_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
+    """Write raw + diff in `dtype` (F16 or F32); return a summary line."""
     raw, source = read_weights(inputs.folders["raw"]), inputs.folders["diff"]
     stored = read_weights(source)
     check_complete(source, stored)
     diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])
-    known = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
+    known = additive_diff.check_base(source, stored, raw, inputs.folders["raw"])
     with new_folder(target, total_bytes(diff, dtype), inputs.identity()) as folder:
         copy_small_files(inputs, folder)
         hashes = additive_diff.write_combined(folder, diff, raw, np.add, dtype, inputs.limit)

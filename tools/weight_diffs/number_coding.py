@@ -19,8 +19,7 @@ import numpy as np
 
 WIDTHS = (8, 4, 2, 1)  # bits of each number that a step may pack
 GAPS = 0  # the step that keeps only nonzero numbers
-RAW, ZSTD = 0, 1
-STEP = struct.Struct("<BBII")  # kind, codec, stored bytes, unpacked bytes
+STEP = struct.Struct("<BII")  # kind, bytes of the zstd frame, unpacked bytes
 STEPS_LIMIT = 255  # 64-bit numbers need fewer steps
 SAMPLE = 1 << 12  # size of the sample that chooses a step
 SPARSE = 0.06  # share of nonzero numbers below which gaps are shorter than packed bits
@@ -28,7 +27,7 @@ INCOMPRESSIBLE = 7.9  # bits of entropy per byte above which splitting does not 
 COST_TOLERANCE = 1.03  # the widest step with a cost up to this factor of the lowest is chosen, as it is faster
 ESCAPE = 255  # this byte stands for 255 zeros of a longer gap
 Buffer = bytes | memoryview
-Step = tuple[int, memoryview, int, int]  # kind, stored bytes, RAW or ZSTD, unpacked size
+Step = tuple[int, memoryview, int]  # kind, zstd frame, unpacked bytes
 
 
 @cache
@@ -41,13 +40,11 @@ def zstd_codec() -> Any:
 
 def encode(numbers: np.ndarray) -> bytes:
     """Compress a chunk of unsigned numbers, (n,) uint8/16/32/64; `decode` is the inverse."""
-    table, streams = [], []
+    table, frames = list[bytes](), list[bytes]()
     for kind, stream in split_into_streams(numbers):
-        packed = zstd_codec().compress(stream, asbytes=True)
-        shorter = len(packed) < stream.nbytes
-        table.append(STEP.pack(kind, ZSTD if shorter else RAW, min(len(packed), stream.nbytes), stream.nbytes))
-        streams.append(packed if shorter else stream.tobytes())
-    return b"".join((bytes([len(table)]), *table, *streams))
+        frames.append(zstd_codec().compress(stream, asbytes=True))
+        table.append(STEP.pack(kind, len(frames[-1]), stream.nbytes))
+    return b"".join((bytes([len(table)]), *table, *frames))
 
 
 def split_into_streams(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -77,11 +74,11 @@ def join_streams(steps: list[Step], count: int, dtype: np.dtype) -> np.ndarray:
     """Invert `split_into_streams`: return the numbers, (count,) `dtype`."""
     if not steps:
         return np.zeros(count, dtype)
-    (kind, stored, method, size), *rest = steps
+    (kind, frame, size), *rest = steps
     wanted = count if kind == GAPS else -(-count * kind // 8)
     if size > wanted or (kind != GAPS and size != wanted):
         raise ValueError("a stream is longer or shorter than its numbers")
-    stream = np.frombuffer(zstd_codec().decompress(stored, size, asbytes=True) if method == ZSTD else stored, np.uint8)
+    stream = np.frombuffer(zstd_codec().decompress(frame, size, asbytes=True), np.uint8)
     if kind == GAPS:
         places, numbers = gap_places(stream, count), np.zeros(count, dtype)
         numbers[places] = join_streams(rest, places.size, dtype) + dtype.type(1)
@@ -98,10 +95,10 @@ def read_steps(data: Buffer) -> list[Step]:
     if number >= STEPS_LIMIT or position > len(view):
         raise ValueError("its table of steps is cut off")
     steps = []
-    for kind, method, stored, unpacked in STEP.iter_unpack(view[1:position]):
-        if kind not in (GAPS, *WIDTHS) or method not in (RAW, ZSTD) or (method == RAW and stored != unpacked):
-            raise ValueError(f"step {kind}, {method} is unknown")
-        steps.append((kind, view[position : position + stored], method, unpacked))
+    for kind, stored, unpacked in STEP.iter_unpack(view[1:position]):
+        if kind not in (GAPS, *WIDTHS):
+            raise ValueError(f"step {kind} is unknown")
+        steps.append((kind, view[position : position + stored], unpacked))
         position += stored
     if position != len(view):
         raise ValueError(f"{position} bytes are listed, {len(view)} exist")
