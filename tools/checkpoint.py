@@ -1,62 +1,47 @@
-"""Seal a checkpoint folder, verify its seal or a published list of hashes, show its content, compare two.
+"""Seal a checkpoint folder, verify its seal, show its content, compare two.
 
     python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
     python tools/checkpoint.py verify checkpoints/tuned      # exit status 2 names the first file that differs
-    python tools/checkpoint.py verify checkpoints/tuned --sums md5sums.txt   # a list of md5sum or sha256sum
     python tools/checkpoint.py show checkpoints/tuned
     python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit status 0 if equal, else 1
 
-The seal is checkpoint.json (tools/CHECKPOINT.md): size, BLAKE3 and sha256 of every file, BLAKE3 of every tensor, the
-parents, and one fingerprint of the weights that does not depend on how they are sharded. --sign_key signs it,
---public_key verifies the signature (checkpoint_seals/signatures.py).
+The seal is checkpoint.json (tools/CHECKPOINT.md): size and BLAKE3 of every file, BLAKE3 of every tensor, the parents,
+and one fingerprint of the weights that does not depend on how they are sharded.
 """
 
 from command_line.fire_commands import run
 
 import sys
 from collections import Counter
-from pathlib import Path
 
 from checkpoint_io.checkpoint_folders import existing_folder, read_json
 from checkpoint_io.tensors import read_weights
-from checkpoint_seals import signatures
-from checkpoint_seals.published_hashes import verify_list
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from checkpoint_seals.seal_writer import ALL_FILES, hashed_weights, kind_of, write_seal
 from checkpoint_seals.weight_comparison import compare_weights
 
 
-def seal(folder: str, parents: tuple[str, ...] = (), sign_key: str = "") -> None:
+def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
     """Write checkpoint.json into a finished folder, replacing an older one.
 
     Args:
         folder: the checkpoint folder.
         parents: folders that the checkpoint was made from, separated by commas.
-        sign_key: a private key (PEM, elliptic curve) to sign the folder with.
     """
     path = existing_folder(folder, "seal")
-    print(write_seal(path, [existing_folder(name, "--parents") for name in parents], sign_key))
+    print(write_seal(path, [existing_folder(name, "--parents") for name in parents]))
 
 
-def verify(folder: str, sums: str = "", public_key: str = "") -> None:
-    """Compare every file with the seal or with a published list; fail with the first file that differs (status 2).
+def verify(folder: str) -> None:
+    """Compare every file with the seal; fail with the first file that differs (status 2).
 
     Args:
-        folder: a checkpoint folder, sealed unless a list is given.
-        sums: a list in the format of md5sum or sha256sum, used instead of the seal.
-        public_key: also verify the seal's signature with this key (PEM).
+        folder: a sealed checkpoint folder.
     """
     path = existing_folder(folder, "verify")
-    if sums:
-        kind, count = verify_list(path, Path(sums))
-        print(f"{path}: all {count} files as listed in {sums} ({kind})")
-    if sums and not public_key:
-        return
     if not (path / SEAL).is_file():
         raise FileNotFoundError(f"{path} has no {SEAL}; seal the original: python tools/checkpoint.py seal {path}")
-    if public_key:
-        signatures.verify(path, public_key)
-    print(f"{path}: all {verify_seal(path)} files as sealed{', the signature is valid' if public_key else ''}")
+    print(f"{path}: all {verify_seal(path)} files as sealed")
 
 
 def show(folder: str) -> None:

@@ -13,15 +13,12 @@ interrupted run.
 
 from command_line.fire_commands import run
 
-import logging
-
 from checkpoint_io.checkpoint_folders import check_tokenizer, existing_folder
 from checkpoint_io.tensor_files import parse_size
-from checkpoint_io.tensors import has_weights
+from checkpoint_io.tensors import DIFF_FILES, has_weights
 from lora_merging import lora_merge
 from weight_diffs import diff_folders
 from weight_diffs.diff_report import print_report
-from weight_diffs.exact_diff import DIFF_FILES
 
 WITHOUT_EFFECT = {  # options of the published script, and the reason why each is ignored
     "device": "nothing runs on a GPU",
@@ -50,7 +47,7 @@ def make_diff(
         adapter: for exact diffs: the LoRA adapter that was merged into path_tuned; its factors are stored. Without it,
             low-rank changes are searched for.
         low_rank: for exact diffs: search for low-rank changes, which takes seconds per matrix that has one.
-        max_shard_size: 5GB, 400MB or a number of bytes; for exact diffs, the size before compression.
+        max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())
     if exact and is_fp16:
@@ -69,7 +66,6 @@ def recover(
     path_diff: str,
     path_tuned: str,
     is_fp16: bool = False,
-    published: str = "",
     max_shard_size: str = "5GB",
 ) -> None:
     """Recover the tuned model from its base and a diff, into the new folder path_tuned.
@@ -79,28 +75,26 @@ def recover(
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: for additive diffs: compute and store in float16 instead of float32.
-        published: for additive diffs: the diff's repository, if published_diffs.json has the sum of its weights.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())
     inputs = diff_folders.open_inputs(options, parse_size(max_shard_size), "diff")
     check_tokenizer(inputs.folders["diff"], inputs.folders["raw"])
     if not has_weights(inputs.folders["diff"], DIFF_FILES):
-        print(diff_folders.recover_additive(inputs, path_tuned, "F16" if is_fp16 else "F32", published))
+        print(diff_folders.recover_additive(inputs, path_tuned, "F16" if is_fp16 else "F32"))
         return
     if is_fp16:
         raise ValueError(f"{path_diff} is an exact diff, which fixes the type of every tensor; omit --is_fp16")
     print(diff_folders.recover_exact(inputs, path_tuned))
 
 
-def inspect(path_diff: str, picture: str = "") -> None:
+def inspect(path_diff: str) -> None:
     """Print which base a diff needs, its size, and how much each layer changed.
 
     Args:
         path_diff: a diff folder, exact or additive.
-        picture: a .png file for a heat map of the change of every matrix in every layer.
     """
-    print_report(existing_folder(path_diff, "inspect", "config.json"), picture)
+    print_report(existing_folder(path_diff, "inspect", "config.json"))
 
 
 def merge(
@@ -128,5 +122,4 @@ def merge(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     run({"make_diff": make_diff, "recover": recover, "inspect": inspect, "merge": merge}, without_effect=WITHOUT_EFFECT)

@@ -35,7 +35,7 @@ def test_additive_diff_equals_published_arithmetic(
         *flag,
     )
     done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag)
-    assert "base verified by its fingerprint; equal to the weights recorded by the diff's author" in done.stdout
+    assert "from an additive diff, which rounds; base verified by its fingerprint" in done.stdout
     difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
     for name in new:
         expected = new[name].to(dtype) - raw[name].to(dtype)
@@ -76,49 +76,46 @@ def test_recover_refuses_other_base_of_additive_diff(
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
     said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
-    assert "of the weights in their last bits" in said
+    assert "of the tuned weights; recovery rounds" in said
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
     assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("source", ["file", "download", "option"])
+@pytest.mark.parametrize("source", ["file", "download"])
 def test_recover_refuses_base_that_contradicts_published_sum(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
     diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
     total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
-    option = []
     if source == "file":
         (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
     else:
         table = tmp_path / "table.json"
         table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
         monkeypatch.setattr(additive_diff, "PUBLISHED", table)
-        if source == "option":
-            option = ["--published", "some/diff"]
-        else:
-            (diff / ".download").mkdir()
-            (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
+        (diff / ".download").mkdir()
+        (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
     out = ("--path_diff", diff, "--path_tuned")
-    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right")
     assert f"base verified by the published sum {total:.4f}" in done.stdout
     state = load_file(tiny_checkpoint / "model.safetensors")
     state["lm_head.weight"] += 0.01
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
-    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", status=2)
     assert "the base is wrong or a file is damaged" in done.stderr
     assert left_behind(tmp_path) == []
 
 
-def test_published_sums_are_found_by_repository() -> None:
-    """What stands in the data file is what the recovery scripts of these diffs compare with."""
-    assert additive_diff.published_sum(Path("none"), "zjunlp/zhixi-13b-diff") == 94052.2891
-    assert additive_diff.published_sum(Path("none"), "tatsu-lab/alpaca-7b-wdiff") == 50637.1836
-    with pytest.raises(ValueError, match="has no sum for other/diff"):
-        additive_diff.published_sum(Path("none"), "other/diff")
+def test_published_sums_are_found_by_repository(tmp_path: Path) -> None:
+    """published_diffs.json has the sums that the recovery scripts of these diffs compare with."""
+    (tmp_path / ".download").mkdir()
+    sums = {"zjunlp/zhixi-13b-diff": 94052.2891, "tatsu-lab/alpaca-7b-wdiff": 50637.1836, "other/diff": None}
+    for repository, expected in sums.items():
+        (tmp_path / ".download/note.json").write_text(json.dumps({"repository": repository}))
+        assert additive_diff.published_sum(tmp_path) == expected
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from checkpoint_io.bit_patterns import apply, difference, from_float32, ordered, to_float32, unordered, unzigzag, zigzag
+from checkpoint_io.bit_patterns import (
+    apply_difference,
+    encode_difference,
+    from_float32,
+    from_sortable_integers,
+    to_float32,
+    to_sortable_integers,
+    zigzag_decode,
+    zigzag_encode,
+)
 from checkpoint_io.tensors import ITEMSIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +42,7 @@ def test_float_conversions_equal_torch_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", sorted(ITEMSIZE))
-def test_difference_and_apply_restore_any_bit_pattern(dtype: str) -> None:
+def test_encode_and_apply_difference_restore_any_bit_pattern(dtype: str) -> None:
     kind, top = f"<u{ITEMSIZE[dtype]}", 2 ** (8 * ITEMSIZE[dtype]) - 1
     patterns = st.sampled_from([0, 1, top, top // 2, top // 2 + 1]) | st.integers(0, top)
 
@@ -42,24 +51,24 @@ def test_difference_and_apply_restore_any_bit_pattern(dtype: str) -> None:
     def back(pairs: list[tuple[int, int]]) -> None:
         tuned, base = (np.array(side, kind) for side in zip(*pairs, strict=True))
         tuned.flags.writeable = base.flags.writeable = False
-        assert np.array_equal(unordered(ordered(tuned, dtype), dtype), tuned)
-        assert np.array_equal(unzigzag(zigzag(tuned)), tuned)
-        assert np.array_equal(apply(difference(tuned, base, dtype), base, dtype), tuned)
+        assert np.array_equal(from_sortable_integers(to_sortable_integers(tuned, dtype), dtype), tuned)
+        assert np.array_equal(zigzag_decode(zigzag_encode(tuned)), tuned)
+        assert np.array_equal(apply_difference(encode_difference(tuned, base, dtype), base, dtype), tuned)
 
     back()
 
 
 @pytest.mark.parametrize("name", HALVES)
-def test_ordered_integers_sort_like_values(name: str) -> None:
+def test_sortable_integers_sort_like_values(name: str) -> None:
     values = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(HALVES[name])
     values = values[~values.isnan()]
-    numbers = ordered(values.view(torch.uint16).numpy(), name).astype(np.int64)
+    numbers = to_sortable_integers(values.view(torch.uint16).numpy(), name).astype(np.int64)
     assert (np.diff(values.float().numpy()[np.argsort(numbers)]) >= 0).all()
 
 
 def test_zigzag_of_neighbouring_floats_is_small() -> None:
     values = np.array([1.0, np.nextafter(np.float32(1), np.float32(2)), -0.0, 0.0], np.float32).view(np.uint32)
-    gaps = ordered(values, "F32").astype(np.int64)
+    gaps = to_sortable_integers(values, "F32").astype(np.int64)
     assert gaps[1] - gaps[0] == 1
     assert gaps[3] - gaps[2] == 1
-    assert zigzag(np.array([0, -1, 1, -2, 2], np.int16).view(np.uint16)).tolist() == [0, 1, 2, 3, 4]
+    assert zigzag_encode(np.array([0, -1, 1, -2, 2], np.int16).view(np.uint16)).tolist() == [0, 1, 2, 3, 4]

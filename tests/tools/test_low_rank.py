@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_io.bit_patterns import difference, from_float32, to_float32
+from checkpoint_io.bit_patterns import encode_difference, from_float32, to_float32
 from checkpoint_io.tensors import Tensor
-from lora_merging.low_rank import Factors, Sum
+from lora_merging.low_rank import Factors, LowRankSum
 from weight_diffs import number_coding
-from weight_diffs.rank_search import find
-
-ZSTD = number_coding.codec()
+from weight_diffs.rank_search import RankSearch
 
 
 def factors(rows: int, columns: int, rank: int, size: float, seed: int = 0) -> Factors:
@@ -24,6 +22,10 @@ def weights(rows: int, columns: int, dtype: str) -> np.ndarray:
     return from_float32(generator.standard_normal(rows * columns, dtype=np.float32) * np.float32(0.02), dtype)
 
 
+def merged(made: Factors, base: np.ndarray, dtype: str) -> np.ndarray:
+    return from_float32(LowRankSum(made).add(to_float32(base, dtype), 0), dtype)
+
+
 def tensor(bits: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
     return Tensor("w", dtype, shape, Path("memory"), bits)
 
@@ -34,14 +36,14 @@ def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
     made, base = factors(40, 90, rank, 1e-2), weights(40, 90, "F32")
     scaled = Factors(made.left, made.right, np.linspace(0.5, 2, 40, dtype=np.float32))
     exact = to_float32(base, "F32").reshape(40, 90).astype(np.float64) + made.left.astype(np.float64) @ made.right
-    found = Sum(made).rows(base, "F32", 0, "F32").view(np.float32).reshape(40, 90)
+    found = LowRankSum(made).add(base.view(np.float32), 0).reshape(40, 90)
     np.testing.assert_allclose(found, exact, rtol=3e-7, atol=2e-9 * np.sqrt(rank))
     order = np.random.default_rng(1).permutation(rank)
-    again = Sum(Factors(made.left[:, order], made.right[order]))
-    assert np.array_equal(again.rows(base, "F32", 0, "F32").view(np.float32).reshape(40, 90), found)
-    total = Sum(scaled)
-    whole = total.rows(base, "F32", 0, "BF16")
-    parts = [total.rows(base[90 * at : 90 * (at + 7)], "F32", at, "BF16") for at in range(0, 40, 7)]
+    again = LowRankSum(Factors(made.left[:, order], made.right[order]))
+    assert np.array_equal(again.add(base.view(np.float32), 0).reshape(40, 90), found)
+    total = LowRankSum(scaled)
+    whole = total.add(base.view(np.float32), 0)
+    parts = [total.add(base[at : at + 630].view(np.float32), at) for at in range(0, 3600, 630)]
     assert np.array_equal(np.concatenate(parts), whole)
 
 
@@ -52,15 +54,15 @@ def test_rank_of_merged_adapter_is_found(dtype: str, rank: int, most: float) -> 
     """`most`: what factors and residual may take of the tuned weights; without them it is about half."""
     shape = (1024, 1536)
     base, made = weights(*shape, dtype), factors(*shape, rank, 1e-3)
-    tuned = Sum(made).rows(base, dtype, 0, dtype)
-    found = find(tensor(tuned, dtype, shape), tensor(base, dtype, shape))
+    tuned = merged(made, base, dtype)
+    found = RankSearch().find(tensor(tuned, dtype, shape), tensor(base, dtype, shape))
     assert found is not None
-    assert found.rank == rank
-    residual = difference(tuned, Sum(found).rows(base, dtype, 0, dtype), dtype)
+    assert found.left.shape[1] == rank
+    residual = encode_difference(tuned, merged(found, base, dtype), dtype)
     stored = (residual, found.left.reshape(-1).view(np.uint32), found.right.reshape(-1).view(np.uint32))
-    size = sum(len(number_coding.encode(part, ZSTD)) for part in stored)
+    size = sum(len(number_coding.encode(part)) for part in stored)
     assert size < most * tuned.nbytes
-    assert len(number_coding.encode(difference(tuned, base, dtype), ZSTD)) > 0.3 * tuned.nbytes
+    assert len(number_coding.encode(encode_difference(tuned, base, dtype))) > 0.3 * tuned.nbytes
 
 
 def test_no_low_rank_is_found_in_full_rank_change() -> None:
@@ -68,6 +70,6 @@ def test_no_low_rank_is_found_in_full_rank_change() -> None:
     base = weights(*shape, "F16")
     moved = to_float32(base, "F16") * (1 + 1e-3 * np.random.default_rng(3).standard_normal(base.size, dtype=np.float32))
     full = tensor(from_float32(moved, "F16"), "F16", shape)
-    assert find(full, tensor(base, "F16", shape)) is None
-    assert find(tensor(base, "F16", shape), tensor(base, "F16", shape)) is None
-    assert find(tensor(base, "F16", (base.size,)), tensor(base, "F16", (base.size,))) is None
+    assert RankSearch().find(full, tensor(base, "F16", shape)) is None
+    assert RankSearch().find(tensor(base, "F16", shape), tensor(base, "F16", shape)) is None
+    assert RankSearch().find(tensor(base, "F16", (base.size,)), tensor(base, "F16", (base.size,))) is None

@@ -196,7 +196,7 @@ def test_disk_that_fills_up_leaves_nothing(
         SCRIPT, "make_diff", "--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff",
         status=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )  # fmt: skip
-    assert f"error: {tmp_path / 'diff'}: File too large while writing it" in done.stderr
+    assert f"error: {tmp_path / 'diff'} cannot be written (File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,13 +223,11 @@ def test_published_options_without_effect_are_accepted_with_notice(
 def test_inspect_prints_base_and_size_of_diff(
     tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    picture = tmp_path / "change.png"
-    said = run_tool(SCRIPT, "inspect", diff, "--picture", picture).stdout
+    said = run_tool(SCRIPT, "inspect", diff).stdout
     base, new = (hashed_weights(folder)[2] for folder in (tiny_checkpoint, tuned))
     assert f"needs       the base with weights {base}" in said
     assert f"gives       weights {new}" in said
     assert "model.layers.1 " in said
-    assert picture.read_bytes().startswith(b"\x89PNG")
     added = additive(tmp_path / "added", tiny_checkpoint, tuned)
     said = run_tool(SCRIPT, "inspect", added).stdout
     assert "additive diff (F32); recovery rounds" in said
@@ -251,7 +249,7 @@ def test_max_shard_size_splits_diff_and_recovered_model(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     """Diff and recovered model in shards; both are read again, and the fingerprint is that of the tuned model."""
-    few = ("--max_shard_size", "300KB")
+    few = ("--max_shard_size", "150KB")
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
     run_tool(SCRIPT, "make_diff", *pair, "--path_diff", tmp_path / "diff", *few)
     assert len(list((tmp_path / "diff").glob("diff-*.safetensors"))) > 2

@@ -52,54 +52,42 @@ def cast(bits: np.ndarray, dtype: str, target: str) -> np.ndarray:
     return bits if dtype == target else from_float32(to_float32(bits, dtype), target)
 
 
-def ordered(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """Return unsigned integers that sort like the floats (-0 just below +0); other types are returned unchanged."""
-    if dtype not in SIGNED:
-        return bits
+def flip_masks(bits: np.ndarray) -> np.ndarray:
+    """Return all ones for each number whose sign bit is set, else the sign bit alone."""
     width = bits.dtype.itemsize * 8
-    flips = (bits.view(f"<i{bits.dtype.itemsize}") >> (width - 1)).view(bits.dtype)  # all ones where the sign is set
-    flips |= bits.dtype.type(1 << (width - 1))
-    flips ^= bits
-    return flips
+    return (bits.view(f"<i{width // 8}") >> (width - 1)).view(bits.dtype) | bits.dtype.type(1 << (width - 1))
 
 
-def unordered(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """Invert `ordered`."""
-    if dtype not in SIGNED:
-        return numbers
-    width = numbers.dtype.itemsize * 8
-    flips = (~numbers.view(f"<i{numbers.dtype.itemsize}") >> (width - 1)).view(numbers.dtype)
-    flips |= numbers.dtype.type(1 << (width - 1))
-    flips ^= numbers
-    return flips
+def to_sortable_integers(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """Return unsigned integers that sort like the floats (-0 just below +0); other types are returned unchanged."""
+    return bits ^ flip_masks(bits) if dtype in SIGNED else bits
 
 
-def zigzag(numbers: np.ndarray) -> np.ndarray:
+def from_sortable_integers(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Invert `to_sortable_integers`."""
+    return numbers ^ flip_masks(~numbers) if dtype in SIGNED else numbers
+
+
+def zigzag_encode(numbers: np.ndarray) -> np.ndarray:
     """Map two's complement numbers to unsigned ones so that small magnitudes stay small: 0, -1, 1, -2 to 0, 1, 2, 3."""
     signs = (numbers.view(f"<i{numbers.dtype.itemsize}") >> (numbers.dtype.itemsize * 8 - 1)).view(numbers.dtype)
     signs ^= numbers << numbers.dtype.type(1)
     return signs
 
 
-def unzigzag(numbers: np.ndarray) -> np.ndarray:
-    """Invert `zigzag`."""
+def zigzag_decode(numbers: np.ndarray) -> np.ndarray:
+    """Invert `zigzag_encode`."""
     signs = numbers & numbers.dtype.type(1)
     np.negative(signs, out=signs)
     signs ^= numbers >> numbers.dtype.type(1)
     return signs
 
 
-def difference(tuned: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
+def encode_difference(tuned: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
     """Return the zigzagged difference tuned - base modulo 2^n, in steps of the n-bit type; same shape and width."""
-    numbers = ordered(tuned, dtype)
-    numbers = (
-        numbers - ordered(base, dtype) if numbers is tuned else np.subtract(numbers, ordered(base, dtype), numbers)
-    )
-    return zigzag(numbers)
+    return zigzag_encode(to_sortable_integers(tuned, dtype) - to_sortable_integers(base, dtype))
 
 
-def apply(numbers: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
-    """Invert `difference`: return the tuned bit patterns."""
-    steps = unzigzag(numbers)
-    steps += ordered(base, dtype)
-    return unordered(steps, dtype)
+def apply_difference(numbers: np.ndarray, base: np.ndarray, dtype: str) -> np.ndarray:
+    """Invert `encode_difference`: return the tuned bit patterns."""
+    return from_sortable_integers(zigzag_decode(numbers) + to_sortable_integers(base, dtype), dtype)

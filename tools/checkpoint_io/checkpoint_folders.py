@@ -6,7 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them is enough to load a tokenizer
 PROMPT_FILES = ("chat_template.jinja", "extraction.json")
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
 
@@ -102,20 +103,15 @@ def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
         raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if (better := explained_write_error(target, error)) is not error:
-            raise better from None
+        if not isinstance(error, OSError):
+            raise
+        place = str(error.filename or target)
+        is_output = place.startswith(str(target)) or f"{target}.partial".startswith(place)
+        if error.errno in DISK_FULL or (error.filename and is_output):
+            raise ValueError(
+                f"{target} cannot be written ({error.strerror}: {place}); make room or write elsewhere"
+            ) from None
         raise
-
-
-def explained_write_error(target: Path, error: BaseException) -> BaseException:
-    """Return a ValueError with the remedy if the disk is full or permissions are missing, else the same error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ValueError(f"{target}: {error.strerror} while writing it; nothing was kept: make room")
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        place = str(error.filename)
-        if place.startswith(f"{target}.partial") or f"{target}.partial".startswith(place):
-            return ValueError(f"{target} cannot be written ({error.strerror}: {place}); write elsewhere")
-    return error
 
 
 def fsync_path(path: Path) -> None:
@@ -170,12 +166,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
 
 def write_run_record(folder: Path, script: str, arguments: Mapping[str, object], parents: Mapping[str, Path]) -> None:
     """Write run.json: arguments, package versions, and under each parent's role the content of its run.json."""
-    versions = {}
-    for name in ("numpy", "pyarrow", "torch", "transformers"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    packages = [name for name in ("numpy", "pyarrow", "torch", "transformers") if find_spec(name)]
     history = {role: parent / "run.json" for role, parent in parents.items()}
     content = {
         "script": script,
@@ -183,7 +174,7 @@ def write_run_record(folder: Path, script: str, arguments: Mapping[str, object],
             name: value if isinstance(value, bool | int) else str(value) for name, value in arguments.items()
         },
         "seed": None,
-        "versions": versions,
+        "versions": {name: version(name) for name in packages},
         "data": {},
         "parents": {role: read_json(path) if path.is_file() else None for role, path in history.items()},
     }

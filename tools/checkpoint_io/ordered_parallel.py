@@ -8,14 +8,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-KEPT = 1 << 30  # bytes, larger than any allocation
+NEVER_RETURNED = 1 << 30  # bytes, larger than any allocation
 THREADS_LIMIT = 8  # more threads do not read faster, and each one holds a few chunks
 
 
@@ -27,39 +26,17 @@ def threads() -> int:
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """Return the thread pool. BLAS is limited to one thread, because its threads would compete with the pool."""
-    limit_blas(1)
-    keep_memory()
-    return ThreadPoolExecutor(threads())
+    """Return the thread pool, with BLAS limited to one thread, and freed memory kept by glibc.
 
-
-def limit_blas(count: int) -> None:
-    """Limit the threads of BLAS, if threadpoolctl is installed."""
-    with suppress(ImportError):
-        import threadpoolctl
-
-        threadpoolctl.threadpool_limits(count, "blas")
-
-
-@contextmanager
-def blas_on_all_cores() -> Iterator[None]:
-    """Let BLAS use as many threads as the pool, for products of large matrices while the pool is idle."""
-    limit_blas(threads())
-    try:
-        yield
-    finally:
-        limit_blas(1)
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the system.
-
-    Otherwise the system allocates each chunk's arrays again page by page; merging takes 20 to 30 % more CPU time.
+    Threads of BLAS would compete with the pool. If the system allocated each chunk's arrays again page by page, merging
+    would take 20 to 30 % more CPU time.
     """
-    with suppress(OSError, AttributeError):  # a C library other than glibc
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, KEPT)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT)
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, "blas")
+    for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        ctypes.CDLL(None).mallopt(parameter, NEVER_RETURNED)
+    return ThreadPoolExecutor(threads())
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

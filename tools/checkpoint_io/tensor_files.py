@@ -5,6 +5,7 @@ Format: the safetensors README.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from blake3 import blake3
 
 from checkpoint_io import resume_journal
+from checkpoint_io.checkpoint_folders import write_json
 from checkpoint_io.tensors import Spec, Tensor, progress, read_weights, tensor_hash, tensor_hashes
 
 Produce = Callable[[Spec], Iterable[np.ndarray]]  # yields a tensor's bit patterns in flat chunks
@@ -32,54 +34,35 @@ def header(tensors: Sequence[Spec], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def plan_shards(tensors: Sequence[Spec], limit: int) -> list[list[Spec]]:
-    """Return consecutive shards of at most `limit` bytes each; a larger tensor gets its own shard."""
-    shards: list[list[Spec]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    return shards
-
-
-def shard_names(count: int, stem: str = "model") -> list[str]:
-    if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def write_index(folder: Path, places: Mapping[str, str], size: int, stem: str = "model") -> None:
-    """Write {stem}.safetensors.index.json. places: {tensor name: file name}; size: bytes of all tensors."""
-    index = {"metadata": {"total_size": size}, "weight_map": dict(places)}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 def write_shards(
     folder: Path,
     tensors: Sequence[Spec],
     produce: Produce,
     limit: int,
-    metadata: Mapping[str, str] | None = None,
     expected: Mapping[str, str] | None = None,
+    stem: str = "model",
 ) -> dict[str, str]:
-    """Write model.safetensors, or shards and their index, in the given order; return {tensor name: BLAKE3}.
+    """Write {stem}.safetensors, or shards and their index; return {tensor name: BLAKE3}.
 
-    limit: bytes of a shard. expected: the hashes if known in advance; then nothing is hashed while writing, and the
-    caller compares the written files with them (`mismatched_tensors`).
+    limit: bytes of a shard; a larger tensor gets its own. expected: the hashes if known in advance; then nothing is
+    hashed while writing, and the caller compares the written files with them (`verify_written`).
     """
-    shards = plan_shards(tensors, limit)
-    names = shard_names(len(shards))
-    hashes: dict[str, str] = {}
-    with progress(sum(tensor.nbytes for tensor in tensors), folder.name.removesuffix(".partial")) as bar:
-        for name, shard in zip(names, shards, strict=True):
-            head = header(shard, {"format": "pt", **(metadata or {})})
-            hashes |= write_file(folder / name, head, shard, produce, bar, expected)
-    if len(shards) > 1:
-        places = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
-        write_index(folder, places, sum(tensor.nbytes for tensor in tensors))
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    specs, hashes = {tensor.name: tensor for tensor in tensors}, dict[str, str]()
+    plan = split_state_dict_into_shards_factory(
+        specs,
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=limit,
+    )
+    with progress(plan.metadata["total_size"], folder.name.removesuffix(".partial")) as bar:
+        for file, names in plan.filename_to_tensors.items():
+            shard = [specs[name] for name in names]
+            hashes |= write_file(folder / file, header(shard, {"format": "pt"}), shard, produce, bar, expected)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
     return hashes
 
 
@@ -95,11 +78,9 @@ def write_file(
 
     Tensors that an interrupted run wrote, according to the folder's journal, are hashed instead of produced again.
     """
-    done = resume_journal.finished_parts(path.parent)
-    same_head = bool(done) and path.is_file() and path.open("rb").read(len(head)) == head
+    same_head = path.is_file() and path.open("rb").read(len(head)) == head
+    hashes = intact_tensors(path, len(head), tensors) if same_head else {}
     sizes = {spec.name: spec.nbytes for spec in tensors}
-    recorded = {name: str(facts.get("blake3")) for name, facts in done.items()}
-    hashes = intact_parts(path, len(head), sizes, recorded) if same_head else {}
     with FileIO(path, "r+" if path.exists() else "x") as file:
         if not same_head:
             write_all(file, head)
@@ -121,18 +102,20 @@ def write_file(
     return hashes
 
 
-def intact_parts(path: Path, start: int, sizes: Mapping[str, int], recorded: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: BLAKE3} of the leading parts of a file whose bytes still match the recorded hash.
+def intact_tensors(path: Path, start: int, tensors: Sequence[Spec]) -> dict[str, str]:
+    """Return {name: BLAKE3} of a file's leading tensors whose bytes match the hash in the journal of its folder.
 
-    sizes: bytes of each part in file order; the first part begins at byte `start`.
+    start: the position of the first tensor in the file.
     """
-    source, end, intact = FileIO(path), path.stat().st_size, dict[str, str]()
-    for name, size in sizes.items():
-        part = Tensor(name, "U8", (size,), path, source, start)
-        if name not in recorded or start + size > end or tensor_hash(part) != recorded[name]:
+    recorded, intact = resume_journal.finished_parts(path.parent), dict[str, str]()
+    source, end = FileIO(path), path.stat().st_size
+    for spec in tensors:
+        stored = Tensor(spec.name, "U8", (spec.nbytes,), path, source, start)
+        start += spec.nbytes
+        value = recorded.get(spec.name, {}).get("blake3")
+        if value is None or start > end or tensor_hash(stored) != value:
             break
-        intact[name] = recorded[name]
-        start += size
+        intact[spec.name] = value
     return intact
 
 
@@ -143,34 +126,25 @@ def write_all(file: FileIO, data: bytes | memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def mismatched_tensors(folder: Path, hashes: Mapping[str, str]) -> list[Tensor]:
-    """Read a written folder back; return the tensors whose hash differs. ValueError if the names differ."""
+def verify_written(folder: Path, hashes: Mapping[str, str], remedy: str = "check the disk") -> None:
+    """Read a written folder back; ValueError, with the remedy, for the first tensor that differs from `hashes`."""
     tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
         raise ValueError(f"{folder} does not hold the tensors that were written; check the disk")
     found = tensor_hashes(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
-    return [tensors[name] for name, value in hashes.items() if found[name] != value]
-
-
-def verify_written(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Read a written folder back; raise ValueError for the first tensor that differs from `hashes`."""
-    for tensor in mismatched_tensors(folder, hashes):
-        raise read_back_error(tensor)
-
-
-def read_back_error(tensor: Tensor) -> ValueError:
-    return ValueError(f"{tensor.file}: tensor {tensor.name} differs on the disk from what was written; check the disk")
+    for name, tensor in tensors.items():
+        if found[name] != hashes[name]:
+            raise ValueError(f"{tensor.file}: tensor {name} does not have the expected content; {remedy}")
 
 
 def parse_size(size: str) -> int:
-    """Return the bytes in `5GB`, `400MB`, `2GiB` or a plain number; ValueError otherwise."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
-    text = size.strip().upper()
-    digits = text.rstrip("KMGIB ")
+    """Return the bytes in `5GB`, `400MB`, `300KB` or a plain number; ValueError otherwise."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
+    found = re.fullmatch(r"([0-9.]+) *([KMG]B|)", size.strip().upper())
     try:
-        result = int(float(digits) * units[text[len(digits) :].strip()])
-    except (ValueError, KeyError):
-        raise ValueError(f"{size!r} is not a size; write it as 5GB, 400MB or a number of bytes") from None
-    if result <= 0:
+        result = int(float(found[1]) * units[found[2]]) if found else 0
+    except ValueError:
+        result = 0
+    if not result:
         raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
     return result

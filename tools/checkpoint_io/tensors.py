@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -36,10 +35,10 @@ TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFF_FILES = ("diff.safetensors",)  # exact diffs
+DIFF_RECORD = "diff.json"  # exact and additive diffs
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-HEADER_LIMIT = 100_000_000  # bytes; limit of the safetensors format
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,16 @@ class Spec:
     @property
     def nbytes(self) -> int:
         return self.elements * self.itemsize
+
+    @property
+    def row_step(self) -> int:
+        """Return the elements of as many whole rows as fit into CHUNK, at least one row."""
+        columns = max(1, self.shape[-1]) if len(self.shape) > 1 else 1
+        return max(1, CHUNK // columns) * columns
+
+    def row_ranges(self) -> list[tuple[int, int]]:
+        """Return consecutive ranges of elements that cover whole rows, of at most `row_step` elements each."""
+        return ranges(self.elements, self.row_step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,55 +118,27 @@ def ranges(stop: int, size: int, start: int = 0) -> list[tuple[int, int]]:
     return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """Return a safetensors file's tensor table, metadata and data offset in bytes; ValueError if damaged."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
-            raise ValueError(f"{path} is not a safetensors file or is cut off in its header; download it again")
-        try:
-            table: dict[str, Any] = json.loads(file.read(length))
-            metadata = table.pop("__metadata__", {})
-            if not isinstance(metadata, dict):
-                raise TypeError("__metadata__ is not an object")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} has a damaged header ({error!r}); download it again") from None
-    return table, metadata, 8 + length
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return a safetensors file's tensors in file order; ValueError if the file is damaged or of a type not supported.
 
+    The library verifies the header: the tensors cover the file without gaps, and their shapes fit.
+    """
+    from safetensors import SafetensorError, safe_open
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a safetensors file's tensors in file order, and its metadata; ValueError if damaged."""
-    table, metadata, data = read_header(path)
-    size, source = path.stat().st_size, FileIO(path)
     try:
-        specs = {name: Spec(name, str(entry["dtype"]), shape_of(entry)) for name, entry in table.items()}
-        places = sorted((int(start), int(end), name) for name in table for start, end in [table[name]["data_offsets"]])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a damaged header ({error!r}); download it again") from None
-    position, tensors = 0, {}
-    for start, end, name in places:
-        spec = specs[name]
+        with safe_open(path, framework="np") as stored:
+            slices = [(name, stored.get_slice(name)) for name in stored.offset_keys()]
+            specs = [Spec(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}); download it again") from None
+    source, tensors = FileIO(path), {}
+    position = 8 + int.from_bytes(source.read(8), "little")  # after the header
+    for spec in specs:
         if spec.dtype not in ITEMSIZE:
-            raise ValueError(f"{path}: tensor {name} is of type {spec.dtype}, which is not supported")
-        if start != position or end - start != spec.nbytes:
-            raise ValueError(f"{path}: the header's offsets of tensor {name} do not fit its shape; download it again")
-        if data + end > size:
-            raise ValueError(
-                f"{path} is cut off: tensor {name} ends at byte {data + end:,} of {size:,}; download it again"
-            )
-        tensors[name] = Tensor(name, spec.dtype, spec.shape, path, source, data + start)
-        position = end
-    if data + position != size:
-        raise ValueError(f"{path} has {size - data - position:,} bytes after its last tensor; download it again")
-    return tensors, metadata
-
-
-def shape_of(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the shape in a header entry; TypeError if a size is not an integer of 0 or more."""
-    if any(type(side) is not int or side < 0 for side in entry["shape"]):
-        raise TypeError(f"shape {entry['shape']}")
-    return tuple(entry["shape"])
+            raise ValueError(f"{path}: tensor {spec.name} is of type {spec.dtype}, which is not supported")
+        tensors[spec.name] = Tensor(spec.name, spec.dtype, spec.shape, path, source, position)
+        position += spec.nbytes
+    return tensors
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
@@ -169,10 +150,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         torch.int64: "I64", torch.float64: "F64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     }  # fmt: skip
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises many exception types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); download it again") from None
@@ -191,7 +169,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 def read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download it again")
-    return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_bin(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_bin(path)
 
 
 def has_weights(folder: Path, files: Sequence[str]) -> bool:
@@ -229,19 +207,11 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
         if not isinstance(file, str) or Path(file).name != file:
             raise ValueError(f"{index}: tensor {name} is listed in {file!r}, which is not a file of this folder")
         if file not in shards:
-            if not (index.parent / file).is_file():
-                raise FileNotFoundError(f"{index.parent / file} is missing (it holds {name}); download it again")
             shards[file] = read_file(index.parent / file)
-        if name not in shards[file]:
-            raise ValueError(
-                f"{index.parent / file} lacks tensor {name}, which {index.name} lists there; download both again"
-            )
-    for file, tensors in shards.items():
-        for name in tensors:
-            if places.get(name) != file:
-                raise ValueError(
-                    f"{index.parent / file} holds tensor {name}, which {index.name} does not list; download both again"
-                )
+    stored = {(name, file) for file, tensors in shards.items() for name in tensors}
+    for name, file in sorted(stored ^ set(places.items())):
+        verb = "holds" if name in shards[file] else "lacks"
+        raise ValueError(f"{index.parent / file} {verb} tensor {name}, contrary to {index.name}; download both again")
     return {name: shards[file][name] for name, file in places.items()}
 
 

@@ -1,1 +1,1 @@
-"""Seal checkpoint folders, verify seals, signatures and published hashes, compare weights. Read seal_check.py first."""
+"""Seal checkpoint folders, verify seals and checklists, compare weights. Read seal_check.py first."""

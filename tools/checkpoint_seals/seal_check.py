@@ -1,12 +1,13 @@
 """Verify the seal of a checkpoint folder (format: tools/CHECKPOINT.md; written by seal_writer.py)."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import BLOCK, progress, read_safetensors, tensor_hash
+from checkpoint_io.tensors import progress, read_safetensors, tensor_hash
 
 SEAL = "checkpoint.json"
 SIGNATURE = "model.sig"  # covers all other files, including the seal
@@ -27,14 +28,10 @@ def sealed_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def hash_file(path: Path, *states: Any) -> list[str]:
-    """Return the file's hexadecimal hashes, one per new hash object in `states`; the file is read once."""
-    block = bytearray(BLOCK)
+def hash_file(path: Path, algorithm: Any) -> str:
+    """Return the file's hexadecimal hash. algorithm: a constructor such as blake3, or a name of hashlib."""
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            for state in states:
-                state.update(memoryview(block)[:size])
-    return [state.hexdigest() for state in states]
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def verify_seal(folder: Path, weights: bool = True) -> int:
@@ -61,7 +58,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
             raise ValueError(f"{folder / name} is not in the seal; remove it, or seal the folder again")
     checked = [name for name in table if weights or Path(name).suffix not in WEIGHTS]
     with progress(sum(table[name]["size"] for name in checked), f"verifying {folder.name}") as bar:
-        hashes = in_order(lambda name: hash_file(files[name], blake3())[0], checked)
+        hashes = in_order(lambda name: hash_file(files[name], blake3), checked)
         for name, found in zip(checked, hashes, strict=True):
             if found != table[name]["blake3"]:
                 place = changed_tensor(files[name], sealed.get("tensors", {}))
@@ -75,7 +72,7 @@ def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
     if path.suffix != ".safetensors":
         return ""
     try:
-        tensors = read_safetensors(path)[0]
+        tensors = read_safetensors(path)
     except ValueError as error:
         return str(error)
     return next(

@@ -1,6 +1,5 @@
 """Seal a checkpoint folder: hash its files and tensors, record its parents, and write checkpoint.json."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +9,15 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import (
     ADAPTER_FILES,
     DIFF_FILES,
+    DIFF_RECORD,
     MODEL_FILES,
     Tensor,
     fingerprint,
-    has_weights,
     progress,
-    read_safetensors,
     read_weights,
     tensor_hashes,
 )
 
-from checkpoint_seals import signatures
 from checkpoint_seals.seal_check import SEAL, hash_file, sealed_files
 
 ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
@@ -28,13 +25,10 @@ ALL_FILES = (*MODEL_FILES, *ADAPTER_FILES, *DIFF_FILES)
 
 def kind_of(folder: Path) -> str:
     """Return full, adapter, diff or quantised, according to the files of a folder."""
-    if has_weights(folder, DIFF_FILES):
+    if (folder / DIFF_RECORD).is_file():
         return "diff"
     if (folder / "adapter_config.json").is_file():
         return "adapter"
-    for file in sorted(folder.glob("model*.safetensors"))[:1]:
-        if read_safetensors(file)[1].get("kind") == "additive-diff":
-            return "diff"
     config = folder / "config.json"
     return "quantised" if config.is_file() and read_json(config).get("quantization_config") else "full"
 
@@ -53,27 +47,19 @@ def parent_entry(folder: Path) -> dict[str, str]:
     return {"name": folder.resolve().name, "weights": str(weights)}
 
 
-def write_seal(folder: Path, parents: Sequence[Path], sign_key: str = "") -> str:
-    """Write checkpoint.json, and a signature if the PEM key `sign_key` is given; return a summary line.
-
-    An older seal and its signature are kept until the new seal is complete.
-    """
-    if sign_key:
-        signatures.require_package()  # fails before anything is hashed or written
+def write_seal(folder: Path, parents: Sequence[Path]) -> str:
+    """Write checkpoint.json; return a summary line. An older seal is kept until the new one is complete."""
     _, tensors, weights = hashed_weights(folder)
-    files = sealed_files(folder)
-    table = {}
+    files, table = sealed_files(folder), {}
     with progress(sum(file.stat().st_size for file in files.values()), "hashing files") as bar:
-        hashes = in_order(lambda file: hash_file(file, blake3(), hashlib.sha256()), files.values())
-        for (name, file), (ours, published) in zip(files.items(), hashes, strict=True):
-            table[name] = {"size": file.stat().st_size, "blake3": ours, "sha256": published}
+        hashes = in_order(lambda file: hash_file(file, blake3), files.values())
+        for (name, file), value in zip(files.items(), hashes, strict=True):
+            table[name] = {"size": file.stat().st_size, "blake3": value}
             bar.update(file.stat().st_size)
     content = {
-        "format": 2, "kind": kind_of(folder), "weights": weights,
+        "format": 3, "kind": kind_of(folder), "weights": weights,
         "parents": [parent_entry(parent) for parent in parents], "files": table, "tensors": tensors,
     }  # fmt: skip
     write_json(folder / f".{SEAL}.partial", content)
-    signatures.remove(folder)
     (folder / f".{SEAL}.partial").replace(folder / SEAL)
-    signed = f", signed in {signatures.sign(folder, sign_key)}" if sign_key else ""
-    return f"{folder / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}{signed}"
+    return f"{folder / SEAL}: {content['kind']}, {len(table)} files, weights {weights[:16]}"

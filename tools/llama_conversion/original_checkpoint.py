@@ -72,7 +72,7 @@ def verify_checklists(original: OriginalCheckpoint) -> int:
     """
     named, count = set[Path](), 0
     for path in (path for path in original.checklists() if path.is_file()):
-        count += verify_list(path.parent, path)[1]
+        count += verify_list(path)
         named |= {(path.parent / name).resolve() for name in read_list(path)}
     used = (*original.files, original.folder / "params.json", original.tokenizer)
     if unlisted := [file.name for file in used if file.resolve() not in named]:

@@ -17,9 +17,9 @@ from adapter_checks.adapter_folder import matching_value
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import ADAPTER_FILES, CHUNK, Tensor, ranges, read_weights
+from checkpoint_io.tensors import ADAPTER_FILES, Tensor, read_weights
 
-from lora_merging.low_rank import Factors, Sum
+from lora_merging.low_rank import Factors, LowRankSum
 
 # Keys of adapter_config.json that do not affect merging or are supported; any other must be unset.
 SUPPORTED = {
@@ -36,18 +36,19 @@ PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 class TensorUpdate:
     """An adapter's update of one base tensor; the adapter's tensors are read from disk when needed."""
 
-    left: Tensor | None = None  # (rows, r), or (r, rows) if `flipped`
-    right: Tensor | None = None  # (r, columns), or (columns, r) if `flipped`
-    flipped: bool = False  # the LoRA factors of an embedding are stored transposed
+    left: Tensor | None = None  # (rows, r), or (r, rows) if `transposed`
+    right: Tensor | None = None  # (r, columns), or (columns, r) if `transposed`
+    transposed: bool = False  # the LoRA factors of an embedding are stored transposed
     scaling: float = 1.0
     magnitude: Tensor | None = None  # (rows,), DoRA
-    whole: Tensor | None = None  # replaces the base's tensor (modules_to_save)
+    replacement: Tensor | None = None  # replaces the base's tensor (modules_to_save)
 
-    def shape(self) -> tuple[int, int] | None:
+    def product_shape(self) -> tuple[int, int] | None:
         """Return (rows, columns) of the product, or None if there is no product."""
         if self.left is None or self.right is None:
             return None
-        return (self.left.shape[1], self.right.shape[0]) if self.flipped else (self.left.shape[0], self.right.shape[1])
+        side = int(self.transposed)
+        return self.left.shape[side], self.right.shape[1 - side]
 
 
 @dataclass
@@ -65,8 +66,6 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     for name, value in config.items():
         if name not in SUPPORTED and value not in (None, False, "none", [], {}):
             raise ValueError(f"{path}: {name}={value!r} is not supported; merge with peft's merge_and_unload")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path} is an adapter of type {config.get('peft_type')!r}; only LORA is supported")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_INITIALISATIONS:
         raise ValueError(
@@ -75,7 +74,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def values(tensor: Tensor) -> np.ndarray:
+def float_values(tensor: Tensor) -> np.ndarray:
     """Return a whole tensor as float32 in its shape."""
     return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
 
@@ -88,9 +87,9 @@ def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
         module, part = found.groups() if found and tensor.dtype in FLOATS else ("", "")
         update = updates.setdefault(module + (".bias" if part == "bias" else ".weight"), TensorUpdate())
         if part in ("weight", "bias", "base_layer"):
-            update.whole = tensor
+            update.replacement = tensor
         elif part in ("lora_B", "lora_embedding_A"):
-            update.left, update.flipped = tensor, part == "lora_embedding_A"
+            update.left, update.transposed = tensor, part == "lora_embedding_A"
         elif part in ("lora_A", "lora_embedding_B"):
             update.right = tensor
         elif part == "lora_magnitude_vector" and f"base_model.model.{module}.lora_A.weight" in tensors:
@@ -114,30 +113,26 @@ def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
     return LoraAdapter(folder, config, updates, weight)
 
 
-def factors(update: TensorUpdate, base: Tensor, weight: float = 1.0) -> Factors | None:
-    """Return the factors of the product that the adapter adds to the base tensor, or None.
-
-    weight: factor of the product. It must be 1 for DoRA, which is not linear in it; the caller blends instead.
-    """
+def read_factors(update: TensorUpdate, base: Tensor) -> Factors | None:
+    """Return the factors of the product that the adapter adds to the base tensor, or None."""
     if update.left is None or update.right is None:
         return None
-    left, right = values(update.left), values(update.right)
-    if update.flipped:
+    left, right = float_values(update.left), float_values(update.right)
+    if update.transposed:
         left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
-    left = left * np.float32(update.scaling * weight)
+    left = left * np.float32(update.scaling)
     if update.magnitude is None:
         return Factors(left, right)
-    return Factors(left, right, row_scales(Sum(Factors(left, right)), base, values(update.magnitude).reshape(-1)))
+    unscaled = LowRankSum(Factors(left, right))
+    return Factors(left, right, row_scales(unscaled, base, float_values(update.magnitude).reshape(-1)))
 
 
-def row_scales(total: Sum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
+def row_scales(unscaled: LowRankSum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
     """Return DoRA's magnitude divided by the norm of each row of base + product, (rows,) float32."""
 
-    def lengths(rows: tuple[int, int]) -> np.ndarray:
-        below = base.read(rows[0] * columns, rows[1] * columns)
-        part = total.rows(below, base.dtype, rows[0], "F32").view(np.float32).reshape(-1, columns)
+    def row_norms(rows: tuple[int, int]) -> np.ndarray:
+        part = unscaled.add(to_float32(base.read(*rows), base.dtype), rows[0]).reshape(-1, unscaled.columns)
         return np.sqrt(np.square(part, dtype=np.float64).sum(axis=1))
 
-    columns = total.factors.right.shape[1]
-    parts = in_order(lengths, ranges(base.shape[0], max(1, CHUNK // columns)))
-    return (magnitude / np.concatenate(list(parts))).astype(np.float32)
+    norms = np.concatenate(list(in_order(row_norms, base.row_ranges())))
+    return (magnitude / norms).astype(np.float32)

@@ -4,13 +4,14 @@ Products are reproducible (low_rank.py), so the result does not depend on the ma
 the factors of one matrix.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from adapter_checks.base_fit import EMBEDDING, OUTPUT, read_adapter_for_base
 from checkpoint_io import resume_journal
-from checkpoint_io.bit_patterns import FLOATS, cast, to_float32
+from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import (
     PROMPT_FILES,
     SMALL_FILES,
@@ -26,55 +27,33 @@ from checkpoint_io.checkpoint_folders import (
 )
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_complete, check_finite, ranges, read_weights
+from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, check_finite, read_weights
 from checkpoint_seals.seal_check import verify_seal
 
-from lora_merging.adapter_updates import LoraAdapter, factors, read_adapter
-from lora_merging.low_rank import Sum
+from lora_merging.adapter_updates import LoraAdapter, read_adapter, read_factors
+from lora_merging.low_rank import LowRankSum
 
 
 def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
     """Return type and shape of a base tensor after merging; ValueError if an adapter does not fit."""
-    name, shape = tensor.name, tensor.shape
+    shape = tensor.shape
     for adapter in adapters:
-        update = adapter.updates.get(name)
-        if update is None:
+        if (update := adapter.updates.get(tensor.name)) is None:
             continue
         if tensor.dtype not in FLOATS:
-            raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; merge into the unquantised base")
-        wanted: list[tuple[int, ...]] = []
-        if update.whole is not None:
-            if len(shape) == 2:  # the vocabulary may have grown
-                shape = (update.whole.shape[0], *shape[1:])
-            wanted.append(update.whole.shape)
-        if (product := update.shape()) is not None:
-            wanted.append(product)
-        for other in wanted:
+            raise ValueError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; merge into the unquantised base")
+        replaced = shape if update.replacement is None else update.replacement.shape
+        if len(shape) == 2:  # the vocabulary may have grown
+            shape = (replaced[0], shape[1])
+        for other in (replaced, update.product_shape() or shape):
             if other != shape:
                 raise ValueError(
-                    f"tensor {name} is {list(tensor.shape)} in {tensor.file}, {list(other)} in {adapter.folder}"
+                    f"tensor {tensor.name} is {list(tensor.shape)} in {tensor.file}, {list(other)} in {adapter.folder}"
                 )
-    return Spec(name, dtype if dtype and tensor.dtype in FLOATS else tensor.dtype, shape)
+    return Spec(tensor.name, dtype if dtype and tensor.dtype in FLOATS else tensor.dtype, shape)
 
 
-def vocabulary(weights: Mapping[str, Tensor], specs: Iterable[Spec], rows: int) -> int:
-    """Return the vocabulary size after merging; rows: the size before.
-
-    Raises ValueError if only one of embedding and output grows, or a tensor of another size changes its shape.
-    """
-    sizes = set()
-    for spec in specs:
-        before = weights[spec.name].shape
-        if spec.shape != before and before[0] != rows:
-            raise ValueError(f"tensor {spec.name} is {list(before)} in the base, {list(spec.shape)} in the adapter")
-        if len(before) == 2 and before[0] == rows:
-            sizes.add(spec.shape[0])
-    if len(sizes) > 1:
-        raise ValueError(f"the adapter adds rows to only one of embedding and output ({rows} before, now {sizes})")
-    return sizes.pop() if sizes else rows
-
-
-def refuse_half_of_tied(adapter: LoraAdapter, base: Path) -> None:
+def check_tied_matrix(adapter: LoraAdapter, base: Path) -> None:
     """Raise ValueError if the adapter changes only one use of the base's tied embedding and output matrix."""
     if adapter.config.get("ensure_weight_tying"):
         return
@@ -87,60 +66,59 @@ def refuse_half_of_tied(adapter: LoraAdapter, base: Path) -> None:
         )
 
 
-class MergeSteps:
-    """The successive changes of one base tensor by several adapters."""
+@dataclass(frozen=True)
+class AdapterChange:
+    """The change of one tensor by one adapter: a replacement, then a product, times the adapter's weight."""
 
-    def __init__(self, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> None:
-        self.tensor = tensor
-        # (tensor that replaces the base tensor, product that is added, factor of the change)
-        self.steps: list[tuple[Tensor | None, Sum | None, float]] = []
-        for adapter in adapters:
-            if (update := adapter.updates.get(tensor.name)) is None:
-                continue
-            if update.magnitude is not None and self.steps:
-                raise ValueError(
-                    f"{adapter.folder} scales the rows of {tensor.name} (DoRA) after another adapter changed them; "
-                    "merge the other one alone, then this one into the result"
-                )
-            if update.whole is not None:
-                self.steps.append((update.whole, None, adapter.weight))
-            blended = update.magnitude is not None
-            below = update.whole or tensor
-            if (added := factors(update, below, 1.0 if blended else adapter.weight)) is not None:
-                self.steps.append((None, Sum(added), adapter.weight if blended else 1.0))
+    replacement: Tensor | None
+    product: LowRankSum | None
+    weight: float
 
-    def bits(self, first: int, last: int, dtype: str) -> np.ndarray:
-        """Return the merged bit patterns in `dtype` of elements first to last, which must be whole rows."""
-        end = self.tensor.elements  # new vocabulary rows lie beyond it
-        bits, kind = self.tensor.read_once(min(first, end), min(last, end)), self.tensor.dtype
-        for whole, total, share in self.steps:
-            before, blend = bits, share != 1.0
-            if whole is not None:
-                bits, after = whole.read(first, last), whole.dtype
-            elif total is not None:
-                after = "F32" if blend or total is not self.steps[-1][1] else dtype
-                bits = total.rows(before, kind, first // total.factors.right.shape[1], after)
-            if blend:
-                bits, after = blended(before, kind, bits, after, share), "F32"
-            kind = after
-        return cast(bits, kind, dtype) if kind != dtype else bits
+    def apply(self, values: np.ndarray, first: int, last: int) -> np.ndarray:
+        """Return the changed elements first to last (whole rows), float32; new vocabulary rows lie beyond `values`."""
+        changed = values
+        if self.replacement is not None:
+            changed = to_float32(self.replacement.read(first, last), self.replacement.dtype)
+        if self.product is not None:
+            changed = self.product.add(changed, first)
+        if self.weight == 1.0:
+            return changed
+        blended = changed.copy()
+        blended[: values.size] = values + np.float32(self.weight) * (changed[: values.size] - values)
+        return blended
 
 
-def blended(before: np.ndarray, dtype: str, after: np.ndarray, changed: str, share: float) -> np.ndarray:
-    """Return before + share * (after - before) as float32 bits; elements beyond `before` are those of `after`."""
-    values = np.array(to_float32(after, changed))
-    old = to_float32(before, dtype)
-    values[: old.size] = old + np.float32(share) * (values[: old.size] - old)
-    return values.view(np.uint32)
+def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[AdapterChange]:
+    """Return the changes of a base tensor in merging order; ValueError for DoRA after another adapter."""
+    changes: list[AdapterChange] = []
+    for adapter in adapters:
+        if (update := adapter.updates.get(tensor.name)) is None:
+            continue
+        if update.magnitude is not None and changes:
+            raise ValueError(
+                f"{adapter.folder} scales the rows of {tensor.name} (DoRA) after another adapter changed them; "
+                "merge the other one alone, then this one into the result"
+            )
+        factors = read_factors(update, update.replacement or tensor)
+        changes.append(AdapterChange(update.replacement, LowRankSum(factors) if factors else None, adapter.weight))
+    return changes
 
 
-def merged(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
+def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
     """Yield a merged tensor as bit patterns of spec's type, in chunks of whole rows."""
-    steps = MergeSteps(tensor, adapters)
-    columns = spec.shape[-1] if len(spec.shape) > 1 else 1
-    for bits in in_order(
-        lambda cut: steps.bits(*cut, spec.dtype), ranges(spec.elements, max(1, CHUNK // columns) * columns)
-    ):
+    changes = tensor_changes(tensor, adapters)
+
+    def merge_rows(cut: tuple[int, int]) -> np.ndarray:
+        first, last = (min(at, tensor.elements) for at in cut)
+        bits = tensor.read_once(first, last)
+        if not changes:
+            return cast(bits, tensor.dtype, spec.dtype)
+        values = to_float32(bits, tensor.dtype)
+        for change in changes:
+            values = change.apply(values, *cut)
+        return from_float32(values, spec.dtype)
+
+    for bits in in_order(merge_rows, spec.row_ranges()):
         check_finite(bits, spec)
         yield bits
 
@@ -179,13 +157,16 @@ def merge_folders(
     weights = read_weights(base)
     check_complete(base, weights)
     for adapter in adapters if f"{OUTPUT}.weight" not in weights else ():
-        refuse_half_of_tied(adapter, base)
+        check_tied_matrix(adapter, base)
     changed = {name: adapter.folder for adapter in adapters for name in adapter.updates}
     for name, folder in changed.items():
         if name not in weights:
             raise ValueError(f"{base} has no tensor {name}, which {folder} changes; use the adapter's base")
     specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
-    rows = vocabulary(weights, specs, config.get("vocab_size", 0))
+    vocabulary = config.get("vocab_size", 0)
+    rows = {spec.shape[0] for spec in specs if len(spec.shape) == 2 and weights[spec.name].shape[0] == vocabulary}
+    if len(rows) > 1:
+        raise ValueError(f"the adapters add rows to only one of embedding and output ({vocabulary} before, now {rows})")
     inputs = [base, *(lora for lora, _ in loras)]
     for folder in inputs:
         verify_seal(folder)
@@ -195,11 +176,11 @@ def merge_folders(
         copy_files(base, folder, SMALL_FILES)
         for lora, _ in loras:
             copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES, "generation_config.json"))
-        if rows != config.get("vocab_size", 0):
-            write_json(folder / "config.json", config | {"vocab_size": rows})
+        if rows - {vocabulary}:
+            write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:
             set_dtype(folder, TORCH_NAME[dtype])
-        hashes = write_shards(folder, specs, lambda spec: merged(spec, weights[spec.name], adapters), limit)
+        hashes = write_shards(folder, specs, lambda spec: merged_chunks(spec, weights[spec.name], adapters), limit)
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
         write_run_record(folder, script, options, parents)

@@ -12,49 +12,47 @@ Gallager, Variations on a Theme by Huffman (IEEE Transactions on Information The
 
 import struct
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 WIDTHS = (8, 4, 2, 1)  # bits of each number that a step may pack
 GAPS = 0  # the step that keeps only nonzero numbers
-RAW, ZSTD = 0, 1
-STEP = struct.Struct("<BBII")  # kind, codec, stored bytes, unpacked bytes
+STEP = struct.Struct("<BII")  # kind, bytes of the zstd frame, unpacked bytes
 STEPS_LIMIT = 255  # 64-bit numbers need fewer steps
 SAMPLE = 1 << 12  # size of the sample that chooses a step
 SPARSE = 0.06  # share of nonzero numbers below which gaps are shorter than packed bits
-FULL = 7.9  # bits of entropy per byte above which splitting does not pay
-NEAR = 1.03  # the widest step with a cost up to this factor of the lowest is chosen, because wider steps are faster
+INCOMPRESSIBLE = 7.9  # bits of entropy per byte above which splitting does not pay
+COST_TOLERANCE = 1.03  # the widest step with a cost up to this factor of the lowest is chosen, as it is faster
 ESCAPE = 255  # this byte stands for 255 zeros of a longer gap
 Buffer = bytes | memoryview
+Step = tuple[int, memoryview, int]  # kind, zstd frame, unpacked bytes
 
 
-def codec() -> Any:
-    """Return pyarrow's zstd codec at level 1; ValueError if pyarrow is not installed."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise ValueError("exact diffs need zstd from pyarrow, which is not installed: pip install pyarrow") from None
+@cache
+def zstd_codec() -> Any:
+    """Return pyarrow's zstd codec at level 1; it may be used by several threads."""
+    import pyarrow
+
     return pyarrow.Codec("zstd", compression_level=1)
 
 
-def encode(numbers: np.ndarray, zstd: Any) -> bytes:
+def encode(numbers: np.ndarray) -> bytes:
     """Compress a chunk of unsigned numbers, (n,) uint8/16/32/64; `decode` is the inverse."""
-    table, streams = [], []
-    for kind, stream in steps(numbers):
-        packed = zstd.compress(stream, asbytes=True)
-        shorter = len(packed) < stream.nbytes
-        table.append(STEP.pack(kind, ZSTD if shorter else RAW, min(len(packed), stream.nbytes), stream.nbytes))
-        streams.append(packed if shorter else stream.tobytes())
-    return b"".join((bytes([len(table)]), *table, *streams))
+    table, frames = list[bytes](), list[bytes]()
+    for kind, stream in split_into_streams(numbers):
+        frames.append(zstd_codec().compress(stream, asbytes=True))
+        table.append(STEP.pack(kind, len(frames[-1]), stream.nbytes))
+    return b"".join((bytes([len(table)]), *table, *frames))
 
 
-def steps(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def split_into_streams(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (kind, byte stream) of each step until all numbers are zero."""
     while numbers.size and (highest := int(numbers.max())):
         if highest < 256:
             numbers = numbers.astype(np.uint8, copy=False)
-        kind = choose(numbers[:: max(1, numbers.size // SAMPLE)])
+        kind = choose_step(numbers[:: max(1, numbers.size // SAMPLE)])
         if kind == GAPS:
             places = np.flatnonzero(numbers != 0)  # many times faster on booleans
             yield GAPS, gap_bytes(places)
@@ -64,70 +62,61 @@ def steps(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             numbers = numbers >> numbers.dtype.type(kind) if highest >> kind else numbers[:0]
 
 
-def decode(data: Buffer, count: int, itemsize: int, zstd: Any) -> np.ndarray:
+def decode(data: Buffer, count: int, itemsize: int) -> np.ndarray:
     """Return a chunk's numbers, (count,) unsigned integers of `itemsize` bytes; ValueError if damaged."""
-    table = read_steps(data)
-    counts = [count]
-    places: dict[int, np.ndarray] = {}
-    streams = []
-    for number, (kind, stored, method, unpacked) in enumerate(table):
-        wanted = counts[-1] if kind == GAPS else -(-counts[-1] * kind // 8)
-        if unpacked > wanted or (kind != GAPS and unpacked != wanted):
-            raise ValueError("a stream is longer or shorter than its numbers")
-        stream = zstd.decompress(stored, unpacked, asbytes=True) if method == ZSTD else stored
-        streams.append(np.frombuffer(stream, np.uint8))
-        if kind == GAPS:
-            places[number] = gap_places(streams[-1], counts[-1])
-            counts.append(places[number].size)
-        else:
-            counts.append(counts[-1])
-    bits = sum(kind or 1 for kind, *_ in table)
-    numbers = np.zeros(counts[-1], np.uint8 if bits <= 8 else f"<u{itemsize}")
-    for number, (kind, *_) in reversed(list(enumerate(table))):
-        if kind == GAPS:
-            full = np.zeros(counts[number], numbers.dtype)
-            full[places[number]] = numbers + numbers.dtype.type(1)
-            numbers = full
-        else:
-            low = unpack(streams[number], kind, counts[number])
-            if number < len(table) - 1:
-                numbers = numbers << numbers.dtype.type(kind)
-                numbers |= low
-            else:
-                numbers = low.astype(numbers.dtype, copy=False)
+    steps = read_steps(data)
+    bits = sum(kind or 1 for kind, *_ in steps)
+    numbers = join_streams(steps, count, np.dtype(np.uint8 if bits <= 8 else f"<u{itemsize}"))
     return numbers.astype(f"<u{itemsize}", copy=False)
 
 
-def read_steps(data: Buffer) -> list[tuple[int, memoryview, int, int]]:
-    """Return [(kind, stored bytes, RAW or ZSTD, unpacked size)]; ValueError if the table does not fit the data."""
+def join_streams(steps: list[Step], count: int, dtype: np.dtype) -> np.ndarray:
+    """Invert `split_into_streams`: return the numbers, (count,) `dtype`."""
+    if not steps:
+        return np.zeros(count, dtype)
+    (kind, frame, size), *rest = steps
+    wanted = count if kind == GAPS else -(-count * kind // 8)
+    if size > wanted or (kind != GAPS and size != wanted):
+        raise ValueError("a stream is longer or shorter than its numbers")
+    stream = np.frombuffer(zstd_codec().decompress(frame, size, asbytes=True), np.uint8)
+    if kind == GAPS:
+        places, numbers = gap_places(stream, count), np.zeros(count, dtype)
+        numbers[places] = join_streams(rest, places.size, dtype) + dtype.type(1)
+        return numbers
+    low = unpack(stream, kind, count)
+    return join_streams(rest, count, dtype) << dtype.type(kind) | low if rest else low.astype(dtype, copy=False)
+
+
+def read_steps(data: Buffer) -> list[Step]:
+    """Return the steps of a chunk; ValueError if the table does not fit the data."""
     view = memoryview(data)
     number = view[0] if len(view) else STEPS_LIMIT
     position = 1 + number * STEP.size
     if number >= STEPS_LIMIT or position > len(view):
         raise ValueError("its table of steps is cut off")
     steps = []
-    for kind, method, stored, unpacked in STEP.iter_unpack(view[1:position]):
-        if kind not in (GAPS, *WIDTHS) or method not in (RAW, ZSTD) or (method == RAW and stored != unpacked):
-            raise ValueError(f"step {kind}, {method} is unknown")
-        steps.append((kind, view[position : position + stored], method, unpacked))
+    for kind, stored, unpacked in STEP.iter_unpack(view[1:position]):
+        if kind not in (GAPS, *WIDTHS):
+            raise ValueError(f"step {kind} is unknown")
+        steps.append((kind, view[position : position + stored], unpacked))
         position += stored
     if position != len(view):
         raise ValueError(f"{position} bytes are listed, {len(view)} exist")
     return steps
 
 
-def choose(sample: np.ndarray) -> int:
+def choose_step(sample: np.ndarray) -> int:
     """Return the cheapest step for numbers like this sample: GAPS, or the number of low bits to pack."""
     if np.count_nonzero(sample) < SPARSE * sample.size:
         return GAPS
-    if entropy(np.bincount(pack(sample, 8))) > FULL:
+    if entropy(np.bincount(pack(sample, 8))) > INCOMPRESSIBLE:
         return 8
     cost, wide = {}, sample.astype(np.uint64)
     for width in WIDTHS:
         beyond = np.minimum(wide >> np.uint64(width), np.uint64(1 << 16)).astype(np.int64)
-        cost[width] = huffman(np.bincount(pack(sample, width))) * width / 8 + entropy(np.bincount(beyond))
+        cost[width] = huffman_bits(np.bincount(pack(sample, width))) * width / 8 + entropy(np.bincount(beyond))
     least = min(cost.values())
-    return next(width for width in WIDTHS if cost[width] <= least * NEAR)
+    return next(width for width in WIDTHS if cost[width] <= least * COST_TOLERANCE)
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -136,7 +125,7 @@ def entropy(counts: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def huffman(counts: np.ndarray) -> float:
+def huffman_bits(counts: np.ndarray) -> float:
     """Estimate the bits per byte after zstd: entropy plus Gallager's bound on the redundancy of a Huffman code.
 
     A measured quarter bit is added if bytes repeat so often that zstd finds matches, which cost more than they save.

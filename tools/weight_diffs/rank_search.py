@@ -13,78 +13,84 @@ from collections import Counter
 
 import numpy as np
 from checkpoint_io.bit_patterns import FLOATS, to_float32
-from checkpoint_io.ordered_parallel import blas_on_all_cores
+from checkpoint_io.ordered_parallel import threads
 from checkpoint_io.tensors import Tensor, ranges
 from lora_merging.low_rank import Factors
+from threadpoolctl import threadpool_limits
 
-BLOCK = 384  # side of the corner that is tested first
-LARGEST = 256  # maximum rank; larger factors save too little
-ENOUGH = 3  # after so many matrices of a kind without a low-rank change, the others of that kind are skipped
-ABOVE = 1.1  # factor of the noise edge above which a singular value is significant
-FITTED = 64  # largest rank whose factors are fitted; the work grows with its square
+CORNER = 384  # side of the corner that is tested first
+RANK_LIMIT = 256  # maximum rank; larger factors save too little
+FAILURES_LIMIT = 3  # matrices of a kind without a low-rank change, after which the others are skipped
+NOISE_MARGIN = 1.1  # factor of the noise edge above which a singular value is significant
+FITTED_RANK_LIMIT = 64  # largest rank whose factors are fitted; the work grows with its square
 PRECISIONS = (2.0, 8.0, 32.0, 128.0)  # per sweep: maximum ratio of the median rounding error to an element's own
 ROWS_AT_ONCE = 1 << 22  # elements of the weighted factors in memory at a time
-KEPT = np.uint32(0xFFFFFF00)  # stored bits of a float32 factor for 16-bit types: 15 bits of the mantissa
+STORED_BITS = np.uint32(0xFFFFFF00)  # stored bits of a float32 factor for 16-bit types: 15 bits of the mantissa
 MANTISSA_BITS = {"F16": 10, "BF16": 7, "F32": 23}
 SMALLEST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}  # the step between subnormal numbers
 
 
 class RankSearch:
-    """Searches a model for low-rank changes; skips kinds of matrices (such as q_proj) after ENOUGH failures."""
+    """Searches a model for low-rank changes; skips kinds of matrices (such as q_proj) after FAILURES_LIMIT failures."""
 
     def __init__(self) -> None:
-        self.misses = Counter[str]()
+        self.failures = Counter[str]()
 
     def find(self, tuned: Tensor, base: Tensor) -> Factors | None:
-        """Return the low-rank factors of the change, or None; see the function `find`."""
+        """Return factors with base + product equal to the tuned matrix up to rounding, or None.
+
+        Returns None also for vectors, matrices of different shapes, and ranks above RANK_LIMIT.
+        """
         kind = re.sub(r"\.\d+\.", ".*.", tuned.name)
-        if self.misses[kind] >= ENOUGH:
+        fits = len(tuned.shape) == 2 and tuned.shape == base.shape and {tuned.dtype, base.dtype} <= set(FLOATS)
+        if not fits or self.failures[kind] >= FAILURES_LIMIT:
             return None
-        with blas_on_all_cores():
-            factors = find(tuned, base)
-        self.misses[kind] += factors is None
+        with threadpool_limits(threads(), "blas"):  # the pool is idle
+            factors = low_rank_factors(tuned, base) if looks_low_rank(tuned, base) else None
+        self.failures[kind] += factors is None
         return factors
 
 
-def find(tuned: Tensor, base: Tensor) -> Factors | None:
-    """Return factors with base + product equal to the tuned matrix up to rounding, or None.
-
-    Returns None also for vectors, matrices of different shapes, and ranks above LARGEST.
-    """
-    if len(tuned.shape) != 2 or tuned.shape != base.shape or not {tuned.dtype, base.dtype} <= set(FLOATS):
-        return None
-    if not looks_low_rank(tuned, base):
-        return None
-    change = matrix(tuned)
+def low_rank_factors(tuned: Tensor, base: Tensor) -> Factors | None:
+    """Return the factors of tuned - base in float32, scaled to similar norms; None if the rank is too large."""
+    change = read_matrix(tuned)
     half = half_step(change, tuned.dtype)
-    change -= matrix(base)
-    left, right = leading(change)
-    if not right.size:
+    change -= read_matrix(base)
+    right = significant_rows(change)
+    if right is None:
         return None
-    if right.shape[0] <= FITTED:
-        left, right = fitted(change, half, right)
-    return stored(left, right, tuned.dtype)
+    left = change @ right.T
+    if right.shape[0] <= FITTED_RANK_LIMIT:
+        left, right = fit_factors(change, half, right)
+    sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
+    return Factors(*(drop_low_bits(part, tuned.dtype) for part in (left / sizes, right * sizes[:, None])))
 
 
-def matrix(tensor: Tensor) -> np.ndarray:
+def drop_low_bits(factor: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a factor in float32, without the bits below the precision of `dtype`."""
+    bits = np.ascontiguousarray(factor, np.float32).view(np.uint32)
+    return (bits if dtype == "F32" else (bits + np.uint32(0x80)) & STORED_BITS).view(np.float32)
+
+
+def read_matrix(tensor: Tensor) -> np.ndarray:
     """Return a writable copy (rows, columns) in float32, or in float64 for float32 tensors (exact differences)."""
     values = to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
-    return values.astype(np.float64) if tensor.dtype == "F32" else np.array(values)
+    return values.astype(np.float64 if tensor.dtype == "F32" else np.float32)
 
 
 def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
     """Return whether the top left corner of the difference has a few singular values above the noise."""
-    rows, columns = (min(BLOCK, side) for side in tuned.shape)
+    rows, columns = (min(CORNER, side) for side in tuned.shape)
     change = np.empty((rows, columns))
     for row in range(rows):
         first = row * tuned.shape[1]
         ours, theirs = (to_float32(t.read(first, first + columns), t.dtype) for t in (tuned, base))
         change[row] = ours.astype(np.float64) - theirs
     values = np.linalg.svd(change, compute_uv=False)
-    return 0 < significant(values, change.shape, float(np.square(change).sum())) <= min(rows, columns) // 3
+    return 0 < count_significant(values, change.shape, float(np.square(change).sum())) <= min(rows, columns) // 3
 
 
-def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
+def count_significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
     """Return the number of singular values (sorted, largest first) above the noise of the others.
 
     total: the sum of all squared elements. The noise is estimated repeatedly from the values that are not counted yet.
@@ -96,30 +102,29 @@ def significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int
         count = kept
         rest = max(0.0, total - float(np.square(values[:count], dtype=np.float64).sum()))
         noise = np.sqrt(rest / max(1.0, (rows - count) * (columns - count)))
-        kept = int(np.count_nonzero(values > ABOVE * noise * (np.sqrt(rows) + np.sqrt(columns))))
+        kept = int(np.count_nonzero(values > NOISE_MARGIN * noise * (np.sqrt(rows) + np.sqrt(columns))))
     return count
 
 
-def leading(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the significant part of a matrix as left (rows, rank) and right (rank, columns).
+def significant_rows(change: np.ndarray) -> np.ndarray | None:
+    """Return orthonormal rows (rank, columns) that span the significant part of a matrix, or None.
 
-    The rank is 0 if there is no significant part or its rank is too large.
+    Returns None if there is no significant part or its rank is too large.
     """
     rows, columns = change.shape
     total = float(np.square(change, dtype=np.float64).sum())
     generator = np.random.default_rng(0)
-    size = 32
+    size = min(32, rows, columns)
     while True:
-        size = min(size, rows, columns)
         basis = orthonormal(change @ generator.standard_normal((columns, size), dtype=np.float32))
         basis = orthonormal(change @ (change.T @ basis))
-        left, values, right = np.linalg.svd(basis.T @ change, full_matrices=False)
-        rank = significant(values, change.shape, total)
+        _, values, right = np.linalg.svd(basis.T @ change, full_matrices=False)
+        rank = count_significant(values, change.shape, total)
         if rank < size * 3 // 4:
-            return (basis @ left[:, :rank]) * values[:rank], right[:rank]
-        if size >= min(LARGEST, rows // 3, columns // 3):
-            return np.zeros((rows, 0), np.float32), np.zeros((0, columns), np.float32)
-        size *= 2
+            return right[:rank] if rank else None
+        if size >= min(RANK_LIMIT, rows // 3, columns // 3):
+            return None
+        size = min(2 * size, rows, columns)
 
 
 def orthonormal(vectors: np.ndarray) -> np.ndarray:
@@ -128,12 +133,11 @@ def orthonormal(vectors: np.ndarray) -> np.ndarray:
 
 def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
     """Return half the distance from each value to the next number of the type; same shape."""
-    _, exponents = np.frexp(values)
-    steps = np.ldexp(values.dtype.type(0.5), exponents - 1 - MANTISSA_BITS[dtype])
-    return np.maximum(steps, values.dtype.type(SMALLEST[dtype] / 2))
+    steps = np.abs(np.spacing(values.astype(np.float32))) * 2.0 ** (22 - MANTISSA_BITS[dtype])
+    return np.maximum(steps, SMALLEST[dtype] / 2).astype(values.dtype, copy=False)
 
 
-def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_factors(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit factors of the same rank by alternating least squares, weighted by each element's rounding error `half`."""
     middle = np.median(half)
     left = change[:, :0]
@@ -141,12 +145,12 @@ def fitted(change: np.ndarray, half: np.ndarray, right: np.ndarray) -> tuple[np.
         weights = np.maximum(half, middle / precision)
         np.divide(middle, weights, out=weights)
         weights *= weights
-        left = solved(change, weights, right)
-        right = np.ascontiguousarray(solved(change.T, weights.T, left.T).T)
+        left = solve_left(change, weights, right)
+        right = np.ascontiguousarray(solve_left(change.T, weights.T, left.T).T)
     return left, right
 
 
-def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
+def solve_left(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return left (rows, rank) that minimises sum(weights * (left @ right - change)^2); right: (rank, columns)."""
     rank, columns = right.shape
     left = np.empty((change.shape[0], rank), change.dtype)
@@ -158,14 +162,3 @@ def solved(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.nda
         wanted = ((part * change[first:last]) @ right.T).astype(np.float64)
         left[first:last] = np.linalg.solve(squares, wanted[..., None])[..., 0]
     return left
-
-
-def stored(left: np.ndarray, right: np.ndarray, dtype: str) -> Factors:
-    """Return both factors in float32, scaled to similar norms, without bits below the precision of `dtype`."""
-    sizes = np.sqrt(np.linalg.norm(left, axis=0) / np.linalg.norm(right, axis=1))
-    return Factors(shortened(left / sizes, dtype), shortened(right * sizes[:, None], dtype))
-
-
-def shortened(values: np.ndarray, dtype: str) -> np.ndarray:
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return bits.view(np.float32) if dtype == "F32" else ((bits + np.uint32(0x80)) & KEPT).view(np.float32)
