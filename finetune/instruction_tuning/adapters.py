@@ -133,7 +133,7 @@ def keep_training_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_adapter(file: Path) -> None:
+def check_adapter_file(file: Path) -> None:
     """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B is before the first step."""
     from safetensors.torch import load_file
 

@@ -8,7 +8,7 @@ from instruction_data.data_sources import Source
 from training_loop.run_folders import copy_if_there, run_record
 from training_loop.training_log import draw_curves
 
-from instruction_tuning.adapters import PISSA_START, check_adapter, convert_pissa_to_lora
+from instruction_tuning.adapters import PISSA_START, check_adapter_file, convert_pissa_to_lora
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -39,7 +39,7 @@ def complete_result(
     if args.method != "full":
         if new_stop_ids:
             trainer.model.generation_config.save_pretrained(folder)
-        check_adapter(folder / "adapter_model.safetensors")
+        check_adapter_file(folder / "adapter_model.safetensors")
     if args.lora_init.startswith("pissa"):
         convert_pissa_to_lora(folder, Path(args.output_dir or "", PISSA_START))
     copy_if_there(Path(args.base_model, "tokenizer.model"), folder / "tokenizer.model")

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ie_build
 import pytest
@@ -89,7 +89,7 @@ def test_answers_hold_all_published_annotations(tmp_path: Path, shared_data: Pat
 @pytest.mark.parametrize(("task", "kind"), [("ner", "entity"), ("re", "triple")])
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_demo_examples_are_built_from_their_annotations(
-    tmp_path: Path, world: Path, task: str, kind: str, split: str
+    tmp_path: Path, world: Path, task: Literal["ner", "re"], kind: str, split: str
 ) -> None:
     target = tmp_path / "rows.jsonl"
     ie_build.main(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from instruction_data.named_templates import load_template
-from instruction_tuning.adapters import check_adapter
+from instruction_tuning.adapters import check_adapter_file
 from packed_attention import segment_attention
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -144,7 +144,7 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
     file = tmp_path / "adapter/adapter_model.safetensors"
-    check_adapter(file)
+    check_adapter_file(file)
     tensors = load_file(file)
     assert len(tensors) == 2 * 7 * 2  # layers, linear modules in each, A and B
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, attn_implementation=segment_attention.NAME)
@@ -158,4 +158,4 @@ def test_saved_adapter_is_complete_and_reloads_to_the_same_logits(
     first = min(tensors)
     save_file(tensors | {first: torch.zeros_like(tensors[first])}, file)
     with pytest.raises(ValueError, match=f"{first} .* is zero after training"):
-        check_adapter(file)
+        check_adapter_file(file)
