@@ -66,6 +66,7 @@ def recover(
     path_diff: str,
     path_tuned: str,
     is_fp16: bool = False,
+    published: str = "",
     max_shard_size: str = "5GB",
 ) -> None:
     """Recover the tuned model from its base and a diff, into the new folder path_tuned.
@@ -75,16 +76,18 @@ def recover(
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: for additive diffs: compute and store in float16 instead of float32.
+        published: for additive diffs: the diff's repository, if published_diffs.json has the sum of its weights.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())
     inputs = diff_folders.open_inputs(options, parse_size(max_shard_size), "diff")
     check_tokenizer(inputs.folders["diff"], inputs.folders["raw"])
     if not has_weights(inputs.folders["diff"], DIFF_FILES):
-        print(diff_folders.recover_additive(inputs, path_tuned, "F16" if is_fp16 else "F32"))
+        print(diff_folders.recover_additive(inputs, path_tuned, "F16" if is_fp16 else "F32", published))
         return
-    if is_fp16:
-        raise ValueError(f"{path_diff} is an exact diff, which fixes the type of every tensor; omit --is_fp16")
+    if is_fp16 or published:
+        option = "--is_fp16" if is_fp16 else "--published"
+        raise ValueError(f"{path_diff} is an exact diff, which fixes every type and hash; omit {option}")
     print(diff_folders.recover_exact(inputs, path_tuned))
 
 

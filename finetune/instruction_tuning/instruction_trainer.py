@@ -115,7 +115,13 @@ class InstructionTrainer(SourceTrainer):
     # --- before the first step ----------------------------------------------------------------------------------------
 
     def before_training(self) -> None:
-        """Compute examples one by one if the attention of this model mixes packed examples."""
+        """Compute examples one by one if the attention of this model mixes packed examples.
+
+        Raises ValueError if --fsdp has no effect.
+        """
+        wrapper = type(self.model_wrapped).__name__
+        if self.args.fsdp and "FSDP" not in wrapper and "FullySharded" not in wrapper:
+            raise ValueError(f"--fsdp has no effect here (the model is a {wrapper}); remove it, or use --deepspeed")
         if self.layout.packed:
             attention = attention_of(self.base_model)
             with self.compute_loss_context_manager():

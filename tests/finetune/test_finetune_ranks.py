@@ -55,3 +55,13 @@ def test_two_ranks_tune_the_same_adapter_as_one(
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (single_rank_run, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert max((before[name] - after[name]).abs().max() for name in before) < 2e-6
+
+
+@pytest.mark.slow
+def test_fsdp_that_has_no_effect_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, extensions: Path
+) -> None:
+    more = (*MORE, "--fsdp", "full_shard")
+    done = launch(2, *command(tiny_checkpoint, rows_file, tmp_path / "out", *more), extensions=extensions)
+    assert done.returncode != 0
+    assert "error: --fsdp has no effect here" in done.stderr

@@ -83,28 +83,30 @@ def test_recover_refuses_other_base_of_additive_diff(
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("source", ["file", "download"])
+@pytest.mark.parametrize("source", ["file", "download", "option"])
 def test_recover_refuses_base_that_contradicts_published_sum(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """The sum of all recovered weights, as published with some diffs, tells a wrong base before anything is written."""
     diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
     total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
+    option = ["--published", "some/diff"] if source == "option" else []
     if source == "file":
         (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
     else:
         table = tmp_path / "table.json"
         table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
         monkeypatch.setattr(additive_diff, "PUBLISHED", table)
-        (diff / ".download").mkdir()
-        (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
+        if source == "download":
+            (diff / ".download").mkdir()
+            (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
     out = ("--path_diff", diff, "--path_tuned")
-    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right")
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, tmp_path / "right", *option)
     assert f"base verified by the published sum {total:.4f}" in done.stdout
     state = load_file(tiny_checkpoint / "model.safetensors")
     state["lm_head.weight"] += 0.01
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
-    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", status=2)
+    done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, tmp_path / "no", *option, status=2)
     assert "the base is wrong or a file is damaged" in done.stderr
     assert left_behind(tmp_path) == []
 
@@ -115,7 +117,11 @@ def test_published_sums_are_found_by_repository(tmp_path: Path) -> None:
     sums = {"zjunlp/zhixi-13b-diff": 94052.2891, "tatsu-lab/alpaca-7b-wdiff": 50637.1836, "other/diff": None}
     for repository, expected in sums.items():
         (tmp_path / ".download/note.json").write_text(json.dumps({"repository": repository}))
-        assert additive_diff.published_sum(tmp_path) == expected
+        assert additive_diff.published_sum(tmp_path, "") == expected
+        if expected:
+            assert additive_diff.published_sum(Path("none"), repository) == expected
+    with pytest.raises(ValueError, match="has no sum for other/diff"):
+        additive_diff.published_sum(Path("none"), "other/diff")
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])

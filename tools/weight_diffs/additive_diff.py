@@ -85,17 +85,20 @@ def write_combined(
     return write_shards(folder, [Spec(name, dtype, tensor.shape) for name, tensor in first.items()], produce, limit)
 
 
-def check_base(path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path) -> str:
+def check_base(
+    path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_raw: Path, published: str
+) -> str:
     """Compare the base with the recorded fingerprint or the published sum; return a phrase that names the criterion.
 
-    Returns "" if neither is known. Raises ValueError if path_raw is not the base.
+    Returns "" if neither is known. published: the diff's repository, "" for the one that it was downloaded from. Raises
+    ValueError if path_raw is not the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         if fingerprint(raw.values(), tensor_hashes(raw.values(), "checking the base")) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "its fingerprint"
-    wanted = published_sum(path_diff)
+    wanted = published_sum(path_diff, published)
     if wanted is None:
         return ""
     found = recovered_sum(diff, raw, path_diff)
@@ -107,13 +110,16 @@ def check_base(path_diff: Path, diff: Mapping[str, Tensor], raw: Mapping[str, Te
     return f"the published sum {wanted:.4f}"
 
 
-def published_sum(path_diff: Path) -> float | None:
+def published_sum(path_diff: Path, repository: str) -> float | None:
     """Return the published sum of all recovered weights, from the folder or by its repository; None if unknown."""
     if (path_diff / SUM_FILE).is_file():
         return float((path_diff / SUM_FILE).read_text())
-    repository = read_json(path_diff / NOTE).get("repository") if (path_diff / NOTE).is_file() else None
-    published = read_json(PUBLISHED)["sums"].get(repository)
-    return float(published["float32"]) if published else None
+    sums = read_json(PUBLISHED)["sums"]
+    if repository and repository not in sums:
+        raise ValueError(f"{PUBLISHED.name} has no sum for {repository}; it has {', '.join(sums)}")
+    if not repository and (path_diff / NOTE).is_file():
+        repository = read_json(path_diff / NOTE)["repository"]
+    return float(sums[repository]["float32"]) if repository in sums else None
 
 
 def recovered_sum(diff: Mapping[str, Tensor], raw: Mapping[str, Tensor], path_diff: Path) -> float:

@@ -139,13 +139,13 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
     return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 
 
-def recover_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); return a summary line."""
+def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
+    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see `check_base`."""
     raw, source = read_weights(inputs.folders["raw"]), inputs.folders["diff"]
     stored = read_weights(source)
     check_complete(source, stored)
     diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])
-    known = additive_diff.check_base(source, stored, raw, inputs.folders["raw"])
+    known = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
     with new_folder(target, total_bytes(diff, dtype), inputs.identity()) as folder:
         copy_small_files(inputs, folder)
         hashes = additive_diff.write_combined(folder, diff, raw, np.add, dtype, inputs.limit)
