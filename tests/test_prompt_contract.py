@@ -90,8 +90,8 @@ def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 def trained(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
     """Return the ids and supervised spans of a row in tuning, or None if its answers are empty."""
-    examples, _ = encoded(tokenizer, [{"messages": messages}], 10**6)
-    return examples[0] if examples else None
+    [row] = encoded(tokenizer, [{"messages": messages}], 10**6)
+    return None if row.dropped else row
 
 
 def outcome(work: Callable[[], Any]) -> Any:
@@ -134,10 +134,11 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         return
     if example is None:
         return
-    for (start, _), prompt in zip(example.spans, prompts, strict=True):
+    starts, ends = example.spans[::2], example.spans[1::2]
+    for start, prompt in zip(starts, prompts, strict=True):
         assert example.ids[:start] == prompt
-    assert example.ids[example.spans[-1][0] :] == measured.answer
-    for (_, end), following in zip(example.spans, prompts[1:], strict=False):
+    assert example.ids[starts[-1] :] == measured.answer
+    for end, following in zip(ends, prompts[1:], strict=False):
         assert following[:end] == example.ids[:end]
     ending = tokenizer.convert_tokens_to_ids(END.get(template, "</s>"))
     assert example.ids[-1] == ending

@@ -87,7 +87,8 @@ class PromptEncoder:
         self._placeholders = {first: chr(PLACEHOLDERS + number) for number, first in enumerate(firsts)}
 
     @cached_property
-    def _encoder(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
+        """The encoder of texts in which control tokens are ordinary text."""
         return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.controls), ""))
 
     # --- prompts ------------------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class PromptEncoder:
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS; control tokens in it are encoded as ordinary text."""
-        return self._encoder.ids([(self._checked(text), False)])[0]
+        return self.text_encoder.ids([(self._checked(text), False)])[0]
 
     def text(self, messages: Sequence[Any]) -> str:
         """Return the rendered prompt as text, for display."""
@@ -290,7 +291,7 @@ class PromptEncoder:
         """Return the ids of each text by region; one backend call encodes all texts and uses all cores."""
         split = [self._split(each) for each in rendered]
         texts = [piece for regions in split for region in regions for piece in region if not isinstance(piece, int)]
-        encoded = iter(self._encoder.ids(texts))
+        encoded = iter(self.text_encoder.ids(texts))
         return [
             [
                 list(chain(*([piece] if isinstance(piece, int) else next(encoded) for piece in region)))
@@ -315,6 +316,6 @@ class PromptEncoder:
                     continues, stripped = True, False
                 if found:
                     region.append(self.controls[found[0]])
-                    start, continues, stripped = found.end(), self._encoder.continues_after_control, right
+                    start, continues, stripped = found.end(), self.text_encoder.continues_after_control, right
             regions.append(region)
         return regions

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
-from chat_prompts.text_encoding import text_encoder
 from extraction.extraction_form import read_extraction
 from fastapi import HTTPException, Request
 from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
@@ -65,7 +64,7 @@ class ServedModel(NamedTuple):
 
     def token_starts(self, text: str) -> Sequence[int]:
         """Return the offset of each token of a text, in characters; long texts are encoded in parts."""
-        encoder = text_encoder(self.encoder.tokenizer, next(iter(self.encoder.controls), ""))
+        encoder = self.encoder.text_encoder
         starts = array("Q")
         for part in range(0, len(text), ENCODED_CHARACTERS):
             encoded = encoder.backend.encode(text[part : part + ENCODED_CHARACTERS], add_special_tokens=False)

@@ -72,10 +72,10 @@ def test_prompt_ids_equal_those_of_tuning(server: Any, tuned_checkpoint: Path) -
     """vLLM's /tokenize renders the ids that precede an answer in tuning, and /generate sends the same ids."""
     tokenizer = AutoTokenizer.from_pretrained(tuned_checkpoint)
     rows = [{"instruction": text, "input": given, "output": "x"} for text, given in QUESTIONS]
-    examples, _ = encoded(tokenizer, rows, 512)
+    examples = encoded(tokenizer, rows, 512)
     model = json.loads(urllib.request.urlopen(f"{server.url}/v1/models").read())["data"][0]["id"]
     for row, example in zip(rows, examples, strict=True):
-        trained = example.ids[: example.spans[0][0]]
+        trained = example.ids[: example.spans[0]]
         message = {"role": "user", "content": row["instruction"], "input": row["input"]}
         if not row["input"]:  # vLLM's own routes drop the input
             _, rendered = server.post("/tokenize", {"model": model, "messages": [message], "add_special_tokens": False})
