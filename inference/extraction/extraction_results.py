@@ -5,15 +5,23 @@ contain it. An item from several windows is returned once, with the offsets from
 first occurrence in the text. A name that is not found in its windows is kept with "in_text": false.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+import regex
+
 from extraction.extraction_answer import as_list
 from extraction.extraction_form import AnswerForm, AnswerSlot
 from extraction.extraction_schema import SchemaType
-from extraction.text_offsets import find_name
 
+# Scripts without spaces between words, or (Hangul) with suffixes attached to names: a word may end anywhere.
+UNSPACED = "".join(
+    rf"\p{{{script}}}" for script in ("Thai", "Lao", "Myanmar", "Khmer", "Han", "Hiragana", "Katakana", "Hangul")
+)
+LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
+WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
 NO_VALUE = ("", "NAN")  # how answers write a missing argument
 Span = tuple[int, int]
 Offsets = Mapping[str, set[Span]]  # name -> spans
@@ -64,7 +72,7 @@ def extracted_items(task: str, answer: Mapping[str, Any], form: AnswerForm) -> I
             names = [strings(slot_value(item, slot)) for slot in form.name_slots()]
             if task == "ee":
                 names = [present for slot in names if (present := [name for name in slot if name not in NO_VALUE])]
-            roles = slot_value(item, form.role_slot())
+            roles = slot_value(item, next((slot for slot in form.item if slot.by_role), None))
             pairs = roles.items() if isinstance(roles, dict) else ()
             arguments = tuple((role, name) for role, value in pairs for name in strings(value) if name not in NO_VALUE)
             for chosen in product(*names):
@@ -111,3 +119,29 @@ def describe_event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType
         "trigger": name_with_offsets(item.names[0], offsets) if item.names else None,
         "arguments": arguments,
     }
+
+
+def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
+
+    White space may differ. If the name does not occur as whole words, it is searched within words.
+    """
+    words = name.split()
+    if not words:
+        return []
+    pattern, window = re.compile(r"\s++".join(map(re.escape, words))), text[start:end]
+    spans = list(occurrences(pattern, window, True)) or list(occurrences(pattern, window, False))
+    return [(start + first, start + last) for first, last in spans]
+
+
+def occurrences(pattern: re.Pattern[str], text: str, whole_words: bool) -> Iterator[tuple[int, int]]:
+    place = 0
+    while match := pattern.search(text, place):
+        first, last = match.span()
+        if whole_words and (WITHIN_WORD.match(text, first) or WITHIN_WORD.match(text, last)):
+            place = first + 1
+            while WITHIN_WORD.match(text, place):
+                place += 1
+        else:
+            yield first, last
+            place = last

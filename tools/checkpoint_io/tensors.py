@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 from blake3 import blake3
@@ -150,7 +151,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         torch.int64: "I64", torch.float64: "F64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     }  # fmt: skip
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # files from before PyTorch 1.6 are not zip archives and cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # the unpickler raises many exception types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({reason[:120]}); download it again") from None
