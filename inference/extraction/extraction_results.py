@@ -1,10 +1,11 @@
-"""Merges the answers to all windows of a text, and adds offsets.
+"""Parses answers that were decoded under the grammar, merges those to all windows of a text, and adds offsets.
 
 Offsets count characters (Unicode code points) of the whole text. A name is searched only in the windows whose answers
 contain it. An item from several windows is returned once, with the offsets from all of them; items are sorted by their
 first occurrence in the text. A name that is not found in its windows is kept with "in_text": false.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import regex
 
-from extraction.extraction_answer import as_list
 from extraction.extraction_form import AnswerForm, AnswerSlot
 from extraction.extraction_schema import SchemaType
 
@@ -22,6 +22,8 @@ UNSPACED = "".join(
 )
 LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
 WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
+TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a string, an unclosed quote, a bracket
+CLOSERS = {"{": "}", "[": "]"}
 NO_VALUE = ("", "NAN")  # how answers write a missing argument
 Span = tuple[int, int]
 Offsets = Mapping[str, set[Span]]  # name -> spans
@@ -31,6 +33,53 @@ class ExtractedItem(NamedTuple):
     key: str  # the answer's key of the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments
+
+
+def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
+    """Return (the answer as a dict, whether the answer is complete).
+
+    A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. Text
+    that is not an answer gives ({}, False).
+    """
+    for candidate, complete in ((text, True), (complete_prefix(text), False)):
+        try:
+            answer = json.loads(candidate, object_pairs_hook=join_repeated_keys)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(answer, dict):
+            return answer, complete
+    return {}, False
+
+
+def join_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict of the pairs; the values of a repeated key are joined into one list."""
+    joined: dict[str, Any] = {}
+    for key, value in pairs:
+        joined[key] = [*as_list(joined[key]), *as_list(value)] if key in joined else value
+    return joined
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def complete_prefix(text: str) -> str:
+    """Return the longest prefix of a truncated answer that ends at an item boundary, with its brackets closed.
+
+    An item boundary is the position after the answer's or a list's opening bracket, after an item, or after a list.
+    """
+    opened: list[str] = []
+    prefix = "{}"
+    for token in TOKENS.finditer(text):
+        if token[0] in CLOSERS:
+            opened.append(token[0])
+        elif token[0] in CLOSERS.values():
+            opened = opened[:-1]
+        elif token[0] == '"':
+            break
+        if opened == ["{", "["] or (opened == ["{"] and token[0][0] != '"'):
+            prefix = text[: token.end()] + "".join(CLOSERS[bracket] for bracket in reversed(opened))
+    return prefix
 
 
 def merge_answers(

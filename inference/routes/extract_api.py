@@ -13,10 +13,9 @@ import json
 from typing import Any, Literal
 
 from chat_prompts.prompt_encoding import one_turn
-from extraction.extraction_answer import parse_answer
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
-from extraction.extraction_results import Span, merge_answers
+from extraction.extraction_results import Span, merge_answers, parse_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
 from extraction.text_windows import split_into_windows
 from fastapi import APIRouter, Request, Response

@@ -112,8 +112,8 @@ class ServedModels:
         if model is None or known is not request:
             folder, base = request.lora_path, self.base
             check_served_adapter(name, folder, self.folder)
-            encoder, extraction = adapter_prompt_encoder(folder, base.encoder), read_extraction(folder)
-            extraction = extraction or base.extraction
+            encoder = adapter_prompt_encoder(folder, base.encoder)
+            extraction = read_extraction(folder) or base.extraction
             model = make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
             loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}
             self.adapters = loaded | {name: (request, model)}
