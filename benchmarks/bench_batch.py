@@ -18,6 +18,7 @@ last line is JSON, with medians over the rounds:
 - ratio: {"batch/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
 """
 
+import asyncio
 import json
 import os
 import random
@@ -37,7 +38,6 @@ from command_line.fire_commands import run  # noqa: E402
 from batch_runs.batch_client import BatchClient  # noqa: E402
 from batch_runs.batch_file import AnswerFile, BatchProgress  # noqa: E402
 from batch_runs.batch_rows import read_rows  # noqa: E402
-from batch_runs.batch_run import answer_with  # noqa: E402
 from batch_runs.batch_server import started_server  # noqa: E402
 from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
@@ -74,7 +74,7 @@ def by_batch(client: BatchClient, source: Path, target: Path, rows: int) -> int:
     """Answer the rows of a file as batch.py does; return the number of new tokens."""
     with AnswerFile(target, {"input": "rows of this round"}, overwrite=True) as file:
         progress = BatchProgress(file, rows)
-        answer_with(client, read_rows(source), progress)
+        asyncio.run(client.answer(read_rows(source), progress))
         progress.bar.close()
         file.finish()
     if progress.failed:

@@ -50,7 +50,6 @@ def option_value(text: str) -> Any:
 
 def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     """Return the sampling parameters of the command line; raises ValueError for unknown names and invalid values."""
-
     for name in given:
         if name not in Parameters.model_fields:
             raise unknown_option(f"--{name}", [f"--{known}" for known in (*OPTIONS, *Parameters.model_fields)])

@@ -20,7 +20,7 @@ from instruction_data.data_sources import Source, find_sources
 from json_rows import json_stream
 from json_rows.instruction_rows import iterate_instructions, messages_of, question_of, row_fault
 from json_rows.row_files import iterate_objects, iterate_rows, iterate_texts, read_json
-from quantization.calibration import sample_rows
+from quantization.quantization_inputs import sample_rows
 
 A, B = {"instruction": "a", "output": "山"}, {"instruction": "b", "input": "😀", "output": ""}
 

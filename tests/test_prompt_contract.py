@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import question_of
-from quantization.calibration import encode_row
+from quantization.quantization_inputs import encode_row
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
 from tuning_runs import encoded

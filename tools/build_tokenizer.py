@@ -22,12 +22,12 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """
     import sentencepiece
     from tokenizer_files import sentencepiece_tokenizer
-    from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
 
     proto = sentencepiece_tokenizer.read_sentencepiece_model(tokenizer_model)
     tokenizer = sentencepiece_tokenizer.build_fast_tokenizer(proto)
     reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
-    compared = check_equal_ids(tokenizer, reference, comparison_texts(check_path))
+    texts = sentencepiece_tokenizer.comparison_texts(check_path)
+    compared = sentencepiece_tokenizer.check_equal_ids(tokenizer, reference, texts)
     config = sentencepiece_tokenizer.tokenizer_config(proto)
     sentencepiece_tokenizer.write_tokenizer_files(Path(output_dir), tokenizer, config, Path(tokenizer_model))
     print(

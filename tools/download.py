@@ -29,25 +29,6 @@ PUBLISHED = {  # the 13B models: the base as a difference from LLaMA's weights, 
 KINDS = ("model", "dataset", "space")
 
 
-def choose_repositories(
-    download_path: str, only_base: bool, only_lora: bool, both: bool, specify: bool, fp16: bool, repo_name: str
-) -> list[tuple[str, Path]]:
-    """Return [(repository, target folder)]: download_path itself, or a subfolder per repository with --both.
-
-    Raises ValueError unless exactly one repository choice was made, or if options contradict each other.
-    """
-    if [only_base, only_lora, both, specify].count(True) != 1:
-        raise ValueError("choose what to download: exactly one of --only_base, --only_lora, --both and --specify")
-    if fp16 and not (only_base or both):
-        raise ValueError("--fp16 chooses base weights; use it with --only_base or --both")
-    if bool(repo_name) != specify:
-        raise ValueError("--specify and --repo_name OWNER/NAME must be used together")
-    target, base = Path(download_path), PUBLISHED["base fp16" if fp16 else "base"]
-    if both:
-        return [(repo, target / repo.split("/")[1]) for repo in (base, PUBLISHED["lora"])]
-    return [(repo_name if specify else base if only_base else PUBLISHED["lora"], target)]
-
-
 def main(
     download_path: str,
     only_base: bool = False,
@@ -78,12 +59,21 @@ def main(
         exclude: files not to download, in the same notation.
         endpoint: address of a hub or mirror; HF_ENDPOINT or the public hub by default.
     """
-    choices = choose_repositories(download_path, only_base, only_lora, both, specify, fp16, repo_name)
+    if [only_base, only_lora, both, specify].count(True) != 1:
+        raise ValueError("choose what to download: exactly one of --only_base, --only_lora, --both and --specify")
+    if fp16 and not (only_base or both):
+        raise ValueError("--fp16 chooses base weights; use it with --only_base or --both")
+    if bool(repo_name) != specify:
+        raise ValueError("--specify and --repo_name OWNER/NAME must be used together")
     if repo_type not in KINDS or (repo_type != "model" and not specify):
         raise ValueError(f"--repo_type is one of {', '.join(KINDS)}, with --specify, not {repo_type!r}")
     address = resolve_endpoint(endpoint)
-    for repo, target in choices:
-        print(download(RepositorySource(repo, repo_type, revision, address, pattern, exclude), target), flush=True)
+    target, base, lora = Path(download_path), PUBLISHED["base fp16" if fp16 else "base"], PUBLISHED["lora"]
+    choices = [(repo_name if specify else base if only_base else lora, target)]
+    if both:
+        choices = [(repo, target / repo.split("/")[1]) for repo in (base, lora)]
+    for repo, folder in choices:
+        print(download(RepositorySource(repo, repo_type, revision, address, pattern, exclude), folder), flush=True)
 
 
 if __name__ == "__main__":

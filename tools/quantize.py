@@ -15,7 +15,7 @@ from command_line.fire_commands import run
 from checkpoint_io.checkpoint_folders import PROMPT_FILES, TOKENIZER_FILES, copy_files, new_folder
 from checkpoint_io.tensor_files import parse_size
 from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
-from quantization.quantization_methods import METHODS, QuantizationJob, choose_group, linear_layers, quantise, quiet
+from quantization.quantization_methods import METHODS, choose_group, linear_layers, quantise, quiet
 from quantization.quantized_score import score, score_table
 
 COPIED = ("generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)
@@ -60,7 +60,7 @@ def main(
         group = choose_group(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out)
-            quantise(QuantizationJob(model, method, group, data.calibration, dtype, limit), folder)
+            quantise(model, folder, method, group, data.calibration, dtype, limit)
             copy_files(model, folder, COPIED)
             after = score(folder, data.tokenizer, data.held_out)
             write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})

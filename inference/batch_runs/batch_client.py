@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -49,24 +48,22 @@ class BatchClient:
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
-        """Hold connections for the callers; all requests are sent within this context."""
+    def connect(self) -> aiohttp.ClientSession:
+        """Return a context manager that holds the connections of the callers."""
         path = self.socket_file
-        self.session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(path, limit=0) if path else aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             headers=self.headers,
         )
-        async with self.session:
-            yield
 
     async def models(self) -> tuple[list[str], list[str]]:
         """Return (names of the served base, names of its adapters).
 
         Raises ValueError if the response is not vLLM's list of models, and the errors of request_with_retries.
         """
-        status, body = await self.request_with_retries("GET", "/v1/models", None)
+        async with self.connect() as self.session:
+            status, body = await self.request_with_retries("GET", "/v1/models", None)
         try:
             cards = json.loads(body)["data"]
             bases = [card["id"] for card in cards if not card.get("parent")]
@@ -132,7 +129,6 @@ class BatchClient:
 
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
         """Answer all rows and write the answers; raises the errors of `generate`."""
-        self.last_answer = time.monotonic()
 
         async def caller() -> None:
             for row in rows:
@@ -144,7 +140,9 @@ class BatchClient:
                     await asyncio.sleep(FIRST_PAUSE)
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self.connect() as self.session, asyncio.TaskGroup() as group:
+                progress.start()
+                self.last_answer = time.monotonic()
                 for _ in range(self.callers):
                     group.create_task(caller())
         except BaseExceptionGroup as errors:  # the error of one caller ends all callers; it is raised once

@@ -5,7 +5,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def own_server(model: str, template_path: str, options: list[str], callers: int)
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
         precheck(["--model", model, *options])
         with started_server(model, template_path, options) as path:
-            answer_with(BatchClient("http://localhost", "", callers, path), rows, progress)
+            asyncio.run(BatchClient("http://localhost", "", callers, path).answer(rows, progress))
 
     return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
 
@@ -104,23 +103,7 @@ def running_server(url: str, key: str, callers: int, model: str) -> tuple[dict[s
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
     """
     client = BatchClient(url, key, callers)
-
-    async def served_names() -> tuple[list[str], list[str]]:
-        async with client.connected():
-            return await client.models()
-
-    bases, adapters = asyncio.run(served_names())
+    bases, adapters = asyncio.run(client.models())
     if model and model not in bases + adapters:
         raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
-    return {"server of": bases, "model": model}, partial(answer_with, client)
-
-
-def answer_with(client: BatchClient, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-    """Answer rows with a server; raises the errors of BatchClient.answer."""
-
-    async def answer_all() -> None:
-        async with client.connected():
-            progress.start()
-            await client.answer(rows, progress)
-
-    asyncio.run(answer_all())
+    return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(client.answer(rows, progress))

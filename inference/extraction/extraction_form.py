@@ -43,9 +43,6 @@ class AnswerForm(NamedTuple):
         """Return the slots that are not by_role: an entity, a trigger, or a subject and an object, in this order."""
         return sorted((slot for slot in self.item if not slot.by_role), key=lambda slot: slot.key not in SUBJECTS)
 
-    def role_slot(self) -> AnswerSlot | None:
-        return next((slot for slot in self.item if slot.by_role), None)
-
     def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:
         """Return answer key -> types with this key; relations that differ only in their two types may share a key."""
         found: dict[str, list[SchemaType]] = {}

@@ -19,19 +19,12 @@ STRING = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
+Rules = dict[str, str]  # body -> name; equal bodies share one rule, so compilation is linear in the schema
 
-class GrammarRules:
-    """The rules of a grammar; equal bodies share one rule, so compilation is linear in the schema."""
 
-    def __init__(self) -> None:
-        self.names: dict[str, str] = {}  # body -> name
-
-    def name(self, stem: str, body: str) -> str:
-        """Return the name of the rule with this body; a new rule is added as stem + number."""
-        return self.names.setdefault(body, f"{stem}{len(self.names)}")
-
-    def text(self) -> str:
-        return "".join(f"{name} ::= {body}\n" for body, name in self.names.items())
+def add_rule(rules: Rules, stem: str, body: str) -> str:
+    """Return the name of the rule with this body; a new rule is added as stem + number."""
+    return rules.setdefault(body, f"{stem}{len(rules)}")
 
 
 def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str = "") -> str:
@@ -39,7 +32,7 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
 
     prefix: white space that the chat template writes before an answer in tuning; generated answers start with it.
     """
-    rules = GrammarRules()
+    rules: Rules = {}
     opening = literal(prefix + "{")
     lists = {}
     for key, shared in form.types_by_key(types).items():
@@ -52,12 +45,13 @@ def answer_grammar(form: AnswerForm, types: tuple[SchemaType, ...], prefix: str 
         for key, items in lists.items():
             keys_by_list.setdefault(items, []).append(literal(json_string(key)))
         alternatives = (f'({" | ".join(keys)}) ": " {items}' for items, keys in keys_by_list.items())
-        pair = rules.name("pair", " | ".join(alternatives))
+        pair = add_rule(rules, "pair", " | ".join(alternatives))
         root = f'{opening} ({pair} (", " {pair})*)? "}}"'
-    return f"root ::= {root}\n{rules.text()}{STRING}"
+    lines = (f"{name} ::= {body}\n" for body, name in rules.items())
+    return f"root ::= {root}\n{''.join(lines)}{STRING}"
 
 
-def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> str:
+def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: Rules) -> str:
     """Return the name of the rule for an item of a type with these roles."""
     parts = []
     for slot in form.item:
@@ -66,43 +60,43 @@ def item_rule(form: AnswerForm, roles: tuple[str, ...], rules: GrammarRules) -> 
         elif slot.value_kind == "list":
             value = list_rule("string", form.all_types, rules)
         else:
-            value = rules.name("names", 'string | "[" string (", " string)+ "]"')
+            value = add_rule(rules, "names", 'string | "[" string (", " string)+ "]"')
         if slot.by_role:
             value = (ordered_roles if form.all_types else unordered_roles)(roles, value, rules)
         parts.append(f"{literal(json_string(slot.key) + ': ')} {value}" if slot.key else value)
     if not form.item[0].key:
         return parts[0]
     pairs = ' ", " '.join(parts)
-    return rules.name("item", f'"{{" {pairs} "}}"')
+    return add_rule(rules, "item", f'"{{" {pairs} "}}"')
 
 
-def list_rule(element: str, may_be_empty: bool, rules: GrammarRules) -> str:
+def list_rule(element: str, may_be_empty: bool, rules: Rules) -> str:
     """Return the name of the rule for a list; element: name of the rule of its elements."""
     nonempty = f'"[" {element} (", " {element})* "]"'
-    return rules.name("list", f'"[]" | {nonempty}' if may_be_empty else nonempty)
+    return add_rule(rules, "list", f'"[]" | {nonempty}' if may_be_empty else nonempty)
 
 
-def ordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
+def ordered_roles(roles: tuple[str, ...], value: str, rules: Rules) -> str:
     """Return the name of the rule for an object with any subset of the roles, in their order.
 
     value: name of the rule of a role's value. The rules are built from the last role to the first.
     """
-    first = later = rules.name("end", '"}"')
+    first = later = add_rule(rules, "end", '"}"')
     for role in reversed(roles):
-        pair = rules.name("role", f"{literal(json_string(role) + ': ')} {value}")
+        pair = add_rule(rules, "role", f"{literal(json_string(role) + ': ')} {value}")
         first, later = (
-            rules.name("first", f"{pair} {later} | {first}"),
-            rules.name("later", f'", " {pair} {later} | {later}'),
+            add_rule(rules, "first", f"{pair} {later} | {first}"),
+            add_rule(rules, "later", f'", " {pair} {later} | {later}'),
         )
-    return rules.name("roles", f'"{{" {first}')
+    return add_rule(rules, "roles", f'"{{" {first}')
 
 
-def unordered_roles(roles: tuple[str, ...], value: str, rules: GrammarRules) -> str:
+def unordered_roles(roles: tuple[str, ...], value: str, rules: Rules) -> str:
     """Return the name of the rule for an object of roles in any order, possibly repeated."""
     if not roles:
-        return rules.name("roles", '"{}"')
-    role = rules.name("role", f'({" | ".join(literal(json_string(role)) for role in roles)}) ": " {value}')
-    return rules.name("roles", f'"{{" ({role} (", " {role})*)? "}}"')
+        return add_rule(rules, "roles", '"{}"')
+    role = add_rule(rules, "role", f'({" | ".join(literal(json_string(role)) for role in roles)}) ": " {value}')
+    return add_rule(rules, "roles", f'"{{" ({role} (", " {role})*)? "}}"')
 
 
 def json_string(text: str) -> str:

@@ -1,19 +1,29 @@
-"""Merges the answers to all windows of a text, and adds offsets.
+"""Parses answers that were decoded under the grammar, merges those to all windows of a text, and adds offsets.
 
 Offsets count characters (Unicode code points) of the whole text. A name is searched only in the windows whose answers
 contain it. An item from several windows is returned once, with the offsets from all of them; items are sorted by their
 first occurrence in the text. A name that is not found in its windows is kept with "in_text": false.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from extraction.extraction_answer import as_list
+import regex
+
 from extraction.extraction_form import AnswerForm, AnswerSlot
 from extraction.extraction_schema import SchemaType
-from extraction.text_offsets import find_name
 
+# Scripts without spaces between words, or (Hangul) with suffixes attached to names: a word may end anywhere.
+UNSPACED = "".join(
+    rf"\p{{{script}}}" for script in ("Thai", "Lao", "Myanmar", "Khmer", "Han", "Hiragana", "Katakana", "Hangul")
+)
+LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
+WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
+TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a string, an unclosed quote, a bracket
+CLOSERS = {"{": "}", "[": "]"}
 NO_VALUE = ("", "NAN")  # how answers write a missing argument
 Span = tuple[int, int]
 Offsets = Mapping[str, set[Span]]  # name -> spans
@@ -23,6 +33,53 @@ class ExtractedItem(NamedTuple):
     key: str  # the answer's key of the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments
+
+
+def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
+    """Return (the answer as a dict, whether the answer is complete).
+
+    A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. Text
+    that is not an answer gives ({}, False).
+    """
+    for candidate, complete in ((text, True), (complete_prefix(text), False)):
+        try:
+            answer = json.loads(candidate, object_pairs_hook=join_repeated_keys)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(answer, dict):
+            return answer, complete
+    return {}, False
+
+
+def join_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict of the pairs; the values of a repeated key are joined into one list."""
+    joined: dict[str, Any] = {}
+    for key, value in pairs:
+        joined[key] = [*as_list(joined[key]), *as_list(value)] if key in joined else value
+    return joined
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def complete_prefix(text: str) -> str:
+    """Return the longest prefix of a truncated answer that ends at an item boundary, with its brackets closed.
+
+    An item boundary is the position after the answer's or a list's opening bracket, after an item, or after a list.
+    """
+    opened: list[str] = []
+    prefix = "{}"
+    for token in TOKENS.finditer(text):
+        if token[0] in CLOSERS:
+            opened.append(token[0])
+        elif token[0] in CLOSERS.values():
+            opened = opened[:-1]
+        elif token[0] == '"':
+            break
+        if opened == ["{", "["] or (opened == ["{"] and token[0][0] != '"'):
+            prefix = text[: token.end()] + "".join(CLOSERS[bracket] for bracket in reversed(opened))
+    return prefix
 
 
 def merge_answers(
@@ -64,7 +121,7 @@ def extracted_items(task: str, answer: Mapping[str, Any], form: AnswerForm) -> I
             names = [strings(slot_value(item, slot)) for slot in form.name_slots()]
             if task == "ee":
                 names = [present for slot in names if (present := [name for name in slot if name not in NO_VALUE])]
-            roles = slot_value(item, form.role_slot())
+            roles = slot_value(item, next((slot for slot in form.item if slot.by_role), None))
             pairs = roles.items() if isinstance(roles, dict) else ()
             arguments = tuple((role, name) for role, value in pairs for name in strings(value) if name not in NO_VALUE)
             for chosen in product(*names):
@@ -111,3 +168,29 @@ def describe_event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType
         "trigger": name_with_offsets(item.names[0], offsets) if item.names else None,
         "arguments": arguments,
     }
+
+
+def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
+
+    White space may differ. If the name does not occur as whole words, it is searched within words.
+    """
+    words = name.split()
+    if not words:
+        return []
+    pattern, window = re.compile(r"\s++".join(map(re.escape, words))), text[start:end]
+    spans = list(occurrences(pattern, window, True)) or list(occurrences(pattern, window, False))
+    return [(start + first, start + last) for first, last in spans]
+
+
+def occurrences(pattern: re.Pattern[str], text: str, whole_words: bool) -> Iterator[tuple[int, int]]:
+    place = 0
+    while match := pattern.search(text, place):
+        first, last = match.span()
+        if whole_words and (WITHIN_WORD.match(text, first) or WITHIN_WORD.match(text, last)):
+            place = first + 1
+            while WITHIN_WORD.match(text, place):
+                place += 1
+        else:
+            yield first, last
+            place = last

@@ -51,7 +51,14 @@ def check_schema(task: str, schema: Any) -> tuple[SchemaType, ...]:
         if names > MAX_NAMES:
             raise ValueError(f"the schema has more than {MAX_NAMES} types and roles; split it over several requests")
         for name in (type_.name, *type_.parts()):
-            check_name(name)
+            if len(name) > MAX_NAME_CHARACTERS:
+                raise ValueError(
+                    f"the schema's {name[:40]!r}… has more than {MAX_NAME_CHARACTERS} characters; shorten it"
+                )
+            if any(unicodedata.category(character) in UNPRINTABLE for character in name):
+                raise ValueError(
+                    f"the schema's {name!r:.60} has a control character or half a surrogate pair; remove it"
+                )
         if type_ in types or len(set(type_.roles)) < len(type_.roles):
             raise ValueError(f"the schema has {type_.name!r:.60}, or one of its roles, twice; give each name once")
         types.append(type_)
@@ -74,11 +81,3 @@ def parse_entry(task: str, entry: Any) -> SchemaType | None:
 
 def is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name.strip())
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError if a type or role is too long, or not one line of valid characters."""
-    if len(name) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"the schema's {name[:40]!r}… has more than {MAX_NAME_CHARACTERS} characters; shorten it")
-    if any(unicodedata.category(character) in UNPRINTABLE for character in name):
-        raise ValueError(f"the schema's {name!r:.60} has a control character or half a surrogate pair; remove it")

@@ -10,14 +10,12 @@ grammar, so every answer can be parsed and has types of the schema only. A long 
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from chat_prompts.prompt_encoding import one_turn
-from extraction.extraction_answer import parse_answer
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
-from extraction.extraction_results import Span, merge_answers
+from extraction.extraction_results import Span, merge_answers, parse_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
 from extraction.text_windows import split_into_windows
 from fastapi import APIRouter, Request, Response
@@ -80,16 +78,6 @@ class ExtractAnswer(BaseModel):
     error: str | None = Field(default=None, description="one line")
 
 
-class WindowResult(NamedTuple):
-    """The model's answer to one window."""
-
-    span: Span
-    answer: dict[str, Any]
-    complete: bool
-    prompt_tokens: int
-    output_tokens: int
-
-
 async def text_windows(
     model: ServedModel, instruction: str, text: str, max_tokens: int | None, usual_characters: int | None
 ) -> list[Span]:
@@ -131,34 +119,30 @@ def extract_router() -> APIRouter:
         limit = request.max_tokens or MAX_ANSWER_TOKENS
         free = asyncio.Semaphore(CONCURRENT_WINDOWS)
 
-        async def ask(span: Span) -> WindowResult:
+        async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
+            """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
             async with free:
                 ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
                 max_tokens = min(limit, model.context - len(ids))
                 completion = await complete(raw_request, model, ids, max_tokens=max_tokens, **fields)
             answer, is_complete = parse_answer(completion.choices[0].text)
-            return WindowResult(span, answer, is_complete, len(ids), completion.usage.completion_tokens)
+            return answer, is_complete, len(ids), completion.usage.completion_tokens
 
-        results = await run_concurrently(map(ask, spans))
-        output_tokens = sum(result.output_tokens for result in results)
-        prompt_tokens = sum(result.prompt_tokens for result in results)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ask(span)) for span in spans]
+        except BaseExceptionGroup as errors:  # the first exception has cancelled the other windows
+            raise errors.exceptions[0] from None
+        results = [task.result() for task in tasks]
+        output_tokens = sum(tokens for _, _, _, tokens in results)
+        prompt_tokens = sum(tokens for _, _, tokens, _ in results)
         raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens
-        answers = [(result.span, result.answer) for result in results]
+        answers = [(span, answer) for span, (answer, *_) in zip(spans, results, strict=True)]
         found = await run_in_thread_if_long(len(text), merge_answers, task, text, prompt.form, types, answers)
         summary = {
-            "complete": all(result.complete for result in results), "windows": len(spans),
+            "complete": all(is_complete for _, is_complete, _, _ in results), "windows": len(spans),
             "num_output_tokens_cf": output_tokens, "error": None,
         }  # fmt: skip
         return JSONResponse(found | summary)
 
     return router
-
-
-async def run_concurrently(calls: Iterable[Coroutine[Any, Any, WindowResult]]) -> list[WindowResult]:
-    """Return the results of the calls in order; the first exception cancels the other calls and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -21,8 +21,6 @@ from routes.response_envelope import STOPPED, Text, envelope_route, error_respon
 from routes.sampling_parameters import Parameters, StructuredOutputs, completion_fields
 from routes.served_models import complete
 
-DONE = "data: [DONE]\n\n"  # the last event of a stream, as in OpenAI's interface
-
 
 class ChatTurn(BaseModel):
     """One message of a conversation."""
@@ -103,7 +101,7 @@ async def envelope_events(events: AsyncIterator[str], path: str) -> AsyncIterato
                     yield envelope_event(choice["text"], tokens)
     except Exception as error:
         yield envelope_event(error=error_response(error, path)[0])
-    yield DONE
+    yield "data: [DONE]\n\n"  # as in OpenAI's interface
 
 
 def envelope_event(text: str = "", tokens: int = 0, error: str | None = None) -> str:

@@ -78,25 +78,16 @@ def completion_fields(parameters: Parameters, room: int, stream: bool = False) -
     if sample is True and fields.get("temperature") == 0:
         raise ValueError("do_sample true and temperature 0 contradict; give one of them")
     fields.setdefault("max_tokens", min(DEFAULT_MAX_TOKENS, room))
-    if beams > 1:
-        return beam_search_fields(fields, beams, sample, stream)
-    if "length_penalty" in fields:
-        raise ValueError("length_penalty is for beam search only; remove it, or give num_beams")
-    return fields
-
-
-def beam_search_fields(fields: dict[str, Any], beams: int, sample: bool | None, stream: bool) -> dict[str, Any]:
-    """Return the fields of a beam search; raises ValueError for parameters that it would ignore."""
+    if beams == 1:
+        if "length_penalty" in fields:
+            raise ValueError("length_penalty is for beam search only; remove it, or give num_beams")
+        return fields
     if stream:
         raise ValueError("beam search cannot stream, since its best answer is known last; remove stream or num_beams")
     if sample:
         raise ValueError("beam search does not sample; remove do_sample or num_beams")
-    ignored = sorted(
-        name
-        for name, value in fields.items()
-        if name not in BEAM_PARAMETERS and value not in NEUTRAL_VALUES.get(name, ())
-    )
-    if ignored:
-        raise ValueError(f"beam search would ignore {', '.join(ignored)}; remove them or num_beams")
     used = {name: value for name, value in fields.items() if name in BEAM_PARAMETERS}
+    others = fields.keys() - used.keys()
+    if ignored := sorted(name for name in others if fields[name] not in NEUTRAL_VALUES.get(name, ())):
+        raise ValueError(f"beam search would ignore {', '.join(ignored)}; remove them or num_beams")
     return used | {"use_beam_search": True, "n": beams, "return_token_ids": True}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from chat_prompts.prompt_encoding import Message, PromptEncoder
 from extraction.extraction_form import read_extraction
 from fastapi import HTTPException, Request
-from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
+from server_launch.launch_adapters import adapter_prompt_encoder, check_served_adapter
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import STOPPED
@@ -48,19 +48,6 @@ class ServedModel(NamedTuple):
     async def encode_async(self, messages: Sequence[Message]) -> list[int]:
         """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
         return await run_in_thread_if_long(text_length(messages), self.encode, messages)
-
-    def with_end_ids(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a CompletionRequest with this model's `end_ids` added to "stop_token_ids".
-
-        Raises ValueError for beam search, which would not stop at these ids.
-        """
-        if not self.end_ids or fields.get("ignore_eos"):
-            return fields
-        if fields.get("use_beam_search"):
-            raise ValueError(
-                "beam search stops at the base's EOS only, not at this model's end token; remove num_beams"
-            )
-        return fields | {"stop_token_ids": [*fields.get("stop_token_ids", ()), *self.end_ids]}
 
     def token_starts(self, text: str) -> Sequence[int]:
         """Return the offset of each token of a text, in characters; long texts are encoded in parts."""
@@ -121,17 +108,14 @@ class ServedModels:
             raise HTTPException(404, f"there is no model {name!r}; served: {', '.join(names)}")
         known, model = self.adapters.get(name, (None, None))
         if model is None or known is not request:
-            model = self.adapter_model(name, request.lora_path)
+            folder, base = request.lora_path, self.base
+            check_served_adapter(name, folder, self.folder)
+            encoder = adapter_prompt_encoder(folder, base.encoder)
+            extraction = read_extraction(folder) or base.extraction
+            model = make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
             loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}
             self.adapters = loaded | {name: (request, model)}
         return model
-
-    def adapter_model(self, name: str, folder: str) -> ServedModel:
-        """Return the model of an adapter's folder; raises ValueError or FileNotFoundError if it cannot be served."""
-        check_served_adapter(name, folder, self.folder)
-        encoder, base = adapter_prompt_encoder(folder, self.base.encoder), self.base
-        extraction = read_extraction(folder) or base.extraction
-        return make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
 
 
 def make_served_model(
@@ -148,9 +132,15 @@ async def complete(request: Request, model: ServedModel, ids: list[int], **field
     """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
     fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
-    server-sent events. Raises HTTPException, and the ValueError of with_end_ids.
+    server-sent events. Raises HTTPException, and ValueError for beam search with a model that has `end_ids`.
     """
-    body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **model.with_end_ids(fields))
+    if model.end_ids and not fields.get("ignore_eos"):
+        if fields.get("use_beam_search"):
+            raise ValueError(
+                "beam search stops at the base's EOS only, not at this model's end token; remove num_beams"
+            )
+        fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *model.end_ids]
+    body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **fields)
     result = await request.app.state.openai_serving_completion.create_completion(body, request)
     if isinstance(result, from_vllm("ErrorResponse")):
         if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error

@@ -53,11 +53,10 @@ class GracefulShutdown:
 
     def remove(self, request: Any) -> None:
         self.running.discard(request)
-        if self.draining:
-            self.exit_if_idle()
+        self.exit_if_idle()
 
     def exit_if_idle(self) -> None:
-        if not self.running:
+        if self.draining and not self.running:
             self.server.should_exit = True
 
     def abort(self) -> None:

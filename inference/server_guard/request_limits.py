@@ -10,6 +10,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Sequence
+from itertools import product
 
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
@@ -48,33 +49,23 @@ class RateLimits:
         """
         wait, used_up = 0, ""
         for kind, items in (("requests", self.requests), ("tokens", self.tokens)):
-            for item in items:
-                seconds = max(self.seconds_to_wait(item, kind, caller) for caller in callers)
+            for item, caller in product(items, callers):
+                window = item.get_expiry()
+                previous, _, current, ends = self.storage.get_sliding_window(item.key_for(kind, caller), window)
+                seconds = seconds_until_room(previous, current, ends - window, item.amount, window)
                 if seconds > wait:
                     wait, used_up = seconds, f"{item.amount} {kind} per {period_name(item)}"
         if not wait:
-            for item in self.requests:
-                for caller in callers:
-                    self.strategy.hit(item, "requests", caller)
+            for item, caller in product(self.requests, callers):
+                self.strategy.hit(item, "requests", caller)
         return wait, used_up
 
     def charge(self, callers: Sequence[str], tokens: int) -> None:
         """Count a request's tokens for each of the callers, also beyond the limit; the excess delays later requests."""
-        for item in self.tokens:
+        for item, caller in product(self.tokens, callers):
             window = item.get_expiry()
-            for caller in callers:
-                key = item.key_for("tokens", caller)
-                _, current = self.storage.sliding_window_keys(key, window, time.time())
-                self.storage.incr(current, 2 * window, amount=tokens)
-
-    def seconds_to_wait(self, item: RateLimitItem, kind: str, caller: str) -> int:
-        """Return the whole seconds until the caller's window has room for one more unit; 0 if it has room now.
-
-        kind: "requests" or "tokens".
-        """
-        previous, _, current, ends = self.storage.get_sliding_window(item.key_for(kind, caller), item.get_expiry())
-        window = item.get_expiry()
-        return seconds_until_room(previous, current, ends - window, item.amount, window)
+            _, current = self.storage.sliding_window_keys(item.key_for("tokens", caller), window, time.time())
+            self.storage.incr(current, 2 * window, amount=tokens)
 
 
 def seconds_until_room(previous: int, current: int, rest: float, amount: int, window: int) -> int:

@@ -15,10 +15,10 @@ from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_adapters import check_adapters, preset_adapters
 from server_launch.launch_checks import check_model, check_port
-from server_launch.launch_presets import preset_for_cpu
-from server_launch.launch_safety import add_safety_options, preset_safety
+from server_launch.launch_presets import preset_for_cpu, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
+SHUTDOWN_SECONDS = 600
 MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 # vLLM's options whose default depends on the model or on the machine; None until parse_server_args sets them.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
@@ -81,8 +81,15 @@ def server_parser(description: str) -> argparse.ArgumentParser:
         "--template-path", metavar="FILE",
         help="prompt template that replaces the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
     )  # fmt: skip
-    add_safety_options(parser, group)
-    parser.set_defaults(host=DEFAULT_HOST, model=None)
+    group.add_argument("--max-body-mib", type=int, default=8, metavar="N", help="longest body of a request, in MiB")
+    group.add_argument(
+        "--limit-requests", metavar="LIMIT", help="requests per key and per address, such as 60/minute;1000/day"
+    )
+    group.add_argument(
+        "--limit-tokens", metavar="LIMIT",
+        help="tokens per key and per address, of prompt and answer, such as 100000/hour",
+    )  # fmt: skip
+    parser.set_defaults(host=DEFAULT_HOST, model=None, shutdown_timeout=SHUTDOWN_SECONDS)
     return parser
 
 

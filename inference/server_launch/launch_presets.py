@@ -1,12 +1,18 @@
-"""Presets of the launcher: replacements of former vLLM options, and defaults for a machine without a GPU."""
+"""Presets of the launcher: replacements of former vLLM options, safe defaults, defaults for a machine without a GPU."""
 
 import argparse
+import ipaddress
 import math
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_bridge.vllm_hooks import default_max_num_seqs
+
+ROUTES = "routes.routes_middleware.RoutesMiddleware"
+GUARD = "server_guard.guard_middleware.GuardMiddleware"
+QUEUE_FACTOR = 4  # requests in the server per concurrent sequence of the engines
 CPU_ADAPTER_WORKER = "vllm_bridge.cpu_adapters.CpuAdapterWorker"
 GIB = 2**30
 # Widths of attention heads that vLLM 0.32's CPU kernel was compiled for; found by trying all multiples of 8 up to 512.
@@ -82,13 +88,11 @@ def bind_cores(cores: Sequence[int], ranks: int) -> str:
     return "|".join(",".join(map(str, share)) for share in shares)
 
 
-def is_packed(config: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint has 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32."""
-    return quantization_format(config) == "pack-quantized"
-
-
 def quantization_format(config: Mapping[str, Any]) -> str:
-    """Return the compressed-tensors format in a checkpoint's config.json, "" if it is not quantized."""
+    """Return the compressed-tensors format in a checkpoint's config.json, "" if it is not quantized.
+
+    "pack-quantized": 4-bit weights (GPTQ, AWQ), which vLLM cannot multiply in float32 on a CPU.
+    """
     return (config.get("quantization_config") or {}).get("format", "")
 
 
@@ -108,7 +112,7 @@ def check_gpu_options(args: argparse.Namespace, config: Mapping[str, Any]) -> No
         raise ValueError("without a GPU, adapters are not sharded over processes; remove --fully-sharded-loras")
     if args.enable_lora and args.worker_cls != "auto":
         raise ValueError("without a GPU, adapters need the launcher's own --worker-cls; remove yours")
-    if args.dtype == "float32" and is_packed(config):
+    if args.dtype == "float32" and quantization_format(config) == "pack-quantized":
         raise ValueError("without a GPU, vLLM multiplies 4-bit weights in half precision only; remove --dtype")
     if args.enable_lora and quantization_format(config) == "int-quantized":
         raise ValueError(
@@ -133,7 +137,7 @@ def preset_for_cpu(
         args.enforce_eager = True
         notes.append("no GPU: --enforce-eager, for a start without compilation (--no-enforce-eager compiles)")
     stored = config.get("dtype", config.get("torch_dtype"))
-    if args.dtype is None and stored == "float32" and not is_packed(config):
+    if args.dtype is None and stored == "float32" and quantization_format(config) != "pack-quantized":
         args.dtype = "float32"
         notes.append("no GPU: --dtype float32, the checkpoint's (auto would round it to bfloat16)")
     context = args.max_model_len if args.max_model_len and args.max_model_len > 0 else None
@@ -156,3 +160,42 @@ def preset_for_cpu(
     if args.enable_lora:
         args.worker_cls = CPU_ADAPTER_WORKER
     return notes
+
+
+def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str]) -> list[str]:
+    """Add the middleware and the safe defaults to args and environment; return notes to print.
+
+    Raises ValueError for an invalid limit or key, and for options that serve without the guard.
+    """
+    from server_guard.guard_middleware import api_keys
+    from server_guard.request_limits import parse_limit
+
+    keys = api_keys(args.api_key, environment.get("VLLM_API_KEY"))
+    for option, limit in (("--limit-requests", args.limit_requests), ("--limit-tokens", args.limit_tokens)):
+        if limit is not None:
+            parse_limit(limit, option)
+    if args.max_body_mib < 1:
+        raise ValueError(f"--max-body-mib {args.max_body_mib} admits no request; give 1 or more")
+    if args.grpc or environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise ValueError("--grpc and VLLM_USE_RUST_FRONTEND serve without keys, limits and /generate; remove them")
+    args.middleware = [*args.middleware, ROUTES, GUARD]  # the last is the outermost
+    environment.setdefault("FORWARDED_ALLOW_IPS", "")  # clients cannot choose their address with X-Forwarded-For
+    notes = []
+    if args.max_num_queued_reqs is None:
+        at_once = args.data_parallel_size * (args.max_num_seqs or default_max_num_seqs(args))
+        args.max_num_queued_reqs = QUEUE_FACTOR * at_once
+        notes.append(f"--max-num-queued-reqs {args.max_num_queued_reqs}: requests beyond these are answered 503")
+    if not keys and not args.uds and not is_loopback(args.host or ""):
+        host = args.host or "all addresses"
+        notes.append(f"--host {host}: no key is required (VLLM_API_KEY=KEY requires one)")
+    if (args.limit_requests or args.limit_tokens) and (args.api_server_count or args.data_parallel_size) > 1:
+        notes.append("each API process counts for itself; a caller may get the limits once in each")
+    return notes
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server at `host`; "" means all addresses."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

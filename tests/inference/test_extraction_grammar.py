@@ -1,4 +1,4 @@
-"""extraction_grammar.py, extraction_answer.py: the grammar admits exactly the strings of json.dumps; parsing."""
+"""extraction_grammar.py, extraction_results.py: the grammar admits exactly the strings of json.dumps; parsing."""
 
 import json
 import random
@@ -12,9 +12,9 @@ import pytest
 import sentencepiece
 import xgrammar
 from conftest import RunScript
-from extraction.extraction_answer import parse_answer
 from extraction.extraction_form import AnswerForm, answer_form
 from extraction.extraction_grammar import answer_grammar
+from extraction.extraction_results import parse_answer
 from extraction.extraction_schema import SchemaType, check_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""launch_adapters.py, served_adapters.py: checks of adapters before loading."""
+"""launch_adapters.py: checks of adapters before loading."""
 
 import argparse
 import json
@@ -17,10 +17,9 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import REPOSITORY, RunScript, free_port
 from lora_adapters import NARROW, make_adapter, other_model
 from safetensors.torch import load_file, save_file
-from server_launch.launch_adapters import check_adapters
+from server_launch.launch_adapters import adapter_prompt_encoder, check_adapters, check_served_adapter
 from server_launch.launch_args import precheck
 from server_launch.launch_presets import check_gpu_options
-from server_launch.served_adapters import adapter_prompt_encoder, check_served_adapter
 from test_readme import commands
 from transformers import AutoTokenizer
 

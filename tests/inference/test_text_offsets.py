@@ -1,10 +1,10 @@
-"""text_offsets.py: the offsets of names in a text."""
+"""extraction_results.py: the offsets of names in a text."""
 
 import time
 from itertools import pairwise
 
 import pytest
-from extraction.text_offsets import find_name
+from extraction.extraction_results import find_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -134,6 +134,7 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer.model of LLaMA-3's kind: 256 bytes and the 300 most frequent joins of a small text."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     draft = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(llama_tokenizer.PATTERN), "isolated")
@@ -143,7 +144,7 @@ def ranks_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draft.train_from_iterator(
         small_texts(), trainers.BpeTrainer(vocab_size=556, initial_alphabet=alphabet, show_progress=False)
     )
-    values = {letter: value for value, letter in enumerate(llama_tokenizer.byte_letters())}
+    values = {letter: value for value, letter in bytes_to_unicode().items()}
     pieces = sorted(draft.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes(values[letter] for letter in piece) for piece, _ in pieces]
     return write_ranks_table(tmp_path_factory.mktemp("ranks") / "tokenizer.model", tokens)

@@ -10,7 +10,7 @@ from conftest import RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import sentencepiece_tokenizer
-from tokenizer_files.tokenizer_comparison import HARD_TEXTS, check_equal_ids
+from tokenizer_files.sentencepiece_tokenizer import HARD_TEXTS, check_equal_ids
 from transformers import AutoTokenizer
 
 

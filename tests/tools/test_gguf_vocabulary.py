@@ -14,8 +14,7 @@ from conftest import REPOSITORY, small_texts
 from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
 from in_process import RunTool
 from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
-from tokenizer_files.sentencepiece_tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from tokenizer_files.tokenizer_comparison import HARD_TEXTS
+from tokenizer_files.sentencepiece_tokenizer import CONTROL, HARD_TEXTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 pytest.importorskip("gguf")
 

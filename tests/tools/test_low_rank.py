@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checkpoint_io.bit_patterns import encode_difference, from_float32, to_float32
 from checkpoint_io.tensors import Tensor
-from lora_merging.low_rank import Factors, LowRankSum
+from lora_merging.low_rank import Factors
 from weight_diffs import number_coding
 from weight_diffs.rank_search import RankSearch
 
@@ -23,7 +23,7 @@ def weights(rows: int, columns: int, dtype: str) -> np.ndarray:
 
 
 def merged(made: Factors, base: np.ndarray, dtype: str) -> np.ndarray:
-    return from_float32(LowRankSum(made).add(to_float32(base, dtype), 0), dtype)
+    return from_float32(made.add(to_float32(base, dtype), 0), dtype)
 
 
 def tensor(bits: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -36,12 +36,12 @@ def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
     made, base = factors(40, 90, rank, 1e-2), weights(40, 90, "F32")
     scaled = Factors(made.left, made.right, np.linspace(0.5, 2, 40, dtype=np.float32))
     exact = to_float32(base, "F32").reshape(40, 90).astype(np.float64) + made.left.astype(np.float64) @ made.right
-    found = LowRankSum(made).add(base.view(np.float32), 0).reshape(40, 90)
+    found = made.add(base.view(np.float32), 0).reshape(40, 90)
     np.testing.assert_allclose(found, exact, rtol=3e-7, atol=2e-9 * np.sqrt(rank))
     order = np.random.default_rng(1).permutation(rank)
-    again = LowRankSum(Factors(made.left[:, order], made.right[order]))
+    again = Factors(made.left[:, order], made.right[order])
     assert np.array_equal(again.add(base.view(np.float32), 0).reshape(40, 90), found)
-    total = LowRankSum(scaled)
+    total = scaled
     whole = total.add(base.view(np.float32), 0)
     parts = [total.add(base[at : at + 630].view(np.float32), at) for at in range(0, 3600, 630)]
     assert np.array_equal(np.concatenate(parts), whole)

@@ -1,5 +1,6 @@
 """tools/quantize.py: rows as tuning reads them, figures that others come to as well, whole folders, clear refusals."""
 
+import importlib.util
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from conftest import REPOSITORY, RunScript
 from extraction_metrics.answer_scores import score_answers
 from in_process import RunTool
 from json_rows.instruction_rows import messages_of
-from quantization import calibration, quantization_inputs, quantization_methods, quantized_score
+from quantization import quantization_inputs, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,7 +77,7 @@ def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: s
     prompts = PromptEncoder(tokenizer)
     for row in ROWS:
         messages = messages_of(row)
-        example = calibration.encode_row(prompts, row, tiny_tokenizer)
+        example = quantization_inputs.encode_row(prompts, row, tiny_tokenizer)
         assert example.prompt == prompts.prompt(messages[:-1])
         (turn,) = prompts.last_turns([messages])
         assert example.answer == turn.answer + turn.end
@@ -87,12 +88,12 @@ def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: s
 def test_rows_of_text_are_encoded_without_template(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     prompts = PromptEncoder(tokenizer)
-    example = calibration.encode_row(prompts, {"text": "Ann Lee </s> 李白"}, tiny_tokenizer)
+    example = quantization_inputs.encode_row(prompts, {"text": "Ann Lee </s> 李白"}, tiny_tokenizer)
     assert example.prompt == [tokenizer.bos_token_id]
     assert tokenizer.decode(example.answer) == "Ann Lee </s> 李白"
     assert tokenizer.eos_token_id not in example.answer
     with pytest.raises(ValueError, match=r"no chat_template\.jinja .*set_template"):
-        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
+        quantization_inputs.encode_row(prompts, ROWS[0], tiny_tokenizer)
 
 
 def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> None:
@@ -100,20 +101,20 @@ def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> No
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
     prompts = PromptEncoder(tokenizer)
     with pytest.raises(ValueError, match="changes a question once it is answered"):
-        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
+        quantization_inputs.encode_row(prompts, ROWS[0], tiny_tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
     prompts = PromptEncoder(tokenizer)
     with pytest.raises(ValueError, match=r"cannot render these messages: not this.*set_template"):
-        calibration.encode_row(prompts, ROWS[0], tiny_tokenizer)
+        quantization_inputs.encode_row(prompts, ROWS[0], tiny_tokenizer)
 
 
 def test_long_rows_are_truncated_for_calibration_and_omitted_from_scores(model: Path, tokenizer: Any) -> None:
-    whole = calibration.encode_row(PromptEncoder(tokenizer), ROWS[0], model)
+    whole = quantization_inputs.encode_row(PromptEncoder(tokenizer), ROWS[0], model)
     ids = whole.prompt + whole.answer
-    assert calibration.truncate_examples([whole], len(ids) - 3) == [ids[:-3]]
-    assert calibration.select_fitting([whole], len(ids), "x") == [whole]
+    assert quantization_inputs.truncate_examples([whole], len(ids) - 3) == [ids[:-3]]
+    assert quantization_inputs.select_fitting([whole], len(ids), "x") == [whole]
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
-        calibration.select_fitting([whole], len(ids) - 1, "rows.jsonl")
+        quantization_inputs.select_fitting([whole], len(ids) - 1, "rows.jsonl")
 
 
 def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
@@ -123,11 +124,11 @@ def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
     listed.write_text("\n" + json.dumps(rows, indent=1))
 
     def drawn(path: Path, seed: int) -> list[int]:
-        sample, seen = calibration.sample_rows(path, 8, seed)
+        sample, seen = quantization_inputs.sample_rows(path, 8, seed)
         assert seen == 50
         return [int(row["text"]) for row in sample]
 
-    assert calibration.sample_rows(lines, 50, 1) == (rows, 50)
+    assert quantization_inputs.sample_rows(lines, 50, 1) == (rows, 50)
     assert drawn(lines, 1) == drawn(lines, 1) == drawn(listed, 1) != drawn(lines, 2)
     assert drawn(lines, 1) == sorted(set(drawn(lines, 1)))
     counts = [0] * 50
@@ -144,7 +145,7 @@ def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
 def test_scores_equal_those_of_transformers_and_scorer(
     model: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = [calibration.encode_row(PromptEncoder(tokenizer), row, model) for row in ROWS]
+    examples = [quantization_inputs.encode_row(PromptEncoder(tokenizer), row, model) for row in ROWS]
     pairs: list[tuple[str, str]] = []
     score_pairs = quantized_score.extraction_scores
 
@@ -265,7 +266,7 @@ def test_compressed_folders_are_complete_and_load(
     check_folder(model, out, done.stdout)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
     tokenizer = AutoTokenizer.from_pretrained(out)
-    examples = [calibration.encode_row(PromptEncoder(tokenizer), row, out) for row in ROWS]
+    examples = [quantization_inputs.encode_row(PromptEncoder(tokenizer), row, out) for row in ROWS]
     here = quantized_score.score(out, tokenizer, examples)
     there = json.loads((out / "run.json").read_text())["scores"]["after"]
     assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
@@ -275,7 +276,7 @@ def test_compressed_folders_are_complete_and_load(
 
 
 def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path) -> None:
-    if quantization_methods.importlib.util.find_spec("llmcompressor"):
+    if importlib.util.find_spec("llmcompressor"):
         pytest.skip("llmcompressor is installed here")
     with pytest.raises(ValueError, match=r"\.venv-quantize.* -r requirements-quantize\.txt") as raised:
         quantize.main(str(model), str(tmp_path / "out"), "fp8")

@@ -27,14 +27,9 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
     bits = values.view(np.uint32)
     if dtype == "F32":
         return bits
-    if dtype == "BF16":
-        return to_bfloat16(bits)
-    with np.errstate(over="ignore"):  # values beyond 65504 become infinite
-        return values.astype(np.float16).view(np.uint16)
-
-
-def to_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Return the rounded upper half of float32 bit patterns: (n,) uint32 to (n,) uint16."""
+    if dtype == "F16":
+        with np.errstate(over="ignore"):  # values beyond 65504 become infinite
+            return values.astype(np.float16).view(np.uint16)
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)

@@ -151,6 +151,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         torch.int64: "I64", torch.float64: "F64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     }  # fmt: skip
     try:
+        # files from before PyTorch 1.6 are not zip archives and cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # the unpickler raises many exception types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from checkpoint_io.bit_patterns import FLOATS
 from checkpoint_io.checkpoint_folders import read_json
-from checkpoint_io.tensors import Spec, Tensor, read_weights
+from checkpoint_io.tensors import Tensor, read_weights
 
 EXPORT_ORIGINAL = "export the model that it was made from"
 # transformers class -> llama.cpp architecture
@@ -164,14 +164,3 @@ def named_tensors(
         if name not in weights:
             raise ValueError(f"the weights have no tensor {name}, which config.json requires; download them again")
     return named
-
-
-def interleave_rows(bits: np.ndarray, spec: Spec, head: int) -> np.ndarray:
-    """Return flat bit patterns with the two halves of each head interleaved: rows 0, half, 1, half + 1, …
-
-    head: rows per head; 0: the rows keep their order.
-    """
-    if not head:
-        return bits
-    columns = spec.shape[1] if len(spec.shape) == 2 else 1
-    return bits.reshape(-1, 2, head // 2, columns).swapaxes(1, 2).reshape(-1)

@@ -205,7 +205,8 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
         name = name.get("content") if isinstance(name, Mapping) else name
         if name is not None and name not in ids:
             raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct it")
-        listed = [index for index in as_list(numbers.get(f"{role}_token_id")) if 0 <= index < len(ids)]
+        given: Any = numbers.get(f"{role}_token_id")  # a number, a list or None
+        listed = [index for index in (given if isinstance(given, list) else [given]) if index in range(len(ids))]
         if name is not None:
             special[role] = ids[name]
         elif listed:
@@ -223,11 +224,6 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
             vocabulary.types[index] = CONTROL
 
 
-def as_list(value: object) -> list[int]:
-    """Return a configuration's token ids as a list; value: a number, a list or None."""
-    return [value] if isinstance(value, int) else list(value) if isinstance(value, list) else []
-
-
 def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
     """Read merges, chat template and whether BOS and EOS are added; return the gguf package's object."""
     from gguf import SpecialVocab
@@ -241,16 +237,3 @@ def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
     if (folder / "chat_template.jinja").is_file():  # the package prefers the one in tokenizer_config.json
         special.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     return special
-
-
-def add_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
-    """Add the tokenizer's keys and the chat template to a gguf.GGUFWriter."""
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores:
-        writer.add_token_scores(vocabulary.scores)
-    vocabulary.special.add_to_gguf(writer, quiet=True)
-    if vocabulary.space_prefix is not None:
-        writer.add_add_space_prefix(vocabulary.space_prefix)

@@ -18,8 +18,8 @@ from checkpoint_io.bit_patterns import from_float32, to_float32
 from checkpoint_io.tensor_files import write_file
 from checkpoint_io.tensors import CHUNK, Spec, Tensor, progress
 
-from gguf_files.gguf_model import GgufModel, interleave_rows
-from gguf_files.gguf_vocabulary import GgufVocabulary, add_vocabulary
+from gguf_files.gguf_model import GgufModel
+from gguf_files.gguf_vocabulary import GgufVocabulary
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
 BLOCK = {"Q8_0": 32, "Q4_0": 32}  # elements in a row of a quantised type are a multiple of this
@@ -76,8 +76,9 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
     source, kind = tensor.source, tensor.kind
     columns = source.shape[1] if len(source.shape) == 2 else 1
     unit = max(1, tensor.head) * columns
-    for piece in source.chunks(max(unit, CHUNK // unit * unit)):
-        bits = interleave_rows(piece, source, tensor.head)
+    for bits in source.chunks(max(unit, CHUNK // unit * unit)):
+        if tensor.head:  # interleave the two halves of each head: rows 0, half, 1, half + 1, …
+            bits = bits.reshape(-1, 2, tensor.head // 2, columns).swapaxes(1, 2).reshape(-1)
         if source.dtype == kind:
             yield bits
             continue
@@ -114,7 +115,15 @@ def gguf_head(
         for key, value in model.settings.items():
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
             add(key, value)
-        add_vocabulary(writer, vocabulary)
+        writer.add_tokenizer_model(vocabulary.model)
+        writer.add_tokenizer_pre(vocabulary.pre)
+        writer.add_token_list(vocabulary.tokens)
+        writer.add_token_types(vocabulary.types)
+        if vocabulary.scores:
+            writer.add_token_scores(vocabulary.scores)
+        vocabulary.special.add_to_gguf(writer, quiet=True)
+        if vocabulary.space_prefix is not None:
+            writer.add_add_space_prefix(vocabulary.space_prefix)
         float32: Any = np.dtype(np.float32)
         factors = model.rope_factors
         if factors is not None:

@@ -5,7 +5,7 @@ the end the note about the folder's origin. Then the folder is renamed.
 """
 
 import shutil
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -15,22 +15,14 @@ from checkpoint_io.checkpoint_folders import check_space, read_json, write_json
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
 from hub_download.hub_listing import NOTE, RepositorySource, explain_hub_error, list_files
 
-
-@dataclass(frozen=True)
-class DownloadNote:
-    """The origin of a folder, as in its NOTE."""
-
-    repository: str
-    kind: str
-    revision: str  # as requested
-    commit: str
+NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; the revision as requested
 
 
-def read_note(folder: Path) -> DownloadNote | None:
-    """Return the folder's note, or None if it is missing or unreadable."""
+def read_note(folder: Path) -> dict[str, str] | None:
+    """Return the folder's note {NOTE_KEYS: …}, or None if it is missing or unreadable."""
     try:
         content = read_json(folder / NOTE)
-        return DownloadNote(*(content[field.name] for field in fields(DownloadNote)))
+        return {key: content[key] for key in NOTE_KEYS}
     except (OSError, ValueError, KeyError):
         return None
 
@@ -84,7 +76,10 @@ def download(source: RepositorySource, target: Path) -> str:
             download_files(source, partial, wrong, title)
             if is_new:
                 (partial / NOTE).parent.mkdir(exist_ok=True)
-                write_json(partial / NOTE, asdict(DownloadNote(source.repo, source.kind, source.revision, commit)))
+                write_json(
+                    partial / NOTE,
+                    dict(zip(NOTE_KEYS, (source.repo, source.kind, source.revision, commit), strict=True)),
+                )
                 (partial / resume_journal.JOURNAL).unlink()
                 partial.replace(target)
                 return f"{target}: {verified}"
@@ -98,7 +93,7 @@ def download(source: RepositorySource, target: Path) -> str:
 
 
 def list_noted_commit(
-    source: RepositorySource, target: Path, note: DownloadNote | None
+    source: RepositorySource, target: Path, note: dict[str, str] | None
 ) -> tuple[str, list[RemoteFile]]:
     """List the source's files, at the commit in the note of `target` if there is one.
 
@@ -107,15 +102,15 @@ def list_noted_commit(
     commit, files = list_files(source)
     if note is None:
         return commit, files
-    if (note.repository, note.kind) != (source.repo, source.kind):
-        raise ValueError(f"{target} holds {note.repository}, not {source.repo}; name a new folder")
-    if note.commit == commit:
+    if (note["repository"], note["kind"]) != (source.repo, source.kind):
+        raise ValueError(f"{target} holds {note['repository']}, not {source.repo}; name a new folder")
+    if note["commit"] == commit:
         return commit, files
-    noted, other = note.commit[:10], commit[:10]
-    if note.revision != source.revision:
+    noted, other = note["commit"][:10], commit[:10]
+    if note["revision"] != source.revision:
         raise ValueError(f"{target} holds {source.repo} at {noted}, not at {other}; name a new folder")
     notice(f"{source.repo} is now at {other}; {target} stays at {noted}, a new folder would get {other}")
-    return list_files(replace(source, revision=note.commit))
+    return list_files(replace(source, revision=note["commit"]))
 
 
 def check_links(folder: Path, files: list[RemoteFile]) -> None:

@@ -37,9 +37,6 @@ class OriginalCheckpoint:
     files: tuple[Path, ...]  # one per rank
     weights: list[JoinedWeight]
 
-    def checklists(self) -> tuple[Path, Path]:
-        return self.folder / "checklist.chk", self.tokenizer.parent / "tokenizer_checklist.chk"
-
 
 def find_weights(root: Path, size: str) -> Path:
     """Return the folder that contains params.json: root or root/size; FileNotFoundError lists other candidates."""
@@ -71,9 +68,10 @@ def verify_checklists(original: OriginalCheckpoint) -> int:
     differs.
     """
     named, count = set[Path](), 0
-    for path in (path for path in original.checklists() if path.is_file()):
-        count += verify_list(path)
-        named |= {(path.parent / name).resolve() for name in read_list(path)}
+    for path in (original.folder / "checklist.chk", original.tokenizer.parent / "tokenizer_checklist.chk"):
+        if path.is_file():
+            count += verify_list(path)
+            named |= {(path.parent / name).resolve() for name in read_list(path)}
     used = (*original.files, original.folder / "params.json", original.tokenizer)
     if unlisted := [file.name for file in used if file.resolve() not in named]:
         notice(f"no checklist names {', '.join(unlisted)}, so these files could not be verified")

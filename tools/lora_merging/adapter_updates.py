@@ -19,7 +19,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import ADAPTER_FILES, Tensor, read_weights
 
-from lora_merging.low_rank import Factors, LowRankSum
+from lora_merging.low_rank import Factors
 
 # Keys of adapter_config.json that do not affect merging or are supported; any other must be unset.
 SUPPORTED = {
@@ -123,11 +123,11 @@ def read_factors(update: TensorUpdate, base: Tensor) -> Factors | None:
     left = left * np.float32(update.scaling)
     if update.magnitude is None:
         return Factors(left, right)
-    unscaled = LowRankSum(Factors(left, right))
-    return Factors(left, right, row_scales(unscaled, base, float_values(update.magnitude).reshape(-1)))
+    scale = row_scales(Factors(left, right), base, float_values(update.magnitude).reshape(-1))
+    return Factors(left, right, scale)
 
 
-def row_scales(unscaled: LowRankSum, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
+def row_scales(unscaled: Factors, base: Tensor, magnitude: np.ndarray) -> np.ndarray:
     """Return DoRA's magnitude divided by the norm of each row of base + product, (rows,) float32."""
 
     def row_norms(rows: tuple[int, int]) -> np.ndarray:

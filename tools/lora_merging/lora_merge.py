@@ -31,7 +31,7 @@ from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, chec
 from checkpoint_seals.seal_check import verify_seal
 
 from lora_merging.adapter_updates import LoraAdapter, read_adapter, read_factors
-from lora_merging.low_rank import LowRankSum
+from lora_merging.low_rank import Factors
 
 
 def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
@@ -71,7 +71,7 @@ class AdapterChange:
     """The change of one tensor by one adapter: a replacement, then a product, times the adapter's weight."""
 
     replacement: Tensor | None
-    product: LowRankSum | None
+    product: Factors | None
     weight: float
 
     def apply(self, values: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -99,8 +99,8 @@ def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[Adap
                 f"{adapter.folder} scales the rows of {tensor.name} (DoRA) after another adapter changed them; "
                 "merge the other one alone, then this one into the result"
             )
-        factors = read_factors(update, update.replacement or tensor)
-        changes.append(AdapterChange(update.replacement, LowRankSum(factors) if factors else None, adapter.weight))
+        product = read_factors(update, update.replacement or tensor)
+        changes.append(AdapterChange(update.replacement, product, adapter.weight))
     return changes
 
 

@@ -6,21 +6,11 @@ power of two, which float64 represents exactly. The product is rounded to float3
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 MANTISSA = 24  # bits, as many as float32 has
 EXACT = 53  # bits of an integer that float64 holds exactly
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Factors of a product that is added to a matrix (rows, columns); all are float32."""
-
-    left: np.ndarray  # (rows, rank)
-    right: np.ndarray  # (rank, columns)
-    scale: np.ndarray | None = None  # (rows,), factor of each row of the sum (DoRA)
 
 
 def fixed_point(vectors: np.ndarray, bits: int) -> np.ndarray:
@@ -30,20 +20,23 @@ def fixed_point(vectors: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(vectors / units) * units
 
 
-class LowRankSum:
-    """Computes rows of base + left @ right; thread-safe."""
+class Factors:
+    """Factors of a product that is added to a matrix (rows, columns), all float32; computes rows of the sum.
 
-    def __init__(self, factors: Factors) -> None:
-        self.factors = factors
-        rank, self.columns = factors.right.shape
+    left: (rows, rank); right: (rank, columns); scale: (rows,), factor of each row of the sum (DoRA). Thread-safe.
+    """
+
+    def __init__(self, left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> None:
+        self.left, self.right, self.scale = left, right, scale
+        rank, self.columns = right.shape
         self.bits = min(MANTISSA, (EXACT - math.ceil(math.log2(max(1, rank)))) // 2)
-        self.right = np.ascontiguousarray(fixed_point(np.ascontiguousarray(factors.right.T), self.bits).T)
+        self.rounded_right = np.ascontiguousarray(fixed_point(np.ascontiguousarray(right.T), self.bits).T)
 
     def add(self, base: np.ndarray, start: int) -> np.ndarray:
         """Return base + product, flat float32. base: whole rows of the matrix, flat float32, from element `start`."""
         rows = slice(start // self.columns, (start + base.size) // self.columns)
-        total = (fixed_point(self.factors.left[rows], self.bits) @ self.right).astype(np.float32)
+        total = (fixed_point(self.left[rows], self.bits) @ self.rounded_right).astype(np.float32)
         total += base.reshape(total.shape)
-        if self.factors.scale is not None:
-            total *= self.factors.scale[rows, None]
+        if self.scale is not None:
+            total *= self.scale[rows, None]
         return total.reshape(-1)

@@ -1,19 +1,23 @@
-"""Check the options and the model of a quantisation, read its rows, and write run.json."""
+"""Check the options and the model of a quantisation, turn its rows into token ids, and write run.json.
 
-import hashlib
-from collections.abc import Mapping
+A row is {"instruction", "input", "output"}, {"messages"} or, for models without a template, {"text"}; it is rendered
+with the checkpoint's own chat template. Tuning and serving give the same ids (chat_prompts).
+"""
+
+import random
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
 from checkpoint_io.tensors import read_weights
-from checkpoint_seals.seal_check import verify_seal
+from checkpoint_seals.seal_check import hash_file, verify_seal
+from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
 
-from quantization.calibration import CalibrationExample, encode_row, sample_rows, select_fitting, truncate_examples
-from quantization.quantization_methods import METHODS, require_library
-from quantization.quantized_score import Scores, weight_bytes
+from quantization.quantization_methods import ENVIRONMENT, METHODS
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -32,7 +36,8 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
     for option, count in counts.items():
         if count < 1:
             raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
-    require_library(method.package)
+    if find_spec(method.package) is None:
+        raise ValueError(f"{method.package} is not installed in this environment; make one for it: {ENVIRONMENT}")
 
 
 def check_model(path: object) -> Path:
@@ -44,6 +49,54 @@ def check_model(path: object) -> Path:
         raise FileNotFoundError(f"{model} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
     verify_seal(model)
     return model
+
+
+class CalibrationExample(NamedTuple):
+    """A row as token ids: the prompt, and the answer with its end token. expected: the answer's text."""
+
+    prompt: list[int]
+    answer: list[int]
+    expected: str | None  # None: plain text without a prompt
+
+
+def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
+    """Return a random sample of at most `count` rows in file order, and the number of rows in the file.
+
+    Raises FileNotFoundError, or ValueError with file and line.
+    """
+    rows = list(iterate_instructions(path, plain_text=True))
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[index] for index in sorted(chosen)], len(rows)
+
+
+def encode_row(prompts: PromptEncoder, row: InstructionRow, folder: Path) -> CalibrationExample:
+    """Return a row as token ids; ValueError if the folder's template is missing or changes questions or answers."""
+    if is_plain_text(row):
+        return CalibrationExample(prompts.plain(""), prompts.text_ids(row["text"]), None)
+    if not prompts.template:
+        raise ValueError(
+            f"{folder} has no chat_template.jinja to render instructions with; add one "
+            '(tools/set_template.py), or give rows of {"text"}'
+        )
+    messages = messages_of(row)
+    try:
+        [turn] = prompts.last_turns([messages])
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; choose another template with tools/set_template.py") from None
+    return CalibrationExample(turn.prompt, turn.answer + turn.end, messages[-1]["content"])
+
+
+def truncate_examples(examples: Iterable[CalibrationExample], limit: int) -> list[list[int]]:
+    """Return the ids of prompt and answer of each example, at most `limit`."""
+    return [(example.prompt + example.answer)[:limit] for example in examples]
+
+
+def select_fitting(examples: Iterable[CalibrationExample], limit: int, path: object) -> list[CalibrationExample]:
+    """Return the examples with an answer and at most `limit` tokens; ValueError if there are none."""
+    kept = [example for example in examples if example.answer and len(example.prompt + example.answer) <= limit]
+    if not kept:
+        raise ValueError(f"every row of {path} is empty or longer than {limit} tokens; raise --max_length")
+    return kept
 
 
 class QuantizationData(NamedTuple):
@@ -75,6 +128,11 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     return data
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of a folder's weight files."""
+    return sum(file.stat().st_size for file in {tensor.file for tensor in read_weights(folder).values()})
+
+
 def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> int:
     """Return an upper bound for the bytes of the quantised weights and scales (28 % in float32 groups of 32)."""
     weights = read_weights(model)
@@ -83,13 +141,7 @@ def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> 
     return int(weight_bytes(model) - max(saved, 0))
 
 
-def file_hash(path: str) -> str:
-    """Return the sha256 of a data file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_record(folder: Path, options: dict[str, object], model: Path, figures: dict[str, Scores]) -> None:
+def write_record(folder: Path, options: dict[str, object], model: Path, figures: Mapping[str, object]) -> None:
     """Write run.json with seed, library versions, hashes of the data files, and the scores."""
     write_run_record(folder, "tools/quantize.py", options, {"model": model})
     run = read_json(folder / "run.json")
@@ -99,5 +151,5 @@ def write_record(folder: Path, options: dict[str, object], model: Path, figures:
         except PackageNotFoundError:
             continue
     read = [options["data_path"]] if METHODS[str(options["method"])].calibrated else []
-    data = {str(path): file_hash(str(path)) for path in (*read, options["eval_path"]) if path}
+    data = {str(path): hash_file(Path(str(path)), "sha256") for path in (*read, options["eval_path"]) if path}
     write_json(folder / "run.json", run | {"seed": options["seed"], "data": data, "scores": figures})

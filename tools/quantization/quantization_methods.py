@@ -6,7 +6,6 @@ implements LLM.int8() (https://arxiv.org/abs/2208.07339) and NF4 (https://arxiv.
 and lm_head are not quantised.
 """
 
-import importlib.util
 import io
 import logging
 import os
@@ -44,23 +43,6 @@ METHODS = {
     "bnb8": Method("bitsandbytes LLM.int8()", "bitsandbytes", 8),
     "nf4": Method("bitsandbytes NF4, scales quantised too", "bitsandbytes", 4),
 }
-
-
-class QuantizationJob(NamedTuple):
-    """The options of a quantisation. samples: token ids for calibration; limit: bytes of the largest shard."""
-
-    model: Path
-    method: str
-    group: int
-    samples: Sequence[list[int]]
-    dtype: str
-    limit: int
-
-
-def require_library(library: str) -> None:
-    """Raise ValueError with the commands that create the environment if a library is missing."""
-    if importlib.util.find_spec(library) is None:
-        raise ValueError(f"{library} is not installed in this environment; make one for it: {ENVIRONMENT}")
 
 
 @contextmanager
@@ -137,21 +119,29 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
     return model.eval()
 
 
-def quantise(job: QuantizationJob, target: Path) -> None:
-    """Quantise the model in memory; write its weights and config.json to the folder `target`.
+def quantise(
+    folder: Path, target: Path, method: str, group: int, samples: Sequence[list[int]], dtype: str, limit: int
+) -> None:
+    """Quantise the model of `folder` in memory; write its weights and config.json to the folder `target`.
 
-    Raises ValueError with the library's message if the library fails.
+    samples: token ids for calibration; limit: bytes of the largest shard. Raises ValueError with the library's message
+    if the library fails.
     """
-    library = METHODS[job.method].package
+    library = METHODS[method].package
     try:
-        (quantise_with_llmcompressor if library == "llmcompressor" else quantise_with_bitsandbytes)(job, target)
+        if library == "llmcompressor":
+            quantise_with_llmcompressor(folder, target, recipe(method, group), samples, dtype, limit)
+        else:
+            quantise_with_bitsandbytes(folder, target, method, dtype, limit)
     except (RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{library} could not quantise {job.model}: {str(error)[:300] or repr(error)}") from error
+        raise ValueError(f"{library} could not quantise {folder}: {str(error)[:300] or repr(error)}") from error
     for file in target.iterdir():  # safetensors creates files that only the owner can read
         file.chmod((target / "config.json").stat().st_mode)
 
 
-def quantise_with_llmcompressor(job: QuantizationJob, target: Path) -> None:
+def quantise_with_llmcompressor(
+    folder: Path, target: Path, modifiers: list[Any], samples: Sequence[list[int]], dtype: str, limit: int
+) -> None:
     """Quantise with llmcompressor, layer by layer, on the GPU if there is one."""
     import torch
     from llmcompressor import oneshot
@@ -159,15 +149,15 @@ def quantise_with_llmcompressor(job: QuantizationJob, target: Path) -> None:
 
     if not torch.accelerator.is_available():  # AWQ pins memory even without a GPU (0.14.0.1)
         IntermediatesCache.pin_memory = lambda *_, **__: None
-    rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in job.samples]
-    model = load_model(job.model, job.dtype, on_cpu=True)
+    rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in samples]
+    model = load_model(folder, dtype, on_cpu=True)
     oneshot(
         model=model,
-        recipe=recipe(job.method, job.group),
+        recipe=modifiers,
         dataset=torch.utils.data.DataLoader(rows, batch_size=None) if rows else None,
         num_calibration_samples=len(rows),
     )
-    model.save_pretrained(target, max_shard_size=job.limit)
+    model.save_pretrained(target, max_shard_size=limit)
     # It names Python classes to instantiate; run.json records the same settings.
     (target / "recipe.yaml").unlink(missing_ok=True)
     for module in model.modules():  # the library keeps a reference to the model, so free its memory here
@@ -194,17 +184,17 @@ def recipe(method: str, group: int) -> list[Any]:
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
-def quantise_with_bitsandbytes(job: QuantizationJob, target: Path) -> None:
+def quantise_with_bitsandbytes(folder: Path, target: Path, method: str, dtype: str, limit: int) -> None:
     """Quantise with bitsandbytes, which quantises each weight while loading it."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
 
-    own = AutoConfig.from_pretrained(job.model, local_files_only=True).dtype or torch.float32
+    own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
     settings: dict[str, Any] = {"load_in_8bit": True}
-    if job.method == "nf4":
-        compute = own if job.dtype == "auto" else getattr(torch, job.dtype)
+    if method == "nf4":
+        compute = own if dtype == "auto" else getattr(torch, dtype)
         settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         settings |= {"bnb_4bit_compute_dtype": compute}
     config = BitsAndBytesConfig(llm_int8_skip_modules=[OUTPUT], **settings)
-    model = load_model(job.model, job.dtype, quantization_config=config)
-    model.save_pretrained(target, max_shard_size=job.limit)
+    model = load_model(folder, dtype, quantization_config=config)
+    model.save_pretrained(target, max_shard_size=limit)

@@ -9,22 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint_io.tensors import read_weights
 from extraction_metrics.answer_scores import TASKS, parse_answer, score_answers
 from tqdm import tqdm
 
-from quantization.calibration import CalibrationExample
+from quantization.quantization_inputs import CalibrationExample, weight_bytes
 from quantization.quantization_methods import load_model
 
 BATCH = 16  # prompts per generation batch
 COLUMNS = (("perplexity", "perplexity"), ("entity_f1", "entity F1"), ("triple_f1", "triple F1"), ("exact", "exact"))
 
 Scores = dict[str, float]
-
-
-def weight_bytes(folder: Path) -> int:
-    """Return the bytes of a folder's weight files."""
-    return sum(file.stat().st_size for file in {tensor.file for tensor in read_weights(folder).values()})
 
 
 def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:

@@ -22,19 +22,14 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tokenizer_files import sentencepiece_tokenizer
-from tokenizer_files.tokenizer_comparison import check_equal_ids, comparison_texts
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 HARD_LLAMA3_TEXTS = (
-    "<|begin_of_text|>literal<|eot_id|>",
-    "I'LL we'Ve it'ſ o'clock",
-    " \r\n\r\n  x\r",
-    "12345 1234567",
-    "!!\n\n?",
-)
+    "<|begin_of_text|>literal<|eot_id|>", "I'LL we'Ve it'ſ o'clock", " \r\n\r\n  x\r", "12345 1234567", "!!\n\n?",
+)  # fmt: skip
 SPECIALS = 256
 # By position after the table. All others are <|reserved_special_token_N|>, numbered from 0.
 NAMED_SPECIALS = {
@@ -107,13 +102,6 @@ def read_rank_table(path: Path) -> list[bytes]:
     return tokens
 
 
-def byte_letters() -> list[str]:
-    """Return the character of each byte in a byte-level tokenizer.json: itself if printable, else one from U+0100."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = [value for value in range(256) if value not in printable]
-    return [chr(value if value in printable else 256 + others.index(value)) for value in range(256)]
-
-
 def special_tokens(release: str) -> list[str]:
     """Return the 256 special tokens in id order. release: "3", or "3.1" for all later ones."""
     named = NAMED_SPECIALS[release]
@@ -123,7 +111,9 @@ def special_tokens(release: str) -> list[str]:
 
 def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaTokenizer:
     """Build a tokenizer that returns BOS and tiktoken's ids. release: "3" or "3.1"."""
-    letters = byte_letters()
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()  # character of each byte in a byte-level tokenizer.json
     texts = ["".join(letters[value] for value in token) for token in tokens]
     pieces = [(text, -float(rank), sentencepiece_tokenizer.NORMAL) for rank, text in enumerate(texts)]
     vocabulary = {text: rank for rank, text in enumerate(texts)}
@@ -165,6 +155,6 @@ def check_llama_tokenizer(llama: LlamaTokenizer, check_path: str) -> str:
     """
     if llama.reference is None:
         return f"not compared, because {llama.reference_name} is not installed"
-    texts = chain(HARD_LLAMA3_TEXTS, comparison_texts(check_path))
-    count = check_equal_ids(llama.tokenizer, llama.reference, texts, llama.reference_name)
+    texts = chain(HARD_LLAMA3_TEXTS, sentencepiece_tokenizer.comparison_texts(check_path))
+    count = sentencepiece_tokenizer.check_equal_ids(llama.tokenizer, llama.reference, texts, llama.reference_name)
     return f"equal to {llama.reference_name} on {count} texts"

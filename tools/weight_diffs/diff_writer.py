@@ -16,7 +16,7 @@ from checkpoint_io.bit_patterns import encode_difference
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import write_all, write_shards
 from checkpoint_io.tensors import DIFF_RECORD, Tensor, check_finite, fingerprint, progress, tensor_hashes
-from lora_merging.low_rank import Factors, LowRankSum
+from lora_merging.low_rank import Factors
 
 from weight_diffs import number_coding
 from weight_diffs.exact_diff import FORMAT, DiffEntry, find_base_tensor, predict, read_base
@@ -99,7 +99,6 @@ def coded_chunks(
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
     """Yield (coded chunk, its tuned bits, its base bits) of one tensor, computed on all cores; factors come first."""
     none = np.zeros(0, np.uint8)
-    product = None if factors is None else LowRankSum(factors)
     for part in () if factors is None else (factors.left, factors.right, factors.scale):
         if part is not None:
             numbers = np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint32)
@@ -108,7 +107,7 @@ def coded_chunks(
     def code(cut: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
         ours, theirs = tuned.read_once(*cut), read_base(base, *cut)
         check_finite(ours, tuned)
-        predicted = predict(theirs, base, tuned, cut, product)
+        predicted = predict(theirs, base, tuned, cut, factors)
         return number_coding.encode(encode_difference(ours, predicted, tuned.dtype)), ours, theirs
 
     yield from in_order(code, tuned.row_ranges())
@@ -119,7 +118,7 @@ def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
     cut = tuned.row_ranges()[0]
     ours, theirs = tuned.read(*cut), base.read(*cut)
     sizes = []
-    for product in (None, LowRankSum(factors)):
+    for product in (None, factors):
         numbers = encode_difference(ours, predict(theirs, base, tuned, cut, product), tuned.dtype)
         sizes.append(len(number_coding.encode(numbers)))
     return (sizes[0] - sizes[1]) * tuned.elements / ours.size > factors.left.nbytes + factors.right.nbytes

@@ -17,7 +17,7 @@ from checkpoint_io.bit_patterns import FLOATS, apply_difference, cast, from_floa
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import DIFF_FILES, DIFF_RECORD, ITEMSIZE, Spec, Tensor, read_weights, tensor_hashes
-from lora_merging.low_rank import Factors, LowRankSum
+from lora_merging.low_rank import Factors
 
 from weight_diffs import number_coding
 
@@ -88,7 +88,7 @@ def read_base(base: Tensor | None, first: int, last: int) -> np.ndarray:
 
 
 def predict(
-    bits: np.ndarray, base: Spec | None, tuned: Spec, cut: tuple[int, int], product: LowRankSum | None
+    bits: np.ndarray, base: Spec | None, tuned: Spec, cut: tuple[int, int], product: Factors | None
 ) -> np.ndarray:
     """Return the predicted bit patterns of the tuned elements cut[0] to cut[1], 0 where the base has no element.
 
@@ -164,7 +164,7 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
     factors = [
         read_numbers(chunk, math.prod(shape), 4).view(np.float32).reshape(shape) for chunk, shape in enumerate(shapes)
     ]
-    product = LowRankSum(Factors(*factors)) if factors else None
+    product = Factors(*factors) if factors else None
 
     def restore(job: tuple[int, tuple[int, int]]) -> np.ndarray:
         chunk, cut = job
