@@ -105,6 +105,9 @@ def test_server_whose_startup_fails_ends_and_serves_nothing() -> None:
         install_uvicorn_hooks(server)
         raise ValueError("adapter a: damaged")
 
+    async def serve() -> None:  # SystemExit would leave tasks of asyncio behind
+        with pytest.raises(SystemExit):
+            await server.serve()
+
     server = uvicorn.Server(uvicorn.Config(fails, port=0, log_level="critical"))
-    with pytest.raises(SystemExit):
-        asyncio.run(asyncio.wait_for(server.serve(), 5))
+    asyncio.run(asyncio.wait_for(serve(), 5))
