@@ -75,8 +75,8 @@ def test_recover_refuses_other_base_of_additive_diff(
     state["model.norm.weight"].view(torch.int32)[3] ^= 1
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
-    said = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
-    assert "of the tuned weights; recovery rounds" in said
+    printed = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
+    assert "of the tuned weights; recovery rounds" in printed
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
     assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr

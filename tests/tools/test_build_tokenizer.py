@@ -92,7 +92,7 @@ def test_build_tokenizer_refuses_unsupported_model_types(
 
 def test_build_tokenizer_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    for path, said in (
+    for path, expected in (
         (tmp_path / "none", "does not exist"),
         (tmp_path / "tokenizer.model", "not a SentencePiece model"),
     ):
@@ -100,7 +100,7 @@ def test_build_tokenizer_errors_name_the_file(tmp_path: Path, run_script: RunScr
             "tools/build_tokenizer.py", "--tokenizer_model", path, "--output_dir", tmp_path / "out", status=2
         )
         assert str(path) in done.stderr
-        assert said in done.stderr
+        assert expected in done.stderr
 
 
 def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:

@@ -97,12 +97,12 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_verify_names_changed_missing_and_unsealed_files(folder: Path, run_tool: RunTool, change: str) -> None:
     write_seal(folder, [])
-    spoil, said = CHANGES[change]
+    spoil, expected = CHANGES[change]
     spoil(folder)
     done = run_tool(SCRIPT, "verify", folder, status=2)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    for part in said:
+    for part in expected:
         assert part in done.stderr
 
 

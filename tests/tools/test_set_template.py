@@ -73,17 +73,17 @@ def test_template_without_input_is_accepted(tiny_checkpoint: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_set_template_refuses_invalid_template(tiny_checkpoint: Path, tmp_path: Path, case: str) -> None:
-    text, said = BROKEN[case]
+    text, expected = BROKEN[case]
     template = tmp_path / "template.jinja"
     template.write_text(text)
-    with pytest.raises(ValueError, match=said) as raised:
+    with pytest.raises(ValueError, match=expected) as raised:
         set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
     assert str(template) in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["template.jinja"]
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "expected"),
     [
         ("--model_path", "none", "none is not a folder"),
         ("--model_path", "finetune", "not a checkpoint folder"),
@@ -93,7 +93,7 @@ def test_set_template_refuses_invalid_template(tiny_checkpoint: Path, tmp_path: 
     ],
 )
 def test_bad_input(
-    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, option: str, value: str, said: str
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, option: str, value: str, expected: str
 ) -> None:
     given = {
         "--model_path": tiny_checkpoint,
@@ -102,5 +102,5 @@ def test_bad_input(
         option: value,
     }
     done = run_tool(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
-    assert said in done.stderr
+    assert expected in done.stderr
     assert list(tmp_path.iterdir()) == []
