@@ -1,4 +1,4 @@
-"""additive_diff.py: the published kind of diff, its arithmetic, and how another base is told."""
+"""Additive diffs: the published kind, its arithmetic, and the check of the base."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""tools/export_hf_checkpoint.py: shards of the size asked for, which transformers loads to what peft merges."""
+"""tools/export_hf_checkpoint.py: shards of the requested size, which transformers loads as the weights that peft merges."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_export_writes_one_file_by_default_and_its_seal_verifies(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"--max_shard_size": "big"}, "'big' is not a size"),
         ({"--lora_model": "none"}, "none is not a folder; --lora_model"),
@@ -65,11 +65,11 @@ def test_export_writes_one_file_by_default_and_its_seal_verifies(
     ],
 )
 def test_bad_input(
-    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, options: dict[str, str], said: str
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, options: dict[str, str], message: str
 ) -> None:
     given = {"--base_model": tiny_checkpoint, "--lora_model": adapter, "--output_dir": tmp_path / "out"} | options
     done = run_tool(SCRIPT, *(part for pair in given.items() for part in pair), status=2)
-    assert said in done.stderr
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
 """tools/export_gguf.py: llama.cpp computes from the file what transformers computes; what it would not is refused.
 
-What llama.cpp does is asked of its server in the package xllamacpp; without it, or without gguf, those tests skip.
+llama.cpp runs as the server of the package xllamacpp; without it, or without gguf, those tests are skipped.
 """
 
 import importlib.util

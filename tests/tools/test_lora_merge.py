@@ -171,7 +171,7 @@ UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None
 def test_merge_refuses_unsupported_adapter_and_names_reason(
     tiny_checkpoint: Path, tmp_path: Path, adapter: Path, case: str
 ) -> None:
-    settings, changes, said = UNMERGEABLE[case]
+    settings, changes, message = UNMERGEABLE[case]
     spoilt = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((spoilt / "adapter_config.json").read_text())
     (spoilt / "adapter_config.json").write_text(json.dumps(config | settings))
@@ -181,7 +181,7 @@ def test_merge_refuses_unsupported_adapter_and_names_reason(
         if shape is not None:
             state[f"base_model.model.{name}"] = torch.ones(shape)
     save_file(state, spoilt / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         weight_diff.merge(str(tiny_checkpoint), [str(spoilt)], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -156,11 +156,11 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_damaged_files_are_refused_and_named(tmp_path: Path, fault: str) -> None:
     folder = sharded(tmp_path / "model")
-    damage, said = FAULTS[fault]
+    damage, message = FAULTS[fault]
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
         read_weights(folder)
-    for part in said:
+    for part in message:
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -135,7 +135,7 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_nothing(
     tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, case: str
 ) -> None:
-    spoil, options, said = BAD[case]
+    spoil, options, messages = BAD[case]
     raw, new = shutil.copytree(tiny_checkpoint, tmp_path / "raw"), shutil.copytree(tuned, tmp_path / "tuned")
     spoil(raw, new)
     done = run_tool(
@@ -152,7 +152,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     )
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    for part in said:
+    for part in messages:
         assert part in done.stderr
     assert not (tmp_path / "diff").exists()
     assert left_behind(tmp_path) == []
@@ -223,16 +223,16 @@ def test_published_options_without_effect_are_accepted_with_notice(
 def test_inspect_prints_base_and_size_of_diff(
     tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    said = run_tool(SCRIPT, "inspect", diff).stdout
+    printed = run_tool(SCRIPT, "inspect", diff).stdout
     base, new = (hashed_weights(folder)[2] for folder in (tiny_checkpoint, tuned))
-    assert f"needs       the base with weights {base}" in said
-    assert f"gives       weights {new}" in said
-    assert "model.layers.1 " in said
+    assert f"needs       the base with weights {base}" in printed
+    assert f"gives       weights {new}" in printed
+    assert "model.layers.1 " in printed
     added = additive(tmp_path / "added", tiny_checkpoint, tuned)
-    said = run_tool(SCRIPT, "inspect", added).stdout
-    assert "additive diff (F32); recovery rounds" in said
-    assert "a base that is not recorded" in said
-    assert "root mean square" in said
+    printed = run_tool(SCRIPT, "inspect", added).stdout
+    assert "additive diff (F32); recovery rounds" in printed
+    assert "a base that is not recorded" in printed
+    assert "root mean square" in printed
 
 
 def test_diff_without_rank_search_stores_no_factors(
