@@ -45,4 +45,4 @@ def main(
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    run(main, more_options=text_generation.OPTIONS)
+    run(main, extra_option_types=text_generation.OPTIONS)

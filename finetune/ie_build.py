@@ -61,7 +61,7 @@ def main(
         output: the file to write.
         types: JSON list of the types to ask for, or lists by kind and language; default: the types that occur.
         task: ner (entities) or re (relations).
-        language: en, zh, or auto: zh for a sentence with a fifth or more Chinese characters, else en.
+        language: en, zh, or auto: zh if a fifth or more of the letters of a sentence are Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.
     """
     target = Path(output)

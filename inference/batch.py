@@ -10,7 +10,7 @@ parameter of /generate is also an option, the default for all rows: a number, tr
 (--stop '["\\n\\n"]'). Options of launch_vllm.py follow after --.
 
 A row that fails does not stop the run. The same command resumes an interrupted or killed run. Exit status: 0; 1 if rows
-failed, which out.failed.jsonl lists; 2 if the run did not finish; 130 after Ctrl-C.
+failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C or SIGTERM.
 """
 
 from command_line.command_errors import resumable, run_command, unknown_option

@@ -12,7 +12,7 @@ finished tasks in DIR.partial/; the same command resumes it.
 """
 
 from command_line.option_values import read_list
-from command_line.strict_parsers import StrictParser, number_from
+from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
 from pathlib import Path
@@ -49,11 +49,11 @@ def parser() -> StrictParser:
     )
     p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="a folder with en.txt, zh.txt or both")
     p.add_argument(
-        "--samples", type=number_from(0), default=3, metavar="K",
+        "--samples", type=at_least(0), default=3, metavar="K",
         help="samples of each reason in report.md (default: 3)",
     )  # fmt: skip
     p.add_argument(
-        "--task_megabytes", type=number_from(1), default=TASK_MEGABYTES, metavar="N",
+        "--task_megabytes", type=at_least(1), default=TASK_MEGABYTES, metavar="N",
         help="input of a task, the unit in which a run resumes (default: 8)",
     )  # fmt: skip
     p.add_argument("--overwrite", action="store_true", help="replace the output of an earlier run")

@@ -7,7 +7,7 @@ Memory is estimated from config.json alone (pretraining/memory_estimate.py). A G
 """
 
 from command_line.command_errors import run_command
-from command_line.strict_parsers import StrictParser, number_from
+from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
 from pathlib import Path
@@ -31,18 +31,18 @@ from pretraining.memory_estimate import LONGEST_BLOCK, SPEEDS, parameter_count, 
 def make_parser() -> StrictParser:
     parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder, or a config.json")
-    parser.add_argument("--gpus", type=number_from(1), required=True, metavar="N", help="GPUs of all nodes")
-    parser.add_argument("--gpu_memory", type=number_from(1), required=True, metavar="GB", help="memory of a GPU")
-    parser.add_argument("--gpus_per_node", type=number_from(1), default=8, metavar="N", help="default: 8")
+    parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes")
+    parser.add_argument("--gpu_memory", type=at_least(1), required=True, metavar="GB", help="memory of a GPU")
+    parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="default: 8")
     parser.add_argument("--gpu", choices=sorted(SPEEDS), default="", help="for an estimate of the speed")
-    parser.add_argument("--host_memory", type=number_from(1), default=0, metavar="GB", help="memory of a node")
+    parser.add_argument("--host_memory", type=at_least(1), default=0, metavar="GB", help="memory of a node")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="", help="default: bf16; fp16 on V100")
     parser.add_argument(
-        "--block_size", type=number_from(2), default=0, metavar="N",
+        "--block_size", type=at_least(2), default=0, metavar="N",
         help=f"tokens of a packed sequence (default: the model's context, at most {LONGEST_BLOCK})",
     )  # fmt: skip
     parser.add_argument(
-        "--global_batch", type=number_from(1), default=0, metavar="N",
+        "--global_batch", type=at_least(1), default=0, metavar="N",
         help=f"packed sequences of a step on all GPUs (default: about {STEP_TOKENS:,} tokens)",
     )  # fmt: skip
     return parser

@@ -19,7 +19,7 @@ than --min_length. An interrupted run keeps its finished shards in P.shards/; th
 
 from command_line.command_errors import resumable
 from command_line.option_values import value_of
-from command_line.strict_parsers import StrictParser, number_from
+from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
 import os
@@ -64,20 +64,24 @@ def parser() -> StrictParser:
         help="rules for sentence ends (default: auto)",
     )  # fmt: skip
     w.add_argument(
-        "--seq_length", type=number_from(8), default=1024, metavar="N", help="longest sample in tokens (default: 1024)"
+        "--seq_length",
+        type=at_least(8),
+        default=1024,
+        metavar="N",
+        help="longest sample in tokens (default: 1024)",
     )
-    w.add_argument("--min_length", type=number_from(0), default=0, metavar="K", help="drop documents of fewer tokens")
+    w.add_argument("--min_length", type=at_least(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
-        "--num_per_doc", type=number_from(1), default=None, metavar="K",
+        "--num_per_doc", type=at_least(1), default=None, metavar="K",
         help="keep at most K samples of each document: first, last, random ones between (default: all)",
     )  # fmt: skip
-    w.add_argument("--seed", type=number_from(0), default=0, help="seed of --num_per_doc (default: 0)")
+    w.add_argument("--seed", type=at_least(0), default=0, help="seed of --num_per_doc (default: 0)")
     w.add_argument(
         "--engine", choices=ENGINES, default="auto",
         help="encoder (auto: gigatoken where it gives the ids of SentencePiece or tokenizers)",
     )  # fmt: skip
     w.add_argument(
-        "--shard_megabytes", type=number_from(1), default=SHARD_BYTES // 1_000_000, metavar="N",
+        "--shard_megabytes", type=at_least(1), default=SHARD_BYTES // 1_000_000, metavar="N",
         help="input of a shard, the unit in which a run resumes (default: 16)",
     )  # fmt: skip
     w.add_argument("--do_split_sentences", action="store_true", help="no effect: samples always end at sentence ends")
@@ -88,7 +92,7 @@ def parser() -> StrictParser:
     m.add_argument("--new_path_prefix", metavar="M", help="the corpus to write (merge, prune, import)")
     r = p.add_argument_group("read, verify, prune and import")
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
-    r.add_argument("--show", type=number_from(0), default=1, metavar="K", help="samples shown per source (default: 1)")
+    r.add_argument("--show", type=at_least(0), default=1, metavar="K", help="samples shown per source (default: 1)")
     r.add_argument(
         "--sample_ids", metavar="F", help="prune: file of the samples to remove, one id a line or a JSON list"
     )

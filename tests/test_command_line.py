@@ -3,7 +3,7 @@
 from command_line.command_errors import one_line, resumable, run_command
 from command_line.fire_commands import call
 from command_line.option_values import read_list, value_of
-from command_line.strict_parsers import StrictParser, number_from
+from command_line.strict_parsers import StrictParser, at_least
 
 import ast
 import compileall
@@ -295,7 +295,7 @@ def test_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]
 
 def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
     parser = StrictParser("a description")
-    parser.add_argument("--samples", type=number_from(1))
+    parser.add_argument("--samples", type=at_least(1))
     assert parser.parse_args(["--samples", "2"]).samples == 2
     for arguments, message in (
         (["--sample", "2"], "unknown option --sample; did you mean --samples?"),

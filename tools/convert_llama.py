@@ -4,11 +4,11 @@
     python tools/convert_llama.py --input_dir LLaMA --model_size 13B --output_dir checkpoints/llama-13b
     python tools/convert_llama.py --input_dir llama-2-70b-chat --model_size 70Bf --output_dir checkpoints/70b-chat
 
-Supports LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B) and 3.3, in any number of files. --input_dir contains params.json, or a
-subfolder named after the size that contains it (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is distributed). The
-files are compared with checklist.chk if it exists. The weights keep their type and every bit. Files are memory-mapped,
-and a few MB are held in memory (files from before PyTorch 1.6 cannot be mapped and are read entirely). No code in the
-files is executed.
+Supports LLaMA 1, 2, 3, 3.1, 3.2 (1B, 3B), 3.3 and Code LLaMA, in any number of files. --input_dir contains params.json,
+or a subfolder named after the size that contains it (LLaMA/13B beside LLaMA/tokenizer.model, as LLaMA-1 is
+distributed). The files are compared with checklist.chk if it exists. The weights keep their type and every bit. Files
+are memory-mapped, and a few MB are held in memory (files from before PyTorch 1.6 cannot be mapped and are read
+entirely). No code in the files is executed.
 """
 
 from command_line.fire_commands import run

@@ -16,15 +16,15 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
     the adapter, or if the folder lacks a tensor of the model's adapter.
     """
     adapter = read_adapter_folder(folder)
-    rows = grown_vocabulary(adapter)
+    rows = adapter_vocabulary_size(adapter)
     if rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)  # all rows come from the adapter
-    adapted = load(model, adapter, base)
+    adapted = load_peft_model(model, adapter, base)
     check_all_loaded(adapted, adapter, base)
     return adapted.merge_and_unload() if merge and not changes_tied_matrix(adapted, adapter) else adapted
 
 
-def load(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
+def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
     """Call PeftModel.from_pretrained; raises its errors as ValueError with one line."""
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -44,20 +44,23 @@ def check_all_loaded(adapted: Any, adapter: AdapterFolder, base: str | Path) -> 
     in_model = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     model_parts = group_by_module({name: tuple(tensor.shape) for name, tensor in in_model.items()}, adapter.path)
     names = dict(adapted.get_base_model().named_modules())
-    kept = {"base_layer", "weight", "bias"}  # whole tensors; loaded into the base if PEFT does not wrap it
-    wanted = {(module, kind) for module, parts in model_parts.items() for kind in parts}
-    found = {(module, kind) for module, parts in adapter.parts.items() for kind in parts}
-    stray = {(module, kind) for module, kind in found - wanted if kind not in kept or module not in names}
-    different = sorted((wanted - found) | stray)
+    # Full tensors are not LoRA factors; PEFT loads them into the base if their module is not wrapped.
+    full_tensors = {"base_layer", "weight", "bias"}
+    expected = {(module, kind) for module, parts in model_parts.items() for kind in parts}
+    stored = {(module, kind) for module, parts in adapter.parts.items() for kind in parts}
+    unexpected = {
+        (module, kind) for module, kind in stored - expected if kind not in full_tensors or module not in names
+    }
+    different = sorted((expected - stored) | unexpected)
     if different:
         module, kind = different[0]
         raise ValueError(
-            f"{adapter.path} does not fit {base}: {len(different)} tensors are on one side only ({kind} of {module}, "
-            f"for example); {REMEDY}"
+            f"{adapter.path} does not fit {base}: {len(different)} tensors are missing or unexpected ({kind} of "
+            f"{module}, for example); {REMEDY}"
         )
 
 
-def grown_vocabulary(adapter: AdapterFolder) -> int:
+def adapter_vocabulary_size(adapter: AdapterFolder) -> int:
     """Return the number of rows of the embedding matrix in the adapter's files; 0 without one."""
     found = [parts for module, parts in adapter.parts.items() if module.rpartition(".")[2] == EMBEDDING]
     return max((parts[kind][0] for parts in found for kind in ("weight", "base_layer") if kind in parts), default=0)
@@ -67,5 +70,5 @@ def changes_tied_matrix(adapted: Any, adapter: AdapterFolder) -> bool:
     """Return whether the adapter changes the embedding or output matrix of a model that ties these two."""
     model = adapted.get_base_model()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    ends = {module.rpartition(".")[2] for module in adapter.parts}
-    return bool(tied and ends & {EMBEDDING, OUTPUT})
+    leaf_names = {module.rpartition(".")[2] for module in adapter.parts}
+    return bool(tied and leaf_names & {EMBEDDING, OUTPUT})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 
-class ParserErrors:
+class OneLineErrorMixin:
     """Mixin for parser classes: invalid arguments raise ValueError with one line instead of printing the usage."""
 
     def error(self: Any, message: str) -> NoReturn:
@@ -18,7 +18,7 @@ class ParserErrors:
         raise ValueError(f"{message.removeprefix('argument ')}; see --help")
 
 
-class StrictParser(ParserErrors, argparse.ArgumentParser):
+class StrictParser(OneLineErrorMixin, argparse.ArgumentParser):
     """A parser that accepts no abbreviations and prints its description without reformatting it."""
 
     def __init__(self, description: str) -> None:
@@ -27,12 +27,12 @@ class StrictParser(ParserErrors, argparse.ArgumentParser):
         )
 
 
-def number_from(least: int) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers of at least `least`."""
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers of at least `minimum`."""
 
     def number(text: str) -> int:
-        if not WHOLE_NUMBER.fullmatch(text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        if not WHOLE_NUMBER.fullmatch(text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {minimum} or more")
         return int(text)
 
     return number

@@ -1,10 +1,10 @@
-"""The command line of a trainer: a subclass of transformers' TrainingArguments, parsed by HfArgumentParser.
+"""Parse the options of a training script, declared as a subclass of transformers' TrainingArguments.
 
-Published options that current transformers removed are translated with a notice. Unknown and abbreviated options are
-errors.
+Options of the original release that transformers renamed or removed are translated with a notice. Unknown and
+abbreviated options are errors.
 """
 
-from command_line.strict_parsers import ParserErrors
+from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
 from collections import deque
@@ -22,11 +22,11 @@ TRANSFORMERS_REMOVED = {"logging_dir": "set the environment variable TENSORBOARD
 
 
 @dataclass(frozen=True)
-class PublishedOptions:
-    """Published options of one command that were renamed or removed, besides those that transformers removed.
+class DeprecatedOptions:
+    """Options of a command's original release that were renamed or removed, besides those that transformers removed.
 
-    renamed: new name by old name. without_effect: reason by option. switches: for each former switch, the new option,
-    its value for on, and its value for off.
+    renamed: new name by old name. without_effect: reason by option. switches: (new option, its value if true, its value
+    if false) by former switch.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -43,10 +43,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     """Prints the description without reformatting it, and the default of every option."""
 
 
-def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[str], list[str]]:
-    """Return the command line with published options replaced by current ones, and a notice for each replacement."""
-    renamed = TRANSFORMERS_RENAMED | dict(published.renamed)
-    without_effect = TRANSFORMERS_REMOVED | dict(published.without_effect)
+def translate(argv: Sequence[str], deprecated: DeprecatedOptions) -> tuple[list[str], list[str]]:
+    """Return the command line with deprecated options replaced by current ones, and a notice for each replacement."""
+    renamed = TRANSFORMERS_RENAMED | dict(deprecated.renamed)
+    without_effect = TRANSFORMERS_REMOVED | dict(deprecated.without_effect)
     result: list[str] = []
     notices: list[str] = []
     pending = deque(argv)
@@ -54,7 +54,7 @@ def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[st
         word = pending.popleft()
         written, equals, value = word.partition("=")
         name = written.removeprefix("--").replace("-", "_")
-        if not written.startswith("--") or name not in {*renamed, *without_effect, *published.switches}:
+        if not written.startswith("--") or name not in {*renamed, *without_effect, *deprecated.switches}:
             result.append(word)
             continue
         values = [value] if equals else []
@@ -63,27 +63,27 @@ def translate(argv: Sequence[str], published: PublishedOptions) -> tuple[list[st
         if name in without_effect:
             notices.append(f"--{name} has no effect: {without_effect[name]}")
             continue
-        is_switch = name in published.switches
-        new = _switch(published.switches[name], values) if is_switch else [f"--{renamed[name]}", *values]
+        is_switch = name in deprecated.switches
+        new = _translate_switch(deprecated.switches[name], values) if is_switch else [f"--{renamed[name]}", *values]
         result += new
         if new[:1] != [f"--{name}"]:
             notices.append(f"--{name} is now {' '.join(new) or 'the default'}")
     return result, notices
 
 
-def _switch(target: tuple[str, str, str], values: list[str]) -> list[str]:
+def _translate_switch(target: tuple[str, str, str], values: list[str]) -> list[str]:
     """Return the arguments that replace a former switch; an empty list if its value is now the default."""
-    option, on, off = target
+    name, on, off = target
     spelled = "".join(values)
     value = {"": on, "true": on, "1": on, "yes": on, "false": off, "0": off, "no": off}.get(spelled.lower(), spelled)
-    return [f"--{option}", value] if value else []
+    return [f"--{name}", value] if value else []
 
 
 def parse(
-    options: type[Options], argv: Sequence[str], description: str, prog: str, published: PublishedOptions
+    options: type[Options], argv: Sequence[str], description: str, prog: str, deprecated: DeprecatedOptions
 ) -> tuple[Options, list[str]]:
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
-    translated, notices = translate(argv, published)
+    translated, notices = translate(argv, deprecated)
     namespace = _parser(options, description, prog).parse_args(translated)
     return options(**vars(namespace)), notices
 
@@ -105,7 +105,7 @@ def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], desc
 def _parser(options: type, description: str, prog: str) -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
 
-    class Parser(ParserErrors, HfArgumentParser):
+    class Parser(OneLineErrorMixin, HfArgumentParser):
         pass
 
     any_dataclass: Any = options

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from instruction_tuning.tuning_options import TuningOptions
 
-PUBLISHED = trainer_options.PublishedOptions(
+PUBLISHED = trainer_options.DeprecatedOptions(
     without_effect={
         "overwrite_output_dir": "an output folder is never overwritten",
         "save_safetensors": "weights are always written as safetensors",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
 BLOCK = 1 << 18  # characters that are read at a time
-BLANKS = re.compile(r"[ \t\r]*")
-SPACES = re.compile(r"[ \t\r\n]*")
+INLINE_SPACE = re.compile(r"[ \t\r]*")
+WHITESPACE = re.compile(r"[ \t\r\n]*")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while an incomplete file is read
 HALF_PAIR = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
@@ -133,7 +133,7 @@ class TextWindow:
 
     def extra_data(self) -> str:
         """Return the fault if a value is followed on its line by text that begins no other row; then skip the line."""
-        if self.skip(BLANKS) in ("", "\n", "{", "["):
+        if self.skip(INLINE_SPACE) in ("", "\n", "{", "["):
             return ""
         fault = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
         self.at = self.line_end()
@@ -168,12 +168,12 @@ class TextWindow:
     def list_items(self) -> Iterator[Value]:
         """Yield the items of the list that begins here; InvalidJsonError as `parse`."""
         self.advance(self.at + 1)
-        separator = "," if self.skip(SPACES) != "]" else "]"
+        separator = "," if self.skip(WHITESPACE) != "]" else "]"
         while separator == ",":
             yield self.parse()
-            if (separator := self.skip(SPACES)) == ",":
+            if (separator := self.skip(WHITESPACE)) == ",":
                 self.advance(self.at + 1)
-                self.skip(SPACES)
+                self.skip(WHITESPACE)
         if separator != "]":
             raise InvalidJsonError("is not JSON (',' or the list's end is missing before it); correct it")
         self.advance(self.at + 1)

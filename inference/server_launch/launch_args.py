@@ -1,6 +1,6 @@
 """Command line of the server: checks, parsing with vLLM's parser, and presets."""
 
-from command_line.strict_parsers import ParserErrors
+from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
 import os
@@ -70,7 +70,7 @@ def server_parser(description: str) -> argparse.ArgumentParser:
     """Return the parser of `vllm serve` with this launcher's options; its errors are one-line ValueErrors."""
     base: Any = from_vllm("FlexibleArgumentParser")
 
-    class StrictParser(ParserErrors, base):
+    class StrictParser(OneLineErrorMixin, base):
         pass
 
     usage = "launch_vllm.py --model M [options]"

@@ -1,7 +1,7 @@
 """Shared by `preprocess.py` and `clean.py`: executor options, and a clean exit on SIGTERM."""
 
 from command_line.command_errors import run_command
-from command_line.strict_parsers import number_from
+from command_line.strict_parsers import at_least
 
 import argparse
 import logging
@@ -42,7 +42,7 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--slurm_partition", default="", metavar="P", help="partition of the jobs; required with slurm")
     group.add_argument("--slurm_time", default="24:00:00", metavar="T", help="time limit of a task (default: 24:00:00)")
     group.add_argument(
-        "--slurm_memory_gb", type=number_from(1), default=4, metavar="N", help="memory of a task (default: 4)"
+        "--slurm_memory_gb", type=at_least(1), default=4, metavar="N", help="memory of a task (default: 4)"
     )
     group.add_argument(
         "--slurm_option", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch: account=a qos=long"

@@ -5,7 +5,7 @@ Uncompressed files are cut into shards at line ends, so that several processes c
 shard may begin at any byte. Error messages are those of json_rows.
 """
 
-from command_line.strict_parsers import number_from
+from command_line.strict_parsers import at_least
 
 import argparse
 import codecs
@@ -84,7 +84,7 @@ def add_input_options(parser: Any, required: bool) -> None:
         "--on_error", choices=("stop", "skip"), default="stop",
         help="unreadable rows: stop, or drop them (default: stop)",
     )  # fmt: skip
-    parser.add_argument("--num_workers", type=number_from(1), default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--num_workers", type=at_least(1), default=1, metavar="N", help="processes (default: 1)")
 
 
 def text_template(text: str) -> str:

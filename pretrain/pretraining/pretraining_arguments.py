@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from pretraining.pretraining_options import PretrainingOptions
 
-PUBLISHED = trainer_options.PublishedOptions(
+PUBLISHED = trainer_options.DeprecatedOptions(
     renamed={"model_max_length": "block_size"},
     without_effect={
         "overwrite_output_dir": "a folder that holds a finished model is never overwritten",

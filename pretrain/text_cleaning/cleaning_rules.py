@@ -22,7 +22,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
-from text_language.language_detection import CHINESE_CHARACTERS, OTHER_NAMES
+from text_language.language_detection import CHINESE_CHARACTERS, LANGUAGE_ALIASES
 
 # Least share of Chinese characters at which the Chinese rules apply. It is lower than language_detection's share: with
 # a tenth of Chinese characters, a text fails the English limit of word length (9 of 1,416 real documents were between
@@ -224,7 +224,7 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     is not UTF-8.
     """
     entries: dict[str, set[str]] = {}
-    for name, language in {"en": "en", "zh": "zh", **OTHER_NAMES}.items():
+    for name, language in {"en": "en", "zh": "zh", **LANGUAGE_ALIASES}.items():
         path = folder / f"{name}.txt"
         if path.is_file():
             try:

@@ -35,7 +35,7 @@ def test_additive_diff_equals_published_arithmetic(
         *flag,
     )
     done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", added, "--path_tuned", out, *flag)
-    assert "from an additive diff, which rounds; base verified by its fingerprint" in done.stdout
+    assert "from an additive diff, not bit-exact; base verified by its fingerprint" in done.stdout
     difference, recovered = (load_file(folder / "model.safetensors") for folder in (added, out))
     for name in new:
         expected = new[name].to(dtype) - raw[name].to(dtype)
@@ -76,7 +76,7 @@ def test_recover_refuses_other_base_of_additive_diff(
     wrong = variant(tiny_checkpoint, tmp_path / "wrong", state)
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
     printed = run_tool(SCRIPT, "make_diff", *pair, "--exact=False").stdout
-    assert "of the tuned weights; recovery rounds" in printed
+    assert "of the tuned weights; recovery is not bit-exact" in printed
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
     assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr

@@ -1,4 +1,4 @@
-"""tools/export_hf_checkpoint.py: shards of the requested size, which transformers loads as the weights that peft merges."""
+"""tools/export_hf_checkpoint.py: shards of the requested size, which load as the weights that peft merges."""
 
 import json
 import shutil

@@ -27,22 +27,22 @@ SHORT_FORM = re.compile(r"^( +)-\w, --", re.MULTILINE)
 def run(
     command: Command | Mapping[str, Command],
     *,
-    more_options: Mapping[str, Any] | None = None,
+    extra_option_types: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Call a function with the options of the command line, then exit.
 
-    command: the function, or several functions by name; the first argument then selects one. more_options: names and
-    types of the options that the function takes as **options; None: it takes any option as text. without_effect: see
-    `read_options`. The exit status: see `run_command`.
+    command: the function, or several functions by name; the first argument then selects one. extra_option_types: types
+    by name of the options that the function takes as **options; if None, it takes any other option, as text.
+    without_effect: see `read_options`. The exit status: see `run_command`.
     """
-    run_command(partial(call, command, sys.argv[1:], more_options, without_effect))
+    run_command(partial(call, command, sys.argv[1:], extra_option_types, without_effect))
 
 
 def call(
     command: Command | Mapping[str, Command],
     arguments: Sequence[str],
-    more_options: Mapping[str, Any] | None = None,
+    extra_option_types: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
     """Call the function with the options in `arguments`; raises ValueError before the call if they are invalid."""
@@ -56,13 +56,13 @@ def call(
     if is_help:
         print(help_text(command, name))
     elif not isinstance(command, Mapping):
-        command(**read_options(command, arguments, more_options, without_effect))
+        command(**read_options(command, arguments, extra_option_types, without_effect))
 
 
 def read_options(
     function: Command,
     arguments: Sequence[str],
-    more_options: Mapping[str, Any] | None = None,
+    extra_option_types: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the value of each option; accepts Fire's syntax without one-letter abbreviations.
@@ -74,8 +74,8 @@ def read_options(
     """
     parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    kinds = {parameter.name: hints.get(parameter.name, str) for parameter in named} | dict(more_options or {})
-    takes_any, ignored = more_options is None and len(named) < len(parameters), without_effect or {}
+    kinds = {parameter.name: hints.get(parameter.name, str) for parameter in named} | dict(extra_option_types or {})
+    takes_any, ignored = extra_option_types is None and len(named) < len(parameters), without_effect or {}
     texts: dict[str, str] = {}
     unnamed: list[str] = []
     pending = deque(arguments)

@@ -1,19 +1,19 @@
 """Read rows from files or folders: JSON lists, JSONL and multi-line objects, also as .gz or .zst, and parquet.
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
-another; after a first object on one line, each line is read by itself. NaN, infinite numbers and lone surrogates are
-errors; the last of duplicate keys is kept. JSON rows are read one at a time.
+another. If its first object is on one line, the file is read as JSONL: an invalid line is an error row. NaN, infinite
+numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read one at a time.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.json_stream import BLANKS, SPACES, InvalidJsonError, TextWindow, encoding_fault
+from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_fault
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-PACKED = (".gz", ".zst")
-NOT_ROWS = ("extraction.json", "types.json", "run.json")  # JSON files without rows in the same folders
+COMPRESSED = (".gz", ".zst")
+METADATA_FILES = ("extraction.json", "types.json", "run.json")  # JSON files without rows in the same folders
 PARQUET_ROWS = 1024  # rows read at a time
 
 
@@ -40,10 +40,10 @@ def list_files(path: str | Path) -> list[Path]:
 
 def is_row_file(path: Path) -> bool:
     """Return whether a file exists and has the name of a row file."""
-    name = path.with_suffix("") if path.suffix in PACKED else path
+    name = path.with_suffix("") if path.suffix in COMPRESSED else path
     if name.suffix == ".parquet" and name != path:  # parquet compresses its columns itself
         return False
-    return name.suffix in SUFFIXES and name.name not in NOT_ROWS and path.is_file()
+    return name.suffix in SUFFIXES and name.name not in METADATA_FILES and path.is_file()
 
 
 def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
@@ -72,13 +72,13 @@ def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
     """Yield the rows of a JSON file.
 
-    After an object on one line, every line is read by itself: reading continues after a line that is not JSON.
+    If the first object is on one line, the file is read as JSONL: reading continues after a line that is not JSON.
     """
     with path.open("rb") as file:
         window = TextWindow(file, path)
         items, line_is_blank = 0, True
         while window.at < len(window.text) or window.read_line():
-            character, line = window.skip(BLANKS), window.line
+            character, line = window.skip(INLINE_SPACE), window.line
             if character in ("\n", ""):
                 if character and line_is_blank and blank_lines:
                     yield Row(f"{path}:{line}", None)
@@ -131,10 +131,10 @@ def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
         raise FileNotFoundError(f"{path} does not exist; {expected}")
     with path.open("rb") as file:
         window = TextWindow(file, path)
-        window.skip(SPACES)
+        window.skip(WHITESPACE)
         try:
             content, fault = window.parse()[1:]
-            if not fault and window.skip(SPACES):
+            if not fault and window.skip(WHITESPACE):
                 fault = "is not JSON (extra data after the value); correct it"
         except InvalidJsonError as error:
             fault = encoding_fault(window.present_line()) or str(error)

@@ -55,7 +55,7 @@ class DiffInputs:
 def open_inputs(options: Mapping[str, object], limit: int, role: str) -> DiffInputs:
     """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
-    For an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
+    If the folder is an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
     """
     names = ("raw", role)
     paths = (existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in names)
@@ -86,10 +86,10 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     run = inputs.identity(*([lora.folder] if lora else []))
     with new_folder(target, 0, run) as folder:  # the compressed size is not known in advance
         copy_files(inputs.folders["tuned"], folder, SMALL_FILES)
-        ranked = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.limit)
+        low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.limit)
         write_run_record(folder, f"{SCRIPT} make_diff", inputs.options, inputs.folders)
         size = sum(file.stat().st_size for file in folder.glob("diff*"))
-    note = f", {ranked} matrices as a change of low rank" if ranked else ""
+    note = f", {low_rank_count} matrices as a change of low rank" if low_rank_count else ""
     return f"{target}: exact diff, {size / 1e6:.2f} MB, {size / total_bytes(tuned):.1%} of the tuned weights{note}"
 
 
@@ -105,7 +105,7 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
         write_json(folder / DIFF_RECORD, {"format": additive_diff.FORMAT, "base": base})
         write_run_record(folder, f"{SCRIPT} make_diff", inputs.options, inputs.folders)
     share = size / total_bytes(pairs)
-    return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery rounds"
+    return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"
 
 
 def read_both(inputs: DiffInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -140,19 +140,22 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see `check_base`."""
+    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see
+    `additive_diff.check_base`."""
     raw, source = read_weights(inputs.folders["raw"]), inputs.folders["diff"]
     stored = read_weights(source)
     check_complete(source, stored)
     diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])
-    known = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
+    verified_by = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
     with new_folder(target, total_bytes(diff, dtype), inputs.identity()) as folder:
         copy_small_files(inputs, folder)
         hashes = additive_diff.write_combined(folder, diff, raw, np.add, dtype, inputs.limit)
         verify_written(folder, hashes)
         write_run_record(folder, f"{SCRIPT} recover", inputs.options, inputs.folders)
-    by = f"base verified by {known}" if known else "base not verified, because the diff does not identify it"
-    return f"{target}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff, which rounds; {by}"
+    note = (
+        f"base verified by {verified_by}" if verified_by else "base not verified, because the diff does not identify it"
+    )
+    return f"{target}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff, not bit-exact; {note}"
 
 
 def copy_small_files(inputs: DiffInputs, folder: Path) -> None:

@@ -58,8 +58,9 @@ def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
     """Return the facts of an additive diff, the unit of its changes, and the changes."""
     tensors = read_weights(folder)
     record = read_json(folder / DIFF_RECORD) if (folder / DIFF_RECORD).is_file() else {}
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     lines = [
-        f"kind        additive diff ({', '.join(sorted({t.dtype for t in tensors.values()}))}); recovery rounds",
+        f"kind        additive diff ({dtypes}); recovery is not bit-exact",
         f"needs       {'the base with weights ' + record['base'] if record else 'a base that is not recorded'}",
         f"tensors     {len(tensors)}",
         f"parameters  {sum(tensor.elements for tensor in tensors.values()):,}",
