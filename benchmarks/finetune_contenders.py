@@ -21,18 +21,20 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
-    """Return counts of a micro batch; examples have a label. TRL's packed examples start where position_ids is 0."""
+    """Return counts of a micro batch. Examples without a label do not count; TRL's start where position_ids is 0."""
     import torch
 
     ids = batch["input_ids"]
-    supervised = batch["targets" if "targets" in batch else "labels"] != IGNORED  # ours: the kept columns only
+    supervised = (
+        batch["targets" if "targets" in batch else "labels"] != IGNORED
+    )  # ours have targets only at the positions `keep`
     places = torch.arange(ids.shape[1])
     if "segments" in batch:  # ours, packed: an example is a segment, or the remainder after a shared prefix
         lengths = torch.tensor([segment.length for segment in batch["segments"]])
         example = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
     else:
         starts = batch["position_ids"] == 0 if "position_ids" in batch else places.expand_as(ids) == 0
-        example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), example number of each slot
+        example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), example number of each position
     return {
         "examples": example[:, batch.get("keep", places)][supervised].unique().numel(),
         "supervised_tokens": int(supervised.sum()),
@@ -41,7 +43,7 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def measured(trainer: Any, warm_up: int) -> dict[str, Any]:
+def train_and_measure(trainer: Any, warm_up: int) -> dict[str, Any]:
     """Train; return counts and CPU seconds of the steps after the warm-up, and the loss of every step."""
     from transformers import TrainerCallback
 
@@ -77,7 +79,7 @@ def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def base_of(scratch: Path) -> tuple[Any, Any, Any]:
+def load_base(scratch: Path) -> tuple[Any, Any, Any]:
     """Return the tokenizer and the float32 model of scratch/base, and the LoRA configuration."""
     import torch
     from peft import LoraConfig
@@ -110,7 +112,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-    tokenizer, model, adapter = base_of(scratch)
+    tokenizer, model, adapter = load_base(scratch)
     tokenizer.pad_token_id, tokenizer.padding_side = 0, "left"
     encode = published_encoder(tokenizer, settings["prompt"], settings["cutoff"])
     options = trainer_options(scratch, settings) | {
@@ -121,7 +123,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, return_tensors="pt", padding=True)
     data = Dataset.from_list(read_jsonl(scratch / "rows.jsonl")).map(encode)
     trainer = Trainer(get_peft_model(model, adapter), TrainingArguments(**options), collator, data)
-    return measured(trainer, settings["warm_up"])
+    return train_and_measure(trainer, settings["warm_up"])
 
 
 def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer, model, adapter = base_of(scratch)
+    tokenizer, model, adapter = load_base(scratch)
     prompt, length = settings["prompt"], settings["pack_length"]
     rows = [
         {"prompt": prompt.format(instruction=row["instruction"], input=row["input"]), "completion": row["output"]}
@@ -143,7 +145,7 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
     data = Dataset.from_list(rows)
     trainer = SFTTrainer(model, SFTConfig(**options), None, data, processing_class=tokenizer, peft_config=adapter)
-    return measured(trainer, settings["warm_up"])
+    return train_and_measure(trainer, settings["warm_up"])
 
 
 def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)
-    return measured(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
+    return train_and_measure(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
 
 
 def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:

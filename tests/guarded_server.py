@@ -93,7 +93,7 @@ def signal_during_responses(
         plain = pool.submit(everyone[1].complete, 300)
         streamed = pool.submit(everyone[2].stream, 300)
         enveloped = pool.submit(everyone[3].request, "/generate", generate)
-        wait_until(lambda: server.counted("num_requests_running", key=KEYS[0]) == 3)  # beam search is not counted
+        wait_until(lambda: server.metric_sum("num_requests_running", key=KEYS[0]) == 3)  # beam search is not counted
         (os.killpg if group else os.kill)(server.process.pid, number)
         wait_until(lambda: all(late[0].request("/health")[0] == 503 for _ in range(8)))  # each of several API processes
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].request("/generate", {"instruction": "x"})]
@@ -119,6 +119,6 @@ def check_end(server: Any, seconds: float, refused: list[tuple[int, dict[str, st
 def gone_within(server: Any, seconds: float) -> None:
     """Assert that no process of the server remains after `seconds`."""
     until = time.monotonic() + seconds
-    while server.living() and time.monotonic() < until:
+    while server.process_ids() and time.monotonic() < until:
         time.sleep(0.05)
-    assert server.living() == []
+    assert server.process_ids() == []

@@ -19,6 +19,7 @@ def test_epoch_has_every_example_once(shuffle: bool) -> None:
     for epoch in range(2):
         assert sorted(made.epoch(epoch).tolist()) == list(range(1003))
     assert (made.epoch(0).tolist() == made.epoch(1).tolist()) != shuffle
+    # The last step of an epoch is shorter.
     assert [len(made.step(number)) for number in (0, made.steps - 1, made.steps)] == [8, 3, 8]
     assert np.concatenate([made.step(number) for number in range(made.steps)]).tolist() == made.epoch(0).tolist()
 
@@ -41,10 +42,10 @@ def test_mix_keeps_proportions_and_repeats_examples_evenly() -> None:
     assert set(np.bincount(first[first < 10]).tolist()) == {2, 3}
 
 
-def test_held_out_examples_are_a_count_or_a_fraction_of_every_source() -> None:
+def test_held_out_examples_are_proportional_and_reproducible() -> None:
     sources = np.repeat([0, 1], [90, 10])
-    apart = held_out_indices(sources, 0.1, seed=3)
-    assert np.bincount(sources[apart]).tolist() == [9, 1]
+    held_out = held_out_indices(sources, 0.1, seed=3)
+    assert np.bincount(sources[held_out]).tolist() == [9, 1]
     assert held_out_indices(sources, 20, seed=3).tolist() == held_out_indices(sources, 20, seed=3).tolist()
     assert len(held_out_indices(sources, 0, seed=3)) == 0
     with pytest.raises(ValueError, match="2000 leaves none of 100 examples"):

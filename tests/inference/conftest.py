@@ -47,7 +47,7 @@ class Server:
         assert (status, answer["error"]) == (200, None), answer
         return answer
 
-    def counted(self, *names: str, key: str = "") -> float:
+    def metric_sum(self, *names: str, key: str = "") -> float:
         """Return the sum of vLLM metrics, named without the prefix `vllm:` (they exist after the first answer)."""
         request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=120) as answer:
@@ -56,7 +56,7 @@ class Server:
         assert all(found.values()), names
         return sum(float(line.split()[-1]) for each in found.values() for line in each)
 
-    def living(self) -> list[int]:
+    def process_ids(self) -> list[int]:
         """Return the ids of the session's processes, without zombies."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -120,7 +120,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> 
 def tuned_checkpoint(repository: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the tiny checkpoint with the alpaca template, and an extraction.json for ner in Chinese.
 
-    Its usual text length is 70 characters.
+    Its `text_characters` is 70.
     """
     folder = tmp_path_factory.mktemp("served") / "tuned"
     shutil.copytree(tiny_checkpoint, folder)

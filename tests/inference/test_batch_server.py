@@ -73,7 +73,7 @@ class BatchProcess:
         stderr = self.process.communicate(timeout=60)[1]
         return self.process.returncode, stderr
 
-    def living(self) -> list[int]:
+    def process_ids(self) -> list[int]:
         """Return the ids of the session's processes, without zombies."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -161,10 +161,10 @@ def test_killed_own_server_leaves_no_process_and_is_resumed(
     before = run.lines()
     assert 100 <= before < 600
     for _ in range(100):
-        if not run.living():
+        if not run.process_ids():
             break
         time.sleep(0.1)
-    assert run.living() == []
+    assert run.process_ids() == []
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
     assert computed.read_bytes().startswith(kept)
     assert computed.read_bytes() == served
@@ -202,7 +202,7 @@ def test_own_server_exits_cleanly_on_signals(tuned_checkpoint: Path, run_script:
         assert status == 130
         assert stderr.endswith("interrupted; the same command resumes the run\n")
         assert "Traceback" not in stderr
-        assert run.living() == []
+        assert run.process_ids() == []
         assert len(run.partial.read_bytes()) > before
     done = run_script(SCRIPT, "--input", source, "--output", output, "--model", tuned_checkpoint, *GREEDY, timeout=500)
     assert "3000 rows (" in done.stdout

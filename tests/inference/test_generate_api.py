@@ -302,7 +302,7 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
 
 def tokens_computed(server: Any) -> float:
     """Return the prompt and generated tokens of the engine so far; a beam's text is a new prompt at every step."""
-    return server.counted("generation_tokens_total", "prompt_tokens_total")
+    return server.metric_sum("generation_tokens_total", "prompt_tokens_total")
 
 
 LONG = {"max_tokens": 400, "ignore_eos": True}

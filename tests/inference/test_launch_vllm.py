@@ -254,11 +254,11 @@ def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: A
     answer = server.generate("The capital of", temperature=0, max_tokens=8, ignore_eos=True)
     assert answer["num_output_tokens_cf"] == 8
     assert server.generate("The capital of", "Norway", max_tokens=4)["error"] is None
-    assert len(server.living()) > 1
+    assert len(server.process_ids()) > 1
     assert server.stop() < 10
     assert server.process.returncode == 0
     for _ in range(20):
-        if not server.living():
+        if not server.process_ids():
             break
         time.sleep(0.1)
-    assert server.living() == []
+    assert server.process_ids() == []

@@ -115,7 +115,7 @@ def test_endless_request_head_is_refused(guarded: Any, port: int) -> None:
 
 def resident(server: Any) -> int:
     """Return the resident bytes of the server's processes."""
-    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.living()]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.process_ids()]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -148,7 +148,7 @@ def test_forwarded_header_does_not_change_the_address(port: int) -> None:
     assert statuses == [200] * 5 + [429]
 
 
-def used_up(caller: Caller) -> bool:
+def request_hits_token_limit(caller: Caller) -> bool:
     status, headers, answer = caller.complete(1)
     assert (status == 429) == ("retry-after" in headers)
     assert status == 200 or answer["error"]["message"].startswith("the limit of 100 tokens per hour is used up; ")
@@ -159,31 +159,33 @@ def test_tokens_are_limited_on_all_routes(port: int) -> None:
     """The limit is 100 tokens per hour: two answers of 60 tokens exceed it, and so does one templated prompt."""
     for send in (
         lambda caller: caller.complete(60)[0],
-        lambda caller: caller.stream(60)[:0] or 200,
+        lambda caller: caller.stream(60)[:0] or 200,  # stream() returns bytes: it has succeeded
         lambda caller: caller.complete(20, n=3, temperature=1)[0],
     ):
         caller = Caller(port)
         assert send(caller) == 200
-        assert not used_up(caller)
+        assert not request_hits_token_limit(caller)
         assert send(caller) == 200
-        assert used_up(caller)
+        assert request_hits_token_limit(caller)
     for path, body in (("/generate", {"instruction": "x"}), ("/v1/responses", {"input": "x", "max_output_tokens": 30})):
         caller = Caller(port)
         assert caller.request(path, body)[0] == 200
-        assert used_up(caller)
+        assert request_hits_token_limit(caller)
 
 
 def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> None:
     """Clients disconnect after a third of a stream, and during an unstreamed answer."""
     streams, waits = Caller(port), Caller(port)
     assert streams.stream(300, read=110).count(b"data: ") == 110
-    made = guarded.counted("generation_tokens_total", key=KEYS[0])
+    made = guarded.metric_sum("generation_tokens_total", key=KEYS[0])
     connection = waits.connect()
     connection.request("POST", "/v1/completions", json.dumps(completion(400)), waits.headers())
-    wait_until(lambda: guarded.counted("generation_tokens_total", key=KEYS[0]) > made + 150)
+    wait_until(lambda: guarded.metric_sum("generation_tokens_total", key=KEYS[0]) > made + 150)
     connection.close()
     for caller in (streams, waits):
-        wait_until(partial(used_up, caller), pause=1, within=10)  # each of these requests costs a few tokens
+        wait_until(
+            partial(request_hits_token_limit, caller), pause=1, within=10
+        )  # each of these requests costs a few tokens
 
 
 def test_full_queue_is_answered_with_retry_after(port: int) -> None:

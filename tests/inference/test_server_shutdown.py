@@ -17,7 +17,7 @@ from server_guard.process_supervisor import CLEAN_UP_SECONDS
 def test_starting_server_ends_at_once_on_a_signal(start_server: Any, tiny_checkpoint: Path, number: int) -> None:
     """The signal comes while the engine's process imports vLLM; unsupervised, it would survive or delay the exit."""
     server = start_server(tiny_checkpoint, wait=False)
-    while len(server.living()) < 4:  # launcher, server, resource tracker, engine
+    while len(server.process_ids()) < 4:  # launcher, server, resource tracker, engine
         assert server.process.poll() is None, server.log.read_text()
         time.sleep(0.1)
     time.sleep(1)
@@ -37,10 +37,10 @@ def test_several_api_processes_finish_running_requests(start_server: Any, tuned_
 @pytest.mark.slow
 def test_killed_launcher_leaves_no_process_and_no_shared_memory(start_server: Any, tuned_checkpoint: Path) -> None:
     server = start_server(tuned_checkpoint, "--api-server-count", 2)
-    assert len(server.living()) >= 6  # launcher, server, tracker, engine, two for HTTP, and workers
+    assert len(server.process_ids()) >= 6  # launcher, server, tracker, engine, two for HTTP, and workers
     shared = {
         Path(line.split()[-1])
-        for pid in server.living()
+        for pid in server.process_ids()
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
         if "/dev/shm/" in line and not line.endswith("(deleted)")
     }
@@ -62,7 +62,7 @@ def test_requests_beyond_the_shutdown_timeout_are_aborted(start_server: Any, tun
         assert Caller(port).complete(1)[0] == 200
         plain = pool.submit(Caller(port).complete, 480, use_beam_search=True, n=2)
         streamed = pool.submit(Caller(port).stream, 480, n=16, temperature=1)
-        wait_until(lambda: server.counted("num_requests_running") == 16)
+        wait_until(lambda: server.metric_sum("num_requests_running") == 16)
         began = time.monotonic()
         server.process.terminate()
         status, headers, answer = plain.result()

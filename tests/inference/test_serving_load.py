@@ -112,5 +112,5 @@ def test_five_hundred_mixed_requests_are_all_answered(server: Any) -> None:
     )
     assert not wrong
     assert server.generate("still there", max_tokens=3)["num_output_tokens_cf"] <= 3
-    assert server.counted("num_requests_running", "num_requests_waiting") == 0
+    assert server.metric_sum("num_requests_running", "num_requests_waiting") == 0
     assert "Traceback" not in server.log.read_text()

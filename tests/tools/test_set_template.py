@@ -42,8 +42,7 @@ def test_new_folder_has_the_template_and_the_same_weights(
     assert (model / "config.json").read_bytes() == before["config.json"]
 
 
-def test_template_that_ignores_input_is_accepted(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Every consumer appends the input to the content then."""
+def test_input_is_appended_if_the_template_ignores_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{{ bos_token }}{{ messages[0].content }}")
     set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
@@ -62,13 +61,6 @@ BROKEN = {
     "changed": ("{{ messages[0].content | upper }} {{ messages[0].input }}", "'content'"),
     "forbidden": ("{{ messages.__class__.__mro__ }}", "cannot render"),
 }
-
-
-def test_template_without_input_is_accepted(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    template = tmp_path / "template.jinja"
-    template.write_text("{{ messages[0].content }}")  # every prompt of the repository then appends the input to it
-    set_template.main(str(tiny_checkpoint), str(template), str(tmp_path / "out"))
-    assert (tmp_path / "out/chat_template.jinja").read_text() == template.read_text()
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -92,7 +84,7 @@ def test_set_template_refuses_invalid_template(tiny_checkpoint: Path, tmp_path: 
         ("--name", "alpaca", "unknown option --name"),
     ],
 )
-def test_bad_input(
+def test_invalid_options_are_refused(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, option: str, value: str, expected: str
 ) -> None:
     given = {
