@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests: style, types, then pytest with the real components. Times are for two cores.
 #
-#   bash tests/run.sh --fast              no server, no ranks, no browser: at most 3 minutes
+#   bash tests/run.sh --fast              no servers, ranks, browser or runs of seconds: at most 3 minutes
 #   bash tests/run.sh                     the suite: at most 15 minutes
 #   bash tests/run.sh --slow              also the long trials (many kills, large inputs)
 #   bash tests/run.sh tests/tools -k diff any arguments of pytest: then only pytest runs

@@ -450,6 +450,7 @@ def cpu_seconds(process: "subprocess.Popen[str]") -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0.3, 1.2])
 @pytest.mark.parametrize(
     "arguments",

@@ -9,6 +9,8 @@ from conftest import RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
 
+pytestmark = pytest.mark.integration
+
 
 def test_pretraining_cases_are_decoded_as_published(
     tiny_checkpoint: Path, repository: Path, run_script: RunScript

@@ -72,6 +72,7 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(
     assert not (output / "pissa_start.safetensors").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
 @pytest.mark.parametrize("given", [("--method", "qlora"), ("--load_in", "8bit")])
 def test_quantised_base_is_tuned_and_evaluated(
@@ -88,6 +89,7 @@ def test_quantised_base_is_tuned_and_evaluated(
     assert min(norms) > 0.1 * max(norms)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
 def test_bitsandbytes_has_the_attribute_that_is_changed(repository: Path) -> None:
     code = (

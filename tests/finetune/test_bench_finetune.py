@@ -36,6 +36,7 @@ def check_measurements(measured: dict[str, Any]) -> None:
     assert len(measured["losses"]) == 2
 
 
+@pytest.mark.integration
 def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     settings = json.loads((scratch / "settings.json").read_text())
     found = {name: finetune_contenders.ROLES[name](scratch, settings) for name in ("published", "ours")}

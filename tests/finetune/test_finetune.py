@@ -115,6 +115,7 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.integration
 def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_non_finite_loss_ends_the_run_without_an_adapter(
     assert not list((tmp_path / "nan").glob("adapter*"))
 
 
+@pytest.mark.integration
 def test_missing_base_is_an_error_of_one_line_and_writes_nothing(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:

@@ -52,6 +52,7 @@ def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     assert cut[0] == tokenizer.decode(ids[:at], skip_special_tokens=True) != whole[0]
 
 
+@pytest.mark.integration
 def test_adapter_changes_the_answers_and_sets_the_template(
     tmp_path: Path, tiny_checkpoint: Path, adapter: Path, rows_file: Path, run_script: RunScript
 ) -> None:

@@ -38,6 +38,7 @@ def token_mean(model: Any, examples: Any, indices: Any) -> float:
     return sum(losses) / sum(counts)
 
 
+@pytest.mark.integration
 def test_loss_and_gradient_are_the_same_for_every_layout(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path
 ) -> None:

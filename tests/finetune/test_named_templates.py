@@ -73,6 +73,7 @@ def instruct_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_result_has_the_template_of_the_base_and_stops_at_its_end_of_turn(
     instruct_base: Path, rows_file: Path, tmp_path: Path, run_script: RunScript, method: str

@@ -167,6 +167,7 @@ for file in sys.argv[2:]:
 """
 
 
+@pytest.mark.integration
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, tiny_tokenizer: Path, repository: Path) -> None:
     """A list four times as long, with 15 MB more of text and ids, needs less than 10 MB more memory."""
     row = json.dumps({"instruction": "x" * 600, "input": "Bafi was born in Tola. " * 60, "output": "Tola"})

@@ -19,6 +19,7 @@ SCRIPTS: dict[str, Any] = {"ie_build": ie_build, "ie_run": ie_run, "ie_eval": ie
 SHORTER = {"finetune": ["--max_steps", "2"], "ie_run": ["--limit", "3", "--max_new_tokens", "8"]}
 
 
+@pytest.mark.integration
 def test_readme_commands_from_annotations_to_a_score(
     tmp_path: Path, shared_data: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

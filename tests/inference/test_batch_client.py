@@ -190,6 +190,7 @@ def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypat
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 41))
 
 
+@pytest.mark.integration
 def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
 

@@ -140,6 +140,7 @@ def test_on_error_skip_drops_unreadable_lines_and_records_them(tmp_path: Path, t
     assert "is damaged" in dropped[4]["reason"] and len(dropped) == 5
 
 
+@pytest.mark.integration
 def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path) -> None:
     """Tokens, samples and dropped lines are equal from one byte a shard; an error has the line number of the file."""
     texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]

@@ -108,6 +108,7 @@ def stand_in(tmp_path: Path) -> dict[str, object]:
     return {"PATH": f"{programs}:{os.environ['PATH']}", "JOBS": tmp_path}
 
 
+@pytest.mark.integration
 def test_slurm_jobs_run_in_order_and_give_the_local_result(
     tmp_path: Path, run_script: RunScript, stand_in: dict[str, object]
 ) -> None:
@@ -156,6 +157,7 @@ def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, *
     return str(done.stdout + done.stderr)
 
 
+@pytest.mark.integration
 def test_slurm_builds_the_local_corpus(
     tmp_path: Path, run_script: RunScript, stand_in: dict[str, object], tiny_tokenizer: Path
 ) -> None:

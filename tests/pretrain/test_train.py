@@ -298,6 +298,7 @@ def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
         train.prepare(list(map(str, given)))
 
 
+@pytest.mark.integration
 def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
@@ -318,6 +319,7 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
 # --- source weights and held-out loss ---------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
     tmp_path: Path, tiny_checkpoint: Path, two_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +342,7 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
         assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
 
 
+@pytest.mark.integration
 def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
@@ -397,6 +400,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.integration
 def test_unknown_option_is_one_line_and_status_2(
     run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:

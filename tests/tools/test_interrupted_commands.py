@@ -20,6 +20,8 @@ from llama_cpp_server import write_model
 from original_llama import TINY, random_state, write_original
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.integration
+
 Command = tuple[list[object], Path]  # script and arguments, and the folder or file that it writes
 RESUMING = ["make_diff", "make_diff_additive", "recover", "merge", "export", "convert", "gguf"]
 
@@ -165,7 +167,6 @@ def inputs(folders: Path, tiny_tokenizer: Path, run_tool: RunTool) -> Path:
     return folders
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", RESUMING)
 def test_command_killed_twice_resumes_to_same_result(
     inputs: Path, tmp_path: Path, run_tool: RunTool, name: str
