@@ -1,5 +1,6 @@
 """extract_api.py: the answers of any model can be parsed, and have types of the schema and correct offsets."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,7 @@ def test_errors_come_in_the_envelope(server: Any, sent: Any, status: int, messag
 
 
 def test_launcher_refuses_a_damaged_extraction_json(run_script: Any, tuned_checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for path in tuned_checkpoint.iterdir():
-        (folder / path.name).symlink_to(path)
+    folder = shutil.copytree(tuned_checkpoint, tmp_path / "model")
     for content, fault in (
         ("{", "is damaged"),
         ('{"tasks": {"ner": {"en": {"instruction": 7}}}}', "ner, en: an object"),
