@@ -1,15 +1,19 @@
 """Process chunks in threads, with results in order and few chunks in memory.
 
-Reading, hashing, compression and numpy's arithmetic release the GIL, so threads are sufficient.
+Reading, hashing, compression and numpy's arithmetic release the GIL, so threads are sufficient. concurrent.futures is
+not used, because its conditions are Python code, in which a KeyboardInterrupt can leave a lock locked for ever, so that
+the command never ends. SimpleQueue is written in C.
 """
 
 import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,9 +28,19 @@ def threads() -> int:
     return int(os.environ.get("KNOWLM_THREADS", 0)) or min(THREADS_LIMIT, len(os.sched_getaffinity(0)))
 
 
+@dataclass(eq=False)
+class Job:
+    """A call that a thread makes, unless it is cancelled before; (result, exception) is put into `outcome`."""
+
+    function: Callable[[Any], Any]
+    item: Any
+    outcome: SimpleQueue[tuple[Any, BaseException | None]] = field(default_factory=SimpleQueue)
+    is_cancelled: bool = False
+
+
 @cache
-def pool() -> ThreadPoolExecutor:
-    """Return the thread pool, with BLAS limited to one thread, and freed memory kept by glibc.
+def pool() -> SimpleQueue[Job]:
+    """Start the threads, and return the queue of their jobs; BLAS is limited to one thread, glibc keeps freed memory.
 
     Threads of BLAS would compete with the pool. If the system allocated each chunk's arrays again page by page, merging
     would take 20 to 30 % more CPU time.
@@ -36,7 +50,21 @@ def pool() -> ThreadPoolExecutor:
     threadpool_limits(1, "blas")
     for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         ctypes.CDLL(None).mallopt(parameter, NEVER_RETURNED)
-    return ThreadPoolExecutor(threads())
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    for _ in range(threads()):
+        Thread(target=work, args=(jobs,), daemon=True).start()
+    return jobs
+
+
+def work(jobs: SimpleQueue[Job]) -> None:
+    """Do jobs forever; runs in a thread of the pool."""
+    while True:
+        job = jobs.get()
+        try:
+            job.outcome.put((None if job.is_cancelled else job.function(job.item), None))
+        except BaseException as error:
+            job.outcome.put((None, error))
+        del job  # the item, and through the outcome the result
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -44,14 +72,25 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
     `function` must not call `in_order`, which would deadlock.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Job] = deque()
+
+    def result() -> Result:
+        value, error = waiting.popleft().outcome.get()
+        if error is not None:
+            raise error
+        return value
+
     try:
         for item in items:
-            waiting.append(pool().submit(function, item))
+            job = Job(function, item)
+            pool().put(job)
+            waiting.append(job)  # after put: below, the outcome of each waiting job must come
             if len(waiting) > threads():
-                yield waiting.popleft().result()
+                yield result()
         while waiting:
-            yield waiting.popleft().result()
+            yield result()
     finally:
-        for future in waiting:
-            future.cancel()
+        for job in waiting:
+            job.is_cancelled = True
+        for job in waiting:
+            job.outcome.get()  # no thread works on when the caller continues or the command ends
