@@ -21,14 +21,15 @@ def _not_after(words: str) -> str:
 # Every pattern begins with a character of _FIRST, which the regular expression engine finds quickly; the rest of the
 # pattern checks the position after it. In every language a sentence ends after a newline and the blank lines that
 # follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive, and a run
-# of marks is matched only from its first mark, so that the time is linear in the length of the text.
+# of marks is matched only from its first mark, so that the time is linear in the length of the text. In runs of Chinese
+# and ASCII marks in turns, a match may begin at each Chinese one, so these runs are limited to 500 marks.
 _FIRST = r"[\n.!?。！？…]"
 _NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
 _NO_NEWLINE = r"(?![^\S\n]*+\n)"
 _NO_CONTINUATION = r"(?![，、；：。！？…》,;:.!?\]])"  # 《谁？》 is a title, [谁？](…) is the text of a link
 _CHINESE = (
     r"(?:(?<=[。！？])|(?<=\w…)(?=[…。！？]))(?<![。！？…].)"
-    rf"[。！？!?…]*+[”’」』）】\")]*+{_NO_CONTINUATION}{_NO_NEWLINE}"
+    rf"[。！？!?…]{{0,500}}+[”’」』）】\")]*+{_NO_CONTINUATION}{_NO_NEWLINE}"
 )
 _TITLES = "Mr Mrs Ms Dr St Mt Jr Sr Lt Prof Gen Col Capt Sgt Maj Gov Sen Rev Hon Ave Blvd Dept Inc Ltd"
 _TERMS = "Fig Figs Eq Eqs Sec vs cf al approx e.g i.e"
