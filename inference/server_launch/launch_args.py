@@ -58,7 +58,7 @@ def precheck(arguments: Sequence[str]) -> None:
         if Path(args.tokenizer or model).exists():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
-        note(f"there is no folder {model}; vLLM will look for that name on the hub")
+        note(f"{model} is not a local folder; vLLM will download the model of this name from the hub")
     modules = args.lora_modules or [[]]
     if len(modules) > 1:  # vLLM would use the last occurrence only
         raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
