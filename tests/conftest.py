@@ -8,6 +8,8 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +135,19 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, run_script: RunScri
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
     """A complete checkpoint folder of a random LLaMA; tests must not write into it.
 
     Its head width is 32, the smallest for which vLLM has a CPU kernel.
     """
+    from demo_world.tiny_llama import make_model
+
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
-    run_script(
-        "examples/make_demo.py", "model", "--tokenizer_path", tiny_tokenizer, "--output_dir", folder,
-        "--hidden_size", 64, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--intermediate_size", 128,
-        "--max_position_embeddings", 512,
-    )  # fmt: skip
+    with redirect_stdout(StringIO()):  # a test may read its output
+        make_model(
+            str(tiny_tokenizer), str(folder), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=128, max_position_embeddings=512,
+        )  # fmt: skip
     return folder
 
 

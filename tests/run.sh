@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests: style, types, then pytest with the real components. Times are for two cores.
 #
-#   bash tests/run.sh --fast              no servers, ranks, browser or runs of seconds: at most 3 minutes
+#   bash tests/run.sh --types             only types; without a cache of mypy this takes 1.5 minutes
+#   bash tests/run.sh --fast              style, tests without servers, ranks, browser or runs of seconds: 3 minutes
 #   bash tests/run.sh                     the suite: at most 15 minutes
 #   bash tests/run.sh --slow              also the long trials (many kills, large inputs)
 #   bash tests/run.sh tests/tools -k diff any arguments of pytest: then only pytest runs
@@ -19,10 +20,14 @@ types() {
     "$bin/mypy" --num-workers auto --no-error-summary tests
 }
 
+if [ "$*" = "--types" ]; then
+    types
+    exit
+fi
 if [ $# = 0 ] || [ "$*" = "--slow" ] || [ "$*" = "--fast" ]; then
     "$bin/ruff" check -q .
     "$bin/ruff" format --check .
-    types
+    [ "$*" = "--fast" ] || types
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; tests that share an expensive fixture run in one of them
     set -- -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
 fi

@@ -32,6 +32,7 @@ def test_every_step_leaves_its_result(short_quickstart: Path) -> None:
         assert ("chat_template.jinja" in held) == ("extraction.json" in held) == (checkpoint in ("adapter", "merged"))
 
 
+@pytest.mark.integration
 def test_held_out_names_occur_nowhere_in_training(tmp_path: Path, run_script: RunScript) -> None:
     world = tmp_path / "world"
     run_script("examples/make_demo.py", "world", "--output_dir", world)

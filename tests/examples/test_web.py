@@ -195,6 +195,7 @@ def test_labels_of_both_languages_have_the_same_keys_and_fields() -> None:
         assert english[name].format(**filled) != chinese[name].format(**filled) or name == "top_p"
 
 
+@pytest.mark.integration
 def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> None:
     """A request that is cancelled through Gradio, as by the Stop button, does not reach its 500 tokens."""
     client = pytest.importorskip("gradio_client")

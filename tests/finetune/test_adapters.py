@@ -131,6 +131,7 @@ def test_loraplus_gives_b_a_larger_learning_rate(tmp_path: Path, tiny_checkpoint
     assert rates["B"] == pytest.approx(16 * rates["A"])
 
 
+@pytest.mark.integration
 def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_checkpoint: Path, rows_file: Path) -> None:
     more = (*STEPS, "--max_steps", 4, "--save_steps", 2, "--lora_init", "pissa")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -162,6 +162,7 @@ def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
     holds()
 
 
+@pytest.mark.integration
 def test_grammar_refuses_other_spellings_types_and_orders(judge: Judge) -> None:
     """Valid answers are changed in white space, spelling, types, order or number of keys."""
 

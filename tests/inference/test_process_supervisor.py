@@ -130,6 +130,7 @@ def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:
     assert launcher.ended(within=5) == (128 + signal.SIGTERM, f"signal {signal.SIGINT.value}\n")
 
 
+@pytest.mark.integration
 def test_leaving_server_gets_time_to_clean_up(launch: Any) -> None:
     launcher = launch("serves", "leaves")
     began = time.monotonic()

@@ -40,6 +40,7 @@ def test_seconds_until_room_is_the_first_second_with_room(
     assert wait == 0 or counted(wait - 1) >= amount or math.isclose(counted(wait - 1), amount)
 
 
+@pytest.mark.integration
 def test_request_is_admitted_after_the_announced_wait() -> None:
     """The windows of the library `limits` are filled to the last request, in real time."""
     limits = RateLimits("3/2 seconds", None)

@@ -14,7 +14,6 @@ from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_bridge.cpu_adapters import add_product, expand, rows_by_slot
 
 QUESTIONS = [
     ("Where was Dabe Kilo born?", ""),
@@ -124,9 +123,12 @@ def change_adapter(server: Any, action: str, **fields: Any) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("slots", [[-1, 0, 2, -1, 0], [1, 1, 1, 1, 1], [-1, -1, -1, -1, -1]])
 def test_add_product_adds_each_rows_adapter_and_nothing_for_the_base(slots: list[int], dtype: torch.dtype) -> None:
+    from vllm_bridge.cpu_adapters import add_product, expand, rows_by_slot  # imports vLLM, which takes seconds
+
     torch.manual_seed(0)
     x, a, b, y = (torch.randn(shape).to(dtype) for shape in ((5, 6), (3, 1, 2, 6), (3, 1, 4, 2), (5, 9)))
     expected = y.clone()

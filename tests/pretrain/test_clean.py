@@ -112,6 +112,7 @@ def test_language_code_applies_the_rules_of_code(tmp_path: Path, run_script: Run
     assert [d["reason"] for d in dropped(tmp_path / "out")] == ["code_long_line", "similar_text", "same_text"]
 
 
+@pytest.mark.integration
 def test_poor_and_repeated_text_is_dropped_and_verse_is_kept(tmp_path: Path, run_script: RunScript) -> None:
     good = [
         "Look before you leap.\n\t\t-- Samuel Butler",
@@ -169,6 +170,7 @@ def test_all_kinds_of_input_keep_the_other_fields_of_a_row(tmp_path: Path, run_s
     ]
 
 
+@pytest.mark.integration
 def test_unreadable_line_is_an_error_or_is_dropped_with_on_error_skip(tmp_path: Path, run_script: RunScript) -> None:
     source = rows(tmp_path / "a.jsonl", [english(1), chinese(1)])
     with source.open("ab") as file:

@@ -265,6 +265,7 @@ def test_more_gpus_never_need_more_memory_and_longer_sequences_never_less(
 
 @settings(max_examples=200, deadline=None)
 @given(shapes, st.integers(1, 32), st.integers(4, 200), st.integers(2, 8192), st.integers(0, 40))
+@pytest.mark.integration
 def test_recommended_plan_fits_and_divides_the_global_batch(
     shape: Shape, gpus: int, gigabytes: int, block: int, per_gpu: int
 ) -> None:

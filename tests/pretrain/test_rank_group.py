@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY, free_port
 from launches import Launch
 
@@ -13,6 +14,7 @@ def test_error_of_all_ranks_is_one_line_and_status_2(tmp_path: Path, extensions:
     assert output.count("error: unknown option --seeed") == 1
 
 
+@pytest.mark.integration
 def test_error_of_one_rank_ends_the_rank_that_waits_for_it() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),

@@ -99,5 +99,6 @@ def test_two_hundred_thousand_full_stops_take_milliseconds() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.text('.!?…。！？"”)】*_ \n,，a山1', min_size=1, max_size=5), st.text(".x山\n ", max_size=2))
+@pytest.mark.integration
 def test_time_is_linear_for_repeated_marks(unit: str, ending: str) -> None:
     assert seconds(unit * (100_000 // len(unit)) + ending) < 1.5

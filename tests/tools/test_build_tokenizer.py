@@ -28,6 +28,7 @@ def test_tiny_tokenizer_equals_sentencepiece_on_any_text(tiny_tokenizer: Path) -
 
 
 @pytest.mark.parametrize("source", ["en", "zh", "code"])
+@pytest.mark.integration
 def test_llama_2_tokenizer_equals_sentencepiece_on_real_documents(
     shared_data: Path, tmp_path: Path, run_script: RunScript, source: str
 ) -> None:

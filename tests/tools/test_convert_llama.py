@@ -121,6 +121,7 @@ def test_converted_folder_is_complete(
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (1, 2)
 
 
+@pytest.mark.integration
 def test_llama_2_tokenizer_is_converted_exactly(
     shared_data: Path, tmp_path: Path, convert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ BYTES = DIFF[LARGE]
 # --- limits and refusals ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_rate_limited_request_is_repeated_after_pause(
     hub: Hub, get: Get, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
