@@ -96,6 +96,7 @@ def main(argv: list[str]) -> int:
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
     """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
     from answer_generation.answer_scorer import AnswerScorer
+    from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
@@ -106,7 +107,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from transformers import AutoTokenizer, set_seed
 
     output = Path(args.output_dir or "")
-    tokenizer = AutoTokenizer.from_pretrained(args.base_model, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(args.base_model), local_files_only=True)
     tokenizer.chat_template, origin = choose_template(
         args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
     )

@@ -33,6 +33,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     backend is not available.
     """
     import torch
+    from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from packed_attention import segment_attention
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
@@ -53,7 +54,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{args.model_name_or_path} lacks {len(wrong)} weights, such as {wrong[0]}; download it again")
-    return model, AutoTokenizer.from_pretrained(args.model_name_or_path, local_files_only=True)
+    return model, AutoTokenizer.from_pretrained(exact_tokenizer_folder(args.model_name_or_path), local_files_only=True)
 
 
 def prepare(argv: list[str]) -> tuple[Any, Path | None]:

@@ -21,18 +21,19 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
         check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
     """
     import sentencepiece
-    from tokenizer_files import sentencepiece_tokenizer
+    from exact_tokenizers import sentencepiece_bpe
+    from tokenizer_files import tokenizer_check
 
-    proto = sentencepiece_tokenizer.read_sentencepiece_model(tokenizer_model)
-    tokenizer = sentencepiece_tokenizer.build_fast_tokenizer(proto)
+    proto = sentencepiece_bpe.read_sentencepiece_model(tokenizer_model)
+    tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
     reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
-    texts = sentencepiece_tokenizer.comparison_texts(check_path)
-    compared = sentencepiece_tokenizer.check_equal_ids(tokenizer, reference, texts)
-    config = sentencepiece_tokenizer.tokenizer_config(proto)
-    sentencepiece_tokenizer.write_tokenizer_files(Path(output_dir), tokenizer, config, Path(tokenizer_model))
+    texts = tokenizer_check.comparison_texts(check_path)
+    compared = tokenizer_check.check_equal_ids(tokenizer, reference, texts)
+    config = sentencepiece_bpe.tokenizer_config(proto)
+    tokenizer_check.write_tokenizer_files(Path(output_dir), tokenizer, config, Path(tokenizer_model))
     print(
         f"{output_dir}: {tokenizer.get_vocab_size()} pieces, equal to SentencePiece on {compared} texts, "
-        f"fingerprint {sentencepiece_tokenizer.fingerprint(tokenizer)[:16]}"
+        f"fingerprint {tokenizer_check.fingerprint(tokenizer)[:16]}"
     )
 
 

@@ -13,8 +13,10 @@ entirely). No code in the files is executed.
 
 from command_line.fire_commands import run
 
+import shutil
+
 from checkpoint_io import resume_journal
-from checkpoint_io.checkpoint_folders import copy_files, existing_folder, new_folder, write_json, write_run_record
+from checkpoint_io.checkpoint_folders import existing_folder, new_folder, write_json, write_run_record
 from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME
 from checkpoint_seals.seal_check import verify_seal
@@ -69,7 +71,7 @@ def main(
         checked = check_llama_tokenizer(tokenizer, check_path)
         tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
         write_json(folder / "tokenizer_config.json", tokenizer.config)
-        copy_files(original.tokenizer.parent, folder, ("tokenizer.model",))
+        shutil.copyfile(original.tokenizer, folder / "tokenizer.model")
         specs = [weight.spec for weight in weights.values()]
         hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), limit)
         verify_written(folder, hashes)

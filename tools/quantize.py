@@ -12,13 +12,12 @@ environment (requirements-quantize.txt). The whole model is held in memory, one 
 
 from command_line.fire_commands import run
 
-from checkpoint_io.checkpoint_folders import PROMPT_FILES, TOKENIZER_FILES, copy_files, new_folder
+from checkpoint_io.checkpoint_folders import new_folder
+from checkpoint_io.small_files import copy_small_files
 from checkpoint_io.tensor_files import parse_size
 from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
 from quantization.quantization_methods import METHODS, choose_group, linear_layers, quantise, quiet
 from quantization.quantized_score import score, score_table
-
-COPIED = ("generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)
 
 
 def main(
@@ -60,8 +59,8 @@ def main(
         group = choose_group(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out)
-            quantise(model, folder, method, group, data.calibration, dtype, limit)
-            copy_files(model, folder, COPIED)
+            copy_small_files([model], folder)
+            quantise(model, folder, method, group, data.calibration, dtype, limit)  # replaces config.json
             after = score(folder, data.tokenizer, data.held_out)
             write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.description}" + (f", groups of {group}" if group else "")

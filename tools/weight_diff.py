@@ -13,7 +13,8 @@ interrupted run.
 
 from command_line.fire_commands import run
 
-from checkpoint_io.checkpoint_folders import check_tokenizer, existing_folder
+from checkpoint_io.checkpoint_folders import existing_folder
+from checkpoint_io.small_files import check_tokenizer
 from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import DIFF_FILES, has_weights
 from lora_merging import lora_merge

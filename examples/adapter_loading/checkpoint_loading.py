@@ -5,10 +5,11 @@ from typing import Any
 
 from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import read_adapter_for_base
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 
 from adapter_loading.adapter_attachment import attach_adapter
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (("tokenizer.json", "tokenizer_config.json"), ("tokenizer.model",))  # either is enough
 
 
 def check_folders(base_model: str, lora_weights: str = "") -> None:
@@ -34,11 +35,10 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
     """Return the adapter's folder if it has a tokenizer, else the base's; raises FileNotFoundError if neither has."""
     for folder in (lora_weights, base_model):
-        if folder and all(Path(folder, name).is_file() for name in TOKENIZER_FILES):
+        if folder and any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES):
             return folder
     raise FileNotFoundError(
-        f"{base_model} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it there, or from a tokenizer.model: "
-        f"python tools/build_tokenizer.py --tokenizer_model M --output_dir {base_model}"
+        f"{base_model} has no tokenizer (tokenizer.json and tokenizer_config.json, or tokenizer.model); copy it there"
     )
 
 
@@ -53,7 +53,8 @@ def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = load_base(AutoModelForCausalLM, base_model, **options)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base_model, lora_weights), local_files_only=True)
+    exact = exact_tokenizer_folder(tokenizer_folder(base_model, lora_weights))
+    tokenizer = AutoTokenizer.from_pretrained(exact, local_files_only=True)
     if lora_weights:
         model = attach_adapter(model, lora_weights, base_model, merge)
     embeddings = model.get_input_embeddings().weight.shape[0]

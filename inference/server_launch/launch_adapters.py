@@ -15,6 +15,7 @@ from adapter_checks import base_fit
 from adapter_checks.adapter_folder import AdapterFolder
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from extraction.extraction_form import read_extraction
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -22,8 +23,7 @@ from server_launch.launch_checks import merge_remedy
 
 MAX_BATCH_ADAPTERS = 8  # default of --max-loras; each adapter reserves memory for the largest rank in every layer
 SERVED_KINDS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
-# tokenizer.model is not in the list: transformers would convert it with another order of merges.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_adapters(
@@ -175,7 +175,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(exact_tokenizer_folder(folder))
     except Exception as error:  # the tokenizer libraries raise exceptions of many classes
         reason = f"the tokenizer cannot be read ({one_line(error)})"
         raise ValueError(f"{folder}: {reason}; copy the tokenizer files of its base into it") from error

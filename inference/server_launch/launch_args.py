@@ -11,6 +11,7 @@ from typing import Any
 
 from adapter_checks.adapter_folder import read_config
 from chat_prompts.template_files import read_template
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_adapters import check_adapters, preset_adapters
@@ -107,6 +108,10 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
     if not args.model:
         raise ValueError(MODEL_MISSING)
     is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    tokenizer = Path(args.tokenizer or args.model)
+    if tokenizer.is_dir() and not args.skip_tokenizer_init:
+        exact = exact_tokenizer_folder(tokenizer)
+        args.tokenizer = args.tokenizer if exact == tokenizer else str(exact)
     notes = preset_adapters(args)
     if from_vllm("current_platform").is_cpu():
         config = read_config(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}

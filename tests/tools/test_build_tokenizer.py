@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import sentencepiece
 from conftest import RunScript
+from exact_tokenizers import sentencepiece_bpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_files import sentencepiece_tokenizer
-from tokenizer_files.sentencepiece_tokenizer import HARD_TEXTS, check_equal_ids
+from tokenizer_files import tokenizer_check
+from tokenizer_files.tokenizer_check import HARD_TEXTS, check_equal_ids
 from transformers import AutoTokenizer
 
 
@@ -60,10 +61,10 @@ def test_user_defined_pieces_and_missing_prefix_keep_ids(tmp_path: Path) -> None
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
         user_defined_symbols=["<sep>"], minloglevel=2,
     )  # fmt: skip
-    proto = sentencepiece_tokenizer.read_sentencepiece_model(tmp_path / "m.model")
+    proto = sentencepiece_bpe.read_sentencepiece_model(tmp_path / "m.model")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     texts = ["row 3 of<sep>text", "<sep><sep> text", "plain", " plain <sep> "]
-    assert check_equal_ids(sentencepiece_tokenizer.build_fast_tokenizer(proto), oracle, texts) == len(texts)
+    assert check_equal_ids(sentencepiece_bpe.build_fast_tokenizer(proto), oracle, texts) == len(texts)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_build_tokenizer_errors_name_the_file(tmp_path: Path, run_script: RunScr
 
 
 def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:
-    built = sentencepiece_tokenizer.build_fast_tokenizer(
-        sentencepiece_tokenizer.read_sentencepiece_model(tiny_tokenizer / "tokenizer.model")
+    built = sentencepiece_bpe.build_fast_tokenizer(
+        sentencepiece_bpe.read_sentencepiece_model(tiny_tokenizer / "tokenizer.model")
     )
     read = AutoTokenizer.from_pretrained(tiny_tokenizer).backend_tokenizer
-    assert sentencepiece_tokenizer.fingerprint(built) == sentencepiece_tokenizer.fingerprint(read)
+    assert tokenizer_check.fingerprint(built) == tokenizer_check.fingerprint(read)
     assert json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())["bos_token"] == "<s>"

@@ -31,7 +31,7 @@ from original_llama import (
 )
 from safetensors.torch import load_file
 from tokenizer_files import llama_tokenizer
-from tokenizer_files.sentencepiece_tokenizer import check_equal_ids
+from tokenizer_files.tokenizer_check import check_equal_ids
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 

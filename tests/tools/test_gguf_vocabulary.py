@@ -11,10 +11,11 @@ from typing import Any
 import export_gguf
 import pytest
 from conftest import REPOSITORY, small_texts
+from exact_tokenizers.sentencepiece_bpe import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
 from in_process import RunTool
 from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
-from tokenizer_files.sentencepiece_tokenizer import CONTROL, HARD_TEXTS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from tokenizer_files.tokenizer_check import HARD_TEXTS
 
 pytest.importorskip("gguf")
 

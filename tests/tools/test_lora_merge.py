@@ -113,12 +113,15 @@ def test_merged_folder_has_template_and_tokenizer_of_adapter(
         assert (tmp_path / "first" / name).read_bytes() == (base / name).read_bytes()
     (adapter / "chat_template.jinja").write_text("adapter")
     (adapter / "extraction.json").write_text("{}")
-    (adapter / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    shutil.copyfile(base / "tokenizer.json", adapter / "tokenizer.json")
+    (adapter / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "model_max_length": 77}\n'
+    )
     (adapter / "run.json").write_text('{"script": "finetune/finetune.py"}')
     run_tool(*merge, tmp_path / "second")
     for name in ("chat_template.jinja", "extraction.json", "tokenizer_config.json"):
         assert (tmp_path / "second" / name).read_bytes() == (adapter / name).read_bytes()
-    assert (tmp_path / "second/tokenizer.model").is_file()
+    assert not (tmp_path / "second/tokenizer.model").exists()  # the base's could contradict the adapter's tokenizer
     run = json.loads((tmp_path / "second/run.json").read_text())
     assert run["parents"]["adapter"] == {"script": "finetune/finetune.py"}
 

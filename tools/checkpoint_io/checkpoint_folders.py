@@ -13,15 +13,7 @@ from typing import Any
 
 from checkpoint_io import resume_journal
 
-CONFIG_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of them is enough to load a tokenizer
-PROMPT_FILES = ("chat_template.jinja", "extraction.json")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SMALL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *PROMPT_FILES)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,21 +123,6 @@ def check_space(target: Path, needed: int) -> None:
         raise ValueError(
             f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
             "make room or write elsewhere"
-        )
-
-
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy the named files that exist in source to target, replacing existing ones."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def check_tokenizer(*folders: Path) -> None:
-    """Raise FileNotFoundError if no folder has a tokenizer; libraries would load an arbitrary default."""
-    if not any((folder / name).is_file() for folder in folders for name in TOKENIZERS):
-        raise FileNotFoundError(
-            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
         )
 
 

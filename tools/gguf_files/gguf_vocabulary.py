@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
-from tokenizer_files.llama_tokenizer import PATTERN
-from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece's token types
+from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's token types
     CONTROL,
     NORMAL,
     UNKNOWN,
@@ -21,6 +20,7 @@ from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece
     USER_DEFINED,
     read_sentencepiece_model,
 )
+from tokenizer_files.llama_tokenizer import PATTERN
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"

@@ -13,11 +13,6 @@ from adapter_checks.base_fit import EMBEDDING, OUTPUT, read_adapter_for_base
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import (
-    PROMPT_FILES,
-    SMALL_FILES,
-    TOKENIZER_FILES,
-    check_tokenizer,
-    copy_files,
     existing_folder,
     new_folder,
     read_json,
@@ -26,6 +21,7 @@ from checkpoint_io.checkpoint_folders import (
     write_run_record,
 )
 from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.small_files import check_tokenizer, copy_small_files
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, check_finite, read_weights
 from checkpoint_seals.seal_check import verify_seal
@@ -173,9 +169,7 @@ def merge_folders(
     check_tokenizer(*inputs)
     run = resume_journal.run_identity(script, options, inputs)
     with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
-        copy_files(base, folder, SMALL_FILES)
-        for lora, _ in loras:
-            copy_files(lora, folder, (*TOKENIZER_FILES, *PROMPT_FILES, "generation_config.json"))
+        copy_small_files(inputs, folder)
         if rows - {vocabulary}:
             write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:

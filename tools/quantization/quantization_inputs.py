@@ -15,6 +15,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
 from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import hash_file, verify_seal
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
 
 from quantization.quantization_methods import ENVIRONMENT, METHODS
@@ -112,7 +113,7 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     """Read and encode the rows that the options name; ValueError or FileNotFoundError names file and line."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(model), local_files_only=True)
     prompts, seed = PromptEncoder(tokenizer), options["seed"]
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)

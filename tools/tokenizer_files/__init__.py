@@ -1,1 +1,1 @@
-"""Build an exact tokenizer.json from LLaMA's tokenizer.model and check it. Read sentencepiece_tokenizer.py first."""
+"""Build an exact tokenizer.json from LLaMA's tokenizer.model and check it. Read llama_tokenizer.py first."""

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import sentencepiece
+from exact_tokenizers import sentencepiece_bpe
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from tokenizer_files import sentencepiece_tokenizer
+from tokenizer_files import tokenizer_check
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -71,12 +72,12 @@ def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaToken
     """
     if is_rank_table(path):
         return from_rank_table(read_rank_table(path), "3" if version == "3" else "3.1", instruct)
-    proto = sentencepiece_tokenizer.read_sentencepiece_model(path)
+    proto = sentencepiece_bpe.read_sentencepiece_model(path)
     if proto.trainer_spec.bos_id < 0 or proto.trainer_spec.eos_id < 0:
         raise ValueError(f"{path} has no BOS or no EOS piece; use LLaMA's original tokenizer.model")
     return LlamaTokenizer(
-        tokenizer=sentencepiece_tokenizer.build_fast_tokenizer(proto),
-        config=sentencepiece_tokenizer.tokenizer_config(proto),
+        tokenizer=sentencepiece_bpe.build_fast_tokenizer(proto),
+        config=sentencepiece_bpe.tokenizer_config(proto),
         bos=proto.trainer_spec.bos_id,
         eos=proto.trainer_spec.eos_id,
         reference=sentencepiece.SentencePieceProcessor(model_file=str(path)),
@@ -115,9 +116,9 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaT
 
     letters = bytes_to_unicode()  # character of each byte in a byte-level tokenizer.json
     texts = ["".join(letters[value] for value in token) for token in tokens]
-    pieces = [(text, -float(rank), sentencepiece_tokenizer.NORMAL) for rank, text in enumerate(texts)]
+    pieces = [(text, -float(rank), sentencepiece_bpe.NORMAL) for rank, text in enumerate(texts)]
     vocabulary = {text: rank for rank, text in enumerate(texts)}
-    merges = sentencepiece_tokenizer.ranked_merges(pieces)
+    merges = sentencepiece_bpe.ranked_merges(pieces)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     words = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -127,7 +128,7 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaT
     specials = special_tokens(release)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     bos, first = specials[0], len(tokens)
-    tokenizer.post_processor = sentencepiece_tokenizer.bos_template(bos, first)
+    tokenizer.post_processor = sentencepiece_bpe.bos_template(bos, first)
     ends = [first + place for place in CHAT_ENDS[release]]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": bos,
@@ -155,6 +156,6 @@ def check_llama_tokenizer(llama: LlamaTokenizer, check_path: str) -> str:
     """
     if llama.reference is None:
         return f"not compared, because {llama.reference_name} is not installed"
-    texts = chain(HARD_LLAMA3_TEXTS, sentencepiece_tokenizer.comparison_texts(check_path))
-    count = sentencepiece_tokenizer.check_equal_ids(llama.tokenizer, llama.reference, texts, llama.reference_name)
+    texts = chain(HARD_LLAMA3_TEXTS, tokenizer_check.comparison_texts(check_path))
+    count = tokenizer_check.check_equal_ids(llama.tokenizer, llama.reference, texts, llama.reference_name)
     return f"equal to {llama.reference_name} on {count} texts"

@@ -8,15 +8,12 @@ import numpy as np
 from adapter_checks.base_fit import read_adapter_for_base
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import (
-    SMALL_FILES,
-    TOKENIZERS,
-    check_tokenizer,
-    copy_files,
     existing_folder,
     new_folder,
     write_json,
     write_run_record,
 )
+from checkpoint_io.small_files import check_tokenizer, copy_small_files, has_tokenizer
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import (
     DIFF_FILES,
@@ -85,7 +82,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 
     run = inputs.identity(*([lora.folder] if lora else []))
     with new_folder(target, 0, run) as folder:  # the compressed size is not known in advance
-        copy_files(inputs.folders["tuned"], folder, SMALL_FILES)
+        copy_small_files([inputs.folders["tuned"]], folder)
         low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.limit)
         write_run_record(folder, f"{SCRIPT} make_diff", inputs.options, inputs.folders)
         size = sum(file.stat().st_size for file in folder.glob("diff*"))
@@ -99,7 +96,7 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     pairs = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
     size = total_bytes(pairs, dtype)
     with new_folder(target, size, inputs.identity()) as folder:
-        copy_files(inputs.folders["tuned"], folder, SMALL_FILES)
+        copy_small_files([inputs.folders["tuned"]], folder)
         additive_diff.write_combined(folder, pairs, raw, np.subtract, dtype, inputs.limit)
         base = fingerprint(raw.values(), tensor_hashes(raw.values(), "hashing the base"))
         write_json(folder / DIFF_RECORD, {"format": additive_diff.FORMAT, "base": base})
@@ -131,7 +128,7 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
     specs = [entry.spec(name) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
     with new_folder(target, sum(spec.nbytes for spec in specs), inputs.identity()) as folder:
-        copy_small_files(inputs, folder)
+        copy_small_files(small_file_sources(inputs), folder)
         write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.limit, expected=hashes)
         files = ", ".join(dict.fromkeys(str(payload.file) for payload in diff.payloads.values()))
         verify_written(folder, hashes, f"download {files} again, or check the disk")
@@ -148,7 +145,7 @@ def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str
     diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])
     verified_by = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
     with new_folder(target, total_bytes(diff, dtype), inputs.identity()) as folder:
-        copy_small_files(inputs, folder)
+        copy_small_files(small_file_sources(inputs), folder)
         hashes = additive_diff.write_combined(folder, diff, raw, np.add, dtype, inputs.limit)
         verify_written(folder, hashes)
         write_run_record(folder, f"{SCRIPT} recover", inputs.options, inputs.folders)
@@ -158,8 +155,7 @@ def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str
     return f"{target}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff, not bit-exact; {note}"
 
 
-def copy_small_files(inputs: DiffInputs, folder: Path) -> None:
-    """Copy configuration, tokenizer and template from the diff, or from the base if the diff has no tokenizer."""
-    if not any((inputs.folders["diff"] / name).is_file() for name in TOKENIZERS):
-        copy_files(inputs.folders["raw"], folder, SMALL_FILES)
-    copy_files(inputs.folders["diff"], folder, SMALL_FILES)
+def small_file_sources(inputs: DiffInputs) -> list[Path]:
+    """Return the folders of the recovered model's small files: the diff, and the base if the diff has no tokenizer."""
+    raw, diff = inputs.folders["raw"], inputs.folders["diff"]
+    return [diff] if has_tokenizer(diff) else [raw, diff]

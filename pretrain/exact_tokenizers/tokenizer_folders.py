@@ -1,0 +1,218 @@
+"""Exact tokenizer files for checkpoint folders that transformers reads inexactly.
+
+transformers 5 ignores parts of tokenizer.json if the tokenizer class is LlamaTokenizer, and builds its own tokenizer if
+there is only a tokenizer.model. Texts that begin with a space or contain two spaces in a row then get other ids than
+SentencePiece gives them, and than the model was trained on. transformers reads the generic class exactly, so such a
+folder gets tokenizer files of that class: in a cache for reading, or in the folder itself when a tool writes it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from exact_tokenizers import sentencepiece_bpe
+
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class in transformers 4 and 5
+REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Settings of the replaced classes, which the generic class does not have.
+DROPPED = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "sp_model_kwargs",
+           "special_tokens_map_file", "tokenizer_file", "use_fast", "use_default_system_prompt", "backend")  # fmt: skip
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
+
+
+def exact_tokenizer_folder(folder: str | Path) -> Path:
+    """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
+
+    This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) that holds the tokenizer and
+    the chat template. Raises ValueError or FileNotFoundError if the files are damaged or contradict each other.
+    """
+    source = Path(folder)
+    if not is_rebuilt(source):
+        return source
+    files = exact_tokenizer_files(source)
+    templates = [source / name for name in TEMPLATES if (source / name).exists()]
+    contents = [*files.values(), *(path.read_text(encoding="utf-8") for path in templates if path.is_file())]
+    key = hashlib.sha256("\0".join(contents).encode()).hexdigest()[:32]
+    target = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "knowlm/tokenizers", key).expanduser()
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent))
+        write_files(partial, files)
+        for path in templates:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+        try:
+            partial.replace(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return target
+
+
+def write_exact_tokenizer(folder: Path) -> bool:
+    """Write an exact tokenizer into a checkpoint folder if transformers would read it inexactly; return whether.
+
+    Raises as `exact_tokenizer_folder`.
+    """
+    if not is_rebuilt(folder):
+        return False
+    write_files(folder, exact_tokenizer_files(folder))
+    for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def is_rebuilt(folder: Path) -> bool:
+    """Return whether transformers would rebuild the tokenizer of a folder inexactly.
+
+    Folders with code of their own for the tokenizer, and models other than SentencePiece's, are left to transformers.
+    """
+    config = read_object(folder / "tokenizer_config.json")
+    if "AutoTokenizer" in config.get("auto_map", {}):
+        return False
+    model, is_stored = folder / "tokenizer.model", (folder / "tokenizer.json").is_file()
+    name = config.get("tokenizer_class") or default_class(folder)
+    if is_stored:
+        return name in REBUILT
+    return model.is_file() and name in (*REBUILT, *GENERIC, None) and not is_rank_table(model)
+
+
+def default_class(folder: Path) -> str | None:
+    """Return the class that transformers takes for the model type in config.json; None if it is not LLaMA's."""
+    return "LlamaTokenizer" if read_object(folder / "config.json").get("model_type") in ("llama", "mistral") else None
+
+
+def is_rank_table(model: Path) -> bool:
+    """Return whether a tokenizer.model is tiktoken's table of ranks (LLaMA-3), not a SentencePiece model."""
+    with model.open("rb") as file:
+        first = file.readline(100).split()
+    return len(first) == 2 and first[1] == b"0"
+
+
+def exact_tokenizer_files(folder: Path) -> dict[str, str]:
+    """Return the contents of tokenizer.json and tokenizer_config.json for a folder whose tokenizer is rebuilt.
+
+    The ids are those of tokenizer.model, else of tokenizer.json; added tokens, the roles of tokens, and all other
+    settings are kept. Raises ValueError, which names the files, if they are damaged or contradict each other.
+    """
+    config = read_object(folder / "tokenizer_config.json")
+    tokens = stored_tokens(folder, config)
+    model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
+    roles: dict[str, str] = {}
+    if model.is_file() and not is_rank_table(model):
+        proto = sentencepiece_bpe.read_sentencepiece_model(model)
+        tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
+        roles = {role: text for role, text in sentencepiece_bpe.tokenizer_config(proto).items() if role in ROLES}
+        if stored.is_file():
+            check_same_pieces(tokenizer, stored, model)
+    else:
+        tokenizer = read_tokenizer(stored)
+    named = read_object(folder / "special_tokens_map.json")
+    for role in ROLES:
+        text = spelling(named.get(role)) or spelling(config.get(role))
+        if text:
+            roles[role] = text
+    add_tokens(tokenizer, tokens, folder)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    missing = sorted({text for text in roles.values() if text not in vocabulary})
+    if missing:
+        raise ValueError(f"{folder}: {missing[0]!r} has a role in tokenizer_config.json but no id; download it again")
+    set_borders(tokenizer, roles, config)
+    more = named.get("additional_special_tokens") or config.get("additional_special_tokens") or []
+    kept = {name: value for name, value in config.items() if name not in (*DROPPED, *ROLES)}
+    kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
+    if more:
+        kept["additional_special_tokens"] = [spelling(token) for token in more]
+    text = json.dumps(kept, indent=2, ensure_ascii=False)
+    return {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": text + "\n"}
+
+
+def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Return id -> token for the added tokens of all files that may list some."""
+    special: set[str] = set()
+    for value in read_object(folder / "special_tokens_map.json").values():
+        special |= {spelling(token) for token in (value if isinstance(value, list) else [value])}
+    tokens: dict[int, AddedToken] = {}
+    for text, index in read_object(folder / "added_tokens.json").items():
+        tokens[int(index)] = AddedToken(text, special=text in special, normalized=False)
+    listed = [(int(index), entry) for index, entry in config.get("added_tokens_decoder", {}).items()]
+    listed += [(entry["id"], entry) for entry in read_object(folder / "tokenizer.json").get("added_tokens", [])]
+    for index, entry in listed:
+        flags = {name: bool(entry.get(name)) for name in ("special", "lstrip", "rstrip", "single_word")}
+        if index in tokens and tokens[index].content != entry["content"]:
+            raise ValueError(
+                f"{folder} gives id {index} to {tokens[index].content!r} in one tokenizer file and to "
+                f"{entry['content']!r} in another; download its tokenizer files again"
+            )
+        tokens[index] = AddedToken(entry["content"], normalized=False, **flags)
+    return tokens
+
+
+def add_tokens(tokenizer: Tokenizer, tokens: Mapping[int, AddedToken], folder: Path) -> None:
+    """Add tokens in the order of their ids; ValueError if a token would get another id than its own."""
+    for index, token in sorted(tokens.items()):
+        known = tokenizer.token_to_id(token.content)
+        if (known is None and index != tokenizer.get_vocab_size(with_added_tokens=True)) or known not in (None, index):
+            raise ValueError(
+                f"{folder} adds {token.content!r} with id {index}, which does not follow its "
+                f"{tokenizer.get_vocab_size(with_added_tokens=True)} pieces; download its tokenizer files again"
+            )
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+
+
+def check_same_pieces(tokenizer: Tokenizer, stored: Path, model: Path) -> None:
+    """Raise ValueError unless tokenizer.json has the pieces of tokenizer.model with the same ids."""
+    own, expected = (one.get_vocab(with_added_tokens=False) for one in (read_tokenizer(stored), tokenizer))
+    if own != expected:
+        differing = sum(expected.get(piece) != index for piece, index in own.items()) or len(expected) - len(own)
+        raise ValueError(
+            f"{stored} and {model} are different tokenizers ({differing} pieces differ); remove the file that does not "
+            "belong to this model"
+        )
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Return the tokenizer in a tokenizer.json; ValueError if it is damaged."""
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); download it again") from None
+
+
+def set_borders(tokenizer: Tokenizer, roles: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Let the tokenizer write BOS before a text, unless add_bos_token is false, and EOS after it if add_eos_token."""
+    if config.get("add_bos_token") is None and "bos_token" not in roles:
+        return
+    before = [roles["bos_token"]] if config.get("add_bos_token", True) and "bos_token" in roles else []
+    after = [roles["eos_token"]] if config.get("add_eos_token") and "eos_token" in roles else []
+    both = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys([*before, *after])]
+    single = [*before, "$A", *after]
+    pair = single + [f"{text}:1" for text in [*before, "$B", *after]]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=both)
+
+
+def spelling(token: Any) -> str:
+    """Return the text of a token, which files store as a string or as an object with `content`."""
+    return token.get("content", "") if isinstance(token, dict) else token or ""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, {} if there is no file; ValueError if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (not a JSON object); download it again")
+    return content

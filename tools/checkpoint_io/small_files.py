@@ -1,0 +1,83 @@
+"""The files beside the weights of a new checkpoint folder: configuration, tokenizer, chat template, the model's code.
+
+Tokenizer and template are each taken as a set from one folder. Files of two folders would contradict each other: an
+adapter's tokenizer.json beside its base's tokenizer.model, or a base's chat_template.jinja beside an adapter's template
+in tokenizer_config.json, which transformers would then ignore.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
+
+from checkpoint_io.checkpoint_folders import read_json, write_json
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
+TOKENIZER_FILES = (
+    *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.tiktoken",
+)  # fmt: skip
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+# Python files: the code of a model that names it in auto_map. It is never executed here.
+OTHER_FILES = ("config.json", "generation_config.json", "extraction.json", "*.py")
+
+
+def copy_small_files(sources: Sequence[Path], target: Path) -> None:
+    """Copy the small files of one or more checkpoint folders to the new folder target.
+
+    sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files. Raises
+    ValueError if files contradict each other, FileNotFoundError if no folder has a tokenizer.
+    """
+    check_tokenizer(*sources)
+    for source in sources:
+        copy_matching(source, target, OTHER_FILES)
+    copy_matching(next(folder for folder in reversed(sources) if has_tokenizer(folder)), target, TOKENIZER_FILES)
+    template = next((found for found in map(read_templates, reversed(sources)) if found), {})
+    write_templates(template, target)
+    write_exact_tokenizer(target)
+
+
+def copy_matching(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Copy the files of source that match one of the patterns to target, replacing existing ones."""
+    for file in [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]:
+        shutil.copyfile(file, target / file.name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZERS) or any(folder.glob("*.tiktoken"))
+
+
+def check_tokenizer(*folders: Path) -> None:
+    """Raise FileNotFoundError if no folder has a tokenizer; libraries would load an arbitrary default."""
+    if not any(map(has_tokenizer, folders)):
+        raise FileNotFoundError(
+            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
+        )
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """Return name -> Jinja source of a folder's chat templates; the main one is `default`.
+
+    Like transformers, chat_template.jinja takes precedence over the template in tokenizer_config.json.
+    """
+    config = folder / "tokenizer_config.json"
+    stored: Any = (read_json(config).get("chat_template") if config.is_file() else None) or {}
+    if isinstance(stored, list):
+        stored = {entry["name"]: entry["template"] for entry in stored}
+    templates = {"default": stored} if isinstance(stored, str) else dict(stored)
+    if (folder / TEMPLATE).is_file() or (folder / TEMPLATES).is_dir():
+        files = {"default": folder / TEMPLATE} | {file.stem: file for file in (folder / TEMPLATES).glob("*.jinja")}
+        templates = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    return templates
+
+
+def write_templates(templates: dict[str, str], target: Path) -> None:
+    """Write templates as chat_template.jinja and additional_chat_templates/, and nowhere else in the folder."""
+    config = target / "tokenizer_config.json"
+    if config.is_file() and "chat_template" in (content := read_json(config)):
+        write_json(config, {name: value for name, value in content.items() if name != "chat_template"})
+    for name, text in templates.items():
+        file = target / TEMPLATE if name == "default" else target / TEMPLATES / f"{name}.jinja"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
