@@ -15,6 +15,8 @@ from command_line.fire_commands import run
 from checkpoint_io.checkpoint_folders import new_folder
 from checkpoint_io.small_files import copy_small_files
 from checkpoint_io.tensor_files import parse_size
+from checkpoint_io.tensors import read_weights
+from checkpoint_io.tied_matrices import has_own_output, set_untied
 from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
 from quantization.quantization_methods import METHODS, choose_group, linear_layers, quantise, quiet
 from quantization.quantized_score import score, score_table
@@ -61,6 +63,8 @@ def main(
             before = score(model, data.tokenizer, data.held_out)
             copy_small_files([model], folder)
             quantise(model, folder, method, group, data.calibration, dtype, limit)  # replaces config.json
+            if has_own_output(read_weights(model)):
+                set_untied(folder)
             after = score(folder, data.tokenizer, data.held_out)
             write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.description}" + (f", groups of {group}" if group else "")

@@ -5,7 +5,9 @@ matrices and drops layers that the base lacks. In both cases the answers come fr
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
 
@@ -98,14 +100,9 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
-    """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter.
-
-    Adapters of selected layers (layers_to_transform, exclude_modules) are not checked.
-    """
+    """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
     config = adapter.config
-    if config.get("layers_to_transform") not in (None, []) or config.get("exclude_modules"):
-        return
-    saved, targets = config.get("modules_to_save") or [], config.get("target_modules") or []
+    saved = config.get("modules_to_save") or []
     shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
     present = {name.partition(".")[2]: parts for name, parts in adapter.parts.items()} | adapter.parts
     for module, shape in modules.items():
@@ -115,13 +112,26 @@ def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, b
         if matches_name(module, saved):
             found = "weight" in parts
         else:
-            is_target = len(shape) in (0, 2) and matches_name(module, targets)
+            is_target = len(shape) in (0, 2) and is_targeted(module, config)
             found = not is_target or changed_shape(parts) is not None
         if not found:
             raise ValueError(
                 f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
                 f"again, or {REMEDY}"
             )
+
+
+def is_targeted(module: str, config: Mapping[str, Any]) -> bool:
+    """Return whether PEFT adapts a module (check_target_module_exists in peft/tuners/tuners_utils.py, 0.21)."""
+    targets, layers = config.get("target_modules") or [], config.get("layers_to_transform")
+    if matches_name(module, config.get("exclude_modules") or []) or not matches_name(module, targets):
+        return False
+    if layers in (None, []) or isinstance(targets, str) or module in targets:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = next(filter(None, (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)), None)
+    return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
 
 
 def matches_name(module: str, names: str | list[str]) -> bool:

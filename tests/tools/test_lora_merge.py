@@ -156,6 +156,71 @@ def test_adapter_with_added_rows_enlarges_model(
     assert "embedding and output" in done.stderr
 
 
+def test_later_adapter_may_have_more_rows_but_not_fewer(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
+) -> None:
+    """As with Chinese-LLaMA-Plus and Chinese-Alpaca-Plus: each replaces embedding and output with more rows."""
+    first, _ = make_adapter(modules_to_save=["lm_head", "embed_tokens"])
+    state = load_file(first / "adapter_model.safetensors")
+    folders, states = [], []
+    for more in (3, 5):
+        folders.append(shutil.copytree(first, tmp_path / f"adapter{more}"))
+        states.append({
+            name: torch.cat([value, torch.full((more, 64), float(more))]) if value.shape[0] == 800 else value
+            for name, value in state.items()
+        })  # fmt: skip
+        save_file(states[-1], folders[-1] / "adapter_model.safetensors")
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora")
+    run_tool(*merge, f"{folders[0]},{folders[1]}", "--path_sfted", tmp_path / "whole")
+    merged = load_file(tmp_path / "whole/model.safetensors")["lm_head.weight"]
+    assert torch.equal(merged, states[1]["base_model.model.lm_head.weight"])
+    run_tool(*merge, f"{folders[0]},{folders[1]}", "--path_sfted", tmp_path / "half", "--weights", "1,0.5")
+    merged = load_file(tmp_path / "half/model.safetensors")["lm_head.weight"]
+    one, two = (each["base_model.model.lm_head.weight"] for each in states)
+    torch.testing.assert_close(merged[:803], one + 0.5 * (two[:803] - one))
+    assert torch.equal(merged[803:], two[803:])  # the base has no such rows to blend with
+    done = run_tool(*merge, f"{folders[1]},{folders[0]}", "--path_sfted", tmp_path / "no", status=2)
+    assert "fewer than the 805 before it; give the adapters in the order in which they were trained" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({}, ".layers.1."), ({}, ".down_proj."), ({"modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"layers_to_transform": [1]}, ".layers.1.self_attn."),
+        ({"exclude_modules": ["layers.0.mlp.down_proj"]}, "q_proj"),
+        ({"layers_to_transform": 0, "layers_pattern": "layers"}, "q_proj"),
+    ],
+)  # fmt: skip
+def test_merge_refuses_an_adapter_that_lacks_tensors(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, options: dict[str, Any],
+    lost: str,
+) -> None:  # fmt: skip
+    whole, _ = make_adapter(**options)
+    adapter = shutil.copytree(whole, tmp_path / "adapter")
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted")
+    run_tool(*merge, tmp_path / "whole")
+    state = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value for name, value in state.items() if lost not in name}, adapter / "adapter_model.safetensors")
+    done = run_tool(*merge, tmp_path / "no", status=2)
+    assert "has no tensors for " in done.stderr
+    assert "which its adapter_config.json names; copy it again" in done.stderr
+
+
+def test_merge_counts_an_untrained_matrix_as_unchanged(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
+) -> None:
+    whole, _ = make_adapter()
+    adapter = shutil.copytree(whole, tmp_path / "adapter")
+    state = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in state if "layers.0" in name and "lora_B" in name]:
+        state[name] = torch.zeros_like(state[name])
+    save_file(state, adapter / "adapter_model.safetensors")
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted")
+    done = run_tool(*merge, tmp_path / "merged")
+    assert "21 tensors, 2 of them changed by the adapter (2 matrices of it are zero)" in done.stdout
+
+
 UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None], str]] = {
     "fan_in_fan_out": ({"fan_in_fan_out": True}, {}, "fan_in_fan_out=True is not supported"),
     "biases": ({"bias": "all"}, {}, "bias='all' is not supported"),

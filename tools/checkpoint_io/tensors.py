@@ -84,6 +84,7 @@ class Tensor(Spec):
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the bits of elements start to stop: (stop - start,) uint8/16/32/64; ValueError if truncated."""
         stop = self.elements if stop is None else stop
+        assert 0 <= start <= stop <= self.elements, f"{start} to {stop} is not within {self.name}"
         if isinstance(self.source, np.ndarray):
             return self.source[start:stop]
         bits = np.empty(stop - start, f"<u{self.itemsize}")

@@ -15,6 +15,7 @@ import numpy as np
 from checkpoint_io.bit_patterns import FLOATS
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.tensors import Tensor, read_weights
+from checkpoint_io.tied_matrices import has_own_output
 
 EXPORT_ORIGINAL = "export the model that it was made from"
 # transformers class -> llama.cpp architecture
@@ -90,12 +91,13 @@ def read_model(folder: Path) -> GgufModel:
         settings |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
     if rope["rope_type"] == "yarn":
         settings["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
-    architecture, tied = ARCHITECTURES[names[0]], bool(config.tie_word_embeddings)
+    weights, architecture = read_weights(folder), ARCHITECTURES[names[0]]
+    tied = bool(config.tie_word_embeddings) and not has_own_output(weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
     return GgufModel(
         architecture,
         {f"{architecture}.{key}": value for key, value in settings.items()},
-        named_tensors(read_weights(folder), shapes, architecture, config.num_hidden_layers),
+        named_tensors(weights, shapes, architecture, config.num_hidden_layers),
         llama3_divisors(config, head) if rope["rope_type"] == "llama3" else None,
         config.vocab_size,
         head,

@@ -113,6 +113,13 @@ def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
     return LoraAdapter(folder, config, updates, weight)
 
 
+def is_zero(update: TensorUpdate) -> bool:
+    """Return whether an update was not trained: the product is zero, and nothing is replaced or scaled."""
+    if update.replacement is not None or update.magnitude is not None or update.left is None:
+        return False
+    return not float_values(update.left).any() or (update.right is not None and not float_values(update.right).any())
+
+
 def read_factors(update: TensorUpdate, base: Tensor) -> Factors | None:
     """Return the factors of the product that the adapter adds to the base tensor, or None."""
     if update.left is None or update.right is None:

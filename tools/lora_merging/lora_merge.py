@@ -5,11 +5,11 @@ the factors of one matrix.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from adapter_checks.base_fit import EMBEDDING, OUTPUT, read_adapter_for_base
+from adapter_checks.base_fit import read_adapter_for_base
 from checkpoint_io import resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import (
@@ -24,9 +24,10 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.small_files import check_tokenizer, copy_small_files
 from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, check_finite, read_weights
+from checkpoint_io.tied_matrices import OUTPUT, embedding_name, has_own_output, set_untied
 from checkpoint_seals.seal_check import verify_seal
 
-from lora_merging.adapter_updates import LoraAdapter, read_adapter, read_factors
+from lora_merging.adapter_updates import LoraAdapter, is_zero, read_adapter, read_factors
 from lora_merging.low_rank import Factors
 
 
@@ -39,6 +40,11 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; merge into the unquantised base")
         replaced = shape if update.replacement is None else update.replacement.shape
+        if len(shape) == 2 and replaced[0] < shape[0]:
+            raise ValueError(
+                f"{adapter.folder} has {replaced[0]} rows for {tensor.name}, fewer than the {shape[0]} before it; give "
+                "the adapters in the order in which they were trained"
+            )
         if len(shape) == 2:  # the vocabulary may have grown
             shape = (replaced[0], shape[1])
         for other in (replaced, update.product_shape() or shape):
@@ -49,17 +55,24 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
     return Spec(tensor.name, dtype if dtype and tensor.dtype in FLOATS else tensor.dtype, shape)
 
 
-def check_tied_matrix(adapter: LoraAdapter, base: Path) -> None:
-    """Raise ValueError if the adapter changes only one use of the base's tied embedding and output matrix."""
-    if adapter.config.get("ensure_weight_tying"):
-        return
-    modules = (name.removesuffix(".weight").rpartition(".")[2] for name in adapter.updates)
-    changed = next((module for module in modules if module in (EMBEDDING, OUTPUT)), None)
-    if changed:
-        raise ValueError(
-            f"{base} has one matrix for embedding and output, and {adapter.folder} changes only its use as {changed}; "
-            "save the base with tie_word_embeddings=False, or use the adapter without merging it"
-        )
+def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]) -> bool:
+    """Add an output matrix to the weights of a tied base if an adapter changes one use of the matrix; return whether.
+
+    An adapter of a tied base changes the input only (embed_tokens) or the output only (lm_head), unless it was trained
+    with ensure_weight_tying: then its change applies to both uses, whichever name it is stored under.
+    """
+    embedding = embedding_name(weights)
+    if OUTPUT in weights or not embedding:
+        return False
+    for adapter in adapters:
+        if not adapter.config.get("ensure_weight_tying") and adapter.updates.keys() & {embedding, OUTPUT}:
+            weights[OUTPUT] = replace(weights[embedding], name=OUTPUT)
+    for adapter in adapters:
+        if adapter.config.get("ensure_weight_tying"):
+            shared = adapter.updates.pop(OUTPUT, None) or adapter.updates.get(embedding)
+            if shared:
+                adapter.updates |= dict.fromkeys(weights.keys() & {embedding, OUTPUT}, shared)
+    return OUTPUT in weights
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,8 @@ class AdapterChange:
         """Return the changed elements first to last (whole rows), float32; new vocabulary rows lie beyond `values`."""
         changed = values
         if self.replacement is not None:
-            changed = to_float32(self.replacement.read(first, last), self.replacement.dtype)
+            ends = (min(at, self.replacement.elements) for at in (first, last))  # a later adapter may add more rows
+            changed = to_float32(self.replacement.read(*ends), self.replacement.dtype)
         if self.product is not None:
             changed = self.product.add(changed, first)
         if self.weight == 1.0:
@@ -152,8 +166,9 @@ def merge_folders(
         raise ValueError(f"{base} is quantised; merge into the model that it was made from")
     weights = read_weights(base)
     check_complete(base, weights)
-    for adapter in adapters if f"{OUTPUT}.weight" not in weights else ():
-        check_tied_matrix(adapter, base)
+    if config.get("tie_word_embeddings") and not has_own_output(weights):
+        weights.pop(OUTPUT, None)
+    untied = untie_if_changed(weights, adapters)
     changed = {name: adapter.folder for adapter in adapters for name in adapter.updates}
     for name, folder in changed.items():
         if name not in weights:
@@ -174,8 +189,14 @@ def merge_folders(
             write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:
             set_dtype(folder, TORCH_NAME[dtype])
+        if untied or (config.get("tie_word_embeddings") and OUTPUT in weights):
+            set_untied(folder)
         hashes = write_shards(folder, specs, lambda spec: merged_chunks(spec, weights[spec.name], adapters), limit)
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
         write_run_record(folder, script, options, parents)
-    return f"{target}: {len(specs)} tensors, {len(changed)} of them changed by the adapter{'s' * (len(loras) > 1)}"
+    zero = sum(all(is_zero(one.updates[name]) for one in adapters if name in one.updates) for name in changed)
+    note = f" ({zero} matrices of it are zero)" if zero else ""
+    note += "; embedding and output matrix are no longer tied" if untied else ""
+    who = f"the adapter{'s' * (len(loras) > 1)}"
+    return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {who}{note}"

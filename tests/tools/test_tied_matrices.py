@@ -1,0 +1,114 @@
+"""Models whose embedding and output matrices are tied: merging, export and quantisation keep their answers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import RunTool
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+IDS = torch.arange(3, 23)[None]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tied_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint without an output matrix."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("tied") / "base")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def two_matrices(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint, whose matrices differ, with tie_word_embeddings."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "two")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def train_randomly(base: Path, folder: Path, **options: Any) -> None:
+    """Save an adapter with random weights."""
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(load(base), LoraConfig(**(settings | options)))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(str(folder))
+
+
+UNTYING = {
+    "lora on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "lora on the output": {"target_modules": ["q_proj", "lm_head"]},
+    "lora on both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "saved embedding": {"modules_to_save": ["embed_tokens"]},
+    "saved output": {"modules_to_save": ["lm_head"]},
+    "both saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
+}
+TIED = {
+    "neither": {},
+    "tied lora": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "tied copy": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+}
+
+
+@pytest.mark.parametrize("case", [*UNTYING, *TIED])
+def test_merged_tied_model_answers_like_the_adapter(
+    tied_base: Path, tmp_path: Path, run_tool: RunTool, case: str
+) -> None:
+    adapter, out = tmp_path / "adapter", tmp_path / "merged"
+    train_randomly(tied_base, adapter, **(UNTYING | TIED)[case])
+    expected = logits(PeftModel.from_pretrained(load(tied_base), adapter))
+    assert (expected - logits(load(tied_base))).abs().max() > 0.01
+    done = run_tool(
+        "tools/weight_diff.py", "merge", "--path_zhixi", tied_base, "--path_lora", adapter, "--path_sfted", out
+    )
+    torch.testing.assert_close(logits(load(out)), expected, rtol=1e-4, atol=1e-5)
+    assert ("no longer tied" in done.stdout) == (case in UNTYING)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] == (case in TIED)
+    assert ("lm_head.weight" in load_file(out / "model.safetensors")) == (case in UNTYING)
+
+
+def test_own_output_matrix_of_a_base_marked_as_tied_is_merged_and_marked_untied(
+    two_matrices: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    adapter, out = tmp_path / "adapter", tmp_path / "merged"
+    train_randomly(two_matrices, adapter)
+    expected = logits(PeftModel.from_pretrained(load(two_matrices), adapter))
+    run_tool("tools/weight_diff.py", "merge", "--path_zhixi", two_matrices, "--path_lora", adapter, "--path_sfted", out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    torch.testing.assert_close(logits(load(out)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_identical_output_matrix_of_a_tied_base_is_stored_once(
+    tied_base: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    base, adapter, out = shutil.copytree(tied_base, tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged"
+    state = load_file(base / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    train_randomly(tied_base, adapter, **TIED["tied copy"])
+    run_tool("tools/weight_diff.py", "merge", "--path_zhixi", base, "--path_lora", adapter, "--path_sfted", out)
+    assert "lm_head.weight" not in load_file(out / "model.safetensors")
+    expected = logits(PeftModel.from_pretrained(load(tied_base), adapter))
+    torch.testing.assert_close(logits(load(out)), expected, rtol=1e-4, atol=1e-5)
