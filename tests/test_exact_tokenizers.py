@@ -1,0 +1,165 @@
+"""exact_tokenizers/: folders of every published kind get SentencePiece's ids; contradicting files are refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from adapter_loading.checkpoint_loading import tokenizer_folder
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
+from tokenizer_files.tokenizer_check import HARD_TEXTS
+from transformers import AutoTokenizer
+
+MakeFolder = Callable[..., Path]
+EMPTY = {"bos_token": "", "eos_token": "", "unk_token": ""}  # as the converters of early 2023 wrote them
+ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.fixture
+def make_folder(tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeFolder:
+    """make_folder(names, **{file stem: JSON}): a folder with the named files of the tiny tokenizer and JSON files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(names: str, **contents: Any) -> Path:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        for name in names.split():
+            shutil.copyfile(tiny_tokenizer / name, folder / name)
+        for stem, content in contents.items():
+            (folder / f"{stem}.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def check_ids(folder: Path, model: Path) -> Any:
+    """Assert that a folder's tokenizer gives SentencePiece's ids after BOS; return the tokenizer."""
+    tokenizer, oracle = AutoTokenizer.from_pretrained(folder), sentencepiece.SentencePieceProcessor(str(model))
+    for text in HARD_TEXTS:
+        assert tokenizer(text, split_special_tokens=True).input_ids == [1, *oracle.encode(text)], text
+    return tokenizer
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tokenizer.model alone": ("tokenizer.model", {}),
+    "early converter": (
+        "tokenizer.model",
+        {"tokenizer_config": EMPTY | {"tokenizer_class": "LLaMATokenizer"}, "special_tokens_map": {}},
+    ),
+    "legacy class": ("tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizer"}}),
+    "roles as objects": (
+        "tokenizer.model",
+        {"tokenizer_config": {role: {"__type": "AddedToken", "content": text} for role, text in ROLES.items()}},
+    ),
+    "fast class": ("tokenizer.json", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizerFast"}}),
+    "class of the model": ("tokenizer.json", {"tokenizer_config": ROLES, "config": {"model_type": "llama"}}),
+    "both files": (
+        "tokenizer.json tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizer"}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_folder_gets_the_ids_of_sentencepiece(
+    make_folder: MakeFolder, tiny_tokenizer: Path, case: str
+) -> None:
+    names, contents = PUBLISHED[case]
+    folder = make_folder(names, **contents)
+    exact = exact_tokenizer_folder(folder)
+    assert exact != folder
+    assert exact == exact_tokenizer_folder(folder)  # from the cache
+    tokenizer = check_ids(exact, tiny_tokenizer / "tokenizer.model")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    before = sorted(path.name for path in folder.iterdir())
+    assert before == sorted([*names.split(), *(f"{stem}.json" for stem in contents)])  # reading writes nothing
+    assert write_exact_tokenizer(folder)
+    check_ids(folder, tiny_tokenizer / "tokenizer.model")
+    assert exact_tokenizer_folder(folder) == folder
+
+
+def test_added_tokens_roles_and_settings_are_kept(make_folder: MakeFolder, tiny_tokenizer: Path) -> None:
+    folder = make_folder(
+        "tokenizer.model",
+        tokenizer_config={
+            "tokenizer_class": "LlamaTokenizer", "model_max_length": 2048, "padding_side": "left",
+            "chat_template": "{{ bos_token }}{{ messages[0]['content'] }}",
+        },
+        special_tokens_map=ROLES | {"pad_token": {"content": "[PAD]"}, "additional_special_tokens": ["<|end|>"]},
+        added_tokens={"<|end|>": 801, "[PAD]": 800},
+    )  # fmt: skip
+    tokenizer = check_ids(exact_tokenizer_folder(folder), tiny_tokenizer / "tokenizer.model")
+    assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.model_max_length) == (802, 800, 2048)
+    assert tokenizer.padding_side == "left"
+    encoder = PromptEncoder(tokenizer)
+    assert encoder.controls.keys() == {"<s>", "</s>", "<unk>", "[PAD]", "<|end|>"}
+    oracle = sentencepiece.SentencePieceProcessor(str(tiny_tokenizer / "tokenizer.model"))
+    assert encoder.prompt(one_turn("  two  spaces")) == [1, *oracle.encode("  two  spaces")]
+
+
+def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) -> None:
+    folder = make_folder("tokenizer.model")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert AutoTokenizer.from_pretrained(exact_tokenizer_folder(folder)).chat_template == "{{ messages[0].content }}!"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"added_tokens": {"<|end|>": 900}}, r"adds '<\|end\|>' with id 900, which does not follow its 800 pieces"),
+        ({"added_tokens": {"<s>": 5}}, "adds '<s>' with id 5"),
+        (
+            {"added_tokens": {"<a>": 800}, "tokenizer_config": {"added_tokens_decoder": {"800": {"content": "<b>"}}}},
+            "gives id 800 to '<a>' in one tokenizer file and to '<b>' in another",
+        ),
+        ({"special_tokens_map": {"pad_token": "<pad>"}}, "'<pad>' has a role in tokenizer_config.json but no id"),
+        ({"tokenizer_config": []}, "is damaged"),
+    ],
+)
+def test_contradicting_tokenizer_files_are_refused(
+    make_folder: MakeFolder, contents: dict[str, Any], message: str
+) -> None:
+    folder = make_folder("tokenizer.model", **contents)
+    with pytest.raises(ValueError, match=message):
+        exact_tokenizer_folder(folder)
+    assert not write_refused(folder)
+
+
+def write_refused(folder: Path) -> bool:
+    """Return whether a refused folder was changed."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError):
+        write_exact_tokenizer(folder)
+    return before != {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_tokenizer_json_of_another_model_is_refused(make_folder: MakeFolder, tiny_tokenizer: Path) -> None:
+    folder = make_folder("tokenizer.json tokenizer.model", tokenizer_config={"tokenizer_class": "LlamaTokenizer"})
+    text = (folder / "tokenizer.json").read_text()
+    content = json.loads(text)
+    content["model"]["vocab"] = {
+        {"▁a": "▁was", "▁was": "▁a"}.get(piece, piece): index for piece, index in content["model"]["vocab"].items()
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json and .*tokenizer\.model are different tokenizers"):
+        exact_tokenizer_folder(folder)
+
+
+def test_exact_generic_and_foreign_tokenizers_are_left_alone(
+    make_folder: MakeFolder, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    assert exact_tokenizer_folder(tiny_tokenizer) == tiny_tokenizer
+    folder = make_folder("tokenizer.json", tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"})
+    assert exact_tokenizer_folder(folder) == folder
+    own_code = {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own_code))
+    assert exact_tokenizer_folder(folder) == folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_demos_accept_a_folder_with_tokenizer_model_alone(make_folder: MakeFolder) -> None:
+    folder = str(make_folder("tokenizer.model"))
+    assert tokenizer_folder(folder) == folder
