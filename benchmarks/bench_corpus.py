@@ -37,9 +37,6 @@ sys.path.insert(0, str(REPOSITORY / "pretrain"))
 SCRIPT = REPOSITORY / "pretrain/preprocess.py"
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
 def real_texts(data_path: Path) -> list[str]:
     """Return the documents of a folder's JSONL files, or Python sources if there are none."""
     files = sorted(data_path.glob("*.jsonl"))
@@ -65,9 +62,6 @@ def with_random_words(texts: list[str], megabytes: float, seed: int = 0) -> Iter
             size += len(document.encode()) / 1e6
             if size >= megabytes:
                 return
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def cpu_rate(work: Callable[[], object], megabytes: float) -> float:
@@ -154,9 +148,6 @@ BASELINES = {
     "sentencepiece": by_sentencepiece, "engine_ceiling": by_engine, "datasets_map": by_datasets,
     "datatrove": by_datatrove,
 }  # fmt: skip
-
-
-# --- the rounds -------------------------------------------------------------------------------------------------------
 
 
 def main(

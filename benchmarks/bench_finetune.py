@@ -45,9 +45,6 @@ CROSSNER = REPOSITORY.parent / "shared/data/crossner"
 LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
 
 
-# --- examples and a model ---------------------------------------------------------------------------------------------
-
-
 def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
     """Return every sentence as an instruction row whose answer is a JSON object {type: [names]}."""
     rows = []
@@ -94,9 +91,6 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     question = {"role": "user", "content": "{instruction}", "input": "{input}"}
     prompt = Environment().from_string(template).render(messages=[question], bos_token="", eos_token="")
     (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
-
-
-# --- the rounds -------------------------------------------------------------------------------------------------------
 
 
 def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:

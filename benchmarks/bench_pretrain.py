@@ -74,9 +74,6 @@ def parse_setting(name: str) -> tuple[dict[str, object], int]:
     return {option: value for part in parts for option, value in PARTS[part].items()}, int(micro_batch)
 
 
-# --- a random model and a random corpus -------------------------------------------------------------------------------
-
-
 def random_base(folder: Path, shape: dict[str, Any], dtype: str) -> None:
     """Write a checkpoint folder: a LLaMA with random weights and a tokenizer. shape: arguments of LlamaConfig."""
     import torch
@@ -129,9 +126,6 @@ def samples_for(lengths: np.ndarray, positions: int) -> int:
     """Return the number of random samples that take about `positions` token positions when padded."""
     counts = range(1, positions // int(lengths.mean()) + 2)
     return min(counts, key=lambda count: abs(padded_positions(lengths, count) - positions))
-
-
-# --- one setting ------------------------------------------------------------------------------------------------------
 
 
 def train_plain_loop(arguments: list[str]) -> None:
@@ -225,9 +219,6 @@ def failure(output: str) -> str:
         return "out of memory"
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     return ([line for line in lines if line.startswith("error: ") or "Error: " in line] or lines)[-1][:300]
-
-
-# --- all settings -----------------------------------------------------------------------------------------------------
 
 
 def main(

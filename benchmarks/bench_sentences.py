@@ -36,9 +36,6 @@ CORPORA = ("en", "zh")
 Finder = Callable[[str], list[int]]
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
     """Return {kind: [(text, positions of sentence ends)]}, with positions as in `inner`."""
     found: dict[str, list[tuple[str, set[int]]]] = {kind: [] for kind in KINDS}
@@ -67,9 +64,6 @@ def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, flo
     right = sum(len(ends & labels) for ends, (_, labels) in zip(found, texts, strict=True))
     precision, recall = right / sum(map(len, found)), right / sum(len(labels) for _, labels in texts)
     return precision, recall, 2 * precision * recall / (precision + recall)
-
-
-# --- engines ----------------------------------------------------------------------------------------------------------
 
 
 def engines(kind: str) -> dict[str, Finder]:
@@ -116,9 +110,6 @@ def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dic
             speed[name] = megabytes / (time.process_time() - begun)
         speeds.append(speed)
     return speeds
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:

@@ -65,9 +65,6 @@ class BatchTiming(NamedTuple):
 Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
 
 
-# --- a checkpoint, a server, an engine --------------------------------------------------------------------------------
-
-
 def make_checkpoint(folder: Path, hidden_size: int, layers: int) -> Path:
     """Make a random LLaMA with a tokenizer trained on Python's standard library, a template and extraction.json."""
 
@@ -100,9 +97,6 @@ def prompts(count: int, draw: random.Random) -> list[str]:
 def cpu_seconds(process: int) -> float:
     """Return the CPU time of all threads of another process (clock_getcpuclockid(3) on Linux)."""
     return time.clock_gettime((~process << 3) | 2)
-
-
-# --- contenders -------------------------------------------------------------------------------------------------------
 
 
 class ConcurrentClient:
@@ -187,9 +181,6 @@ def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) 
         return client("/extract", [fields | {"text": text} for text in texts], tokens_of)
 
     return {"engine": raw, "completions": completions, "generate": generate, "free": free, "extract": extract}
-
-
-# --- rounds and figures -----------------------------------------------------------------------------------------------
 
 
 def one_round(

@@ -93,9 +93,6 @@ def make_models(folder: Path, size: str, rank: int, additive: bool) -> None:
     get_peft_model(model, lora).save_pretrained(str(folder / "adapter"))
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 class Usage(NamedTuple):
     """The resources that a process used."""
 

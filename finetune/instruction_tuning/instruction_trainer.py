@@ -52,8 +52,6 @@ class InstructionTrainer(SourceTrainer):
         )  # fmt: skip
         self.args.include_num_input_tokens_seen = "no"  # progress_entry logs it; Trainer cannot count it
 
-    # --- steps --------------------------------------------------------------------------------------------------------
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
         micro = self.get_total_train_batch_size(args) // args.world_size  # lower under --auto_find_batch_size
@@ -112,8 +110,6 @@ class InstructionTrainer(SourceTrainer):
         """Return Trainer's estimate of floating-point operations for the tokens of the step."""
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
-    # --- before the first step ----------------------------------------------------------------------------------------
-
     def before_training(self) -> None:
         """Compute examples one by one if the attention of this model mixes packed examples.
 
@@ -141,8 +137,6 @@ class InstructionTrainer(SourceTrainer):
                 loraplus_weight_decay=self.args.weight_decay, **settings,
             )  # fmt: skip
         return super().create_optimizer(model)
-
-    # --- log, evaluation, checkpoints ---------------------------------------------------------------------------------
 
     def epochs(self) -> float:
         return self.state.global_step / self.data.order.steps

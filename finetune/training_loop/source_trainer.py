@@ -102,8 +102,6 @@ class SourceTrainer(Trainer):
         self.add_callback(StepControl(self))
         self.add_callback(CheckpointCompletion(self.run_state))
 
-    # --- for subclasses -----------------------------------------------------------------------------------------------
-
     def run_state(self) -> RunState:
         """Return the run state to store in a checkpoint at this step; all ranks call it."""
         raise NotImplementedError
@@ -126,8 +124,6 @@ class SourceTrainer(Trainer):
 
     def before_training(self) -> None:
         """Hook called before the first step, after model and optimizer are prepared."""
-
-    # --- Trainer's public methods -------------------------------------------------------------------------------------
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
         """Return Trainer's step counts for one epoch of all steps, since the loader of a resumed run is shorter."""
@@ -175,8 +171,6 @@ class SourceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._logged_at += time.perf_counter() - begun  # evaluation does not count as training time
         return metrics
-
-    # --- after each step ----------------------------------------------------------------------------------------------
 
     def check_step(self, control: Any) -> None:
         """Stop all ranks if one received SIGTERM; skip saving on all ranks if one has a non-finite loss or weight.
