@@ -30,17 +30,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measurements import REPOSITORY, rotated, spread
+
 sys.path.append(str(REPOSITORY / "inference"))
 
-from command_line.fire_commands import run  # noqa: E402
+from command_line.fire_commands import run
 
-from batch_runs.batch_client import BatchClient  # noqa: E402
-from batch_runs.batch_file import AnswerFile, BatchProgress  # noqa: E402
-from batch_runs.batch_rows import read_rows  # noqa: E402
-from batch_runs.batch_server import started_server  # noqa: E402
-from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
+from batch_runs.batch_client import BatchClient
+from batch_runs.batch_file import AnswerFile, BatchProgress
+from batch_runs.batch_rows import read_rows
+from batch_runs.batch_server import started_server
+from bench_serve import make_checkpoint, prompts
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 
 CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py

@@ -39,14 +39,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measurements import REPOSITORY, rotated, spread
+
 sys.path.append(str(REPOSITORY / "inference"))
 
-from command_line.fire_commands import run  # noqa: E402
+from command_line.fire_commands import run
 
-import aiohttp  # noqa: E402
-import psutil  # noqa: E402
-from batch_runs.batch_server import started_server  # noqa: E402
+import aiohttp
+import psutil
+from batch_runs.batch_server import started_server
 
 SCHEMA = ["person", "place", "organisation", "work"]
 IDLE_SECONDS = 1.1  # between engine and server: an idle engine's worker polls for one second before it sleeps
@@ -203,15 +204,6 @@ def one_round(
                 [took for timing in timings for took in timing.latencies], sum(timing.api_cpu for timing in timings),
             )  # fmt: skip
     return found
-
-
-def rotated(names: list[str], number: int) -> list[str]:
-    """Return the names in the order of a round, so that each contender is first in some rounds."""
-    return names[number % len(names) :] + names[: number % len(names)]
-
-
-def spread(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in (median(values), min(values), max(values))]
 
 
 def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int]) -> dict[str, Any]:
