@@ -11,7 +11,6 @@ a checkpoint and exit status 143; the same command with --resume_from_checkpoint
 """
 
 from command_line.command_errors import run_command
-from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
@@ -27,6 +26,7 @@ from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_
 from instruction_tuning.tuning_options import TuningOptions
 from json_rows.row_files import read_json
 from rank_group.rank_errors import user_errors_in_turn
+from training_loop.trainer_options import help_text
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments

@@ -1,9 +1,9 @@
 """The options of finetune.py besides Trainer's, and Trainer's options with another default or name."""
 
-from command_line.trainer_options import option
-
 from dataclasses import dataclass, field
 from typing import Literal
+
+from training_loop.trainer_options import option
 
 
 @dataclass

@@ -1,12 +1,11 @@
 """tuning_arguments.py: the global batch, published spellings, and invalid options."""
 
-from command_line.trainer_options import translate
-
 from pathlib import Path
 
 import pytest
 from instruction_tuning.tuning_arguments import PUBLISHED, TuningArguments, accumulation, parse
 from resumable_checkpoints.complete_checkpoints import resume_point
+from training_loop.trainer_options import translate
 
 NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
 
