@@ -110,12 +110,7 @@ def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
 
 
 def main(
-    model: str = "",
-    rounds: int = 8,
-    rows: int = 600,
-    tokens: int = 32,
-    hidden_size: int = 256,
-    layers: int = 4,
+    model: str = "", rounds: int = 8, rows: int = 600, tokens: int = 32, hidden_size: int = 256, layers: int = 4
 ) -> None:
     """Answer the same rows with each contender in turn, and compare.
 

@@ -135,11 +135,7 @@ BASELINES = {
 
 
 def main(
-    megabytes: float = 300,
-    rounds: int = 3,
-    tokenizer_path: str = "",
-    data_path: str = "",
-    sample_megabytes: float = 20,
+    megabytes: float = 300, rounds: int = 3, tokenizer_path: str = "", data_path: str = "", sample_megabytes: float = 20
 ) -> None:
     """Write `megabytes` of text in every round; the baselines tokenise only sample_megabytes."""
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:

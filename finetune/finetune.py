@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source, find_sources
 from instruction_data.named_templates import choose_template, load_template
-from instruction_tuning.run_messages import next_commands, preview, run_summary
-from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
 from instruction_tuning.tuning_options import TuningOptions
 from json_rows.row_files import read_json
 from rank_group.rank_errors import user_errors_in_turn
@@ -72,8 +70,8 @@ def check_output(args: "TuningArguments") -> Path | None:
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Parse and check the options, then train; return the exit status."""
-    all_options = partial(import_module, "instruction_tuning.tuning_arguments")
-    if text := help_text(argv, TuningOptions, lambda: all_options().TuningArguments, __doc__ or "", "finetune.py"):
+    load_module = partial(import_module, "instruction_tuning.tuning_arguments")  # imports torch
+    if text := help_text(argv, TuningOptions, lambda: load_module().TuningArguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
     from instruction_tuning.tuning_arguments import parse
@@ -99,6 +97,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
+    from instruction_tuning.run_messages import next_commands, preview, run_summary
+    from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
     from training_loop.run_folders import save_result

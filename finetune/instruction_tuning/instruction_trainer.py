@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType, send_to_device
 from example_packing.example_batches import IGNORED, BatchLayout, StepDataset, rank_share
-from example_packing.example_order import EpochOrder
 from packed_attention import segment_attention
 from packed_attention.isolation_check import keeps_segments_apart, shares_prefixes
 from packed_attention.segment_attention import attention_arguments, attention_of
@@ -36,7 +35,7 @@ class InstructionTrainer(SourceTrainer):
 
     Args:
         data: examples, their order, and the held-out examples.
-        layout: how examples become micro batches; changed to single examples if the attention mixes packed ones.
+        layout: how examples become micro batches; set to one example per sequence if attention mixes packed ones.
         identity: settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
@@ -46,10 +45,7 @@ class InstructionTrainer(SourceTrainer):
 
     def __init__(self, data: TuningData, layout: BatchLayout, identity: dict[str, Any], **more: Any) -> None:
         self.data, self.layout, self.identity = data, layout, identity
-        super().__init__(
-            sources=data.examples.names, batch=data.order.batch_size,
-            train_dataset=StepDataset(data.examples, data.order, layout, 0, 1), **more,
-        )  # fmt: skip
+        super().__init__(sources=data.examples.names, batch=data.order.batch_size, **more)
         self.args.include_num_input_tokens_seen = "no"  # progress_entry logs it; Trainer cannot count it
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -183,16 +179,6 @@ def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
     }
 
 
-def set_steps(args: TuningArguments, order: EpochOrder) -> None:
-    """Convert --num_epochs, and the value "epoch" of a strategy, to steps."""
-    if args.max_steps <= 0:
-        args.max_steps = math.ceil(args.num_train_epochs * order.steps)
-    for event in ("logging", "eval", "save"):
-        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
-            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
-            setattr(args, f"{event}_steps", order.steps)
-
-
 def has_dropout(model: Any, args: TuningArguments) -> bool:
     """Return whether training uses dropout, which examples with a shared prefix would share."""
     config = model.config.get_text_config().to_dict()
@@ -203,8 +189,13 @@ def has_dropout(model: Any, args: TuningArguments) -> bool:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run."""
-    set_steps(args, data.order)
+    """Return the trainer of a run; sets --max_steps, and converts strategies with the value "epoch" to steps."""
+    if args.max_steps <= 0:
+        args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)
+    for event in ("logging", "eval", "save"):
+        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
+            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{event}_steps", data.order.steps)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),

@@ -71,8 +71,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if self.fp16:
                 raise ValueError("--fp16 needs a GPU; remove it on a CPU (float32), or use --bf16")
             self.dataloader_pin_memory = False
-        if self.n_gpu > 1:
-            self._n_gpu = 1  # otherwise Trainer would multiply the batch by the GPUs; ranks come from a launcher
 
     def _check_method(self) -> None:
         if self.method == "qlora":

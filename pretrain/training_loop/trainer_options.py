@@ -33,9 +33,13 @@ class DeprecatedOptions:
     flags: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def option(default: Any, help: str, *aliases: str) -> Any:
-    """Return a dataclass field for HfArgumentParser with a default, a help line and alternative names."""
-    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
+def option(default: Any, help: str, *aliases: str, **more: Any) -> Any:
+    """Return a dataclass field for HfArgumentParser with a default, a help line and alternative names.
+
+    default: a list is copied for each instance. more: further arguments of argparse, such as choices.
+    """
+    defaults = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**defaults, metadata={"help": help, "aliases": list(aliases), **more})
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
