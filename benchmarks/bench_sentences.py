@@ -32,14 +32,12 @@ from command_line.fire_commands import run
 from sentence_ends.sentence_boundaries import sentence_ends
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
-KINDS = ("en", "zh", "mixed", "code")  # of labelled texts
-CORPORA = ("en", "zh")
 Finder = Callable[[str], list[int]]
 
 
 def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
     """Return {kind: [(text, positions of sentence ends)]}, with positions as in `inner_ends`."""
-    found: dict[str, list[tuple[str, set[int]]]] = {kind: [] for kind in KINDS}
+    texts: dict[str, list[tuple[str, set[int]]]] = {}
     kind = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
@@ -47,8 +45,8 @@ def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
         elif kind and line:
             sentences = line.replace("⏎", "\n").split("‖")
             text = "".join(sentences)
-            found[kind].append((text, inner_ends(text, list(accumulate(map(len, sentences))))))
-    return found
+            texts.setdefault(kind, []).append((text, inner_ends(text, list(accumulate(map(len, sentences))))))
+    return texts
 
 
 def inner_ends(text: str, ends: list[int]) -> set[int]:
@@ -61,9 +59,9 @@ def inner_ends(text: str, ends: list[int]) -> set[int]:
 
 def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, float, float]:
     """Return precision, recall and F1 of the sentence ends that a finder returns."""
-    found = [inner_ends(text, finder(text)) for text, _ in texts]
-    right = sum(len(ends & labels) for ends, (_, labels) in zip(found, texts, strict=True))
-    precision, recall = right / sum(map(len, found)), right / sum(len(labels) for _, labels in texts)
+    found = [(inner_ends(text, finder(text)), labels) for text, labels in texts]
+    correct = sum(len(ends & labels) for ends, labels in found)
+    precision, recall = (correct / sum(map(len, side)) for side in zip(*found, strict=True))
     return precision, recall, 2 * precision * recall / (precision + recall)
 
 
@@ -118,7 +116,7 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
     folder = Path(data_path) if data_path else DATA / "corpus"
     measures = ("precision", "recall", "f1")
     result: dict[str, dict[str, Any]] = {name: {} for name in ("mb_per_cpu_s", "to_patterns", *measures)}
-    for corpus in CORPORA:
+    for corpus in ("en", "zh"):
         finders = engines(corpus)
         speeds = rates(documents(folder, corpus, megabytes), finders, rounds)
         result["mb_per_cpu_s"][corpus] = {name: round(median(speed[name] for speed in speeds), 1) for name in finders}
@@ -127,8 +125,8 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
         }
     for kind, texts in labelled().items():
         scores = {name: score(texts, finder) for name, finder in engines(kind).items()}
-        for place, measure in enumerate(measures):
-            result[measure][kind] = {name: round(values[place], 3) for name, values in scores.items()}
+        for index, measure in enumerate(measures):
+            result[measure][kind] = {name: round(values[index], 3) for name, values in scores.items()}
     print(json.dumps(result | {"megabytes": megabytes, "rounds": rounds}))
 
 

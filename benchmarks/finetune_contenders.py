@@ -17,7 +17,6 @@ from typing import Any
 from measurements import REPOSITORY, read_jsonl
 
 sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 IGNORED = -100  # the label of an unsupervised position
 Row = dict[str, Any]
@@ -92,7 +91,7 @@ def load_base(scratch: Path) -> tuple[Any, Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(scratch / "base")
     model = AutoModelForCausalLM.from_pretrained(scratch / "base", dtype=torch.float32)
-    return tokenizer, model, LoraConfig(**ADAPTER, target_modules=LINEAR, task_type="CAUSAL_LM")
+    return tokenizer, model, LoraConfig(**ADAPTER, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row], dict[str, list[int]]]:
@@ -169,7 +168,7 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
         **{name if name.startswith("lora_") else f"lora_{name}": value for name, value in ADAPTER.items()},
     }  # fmt: skip
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    args, _ = parse([*words, "--lora_target_modules", *LINEAR, *options], "")
+    args, _ = parse([*words, *options], "")
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)

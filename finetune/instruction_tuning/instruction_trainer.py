@@ -117,9 +117,9 @@ class InstructionTrainer(SourceTrainer):
         if self.layout.packed:
             attention = attention_of(self.base_model)
             with self.compute_loss_context_manager():
-                trial = (self.model_wrapped, attention, self.args.device)
-                self.layout.packed = keeps_segments_apart(*trial)
-                self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*trial)
+                checked = (self.model_wrapped, attention, self.args.device)
+                self.layout.packed = keeps_segments_apart(*checked)
+                self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*checked)
             if not self.layout.packed and attention == segment_attention.NAME:
                 self.base_model.set_attn_implementation("sdpa")
 
@@ -170,20 +170,13 @@ def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
 
     The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.
     """
-    names = ("batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy")
-    adapter = ("lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init")
-    taken = names if args.method == "full" else (*names, *adapter, "use_rslora", "use_dora")
+    names = ["batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy"]
+    if args.method != "full":
+        names += ["lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init"]
+        names += ["use_rslora", "use_dora"]
     keys = [part.file.stem for part in data.examples.parts]
-    return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | {
-        f"--{name}": getattr(args, name) for name in taken
-    }
-
-
-def has_dropout(model: Any, args: TuningArguments) -> bool:
-    """Return whether training uses dropout, which examples with a shared prefix would share."""
-    config = model.config.get_text_config().to_dict()
-    rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
-    return any(rates) or (args.method != "full" and args.lora_dropout > 0)
+    options = {f"--{name}": getattr(args, name) for name in names}
+    return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | options
 
 
 def make_trainer(
@@ -197,10 +190,13 @@ def make_trainer(
             setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
             setattr(args, f"{event}_steps", data.order.steps)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
+    config = model.config.get_text_config().to_dict()
+    dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
+    dropouts += [args.lora_dropout] if args.method != "full" else []  # examples would share that of their prefix
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        share_prefixes=args.share_prefixes and not has_dropout(model, args),
+        share_prefixes=args.share_prefixes and not any(dropouts),
         pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
         multiple=1 if args.device.type == "cpu" else 8,
     )

@@ -56,10 +56,10 @@ def split_and_order(args: TuningArguments, parts: list[CachedExamples], extra: l
 
 def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRow]:
     """Return the row of each held-out example; the rows are read again from their files."""
-    found = []
+    rows = []
     held_out = np.array(data.held_out)
-    for number, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
-        members = held_out[data.examples.sources[held_out] == number] - data.examples.offsets[number]
-        rows = set(part.row_numbers[members].tolist())
-        found += [row for place, row in enumerate(iterate_instructions(source.path)) if place in rows]
-    return found
+    for source_index, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
+        members = held_out[data.examples.sources[held_out] == source_index] - data.examples.offsets[source_index]
+        numbers = set(part.row_numbers[members].tolist())
+        rows += [row for number, row in enumerate(iterate_instructions(source.path)) if number in numbers]
+    return rows

@@ -188,11 +188,7 @@ class SourceTrainer(Trainer):
         if bad:
             control.should_save = False  # the newest checkpoint must be finite
             if self._bad_steps >= self.max_bad_steps:
-                raise ValueError(
-                    f"the loss or a weight was not finite for {self._bad_steps} steps up to step "
-                    f"{self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from the "
-                    "last checkpoint: --resume_from_checkpoint True"
-                )
+                raise self._nonfinite_error(f"the loss or a weight was not finite for {self._bad_steps} steps up to")
         elif stop:
             self.stopped = control.should_training_stop = control.should_save = True
 
@@ -201,6 +197,12 @@ class SourceTrainer(Trainer):
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
         finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
         return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self.args.device)) > 0)
+
+    def _nonfinite_error(self, fact: str) -> ValueError:
+        return ValueError(
+            f"{fact} step {self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from "
+            "the last checkpoint: --resume_from_checkpoint True"
+        )
 
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
         """Train, from a checkpoint if given, and return Trainer's result.
@@ -214,10 +216,7 @@ class SourceTrainer(Trainer):
         finally:
             signal.signal(signal.SIGTERM, before)
         if self.has_nonfinite_weights():
-            raise ValueError(
-                f"weights are not finite after step {self.state.global_step}; lower --learning_rate and resume from "
-                "the last checkpoint: --resume_from_checkpoint True"
-            )
+            raise self._nonfinite_error("weights are not finite after")
         if self.stopped and self.args.should_save:
             print(f"stopped by SIGTERM after step {result.global_step}, with a checkpoint; {RESUME}", file=sys.stderr)
         return result
