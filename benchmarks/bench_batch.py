@@ -11,8 +11,8 @@ round each contender answers the same rows; the order of contenders rotates:
 - all: LLM.generate on all rows at once, from memory; the measured time includes rendering.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
-last line is JSON, with medians over the rounds:
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The last line is JSON, with
+medians over the rounds:
 
 - tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
 - ratio: {"batch/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.

@@ -8,8 +8,7 @@ All contenders tokenise the same documents, each with one thread, once in every 
 last line is JSON; figures are medians over the rounds:
 
 - mb_per_cpu_s: MB of UTF-8 text per CPU second of `preprocess.py --mode write`, without the process's start;
-- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the same
-  rate of the contender;
+- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the contender's rate;
 - two_workers: wall-clock time with --num_workers 1 divided by the time with 2;
 - peak_pss_mb: peak of the sampled proportional set size of all processes, with two workers.
 """

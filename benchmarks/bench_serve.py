@@ -15,8 +15,8 @@ order of contenders rotates:
   grammar-constrained decoding on the same text.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
-last line is JSON, with medians over the rounds:
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The last line is JSON, with
+medians over the rounds:
 
 - tokens_per_s: {concurrency: {contender: new tokens per second}};
 - p50_ms, p99_ms: {concurrency: {contender: latency of a request}};

@@ -59,7 +59,7 @@ def main(
     Args:
         annotations: JSON list or JSONL of {"sentence", "entity_list"} or {"sentence", "relation_list"}.
         output: the file to write.
-        types: JSON list of the types to ask for, or lists by kind and language; default: the types that occur.
+        types: JSON list of the types to ask for, or lists by kind and language; default: the annotated types.
         task: ner (entities) or re (relations).
         language: en, zh, or auto: zh if a fifth or more of the letters of a sentence are Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.

@@ -35,20 +35,20 @@ def check_measurements(measured: dict[str, Any]) -> None:
 @pytest.mark.integration
 def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     settings = json.loads((scratch / "settings.json").read_text())
-    found = {name: finetune_contenders.TRAINERS[name](scratch, settings) for name in ("published", "ours")}
-    for measured in found.values():
+    results = {name: finetune_contenders.TRAINERS[name](scratch, settings) for name in ("published", "ours")}
+    for measured in results.values():
         check_measurements(measured)
         assert measured["examples"] == 8
-    assert found["published"]["positions"] % (4 * 8) == 0
-    assert found["ours"]["positions"] == found["ours"]["tokens"]
-    found["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, min_rows=1)
-    result = bench_finetune.summary([found], ["published", "ours"])
+    assert results["published"]["positions"] % (4 * 8) == 0
+    assert results["ours"]["positions"] == results["ours"]["tokens"]
+    results["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, min_rows=1)
+    result = bench_finetune.summary([results], ["published", "ours"])
     assert result.keys() == {"examples_per_cpu_s", "supervised_tokens_per_cpu_s", "padding", "ours_over", "tokenising"}
     ratio = (
-        found["ours"]["examples"]
-        / found["ours"]["cpu_s"]
-        * found["published"]["cpu_s"]
-        / found["published"]["examples"]
+        results["ours"]["examples"]
+        / results["ours"]["cpu_s"]
+        * results["published"]["cpu_s"]
+        / results["published"]["examples"]
     )
     assert result["ours_over"]["published"]["examples"] == [pytest.approx(ratio, abs=1e-3)] * 3
     assert result["tokenising"].keys() == {"published", "ours", "ratio"}
