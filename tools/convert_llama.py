@@ -48,7 +48,7 @@ def main(
     from llama_conversion.original_checkpoint import notice, read_original, verify_checklists, weights_to_write
     from tokenizer_files.llama_tokenizer import check_llama_tokenizer, read_llama_tokenizer
 
-    limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
+    shard_limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
     original = read_original(existing_folder(input_dir, "--input_dir"), model_size, llama_version)
     options = {
         "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
@@ -71,7 +71,7 @@ def main(
         write_json(folder / "tokenizer_config.json", tokenizer.config)
         copy_files(original.tokenizer.parent, folder, ("tokenizer.model",))
         specs = [weight.spec for weight in weights.values()]
-        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), limit)
+        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), shard_limit)
         verify_written(folder, hashes)
         dtype = TORCH_NAME[weights["model.layers.0.self_attn.q_proj.weight"].spec.dtype]
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}

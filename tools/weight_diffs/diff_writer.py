@@ -26,16 +26,12 @@ FindFactors = Callable[[Tensor, Tensor], Factors | None]  # (tuned, base) -> fac
 
 
 def write_diff(
-    folder: Path,
-    tuned: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    find_factors: FindFactors,
-    limit: int,
+    folder: Path, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], find_factors: FindFactors, shard_limit: int
 ) -> int:
     """Write diff.safetensors, or shards of it, and diff.json; return the number of tensors stored with factors.
 
-    limit: bytes of a shard. Payloads that an interrupted run recorded in the folder's journal are kept. Raises
-    ValueError, naming file and tensor, if a tuned float is NaN or infinite.
+    shard_limit: the largest size of a shard in bytes. Payloads that an interrupted run recorded in the folder's journal
+    are kept. Raises ValueError, naming file and tensor, if a tuned float is NaN or infinite.
     """
     path, finished = folder / PAYLOADS, resume_journal.finished_parts(folder)
     entries, payloads, position = dict[str, DiffEntry](), dict[str, Tensor](), 0
@@ -51,9 +47,8 @@ def write_diff(
                 payloads[name] = Tensor(name, "U8", (sum(entries[name].chunks),), path, file, position)
                 position += payloads[name].nbytes
                 bar.update(tensor.nbytes)
-        copied = write_shards(
-            folder, list(payloads.values()), lambda spec: payloads[spec.name].chunks(), limit, stem="diff"
-        )
+        specs = list(payloads.values())
+        copied = write_shards(folder, specs, lambda spec: payloads[spec.name].chunks(), shard_limit, stem="diff")
     for name, entry in entries.items():
         if copied[name] != entry.payload_blake3:  # the machine failed before the first run's file was on the disk
             raise ValueError(f"{path}: tensor {name} was damaged before this run resumed; run the command again")

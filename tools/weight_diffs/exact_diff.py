@@ -141,10 +141,6 @@ def is_sound(entry: DiffEntry, payload: Tensor) -> bool:
     )
 
 
-def damaged(diff: ExactDiff, name: str, reason: object) -> ValueError:
-    return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); download it again")
-
-
 def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
     """Yield the tuned tensor's bit patterns in chunks; ValueError if the payload is damaged.
 
@@ -158,7 +154,7 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
         try:
             return number_coding.decode(payload.read(ends[chunk], ends[chunk + 1]).data, count, itemsize)
         except Exception as error:  # zstd raises its own exception types
-            raise damaged(diff, name, error) from None
+            raise ValueError(f"{payload.file}: tensor {name} is damaged ({error}); download it again") from None
 
     shapes = entry.factor_shapes()
     factors = [

@@ -116,8 +116,8 @@ def significant_rows(change: np.ndarray) -> np.ndarray | None:
     generator = np.random.default_rng(0)
     size = min(32, rows, columns)
     while True:
-        basis = orthonormal(change @ generator.standard_normal((columns, size), dtype=np.float32))
-        basis = orthonormal(change @ (change.T @ basis))
+        basis = np.linalg.qr(change @ generator.standard_normal((columns, size), dtype=np.float32)).Q
+        basis = np.linalg.qr(change @ (change.T @ basis)).Q
         _, values, right = np.linalg.svd(basis.T @ change, full_matrices=False)
         rank = count_significant(values, change.shape, total)
         if rank < size * 3 // 4:
@@ -125,10 +125,6 @@ def significant_rows(change: np.ndarray) -> np.ndarray | None:
         if size >= min(RANK_LIMIT, rows // 3, columns // 3):
             return None
         size = min(2 * size, rows, columns)
-
-
-def orthonormal(vectors: np.ndarray) -> np.ndarray:
-    return np.linalg.qr(vectors)[0]
 
 
 def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
