@@ -25,13 +25,8 @@ ARCHITECTURES = {
 SCALING = ("default", "linear", "yarn", "llama3")
 # YaRN's other parameters must equal llama.cpp's constants.
 YARN = {
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "truncate": True,
-    "attention_factor": None,
-    "mscale": None,
-    "mscale_all_dim": None,
-}
+    "beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": None, "mscale_all_dim": None,
+}  # fmt: skip
 
 
 @dataclass

@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_io.checkpoint_folders import read_json
+from tokenizer_files import sentencepiece_tokenizer
 from tokenizer_files.llama_tokenizer import PATTERN
-from tokenizer_files.sentencepiece_tokenizer import (  # GGUF uses SentencePiece's token types
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    read_sentencepiece_model,
-)
+from tokenizer_files.sentencepiece_tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED  # as in GGUF
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"
@@ -89,16 +83,16 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
                 vocabulary.tokens[index] = vocabulary.tokens[index].replace(SPACE, " ")
-    seen: dict[str, int] = {}
+    first_ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary.tokens):
-        if seen.setdefault(token, index) != index:
-            raise ValueError(f"{folder}: tokens {seen[token]} and {index} are both {token!r}, which llama.cpp refuses")
+        if (first := first_ids.setdefault(token, index)) != index:
+            raise ValueError(f"{folder}: tokens {first} and {index} are both {token!r}, which llama.cpp refuses")
     return vocabulary
 
 
 def from_sentencepiece(folder: Path) -> GgufVocabulary:
     """Return the vocabulary of tokenizer.model; ValueError if the folder's tokenizer.json has other pieces."""
-    proto = read_sentencepiece_model(folder / "tokenizer.model")
+    proto = sentencepiece_tokenizer.read_sentencepiece_model(folder / "tokenizer.model")
     pieces = [piece.piece for piece in proto.pieces]
     path = folder / "tokenizer.json"
     if path.is_file():

@@ -96,12 +96,7 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
 
 
 def gguf_head(
-    scratch: Path,
-    name: str,
-    model: GgufModel,
-    vocabulary: GgufVocabulary,
-    tensors: list[GgufTensor],
-    file_type: int,
+    scratch: Path, name: str, model: GgufModel, vocabulary: GgufVocabulary, tensors: list[GgufTensor], file_type: int
 ) -> bytes:
     """Return the metadata and tensor table, padded, as the gguf package writes them. scratch: a temporary file."""
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
