@@ -49,8 +49,8 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     vocabulary = read_vocabulary(folder, model.rows)
     for notice in vocabulary.notices:
         print(f"notice: {notice}", file=sys.stderr)
-    written = gguf_writer.lossless_type(model) if kind == "q4_k_m" else kind
-    tensors = gguf_writer.choose_types(model, written)
+    written_type = gguf_writer.lossless_type(model) if kind == "q4_k_m" else kind
+    tensors = gguf_writer.choose_types(model, written_type)
     needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.rows
     if kind == "q4_k_m":
         needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
@@ -58,13 +58,13 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     name = folder.resolve().name
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:
-        unquantised = file.with_name(f"unquantised-{written}.gguf") if kind == "q4_k_m" else file
-        head = gguf_writer.gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written])
+        unquantised = file.with_name(f"unquantised-{written_type}.gguf") if kind == "q4_k_m" else file
+        head = gguf_writer.gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written_type])
         gguf_writer.write_gguf(unquantised, head, model.rope_factors, tensors, name)
         counts = Counter(tensor.kind for tensor in tensors)
         if kind == "q4_k_m":
             counts = gguf_writer.quantise_q4_k_m(unquantised, file)
-    kinds = ", ".join(f"{count} {found.lower()}" for found, count in counts.most_common())
+    kinds = ", ".join(f"{count} {dtype.lower()}" for dtype, count in counts.most_common())
     print(
         f"{target}: {target.stat().st_size / 1e6:,.2f} MB, {counts.total()} tensors ({kinds}), "
         f"{len(vocabulary.tokens):,} tokens"

@@ -96,14 +96,14 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
     """Yield a merged tensor as bit patterns of spec's type, in chunks of whole rows."""
     changes = tensor_changes(tensor, adapters)
 
-    def merge_rows(cut: tuple[int, int]) -> np.ndarray:
-        first, last = (min(at, tensor.elements) for at in cut)
+    def merge_rows(bounds: tuple[int, int]) -> np.ndarray:
+        first, last = (min(element, tensor.elements) for element in bounds)
         bits = tensor.read_once(first, last)
         if not changes:
             return cast(bits, tensor.dtype, spec.dtype)
         values = to_float32(bits, tensor.dtype)
         for change in changes:
-            values = change.apply(values, *cut)
+            values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
 
     for bits in in_order(merge_rows, spec.row_ranges()):
@@ -113,13 +113,13 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
 
 def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
     """Return [(adapter folder, weight)]; weights: one for all adapters, or one per adapter, else ValueError."""
-    shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
-    if not names or len(shares) != len(names):
+    factors = list(weights) * len(names) if len(weights) == 1 else list(weights)
+    if not names or len(factors) != len(names):
         raise ValueError(
             f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
         )
     folders = [checkpoint_folders.existing_folder(name, option, "adapter_config.json") for name in names]
-    return list(zip(folders, shares, strict=True))
+    return list(zip(folders, factors, strict=True))
 
 
 def merge_folders(

@@ -47,10 +47,10 @@ def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str
     return matching
 
 
-def read_rounded(tensor: Tensor, cut: tuple[int, int], dtype: str) -> np.ndarray:
-    """Return float32 values of elements cut[0] to cut[1], rounded to `dtype`; 0 beyond the tensor's end."""
-    bits = tensor.read_once(*(min(element, tensor.elements) for element in cut))
-    values = np.zeros(cut[1] - cut[0], np.float32)
+def read_rounded(tensor: Tensor, bounds: tuple[int, int], dtype: str) -> np.ndarray:
+    """Return a range of elements as float32, rounded to `dtype`; 0 beyond the tensor's end."""
+    bits = tensor.read_once(*(min(element, tensor.elements) for element in bounds))
+    values = np.zeros(bounds[1] - bounds[0], np.float32)
     values[: bits.size] = to_float32(cast(bits, tensor.dtype, dtype), dtype)
     return values
 
@@ -63,14 +63,14 @@ def write_combined(
     Sets the type in config.json. Raises ValueError, which names the tensor, if a result is NaN or infinite.
     """
 
-    def combine(name: str, cut: tuple[int, int]) -> np.ndarray:
-        values = operation(read_rounded(first[name], cut, dtype), read_rounded(raw[name], cut, dtype))
+    def combine(name: str, bounds: tuple[int, int]) -> np.ndarray:
+        values = operation(read_rounded(first[name], bounds, dtype), read_rounded(raw[name], bounds, dtype))
         bits = from_float32(values, dtype)
         check_finite(bits, Spec(f"{name} ({operation.__name__} in {TORCH_NAME[dtype]})", dtype, ()))
         return bits
 
     def produce(spec: Spec) -> Iterator[np.ndarray]:
-        return in_order(lambda cut: combine(spec.name, cut), ranges(spec.elements, CHUNK))
+        return in_order(lambda bounds: combine(spec.name, bounds), ranges(spec.elements, CHUNK))
 
     set_dtype(folder, TORCH_NAME[dtype])
     specs = [Spec(name, dtype, tensor.shape) for name, tensor in first.items()]
@@ -121,11 +121,11 @@ def recovered_sum(diff: Weights, raw: Weights, path_diff: Path) -> float:
     """
 
     def chunk_sum(item: tuple[Tensor, tuple[int, int]]) -> float:
-        tensor, cut = item
-        return float(to_float32(tensor.read(*cut), tensor.dtype).sum(dtype=np.float64))
+        tensor, bounds = item
+        return float(to_float32(tensor.read(*bounds), tensor.dtype).sum(dtype=np.float64))
 
     summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
-    chunks = [(tensor, cut) for tensor in summands for cut in ranges(tensor.elements, CHUNK)]
+    chunks = [(tensor, bounds) for tensor in summands for bounds in ranges(tensor.elements, CHUNK)]
     sums = tqdm(in_order(chunk_sum, chunks), "summing the weights", len(chunks), leave=False, disable=None)
     config = read_json(path_diff / "config.json")
     width = config["hidden_size"] // config["num_attention_heads"]

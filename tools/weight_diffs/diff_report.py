@@ -71,8 +71,8 @@ def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
         squares = (float(np.square(to_float32(c, tensor.dtype), dtype=np.float64).sum()) for c in tensor.chunks())
         return math.sqrt(math.fsum(squares) / max(1, tensor.elements))
 
-    found = zip(tensors.values(), in_order(root_mean_square, tensors.values()), strict=True)
-    return lines, "root mean square", {tensor.name: (value, tensor.elements) for tensor, value in found}
+    results = zip(tensors.values(), in_order(root_mean_square, tensors.values()), strict=True)
+    return lines, "root mean square", {tensor.name: (value, tensor.elements) for tensor, value in results}
 
 
 def change_by_layer(changes: Changes) -> dict[str, float]:

@@ -68,7 +68,7 @@ def write_diff(
 def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, find_factors: FindFactors) -> DiffEntry:
     """Write one tensor's payload at the file's position; return its entry."""
     factors = find_factors(tuned, base) if base is not None else None
-    if factors is not None and base is not None and not is_worth(factors, tuned, base):
+    if factors is not None and base is not None and not saves_bytes(factors, tuned, base):
         factors = None
     hashes, sizes = {"tuned": blake3(), "base": blake3(), "payload": blake3()}, list[int]()
     for packed, ours, theirs in coded_chunks(tuned, base, factors):
@@ -99,21 +99,21 @@ def coded_chunks(
             numbers = np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint32)
             yield number_coding.encode(numbers), none, none
 
-    def code(cut: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
-        ours, theirs = tuned.read_once(*cut), read_base(base, *cut)
+    def code(bounds: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
+        ours, theirs = tuned.read_once(*bounds), read_base(base, *bounds)
         check_finite(ours, tuned)
-        predicted = predict(theirs, base, tuned, cut, factors)
+        predicted = predict(theirs, base, tuned, bounds, factors)
         return number_coding.encode(encode_difference(ours, predicted, tuned.dtype)), ours, theirs
 
     yield from in_order(code, tuned.row_ranges())
 
 
-def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
+def saves_bytes(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
     """Estimate from the first rows of the matrix whether the factors save more bytes than they take."""
-    cut = tuned.row_ranges()[0]
-    ours, theirs = tuned.read(*cut), base.read(*cut)
+    bounds = tuned.row_ranges()[0]
+    ours, theirs = tuned.read(*bounds), base.read(*bounds)
     sizes = []
     for product in (None, factors):
-        numbers = encode_difference(ours, predict(theirs, base, tuned, cut, product), tuned.dtype)
+        numbers = encode_difference(ours, predict(theirs, base, tuned, bounds, product), tuned.dtype)
         sizes.append(len(number_coding.encode(numbers)))
     return (sizes[0] - sizes[1]) * tuned.elements / ours.size > factors.left.nbytes + factors.right.nbytes
