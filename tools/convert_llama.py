@@ -61,9 +61,9 @@ def main(
         compared = verify_checklists(original)
         weights = {weight.spec.name: weight for weight in weights_to_write(original)}
         tokenizer, rows = read_llama_tokenizer(original.tokenizer, version, chat), original.weights[0].spec.shape[0]
-        if tokenizer.size != rows:
+        if (tokens := tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)) != rows:
             raise ValueError(
-                f"{original.tokenizer} has {tokenizer.size:,} tokens, the embedding in {source} {rows:,} rows; "
+                f"{original.tokenizer} has {tokens:,} tokens, the embedding in {source} {rows:,} rows; "
                 "copy the model's own tokenizer.model there"
             )
         checked = check_llama_tokenizer(tokenizer, check_path)

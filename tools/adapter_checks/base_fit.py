@@ -82,19 +82,16 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
         for actual in [*copies, *([pair] if pair else [])]:
             fits = actual == shape or (may_have_more_rows and actual[1:] == shape[1:] and actual[0] > shape[0])
             if shape and not fits:
+                sizes = [" by ".join(map(str, size)) for size in (actual, shape)]
                 raise ValueError(
-                    f"{adapter.path} changes {module} as a matrix of {shape_text(actual)}, which in {base} is "
-                    f"{shape_text(shape)}; {REMEDY}"
+                    f"{adapter.path} changes {module} as a matrix of {sizes[0]}, which in {base} is {sizes[1]}; "
+                    f"{REMEDY}"
                 )
         delta = parts.get("token_adapter.trainable_tokens_delta")
         if delta and shape and delta[1:] != shape[1:]:
             raise ValueError(
                 f"{adapter.path} has rows of {delta[1]} for {module}, those of {base} have {shape[1]}; {REMEDY}"
             )
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    return " by ".join(map(str, shape))
 
 
 def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:

@@ -51,9 +51,7 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would log a cast at every layer and token
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(io.StringIO()))
             stack.enter_context(redirect_stdout(io.StringIO()))
