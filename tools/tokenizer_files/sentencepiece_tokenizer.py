@@ -68,8 +68,8 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
     ids = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
     ranked = []
     for piece, index in ids.items():
-        for cut in range(1, len(piece)):
-            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
+        for split in range(1, len(piece)):
+            left, right = ids.get(piece[:split]), ids.get(piece[split:])
             if left is not None and right is not None:
                 ranked.append((-pieces[index][1], left, right))
     return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
