@@ -11,8 +11,8 @@ round each contender answers the same rows; the order of contenders rotates:
 - all: LLM.generate on all rows at once, from memory; the measured time includes rendering.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
-last line is JSON, with medians over the rounds:
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The last line is JSON, with
+medians over the rounds:
 
 - tokens_per_s: {contender: new tokens per second}; cpu_ms: {contender: CPU milliseconds of this process per row};
 - ratio: {"batch/all": [median, minimum, maximum over the rounds of the ratio of tokens per second]}.
@@ -30,17 +30,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measurements import REPOSITORY, rotated, spread
+
 sys.path.append(str(REPOSITORY / "inference"))
 
-from command_line.fire_commands import run  # noqa: E402
+from command_line.fire_commands import run
 
-from batch_runs.batch_client import BatchClient  # noqa: E402
-from batch_runs.batch_file import AnswerFile, BatchProgress  # noqa: E402
-from batch_runs.batch_rows import read_rows  # noqa: E402
-from batch_runs.batch_server import started_server  # noqa: E402
-from bench_serve import make_checkpoint, prompts, rotated, spread  # noqa: E402
-from chat_prompts.prompt_encoding import PromptEncoder, one_turn  # noqa: E402
+from batch_runs.batch_client import BatchClient
+from batch_runs.batch_file import AnswerFile, BatchProgress
+from batch_runs.batch_rows import read_rows
+from batch_runs.batch_server import started_server
+from bench_serve import make_checkpoint, prompts
+from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 
 CONTENDERS = ["batch", "all"]
 CALLERS = 512  # concurrent requests, as in batch.py
@@ -109,12 +110,7 @@ def figures(rounds: list[dict[str, RoundTiming]], rows: int) -> dict[str, Any]:
 
 
 def main(
-    model: str = "",
-    rounds: int = 8,
-    rows: int = 600,
-    tokens: int = 32,
-    hidden_size: int = 256,
-    layers: int = 4,
+    model: str = "", rounds: int = 8, rows: int = 600, tokens: int = 32, hidden_size: int = 256, layers: int = 4
 ) -> None:
     """Answer the same rows with each contender in turn, and compare.
 

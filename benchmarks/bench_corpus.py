@@ -3,21 +3,18 @@
     python benchmarks/bench_corpus.py
     python benchmarks/bench_corpus.py --megabytes 600 --rounds 5 --tokenizer_path checkpoints/base
 
-All contenders tokenise the same documents with one thread each, in alternating rounds. Text: the documents of data_path
+All contenders tokenise the same documents, each with one thread, once in every round. Text: the documents of data_path
 (three JSONL files under ../shared/data/corpus), repeated with small edits, or else the installed Python sources. The
 last line is JSON; figures are medians over the rounds:
 
 - mb_per_cpu_s: MB of UTF-8 text per CPU second of `preprocess.py --mode write`, without the process's start;
-- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the same
-  rate of the contender;
+- vs_sentencepiece, vs_engine_ceiling, vs_datasets_map, vs_datatrove: mb_per_cpu_s divided by the contender's rate;
 - two_workers: wall-clock time with --num_workers 1 divided by the time with 2;
 - peak_pss_mb: peak of the sampled proportional set size of all processes, with two workers.
 """
 
-import contextlib
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,35 +24,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
+from measurements import DATA, REPOSITORY, ProcessUsage, read_jsonl, run_measured
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 SCRIPT = REPOSITORY / "pretrain/preprocess.py"
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
 def real_texts(data_path: Path) -> list[str]:
     """Return the documents of a folder's JSONL files, or Python sources if there are none."""
-    files = sorted(data_path.glob("*.jsonl"))
-    if files:
-        return [text for file in files for text in read_texts(file)]
+    if files := sorted(data_path.glob("*.jsonl")):
+        return [text for file in files for text in texts_of(file)]
     sources = sorted(Path(np.__file__).parent.parent.rglob("*.py"))[:4000]
     return [file.read_text(encoding="utf-8", errors="ignore") for file in sources]
 
 
-def read_texts(file: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+def texts_of(file: Path) -> list[str]:
+    return [row["text"] for row in read_jsonl(file)]
 
 
-def with_random_words(texts: list[str], megabytes: float, seed: int = 0) -> Iterator[str]:
+def with_random_words(texts: list[str], megabytes: float) -> Iterator[str]:
     """Yield shuffled documents, each with a random word inserted, until their size reaches `megabytes`."""
-    rng, size = random.Random(seed), 0.0
+    rng, size = random.Random(0), 0.0
     while True:
         rng.shuffle(texts)
         for text in texts:
@@ -67,50 +60,27 @@ def with_random_words(texts: list[str], megabytes: float, seed: int = 0) -> Iter
                 return
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+def pss(process: psutil.Process) -> list[int]:
+    """Return the proportional set size of a process and its children."""
+    return [sum(each.memory_full_info().pss for each in (process, *process.children(recursive=True)))]
 
 
-def cpu_rate(work: Callable[[], object], megabytes: float) -> float:
-    """Run `work`; return MB per CPU second of this process."""
-    begun = time.process_time()
-    work()
-    return megabytes / (time.process_time() - begun)
-
-
-class WriteUsage(NamedTuple):
-    """CPU seconds and wall seconds of a process with its children, and the peak of their proportional set size."""
-
-    cpu: float
-    wall: float
-    peak_mb: float
-
-
-def run_write(text: Path, tokenizer: Path, workers: int, scratch: Path) -> WriteUsage:
-    """Run `preprocess.py --mode write`; raises ValueError if it fails."""
+def run_write(text: Path, tokenizer: Path, workers: int) -> ProcessUsage:
+    """Run `preprocess.py --mode write`."""
+    target = text.parent / "corpus"
+    shutil.rmtree(target, ignore_errors=True)
     command = [
-        sys.executable, str(SCRIPT), "--mode", "write", "--file_path", str(text), "--save_prefix",
-        str(scratch / "corpus/out"), "--tokenizer_path", str(tokenizer), "--num_workers", str(workers),
+        sys.executable, SCRIPT, "--mode", "write", "--file_path", text, "--save_prefix", target / "out",
+        "--tokenizer_path", tokenizer, "--num_workers", workers,
     ]  # fmt: skip
-    shutil.rmtree(scratch / "corpus", ignore_errors=True)
-    before, begun, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        with contextlib.suppress(psutil.Error):  # a process has just ended
-            family = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(member.memory_full_info().pss for member in family))
-        time.sleep(0.1)
-    if process.returncode:
-        raise ValueError(f"{' '.join(command)} failed with status {process.returncode}; run it by hand")
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return WriteUsage(cpu, wall, peak / 1e6)
+    return run_measured(command, text.parent, 0.1, pss)
 
 
 def by_sentencepiece(text: Path, tokenizer: Path) -> Callable[[], object]:
     """Return a function that encodes the documents with SentencePiece."""
     import sentencepiece
 
-    documents, reference = read_texts(text), sentencepiece.SentencePieceProcessor(str(tokenizer / "tokenizer.model"))
+    documents, reference = texts_of(text), sentencepiece.SentencePieceProcessor(str(tokenizer / "tokenizer.model"))
     return lambda: deque(map(reference.encode, documents), maxlen=0)
 
 
@@ -118,7 +88,7 @@ def by_engine(text: Path, tokenizer: Path) -> Callable[[], object]:
     """Return a function that encodes the documents with a newly loaded gigatoken, whose word cache is empty."""
     from corpus_tokenizer.document_encoder import load_encoder
 
-    documents, fast = read_texts(text), load_encoder(tokenizer).engine.fast
+    documents, fast = texts_of(text), load_encoder(tokenizer).engine.fast
     return lambda: deque((fast.encode(document) for document in documents), maxlen=0)
 
 
@@ -156,22 +126,14 @@ BASELINES = {
 }  # fmt: skip
 
 
-# --- the rounds -------------------------------------------------------------------------------------------------------
-
-
 def main(
-    megabytes: float = 300,
-    rounds: int = 3,
-    tokenizer_path: str = "",
-    data_path: str = "",
-    sample_megabytes: float = 20,
+    megabytes: float = 300, rounds: int = 3, tokenizer_path: str = "", data_path: str = "", sample_megabytes: float = 20
 ) -> None:
     """Write `megabytes` of text in every round; the baselines tokenise only sample_megabytes."""
-    shared = REPOSITORY.parent / "shared/data"
     with tempfile.TemporaryDirectory(prefix="bench-corpus-") as folder:
         scratch = Path(folder)
-        tokenizer = Path(tokenizer_path) if tokenizer_path else llama_tokenizer(shared, scratch)
-        texts = real_texts(Path(data_path) if data_path else shared / "corpus")
+        tokenizer = Path(tokenizer_path) if tokenizer_path else llama_tokenizer(scratch)
+        texts = real_texts(Path(data_path) if data_path else DATA / "corpus")
         sizes = {}
         for name, wanted in (("all", megabytes), ("sample", sample_megabytes), ("none1", 0.001), ("none2", 0.001)):
             with (scratch / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -181,23 +143,26 @@ def main(
                     sizes[name] += len(text.encode()) / 1e6
         results = []
         for number in range(1, rounds + 1):
-            idle, idle_two = (run_write(scratch / "none?.jsonl", tokenizer, workers, scratch) for workers in (1, 2))
-            one = run_write(scratch / "all.jsonl", tokenizer, 1, scratch)
-            two = run_write(scratch / "all.jsonl", tokenizer, 2, scratch)
-            ours = sizes["all"] / (one.cpu - idle.cpu)
+            idle, idle_two = (run_write(scratch / "none?.jsonl", tokenizer, workers) for workers in (1, 2))
+            one, two = (run_write(scratch / "all.jsonl", tokenizer, workers) for workers in (1, 2))
+            ours = sizes["all"] / (one.cpu_seconds - idle.cpu_seconds)
             result = {"mb_per_cpu_s": ours}
             for name, prepare in BASELINES.items():
-                result[f"vs_{name}"] = ours / cpu_rate(prepare(scratch / "sample.jsonl", tokenizer), sizes["sample"])
-            result |= {"two_workers": (one.wall - idle.wall) / (two.wall - idle_two.wall), "peak_pss_mb": two.peak_mb}
+                tokenise = prepare(scratch / "sample.jsonl", tokenizer)
+                begun = time.process_time()
+                tokenise()
+                result[f"vs_{name}"] = ours * (time.process_time() - begun) / sizes["sample"]
+            result["two_workers"] = (one.seconds - idle.seconds) / (two.seconds - idle_two.seconds)
+            result["peak_pss_mb"] = two.peaks[0] / 1e6
             results.append(result)
             print(f"round {number}: " + ", ".join(f"{name} {value:.3g}" for name, value in result.items()), flush=True)
         medians = {name: round(median(result[name] for result in results), 3) for name in results[0]}
         print(json.dumps(medians | {"megabytes": megabytes, "rounds": rounds}))
 
 
-def llama_tokenizer(shared: Path, scratch: Path) -> Path:
+def llama_tokenizer(scratch: Path) -> Path:
     """Build LLaMA-2's tokenizer with its exact tokenizer.json; return its folder."""
-    model = shared / "llama/tokenizer.model"
+    model = DATA / "llama/tokenizer.model"
     if not model.is_file():
         raise FileNotFoundError(f"{model} does not exist; name a tokenizer's folder with --tokenizer_path")
     build = [sys.executable, str(REPOSITORY / "tools/build_tokenizer.py"), "--tokenizer_model", str(model)]

@@ -3,9 +3,9 @@
     python benchmarks/bench_finetune.py
     python benchmarks/bench_finetune.py --hidden_size 512 --steps 2 --pack_length 2048 --rounds 5
 
-Each contender is a process (`--role`) that trains one epoch of the same examples from the same weights with the same
-LoRA, in one thread and float32, with about the same number of examples per step. The first --warm_up steps are not
-counted.
+Each contender (finetune_contenders.py) is a process that trains one epoch of the same examples from the same weights
+with the same LoRA, in one thread and float32, with about the same number of examples per step. The first --warm_up
+steps are not counted.
 
 - published, after alpaca-lora: examples are tokenised one by one and padded to the longest of their micro batch and a
   multiple of 8; plain Trainer, random order, logits of every position.
@@ -13,8 +13,8 @@ counted.
   pass (512 was faster than 1024 and 2048 with --hidden_size 256 --vocab_size 4000), gradient checkpointing off as in
   the other contenders (TRL's default is on). On a CPU it uses sdpa with a dense mask from position_ids and computes the
   logits of every position (with Triton, of supervised positions only). It is measured only with --trl_python, the
-  Python of an environment with trl==1.16.0, fire, and this environment's torch, transformers, peft and datasets.
-- ours: finetune.py's trainer; and without shared prefixes (prefixes apart).
+  Python of an environment with trl==1.16.0 and this environment's torch, transformers, peft and datasets.
+- ours: finetune.py's trainer; unshared: the same without shared prefixes.
 
 The examples are made from CrossNER in ../shared/data/crossner, or from the demo world of examples/make_demo.py. The
 model is tiny and has LLaMA-2's vocabulary. The output matrix has four fifths of the weights here and 2 % in LLaMA-2 7B,
@@ -22,7 +22,7 @@ so the gain from fewer logits is smaller for larger models; the gain from shared
 values are medians over the rounds:
 
 - examples_per_cpu_s, supervised_tokens_per_cpu_s: {contender: examples, or tokens with a label, per CPU second};
-- padding: {contender: share of token slots that are padding};
+- padding: {contender: share of positions that are padding};
 - ours_over: {contender: {examples, supervised_tokens: [ours / theirs, minimum, maximum over the rounds]}};
 - tokenising: {published, ours: rows per CPU second of datasets.map row by row, and of our encoder; ratio}.
 """
@@ -37,28 +37,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune_contenders import ROLES, Row, Settings, read_jsonl
+from finetune_contenders import TRAINERS, Row, Settings
+from measurements import DATA, REPOSITORY, read_jsonl, spread
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
-CROSSNER = REPOSITORY.parent / "shared/data/crossner"
-LLAMA = REPOSITORY.parent / "shared/data/llama/tokenizer.model"
+LLAMA = DATA / "llama/tokenizer.model"
 
 
-# --- examples and a model ---------------------------------------------------------------------------------------------
-
-
-def crossner_rows(folder: Path = CROSSNER) -> list[Row]:
+def crossner_rows() -> list[Row]:
     """Return every sentence as an instruction row whose answer is a JSON object {type: [names]}."""
     rows = []
-    for file in sorted([*folder.glob("*/train.json"), *folder.glob("*/test.json")]):
+    for file in sorted([*DATA.glob("crossner/*/train.json"), *DATA.glob("crossner/*/test.json")]):
         types = ", ".join(json.loads((file.parent / "class.json").read_text(encoding="utf-8")))
         instruction = f"Find the entities of these types: {types}. Answer with a JSON object from types to names."
         for sentence in json.loads(file.read_text(encoding="utf-8")):
-            found: dict[str, list[str]] = {}
+            names: dict[str, list[str]] = {}
             for entity in sentence["entity_list"]:
-                found.setdefault(entity["type"], []).append(entity["name"])
-            output = json.dumps(found, ensure_ascii=False)
+                names.setdefault(entity["type"], []).append(entity["name"])
+            output = json.dumps(names, ensure_ascii=False)
             rows.append({"instruction": instruction, "input": sentence["sentence"], "output": output})
     return rows
 
@@ -96,13 +91,10 @@ def prepare(scratch: Path, settings: Settings, vocab_size: int, **shape: int) ->
     (scratch / "settings.json").write_text(json.dumps(settings | {"prompt": prompt}))
 
 
-# --- the rounds -------------------------------------------------------------------------------------------------------
-
-
-def in_a_process(role: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
-    """Run a role in its own process with one thread; return its measurements."""
+def run_contender(name: str, scratch: Path, python: str = sys.executable) -> dict[str, Any]:
+    """Run a contender in its own process with one thread; return its measurements."""
     single = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-    command = [python, __file__, "--role", role, "--scratch", str(scratch)]
+    command = [python, str(REPOSITORY / "benchmarks/finetune_contenders.py"), name, str(scratch)]
     done = subprocess.run(command, env=os.environ | single, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
@@ -113,21 +105,20 @@ def summary(rounds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     """Return medians over the rounds, and ratios within each round; the module docstring describes the keys."""
 
     def rates(kind: str, name: str) -> list[float]:
-        return [found[name][kind] / found[name]["cpu_s"] for found in rounds]
+        return [measured[name][kind] / measured[name]["cpu_s"] for measured in rounds]
 
     def ratio(kind: str, name: str) -> list[float]:
-        each = [ours / theirs for ours, theirs in zip(rates(kind, "ours"), rates(kind, name), strict=True)]
-        return [round(value, 3) for value in (median(each), min(each), max(each))]
+        return spread([ours / other for ours, other in zip(rates(kind, "ours"), rates(kind, name), strict=True)], 3)
 
     kinds, last = ("examples", "supervised_tokens"), rounds[-1]
     result: dict[str, Any] = {
         f"{kind}_per_cpu_s": {name: round(median(rates(kind, name)), 2) for name in names} for kind in kinds
     }
-    result["padding"] = {name: round(last[name]["padded_slots"] / last[name]["slots"], 4) for name in names}
+    result["padding"] = {name: round(1 - last[name]["tokens"] / last[name]["positions"], 4) for name in names}
     result["ours_over"] = {name: {kind: ratio(kind, name) for kind in kinds} for name in names if name != "ours"}
-    sides = [found["tokenising"] for found in rounds]
-    result["tokenising"] = {side: round(median(found[side] for found in sides)) for side in ("published", "ours")}
-    result["tokenising"]["ratio"] = round(median(found["ours"] / found["published"] for found in sides), 2)
+    speeds = [measured["tokenising"] for measured in rounds]
+    result["tokenising"] = {name: round(median(speed[name] for speed in speeds)) for name in ("published", "ours")}
+    result["tokenising"]["ratio"] = round(median(speed["ours"] / speed["published"] for speed in speeds), 2)
     return result
 
 
@@ -143,34 +134,30 @@ def main(
     layers: int = 4,
     vocab_size: int = 0,
     trl_python: str = "",
-    role: str = "",
-    scratch: str = "",
 ) -> None:
-    """batch: examples per step; micro: examples per forward pass; role, scratch: internal, for the processes."""
-    if role:
-        settings = json.loads(Path(scratch, "settings.json").read_text())
-        print(json.dumps(ROLES[role](Path(scratch), settings)))
-        return
+    """Train with every contender in every round. batch: examples per step; micro: examples per forward pass."""
     if min(rounds, steps, warm_up, micro, layers) < 1 or batch % micro or hidden_size % 64:
         raise ValueError("counts are at least 1, --batch a multiple of --micro, and --hidden_size a multiple of 64")
-    wanted = [name for name in list(ROLES)[:-1] if trl_python or name != "trl"]
-    settings = {"batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff}
-    settings["pack_length"] = pack_length
+    names = [name for name in TRAINERS if trl_python or name != "trl"]
+    settings = {
+        "batch": batch, "micro": micro, "steps": steps, "warm_up": warm_up, "cutoff": cutoff,
+        "pack_length": pack_length,
+    }  # fmt: skip
     shape = {
         "hidden_size": hidden_size, "intermediate_size": hidden_size * 11 // 4, "num_hidden_layers": layers,
         "num_attention_heads": hidden_size // 64, "max_position_embeddings": max(cutoff, pack_length),
     }  # fmt: skip
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-finetune-") as folder:
         prepare(Path(folder), settings, vocab_size, **shape)
         for number in range(rounds):
             print(f"round {number + 1}", flush=True)
-            found.append({"tokenising": in_a_process("tokenising", Path(folder))})
-            for name in wanted if number % 2 == 0 else reversed(wanted):
+            results.append({"tokenising": run_contender("tokenising", Path(folder))})
+            for name in names if number % 2 == 0 else reversed(names):
                 python = trl_python if name == "trl" else sys.executable
-                found[-1][name] = in_a_process(name, Path(folder), python)
-                print(f"  {name}: {found[-1][name]}", flush=True)
-    print(json.dumps(summary(found, wanted) | settings | {"rounds": rounds}, indent=2))
+                results[-1][name] = run_contender(name, Path(folder), python)
+                print(f"  {name}: {results[-1][name]}", flush=True)
+    print(json.dumps(summary(results, names) | settings | {"rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from statistics import median as middle
 from typing import Any
 
 import numpy as np
+from measurements import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
 PARTS: dict[str, dict[str, object]] = {  # part of a setting -> options of train.py
@@ -74,9 +74,6 @@ def parse_setting(name: str) -> tuple[dict[str, object], int]:
     return {option: value for part in parts for option, value in PARTS[part].items()}, int(micro_batch)
 
 
-# --- a random model and a random corpus -------------------------------------------------------------------------------
-
-
 def random_base(folder: Path, shape: dict[str, Any], dtype: str) -> None:
     """Write a checkpoint folder: a LLaMA with random weights and a tokenizer. shape: arguments of LlamaConfig."""
     import torch
@@ -101,19 +98,19 @@ def random_corpus(prefix: Path, base: Path, documents: int, median: float, block
 
     table = Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab(with_added_tokens=True)
     rng = np.random.default_rng(0)
-    whole = np.maximum(rng.lognormal(np.log(median), 1.0, documents).astype(np.int64), 3)
-    pieces = -(-whole // block_size)
-    lengths = np.concatenate([np.diff(np.arange(n + 1) * size // n) for size, n in zip(whole, pieces, strict=True)])
-    ids = rng.integers(3, len(table), int(whole.sum()))
-    ends = np.cumsum(whole)
-    ids[ends - whole], ids[ends - 1] = 1, 2  # BOS and EOS
-    half = int(pieces[: documents // 2].sum())
+    sizes = np.maximum(rng.lognormal(np.log(median), 1.0, documents).astype(np.int64), 3)  # tokens of each document
+    samples = -(-sizes // block_size)  # of each document
+    lengths = np.concatenate([np.diff(np.arange(n + 1) * size // n) for size, n in zip(sizes, samples, strict=True)])
+    ids = rng.integers(3, len(table), int(sizes.sum()))
+    ends = np.cumsum(sizes)
+    ids[ends - sizes], ids[ends - 1] = 1, 2  # BOS and EOS
+    half = int(samples[: documents // 2].sum())
     sources = [
         {"name": name, "type": kind, "start": start, "end": end, "tokens": int(lengths[start:end].sum())}
         for kind, (name, start, end) in enumerate((("one", 0, half), ("two", half, len(lengths))))
     ]
     with CorpusWriter(prefix, len(table)) as writer:
-        writer.add(ids, lengths, pieces)
+        writer.add(ids, lengths, samples)
         tokenizer = {"fingerprint": fingerprint(table), "vocab_size": len(table)}
         writer.finish(sources, tokenizer, {}, {}, block_size)
     return Corpus(prefix).lengths
@@ -129,9 +126,6 @@ def samples_for(lengths: np.ndarray, positions: int) -> int:
     """Return the number of random samples that take about `positions` token positions when padded."""
     counts = range(1, positions // int(lengths.mean()) + 2)
     return min(counts, key=lambda count: abs(padded_positions(lengths, count) - positions))
-
-
-# --- one setting ------------------------------------------------------------------------------------------------------
 
 
 def train_plain_loop(arguments: list[str]) -> None:
@@ -172,9 +166,9 @@ def train_plain_loop(arguments: list[str]) -> None:
 def run_setting(
     name: str, scratch: Path, lengths: np.ndarray, gpu: str, shared: dict[str, Any], global_batch: int, warm_up: int
 ) -> dict[str, Any]:
-    """Train in a process; return the figures of the setting, or {"skipped": the reason}.
+    """Train in a process; return the figures of the setting, or {"skipped": reason}.
 
-    gpu: number of the GPU, "" for the CPU. shared: options of train.py for all settings; global_batch: see main.
+    gpu: index of the GPU, "" for the CPU. shared: options of train.py for all settings. global_batch: see main.
     """
     options, micro_batch = parse_setting(name)
     micro_batch = min(micro_batch, global_batch or micro_batch)
@@ -182,29 +176,28 @@ def run_setting(
     options["per_device_train_batch_size"] = micro_batch
     if "no_packing" in options:
         options["per_device_train_batch_size"] = samples_for(lengths, micro_batch * shared["block_size"])
-    python = [sys.executable]
+    command: list[object] = [sys.executable]
     if "deepspeed" in options:  # it uses the GPU of CUDA_VISIBLE_DEVICES
-        python = [sys.executable, "-m", "deepspeed.launcher.runner", *([] if gpu else ["--num_gpus", "1"])]
+        command += ["-m", "deepspeed.launcher.runner", *([] if gpu else ["--num_gpus", "1"])]
     elif not gpu:
         options["use_cpu"] = True
-    script = [__file__, "plain_loop"] if name.startswith("plain") else [str(REPOSITORY / "pretrain/train.py")]
-    arguments = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
+    command += [__file__, "plain_loop"] if name.startswith("plain") else [REPOSITORY / "pretrain/train.py"]
+    command += [word for option, value in options.items() for word in (f"--{option}", value)]
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(scratch / "extensions"), "CUDA_VISIBLE_DEVICES": gpu}
     if not gpu:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     shutil.rmtree(shared["output_dir"], ignore_errors=True)
     query = ["nvidia-smi", "-i", gpu, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
-    watch = subprocess.Popen(query, stdout=subprocess.PIPE, text=True) if gpu else None
+    memory_log = subprocess.Popen(query, stdout=subprocess.PIPE, text=True) if gpu else None
     try:
-        done = subprocess.run(
-            [*python, *script, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-        )
+        words = list(map(str, command))
+        done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     finally:
-        if watch:
-            watch.terminate()
+        if memory_log:
+            memory_log.terminate()
     if done.returncode:
         return {"skipped": failure(done.stdout + done.stderr)}
-    gb = round(max(map(int, watch.communicate()[0].split())) * 2**20 / 1e9, 1) if watch else None
+    gb = round(max(map(int, memory_log.communicate()[0].split())) * 2**20 / 1e9, 1) if memory_log else None
     return {**read_log(shared["output_dir"] / "train_log.jsonl", warm_up), "gb": gb}
 
 
@@ -214,9 +207,9 @@ def read_log(path: Path, warm_up: int) -> dict[str, float | None]:
     counts = np.diff([0, *(entry["tokens"] for entry in entries)])
     measured = [(count, entry) for count, entry in zip(counts, entries, strict=True) if entry["step"] > warm_up]
     seconds = sum(count / max(entry["tokens_per_second"], 1) for count, entry in measured)
-    rates = [entry["mfu"] for _, entry in measured if "mfu" in entry]
+    mfu = [entry["mfu"] for _, entry in measured if "mfu" in entry]
     tokens = sum(int(count) for count, _ in measured)
-    return {"tokens_per_second": round(tokens / seconds, 1), "mfu": middle(rates) if rates else None}
+    return {"tokens_per_second": round(tokens / seconds, 1), "mfu": middle(mfu) if mfu else None}
 
 
 def failure(output: str) -> str:
@@ -225,9 +218,6 @@ def failure(output: str) -> str:
         return "out of memory"
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     return ([line for line in lines if line.startswith("error: ") or "Error: " in line] or lines)[-1][:300]
-
-
-# --- all settings -----------------------------------------------------------------------------------------------------
 
 
 def main(
@@ -264,8 +254,8 @@ def main(
     if hidden_size % 64:
         raise ValueError(f"--hidden_size is a multiple of 64, not {hidden_size}")
     if gpu and not shutil.which("nvidia-smi"):
-        raise ValueError("nvidia-smi is not here; without --gpu the CPU is measured")
-    number = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if gpu else ""
+        raise ValueError("nvidia-smi is not installed; without --gpu the CPU is measured")
+    gpu_index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if gpu else ""
     shape = {
         "vocab_size": 32000 if gpu else 2048, "hidden_size": hidden_size, "intermediate_size": hidden_size * 11 // 4,
         "num_hidden_layers": layers, "num_attention_heads": hidden_size // 64, "max_position_embeddings": block_size,
@@ -285,7 +275,7 @@ def main(
             print(f"round {round_number} of {rounds}", flush=True)
             results.append({})
             for name in names:
-                figures = run_setting(name, scratch, lengths, number, shared, global_batch, warm_up)
+                figures = run_setting(name, scratch, lengths, gpu_index, shared, global_batch, warm_up)
                 results[-1][name] = figures
                 print(f"  {name:<32} " + ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
     print(json.dumps(summary(results) | {"rounds": rounds, "block_size": block_size, "median": median}))
@@ -301,8 +291,8 @@ def summary(results: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     for other in ("padded", "plain"):
         pair = [next((name for name in results[0] if name.startswith(kind)), "") for kind in ("packed", other)]
         speeds = [[result.get(name, {}).get("tokens_per_second") for name in pair] for result in results]
-        quotients = [ours / theirs for ours, theirs in speeds if ours and theirs]
-        ratios[f"packed_over_{other}"] = round(middle(quotients), 3) if quotients else None
+        each = [packed / rate for packed, rate in speeds if packed and rate]
+        ratios[f"packed_over_{other}"] = round(middle(each), 3) if each else None
     return {"settings": medians, **ratios}
 
 

@@ -23,25 +23,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measurements import DATA, REPOSITORY, read_jsonl, rotated
+
 sys.path.insert(0, str(REPOSITORY / "pretrain"))
 
-from command_line.fire_commands import run  # noqa: E402
+from command_line.fire_commands import run
 
-from sentence_ends.sentence_boundaries import sentence_ends  # noqa: E402
+from sentence_ends.sentence_boundaries import sentence_ends
 
 LABELS = REPOSITORY / "tests/pretrain/labelled_sentences.txt"
-KINDS = ("en", "zh", "mixed", "code")  # of labelled texts
-CORPORA = ("en", "zh")
 Finder = Callable[[str], list[int]]
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
-    """Return {kind: [(text, positions of sentence ends)]}, with positions as in `inner`."""
-    found: dict[str, list[tuple[str, set[int]]]] = {kind: [] for kind in KINDS}
+    """Return {kind: [(text, positions of sentence ends)]}, with positions as in `inner_ends`."""
+    texts: dict[str, list[tuple[str, set[int]]]] = {}
     kind = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
@@ -49,11 +45,11 @@ def labelled(path: Path = LABELS) -> dict[str, list[tuple[str, set[int]]]]:
         elif kind and line:
             sentences = line.replace("⏎", "\n").split("‖")
             text = "".join(sentences)
-            found[kind].append((text, inner(text, list(accumulate(map(len, sentences))))))
-    return found
+            texts.setdefault(kind, []).append((text, inner_ends(text, list(accumulate(map(len, sentences))))))
+    return texts
 
 
-def inner(text: str, ends: list[int]) -> set[int]:
+def inner_ends(text: str, ends: list[int]) -> set[int]:
     """Return the sentence ends inside a text, each moved back to just after the last non-space character.
 
     Programs differ in whether the space between two sentences belongs to the first; the result does not depend on it.
@@ -63,13 +59,10 @@ def inner(text: str, ends: list[int]) -> set[int]:
 
 def score(texts: list[tuple[str, set[int]]], finder: Finder) -> tuple[float, float, float]:
     """Return precision, recall and F1 of the sentence ends that a finder returns."""
-    found = [inner(text, finder(text)) for text, _ in texts]
-    right = sum(len(ends & labels) for ends, (_, labels) in zip(found, texts, strict=True))
-    precision, recall = right / sum(map(len, found)), right / sum(len(labels) for _, labels in texts)
+    found = [(inner_ends(text, finder(text)), labels) for text, labels in texts]
+    correct = sum(len(ends & labels) for ends, labels in found)
+    precision, recall = (correct / sum(map(len, side)) for side in zip(*found, strict=True))
     return precision, recall, 2 * precision * recall / (precision + recall)
-
-
-# --- engines ----------------------------------------------------------------------------------------------------------
 
 
 def engines(kind: str) -> dict[str, Finder]:
@@ -91,7 +84,7 @@ def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
     """Return the documents of <data_path>/<name>.jsonl, or the joined labelled texts, repeated to `megabytes`."""
     file = data_path / f"{name}.jsonl"
     if file.is_file():
-        texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+        texts = [row["text"] for row in read_jsonl(file)]
     else:
         texts = ["\n".join(text for text, _ in labelled()[name])]
     chosen, size = [], 0
@@ -106,10 +99,10 @@ def documents(data_path: Path, name: str, megabytes: float) -> list[str]:
 def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dict[str, float]]:
     """Return MB per CPU second of each finder, by round; the order of finders rotates."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    speeds, names = [], list(finders)
+    speeds = []
     for number in range(rounds):
         speed = {}
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in rotated(list(finders), number):
             begun = time.process_time()
             for text in texts:
                 finders[name](text)
@@ -118,15 +111,12 @@ def rates(texts: list[str], finders: dict[str, Finder], rounds: int) -> list[dic
     return speeds
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
 def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
     """Measure the speed on `megabytes` of English and of Chinese text per round, then the scores on labelled texts."""
-    folder = Path(data_path) if data_path else REPOSITORY.parent / "shared/data/corpus"
+    folder = Path(data_path) if data_path else DATA / "corpus"
     measures = ("precision", "recall", "f1")
     result: dict[str, dict[str, Any]] = {name: {} for name in ("mb_per_cpu_s", "to_patterns", *measures)}
-    for corpus in CORPORA:
+    for corpus in ("en", "zh"):
         finders = engines(corpus)
         speeds = rates(documents(folder, corpus, megabytes), finders, rounds)
         result["mb_per_cpu_s"][corpus] = {name: round(median(speed[name] for speed in speeds), 1) for name in finders}
@@ -135,8 +125,8 @@ def main(megabytes: float = 20, rounds: int = 7, data_path: str = "") -> None:
         }
     for kind, texts in labelled().items():
         scores = {name: score(texts, finder) for name, finder in engines(kind).items()}
-        for place, measure in enumerate(measures):
-            result[measure][kind] = {name: round(values[place], 3) for name, values in scores.items()}
+        for index, measure in enumerate(measures):
+            result[measure][kind] = {name: round(values[index], 3) for name, values in scores.items()}
     print(json.dumps(result | {"megabytes": megabytes, "rounds": rounds}))
 
 

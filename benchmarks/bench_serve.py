@@ -15,8 +15,8 @@ order of contenders rotates:
   grammar-constrained decoding on the same text.
 
 Engine and server have the same settings and no prefix caching; each is idle while the other works. Without --model, the
-model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The
-last line is JSON, with medians over the rounds:
+model is a random LLaMA; the smaller it is, the larger the share of time outside the model. The last line is JSON, with
+medians over the rounds:
 
 - tokens_per_s: {concurrency: {contender: new tokens per second}};
 - p50_ms, p99_ms: {concurrency: {contender: latency of a request}};
@@ -39,14 +39,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measurements import REPOSITORY, rotated, spread
+
 sys.path.append(str(REPOSITORY / "inference"))
 
-from command_line.fire_commands import run  # noqa: E402
+from command_line.fire_commands import run
 
-import aiohttp  # noqa: E402
-import psutil  # noqa: E402
-from batch_runs.batch_server import started_server  # noqa: E402
+import aiohttp
+import psutil
+from batch_runs.batch_server import started_server
 
 SCHEMA = ["person", "place", "organisation", "work"]
 IDLE_SECONDS = 1.1  # between engine and server: an idle engine's worker polls for one second before it sleeps
@@ -63,9 +64,6 @@ class BatchTiming(NamedTuple):
 
 
 Contender = Callable[[list[str]], BatchTiming]  # processes a batch of texts
-
-
-# --- a checkpoint, a server, an engine --------------------------------------------------------------------------------
 
 
 def make_checkpoint(folder: Path, hidden_size: int, layers: int) -> Path:
@@ -102,16 +100,12 @@ def cpu_seconds(process: int) -> float:
     return time.clock_gettime((~process << 3) | 2)
 
 
-# --- contenders -------------------------------------------------------------------------------------------------------
-
-
 class ConcurrentClient:
     """Sends batches of concurrent requests to a server that started_server runs, over persistent connections."""
 
     def __init__(self, socket_file: str) -> None:
-        # The launcher, and its child that serves HTTP.
         processes = [each for each in psutil.Process().children(True) if "launch_vllm.py" in " ".join(each.cmdline())]
-        self.api_process = max(process.pid for process in processes)
+        self.api_process = max(process.pid for process in processes)  # the launcher's child serves HTTP
         self.loop = asyncio.new_event_loop()
 
         async def connect() -> aiohttp.ClientSession:
@@ -137,8 +131,8 @@ class ConcurrentClient:
         cpu, began = cpu_seconds(self.api_process), time.perf_counter()
         answers = self.loop.run_until_complete(all_at_once(encoded))
         seconds = time.perf_counter() - began
-        latencies = [took for took, _ in answers]
-        return BatchTiming(seconds, sum(n for _, n in answers), latencies, cpu_seconds(self.api_process) - cpu)
+        latencies, tokens = zip(*answers, strict=True)
+        return BatchTiming(seconds, sum(tokens), list(latencies), cpu_seconds(self.api_process) - cpu)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.session.close())
@@ -158,11 +152,10 @@ def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) 
         rendered = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
         return rendered.removeprefix(tokenizer.bos_token)
 
-    def raw(texts: list[str]) -> BatchTiming:
-        params = SamplingParams(**plain)
-        ready = [whole_prompt(text) for text in texts]
+    def engine_only(texts: list[str]) -> BatchTiming:
+        params, whole_prompts = SamplingParams(**plain), [whole_prompt(text) for text in texts]
         began = time.perf_counter()
-        done = engine.generate(ready, params, use_tqdm=False)
+        done = engine.generate(whole_prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - began
         return BatchTiming(seconds, sum(len(each.outputs[0].token_ids) for each in done), [seconds] * len(texts), 0)
 
@@ -186,10 +179,7 @@ def contenders(model: Path, client: ConcurrentClient, engine: Any, tokens: int) 
         fields = {"task": "ner", "schema": SCHEMA, "language": "en", "max_tokens": tokens, "window_tokens": 300}
         return client("/extract", [fields | {"text": text} for text in texts], tokens_of)
 
-    return {"engine": raw, "completions": completions, "generate": generate, "free": free, "extract": extract}
-
-
-# --- rounds and figures -----------------------------------------------------------------------------------------------
+    return {"engine": engine_only, "completions": completions, "generate": generate, "free": free, "extract": extract}
 
 
 def one_round(
@@ -214,46 +204,28 @@ def one_round(
     return found
 
 
-def rotated(names: list[str], number: int) -> list[str]:
-    """Return the names in the order of a round, so that each contender is first in some rounds."""
-    return names[number % len(names) :] + names[: number % len(names)]
-
-
-def spread(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in (median(values), min(values), max(values))]
-
-
 def figures(rounds: list[dict[tuple[int, str], BatchTiming]], levels: list[int]) -> dict[str, Any]:
     """Return the medians and ratios of the last output line (see the module docstring)."""
     pairs = [("generate", "completions"), ("generate", "engine"), ("completions", "engine"), ("extract", "free")]
     result: dict[str, Any] = {"tokens_per_s": {}, "p50_ms": {}, "p99_ms": {}, "ratio": {}}
-
-    def rate(done: dict[tuple[int, str], BatchTiming], level: int, name: str) -> float:
-        return done[level, name].tokens / done[level, name].seconds
-
     for level in levels:
         names = [name for at, name in rounds[0] if at == level]
-        result["tokens_per_s"][level] = {
-            name: round(median(rate(done, level, name) for done in rounds), 1) for name in names
-        }
+        rates = {name: [done[level, name].tokens / done[level, name].seconds for done in rounds] for name in names}
+        result["tokens_per_s"][level] = {name: round(median(values), 1) for name, values in rates.items()}
         latencies = {name: sorted(took for done in rounds for took in done[level, name].latencies) for name in names}
         for key, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
             result[key][level] = {
                 name: round(1e3 * each[int(share * (len(each) - 1))], 1) for name, each in latencies.items()
             }
         result["ratio"][level] = {
-            f"{one}/{other}": spread([rate(done, level, one) / rate(done, level, other) for done in rounds])
+            f"{one}/{other}": spread([a / b for a, b in zip(rates[one], rates[other], strict=True)])
             for one, other in pairs if {one, other} <= set(names)
         }  # fmt: skip
-    top = max(levels)
-
-    def cpu(done: dict[tuple[int, str], BatchTiming], name: str) -> float:
-        return 1e3 * done[top, name].api_cpu / len(done[top, name].latencies)
-
-    served = [name for at, name in rounds[0] if at == top and name != "engine"]
-    result["api_cpu_ms"] = {name: round(median(cpu(done, name) for done in rounds), 3) for name in served}
-    result["api_cpu_extra_ms"] = spread([cpu(done, "generate") - cpu(done, "completions") for done in rounds])
-    return result
+    timings = {name: [done[level, name] for done in rounds] for level, name in rounds[0] if level == max(levels)}
+    cpu = {name: [1e3 * one.api_cpu / len(one.latencies) for one in each] for name, each in timings.items()}
+    result["api_cpu_ms"] = {name: round(median(values), 3) for name, values in cpu.items() if name != "engine"}
+    extra = [generate - plain for generate, plain in zip(cpu["generate"], cpu["completions"], strict=True)]
+    return result | {"api_cpu_extra_ms": spread(extra)}
 
 
 def main(

@@ -18,21 +18,17 @@ JSON; figures are medians over the rounds:
   model, made with --adapter.
 """
 
-import contextlib
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import psutil
+from measurements import REPOSITORY, run_measured
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SIZES = {  # hidden, intermediate, layers, heads, vocabulary
     "tiny": (256, 704, 4, 4, 4000),
     "test": (2048, 5632, 2, 16, 2000),
@@ -93,11 +89,8 @@ def make_models(folder: Path, size: str, rank: int, additive: bool) -> None:
     get_peft_model(model, lora).save_pretrained(str(folder / "adapter"))
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 class Usage(NamedTuple):
-    """The resources that a process used."""
+    """Resources that a command used."""
 
     seconds: float
     cpu_s: float
@@ -105,36 +98,23 @@ class Usage(NamedTuple):
     resident_mib: float
 
 
-def run_measured(role: str, folder: Path) -> Usage:
-    """Run a command of COMMANDS in the folder; raises RuntimeError with its output if it fails."""
-    script = "benchmarks/weights_contenders.py" if role in CONTENDERS else "tools/weight_diff.py"
-    arguments = COMMANDS[role].split()
+def run_command(name: str, folder: Path) -> Usage:
+    """Run a command of COMMANDS in a folder whose files were dropped from the page cache."""
+    script = "benchmarks/weights_contenders.py" if name in CONTENDERS else "tools/weight_diff.py"
+    arguments = COMMANDS[name].split()
     shutil.rmtree(folder / arguments[-1], ignore_errors=True)
-    drop_from_page_cache(folder)
-    before, start, anonymous, resident = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0, 0
-    process = psutil.Popen(
-        [sys.executable, str(REPOSITORY / script), *arguments], cwd=folder, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    while process.poll() is None:
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            memory = process.memory_info()
-            anonymous, resident = max(anonymous, memory.rss - memory.shared), max(resident, memory.rss)
-        time.sleep(0.02)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = process.communicate()[0]
-    if process.returncode:
-        raise RuntimeError(f"{script} {COMMANDS[role]} failed\n{output[-3000:]}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Usage(seconds, cpu, anonymous / 2**20, resident / 2**20)
-
-
-def drop_from_page_cache(folder: Path) -> None:
-    """Drop the folder's files from the page cache, so that they are read from the disk."""
     for path in folder.rglob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def anonymous_and_resident(process: psutil.Process) -> list[int]:
+        memory = process.memory_info()
+        return [memory.rss - memory.shared, memory.rss]
+
+    command = [sys.executable, REPOSITORY / script, *arguments]
+    seconds, cpu, peaks = run_measured(command, folder, 0.02, anonymous_and_resident)
+    return Usage(seconds, cpu, *(peak / 2**20 for peak in peaks))
 
 
 def size_of(folder: Path) -> int:
@@ -144,15 +124,14 @@ def size_of(folder: Path) -> int:
 def one_round(folder: Path, contenders: list[str]) -> tuple[dict[str, Usage], dict[str, float]]:
     """Run every command once; return {command: usage} and {name: size of a diff divided by the model's}."""
     usage = {}
-    for role in COMMANDS:
-        if role in CONTENDERS and role not in contenders:
-            continue
-        usage[role] = run_measured(role, folder)
-        print(f"  {role:18} {usage[role].seconds:7.1f} s", file=sys.stderr, flush=True)
+    for name in COMMANDS:
+        if name not in CONTENDERS or name in contenders:
+            usage[name] = run_command(name, folder)
+            print(f"  {name:18} {usage[name].seconds:7.1f} s", file=sys.stderr, flush=True)
     base = size_of(folder / "base")
     shares = {f"{name}_share": size_of(folder / name) / base for name in ("diff", "merged_diff")}
-    for name in {COMMANDS[role].split()[-1] for role in usage}:
-        shutil.rmtree(folder / name)
+    for target in {COMMANDS[name].split()[-1] for name in usage}:
+        shutil.rmtree(folder / target)
     return usage, shares
 
 
@@ -186,18 +165,20 @@ def main(
 
 def print_results(results: list[tuple[dict[str, Usage], dict[str, float]]], settings: dict[str, Any]) -> None:
     """Print a table of the medians and, as the last line, the JSON object of the module's docstring."""
-    roles, result = list(results[0][0]), dict(settings)
+    commands, result = list(results[0][0]), dict(settings)
     for field in Usage._fields:
-        result[field] = {role: round(median(getattr(usage[role], field) for usage, _ in results), 3) for role in roles}
+        result[field] = {
+            name: round(median(getattr(usage[name], field) for usage, _ in results), 3) for name in commands
+        }
     result["ratios"] = {
         name: round(median(usage[one].seconds / usage[other].seconds for usage, _ in results), 3)
         for name, (one, other) in RATIOS.items()
-        if one in roles and other in roles
+        if {one, other} <= set(commands)
     }
     result |= {name: round(median(shares[name] for _, shares in results), 5) for name in results[0][1]}
     print(f"{'':18}" + "".join(f"{field:>15}" for field in Usage._fields))
-    for role in roles:
-        print(f"{role:18}" + "".join(f"{result[field][role]:15.1f}" for field in Usage._fields))
+    for name in commands:
+        print(f"{name:18}" + "".join(f"{result[field][name]:15.1f}" for field in Usage._fields))
     print(json.dumps(result))
 
 

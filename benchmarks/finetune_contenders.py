@@ -1,6 +1,12 @@
-"""The trainers that bench_finetune.py compares: published, TRL's and ours. Each measures its own steps."""
+"""The contenders of bench_finetune.py: the published script, TRL and this repository. Each runs in its own process.
+
+    python benchmarks/finetune_contenders.py published|trl|ours|unshared|tokenising SCRATCH
+
+SCRATCH is a folder that `bench_finetune.prepare` wrote. The last line of the output is JSON with the measurements.
+"""
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,38 +14,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from measurements import REPOSITORY, read_jsonl
+
+sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "tools")]
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 IGNORED = -100  # the label of an unsupervised position
-Row = dict[str, str]
+Row = dict[str, Any]
 Settings = dict[str, Any]  # cutoff, batch, micro, steps, warm_up, pack_length, prompt
 
 
-def read_jsonl(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
-    """Return counts of a micro batch. Examples without a label do not count; TRL's start where position_ids is 0."""
+    """Return counts of a micro batch: examples with a label, labels, tokens, and positions (tokens and padding).
+
+    Our batches have `targets` at the positions `keep`, and an example is a segment, or the remainder after a shared
+    prefix. TRL's packed examples start where position_ids is 0.
+    """
     import torch
 
     ids = batch["input_ids"]
-    supervised = (
-        batch["targets" if "targets" in batch else "labels"] != IGNORED
-    )  # ours have targets only at the positions `keep`
-    places = torch.arange(ids.shape[1])
-    if "segments" in batch:  # ours, packed: an example is a segment, or the remainder after a shared prefix
+    supervised = batch["targets" if "targets" in batch else "labels"] != IGNORED
+    positions = torch.arange(ids.shape[1])
+    if "segments" in batch:
         lengths = torch.tensor([segment.length for segment in batch["segments"]])
         example = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
     else:
-        starts = batch["position_ids"] == 0 if "position_ids" in batch else places.expand_as(ids) == 0
+        starts = batch.get("position_ids", positions.expand_as(ids)) == 0
         example = starts.flatten().cumsum(0).view_as(ids)  # (sequences, width), example number of each position
     return {
-        "examples": example[:, batch.get("keep", places)][supervised].unique().numel(),
+        "examples": example[:, batch.get("keep", positions)][supervised].unique().numel(),
         "supervised_tokens": int(supervised.sum()),
         "tokens": int(batch["attention_mask"].sum()) if "attention_mask" in batch else ids.numel(),
-        "slots": ids.numel(),
+        "positions": ids.numel(),
     }
 
 
@@ -48,25 +53,24 @@ def train_and_measure(trainer: Any, warm_up: int) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     counts: Counter[str] = Counter()
-    marks: list[tuple[float, Counter[str]]] = []
+    totals: list[tuple[float, Counter[str]]] = []  # after each step
     step = trainer.training_step
 
-    def counting(model: Any, batch: Any, *more: Any, **options: Any) -> Any:
+    def counted_step(model: Any, batch: Any, *more: Any, **options: Any) -> Any:
         for micro in batch.get("micro_batches", [batch]):
             counts.update(batch_counts(micro))
         return step(model, batch, *more, **options)
 
-    class Clock(TrainerCallback):
+    class RecordTotals(TrainerCallback):
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            marks.append((time.process_time(), counts.copy()))
+            totals.append((time.process_time(), counts.copy()))
 
-    trainer.training_step = counting
-    trainer.add_callback(Clock())
+    trainer.training_step = counted_step
+    trainer.add_callback(RecordTotals())
     trainer.train()
-    (begun, before), (ended, after) = marks[warm_up - 1], marks[-1]
-    held = {name: after[name] - before[name] for name in after}
+    (begun, before), (ended, after) = totals[warm_up - 1], totals[-1]
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-    return held | {"padded_slots": held["slots"] - held["tokens"], "cpu_s": ended - begun, "losses": losses}
+    return {**(after - before), "cpu_s": ended - begun, "losses": losses}
 
 
 def trainer_options(scratch: Path, settings: Settings) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def load_base(scratch: Path) -> tuple[Any, Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(scratch / "base")
     model = AutoModelForCausalLM.from_pretrained(scratch / "base", dtype=torch.float32)
-    return tokenizer, model, LoraConfig(**ADAPTER, target_modules=LINEAR, task_type="CAUSAL_LM")
+    return tokenizer, model, LoraConfig(**ADAPTER, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row], dict[str, list[int]]]:
@@ -164,15 +168,15 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
         **{name if name.startswith("lora_") else f"lora_{name}": value for name, value in ADAPTER.items()},
     }  # fmt: skip
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    args, _ = parse([*words, "--lora_target_modules", *LINEAR, *options], "")
+    args, _ = parse([*words, *options], "")
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)
     return train_and_measure(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
 
 
-def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict[str, float]:
-    """Return rows per CPU second of datasets.map and of our encoder; rows are repeated to at least `least`."""
+def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> dict[str, float]:
+    """Return rows per CPU second of datasets.map and of our encoder; rows are repeated to at least `min_rows`."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data.tokenized_examples import EncodingSettings, encode_rows
@@ -180,7 +184,7 @@ def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict
 
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(scratch / "base"))
     rows = read_jsonl(scratch / "rows.jsonl")
-    rows *= -(-least // len(rows))
+    rows *= -(-min_rows // len(rows))
     data = Dataset.from_list(rows)
     begun = time.process_time()
     data.map(published_encoder(encoder.tokenizer, settings["prompt"], settings["cutoff"]))
@@ -189,10 +193,14 @@ def run_tokenising(scratch: Path, settings: Settings, least: int = 1500) -> dict
     return {"published": len(rows) / (between - begun), "ours": len(rows) / (time.process_time() - between)}
 
 
-ROLES: dict[str, Callable[[Path, Settings], dict[str, Any]]] = {
+TRAINERS: dict[str, Callable[[Path, Settings], dict[str, Any]]] = {
     "published": run_published,
     "trl": run_trl,
     "ours": run_ours,
-    "prefixes apart": partial(run_ours, options=["--share_prefixes", "False"]),
-    "tokenising": run_tokenising,
+    "unshared": partial(run_ours, options=["--share_prefixes", "False"]),
 }
+
+if __name__ == "__main__":
+    contender, folder = sys.argv[1], Path(sys.argv[2])
+    measure = (TRAINERS | {"tokenising": run_tokenising})[contender]
+    print(json.dumps(measure(folder, json.loads((folder / "settings.json").read_text()))))

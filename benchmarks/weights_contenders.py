@@ -59,5 +59,5 @@ def peft_merge(base: Path, adapter: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    roles = {"published_recover": published_recover, "plain_add": plain_add, "peft_merge": peft_merge}
-    roles[sys.argv[1]](*map(Path, sys.argv[2:5]))
+    contenders = {"published_recover": published_recover, "plain_add": plain_add, "peft_merge": peft_merge}
+    contenders[sys.argv[1]](*map(Path, sys.argv[2:5]))

@@ -35,8 +35,8 @@ def main(
         language: language of the tab that is open at first, en or zh.
         options: initial decoding settings of the page; see the options of generate_finetune.py.
     """
-    published = console.read_cases("pretraining")["decoding"]
-    start = console.check_decoding(published | {"num_beams": 1}, options)  # one beam streams the text as it grows
+    release = console.read_cases("pretraining")["decoding"]
+    start = console.check_decoding(release | {"num_beams": 1}, options)  # one beam streams the text as it grows
     web_page.check_address(server_name, server_port)
     checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
     page = web_page.build_page(checkpoint, False, start, language)

@@ -37,8 +37,6 @@ mkdir -p "$OUT"
 # DeepSpeed compiles into a folder of this run, since it hangs on a stale lock in the shared one.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
-# --- steps ----------------------------------------------------------------------------------------------------
-
 fail() { echo "quickstart: $*" >&2; exit 2; }
 
 started=$SECONDS
@@ -69,8 +67,6 @@ settings="seed $SEED, short ${SHORT:-0}, data ${DATA:--}, people $people, docume
 [ "$(cat "$OUT/settings" 2> /dev/null || echo "$settings")" = "$settings" ] \
     || fail "$OUT was made with other settings ($(cat "$OUT/settings")); give another folder with OUT=…, or remove it"
 echo "$settings" > "$OUT/settings"
-
-# --- the pipeline ----------------------------------------------------------------------------------------------------------
 
 headline "1/9  Data about a small made-up world, a tokenizer and a random base model"
 step $OUT/world python examples/make_demo.py world --output_dir $OUT/world --people $people --seed "$SEED" \

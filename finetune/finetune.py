@@ -11,7 +11,6 @@ a checkpoint and exit status 143; the same command with --resume_from_checkpoint
 """
 
 from command_line.command_errors import run_command
-from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
@@ -21,12 +20,11 @@ from typing import TYPE_CHECKING
 
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.data_sources import Source, find_sources
-from instruction_data.named_templates import choose_template, load_template
-from instruction_tuning.run_messages import next_commands, preview, run_summary
-from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
+from instruction_data.named_templates import choose_template
 from instruction_tuning.tuning_options import TuningOptions
 from json_rows.row_files import read_json
 from rank_group.rank_errors import user_errors_in_turn
+from training_loop.trainer_options import help_text
 
 if TYPE_CHECKING:
     from instruction_tuning.tuning_arguments import TuningArguments
@@ -42,14 +40,12 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
     """
     from training_loop.run_folders import check_base
 
-    if args.prompt_template_name:
-        load_template(args.prompt_template_name)
     check_base(Path(args.base_model), "--base_model")
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of rows")
-    beside = sources[0].path.parent / "extraction.json"
-    if not args.extraction_path and beside.is_file():
-        args.extraction_path = str(beside)
+    default = sources[0].path.parent / "extraction.json"
+    if not args.extraction_path and default.is_file():
+        args.extraction_path = str(default)
     if args.extraction_path:
         read_json(args.extraction_path, "--extraction_path takes an extraction.json")
 
@@ -60,9 +56,9 @@ def check_output(args: "TuningArguments") -> Path | None:
 
     output = Path(args.output_dir or "")
     checkpoint = resume_point(args.resume_from_checkpoint, output)
-    found = {file.name for file in output.iterdir()} if output.exists() else set()
+    existing = {file.name for file in output.iterdir()} if output.exists() else set()
     incomplete = {folder.name for folder in list_checkpoints(output)}
-    if not checkpoint and found - incomplete - FILES_BEFORE_TRAINING:
+    if not checkpoint and existing - incomplete - FILES_BEFORE_TRAINING:
         raise ValueError(
             f"{output} exists and is not empty; name a new folder, or resume with --resume_from_checkpoint True"
         )
@@ -72,8 +68,8 @@ def check_output(args: "TuningArguments") -> Path | None:
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Parse and check the options, then train; return the exit status."""
-    all_options = partial(import_module, "instruction_tuning.tuning_arguments")
-    if text := help_text(argv, TuningOptions, lambda: all_options().TuningArguments, __doc__ or "", "finetune.py"):
+    load_module = partial(import_module, "instruction_tuning.tuning_arguments")  # imports torch
+    if text := help_text(argv, TuningOptions, lambda: load_module().TuningArguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
     from instruction_tuning.tuning_arguments import parse
@@ -100,6 +96,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
+    from instruction_tuning.run_messages import next_commands, preview, run_summary
+    from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
     from training_loop.run_folders import save_result
@@ -144,9 +142,9 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     if is_main:
         (output / PISSA_START).unlink(missing_ok=True)
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
-        chosen = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
+        selected = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
         seconds = result.metrics["train_runtime"]
-        print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{chosen}")
+        print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
         print(next_commands(args))
     return 0
 

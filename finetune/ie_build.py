@@ -27,9 +27,9 @@ from instruction_data.extraction_wording import make_questions, read_wording, up
 def check_target(target: Path, inputs: list[str]) -> None:
     """Raise FileNotFoundError or ValueError if the examples cannot be written or would replace one of the inputs."""
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
-    taken = {Path(path).resolve() for path in inputs if path}
-    if target.is_dir() or target.name == "extraction.json" or target.resolve() in taken:
+        raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
+    input_files = {Path(path).resolve() for path in inputs if path}
+    if target.is_dir() or target.name == "extraction.json" or target.resolve() in input_files:
         raise ValueError(f"{target} is a folder, extraction.json or an input file; give --output another name")
 
 
@@ -59,7 +59,7 @@ def main(
     Args:
         annotations: JSON list or JSONL of {"sentence", "entity_list"} or {"sentence", "relation_list"}.
         output: the file to write.
-        types: JSON list of the types to ask for, or lists by kind and language; default: the types that occur.
+        types: JSON list of the types to ask for, or lists by kind and language; default: the annotated types.
         task: ner (entities) or re (relations).
         language: en, zh, or auto: zh if a fifth or more of the letters of a sentence are Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.

@@ -64,7 +64,7 @@ def main(
     rows = list(islice(iterate_instructions(data_path, answers=False), limit or None))
     target = Path(output)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} does not exist; make it before --output {target} is written")
+        raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
 
     from transformers.utils import logging as transformers_logging
 

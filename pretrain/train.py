@@ -12,7 +12,6 @@ Options: pretraining/pretraining_options.py. Packing: sequence_packing/. Loss: p
 """
 
 from command_line.command_errors import run_command
-from command_line.trainer_options import help_text
 
 import sys
 from functools import partial
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretraining.pretraining_options import PretrainingOptions
 from rank_group.rank_errors import user_errors_in_turn
+from training_loop.trainer_options import help_text
 
 if TYPE_CHECKING:
     from pretraining.pretraining_arguments import PretrainingArguments

@@ -12,7 +12,8 @@ from typing import Any
 
 from server_guard.process_supervisor import CLEAN_UP_SECONDS
 
-KEYS = [f"kivu-{number}" for number in range(250)]
+KEY_PREFIX = "api-key-of-test-"
+KEYS = [f"{KEY_PREFIX}{number}" for number in range(250)]
 HOSTS = count(2)
 
 

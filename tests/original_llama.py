@@ -95,9 +95,6 @@ def write_ranks_table(path: Path, tokens: list[bytes]) -> Path:
     return path
 
 
-# --- the original's forward pass --------------------------------------------------------------------------------------
-
-
 def frequencies(params: Mapping[str, Any], scale: float) -> torch.Tensor:
     """Return (head_dim / 2,) radians per token; with use_scaled_rope, long waves are divided by `scale`."""
     head_dim = params["dim"] // params["n_heads"]

@@ -142,8 +142,6 @@ def test_adapter_of_first_peft_versions_loads(tiny_checkpoint: Path, tmp_path: P
     assert torch.equal(logits_by_peft(tiny_checkpoint, old), logits_by_peft(tiny_checkpoint, new))
 
 
-# --- adapters that do not fit -----------------------------------------------------------------------------------------
-
 Tensors = dict[str, torch.Tensor]
 Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 

@@ -60,9 +60,6 @@ def trained_ids(encoder: PromptEncoder, talk: list[dict[str, str]]) -> list[int]
     return [index for turn in turns for part in turn for index in part]
 
 
-# --- shipped templates ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["alpaca", "alpaca_short"])
 def test_templates_render_byte_for_byte_like_the_published_format(
     shared_data: Path, tokenizer: Tokenizer, name: str
@@ -106,9 +103,6 @@ def test_chatml_ends_every_answer_in_its_own_token_and_never_in_eos(tokenizer: T
     assert ids[-1] == end
     assert encoder.stop_ids == sorted([end, tokenizer.eos_token_id])
     assert encoder.prompt([*talk, user("c")])[: len(ids)] == ids
-
-
-# --- ids of ordinary text ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("instruction", "context"), QUESTIONS)
@@ -165,9 +159,6 @@ def test_answers_equal_the_joint_encoding_on_real_rows(
     for row in random.Random(0).sample(found, min(300, len(found))):
         text = tokenizer.apply_chat_template(messages_of(row), tokenize=False)
         assert trained_ids(encoder, messages_of(row)) == tokenizer(text, add_special_tokens=False).input_ids
-
-
-# --- text that spells control tokens ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
@@ -233,9 +224,6 @@ def test_markers_of_a_template_that_are_ordinary_text_do_not_matter(tokenizer: T
     assert turns[-1].end == [tokenizer.eos_token_id]
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*sorted(PUBLISHED), "alpaca", "alpaca_short", "chatml", "llama-2"])
 def test_input_is_always_rendered_once(byte_level_tokenizer: Tokenizer, name: str) -> None:
     template = PUBLISHED.get(name) or load_template(name)
@@ -274,9 +262,6 @@ def test_without_a_template_the_text_follows_bos(tokenizer: Tokenizer) -> None:
     assert encoder.stop_ids == [tokenizer.eos_token_id]
     with pytest.raises(ValueError, match="no chat template"):
         encoder.turns([[user("a"), answer("b")]])
-
-
-# --- templates that cannot be tuned on, or not be rendered ------------------------------------------------------------
 
 
 def test_prompt_is_refused_only_if_the_template_rejects_the_messages(tokenizer: Tokenizer) -> None:
@@ -325,9 +310,6 @@ def test_only_the_last_answer_ends_in_eos_where_the_template_has_no_end_of_turn(
         PromptEncoder(tokenizer, PUBLISHED["no-end"]).turns([[user("a"), answer("b")]])
 
 
-# --- template files ---------------------------------------------------------------------------------------------------
-
-
 def test_the_older_alpaca_file_gives_the_same_prompts_as_the_template(shared_data: Path, tokenizer: Tokenizer) -> None:
     for name in ("alpaca", "alpaca_short"):
         older = PromptEncoder(tokenizer, read_template(shared_data / f"templates/{name}.json", "--template_path"))
@@ -357,9 +339,6 @@ def test_unreadable_template_file_is_refused_with_one_line(tmp_path: Path) -> No
     assert folder_template(tmp_path) is folder_template("") is None
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     assert folder_template(tmp_path) == "{{ messages }}"
-
-
-# --- work and threads -------------------------------------------------------------------------------------------------
 
 
 def seconds(work: Callable[[], object]) -> float:

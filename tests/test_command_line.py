@@ -51,9 +51,6 @@ def calls() -> Calls:
     return Calls()
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_option_keeps_its_text(calls: Calls, text: str) -> None:
     call(calls.command, [text, "--output", text])
@@ -220,9 +217,6 @@ def test_lists_and_numbers_are_read_in_linear_time() -> None:
     assert time.process_time() - started < 5
 
 
-# --- errors and exit status -------------------------------------------------------------------------------------------
-
-
 def raised(error: BaseException) -> Callable[[], None]:
     def work() -> None:
         raise error
@@ -280,9 +274,6 @@ def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
         with pytest.raises(ValueError) as error:
             parser.parse_args(arguments)
         assert str(error.value) == message
-
-
-# --- real commands ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["run#2", "2026_11_29", "o,1", "500", "None", "[a]", "{a}"])

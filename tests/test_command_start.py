@@ -35,9 +35,6 @@ SLACK = 2  # for slow and busy machines
 # Folder names that fire would parse as another string, a number, a constant or a container.
 
 
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
-
-
 def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
     """Start a command as a shell does, with Python's own handling of SIGINT."""
     return subprocess.Popen(
@@ -129,9 +126,6 @@ def test_interrupt_while_a_command_starts_is_one_line(
     if process.returncode == 2:
         pytest.skip("this machine reached the command's own error first")
     assert (process.returncode, err) == (130, "interrupted\n")
-
-
-# --- start-up ---------------------------------------------------------------------------------------------------------
 
 
 def test_command_line_is_the_first_import_of_every_command() -> None:

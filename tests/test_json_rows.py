@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.data_sources import Source, find_sources
 from json_rows import json_stream
-from json_rows.instruction_rows import iterate_instructions, messages_of, question_of, row_fault
+from json_rows.instruction_rows import iterate_instructions, messages_of, question_of, row_error
 from json_rows.row_files import iterate_objects, iterate_rows, iterate_texts, read_json
 from quantization.quantization_inputs import sample_rows
 
@@ -81,8 +81,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "huge_integer": (f'{{"a": {"1" * 5000}}}', "x:1 has an integer of more than 4300 digits; write it as text"),
     "nested": (JSONL + '{"a":' * 9999, "x:2 is nested too deep; write it with fewer levels"),
     "nested_list": ("[" * 9999, "x:1, row 1 is nested too deep; write it with fewer levels"),
-    "lone_surrogate": (JSONL + r'{"a": "\ud83d"}', f"x:2 {json_stream.HALF_PAIR}"),
-    "lone_surrogate_in_list": (LIST + r', {"a": ["\uDE00"]}]', f"x:1, row 2 {json_stream.HALF_PAIR}"),
+    "lone_surrogate": (JSONL + r'{"a": "\ud83d"}', f"x:2 {json_stream.LONE_SURROGATE}"),
+    "lone_surrogate_in_list": (LIST + r', {"a": ["\uDE00"]}]', f"x:1, row 2 {json_stream.LONE_SURROGATE}"),
     "latin_1": (
         JSONL.encode() + '{"a": "é"}'.encode("latin-1"), "x:2 is not UTF-8 (byte 0xe9); convert the file to UTF-8",
     ),
@@ -114,7 +114,7 @@ def refusal(read: Callable[[], object]) -> str:
 
 
 def batch_refusal(path: Path) -> str:
-    """Raise batch.py's error for a file or for its first faulty row."""
+    """Raise batch.py's error for a file or for its first invalid row."""
     found = [row.error for row in batch_rows.read_rows(path) if row.error]
     raise ValueError(found[0])
 
@@ -159,7 +159,7 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
 
 
 @pytest.mark.parametrize(
-    ("row", "fault"),
+    ("row", "message"),
     [
         ({"messages": []}, "do not begin with a question"),
         ({"messages": "q"}, "are not a list of objects"),
@@ -174,15 +174,15 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         ({"instruction": None}, "has no text under 'instruction'"),
     ],
 )
-def test_bad_instruction_rows_are_refused(row: dict[str, Any], fault: str) -> None:
-    assert fault in row_fault(row, answers=False)
-    assert row_fault(row, answers=True)
+def test_bad_instruction_rows_are_refused(row: dict[str, Any], message: str) -> None:
+    assert message in row_error(row, answers=False)
+    assert row_error(row, answers=True)
 
 
 def test_answers_are_demanded_for_tuning_only() -> None:
     for row in ({"instruction": "q"}, {"messages": [USER]}, {"messages": [USER, ANSWER, USER]}):
-        assert row_fault(row, answers=False) == ""
-        assert row_fault(row, answers=True)
+        assert row_error(row, answers=False) == ""
+        assert row_error(row, answers=True)
     assert messages_of({"messages": [USER | {"input": None, "name": "x"}, ANSWER]}) == [USER, ANSWER]
     assert question_of({"messages": [USER, ANSWER, USER]}) == [USER, ANSWER, USER]
     assert question_of({"messages": [USER, ANSWER]}) == [USER]
@@ -216,7 +216,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     path.write_bytes(content)
     try:
         for row in iterate_rows(path, blank_lines=True):
-            assert row.place.startswith(f"{path}:")
+            assert row.location.startswith(f"{path}:")
     except ValueError as error:
         assert str(error).startswith(str(path))
 
@@ -291,6 +291,10 @@ def test_a_json_file_holds_one_value(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('\n{"a": [1]}\n', encoding="utf-16")
     assert read_json(path) == {"a": [1]}
-    for content, fault in (("{}\n{}", "2 is not JSON (extra data"), ("[1,\n]", "2 is not JSON"), ("", "1 is not JSON")):
+    for content, message in (
+        ("{}\n{}", "2 is not JSON (extra data"),
+        ("[1,\n]", "2 is not JSON"),
+        ("", "1 is not JSON"),
+    ):
         path.write_text(content)
-        assert f"a.json:{fault}" in refusal(lambda: read_json(path))
+        assert f"a.json:{message}" in refusal(lambda: read_json(path))

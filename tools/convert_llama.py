@@ -50,7 +50,7 @@ def main(
     from llama_conversion.original_checkpoint import notice, read_original, verify_checklists, weights_to_write
     from tokenizer_files.llama_tokenizer import check_llama_tokenizer, read_llama_tokenizer
 
-    limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
+    shard_limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
     original = read_original(existing_folder(input_dir, "--input_dir"), model_size, llama_version)
     options = {
         "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
@@ -63,9 +63,9 @@ def main(
         compared = verify_checklists(original)
         weights = {weight.spec.name: weight for weight in weights_to_write(original)}
         tokenizer, rows = read_llama_tokenizer(original.tokenizer, version, chat), original.weights[0].spec.shape[0]
-        if tokenizer.size != rows:
+        if (tokens := tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)) != rows:
             raise ValueError(
-                f"{original.tokenizer} has {tokenizer.size:,} tokens, the embedding in {source} {rows:,} rows; "
+                f"{original.tokenizer} has {tokens:,} tokens, the embedding in {source} {rows:,} rows; "
                 "copy the model's own tokenizer.model there"
             )
         checked = check_llama_tokenizer(tokenizer, check_path)
@@ -73,7 +73,7 @@ def main(
         write_json(folder / "tokenizer_config.json", tokenizer.config)
         shutil.copyfile(original.tokenizer, folder / "tokenizer.model")
         specs = [weight.spec for weight in weights.values()]
-        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), limit)
+        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), shard_limit)
         verify_written(folder, hashes)
         dtype = TORCH_NAME[weights["model.layers.0.self_attn.q_proj.weight"].spec.dtype]
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}

@@ -32,17 +32,10 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         output_file: a new file ending in .gguf.
         type: f32, f16, bf16, q8_0, q4_0 or q4_k_m.
     """
+    from gguf_files import gguf_writer
     from gguf_files.gguf_model import read_model
     from gguf_files.gguf_vocabulary import read_vocabulary
-    from gguf_files.gguf_writer import (
-        FILE_TYPES,
-        INSTALL_QUANTISER,
-        choose_types,
-        gguf_head,
-        lossless_type,
-        quantise_q4_k_m,
-        write_gguf,
-    )
+    from gguf_files.gguf_writer import FILE_TYPES
 
     kind, target = type.lower(), Path(output_file)
     if kind not in FILE_TYPES:
@@ -50,14 +43,14 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     if target.suffix != ".gguf":
         raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise such files by that suffix")
     if kind == "q4_k_m" and find_spec("llama_cpp") is None:
-        raise ValueError(INSTALL_QUANTISER)
+        raise ValueError(gguf_writer.INSTALL_QUANTISER)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
     vocabulary = read_vocabulary(folder, model.rows)
     for notice in vocabulary.notices:
         print(f"notice: {notice}", file=sys.stderr)
-    written = lossless_type(model) if kind == "q4_k_m" else kind
-    tensors = choose_types(model, written)
+    written_type = gguf_writer.lossless_type(model) if kind == "q4_k_m" else kind
+    tensors = gguf_writer.choose_types(model, written_type)
     needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.rows
     if kind == "q4_k_m":
         needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
@@ -65,13 +58,13 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     name = folder.resolve().name
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:
-        unquantised = file.with_name(f"unquantised-{written}.gguf") if kind == "q4_k_m" else file
-        head = gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written])
-        write_gguf(unquantised, head, model.rope_factors, tensors, name)
+        unquantised = file.with_name(f"unquantised-{written_type}.gguf") if kind == "q4_k_m" else file
+        head = gguf_writer.gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written_type])
+        gguf_writer.write_gguf(unquantised, head, model.rope_factors, tensors, name)
         counts = Counter(tensor.kind for tensor in tensors)
         if kind == "q4_k_m":
-            counts = quantise_q4_k_m(unquantised, file)
-    kinds = ", ".join(f"{count} {found.lower()}" for found, count in counts.most_common())
+            counts = gguf_writer.quantise_q4_k_m(unquantised, file)
+    kinds = ", ".join(f"{count} {dtype.lower()}" for dtype, count in counts.most_common())
     print(
         f"{target}: {target.stat().st_size / 1e6:,.2f} MB, {counts.total()} tensors ({kinds}), "
         f"{len(vocabulary.tokens):,} tokens"

@@ -29,10 +29,10 @@ def main(
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
     """
-    options, limit = dict(locals()), parse_size(max_shard_size)
+    options, shard_limit = dict(locals()), parse_size(max_shard_size)
     base = existing_folder(base_model, "--base_model", "config.json")
     loras = weighted_adapters(lora_model, weights, "--lora_model")
-    print(merge_folders(base, loras, output_dir, limit, "tools/export_hf_checkpoint.py", options))
+    print(merge_folders(base, loras, output_dir, shard_limit, "tools/export_hf_checkpoint.py", options))
 
 
 if __name__ == "__main__":

@@ -55,14 +55,14 @@ def main(
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
     check_options(method, data_path, group_size, dtype, **counts)
-    kind, limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
+    kind, shard_limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
     with quiet():
         data, layers = read_data(model, kind.calibrated, options), linear_layers(model)
         group = choose_group(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out)
             copy_small_files([model], folder)
-            quantise(model, folder, method, group, data.calibration, dtype, limit)  # replaces config.json
+            quantise(model, folder, method, group, data.calibration, dtype, shard_limit)  # replaces config.json
             if has_own_output(read_weights(model)):
                 set_untied(folder)
             after = score(folder, data.tokenizer, data.held_out)

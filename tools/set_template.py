@@ -11,14 +11,8 @@ from command_line.fire_commands import run
 import shutil
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import (
-    existing_folder,
-    link_or_copy,
-    new_folder,
-    read_json,
-    write_json,
-    write_run_record,
-)
+from checkpoint_io import checkpoint_folders
+from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json
 from checkpoint_seals.seal_check import SEAL, verify_seal
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
@@ -62,22 +56,21 @@ def main(model_path: str, template_path: str, output_dir: str) -> None:
     if template.suffix != ".jinja" or not template.is_file():
         raise FileNotFoundError(f"{template} is not a .jinja file; finetune/templates/ has some")
     verify_seal(model)
-    files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    files = [file for file in files if file.name not in (SEAL, TEMPLATE)]
+    visible = (file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith("."))
+    files = [file for file in visible if file.name not in (SEAL, TEMPLATE)]
     if not any(file.name in ("config.json", "adapter_config.json") for file in files):
         raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is not a checkpoint folder")
     small = [file for file in files if file.suffix not in LINKED]
-    with new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
+    with checkpoint_folders.new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:
-            (link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
+            (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         shutil.copyfile(template, folder / TEMPLATE)
         config = read_json(folder / "tokenizer_config.json")
-        if (
-            config.pop("chat_template", None) is not None
-        ):  # older checkpoints store the template here, which could contradict the new one
+        # Older checkpoints have their template in this file; it could contradict the new one.
+        if config.pop("chat_template", None) is not None:
             write_json(folder / "tokenizer_config.json", config)
         check_template(folder, template)
-        write_run_record(folder, "tools/set_template.py", options, {"model": model})
+        checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 
 

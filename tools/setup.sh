@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv and installs what this machine can run: requirements.txt with an NVIDIA GPU, requirements-cpu.txt without.
+# Creates .venv and installs requirements.txt on a machine with an NVIDIA GPU, requirements-cpu.txt on any other.
 #
-#   bash tools/setup.sh              the system; three to five minutes the first time, at once when nothing changed
-#   bash tools/setup.sh --dev        the tests' own packages too
-#   bash tools/setup.sh --cpu|--gpu  decide instead of looking for a GPU
+#   bash tools/setup.sh              everything but the tests' packages; 3 to 5 minutes, or at once if nothing changed
+#   bash tools/setup.sh --dev        also the tests' packages
+#   bash tools/setup.sh --cpu|--gpu  use this list instead of looking for a GPU
 #
-# VENV=folder puts the environment elsewhere; PYTHON=python3.11 chooses the interpreter; pip is used as it is configured
-# (on a CPU machine point it at PyTorch's CPU builds, or torch brings several gigabytes of CUDA libraries).
+# VENV=folder sets the environment's folder, PYTHON=python3.11 the interpreter. pip uses its own configuration (on a CPU
+# machine, configure PyTorch's CPU builds; otherwise torch installs several gigabytes of CUDA libraries).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,7 +27,7 @@ if [ -z "$device" ]; then
 fi
 if [ "$device" = gpu ]; then requirements=requirements.txt; else requirements=requirements-cpu.txt; fi
 
-# The interpreter: 3.11 is what the pins were tried with; newer ones are taken if it is missing.
+# The pinned versions were tested with Python 3.11; a newer one is used if 3.11 is missing.
 venv=${VENV:-.venv}
 python=""
 for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
@@ -37,14 +37,14 @@ for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
 done
 [ -n "$python" ] || fail "${PYTHON:-the PATH} has no Python 3.11 or 3.12; install one, or name it: PYTHON=/path/to/python3.11 bash $0"
 
-# Nothing to do where the environment was made from the same files by the same interpreter.
+# An environment is up to date if the same interpreter installed the same requirements files.
 stamp_of() { { "$python" --version; cat "$@"; } 2>&1 | sha256sum | cut -c1-64; }
 is_current() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$2" ]; }
 main_stamp=$(stamp_of "$requirements")
 dev_stamp=""
-[ "$dev" = 0 ] || dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt) # absent in an image
+[ "$dev" = 0 ] || dev_stamp=$(stamp_of tests/requirements.txt tests/requirements-quantised.txt) # missing in a container image
 
-# Shows which packages arrive, keeps pip's whole output in the environment, and says where when pip fails.
+# Prints pip's progress, appends its whole output to setup.log, and names that file if pip fails.
 install() {
     "$venv/bin/python" -m pip install --no-compile --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee -a "$venv/setup.log" \
         | awk '/^Collecting /{if (++n % 20 == 1) {print "  " n " packages found"; fflush()}}
@@ -60,7 +60,7 @@ else
     main_is_new=1
     rm -f "$venv/.setup-main"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" \
-        || fail "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
+        || fail "$python cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
     install -r "$requirements"
     if [ "$device" = cpu ]; then
         "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec >> "$venv/setup.log" 2>&1
@@ -74,8 +74,8 @@ if [ "$dev" = 1 ] && ! is_current .setup-dev "$dev_stamp"; then
     install --no-deps --upgrade --target "$venv/quantised" -r tests/requirements-quantised.txt
 fi
 
-# What was installed is compiled without the packages' own tests, on all cores; pip would do it on one. (Some packages
-# bring files that are no Python of today.) An environment is stamped when all of that is done.
+# Compile the installed packages on all cores (pip would use one), except their tests. Some packages contain files that this
+# Python cannot compile, so errors are ignored. The stamps are written last.
 if [ $((main_is_new + dev_is_new)) -gt 0 ]; then
     "$venv/bin/python" -m compileall -q -j 0 -x '/tests/' "$venv" > /dev/null 2>&1 || true
     "$venv/bin/python" -c 'import torch, transformers, peft; print(f"setup: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")'

@@ -119,10 +119,10 @@ def merge(
         weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
-    options, limit, dtype = dict(locals()), parse_size(max_shard_size), "F16" if is_fp16 else None
+    options, shard_limit, dtype = dict(locals()), parse_size(max_shard_size), "F16" if is_fp16 else None
     base = existing_folder(path_zhixi, "--path_zhixi", "config.json")
     loras = lora_merge.weighted_adapters(path_lora, weights, "--path_lora")
-    print(lora_merge.merge_folders(base, loras, path_sfted, limit, "tools/weight_diff.py merge", options, dtype))
+    print(lora_merge.merge_folders(base, loras, path_sfted, shard_limit, "tools/weight_diff.py merge", options, dtype))
 
 
 if __name__ == "__main__":

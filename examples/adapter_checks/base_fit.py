@@ -80,23 +80,20 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
         if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
             pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
         copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
-        grown = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have additional rows
-        for wanted in [*copies, *([pair] if pair else [])]:
-            fits = wanted == shape or (grown and wanted[1:] == shape[1:] and wanted[0] > shape[0])
+        may_have_more_rows = bool(copies) and embedding[:1] == shape[:1]  # a vocabulary matrix may have additional rows
+        for actual in [*copies, *([pair] if pair else [])]:
+            fits = actual == shape or (may_have_more_rows and actual[1:] == shape[1:] and actual[0] > shape[0])
             if shape and not fits:
+                sizes = [" by ".join(map(str, size)) for size in (actual, shape)]
                 raise ValueError(
-                    f"{adapter.path} changes {module} as a matrix of {shape_text(wanted)}, which in {base} is "
-                    f"{shape_text(shape)}; {REMEDY}"
+                    f"{adapter.path} changes {module} as a matrix of {sizes[0]}, which in {base} is {sizes[1]}; "
+                    f"{REMEDY}"
                 )
         delta = parts.get("token_adapter.trainable_tokens_delta")
         if delta and shape and delta[1:] != shape[1:]:
             raise ValueError(
                 f"{adapter.path} has rows of {delta[1]} for {module}, those of {base} have {shape[1]}; {REMEDY}"
             )
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    return " by ".join(map(str, shape))
 
 
 def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
@@ -110,11 +107,11 @@ def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, b
             continue
         parts = present.get(module, {})
         if matches_name(module, saved):
-            found = "weight" in parts
+            is_complete = "weight" in parts
         else:
             is_target = len(shape) in (0, 2) and is_targeted(module, config)
-            found = not is_target or changed_shape(parts) is not None
-        if not found:
+            is_complete = not is_target or changed_shape(parts) is not None
+        if not is_complete:
             raise ValueError(
                 f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
                 f"again, or {REMEDY}"
@@ -151,11 +148,11 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
     if replaced or not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return
     own, theirs = (token_ids(file) for file in files)
-    other = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
-    if other:
-        number, piece = other[0]
+    different = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
+    if different:
+        number, piece = different[0]
         raise ValueError(
-            f"{adapter.path} has another tokenizer than {base}: {len(other)} pieces differ, {piece!r} has id "
+            f"{adapter.path} has another tokenizer than {base}: {len(different)} pieces differ, {piece!r} has id "
             f"{own.get(piece, 'none')} here and {number} there; {REMEDY}"
         )
 

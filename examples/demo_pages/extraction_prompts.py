@@ -113,9 +113,6 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in re.split(r"[,，、;；\n]", text) if name.strip()]
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
-
-
 def read_answer(text: str) -> dict[str, Any] | None:
     """Return the JSON object in an answer, from its first { to its last }; None if that does not parse."""
     start, end = text.find("{"), text.rfind("}")

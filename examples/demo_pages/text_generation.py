@@ -57,9 +57,6 @@ def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Deco
     return Decoding(**{name: OPTIONS[name](value) for name, value in settings.items()})
 
 
-# --- generation -------------------------------------------------------------------------------------------------------
-
-
 def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
     """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 

@@ -31,9 +31,6 @@ SLIDERS = {  # setting -> minimum, maximum, step
 }  # fmt: skip
 
 
-# --- answering --------------------------------------------------------------------------------------------------------
-
-
 def stream_answer(
     checkpoint: Checkpoint, make_ids: Callable[[], list[int]], settings: Mapping[str, Any], labels: dict[str, str]
 ) -> Iterator[tuple[str, str]]:
@@ -79,9 +76,6 @@ def require_text(text: str, labels: dict[str, str]) -> str:
 def result_table(text: str) -> list[list[str]]:
     """Return the rows [type, item] of an extraction answer; empty if the answer is not JSON."""
     return [list(row) for row in extraction_prompts.found_items(extraction_prompts.read_answer(text) or {})]
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
 
 
 def build_page(checkpoint: Checkpoint, instructed: bool, start: Decoding, language: str) -> Any:
@@ -191,9 +185,6 @@ def decoding_settings(gr: Any, labels: dict[str, str], start: Decoding) -> dict[
         lambda on: [gr.update(interactive=on)] * len(sampling), controls["do_sample"], sampling, queue=False
     )
     return controls
-
-
-# --- serving ----------------------------------------------------------------------------------------------------------
 
 
 def check_address(server_name: str, server_port: int) -> None:

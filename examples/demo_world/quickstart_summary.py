@@ -75,9 +75,9 @@ def draw_loss_curves(folder: Path, target: Path) -> None:
 
 def summarize(folder: str = "quickstart") -> None:
     """Print the table; write summary.json and loss_curves.png into the folder."""
-    place = Path(folder)
-    summary = collect_figures(place)
-    draw_loss_curves(place, place / "loss_curves.png")
-    (place / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    directory = Path(folder)
+    summary = collect_figures(directory)
+    draw_loss_curves(directory, directory / "loss_curves.png")
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(summary_table(summary))
-    print(f"\n  {place}/summary.json, {place}/loss_curves.png")
+    print(f"\n  {directory}/summary.json, {directory}/loss_curves.png")

@@ -35,28 +35,25 @@ TYPE_NAMES = {
 }
 
 
-# --- facts as structured data -----------------------------------------------------------------------------------------
-
-
 def entities_of(facts: list[Fact], language: str) -> dict[str, list[str]]:
     """Return type name -> distinct names in the order of their first mention."""
-    found: dict[str, list[str]] = {}
+    names_by_type: dict[str, list[str]] = {}
     for fact in facts:
         relation = RELATIONS[fact.relation]
         for kind, name in ((relation.subject, fact.subject), (relation.object, fact.object)):
-            names = found.setdefault(TYPE_NAMES[language][kind], [])
+            names = names_by_type.setdefault(TYPE_NAMES[language][kind], [])
             if name not in names:
                 names.append(name)
-    return found
+    return names_by_type
 
 
 def relations_of(facts: list[Fact], language: str) -> dict[str, list[dict[str, str]]]:
     """Return relation label -> {"subject", "object"} objects."""
-    found: dict[str, list[dict[str, str]]] = {}
+    pairs_by_label: dict[str, list[dict[str, str]]] = {}
     for fact in facts:
         pair = {"subject": fact.subject, "object": fact.object}
-        found.setdefault(RELATIONS[fact.relation].label[language], []).append(pair)
-    return found
+        pairs_by_label.setdefault(RELATIONS[fact.relation].label[language], []).append(pair)
+    return pairs_by_label
 
 
 def annotation(facts: list[Fact], language: str, text: str) -> dict[str, Any]:
@@ -75,9 +72,6 @@ def annotation_types() -> dict[str, dict[str, list[str]]]:
         "entity": {language: list(TYPE_NAMES[language].values()) for language in LANGUAGES},
         "relation": {language: [known.label[language] for known in RELATIONS.values()] for language in LANGUAGES},
     }
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
 
 
 def fact_list(facts: list[Fact], language: str, rng: random.Random) -> str:
@@ -116,9 +110,6 @@ def real_documents(data_path: str, budget: int) -> Iterator[str]:
         budget -= len(text[:4000])
 
 
-# --- instructions -----------------------------------------------------------------------------------------------------
-
-
 def instruction_row(facts: list[Fact], language: str, text: str, rng: random.Random) -> dict[str, str]:
     """Return {"instruction", "input", "output"}; the output is the entities or relations of the text as JSON."""
     task = rng.choice(("ner", "re", "re"))
@@ -146,9 +137,6 @@ def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
         question = {"role": "user", "content": row["instruction"], "input": row["input"]}
         answer = {"role": "assistant", "content": row["output"]}
         yield template.render(messages=[question, answer], bos_token="", eos_token="")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

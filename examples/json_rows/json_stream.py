@@ -19,11 +19,11 @@ BLOCK = 1 << 18  # characters that are read at a time
 INLINE_SPACE = re.compile(r"[ \t\r]*")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while an incomplete file is read
-HALF_PAIR = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
+LONE_SURROGATE = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
 
 class InvalidJsonError(ValueError):
-    """No JSON value begins at the position of the window; the message is the fault with its remedy."""
+    """No valid JSON value begins at the position of the window; the message has the reason and the remedy."""
 
 
 class Value(NamedTuple):
@@ -31,7 +31,7 @@ class Value(NamedTuple):
 
     line: int  # the line on which it begins, from 1
     content: object
-    fault: str  # the fault of its encoding, or ""
+    error: str  # message if it has characters that are not Unicode, or ""
 
 
 def _refuse(word: str) -> NoReturn:
@@ -60,7 +60,7 @@ def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
 def decoded(file: BinaryIO, path: Path) -> TextIO:
     """Return the text of an open file, compressed or not: UTF-8, or UTF-16 with a byte order mark; lines end in "\\n".
 
-    Invalid UTF-8 bytes become lone surrogates (see `encoding_fault`). Raises ValueError if another encoding is
+    Invalid UTF-8 bytes become lone surrogates (see `encoding_error`). Raises ValueError if another encoding is
     recognised.
     """
     with path.open("rb") as beginning:
@@ -119,12 +119,12 @@ class TextWindow:
         self.at = end
 
     def line_end(self) -> int:
-        """Return the index of the end of the present line in the window."""
+        """Return the index of the end of the current line in the window."""
         end = self.text.find("\n", self.at)
         return len(self.text) if end < 0 else end
 
-    def present_line(self) -> str:
-        """Return the text of the line of the present position."""
+    def current_line(self) -> str:
+        """Return the text of the line at the current position."""
         return self.text[self.text.rfind("\n", 0, self.at) + 1 : self.line_end()]
 
     def is_one_line(self) -> bool:
@@ -132,12 +132,12 @@ class TextWindow:
         return self.text.find("\n", 0, -1) < 0
 
     def extra_data(self) -> str:
-        """Return the fault if a value is followed on its line by text that begins no other row; then skip the line."""
+        """Return a message if the line continues with text that does not begin another row; then skip the line."""
         if self.skip(INLINE_SPACE) in ("", "\n", "{", "["):
             return ""
-        fault = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
+        error = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
         self.at = self.line_end()
-        return fault
+        return error
 
     def parse(self) -> Value:
         """Return the value that begins here, and move to its end.
@@ -152,21 +152,21 @@ class TextWindow:
                 at_end = not self.text[error.pos :].strip() and not error.msg.startswith("Invalid control character")
                 if not at_end or not self.grow():
                     self.advance(error.pos)
-                    raise InvalidJsonError(json_fault(error)) from None
+                    raise InvalidJsonError(syntax_error(error)) from None
             except RecursionError:
                 raise InvalidJsonError("is nested too deep; write it with fewer levels") from None
             except ValueError as error:  # raised for a number
-                long = "has an integer of more than 4300 digits; write it as text"
-                raise InvalidJsonError(long if "integer string" in str(error) else str(error)) from None
+                too_long = "has an integer of more than 4300 digits; write it as text"
+                raise InvalidJsonError(too_long if "integer string" in str(error) else str(error)) from None
         line, raw = self.line, self.text[self.at : end]
         self.advance(end)
-        fault = encoding_fault(raw)
-        if not fault and ("\\ud" in raw or "\\uD" in raw) and encoding_fault(json.dumps(content, ensure_ascii=False)):
-            fault = HALF_PAIR
-        return Value(line, content, fault)
+        message = encoding_error(raw)
+        if not message and ("\\ud" in raw or "\\uD" in raw) and encoding_error(json.dumps(content, ensure_ascii=False)):
+            message = LONE_SURROGATE  # written as an escape sequence
+        return Value(line, content, message)
 
     def list_items(self) -> Iterator[Value]:
-        """Yield the items of the list that begins here; InvalidJsonError as `parse`."""
+        """Yield the items of the list that begins here; raises InvalidJsonError as `parse`."""
         self.advance(self.at + 1)
         separator = "," if self.skip(WHITESPACE) != "]" else "]"
         while separator == ",":
@@ -179,22 +179,22 @@ class TextWindow:
         self.advance(self.at + 1)
 
 
-def encoding_fault(text: str) -> str:
-    """Return the message for a text that was not UTF-8, or that has half a surrogate pair; "" if it is valid."""
+def encoding_error(text: str) -> str:
+    """Return a message if a decoded text was not UTF-8 or has a lone surrogate; "" if it is valid."""
     try:
         text.encode()  # many times faster than a search
         return ""
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
     is_byte = 0xDC80 <= code <= 0xDCFF
-    return f"is not UTF-8 (byte 0x{code - 0xDC00:02x}); convert the file to UTF-8" if is_byte else HALF_PAIR
+    return f"is not UTF-8 (byte 0x{code - 0xDC00:02x}); convert the file to UTF-8" if is_byte else LONE_SURROGATE
 
 
-def json_fault(error: json.JSONDecodeError) -> str:
-    """Return the message for a parser's error."""
+def syntax_error(error: json.JSONDecodeError) -> str:
+    """Return the message for an error of the parser."""
     return f"is not JSON ({error.msg.removesuffix(' at')} {excerpt(error.doc, error.pos)}); correct it"
 
 
 def excerpt(text: str, at: int) -> str:
-    """Return a description of a position in a text by its next characters, for messages."""
+    """Return the next characters at a position of a text, for messages."""
     return f"at {text[at : at + 20].splitlines()[0]!r}" if text[at : at + 20].strip() else "at the end"

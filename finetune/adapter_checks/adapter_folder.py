@@ -88,11 +88,11 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
     """Return module -> kind -> shape for the tensors of an adapter file; raises ValueError on other tensors."""
     parts: dict[str, Shapes] = {}
     for name, shape in shapes.items():
-        found = PART.fullmatch(name)
-        if found is None or "lora_" in found[1]:
+        match = PART.fullmatch(name)
+        if match is None or "lora_" in match[1]:
             raise ValueError(f"{file} holds {name}, which is not a tensor of a LoRA adapter; copy it again")
-        kind = found[2] + (".bias" if found[3] == ".bias" else "")
-        parts.setdefault(found[1], {})[kind] = shape
+        kind = match[2] + (".bias" if match[3] == ".bias" else "")
+        parts.setdefault(match[1], {})[kind] = shape
     if not parts:
         raise ValueError(f"{file} holds no tensors; train or copy the adapter again")
     return parts

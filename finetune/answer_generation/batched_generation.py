@@ -21,12 +21,9 @@ def generate_answers(
     eos = model.generation_config.eos_token_id
     ends = {*encoder.stop_ids, *(eos if isinstance(eos, list | tuple) else [eos])} - {None}
     settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=min(ends),
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends),
         bos_token_id=encoder.tokenizer.bos_token_id,
-    )
+    )  # fmt: skip
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     bar = tqdm(total=len(prompts), desc="answering", unit="example", disable=None, leave=False)

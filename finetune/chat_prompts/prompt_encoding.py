@@ -91,8 +91,6 @@ class PromptEncoder:
         """The encoder of texts in which control tokens are ordinary text."""
         return text_encoder(self.tokenizer, len(self.tokenizer), next(iter(self.controls), ""))
 
-    # --- prompts ------------------------------------------------------------------------------------------------------
-
     def prompt(self, messages: Sequence[Any]) -> list[int]:
         """Return the token ids of the prompt for the next answer of a conversation; the template writes BOS.
 
@@ -149,8 +147,6 @@ class PromptEncoder:
         parts = [tokenizer.backend_tokenizer.to_str(), self.template, tokenizer.bos_token, tokenizer.eos_token,
                  sorted(self.controls.items())]  # fmt: skip
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-
-    # --- training conversations ---------------------------------------------------------------------------------------
 
     def turns(self, conversations: Iterable[Sequence[Any]]) -> list[list[Turn]]:
         """Return the turns of each conversation, up to its last answer; answers and ends are supervised in tuning.
@@ -214,8 +210,6 @@ class PromptEncoder:
             for at, (start, _) in zip(places, answers, strict=True)
         ):
             raise ValueError(f"the chat template rewrites earlier turns of a conversation; {REMEDY}")
-
-    # --- rendering ----------------------------------------------------------------------------------------------------
 
     def _render_history(self, messages: Messages) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the text of the prompt and the [start, end) offsets of earlier answers in it, prefixes included.
@@ -284,8 +278,6 @@ class PromptEncoder:
                 f"character {error.start} of a text is half of a surrogate pair; correct its encoding"
             ) from None
         return text
-
-    # --- encoding -----------------------------------------------------------------------------------------------------
 
     def _encode(self, rendered: Sequence[RenderedText]) -> list[list[list[int]]]:
         """Return the ids of each text by region; one backend call encodes all texts and uses all cores."""

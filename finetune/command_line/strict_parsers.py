@@ -1,4 +1,4 @@
-"""argparse parsers with one-line errors and without abbreviations, and an option type for bounded whole numbers."""
+"""argparse parsers with one-line errors and without abbreviations, and an option type for whole numbers."""
 
 from command_line.command_errors import unknown_option
 from command_line.option_values import WHOLE_NUMBER

@@ -41,11 +41,11 @@ class BatchLayout:
         """Return the micro batches of each rank for the examples `members`; equally many, the last may be empty."""
         groups = [PrefixGroup(members.tolist(), 0)]
         if self.packed and self.share_prefixes:
-            taken = [examples[index] for index in members.tolist()]
+            encoded = [examples[index] for index in members.tolist()]
             # The token before an answer predicts the answer's first token, so it is not shared.
-            limits = [max(0, int(spans[0, 0]) - 1) for _, spans in taken]
-            found = group_by_prefix([ids for ids, _ in taken], limits)
-            groups = [PrefixGroup(members[group].tolist(), prefix) for group, prefix in found]
+            limits = [max(0, int(spans[0, 0]) - 1) for _, spans in encoded]
+            runs = group_by_prefix([ids for ids, _ in encoded], limits)
+            groups = [PrefixGroup(members[run].tolist(), prefix) for run, prefix in runs]
         sequences = pack_groups(groups, examples.lengths, self.capacity if self.packed else 0, ranks)
         return [sequences[rank::ranks] for rank in range(ranks)]
 
@@ -75,8 +75,7 @@ class BatchLayout:
         if not micro:
             labels[:] = IGNORED
         keep = np.flatnonzero(labels[1:] != IGNORED)
-        if not len(keep):
-            keep = np.zeros(1, np.int64)
+        keep = keep if len(keep) else np.zeros(1, np.int64)
         arrays = {
             "input_ids": np.concatenate([ids for ids, *_ in parts]),
             "position_ids": np.concatenate([np.arange(start, start + len(ids)) for ids, _, start, _ in parts]),

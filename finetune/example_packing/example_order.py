@@ -95,19 +95,19 @@ class EpochOrder:
 
     def step(self, number: int) -> np.ndarray:
         """Return the example indices of a step, counted over all epochs; the last step of an epoch may have fewer."""
-        epoch, place = divmod(number, self.steps)
-        return self.epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        epoch, step = divmod(number, self.steps)
+        return self.epoch(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def epoch(self, number: int) -> np.ndarray:
         """Return the indices of the examples of an epoch, in order."""
         if number not in self._cached:
             # Each source continues where the previous epoch ended.
-            taken = [self._of_source(source, number * count, count) for source, count in enumerate(self.per_epoch)]
-            self._cached = {number: self._shuffled(np.concatenate(taken), 2, number)}
+            parts = [self._of_source(source, number * count, count) for source, count in enumerate(self.per_epoch)]
+            self._cached = {number: self._shuffled(np.concatenate(parts), 2, number)}
         return self._cached[number]
 
-    def _shuffled(self, members: np.ndarray, *number: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, *number]).permutation(members) if self.shuffle else members
+    def _shuffled(self, members: np.ndarray, *key: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, *key]).permutation(members) if self.shuffle else members
 
     def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
         """Return `count` examples of a source from position `start` on, counted over repeated passes."""

@@ -46,11 +46,6 @@ def as_item(label: str, value: Any) -> ExtractedItem:
     return ExtractedItem("other", (label, json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
-def example_kinds(gold: Counter[ExtractedItem], predicted: Counter[ExtractedItem]) -> set[str]:
-    """Return the tasks of an example: the kinds in its correct answer or, if that has no items, in the prediction."""
-    return {item.kind for item in gold} or {item.kind for item in predicted}
-
-
 def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
     """Return precision, recall and F1, with their counts; 0 if the divisor is 0."""
     precision, recall = correct / predicted if predicted else 0.0, correct / gold if gold else 0.0
@@ -67,24 +62,23 @@ def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     totals = {task: Counter[str]() for task in TASKS}
     parsed = exact = 0
     for number, (prediction, output) in enumerate(pairs, 1):
-        gold, answered = parse_answer(output), parse_answer(prediction)
+        gold, answer = parse_answer(output), parse_answer(prediction)
         if gold is None:
             raise ValueError(
-                f"the right answer of example {number} is not a JSON object of lists ({output[:60]!r}); "
+                f"the correct answer of example {number} is not a JSON object of lists ({output[:60]!r}); "
                 "give extraction rows"
             )
-        parsed += answered is not None
-        exact += answered == gold
-        predicted = answered or Counter[ExtractedItem]()
-        kinds = example_kinds(gold, predicted)
-        for task in TASKS:
-            if task not in kinds:
-                continue
-            mine = {item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1}
-            right = {item: n for item, n in gold.items() if item.kind == task}
-            totals[task]["predicted"] += sum(mine.values())
-            totals[task]["gold"] += sum(right.values())
-            totals[task]["correct"] += sum(min(n, mine.get(item, 0)) for item, n in right.items())
+        parsed += answer is not None
+        exact += answer == gold
+        predicted = answer or Counter[ExtractedItem]()
+        # The tasks of an example are the kinds in its correct answer or, if that has no items, in the prediction.
+        kinds = {item.kind for item in gold or predicted}
+        for task in kinds.intersection(TASKS):
+            of_task = Counter({item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1})
+            correct = Counter({item: n for item, n in gold.items() if item.kind == task})
+            totals[task]["predicted"] += of_task.total()
+            totals[task]["gold"] += correct.total()
+            totals[task]["correct"] += (of_task & correct).total()
     examples = len(pairs)
     by_task = {task: rates(totals[task]["correct"], totals[task]["predicted"], totals[task]["gold"]) for task in TASKS}
     return {"examples": examples, "parsed": parsed / examples, "exact": exact / examples, **by_task}

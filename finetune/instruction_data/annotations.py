@@ -53,25 +53,25 @@ def read_annotations(path: str, task: str, language: str = "auto") -> list[Annot
     """
     keys = TASKS[task]
     annotations = []
-    for place, entry in iterate_objects(path):
+    for location, entry in iterate_objects(path):
         sentence: Any = entry.get("sentence")
         items: Any = entry.get(keys.items)
-        faults = [text_fault(entry, "sentence")]
+        errors = [missing_text(entry, "sentence")]
         if isinstance(items, list):
-            faults += [text_fault(item, keys.label, *keys.names) for item in items]
+            errors += [missing_text(item, keys.label, *keys.names) for item in items]
         else:
-            faults.append(f"has no list under {keys.items!r} (keys: {', '.join(entry)})")
-        if any(faults):
+            errors.append(f"has no list under {keys.items!r} (keys: {', '.join(entry)})")
+        if any(errors):
             names = ", ".join(f'"{key}"' for key in (keys.label, *keys.names))
             expected = f'{{"sentence", "{keys.items}": [{{{names}}}]}}'
-            raise ValueError(f"{place} {next(filter(None, faults))}; {expected} is expected for --task {task}")
-        found = [AnnotatedItem(item[keys.label], tuple(item[key] for key in keys.names)) for item in items]
-        annotations.append(Annotation(sentence, language_of(sentence) if language == "auto" else language, found))
+            raise ValueError(f"{location} {next(filter(None, errors))}; {expected} is expected for --task {task}")
+        annotated = [AnnotatedItem(item[keys.label], tuple(item[key] for key in keys.names)) for item in items]
+        annotations.append(Annotation(sentence, language_of(sentence) if language == "auto" else language, annotated))
     return annotations
 
 
-def text_fault(entry: Any, *keys: str) -> str:
-    """Return the reason why an entry does not have text under each of the keys, or ""."""
+def missing_text(entry: Any, *keys: str) -> str:
+    """Return a message if an entry does not have text under each of the keys, else ""."""
     if not isinstance(entry, dict):
         return f"has {json.dumps(entry)[:40]}, which is not a JSON object"
     missing = next((key for key in keys if not isinstance(entry.get(key), str) or not entry[key].strip()), None)

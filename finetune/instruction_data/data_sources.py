@@ -24,12 +24,14 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     for word in words:
         name, equals, path = ("", "", word) if Path(word).exists() else word.partition("=")
-        place = Path(path if equals else word)
-        for file in list_files(place):
+        given = Path(path if equals else word)
+        for file in list_files(given):
             stem = f"{name}-{file.stem}" if name else file.stem
-            sources.append(Source(name if equals and file == place else stem, file))
+            sources.append(Source(name if equals and file == given else stem, file))
     names = [source.name for source in sources]
-    twice = next((source for source in sources if names.count(source.name) > 1), None)
-    if twice:
-        raise ValueError(f"two sources are called {twice.name}; name them: --data_path first={twice.path},second=…")
+    duplicate = next((source for source in sources if names.count(source.name) > 1), None)
+    if duplicate:
+        raise ValueError(
+            f"two sources are called {duplicate.name}; name them: --data_path first={duplicate.path},second=…"
+        )
     return sources

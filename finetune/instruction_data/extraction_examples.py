@@ -31,13 +31,13 @@ def build_examples(
     for sentence, language, items in tqdm(annotations, desc="building", unit="example", delay=2, disable=None):
         question = questions[language]
         requested = [item for item in items if item.label in question.types]
-        found = list(dict.fromkeys(requested))
-        output = json.dumps(correct_answer(found, task, question), ensure_ascii=False)
+        distinct = list(dict.fromkeys(requested))
+        output = json.dumps(correct_answer(distinct, task, question), ensure_ascii=False)
         examples.append({"instruction": question.instruction, "input": sentence, "output": output})
-        empty += not found
-        kept += len(found)
-        repeated += len(requested) - len(found)
-        not_in_sentence += sum(any(name not in sentence for name in item.names) for item in found)
+        empty += not distinct
+        kept += len(distinct)
+        repeated += len(requested) - len(distinct)
+        not_in_sentence += sum(any(name not in sentence for name in item.names) for item in distinct)
         other_types.update(item.label for item in items if item.label not in question.types)
     if other_types and not kept:
         names = sorted({name for question in questions.values() for name in question.types})

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from json_rows.row_files import read_json
 
-from instruction_data.annotations import Annotation, text_fault
+from instruction_data.annotations import Annotation, missing_text
 
 SEPARATORS = {"en": ", ", "zh": "、"}  # between the types in an instruction
 SHAPES: dict[str, dict[str, list[Any]]] = {
@@ -47,7 +47,7 @@ def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, An
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if isinstance(tasks, dict) and all(isinstance(languages, dict) for languages in tasks.values()):
         entries = [entry for languages in tasks.values() for entry in languages.values()]
-        if not any(text_fault(entry, "instruction") for entry in entries):
+        if not any(missing_text(entry, "instruction") for entry in entries):
             return tasks
     expected = '{"tasks": {"ner": {"en": {"instruction": …}}}}'
     raise ValueError(f"{path} is not an extraction.json of the form {expected}; repair it or name another file")

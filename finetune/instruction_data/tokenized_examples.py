@@ -19,6 +19,7 @@ import pyarrow.ipc
 from chat_prompts.prompt_encoding import PromptEncoder, Turn
 from json_rows.instruction_rows import InstructionRow, iterate_instructions, messages_of
 from pyarrow.compute import list_value_length
+from tqdm import tqdm
 
 from instruction_data.data_sources import Source
 
@@ -132,15 +133,16 @@ class CachedExamples:
 def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSettings, cache: Path) -> CachedExamples:
     """Return the examples of a file, encoded first if they are not in the cache; several processes may do so at once.
 
-    Raises ValueError with the place of a row that cannot be read or rendered.
+    Raises ValueError with file and line of a row that cannot be read or rendered.
     """
-    from tqdm import tqdm
-
     file = cache / f"{cache_key(encoder, source.path, settings)}.arrow"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         rows = tqdm(iterate_instructions(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
-        schema = cache_schema(len(encoder.tokenizer))
+        ids = pyarrow.uint16() if len(encoder.tokenizer) <= 1 << 16 else pyarrow.int32()
+        spans = pyarrow.list_(pyarrow.int32())
+        types = (pyarrow.list_(ids), spans, pyarrow.int64(), pyarrow.bool_(), pyarrow.string())
+        schema = pyarrow.schema(zip(EncodedRow._fields, types, strict=True))
         partial = file.with_suffix(f".{os.getpid()}.partial")
         try:
             with pyarrow.ipc.new_file(str(partial), schema) as writer:
@@ -151,13 +153,6 @@ def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSett
         finally:
             partial.unlink(missing_ok=True)
     return CachedExamples(source.name, file)
-
-
-def cache_schema(vocabulary: int) -> pyarrow.Schema:
-    """Return the columns of a cache file, the fields of EncodedRow."""
-    ids = pyarrow.uint16() if vocabulary <= 1 << 16 else pyarrow.int32()
-    types = (pyarrow.list_(ids), pyarrow.list_(pyarrow.int32()), pyarrow.int64(), pyarrow.bool_(), pyarrow.string())
-    return pyarrow.schema(zip(EncodedRow._fields, types, strict=True))
 
 
 def cache_key(encoder: PromptEncoder, path: Path, settings: EncodingSettings) -> str:

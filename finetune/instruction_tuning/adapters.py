@@ -18,49 +18,53 @@ Besides documented options, two attributes are changed (tests/finetune/test_adap
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from adapter_loading.checkpoint_loading import load_base
 from packed_attention import segment_attention
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_flash_attn_2_available
 
-if TYPE_CHECKING:
-    from instruction_tuning.tuning_arguments import TuningArguments
+from instruction_tuning.tuning_arguments import TuningArguments
 
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
 
 
-def load_model(args: "TuningArguments") -> Any:
+def load_model(args: TuningArguments) -> Any:
     """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
     if tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half
     segment_attention.register()
     attention = requested_attention(args)
-    options = quantisation_options(args, half)
+    options: dict[str, Any] = {}
+    if args.load_in:
+        config = BitsAndBytesConfig(
+            load_in_8bit=args.load_in == "8bit", load_in_4bit=args.load_in == "4bit", bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=half,
+        )  # fmt: skip
+        options = {"quantization_config": config, "device_map": {"": args.device}}
     model = load_base(AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=attention, **options)
     if not attention and segment_attention.attention_of(model) == "sdpa":
         model.set_attn_implementation(segment_attention.NAME)
     if args.load_in:
-        from peft import prepare_model_for_kbit_training
-
         model = prepare_model_for_kbit_training(model, args.gradient_checkpointing)
         keep_training_layout(model)
     return model if args.method == "full" else add_adapter(model, args)
 
 
-def requested_attention(args: "TuningArguments") -> str | None:
+def requested_attention(args: TuningArguments) -> str | None:
     """Return --attn_implementation, or FlashAttention 2 on a GPU in half precision if it is installed; else None.
 
     Raises ValueError on FlashAttention without half precision.
     """
-    from transformers.utils import is_flash_attn_2_available
-
     half = args.bf16 or args.fp16
     if "flash" in args.attn_implementation and not half:
         raise ValueError(f"--attn_implementation {args.attn_implementation} needs --bf16 or --fp16")
@@ -68,28 +72,11 @@ def requested_attention(args: "TuningArguments") -> str | None:
     return args.attn_implementation or ("flash_attention_2" if flash else None)
 
 
-def quantisation_options(args: "TuningArguments", compute: Any) -> dict[str, Any]:
-    """Return from_pretrained's options for a base in 8 bits or 4 (NF4, double quantisation) on the rank's device."""
-    if not args.load_in:
-        return {}
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_8bit=args.load_in == "8bit", load_in_4bit=args.load_in == "4bit", bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
-    )  # fmt: skip
-    return {"quantization_config": config, "device_map": {"": args.device}}
-
-
-def add_adapter(model: Any, args: "TuningArguments") -> Any:
+def add_adapter(model: Any, args: TuningArguments) -> Any:
     """Return the model with a new LoRA adapter whose weights are float32, except under DeepSpeed.
 
     Raises ValueError if --lora_target_modules or --lora_modules_to_save names no module of the model.
     """
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
     names = args.lora_target_modules
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, kinds)}
@@ -101,17 +88,11 @@ def add_adapter(model: Any, args: "TuningArguments") -> Any:
             )
     init_lora_weights: Any = True if args.lora_init == "default" else args.lora_init
     config = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules="all-linear" if "all-linear" in names else names,
-        modules_to_save=args.lora_modules_to_save or None,
-        use_rslora=args.use_rslora,
-        use_dora=args.use_dora,
-        bias=args.lora_bias,
-        init_lora_weights=init_lora_weights,
-        task_type="CAUSAL_LM",
-    )
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias=args.lora_bias,
+        target_modules="all-linear" if "all-linear" in names else names, use_rslora=args.use_rslora,
+        modules_to_save=args.lora_modules_to_save or None, use_dora=args.use_dora,
+        init_lora_weights=init_lora_weights, task_type="CAUSAL_LM",
+    )  # fmt: skip
     tuned = get_peft_model(model, config)
     if not args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for weight in tuned.parameters():
@@ -135,13 +116,11 @@ def keep_training_layout(model: Any) -> None:
 
 def check_adapter_file(file: Path) -> None:
     """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B is before the first step."""
-    from safetensors.torch import load_file
-
     for name, weight in sorted(load_file(file).items()):
-        if not weight.isfinite().all() or not weight.any():
+        state = "not finite" if not weight.isfinite().all() else "" if weight.any() else "zero"
+        if state:
             raise ValueError(
-                f"{name} in {file} is {'zero' if weight.isfinite().all() else 'not finite'} after training; "
-                "train for more steps, or change --learning_rate"
+                f"{name} in {file} is {state} after training; train for more steps, or change --learning_rate"
             )
 
 
@@ -151,10 +130,6 @@ def save_pissa_start(model: Any, output: Path, resumed: bool) -> None:
     PiSSA subtracts the initial adapter from the base, so the trained tensors alone do not fit the published base.
     resumed: raise ValueError unless the tensors equal those that the first run saved.
     """
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
     start = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items()}
     file = output / PISSA_START
     if not resumed:
@@ -170,9 +145,6 @@ def convert_pissa_to_lora(folder: Path, start: Path) -> None:
     It then fits the original base. alpha is changed with the rank, so that the scaling stays the same.
     start: the file of save_pissa_start. Source: Meng et al. 2024, appendix C.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
     file = folder / "adapter_model.safetensors"
     weights, initial = load_file(file), load_file(start)
     for name, weight in weights.items():

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType, send_to_device
 from example_packing.example_batches import IGNORED, BatchLayout, StepDataset, rank_share
-from example_packing.example_order import EpochOrder
 from packed_attention import segment_attention
 from packed_attention.isolation_check import keeps_segments_apart, shares_prefixes
 from packed_attention.segment_attention import attention_arguments, attention_of
@@ -36,7 +35,7 @@ class InstructionTrainer(SourceTrainer):
 
     Args:
         data: examples, their order, and the held-out examples.
-        layout: how examples become micro batches; changed to single examples if the attention mixes packed ones.
+        layout: how examples become micro batches; set to one example per sequence if attention mixes packed ones.
         identity: settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
@@ -46,13 +45,8 @@ class InstructionTrainer(SourceTrainer):
 
     def __init__(self, data: TuningData, layout: BatchLayout, identity: dict[str, Any], **more: Any) -> None:
         self.data, self.layout, self.identity = data, layout, identity
-        super().__init__(
-            sources=data.examples.names, batch=data.order.batch_size,
-            train_dataset=StepDataset(data.examples, data.order, layout, 0, 1), **more,
-        )  # fmt: skip
+        super().__init__(sources=data.examples.names, batch=data.order.batch_size, **more)
         self.args.include_num_input_tokens_seen = "no"  # progress_entry logs it; Trainer cannot count it
-
-    # --- steps --------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
@@ -112,8 +106,6 @@ class InstructionTrainer(SourceTrainer):
         """Return Trainer's estimate of floating-point operations for the tokens of the step."""
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
-    # --- before the first step ----------------------------------------------------------------------------------------
-
     def before_training(self) -> None:
         """Compute examples one by one if the attention of this model mixes packed examples.
 
@@ -125,9 +117,9 @@ class InstructionTrainer(SourceTrainer):
         if self.layout.packed:
             attention = attention_of(self.base_model)
             with self.compute_loss_context_manager():
-                trial = (self.model_wrapped, attention, self.args.device)
-                self.layout.packed = keeps_segments_apart(*trial)
-                self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*trial)
+                checked = (self.model_wrapped, attention, self.args.device)
+                self.layout.packed = keeps_segments_apart(*checked)
+                self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*checked)
             if not self.layout.packed and attention == segment_attention.NAME:
                 self.base_model.set_attn_implementation("sdpa")
 
@@ -141,8 +133,6 @@ class InstructionTrainer(SourceTrainer):
                 loraplus_weight_decay=self.args.weight_decay, **settings,
             )  # fmt: skip
         return super().create_optimizer(model)
-
-    # --- log, evaluation, checkpoints ---------------------------------------------------------------------------------
 
     def epochs(self) -> float:
         return self.state.global_step / self.data.order.steps
@@ -180,42 +170,33 @@ def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
 
     The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.
     """
-    names = ("batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy")
-    adapter = ("lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init")
-    taken = names if args.method == "full" else (*names, *adapter, "use_rslora", "use_dora")
+    names = ["batch_size", "seed", "data_seed", "mix", "val_set_size", "method", "load_in", "train_sampling_strategy"]
+    if args.method != "full":
+        names += ["lora_r", "lora_alpha", "lora_target_modules", "lora_modules_to_save", "lora_bias", "lora_init"]
+        names += ["use_rslora", "use_dora"]
     keys = [part.file.stem for part in data.examples.parts]
-    return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | {
-        f"--{name}": getattr(args, name) for name in taken
-    }
-
-
-def set_steps(args: TuningArguments, order: EpochOrder) -> None:
-    """Convert --num_epochs, and the value "epoch" of a strategy, to steps."""
-    if args.max_steps <= 0:
-        args.max_steps = math.ceil(args.num_train_epochs * order.steps)
-    for event in ("logging", "eval", "save"):
-        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
-            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
-            setattr(args, f"{event}_steps", order.steps)
-
-
-def has_dropout(model: Any, args: TuningArguments) -> bool:
-    """Return whether training uses dropout, which examples with a shared prefix would share."""
-    config = model.config.get_text_config().to_dict()
-    rates = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
-    return any(rates) or (args.method != "full" and args.lora_dropout > 0)
+    options = {f"--{name}": getattr(args, name) for name in names}
+    return {"--data_path (with tokenizer, template and --cutoff_len)": keys} | options
 
 
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run."""
-    set_steps(args, data.order)
+    """Return the trainer of a run; sets --max_steps, and converts strategies with the value "epoch" to steps."""
+    if args.max_steps <= 0:
+        args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)
+    for event in ("logging", "eval", "save"):
+        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
+            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{event}_steps", data.order.steps)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
+    config = model.config.get_text_config().to_dict()
+    dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
+    dropouts += [args.lora_dropout] if args.method != "full" else []  # examples would share that of their prefix
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        share_prefixes=args.share_prefixes and not has_dropout(model, args),
+        share_prefixes=args.share_prefixes and not any(dropouts),
         pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
         multiple=1 if args.device.type == "cpu" else 8,
     )

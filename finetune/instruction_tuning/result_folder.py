@@ -2,16 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instruction_data.data_sources import Source
 from training_loop.run_folders import copy_if_there, run_record
 from training_loop.training_log import draw_curves
 
 from instruction_tuning.adapters import PISSA_START, check_adapter_file, convert_pissa_to_lora
-
-if TYPE_CHECKING:
-    from instruction_tuning.tuning_arguments import TuningArguments
+from instruction_tuning.tuning_arguments import TuningArguments
 
 
 def sha256(path: str) -> str:
@@ -30,7 +28,7 @@ def add_stop_ids(model: Any, ids: list[int]) -> bool:
 
 
 def complete_result(
-    trainer: Any, args: "TuningArguments", sources: list[Source], new_stop_ids: bool, folder: Path
+    trainer: Any, args: TuningArguments, sources: list[Source], new_stop_ids: bool, folder: Path
 ) -> None:
     """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png.
 

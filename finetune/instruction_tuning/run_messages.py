@@ -2,46 +2,35 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from instruction_data.tokenized_examples import CachedExamples
 
+from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
-
-if TYPE_CHECKING:
-    from instruction_tuning.tuning_arguments import TuningArguments
 
 SHOWN = 400  # characters of each part of a decoded example
 RULE = "─" * 40
 
 
-def preview(args: "TuningArguments", tokenizer: Any, data: TuningData) -> str:
+def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
     """Return the lines to print before training: counts, proportions, and three decoded examples."""
     examples, order = data.examples, data.order
-    trained = len(order.per_epoch)
-    lines = data_summary(examples.parts[:trained], len(data.held_out), examples.parts[trained:])
-    counts = zip(examples.names, order.per_epoch, strict=False)
+    sources = len(order.per_epoch)  # followed by the parts of --eval_data_path
+    training, held_out = examples.parts[:sources], examples.parts[sources:]
+    lines = [counts([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
+    lines.append(counts(training) + (f"; {len(data.held_out)} examples held out" if data.held_out else ""))
     if args.mix:
-        lines.append("an epoch: " + ", ".join(f"{count} examples of {name}" for name, count in counts))
+        sizes = zip(examples.names, order.per_epoch, strict=False)
+        lines.append("an epoch: " + ", ".join(f"{size} examples of {name}" for name, size in sizes))
     for index in order.epoch(0)[:3] if args.show_rows else ():
         lines += [RULE, decoded_example(tokenizer, *examples[int(index)])]
     return "\n".join([*lines, RULE])
 
 
-def data_summary(
-    parts: Sequence[CachedExamples], held_out: int = 0, held_out_parts: Sequence[CachedExamples] = ()
-) -> list[str]:
-    """Return lines with the counts of examples and tokens, by source if there are several.
-
-    held_out: the number of held-out examples. held_out_parts: the examples of --eval_data_path.
-    """
-    several = parts if len(parts) > 1 else []
-    lines = [_counts([part], f"{part.name}: ") for part in [*several, *held_out_parts]]
-    return [*lines, _counts(parts) + (f"; {held_out} examples held out" if held_out else "")]
-
-
-def _counts(parts: Sequence[CachedExamples], name: str = "") -> str:
+def counts(parts: Sequence[CachedExamples], name: str = "") -> str:
+    """Return lines that begin with `name` and have the counts of examples and tokens."""
     dropped = sum((part.dropped for part in parts), Counter[str]())
     reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common())
     lengths, supervised = np.concatenate([(part.lengths, part.supervised) for part in parts], axis=1)
@@ -68,7 +57,7 @@ def decoded_example(tokenizer: Any, ids: np.ndarray, spans: np.ndarray) -> str:
     return "".join(pieces)
 
 
-def run_summary(args: "TuningArguments", trainer: Any) -> str:
+def run_summary(args: TuningArguments, trainer: Any) -> str:
     """Return one line with the numbers of weights, steps, examples and ranks."""
     sizes = [
         (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in trainer.model.parameters()
@@ -82,7 +71,7 @@ def run_summary(args: "TuningArguments", trainer: Any) -> str:
     )
 
 
-def next_commands(args: "TuningArguments") -> str:
+def next_commands(args: TuningArguments) -> str:
     """Return the commands to try and to serve the result."""
     output = (args.output_dir or "").rstrip("/")
     if args.method == "full":

@@ -1,6 +1,5 @@
 """Parse and check the options of finetune.py: TuningOptions and all options of Trainer."""
 
-from command_line import trainer_options
 from command_line.option_values import value_of
 
 import importlib.util
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
+from training_loop import trainer_options
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -25,7 +25,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
         "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
     },
     renamed={"wandb_run_name": "run_name"},
-    switches={"adafactor": ("optim", "adafactor", "")},
+    flags={"adafactor": ("optim", "adafactor")},
 )
 
 
@@ -71,8 +71,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if self.fp16:
                 raise ValueError("--fp16 needs a GPU; remove it on a CPU (float32), or use --bf16")
             self.dataloader_pin_memory = False
-        if self.n_gpu > 1:
-            self._n_gpu = 1  # otherwise Trainer would multiply the batch by the GPUs; ranks come from a launcher
 
     def _check_method(self) -> None:
         if self.method == "qlora":

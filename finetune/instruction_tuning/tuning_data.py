@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from chat_prompts.prompt_encoding import PromptEncoder
@@ -12,8 +11,7 @@ from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import CachedExamples, EncodingSettings, open_examples
 from json_rows.instruction_rows import InstructionRow, iterate_instructions
 
-if TYPE_CHECKING:
-    from instruction_tuning.tuning_arguments import TuningArguments
+from instruction_tuning.tuning_arguments import TuningArguments
 
 
 @dataclass
@@ -25,7 +23,7 @@ class TuningData:
     held_out: list[int] = field(default_factory=list)
 
 
-def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
+def encode_sources(args: TuningArguments, encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
     """Return the examples of all sources; one rank of each machine encodes the missing ones, the others wait.
 
     Raises ValueError if no row of a source can be used.
@@ -41,7 +39,7 @@ def encode_sources(args: "TuningArguments", encoder: PromptEncoder, sources: lis
     return parts
 
 
-def split_and_order(args: "TuningArguments", parts: list[CachedExamples], extra: list[CachedExamples]) -> TuningData:
+def split_and_order(args: TuningArguments, parts: list[CachedExamples], extra: list[CachedExamples]) -> TuningData:
     """Return the data of a run; held out are all examples of `extra` or, if it is empty, a part of `parts`."""
     examples = ExampleSources([*parts, *extra])
     count = int(examples.offsets[len(parts)])
@@ -58,10 +56,10 @@ def split_and_order(args: "TuningArguments", parts: list[CachedExamples], extra:
 
 def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRow]:
     """Return the row of each held-out example; the rows are read again from their files."""
-    found = []
+    rows = []
     held_out = np.array(data.held_out)
-    for number, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
-        members = held_out[data.examples.sources[held_out] == number] - data.examples.offsets[number]
-        rows = set(part.row_numbers[members].tolist())
-        found += [row for place, row in enumerate(iterate_instructions(source.path)) if place in rows]
-    return found
+    for source_index, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
+        members = held_out[data.examples.sources[held_out] == source_index] - data.examples.offsets[source_index]
+        numbers = set(part.row_numbers[members].tolist())
+        rows += [row for number, row in enumerate(iterate_instructions(source.path)) if number in numbers]
+    return rows

@@ -1,9 +1,9 @@
 """The options of finetune.py besides Trainer's, and Trainer's options with another default or name."""
 
-from command_line.trainer_options import option
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from training_loop.trainer_options import option
 
 
 @dataclass
@@ -11,9 +11,8 @@ class TuningOptions:
     """Options of instruction tuning; every other option of Trainer keeps its meaning and default."""
 
     base_model: str = option("", "folder of the checkpoint to tune")
-    data_path: list[str] = field(
-        default_factory=list,
-        metadata={"help": "JSON, JSONL or parquet files of instruction rows, or folders; name=path names a source"},
+    data_path: list[str] = option(
+        [], "JSON, JSONL or parquet files of instruction rows, or folders; name=path names a source"
     )
     output_dir: str | None = option(None, "folder to write: the adapter or the tuned checkpoint, and checkpoint-*")
     mix: str = option("", "proportions of the sources in an epoch: zh=2,en=1; default: each example once")
@@ -35,21 +34,16 @@ class TuningOptions:
     share_prefixes: bool = option(True, "compute common first tokens of packed examples once (not with FlashAttention)")
     attn_implementation: str = option("", "attention of transformers; default: FlashAttention if installed, else sdpa")
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
-    eval_generate: bool = option(False, "answer the held-out examples at each evaluation, and score the answers")
-    eval_max_new_tokens: int = option(256, "maximum tokens of these answers")
+    eval_generate: bool = option(False, "generate answers to the held-out examples at each evaluation, and score them")
+    eval_max_new_tokens: int = option(256, "maximum tokens of a generated answer")
     show_rows: bool = option(True, "print three examples as the model reads them, before training")
     lora_r: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "the adapter's output is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout before the adapter; above 0, prefixes are not shared")
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={
-            "help": "all-linear, or names of modules: q_proj v_proj, q_proj,v_proj and [q_proj,v_proj] are the same"
-        },
+    lora_target_modules: list[str] = option(
+        ["all-linear"], "all-linear, or names of modules: q_proj v_proj, q_proj,v_proj and [q_proj,v_proj] are the same"
     )
-    lora_modules_to_save: list[str] = field(
-        default_factory=list, metadata={"help": "modules trained in full beside the adapter: embed_tokens,lm_head"}
-    )
+    lora_modules_to_save: list[str] = option([], "modules trained in full beside the adapter: embed_tokens,lm_head")
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "biases to train")
     lora_init: str = option("default", "initial values of the adapter: default, gaussian, pissa, pissa_niter_16, …")
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) (rank-stabilised)")
@@ -66,13 +60,10 @@ class TuningOptions:
     logging_first_step: bool = option(True, "log the first step too")
     save_steps: float = option(200, "save a checkpoint to resume from every so many steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
-    train_sampling_strategy: str = field(
-        default="random",
-        metadata={
-            "help": "order of the examples: a new random one for each epoch, or that of the files",
-            "choices": ["random", "sequential"],
-        },
-    )
+    train_sampling_strategy: str = option(
+        "random", "order of the examples: a new random order for each epoch, or the order of the files",
+        choices=["random", "sequential"],
+    )  # fmt: skip
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
         "tensorboard", "where the log is also written: tensorboard, wandb, none"
     )

@@ -13,7 +13,7 @@ and options, the following members are used (a test asserts that each exists, ha
 | `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
 | `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
 | `PreTrainedConfig._attn_implementation` | segment_attention.py: no public attribute names the attention in use |
-| `TrainingArguments._n_gpu` | instruction tuning: one process uses one GPU; otherwise Trainer multiplies the batch |
+| `TrainingArguments._n_gpu` | a process uses one GPU; otherwise Trainer would multiply the batch by the GPUs |
 | `ds_tensor`, `ds_numel`, `skipped_steps` | DeepSpeed: partition of a rank, size of a parameter, skipped fp16 steps |
 """
 
@@ -84,8 +84,10 @@ class SourceTrainer(Trainer):
         max_bad_steps: int = 1,
         **more: Any,
     ) -> None:
-        config = more["model"].config
+        config, args = more["model"].config, more["args"]
         use_cache = config.use_cache
+        if args.n_gpu > 1:
+            args._n_gpu = 1
         super().__init__(**more)
         config.use_cache = use_cache  # Trainer sets it to False, which save_pretrained would write
         self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the step
@@ -93,16 +95,14 @@ class SourceTrainer(Trainer):
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
-        self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)  # a loss of this step was non-finite
-        self._bad_in_a_row = 0
+        self._nonfinite_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)  # in this step
+        self._bad_steps = 0  # consecutive
         self._logged_at, self._logged_step = time.perf_counter(), first_step
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar)
         self.add_callback(StepControl(self))
         self.add_callback(CheckpointCompletion(self.run_state))
-
-    # --- for subclasses -----------------------------------------------------------------------------------------------
 
     def run_state(self) -> RunState:
         """Return the run state to store in a checkpoint at this step; all ranks call it."""
@@ -113,7 +113,7 @@ class SourceTrainer(Trainer):
         raise NotImplementedError
 
     def progress_entry(self, losses: MeanLosses, seconds: float) -> dict[str, float]:
-        """Return further values for a log entry. seconds: duration of the steps since the last entry."""
+        """Return more values for a log entry. seconds: duration of the steps since the last entry."""
         raise NotImplementedError
 
     def measure_held_out(self, meter: LossMeter) -> None:
@@ -121,13 +121,11 @@ class SourceTrainer(Trainer):
         raise NotImplementedError
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
-        """Return further metrics of an evaluation; names have no prefix."""
+        """Return more metrics of an evaluation; names have no prefix."""
         return {}
 
     def before_training(self) -> None:
         """Hook called before the first step, after model and optimizer are prepared."""
-
-    # --- Trainer's public methods -------------------------------------------------------------------------------------
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
         """Return Trainer's step counts for one epoch of all steps, since the loader of a resumed run is shorter."""
@@ -136,7 +134,7 @@ class SourceTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._bad |= ~loss.isfinite()
+        self._nonfinite_loss |= ~loss.isfinite()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -176,35 +174,35 @@ class SourceTrainer(Trainer):
         self._logged_at += time.perf_counter() - begun  # evaluation does not count as training time
         return metrics
 
-    # --- after each step ----------------------------------------------------------------------------------------------
-
     def check_step(self, control: Any) -> None:
         """Stop all ranks if one received SIGTERM; skip saving on all ranks if one has a non-finite loss or weight.
 
         Weights are checked only before they are saved, since they become non-finite one step before the loss. Raises
         ValueError after `max_bad_steps` consecutive non-finite steps.
         """
-        flags = torch.stack([torch.tensor(self.stop_requested, device=self._bad.device), self._bad]).int()
+        flags = torch.stack([torch.tensor(self.stop_requested, device=self.args.device), self._nonfinite_loss]).int()
         stop, bad = (count > 0 for count in sum_over_ranks(flags).tolist())
-        bad = bad or ((stop or control.should_save) and self.has_bad_weights())
-        self._bad.zero_()
-        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        bad = bad or ((stop or control.should_save) and self.has_nonfinite_weights())
+        self._nonfinite_loss.zero_()
+        self._bad_steps = self._bad_steps + 1 if bad else 0
         if bad:
             control.should_save = False  # the newest checkpoint must be finite
-            if self._bad_in_a_row >= self.max_bad_steps:
-                raise ValueError(
-                    f"the loss or a weight was not finite for {self._bad_in_a_row} steps up to step "
-                    f"{self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from the "
-                    "last checkpoint: --resume_from_checkpoint True"
-                )
+            if self._bad_steps >= self.max_bad_steps:
+                raise self._nonfinite_error(f"the loss or a weight was not finite for {self._bad_steps} steps up to")
         elif stop:
             self.stopped = control.should_training_stop = control.should_save = True
 
-    def has_bad_weights(self) -> bool:
+    def has_nonfinite_weights(self) -> bool:
         """Return whether a trained weight is non-finite on any rank; all ranks call it (ZeRO-3: each for its part)."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
         finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
-        return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self._bad.device)) > 0)
+        return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self.args.device)) > 0)
+
+    def _nonfinite_error(self, fact: str) -> ValueError:
+        return ValueError(
+            f"{fact} step {self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from "
+            "the last checkpoint: --resume_from_checkpoint True"
+        )
 
     def train_until_stopped(self, checkpoint: Path | None) -> Any:
         """Train, from a checkpoint if given, and return Trainer's result.
@@ -217,11 +215,8 @@ class SourceTrainer(Trainer):
             result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             signal.signal(signal.SIGTERM, before)
-        if self.has_bad_weights():
-            raise ValueError(
-                f"weights are not finite after step {self.state.global_step}; lower --learning_rate and resume from "
-                "the last checkpoint: --resume_from_checkpoint True"
-            )
+        if self.has_nonfinite_weights():
+            raise self._nonfinite_error("weights are not finite after")
         if self.stopped and self.args.should_save:
             print(f"stopped by SIGTERM after step {result.global_step}, with a checkpoint; {RESUME}", file=sys.stderr)
         return result

@@ -44,7 +44,7 @@ def read_rows(
     """
     for number, row in enumerate(checked_rows(path, answers=False, blank_lines=True), 1):
         if number > skip:
-            error = f"{row.place} {row.error}" if row.error else ""
+            error = f"{row.location} {row.error}" if row.error else ""
             request = None if row.content is None else request_of(row.content, model, parameters or {})
             yield BatchRow(number, row.content, error, request)
 

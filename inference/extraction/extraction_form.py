@@ -45,13 +45,13 @@ class AnswerForm(NamedTuple):
 
     def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:
         """Return answer key -> types with this key; relations that differ only in their two types may share a key."""
-        found: dict[str, list[SchemaType]] = {}
+        types_of_key: dict[str, list[SchemaType]] = {}
         for type_ in types:
             values = {"<subject_type>": type_.subject_type, "<object_type>": type_.object_type}
             parts = re.split(f"({PLACEHOLDER.pattern})", self.key)  # text and placeholders alternate
             parts[1::2] = [values.get(placeholder) or type_.name for placeholder in parts[1::2]]
-            found.setdefault("".join(parts), []).append(type_)
-        return found
+            types_of_key.setdefault("".join(parts), []).append(type_)
+        return types_of_key
 
 
 class ExtractionPrompt(NamedTuple):

@@ -19,7 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.json_stream import DAMAGED, HALF_PAIR, json_fault, unpacked
+from json_rows.json_stream import DAMAGED, LONE_SURROGATE, syntax_error, unpacked
 
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # lower bound of text size / file size, for the check of free space
@@ -236,7 +236,7 @@ def _parsed(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         row = [] if line.lstrip().startswith("[") else None  # [: the start of a list over several lines
         if row is None:
-            raise ValueError(json_fault(error)) from None
+            raise ValueError(syntax_error(error)) from None
     except ValueError as error:  # a number with too many digits
         raise ValueError(f"has {error}; correct it") from None
     if isinstance(row, list):
@@ -261,5 +261,5 @@ def _joined(row: dict[str, Any], source: TextSource) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(HALF_PAIR) from None
+        raise ValueError(LONE_SURROGATE) from None
     return text

@@ -1,13 +1,12 @@
 """The command line of train.py: its own options and all options of Trainer; published option names are translated."""
 
-from command_line import trainer_options
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rank_group.ranks import join_ranks
+from training_loop import trainer_options
 from transformers import TrainingArguments
 
 from pretraining.pretraining_options import PretrainingOptions

@@ -1,8 +1,8 @@
 """The options that pretrain/train.py adds to Trainer's, and the options of Trainer whose defaults it changes."""
 
-from command_line.trainer_options import option
-
 from dataclasses import dataclass
+
+from training_loop.trainer_options import option
 
 
 @dataclass

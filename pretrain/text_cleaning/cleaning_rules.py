@@ -22,7 +22,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
-from text_language.language_detection import CHINESE_CHARACTERS, LANGUAGE_ALIASES
+from text_language.language_detection import CJK_CHARACTERS, LANGUAGE_ALIASES
 
 # Least share of Chinese characters at which the Chinese rules apply. It is lower than language_detection's share: with
 # a tenth of Chinese characters, a text fails the English limit of word length (9 of 1,416 real documents were between
@@ -101,7 +101,7 @@ HARM = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's: similar from about 0.72
 SHINGLES = 1024  # shingles hashed at a time; their 112 hashes each fit in the CPU's cache
 
-_ZH = CHINESE_CHARACTERS
+_ZH = CJK_CHARACTERS
 _WORD = re.compile(rf"[{_ZH}]|https?://[!-~]+|[^\W{_ZH}]+(?:['’][^\W{_ZH}]+)*|[^\w\s]+")
 
 

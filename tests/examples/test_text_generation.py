@@ -48,9 +48,6 @@ def rendered(tokenizer: Any, instruction: str, input: str) -> str:
     return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("instruction", "input"), ORDINARY)
 def test_prompt_of_ordinary_text_has_the_ids_of_the_chat_template(
     instructed: Checkpoint, instruction: str, input: str
@@ -94,9 +91,6 @@ def test_control_tokens_of_the_template_are_control_tokens(tiny_checkpoint: Path
 def test_prompt_of_whole_context_is_refused(base: Checkpoint) -> None:
     with pytest.raises(ValueError, match="the prompt has 512 tokens, the model reads 1 to 511"):
         text_generation.generate(base, [1] * 512, Decoding())
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

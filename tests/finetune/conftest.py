@@ -12,20 +12,20 @@ def rows() -> list[dict[str, str]]:
     """Sixty rows of different lengths; every third is about entities."""
     draw = random.Random(3)
     syllables = [a + b for a in "bdfklmnrstv" for b in "aeiou"]
-    made = []
+    rows: list[dict[str, str]] = []
     for number in range(60):
         person, place = ("".join(draw.choices(syllables, k=draw.randint(2, 5))).title() for _ in range(2))
         answer: dict[str, object] = {"born in": [{"subject": person, "object": place}]}
         if number % 3 == 0:
             answer = {"person": [person], "place": [place]}
-        made.append(
+        rows.append(
             {
                 "instruction": "Extract the entities." if number % 3 == 0 else "Extract the relations.",
                 "input": f"{person} was born in {place}." * draw.randint(1, 3) if number % 5 else "",
                 "output": json.dumps(answer),
             }
         )
-    return made
+    return rows
 
 
 @pytest.fixture(scope="session")

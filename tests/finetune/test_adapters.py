@@ -43,17 +43,17 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(
     """The adapter is loaded on the unchanged base; a PiSSA adapter is saved as plain LoRA."""
     from instruction_tuning import instruction_trainer
 
-    made: list[Any] = []
-    make = instruction_trainer.make_trainer
+    trainers: list[Any] = []
+    make_trainer = instruction_trainer.make_trainer
 
-    def noted(*given: Any, **more: Any) -> Any:
-        made.append(make(*given, **more))
-        return made[-1]
+    def recorded(*given: Any, **more: Any) -> Any:
+        trainers.append(make_trainer(*given, **more))
+        return trainers[-1]
 
-    monkeypatch.setattr(instruction_trainer, "make_trainer", noted)
+    monkeypatch.setattr(instruction_trainer, "make_trainer", recorded)
     output = tmp_path / "out"
     finetune.main(command(tiny_checkpoint, rows_file, output, *STEPS, *VARIANTS[name]))
-    trained = made[0].model.eval()
+    trained = trainers[0].model.eval()
     weights = load_file(output / "adapter_model.safetensors")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
     assert all(weight.dtype == torch.float32 for weight in trained.parameters() if weight.requires_grad)

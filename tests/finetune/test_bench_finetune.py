@@ -11,7 +11,7 @@ import torch
 from conftest import RunScript
 
 SETTINGS = {"batch": 8, "micro": 4, "steps": 1, "warm_up": 1, "cutoff": 512, "pack_length": 512}
-MEASURED = {"examples", "supervised_tokens", "tokens", "slots", "padded_slots", "cpu_s", "losses"}
+MEASURED = {"examples", "supervised_tokens", "tokens", "positions", "cpu_s", "losses"}
 TRL_PYTHON = bench_finetune.REPOSITORY / "benchmarks/.trl_venv/bin/python"
 
 
@@ -25,13 +25,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_measurements(measured: dict[str, Any]) -> None:
     assert measured.keys() == MEASURED
-    assert (
-        measured["slots"] - measured["padded_slots"]
-        == measured["tokens"]
-        > measured["supervised_tokens"]
-        > measured["examples"]
-        > 0
-    )
+    counts = [measured[name] for name in ("positions", "tokens", "supervised_tokens", "examples")]
+    assert counts == sorted(counts, reverse=True)
+    assert measured["tokens"] > measured["supervised_tokens"] > measured["examples"] > 0
     assert measured["cpu_s"] > 0
     assert len(measured["losses"]) == 2
 
@@ -39,19 +35,20 @@ def check_measurements(measured: dict[str, Any]) -> None:
 @pytest.mark.integration
 def test_contenders_are_measured_and_compared(scratch: Path) -> None:
     settings = json.loads((scratch / "settings.json").read_text())
-    found = {name: finetune_contenders.ROLES[name](scratch, settings) for name in ("published", "ours")}
-    for measured in found.values():
+    results = {name: finetune_contenders.TRAINERS[name](scratch, settings) for name in ("published", "ours")}
+    for measured in results.values():
         check_measurements(measured)
         assert measured["examples"] == 8
-    assert found["published"]["slots"] % (4 * 8) == 0
-    found["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, least=1)
-    result = bench_finetune.summary([found], ["published", "ours"])
+    assert results["published"]["positions"] % (4 * 8) == 0
+    assert results["ours"]["positions"] == results["ours"]["tokens"]
+    results["tokenising"] = finetune_contenders.run_tokenising(scratch, settings, min_rows=1)
+    result = bench_finetune.summary([results], ["published", "ours"])
     assert result.keys() == {"examples_per_cpu_s", "supervised_tokens_per_cpu_s", "padding", "ours_over", "tokenising"}
     ratio = (
-        found["ours"]["examples"]
-        / found["ours"]["cpu_s"]
-        * found["published"]["cpu_s"]
-        / found["published"]["examples"]
+        results["ours"]["examples"]
+        / results["ours"]["cpu_s"]
+        * results["published"]["cpu_s"]
+        / results["published"]["examples"]
     )
     assert result["ours_over"]["published"]["examples"] == [pytest.approx(ratio, abs=1e-3)] * 3
     assert result["tokenising"].keys() == {"published", "ours", "ratio"}
@@ -70,13 +67,13 @@ def test_batch_counts_counts_packed_examples() -> None:
         "examples": 2,
         "supervised_tokens": 3,
         "tokens": 7,
-        "slots": 7,
+        "positions": 7,
     }  # the third example has no label
 
 
 @pytest.mark.skipif(not TRL_PYTHON.is_file(), reason="TRL's environment is missing")
 def test_trl_in_its_own_environment(scratch: Path) -> None:
-    check_measurements(bench_finetune.in_a_process("trl", scratch, str(TRL_PYTHON)))
+    check_measurements(bench_finetune.run_contender("trl", scratch, str(TRL_PYTHON)))
 
 
 def test_invalid_option_is_an_error_of_one_line(run_script: RunScript) -> None:

@@ -65,9 +65,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- published and demo annotations -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_answers_hold_all_published_annotations(tmp_path: Path, shared_data: Path, split: str) -> None:
     source = shared_data / "crossner" / "ai"
@@ -118,9 +115,6 @@ def test_demos_ask_a_tuned_model_with_the_wording_of_its_examples(tmp_path: Path
     for row, language in zip(rows, ("en", "zh"), strict=True):
         instruction = extraction_prompts.extraction_instruction(task, kinds[language], language_of(row["input"]), kept)
         assert instruction == row["instruction"]
-
-
-# --- examples ---------------------------------------------------------------------------------------------------------
 
 
 def test_answer_lists_every_type_in_the_requested_order(tmp_path: Path) -> None:
@@ -180,9 +174,6 @@ def test_kept_and_dropped_items_are_counted(tmp_path: Path, capsys: pytest.Captu
     ]
 
 
-# --- extraction.json --------------------------------------------------------------------------------------------------
-
-
 def test_tasks_and_languages_are_added_to_the_extraction_file(tmp_path: Path) -> None:
     write_json(
         tmp_path / "extraction.json", {"note": "mine", "tasks": {"ee": {"en": {"instruction": "Find {schema}."}}}}
@@ -240,8 +231,6 @@ def test_failed_write_leaves_neither_file(tmp_path: Path, monkeypatch: pytest.Mo
         ie_build.main(str(source), str(tmp_path / "rows.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
-
-# --- bad input --------------------------------------------------------------------------------------------------------
 
 NER = '{"sentence": "Ann came.", "entity_list": [{"name": "Ann", "type": "person"}]}\n'
 
@@ -316,7 +305,7 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
         ({"annotations": "gone.json"}, "gone.json does not exist; give a .json"),
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
-        ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; make it"),
+        ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; create the folder"),
         ({"output": "in.jsonl"}, "in.jsonl is a folder, extraction.json or an input file"),
         ({"output": "extraction.json"}, "give --output another name"),
     ],

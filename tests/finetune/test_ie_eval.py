@@ -62,7 +62,7 @@ def test_shape_of_the_correct_answer_decides_the_task() -> None:
 
 
 def test_correct_answer_that_does_not_parse_is_an_error() -> None:
-    with pytest.raises(ValueError, match="right answer of example 2"):
+    with pytest.raises(ValueError, match="correct answer of example 2"):
         score_answers([("{}", "{}"), ("{}", "Ann")])
 
 

@@ -79,17 +79,17 @@ def test_step_with_shared_prefixes_holds_every_example_in_fewer_tokens(
     more = ("--batch_size", 32, "--micro_batch_size", 4, "--cutoff_len", cutoff)
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
     assert trainer.layout.share_prefixes
-    examples, found = trainer.data.examples, []
-    step = trainer.train_dataset[0]
+    examples, restored = trainer.data.examples, []
+    step = next(iter(trainer.get_train_dataloader()))
     for micro in step["micro_batches"]:
         parts = np.split(micro["input_ids"][0].numpy(), np.cumsum([s.length for s in micro["segments"]])[:-1])
         parents = {segment.parent for segment in micro["segments"]}
         for number, segment in enumerate(micro["segments"]):
             if number not in parents:
                 before = [] if segment.parent is None else parts[segment.parent].tolist()
-                found.append([*before, *parts[number].tolist()])
-    wanted = [examples[index][0].tolist() for index in trainer.data.order.step(0).tolist()]
-    assert sorted(found) == sorted(wanted)
+                restored.append([*before, *parts[number].tolist()])
+    expected = [examples[index][0].tolist() for index in trainer.data.order.step(0).tolist()]
+    assert sorted(restored) == sorted(expected)
     laid_out = sum(micro["input_ids"].numel() for micro in step["micro_batches"])
     assert laid_out < 0.8 * step["tokens"]
     assert step["supervised"] == sum(micro["targets"].numel() for micro in step["micro_batches"])

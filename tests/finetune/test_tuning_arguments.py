@@ -1,12 +1,11 @@
 """tuning_arguments.py: the global batch, published spellings, and invalid options."""
 
-from command_line.trainer_options import translate
-
 from pathlib import Path
 
 import pytest
 from instruction_tuning.tuning_arguments import PUBLISHED, TuningArguments, accumulation, parse
 from resumable_checkpoints.complete_checkpoints import resume_point
+from training_loop.trainer_options import translate
 
 NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
 
@@ -77,11 +76,11 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
     trainers = options(
         "--gradient_accumulation_steps", "8", "--per_device_train_batch_size", "8", "--num_train_epochs", "2"
     )
-    for made in (published, trainers):
-        assert (made.batch_size, made.per_device_train_batch_size, made.accumulation) == (64, 8, 8)
-        assert made.num_train_epochs == 2
-        assert resume_point(made.resume_from_checkpoint, Path("o")) is None
-        assert made.lr_scheduler_type == "linear"
+    for args in (published, trainers):
+        assert (args.batch_size, args.per_device_train_batch_size, args.accumulation) == (64, 8, 8)
+        assert args.num_train_epochs == 2
+        assert resume_point(args.resume_from_checkpoint, Path("o")) is None
+        assert args.lr_scheduler_type == "linear"
     assert published.lora_target_modules == ["q_proj", "k_proj"]
     assert (published.learning_rate, published.train_on_inputs, published.eval_strategy) == (2e-3, True, "epoch")
     assert trainers.lora_target_modules == ["all-linear"]

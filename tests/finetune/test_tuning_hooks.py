@@ -1,4 +1,4 @@
-"""What instruction tuning uses of transformers' Trainer: it exists, has the expected signature and is called."""
+"""Methods of transformers' Trainer that tuning overrides: they exist, keep their signature and are called."""
 
 from pathlib import Path
 from typing import Any

@@ -32,8 +32,6 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-# --- rows and lines ---------------------------------------------------------------------------------------------------
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -125,9 +123,6 @@ def test_answer_options_ignores_speed_options() -> None:
     assert batch_run.answer_options(line.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
 
 
-# --- the file of answers ----------------------------------------------------------------------------------------------
-
-
 def lines(count: int) -> list[bytes]:
     return [output_line(BatchRow(number, {"id": number}), RowAnswer("x" * number)) for number in range(1, count + 1)]
 
@@ -188,9 +183,6 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
     folder = str(Path(batch.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": folder})
     raise ValueError(done.stderr)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,6 @@ def test_run_ends_on_a_full_disk_and_can_be_resumed(run_script: RunScript, tmp_p
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(1, 61))
 
 
-# --- a server of the command's own ------------------------------------------------------------------------------------
-
 SERVER = """
 import json, socketserver, sys, time
 from http.server import BaseHTTPRequestHandler

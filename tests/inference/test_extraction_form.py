@@ -21,9 +21,6 @@ EVENTS = {"layoff": ["company", "time"], "meeting": []}
 SCHEMAS: dict[str, Any] = {"ner": ["person", "place"], "re": ["born in", "works for"], "spo": [FATHER], "ee": EVENTS}
 
 
-# --- schemas ----------------------------------------------------------------------------------------------------------
-
-
 def test_check_schema_accepts_the_schemas_of_each_task() -> None:
     assert check_schema("ner", ["person", "地点"]) == (SchemaType("person"), SchemaType("地点"))
     assert check_schema("ee", EVENTS) == (SchemaType("layoff", roles=("company", "time")), SchemaType("meeting"))
@@ -77,9 +74,6 @@ def test_check_schema_refuses_invalid_schemas_in_one_line(task: str, schema: Any
     assert len(str(error.value).encode()) < 300
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
-
-
 def ask(task: str, extraction: Any = None, text: str = "x", language: str = "auto", schema: Any = None) -> str:
     return extraction_prompt(task, check_schema(task, schema or SCHEMAS[task]), text, language, extraction).instruction
 
@@ -109,9 +103,6 @@ def test_own_instruction_and_language_take_precedence() -> None:
     assert ask("ee", own, "在 Oslo") == ask("ee", language="zh")
     assert ask("ee", own, "在 Oslo", language="en") == ask("ee", text="in Oslo")
     assert ask("ee", own, "Ann Lee (李安娜) left Oslo.") == ask("ee", language="en")
-
-
-# --- forms ------------------------------------------------------------------------------------------------------------
 
 
 def test_missing_answer_form_gets_the_defaults() -> None:

@@ -48,9 +48,6 @@ TYPES = st.text(
 Pairs = list[tuple[str, list[Any]]]  # an answer's keys and lists; a key may be repeated where empty types are omitted
 
 
-# --- random valid answers of a form -----------------------------------------------------------------------------------
-
-
 @st.composite
 def forms_and_types(draw: st.DrawFn) -> tuple[AnswerForm, tuple[SchemaType, ...]]:
     task, form = draw(st.sampled_from(FORMS))
@@ -98,9 +95,6 @@ def dumps(pairs: Pairs) -> str:
     """Return json.dumps(dict(pairs), ensure_ascii=False), with repeated keys repeated."""
     written = ", ".join(json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in pairs)
     return f"{{{written}}}"
-
-
-# --- the matcher ------------------------------------------------------------------------------------------------------
 
 
 class Judge:
@@ -286,8 +280,6 @@ def test_grammar_begins_with_the_templates_white_space(judge: Judge) -> None:
     assert not judge.accepts(text, '{"person": []}')
     assert judge.accepts(answer_grammar(FORMS[0][1], types, prefix="\n\n"), '\n\n{"person": ["Ann"]}')
 
-
-# --- real answers -----------------------------------------------------------------------------------------------------
 
 PUBLISHED: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     "NER": ("ner", {"<type>": ["<name>"]}, list),

@@ -188,9 +188,6 @@ def test_log_has_no_prompt_and_no_answer(server: Any) -> None:
     assert answer not in log
 
 
-# --- streams, beams, conversations ------------------------------------------------------------------------------------
-
-
 def streamed(server: Any, **body: Any) -> list[dict[str, Any]]:
     """Return the events of a streamed answer; asserts that it ends with [DONE]."""
     request = urllib.request.Request(
@@ -295,9 +292,6 @@ def test_conversation_is_sent_with_the_ids_of_the_template(server: Any, tokenize
         "/generate", {"messages": talk[:1], "parameters": {"temperature": 0, "max_tokens": 12}}
     )
     assert single == alone
-
-
-# --- clients that leave -----------------------------------------------------------------------------------------------
 
 
 def tokens_computed(server: Any) -> float:

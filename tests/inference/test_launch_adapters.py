@@ -60,8 +60,6 @@ def with_tensors(adapter: Path, folder: Path, **tensors: torch.Tensor | None) ->
     return folder
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
-
 Q_A = "base_model__model__model__layers__0__self_attn__q_proj__lora_A__weight"
 Q_BIAS = "base_model__model__model__layers__0__self_attn__q_proj__bias"
 
@@ -123,9 +121,6 @@ def test_adapter_names_must_be_unique(adapter: Path, tiny_checkpoint: Path) -> N
         precheck(["--model", base, *twice])
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
 def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     base = PromptEncoder(AutoTokenizer.from_pretrained(tiny_checkpoint), "{{ bos_token }}base")
     assert adapter_prompt_encoder(str(adapter), base).template == "{{ bos_token }}base"
@@ -156,9 +151,6 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         adapter_prompt_encoder(str(folder), base)
 
 
-# --- without a GPU ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "format", "message"),
     [
@@ -186,8 +178,6 @@ def test_check_gpu_options_refuses_options_that_need_a_gpu(
         with pytest.raises(ValueError, match=message):
             check_gpu_options(args, config)
 
-
-# --- the command line -------------------------------------------------------------------------------------------------
 
 PARSE_EACH = """
 import contextlib, io, json, sys

@@ -26,9 +26,6 @@ LAUNCHER = "inference/launch_vllm.py"
 LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "max_position_embeddings": 4096}
 
 
-# --- functions --------------------------------------------------------------------------------------------------------
-
-
 def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
     published = "--port 8090 --model M --use-np-weights --max-num-batched-tokens 8000 --dtype half"
     current, notices = translate(published.split())
@@ -92,9 +89,6 @@ def test_check_model_distinguishes_hub_names_from_folders(tmp_path: Path, monkey
         check_model("org/name")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check_model("./name")
-
-
-# --- errors of the script ---------------------------------------------------------------------------------------------
 
 
 def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
@@ -235,9 +229,6 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     assert not parallel or "4096 processes" in parallel[0]  # a GPU machine counts its devices later
     assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")
     assert unrendered.endswith("correct it, or give another with --template_path")
-
-
-# --- the published command on a base model ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow

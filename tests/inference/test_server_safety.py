@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guarded_server import KEYS, Caller, check_end, completion, signal_during_responses, wait_until
+from guarded_server import KEY_PREFIX, KEYS, Caller, check_end, completion, signal_during_responses, wait_until
 
 QUEUE = 8
 OPTIONS: list[object] = [
@@ -29,9 +29,6 @@ def guarded(start_server: Any, tuned_checkpoint: Path) -> Any:
 @pytest.fixture
 def port(guarded: Any) -> int:
     return int(guarded.url.rpartition(":")[2])
-
-
-# --- access -----------------------------------------------------------------------------------------------------------
 
 
 def test_only_health_answers_without_a_key(port: int) -> None:
@@ -66,21 +63,18 @@ def test_allowed_origin_can_read_refusals(port: int) -> None:
     assert nobody.request("/generate", method="OPTIONS", **evil, **preflight)[0] == 400
 
 
-# --- size of requests -------------------------------------------------------------------------------------------------
-
-
-def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False) -> tuple[bytes, float]:
+def upload(caller: Caller, head: str, chunked: bool = False, expect_continue: bool = False) -> tuple[bytes, float]:
     """Send 50 MB; return the response and the seconds until the server closed the connection.
 
-    waits: send `Expect: 100-continue`, and the body only after `100 Continue`.
+    expect_continue: send `Expect: 100-continue`, and the body only after `100 Continue`.
     """
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", caller.port), timeout=20, source_address=(caller.host, 0)) as peer:
         lines = [head, "Host: x", f"Authorization: Bearer {caller.key}", "Content-Type: application/json"]
         lines.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {FIFTY_MB}")
-        peer.sendall("\r\n".join([*lines, *(["Expect: 100-continue"] if waits else []), "", ""]).encode())
-        answer = peer.recv(2**16) if waits else b""
-        if not waits or answer == b"HTTP/1.1 100 Continue\r\n\r\n":
+        peer.sendall("\r\n".join([*lines, *(["Expect: 100-continue"] if expect_continue else []), "", ""]).encode())
+        answer = peer.recv(2**16) if expect_continue else b""
+        if not expect_continue or answer == b"HTTP/1.1 100 Continue\r\n\r\n":
             for _ in range(FIFTY_MB // 10**6):
                 peer.sendall((b"%x\r\n" % 10**6 if chunked else b"") + bytes(10**6) + (b"\r\n" if chunked else b""))
             peer.sendall(b"0\r\n\r\n" if chunked else b"")
@@ -91,35 +85,34 @@ def upload(caller: Caller, head: str, chunked: bool = False, waits: bool = False
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-@pytest.mark.parametrize(("chunked", "waits"), [(False, False), (False, True), (True, False), (True, True)])
-def test_body_of_fifty_megabytes_is_refused(guarded: Any, port: int, path: str, chunked: bool, waits: bool) -> None:
+@pytest.mark.parametrize(("chunked", "expect_continue"), [(False, False), (False, True), (True, False), (True, True)])
+def test_body_of_fifty_megabytes_is_refused(
+    guarded: Any, port: int, path: str, chunked: bool, expect_continue: bool
+) -> None:
     """Clients that read only after sending the whole body get the response, too; the server does not store the body."""
-    before = resident(guarded)
-    answer, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, waits)
+    before = resident_bytes(guarded)
+    answer, seconds = upload(Caller(port), f"POST {path} HTTP/1.1", chunked, expect_continue)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"the body is longer than the 8 MiB of --max-body-mib; send less at once" in answer
     assert b"\r\nconnection: close\r\n" in answer
     assert (b"generated_text" in answer) == (path == "/generate")
     assert seconds < 10
-    assert resident(guarded) - before < 30e6
+    assert resident_bytes(guarded) - before < 30e6
 
 
 def test_endless_request_head_is_refused(guarded: Any, port: int) -> None:
-    before = resident(guarded)
+    before = resident_bytes(guarded)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as peer, pytest.raises(OSError, match=r"reset|pipe"):
         peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
         for _ in range(100):
             peer.sendall(bytes(b"a" * 10**6))
-    assert resident(guarded) - before < 30e6
+    assert resident_bytes(guarded) - before < 30e6
 
 
-def resident(server: Any) -> int:
+def resident_bytes(server: Any) -> int:
     """Return the resident bytes of the server's processes."""
     pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.process_ids()]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-# --- rate limits ------------------------------------------------------------------------------------------------------
 
 
 def test_requests_are_limited_per_key_and_per_address(port: int) -> None:
@@ -175,14 +168,14 @@ def test_tokens_are_limited_on_all_routes(port: int) -> None:
 
 def test_tokens_of_disconnected_clients_are_counted(guarded: Any, port: int) -> None:
     """Clients disconnect after a third of a stream, and during an unstreamed answer."""
-    streams, waits = Caller(port), Caller(port)
-    assert streams.stream(300, read=110).count(b"data: ") == 110
-    made = guarded.metric_sum("generation_tokens_total", key=KEYS[0])
-    connection = waits.connect()
-    connection.request("POST", "/v1/completions", json.dumps(completion(400)), waits.headers())
-    wait_until(lambda: guarded.metric_sum("generation_tokens_total", key=KEYS[0]) > made + 150)
+    streaming, unstreamed = Caller(port), Caller(port)
+    assert streaming.stream(300, read=110).count(b"data: ") == 110
+    tokens_before = guarded.metric_sum("generation_tokens_total", key=KEYS[0])
+    connection = unstreamed.connect()
+    connection.request("POST", "/v1/completions", json.dumps(completion(400)), unstreamed.headers())
+    wait_until(lambda: guarded.metric_sum("generation_tokens_total", key=KEYS[0]) > tokens_before + 150)
     connection.close()
-    for caller in (streams, waits):
+    for caller in (streaming, unstreamed):
         wait_until(
             partial(request_hits_token_limit, caller), pause=1, within=10
         )  # each of these requests costs a few tokens
@@ -198,9 +191,6 @@ def test_full_queue_is_answered_with_retry_after(port: int) -> None:
     assert {status for status, _, _ in answers} == {200, 503}
     assert {wait for wait, _ in refused} == {"1"}
     assert all(error.startswith("The engine is currently busy") for _, error in refused)
-
-
-# --- log --------------------------------------------------------------------------------------------------------------
 
 
 def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
@@ -223,7 +213,7 @@ def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
     log = guarded.log.read_text(errors="replace")
     assert "POST /v1/chat/completions HTTP" in log
     assert marker not in log
-    assert "kivu-" not in log
+    assert KEY_PREFIX not in log
     assert "Chat template rejected the request: …" in log
 
 

@@ -48,8 +48,6 @@ def test_responses_match_the_openapi_description(server: Any, path: str) -> None
     holds()
 
 
-# --- concurrent requests ----------------------------------------------------------------------------------------------
-
 FEW = {"max_tokens": 6}
 # (path, body, expected statuses); bytes are sent unchanged, None: the client disconnects after sending a request.
 KINDS: list[tuple[str, Any, set[int]]] = [

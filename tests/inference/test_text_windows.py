@@ -13,8 +13,6 @@ from routes.served_models import make_served_model
 from sentence_ends.sentence_boundaries import sentence_ends
 from transformers import AutoTokenizer
 
-# --- windows ----------------------------------------------------------------------------------------------------------
-
 
 def check_windows(text: str, found: list[tuple[int, int]]) -> None:
     """Assert that windows are ordered, separated by white space only, not empty, and stripped."""

@@ -33,9 +33,6 @@ def test_from_vllm_names_the_missing_name_and_the_remedy(monkeypatch: pytest.Mon
         from_vllm("LoRARequest")
 
 
-# --- adapters without a GPU -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def wrapper(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the LoRA wrapper that vLLM makes once a CpuAdapterWorker exists; its rows: adapter 1, base, adapter 1."""
@@ -83,9 +80,6 @@ def test_vllms_layers_call_every_override() -> None:
         assert re.search(rf"\.{name}\(", text), name
     assert "get_punica_wrapper(" in manager
     assert ".update_metadata(" in manager
-
-
-# --- tokens of a request ----------------------------------------------------------------------------------------------
 
 
 def test_token_usage_records_the_sequences_of_vllms_output_processor() -> None:

@@ -32,7 +32,7 @@ def test_invalid_options_and_missing_gpu_are_refused_with_one_line(run_script: R
     for options, message in (
         (["--hidden_size", 100], "error: --hidden_size is a multiple of 64, not 100"),
         (["--stepz", 1], "error: unknown option --stepz"),
-        (["--gpu"], "error: nvidia-smi is not here"),
+        (["--gpu"], "error: nvidia-smi is not installed"),
         (["--settings", "sdpa-x"], "error: sdpa-x is not a setting such as flash-liger-16; the parts are packed,"),
     ):
         done = run_script("benchmarks/bench_pretrain.py", *options, status=2, env={"PATH": "/nowhere"})

@@ -9,7 +9,7 @@ import itertools
 import time
 
 import pytest
-from bench_sentences import inner, labelled, score
+from bench_sentences import inner_ends, labelled, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_ends.sentence_boundaries import LANGUAGES, clause_ends, sentence_ends, sentence_ends_between, word_ends
@@ -57,7 +57,7 @@ def test_precision_and_recall_stay_above_the_floors(kind: str, language: str, pr
 
 def test_labelled_texts_are_parsed() -> None:
     assert all(len(texts) >= 10 for texts in LABELLED.values())
-    assert inner("It works.\n\nYes?", [9, 11, 15]) == {9}
+    assert inner_ends("It works.\n\nYes?", [9, 11, 15]) == {9}
     text, ends = LABELLED["code"][0]
     assert text.startswith("import os\nimport sys\n\n\ndef main():\n") and ends == {9, 20, 34}
 

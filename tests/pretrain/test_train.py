@@ -1,7 +1,5 @@
 """pretrain/train.py: ZeRO-3 on two ranks, interrupted and resumed runs, source weights, wrong options."""
 
-from command_line.trainer_options import translate
-
 import json
 import os
 import random
@@ -23,6 +21,7 @@ from pretraining import pretraining_arguments
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file
 from sigterm import only_checkpoint, stop_by_sigterm
+from training_loop.trainer_options import translate
 from transformers import AutoModelForCausalLM
 
 

@@ -15,5 +15,5 @@ def test_benchmark_round_prints_ratios_and_memory(tmp_path: Path, capsys: pytest
     assert line["ratios"].keys() == {"recover_over_plain_add"}
     assert 0.15 < line["diff_share"] < 0.19
     assert line["merged_diff_share"] < line["diff_share"]
-    assert all(0 < mib < 64 for role, mib in line["anonymous_mib"].items() if role != "plain_add")
+    assert all(0 < mib < 64 for name, mib in line["anonymous_mib"].items() if name != "plain_add")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned", "additive", "adapter"}

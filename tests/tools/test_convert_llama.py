@@ -182,9 +182,6 @@ def test_released_params_give_published_sizes_and_configs(
         llama_params.check_size(other, read, path)
 
 
-# --- version 3's tokenizer --------------------------------------------------------------------------------------------
-
-
 def test_rank_table_tokenizer_gives_tiktoken_ids(ranks_table: Path, few_texts: Path) -> None:
     pytest.importorskip("tiktoken")
     words = llama_tokenizer.read_llama_tokenizer(ranks_table, "3.1", instruct=False)
@@ -254,9 +251,6 @@ def test_conversion_without_tiktoken_reports_that_ids_were_not_compared(
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     convert(original(THREE)[0])
     assert "tokenizer not compared, because tiktoken is not installed" in capsys.readouterr().out
-
-
-# --- notices ----------------------------------------------------------------------------------------------------------
 
 
 def test_conversion_prints_notices_about_doubtful_files(

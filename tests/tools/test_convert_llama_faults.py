@@ -193,9 +193,6 @@ def test_convert_llama_error_is_one_line_with_status_2(original: Make, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
 def anonymous_memory() -> int:
     """Bytes of memory that this process holds, without what is mapped from files."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -31,9 +31,6 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
     return run
 
 
-# --- whole folders ----------------------------------------------------------------------------------------------------
-
-
 def test_published_options_choose_their_repositories(run_download: Download, get: Get, tmp_path: Path) -> None:
     run_download("--download_path", tmp_path / "both", "--both", "--fp16")
     assert downloaded(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
@@ -64,9 +61,6 @@ def test_dataset_is_downloaded(hub: Hub, get: Get, tmp_path: Path) -> None:
     assert downloaded(tmp_path / "rows") == {"rows.jsonl": b"{}\n"}
     with pytest.raises(ValueError, match=r"--repo_type is one of model, dataset, space"):
         get(tmp_path / "x", repo_type="sets")
-
-
-# --- repair -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])  # known by sha256, and by git's id
@@ -184,9 +178,6 @@ def test_download_repairs_folder_behind_link(get: Get, tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
-# --- which files ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("pattern", "exclude", "names"),
     [
@@ -243,9 +234,6 @@ def test_check_names_accepts_plain_and_refuses_unsafe_names() -> None:
     check_names(["..a/b..c", "数据/第 1 行.json", "12:30.json", ".gitattributes", "a/b", "a/c"], "some/thing")
     with pytest.raises(ValueError, match=r"some/thing has a file '\.\./x'"):
         check_names(["a", "../x"], "some/thing")
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,6 @@ LARGE = "model.safetensors"
 BYTES = DIFF[LARGE]
 
 
-# --- broken connections and killed processes --------------------------------------------------------------------------
-
-
 def test_cut_connection_resumes_after_last_received_chunk(
     hub: Hub, get: Get, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,9 +137,6 @@ def test_file_that_hub_does_not_have_is_one_line(hub: Hub, get: Get, tmp_path: P
         get(tmp_path / "thing")
 
 
-# --- wrong bytes ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [LARGE, "config.json"])  # checked by sha256, and by git's id
 def test_damaged_response_is_downloaded_again(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
     hub.faults[name] = [Fault(wrong=True), Fault(wrong=True)]
@@ -195,9 +189,6 @@ def test_response_with_other_range_is_never_kept(hub: Hub, get: Get, tmp_path: P
     hub.faults[LARGE] = [Fault(cut=300_000), Fault(headers=shifted, body=BYTES[::-1])]
     get(tmp_path / "thing", pattern=LARGE)
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
-
-
-# --- several files at once --------------------------------------------------------------------------------------------
 
 
 def test_several_files_are_downloaded_at_once(hub: Hub, get: Get, tmp_path: Path) -> None:

@@ -14,9 +14,6 @@ LARGE = "model.safetensors"
 BYTES = DIFF[LARGE]
 
 
-# --- limits and refusals ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.integration
 def test_rate_limited_request_is_repeated_after_pause(
     hub: Hub, get: Get, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -105,9 +102,6 @@ def test_full_disk_stops_run_and_keeps_received_files(
     get(tmp_path / "thing", pattern=LARGE)
     assert hub.requests[-1] == (LARGE, "bytes=700000-")
     assert downloaded(tmp_path / "thing") == {LARGE: BYTES}
-
-
-# --- mirrors and storage elsewhere ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

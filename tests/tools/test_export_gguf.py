@@ -98,9 +98,6 @@ def test_logits_of_smaller_types_are_close(make: Make, serve: Serve, tmp_path: P
     assert apart < nats
 
 
-# --- the tensors ------------------------------------------------------------------------------------------------------
-
-
 def reordered(name: str, weight: np.ndarray, heads: dict[str, int]) -> np.ndarray:
     """A matrix with the rows of q and k as llama.cpp wants them, row by row."""
     if (count := heads.get(name.split(".")[-2], 0)) == 0:
@@ -189,9 +186,6 @@ def test_chunk_size_does_not_change_gguf_file(make: Make, tmp_path: Path, monkey
         monkeypatch.setattr(gguf_writer, "CHUNK", size)
         export_gguf.main(str(folder), str(tmp_path / f"{size}.gguf"), "q4_0")
     assert (tmp_path / "1000.gguf").read_bytes() == (tmp_path / f"{1 << 20}.gguf").read_bytes()
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
@@ -287,9 +281,6 @@ def test_export_keeps_existing_file_and_removes_partial_one(
     with pytest.raises(ValueError, match="the seal says"):
         export_gguf.main(str(folder), str(file), "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-# --- llama.cpp's quantiser --------------------------------------------------------------------------------------------
 
 
 def test_q4_k_m_is_written_by_llama_cpp(

@@ -303,3 +303,15 @@ def test_second_process_is_refused_and_first_one_finishes(tmp_path: Path) -> Non
             pass
         assert (folder / "kept").is_file()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+
+
+def test_partial_folder_with_links_of_another_run_is_emptied_without_following_them(tmp_path: Path) -> None:
+    elsewhere, partial = tmp_path / "elsewhere", tmp_path / "out.partial"
+    for folder in (elsewhere, partial / "sub"):
+        folder.mkdir(parents=True)
+        (folder / "kept").write_text("x")
+    (partial / "folder").symlink_to(elsewhere)
+    (partial / "file").symlink_to(elsewhere / "kept")
+    with new_folder(tmp_path / "out", 0) as folder:
+        assert [path.name for path in folder.iterdir()] == [resume_journal.JOURNAL]
+    assert (elsewhere / "kept").read_text() == "x"

@@ -67,9 +67,6 @@ def tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_calibration_ids_equal_those_of_tuning(tiny_tokenizer: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
@@ -139,9 +136,6 @@ def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
     assert max(counts) < 220
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
 def test_scores_equal_those_of_transformers_and_scorer(
     model: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,9 +194,6 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
         quantization_methods.choose_group(layers, 48, model)
     with pytest.raises(ValueError, match=r"odd has 200 inputs, which groups of 32 do not divide; use --method fp8"):
         quantization_methods.choose_group({"even": (8, 64), "odd": (8, 200)}, 0, model)
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
@@ -271,9 +262,6 @@ def test_compressed_folders_are_complete_and_load(
     here = quantized_score.score(out, tokenizer, examples)
     there = json.loads((out / "run.json").read_text())["scores"]["after"]
     assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path) -> None:

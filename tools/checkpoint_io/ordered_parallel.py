@@ -1,8 +1,8 @@
 """Process chunks in threads, with results in order and few chunks in memory.
 
 Reading, hashing, compression and numpy's arithmetic release the GIL, so threads are sufficient. concurrent.futures is
-not used, because its conditions are Python code, in which a KeyboardInterrupt can leave a lock locked for ever, so that
-the command never ends. SimpleQueue is written in C.
+not used: its conditions are Python code, in which a KeyboardInterrupt can leave a lock locked, so that the command
+never ends. SimpleQueue is written in C.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ def threads() -> int:
 
 @dataclass(eq=False)
 class Job:
-    """A call that a thread makes, unless it is cancelled before; (result, exception) is put into `outcome`."""
+    """A function call for the pool; the thread puts (result, exception) into `outcome`."""
 
     function: Callable[[Any], Any]
     item: Any
@@ -40,10 +40,10 @@ class Job:
 
 @cache
 def pool() -> SimpleQueue[Job]:
-    """Start the threads, and return the queue of their jobs; BLAS is limited to one thread, glibc keeps freed memory.
+    """Start the threads and return their job queue.
 
-    Threads of BLAS would compete with the pool. If the system allocated each chunk's arrays again page by page, merging
-    would take 20 to 30 % more CPU time.
+    BLAS is limited to one thread, because its threads would compete with the pool. glibc keeps freed memory: if it
+    returned every chunk's arrays to the system, merging would take 20 to 30 % more CPU time.
     """
     from threadpoolctl import threadpool_limits
 
@@ -57,7 +57,7 @@ def pool() -> SimpleQueue[Job]:
 
 
 def work(jobs: SimpleQueue[Job]) -> None:
-    """Do jobs forever; runs in a thread of the pool."""
+    """Run jobs from the queue; the loop of each thread of the pool."""
     while True:
         job = jobs.get()
         try:
@@ -72,10 +72,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
     `function` must not call `in_order`, which would deadlock.
     """
-    waiting: deque[Job] = deque()
+    pending: deque[Job] = deque()
 
     def result() -> Result:
-        value, error = waiting.popleft().outcome.get()
+        value, error = pending.popleft().outcome.get()
         if error is not None:
             raise error
         return value
@@ -84,13 +84,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         for item in items:
             job = Job(function, item)
             pool().put(job)
-            waiting.append(job)  # after put: below, the outcome of each waiting job must come
-            if len(waiting) > threads():
+            pending.append(job)  # after put, since `finally` waits for the outcome of every pending job
+            if len(pending) > threads():
                 yield result()
-        while waiting:
+        while pending:
             yield result()
     finally:
-        for job in waiting:
+        for job in pending:
             job.is_cancelled = True
-        for job in waiting:
-            job.outcome.get()  # no thread works on when the caller continues or the command ends
+        for job in pending:
+            job.outcome.get()  # wait until no thread runs a job of this call

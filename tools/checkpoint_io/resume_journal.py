@@ -29,7 +29,7 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
         if not run or file.readline() != f"{run}\n":
             for path in partial.iterdir():
                 if path.name != JOURNAL:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             file.truncate(0)
             file.write(f"{run}\n")
             file.flush()

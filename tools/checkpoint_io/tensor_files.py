@@ -38,14 +38,14 @@ def write_shards(
     folder: Path,
     tensors: Sequence[Spec],
     produce: Produce,
-    limit: int,
+    shard_limit: int,
     expected: Mapping[str, str] | None = None,
     stem: str = "model",
 ) -> dict[str, str]:
     """Write {stem}.safetensors, or shards and their index; return {tensor name: BLAKE3}.
 
-    limit: bytes of a shard; a larger tensor gets its own. expected: the hashes if known in advance; then nothing is
-    hashed while writing, and the caller compares the written files with them (`verify_written`).
+    shard_limit: the largest size of a shard in bytes; a larger tensor gets its own shard. expected: the hashes, if they
+    are known in advance; nothing is hashed during writing, and the caller runs `verify_written` with them.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -54,7 +54,7 @@ def write_shards(
         specs,
         get_storage_size=lambda spec: spec.nbytes,
         filename_pattern=f"{stem}{{suffix}}.safetensors",
-        max_shard_size=limit,
+        max_shard_size=shard_limit,
     )
     with progress(plan.metadata["total_size"], folder.name.removesuffix(".partial")) as bar:
         for file, names in plan.filename_to_tensors.items():
@@ -131,20 +131,17 @@ def verify_written(folder: Path, hashes: Mapping[str, str], remedy: str = "check
     tensors = read_weights(folder)
     if tensors.keys() != hashes.keys():
         raise ValueError(f"{folder} does not hold the tensors that were written; check the disk")
-    found = tensor_hashes(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
+    actual = tensor_hashes(tensors.values(), f"verifying {folder.name.removesuffix('.partial')}")
     for name, tensor in tensors.items():
-        if found[name] != hashes[name]:
+        if actual[name] != hashes[name]:
             raise ValueError(f"{tensor.file}: tensor {name} does not have the expected content; {remedy}")
 
 
 def parse_size(size: str) -> int:
     """Return the bytes in `5GB`, `400MB`, `300KB` or a plain number; ValueError otherwise."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
-    found = re.fullmatch(r"([0-9.]+) *([KMG]B|)", size.strip().upper())
-    try:
-        result = int(float(found[1]) * units[found[2]]) if found else 0
-    except ValueError:
-        result = 0
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([KMG]B|)", size.strip().upper())
+    result = int(float(match[1]) * units[match[2]]) if match else 0
     if not result:
         raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
     return result

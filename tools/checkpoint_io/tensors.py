@@ -26,7 +26,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 
 CHUNK = 1 << 18  # elements
-BEHIND = 1 << 23  # bytes; read pages are dropped from the page cache in units of this size
+CACHE_UNIT = 1 << 23  # bytes; pages are dropped from the page cache in units of this size
 BLOCK = 1 << 21  # bytes hashed at once
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -39,7 +39,7 @@ DIFF_FILES = ("diff.safetensors",)  # exact diffs
 DIFF_RECORD = "diff.json"  # exact and additive diffs
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
-LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+LAYER = re.compile(r"model\.layers\.\d+\.(.+)")  # group 1: the kind of tensor
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class Tensor(Spec):
         Reusing the pages nearly halved the CPU time of a diff on a virtual machine.
         """
         bits, last = self.read(start, stop), self.offset + stop * self.itemsize
-        if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // BEHIND < last // BEHIND:
-            end = (last // BEHIND - 1) * BEHIND  # other threads may still be reading later pages
-            first = max(self.offset, end - 2 * BEHIND)
+        if not isinstance(self.source, np.ndarray) and (last - bits.nbytes) // CACHE_UNIT < last // CACHE_UNIT:
+            end = (last // CACHE_UNIT - 1) * CACHE_UNIT  # other threads may still be reading later pages
+            first = max(self.offset, end - 2 * CACHE_UNIT)
             if end > first:
                 os.posix_fadvise(self.source.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
         return bits
@@ -202,20 +202,20 @@ def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, 
 
 def read_indexed(index: Path) -> dict[str, Tensor]:
     """Return the tensors listed in a shard index; raises as `read_weights`."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map; download it again")
     shards: dict[str, dict[str, Tensor]] = {}
-    for name, file in places.items():
+    for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
             raise ValueError(f"{index}: tensor {name} is listed in {file!r}, which is not a file of this folder")
         if file not in shards:
             shards[file] = read_file(index.parent / file)
     stored = {(name, file) for file, tensors in shards.items() for name in tensors}
-    for name, file in sorted(stored ^ set(places.items())):
+    for name, file in sorted(stored ^ set(weight_map.items())):
         verb = "holds" if name in shards[file] else "lacks"
         raise ValueError(f"{index.parent / file} {verb} tensor {name}, contrary to {index.name}; download both again")
-    return {name: shards[file][name] for name, file in places.items()}
+    return {name: shards[file][name] for name, file in weight_map.items()}
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -226,16 +226,14 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
     config = read_json(folder / "config.json")
     if config.get("model_type") not in UNIFORM_TYPES:
         return
-    kinds: dict[str, set[int]] = {}
-    for found in (LAYER.fullmatch(name) for name in weights):
-        if found and not found[2].startswith("self_attn.rotary_emb"):
-            kinds.setdefault(found[2], set()).add(int(found[1]))
+    matches = (LAYER.fullmatch(name) for name in weights)
+    kinds = dict.fromkeys(match[1] for match in matches if match and "rotary_emb" not in match[1])
+    kinds["self_attn.q_proj.weight"] = None
     layers = range(config.get("num_hidden_layers", 0))
-    wanted = ["model.embed_tokens.weight", "model.norm.weight"]
-    wanted += [] if config.get("tie_word_embeddings") else ["lm_head.weight"]
-    wanted += [f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds if layer not in kinds[kind]]
-    wanted += ["model.layers.0.self_attn.q_proj.weight"] if layers else []
-    for name in wanted:
+    required = ["model.embed_tokens.weight", "model.norm.weight"]
+    required += [] if config.get("tie_word_embeddings") else ["lm_head.weight"]
+    required += [f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds]
+    for name in required:
         if name not in weights:
             raise ValueError(f"{folder} lacks tensor {name}, which its config.json requires; download it again")
 
@@ -245,8 +243,8 @@ def check_finite(bits: np.ndarray, tensor: Spec) -> None:
     if tensor.dtype in FLOATS:
         magnitude, exponent = INFINITE[tensor.dtype]
         if (bits & bits.dtype.type(magnitude)).max(initial=0) >= exponent:
-            place = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
-            raise ValueError(f"{place}tensor {tensor.name} holds NaN or infinity; these weights are broken")
+            file = f"{tensor.file}: " if isinstance(tensor, Tensor) else ""
+            raise ValueError(f"{file}tensor {tensor.name} holds NaN or infinity; these weights are broken")
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -257,11 +255,11 @@ def tensor_hash(tensor: Tensor) -> str:
     return state.hexdigest()
 
 
-def tensor_hashes(tensors: Iterable[Tensor], what: str) -> dict[str, str]:
-    """Return {name: BLAKE3} of all tensors; show a progress bar labelled `what`."""
+def tensor_hashes(tensors: Iterable[Tensor], label: str) -> dict[str, str]:
+    """Return {name: BLAKE3} of all tensors. label: of the progress bar."""
     tensors = list(tensors)
     result = {}
-    with progress(sum(tensor.nbytes for tensor in tensors), what) as bar:
+    with progress(sum(tensor.nbytes for tensor in tensors), label) as bar:
         for tensor, value in zip(tensors, in_order(tensor_hash, tensors), strict=True):
             result[tensor.name] = value
             bar.update(tensor.nbytes)
@@ -274,5 +272,5 @@ def fingerprint(tensors: Iterable[Spec], hashes: Mapping[str, str]) -> str:
     return blake3("".join(sorted(lines)).encode()).hexdigest()
 
 
-def progress(total: int, what: str) -> tqdm:
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
+def progress(total: int, label: str) -> tqdm:
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, leave=False)

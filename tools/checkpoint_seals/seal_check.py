@@ -1,6 +1,7 @@
 """Verify the seal of a checkpoint folder (format: tools/CHECKPOINT.md; written by seal_writer.py)."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,24 @@ WEIGHTS = (".safetensors", ".bin")
 
 def sealed_files(folder: Path) -> dict[str, Path]:
     """Return {relative name: path} of all files, except seal, signature and hidden files (.git, .cache)."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if (
-            path.is_file()
-            and name.as_posix() not in (SEAL, SIGNATURE)
-            and not any(part.startswith(".") for part in name.parts)
-        ):
-            found[name.as_posix()] = path
-    return found
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name not in (SEAL, SIGNATURE) and "/." not in f"/{name}"}
 
 
 def hash_file(path: Path, algorithm: Any) -> str:
     """Return the file's hexadecimal hash. algorithm: a constructor such as blake3, or a name of hashlib."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def hash_files(files: Mapping[str, Path], algorithm: Any, label: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, hexadecimal hash) of each file. algorithm: as for `hash_file`; label: of the progress bar."""
+    sizes = [file.stat().st_size for file in files.values()]
+    with progress(sum(sizes), label) as bar:
+        hashes = in_order(lambda file: hash_file(file, algorithm), files.values())
+        for name, size, value in zip(files, sizes, hashes, strict=True):
+            yield name, value
+            bar.update(size)
 
 
 def verify_seal(folder: Path, weights: bool = True) -> int:
@@ -56,14 +59,11 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     for name in files:
         if name not in table:
             raise ValueError(f"{folder / name} is not in the seal; remove it, or seal the folder again")
-    checked = [name for name in table if weights or Path(name).suffix not in WEIGHTS]
-    with progress(sum(table[name]["size"] for name in checked), f"verifying {folder.name}") as bar:
-        hashes = in_order(lambda name: hash_file(files[name], blake3), checked)
-        for name, found in zip(checked, hashes, strict=True):
-            if found != table[name]["blake3"]:
-                place = changed_tensor(files[name], sealed.get("tensors", {}))
-                raise ValueError(f"{folder / name} differs from its seal ({place or 'other bytes'}); download it again")
-            bar.update(table[name]["size"])
+    checked = {name: files[name] for name in table if weights or Path(name).suffix not in WEIGHTS}
+    for name, value in hash_files(checked, blake3, f"verifying {folder.name}"):
+        if value != table[name]["blake3"]:
+            change = changed_tensor(files[name], sealed.get("tensors", {})) or "other bytes"
+            raise ValueError(f"{folder / name} differs from its seal ({change}); download it again")
     return len(table)
 
 

@@ -49,8 +49,8 @@ def call(
     name, is_help = Path(sys.argv[0]).name, "--help" in arguments or "-h" in arguments
     if isinstance(command, Mapping):
         if not arguments or (arguments[0] not in command and not is_help):
-            fault = f"there is no command {arguments[0]!r}" if arguments else "the command is missing"
-            raise ValueError(f"{fault}; take one of {', '.join(command)}")
+            reason = f"there is no command {arguments[0]!r}" if arguments else "the command is missing"
+            raise ValueError(f"{reason}; take one of {', '.join(command)}")
         if arguments[0] in command:
             name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
     if is_help:

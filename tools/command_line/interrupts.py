@@ -31,11 +31,6 @@ def exit_interrupted(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def exit_silently(*_: object) -> None:
-    """End the process without a message; used after the command has printed its result or error."""
-    os._exit(INTERRUPTED)
-
-
 def raise_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt from now on, so that the work can clean up."""
     if signal.getsignal(signal.SIGINT) is exit_interrupted:
@@ -64,9 +59,9 @@ def raise_after_imports(number: int, frame: FrameType | None) -> None:
 
 
 def silence_interrupts() -> None:
-    """Let Ctrl-C end the process without a message from now on; only Python's own clean-up remains."""
+    """Let Ctrl-C end the process without a message from now on: the command has printed its result or error."""
     if signal.getsignal(signal.SIGINT) is raise_after_imports:
-        signal.signal(signal.SIGINT, exit_silently)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     if signal.getsignal(signal.SIGALRM) is raise_after_imports:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

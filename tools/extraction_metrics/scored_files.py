@@ -5,12 +5,12 @@ from typing import Any
 from json_rows.row_files import iterate_objects
 
 
-def read_texts(path: str, key: str) -> list[dict[str, Any]]:
+def read_rows_with(path: str, key: str) -> list[dict[str, Any]]:
     """Return the rows of a file. Raises FileNotFoundError, or ValueError with file and line if `key` has no text."""
     rows = []
-    for place, row in iterate_objects(path):
+    for location, row in iterate_objects(path):
         if not isinstance(row.get(key), str):
-            raise ValueError(f"{place} has no text under {key!r}; finetune/ie_run.py writes predictions")
+            raise ValueError(f"{location} has no text under {key!r}; finetune/ie_run.py writes predictions")
         rows.append(row)
     return rows
 
@@ -21,17 +21,16 @@ def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
     The correct answers are those of `gold`, else those of `predictions`. Raises FileNotFoundError, or ValueError if the
     two files differ in the number of rows or in the instruction or input of a row.
     """
-    answered = read_texts(predictions, "prediction")
-    right = read_texts(gold or predictions, "output")
-    if len(answered) != len(right):
-        raise ValueError(
-            f"{predictions} has {len(answered)} rows, {gold} {len(right)}; give files with the same rows in one order"
-        )
-    for number, (one, other) in enumerate(zip(answered, right, strict=True), 1):
+    gold = gold or predictions
+    answered, correct = read_rows_with(predictions, "prediction"), read_rows_with(gold, "output")
+    remedy = "give files with the same rows in one order"
+    if len(answered) != len(correct):
+        raise ValueError(f"{predictions} has {len(answered)} rows, {gold} {len(correct)}; {remedy}")
+    pairs = list(zip(answered, correct, strict=True))
+    for number, (one, other) in enumerate(pairs, 1):
         for key in ("instruction", "input"):
             if key in one and key in other and one[key] != other[key]:
                 raise ValueError(
-                    f"row {number} of {predictions} has another {key} than row {number} of {gold}; give files with the "
-                    "same rows in one order"
+                    f"row {number} of {predictions} has another {key} than row {number} of {gold}; {remedy}"
                 )
-    return [(one["prediction"], other["output"]) for one, other in zip(answered, right, strict=True)]
+    return [(one["prediction"], other["output"]) for one, other in pairs]

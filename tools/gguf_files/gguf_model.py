@@ -26,13 +26,8 @@ ARCHITECTURES = {
 SCALING = ("default", "linear", "yarn", "llama3")
 # YaRN's other parameters must equal llama.cpp's constants.
 YARN = {
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "truncate": True,
-    "attention_factor": None,
-    "mscale": None,
-    "mscale_all_dim": None,
-}
+    "beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": None, "mscale_all_dim": None,
+}  # fmt: skip
 
 
 @dataclass
@@ -116,8 +111,8 @@ def check_settings(config: Any, model_class: str, path: Path) -> None:
         "layer_types": any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []),
         "attention_bias": model_class == "Qwen3ForCausalLM" and config.attention_bias,
     }
-    for key, is_so in unhandled.items():
-        if is_so:
+    for key, is_present in unhandled.items():
+        if is_present:
             raise ValueError(f"{key}={getattr(config, key)!r} is not supported by llama.cpp for this architecture")
     if rope["rope_type"] not in SCALING:
         raise ValueError(

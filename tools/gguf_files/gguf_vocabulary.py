@@ -89,10 +89,10 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
                 vocabulary.tokens[index] = vocabulary.tokens[index].replace(SPACE, " ")
-    seen: dict[str, int] = {}
+    first_ids: dict[str, int] = {}
     for index, token in enumerate(vocabulary.tokens):
-        if seen.setdefault(token, index) != index:
-            raise ValueError(f"{folder}: tokens {seen[token]} and {index} are both {token!r}, which llama.cpp refuses")
+        if (first := first_ids.setdefault(token, index)) != index:
+            raise ValueError(f"{folder}: tokens {first} and {index} are both {token!r}, which llama.cpp refuses")
     return vocabulary
 
 
@@ -139,9 +139,9 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     steps = content.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers") or [steps]
     pattern = (steps[0].get("pattern") or {}).get("Regex", "")
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    plain = len(steps) == 2 and steps[0] == cut and not steps[1].get("add_prefix_space")
-    if not plain or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in PRE_TOKENIZERS:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    fits = len(steps) == 2 and steps[0] == split and not steps[1].get("add_prefix_space")
+    if not fits or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in PRE_TOKENIZERS:
         raise ValueError(
             f"{path} splits text in another way than LLaMA 3 and Qwen2 ({model.get('type')}, "
             f"{[step.get('type') for step in steps]}); other tokenizers are not supported"
@@ -205,14 +205,14 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
         name = name.get("content") if isinstance(name, Mapping) else name
         if name is not None and name not in ids:
             raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct it")
-        given: Any = numbers.get(f"{role}_token_id")  # a number, a list or None
-        listed = [index for index in (given if isinstance(given, list) else [given]) if index in range(len(ids))]
+        value: Any = numbers.get(f"{role}_token_id")  # a number, a list or None
+        valid = [index for index in (value if isinstance(value, list) else [value]) if index in range(len(ids))]
         if name is not None:
             special[role] = ids[name]
-        elif listed:
-            special.setdefault(role, listed[0])
+        elif valid:
+            special.setdefault(role, valid[0])
         if role == "eos":  # llama.cpp has two more fields for further end tokens
-            ends = [index for index in listed if index != special.get("eos")]
+            ends = [index for index in valid if index != special.get("eos")]
             special |= dict(zip(("eot", "eom"), ends, strict=False))
             vocabulary.notices += [
                 f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if it knows "

@@ -46,27 +46,27 @@ class GgufTensor:
         return self.source.elements // elements * size
 
 
-def choose_types(model: GgufModel, kind: str) -> list[GgufTensor]:
-    """Return every tensor with its GGUF type in a file of type `kind`; print a notice if a matrix becomes f16."""
+def choose_types(model: GgufModel, file_type: str) -> list[GgufTensor]:
+    """Return every tensor with its GGUF type in a file of type `file_type`; print a notice if a matrix becomes f16."""
     chosen = []
     for name, tensor in model.tensors.items():
-        wanted, columns = kind.upper(), tensor.shape[-1]
-        if kind == "q4_0" and name == ("token_embd.weight" if model.tied else "output.weight"):
-            wanted = "Q8_0"
+        kind, columns = file_type.upper(), tensor.shape[-1]
+        if file_type == "q4_0" and name == ("token_embd.weight" if model.tied else "output.weight"):
+            kind = "Q8_0"
         if len(tensor.shape) == 1:
-            wanted = "F32"
-        elif columns % BLOCK.get(wanted, 1):
+            kind = "F32"
+        elif columns % BLOCK.get(kind, 1):
             print(f"notice: {name} has rows of {columns}, not a multiple of 32; it becomes f16", file=sys.stderr)
-            wanted = "F16"
+            kind = "F16"
         is_reordered = model.architecture == "llama" and name.split(".")[-2] in ("attn_q", "attn_k")
-        chosen.append(GgufTensor(name, tensor, wanted, model.head_dim if is_reordered else 0))
+        chosen.append(GgufTensor(name, tensor, kind, model.head_dim if is_reordered else 0))
     return chosen
 
 
 def lossless_type(model: GgufModel) -> str:
     """Return the smallest file type that stores all matrices without rounding."""
-    found = {tensor.dtype.lower() for tensor in model.tensors.values() if len(tensor.shape) == 2}
-    return found.pop() if len(found) == 1 else "f32"
+    dtypes = {tensor.dtype.lower() for tensor in model.tensors.values() if len(tensor.shape) == 2}
+    return dtypes.pop() if len(dtypes) == 1 else "f32"
 
 
 def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
@@ -96,12 +96,7 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
 
 
 def gguf_head(
-    scratch: Path,
-    name: str,
-    model: GgufModel,
-    vocabulary: GgufVocabulary,
-    tensors: list[GgufTensor],
-    file_type: int,
+    scratch: Path, name: str, model: GgufModel, vocabulary: GgufVocabulary, tensors: list[GgufTensor], file_type: int
 ) -> bytes:
     """Return the metadata and tensor table, padded, as the gguf package writes them. scratch: a temporary file."""
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter

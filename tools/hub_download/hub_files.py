@@ -90,8 +90,8 @@ def matches_published(path: Path, file: RemoteFile) -> bool:
 def mismatched_files(folder: Path, files: list[RemoteFile]) -> list[RemoteFile]:
     """Return the files that are missing from the folder or differ from the published ones."""
     with ThreadPool(WORKERS) as pool:
-        found = pool.imap(lambda file: matches_published(folder / file.name, file), files)
-        bar = tqdm(found, f"comparing {folder.name}", len(files), leave=False, disable=None, unit="file")
+        results = pool.imap(lambda file: matches_published(folder / file.name, file), files)
+        bar = tqdm(results, f"comparing {folder.name}", len(files), leave=False, disable=None, unit="file")
         return [file for file, matches in zip(files, bar, strict=True) if not matches]
 
 

@@ -47,8 +47,8 @@ def resolve_endpoint(endpoint: str) -> str:
             f"{address!r} is not the address of a hub; --endpoint takes https://HOST (put a token into HF_TOKEN)"
         )
     if address != "https://huggingface.co" and "authorization" in build_hf_headers():
-        way = ", unencrypted" if parts.scheme == "http" else ""
-        notice(f"your token is sent to {address}{way} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
+        warning = ", unencrypted" if parts.scheme == "http" else ""
+        notice(f"your token is sent to {address}{warning} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
     return address
 
 
@@ -69,20 +69,20 @@ def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         names = select_files(list(siblings), source)
         check_names(names, source.repo)
-        commit = known_hash(info.sha) or source.revision or "main"
+        commit = valid_hash(info.sha) or source.revision or "main"
         files = []
         for name in names:
             size, lfs = siblings[name].size, siblings[name].lfs
             size = size if isinstance(size, int) and size >= 0 else -1
-            hash = known_hash(lfs.sha256 if lfs else siblings[name].blob_id)
+            hash = valid_hash(lfs.sha256 if lfs else siblings[name].blob_id)
             url = hf_hub_url(source.repo, name, repo_type=source.kind, revision=commit, endpoint=source.endpoint)
-            files.append(add_header_facts(RemoteFile(name, size, hash, url)))
+            files.append(add_missing_facts(RemoteFile(name, size, hash, url)))
         return commit, files
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
         raise ValueError(explain_hub_error(error, source)) from error
 
 
-def known_hash(value: object) -> str:
+def valid_hash(value: object) -> str:
     """Return the value if it is a sha256 or a git object id, else ""."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else ""
 
@@ -106,26 +106,26 @@ def select_files(names: list[str], source: RepositorySource) -> list[str]:
     for pattern in source.pattern:
         if not list(filter_repo_objects(names, allow_patterns=pattern)):
             raise ValueError(f"--pattern {pattern!r} matches none of the {len(names)} files of {source.repo}: {some}")
-    left = list(filter_repo_objects(names, allow_patterns=list(source.pattern) or None))
-    kept = list(filter_repo_objects(left, ignore_patterns=list(source.exclude) or None))
-    if left and not kept:
+    matching = list(filter_repo_objects(names, allow_patterns=list(source.pattern) or None))
+    kept = list(filter_repo_objects(matching, ignore_patterns=list(source.exclude) or None))
+    if matching and not kept:
         raise ValueError(f"--exclude {','.join(source.exclude)!r} leaves none of the files of {source.repo}: {some}")
     if not kept:
         raise ValueError(f"{source.repo} has no files at this revision; correct --revision")
     return kept
 
 
-def add_header_facts(file: RemoteFile) -> RemoteFile:
+def add_missing_facts(file: RemoteFile) -> RemoteFile:
     """Return the file; size and hash that a mirror's listing lacks are those of a HEAD request."""
     from huggingface_hub import get_hf_file_metadata
 
     if file.size >= 0 and file.hash:
         return file
-    found = get_hf_file_metadata(file.url, retry_on_errors=True)
-    size = file.size if file.size >= 0 else found.size
+    metadata = get_hf_file_metadata(file.url, retry_on_errors=True)
+    size = file.size if file.size >= 0 else metadata.size
     if size is None:
         raise ValueError(f"the hub gives no size of {file.name}, so it could not be verified; use another --endpoint")
-    return replace(file, size=size, hash=file.hash or known_hash(found.etag))
+    return replace(file, size=size, hash=file.hash or valid_hash(metadata.etag))
 
 
 def explain_hub_error(error: Exception, source: RepositorySource) -> str:

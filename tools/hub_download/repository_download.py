@@ -76,10 +76,8 @@ def download(source: RepositorySource, target: Path) -> str:
             download_files(source, partial, wrong, title)
             if is_new:
                 (partial / NOTE).parent.mkdir(exist_ok=True)
-                write_json(
-                    partial / NOTE,
-                    dict(zip(NOTE_KEYS, (source.repo, source.kind, source.revision, commit), strict=True)),
-                )
+                values = (source.repo, source.kind, source.revision, commit)
+                write_json(partial / NOTE, dict(zip(NOTE_KEYS, values, strict=True)))
                 (partial / resume_journal.JOURNAL).unlink()
                 partial.replace(target)
                 return f"{target}: {verified}"

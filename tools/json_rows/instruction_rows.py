@@ -26,15 +26,15 @@ def checked_rows(path: str | Path, answers: bool, blank_lines: bool = False, pla
         if row.content is None or (plain_text and is_plain_text(row.content)):
             yield row
             continue
-        fault = row_fault(row.content, answers)
-        yield Row(row.place, None, f"{fault}; a row is {SHAPE}") if fault else row
+        error = row_error(row.content, answers)
+        yield Row(row.location, None, f"{error}; a row is {SHAPE}") if error else row
 
 
 def iterate_instructions(path: str | Path, answers: bool = True, plain_text: bool = False) -> Iterator[InstructionRow]:
     """Yield the contents of the rows of `checked_rows`; raises ValueError at the first row with an error."""
     for row in checked_rows(path, answers, plain_text=plain_text):
         if row.content is None:
-            raise ValueError(f"{row.place} {row.error}")
+            raise ValueError(f"{row.location} {row.error}")
         yield row.content
 
 
@@ -44,21 +44,21 @@ def is_plain_text(row: InstructionRow) -> bool:
     return isinstance(text, str) and bool(text.strip()) and "instruction" not in row and "messages" not in row
 
 
-def row_fault(row: InstructionRow, answers: bool) -> str:
-    """Return the first fault of an instruction row, or ""."""
+def row_error(row: InstructionRow, answers: bool) -> str:
+    """Return why a row is not an instruction row, or ""."""
     if row.get("messages") is not None:
         for key in ("instruction", "input"):
             if row.get(key):
                 return f"has both messages and {key!r}"
-        return messages_fault(row["messages"], answers)
+        return messages_error(row["messages"], answers)
     for key in ("instruction", "output") if answers else ("instruction",):
         if not isinstance(row.get(key), str):
             return f"has no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'})"
     return "" if row.get("input") is None or isinstance(row["input"], str) else "has an input that is not text"
 
 
-def messages_fault(messages: object, answers: bool) -> str:
-    """Return the first fault of a conversation, or ""."""
+def messages_error(messages: object, answers: bool) -> str:
+    """Return why messages are not a conversation, or ""."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return "has messages that are not a list of objects"
     for message in messages:

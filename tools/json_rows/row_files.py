@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_fault
+from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_error
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -20,9 +20,9 @@ PARQUET_ROWS = 1024  # rows read at a time
 class Row(NamedTuple):
     """A record of a file."""
 
-    place: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
+    location: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
     content: dict[str, Any] | None  # None for an error or a blank line
-    error: str = ""  # fault and remedy; a message is `place` followed by `error`
+    error: str = ""  # reason and remedy; a complete message is `location` followed by `error`
 
 
 def list_files(path: str | Path) -> list[Path]:
@@ -52,28 +52,24 @@ def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
     blank_lines: also yield a Row without content and error for each blank line. Raises FileNotFoundError, and
     ValueError if there are no rows or, with file and line, if the rest of a file cannot be read.
     """
-    found = False
+    is_empty = True
     for file in list_files(path):
         for row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, blank_lines):
-            found = found or row.content is not None or bool(row.error)
+            is_empty = is_empty and row.content is None and not row.error
             yield row
-    if not found:
+    if is_empty:
         raise ValueError(f"{path} holds no rows; it must be a JSON list, one JSON object a line, or parquet")
 
 
 def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, object) for each row; raises as `iterate_rows`, and ValueError at the first row with an error."""
+    """Yield (location, object) for each row; raises as `iterate_rows`, and ValueError at the first invalid row."""
     for row in iterate_rows(path):
         if row.content is None:
-            raise ValueError(f"{row.place} {row.error}")
-        yield row.place, row.content
+            raise ValueError(f"{row.location} {row.error}")
+        yield row.location, row.content
 
 
 def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
-    """Yield the rows of a JSON file.
-
-    If the first object is on one line, the file is read as JSONL: reading continues after a line that is not JSON.
-    """
     with path.open("rb") as file:
         window = TextWindow(file, path)
         items, line_is_blank = 0, True
@@ -89,17 +85,17 @@ def _json_rows(path: Path, blank_lines: bool) -> Iterator[Row]:
             try:
                 for value in window.list_items() if is_list else [window.parse()]:
                     items += is_list
-                    place = f"{path}:{value.line}" + (f", row {items}" if is_list else "")
-                    fault = value.fault or ("" if is_list else window.extra_data())
-                    if not fault and not isinstance(value.content, dict):
-                        fault = "is not a JSON object; a row must be one"
-                    yield Row(place, None if fault else value.content, fault)  # type: ignore[arg-type]  # a dict
+                    location = f"{path}:{value.line}" + (f", row {items}" if is_list else "")
+                    message = value.error or ("" if is_list else window.extra_data())
+                    if not message and not isinstance(value.content, dict):
+                        message = "is not a JSON object; a row must be one"
+                    yield Row(location, None if message else value.content, message)  # type: ignore[arg-type]  # a dict
             except InvalidJsonError as error:
-                place = f"{path}:{window.line}, row {items + 1}" if is_list else f"{path}:{line}"
-                fault = encoding_fault(window.present_line()) or str(error)
+                location = f"{path}:{window.line}, row {items + 1}" if is_list else f"{path}:{line}"
+                message = encoding_error(window.current_line()) or str(error)
                 if not window.is_one_line() or (is_list and not window.one_row_per_line):
-                    raise ValueError(f"{place} {fault}") from None
-                yield Row(place, None, fault)
+                    raise ValueError(f"{location} {message}") from None
+                yield Row(location, None, message)
                 window.at = window.line_end()
             if not is_list and window.one_row_per_line is None:
                 window.one_row_per_line = window.is_one_line()
@@ -133,13 +129,13 @@ def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
         window = TextWindow(file, path)
         window.skip(WHITESPACE)
         try:
-            content, fault = window.parse()[1:]
-            if not fault and window.skip(WHITESPACE):
-                fault = "is not JSON (extra data after the value); correct it"
+            content, message = window.parse()[1:]
+            if not message and window.skip(WHITESPACE):
+                message = "is not JSON (extra data after the value); correct it"
         except InvalidJsonError as error:
-            fault = encoding_fault(window.present_line()) or str(error)
-        if fault:
-            raise ValueError(f"{path}:{window.line} {fault}")
+            message = encoding_error(window.current_line()) or str(error)
+        if message:
+            raise ValueError(f"{path}:{window.line} {message}")
         return content
 
 
@@ -153,12 +149,13 @@ def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
         with path.open("rb") as file:
             window = TextWindow(file, path)
             while window.read_line():
-                if fault := encoding_fault(window.text):
-                    raise ValueError(f"{path}:{window.line} {fault}")
+                if message := encoding_error(window.text):
+                    raise ValueError(f"{path}:{window.line} {message}")
                 yield window.text.rstrip("\r\n")
                 window.advance(len(window.text))
         return
-    for place, row in iterate_objects(path):
+    for location, row in iterate_objects(path):
         if not isinstance(row.get(key), str):
-            raise ValueError(f"{place} has no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'}); add it")
+            keys = ", ".join(map(str, row)) or "none"
+            raise ValueError(f"{location} has no text under {key!r} (keys: {keys}); add it")
         yield row[key]

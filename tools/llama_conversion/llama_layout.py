@@ -50,11 +50,11 @@ class JoinedWeight:
 
 def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
     """Read consolidated.00.pth, consolidated.01.pth, …; raises FileNotFoundError or ValueError."""
-    found = sorted(folder.glob("consolidated.*.pth"))
-    files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(found)))]
+    existing = sorted(folder.glob("consolidated.*.pth"))
+    files = [folder / f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(existing)))]
     for file in files:
-        if file not in found:
-            raise FileNotFoundError(f"{file} is missing ({len(found)} of these files exist); download it again")
+        if file not in existing:
+            raise FileNotFoundError(f"{file} is missing ({len(existing)} of these files exist); download it again")
     return {file: read_bin(file) for file in files}
 
 
@@ -128,10 +128,10 @@ def plan_weights(ranks: Ranks, params: LlamaParams, may_tie: bool = False) -> li
             continue
         axis = split if original == EMBEDDING else axis
         shape = full_shape(original, params, vocabulary)
-        share = [size / count if dimension == axis else size for dimension, size in enumerate(shape)]
+        part_shape = [size / count if dimension == axis else size for dimension, size in enumerate(shape)]
         parts = tuple(rank[original] for rank in ranks.values())
         for part in parts:
-            if list(part.shape) != share:
+            if list(part.shape) != part_shape:
                 raise ValueError(
                     f"{part.file}: tensor {original} is {list(part.shape)}, but by params.json all {count} file(s) "
                     f"together hold {list(shape)}; a file is missing, or of another model: download all again"

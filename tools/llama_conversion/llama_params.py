@@ -119,8 +119,8 @@ def check_version(version: str, params: LlamaParams, has_rank_table: bool) -> No
         "params.json has use_scaled_rope, as since version 3.1": params.use_scaled_rope and version not in SCALE,
         "params.json has no use_scaled_rope, as before version 3.1": not params.use_scaled_rope and version in SCALE,
     }
-    for fact, is_so in contradictions.items():
-        if is_so:
+    for fact, is_present in contradictions.items():
+        if is_present:
             raise ValueError(f"--llama_version {version} contradicts the files: {fact}; omit it to infer the version")
 
 

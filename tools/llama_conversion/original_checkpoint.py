@@ -4,17 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint_seals.published_hashes import read_list, verify_list
+from checkpoint_seals.published_hashes import verify_checklist
 from tokenizer_files.llama_tokenizer import is_rank_table
 
-from llama_conversion.llama_layout import (
-    EMBEDDING,
-    JoinedWeight,
-    compare_copies,
-    is_output_tied,
-    plan_weights,
-    read_ranks,
-)
+from llama_conversion import llama_layout
+from llama_conversion.llama_layout import JoinedWeight
 from llama_conversion.llama_params import LlamaParams, check_size, check_version, infer_version, read_params
 
 # Largest accepted difference between the files' copies of a norm. The copies are equal except in version 3's 70B
@@ -62,20 +56,18 @@ def find_tokenizer(root: Path, weights: Path) -> Path:
 
 
 def verify_checklists(original: OriginalCheckpoint) -> int:
-    """Compare all files that the checklists name; print a notice about used files that no checklist names.
+    """Compare the files that the checklists name; return their number.
 
-    Returns the number of compared files. Raises FileNotFoundError or ValueError for the first file that is missing or
-    differs.
+    Prints a notice about input files that no checklist names. Raises FileNotFoundError or ValueError for the first file
+    that is missing or differs.
     """
-    named, count = set[Path](), 0
-    for path in (original.folder / "checklist.chk", original.tokenizer.parent / "tokenizer_checklist.chk"):
-        if path.is_file():
-            count += verify_list(path)
-            named |= {(path.parent / name).resolve() for name in read_list(path)}
+    lists = (original.folder / "checklist.chk", original.tokenizer.parent / "tokenizer_checklist.chk")
+    verified = [file for path in lists if path.is_file() for file in verify_checklist(path)]
+    resolved = {file.resolve() for file in verified}
     used = (*original.files, original.folder / "params.json", original.tokenizer)
-    if unlisted := [file.name for file in used if file.resolve() not in named]:
+    if unlisted := [file.name for file in used if file.resolve() not in resolved]:
         notice(f"no checklist names {', '.join(unlisted)}, so these files could not be verified")
-    return count
+    return len(verified)
 
 
 def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
@@ -91,12 +83,12 @@ def read_original(root: Path, size: str, version: str) -> OriginalCheckpoint:
     has_rank_table = is_rank_table(tokenizer)
     if version:
         check_version(version, params, has_rank_table)
-    ranks = read_ranks(folder)
-    embedding = next(iter(ranks.values())).get(EMBEDDING)
+    ranks = llama_layout.read_ranks(folder)
+    embedding = next(iter(ranks.values())).get(llama_layout.EMBEDDING)
     version = version or infer_version(params, embedding.dtype if embedding else "", has_rank_table)
     if version == "2" and params.norm_eps == 1e-6:  # meta-llama/llama #771
         notice("params.json has norm_eps 1e-06, an error of LLaMA-2 7B's first release for 1e-05; download it again")
-    weights = plan_weights(ranks, params, may_tie=version == "3.2")
+    weights = llama_layout.plan_weights(ranks, params, may_tie=version == "3.2")
     return OriginalCheckpoint(folder, params, tokenizer, version, tuple(ranks), weights)
 
 
@@ -105,9 +97,9 @@ def weights_to_write(original: OriginalCheckpoint) -> list[JoinedWeight]:
 
     Raises ValueError if the files' copies of a norm differ by more than the tolerance.
     """
-    gap = compare_copies(original.weights, TOLERANCE if original.version >= "3" else 0.0)
+    gap = llama_layout.compare_copies(original.weights, TOLERANCE if original.version >= "3" else 0.0)
     if gap:
         notice(f"the files' copies of the norms differ by up to {gap:.2g}; {original.files[0].name}'s are used")
-    if not is_output_tied(original.weights):
+    if not llama_layout.is_output_tied(original.weights):
         return original.weights
     return [weight for weight in original.weights if weight.spec.name != "lm_head.weight"]

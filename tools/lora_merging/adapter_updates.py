@@ -66,10 +66,10 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     for name, value in config.items():
         if name not in SUPPORTED and value not in (None, False, "none", [], {}):
             raise ValueError(f"{path}: {name}={value!r} is not supported; merge with peft's merge_and_unload")
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN_INITIALISATIONS:
+    method = config.get("init_lora_weights", True)
+    if method not in PLAIN_INITIALISATIONS:
         raise ValueError(
-            f"{path}: init_lora_weights={start!r} changes the base before training; convert the adapter to plain LoRA "
+            f"{path}: init_lora_weights={method!r} changes the base before training; convert the adapter to plain LoRA "
             "with peft (path_initial_model_for_weight_conversion) first"
         )
 
@@ -83,8 +83,8 @@ def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
     """Return {base tensor name: update} for an adapter's tensors; ValueError for an unsupported tensor."""
     updates: dict[str, TensorUpdate] = {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
-        module, part = found.groups() if found and tensor.dtype in FLOATS else ("", "")
+        match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
+        module, part = match.groups() if match and tensor.dtype in FLOATS else ("", "")
         update = updates.setdefault(module + (".bias" if part == "bias" else ".weight"), TensorUpdate())
         if part in ("weight", "bias", "base_layer"):
             update.replacement = tensor

@@ -10,16 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from adapter_checks.base_fit import read_adapter_for_base
-from checkpoint_io import resume_journal
+from checkpoint_io import checkpoint_folders, resume_journal
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
-from checkpoint_io.checkpoint_folders import (
-    existing_folder,
-    new_folder,
-    read_json,
-    set_dtype,
-    write_json,
-    write_run_record,
-)
+from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.small_files import check_tokenizer, copy_small_files
 from checkpoint_io.tensor_files import verify_written, write_shards
@@ -118,14 +111,14 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
     """Yield a merged tensor as bit patterns of spec's type, in chunks of whole rows."""
     changes = tensor_changes(tensor, adapters)
 
-    def merge_rows(cut: tuple[int, int]) -> np.ndarray:
-        first, last = (min(at, tensor.elements) for at in cut)
+    def merge_rows(bounds: tuple[int, int]) -> np.ndarray:
+        first, last = (min(element, tensor.elements) for element in bounds)
         bits = tensor.read_once(first, last)
         if not changes:
             return cast(bits, tensor.dtype, spec.dtype)
         values = to_float32(bits, tensor.dtype)
         for change in changes:
-            values = change.apply(values, *cut)
+            values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
 
     for bits in in_order(merge_rows, spec.row_ranges()):
@@ -135,25 +128,25 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
 
 def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
     """Return [(adapter folder, weight)]; weights: one for all adapters, or one per adapter, else ValueError."""
-    shares = list(weights) * len(names) if len(weights) == 1 else list(weights)
-    if not names or len(shares) != len(names):
+    factors = list(weights) * len(names) if len(weights) == 1 else list(weights)
+    if not names or len(factors) != len(names):
         raise ValueError(
             f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
         )
-    folders = [existing_folder(name, option, "adapter_config.json") for name in names]
-    return list(zip(folders, shares, strict=True))
+    folders = [checkpoint_folders.existing_folder(name, option, "adapter_config.json") for name in names]
+    return list(zip(folders, factors, strict=True))
 
 
 def merge_folders(
     base: Path,
     loras: Sequence[tuple[Path, float]],
     target: str,
-    limit: int,
+    shard_limit: int,
     script: str,
     options: Mapping[str, object],
     dtype: str | None = None,
 ) -> str:
-    """Write base + adapters to the new folder target in shards of at most `limit` bytes; return a summary line.
+    """Write base + adapters to the new folder target in shards of at most `shard_limit` bytes; return a summary line.
 
     loras: adapter folders in merging order, each with the factor of its change. dtype: write all floats in this type
     instead of the base's. Raises ValueError or FileNotFoundError that names file and tensor.
@@ -183,18 +176,20 @@ def merge_folders(
         verify_seal(folder)
     check_tokenizer(*inputs)
     run = resume_journal.run_identity(script, options, inputs)
-    with new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
+    with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
         copy_small_files(inputs, folder)
         if rows - {vocabulary}:
-            write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
+            checkpoint_folders.write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:
-            set_dtype(folder, TORCH_NAME[dtype])
+            checkpoint_folders.set_dtype(folder, TORCH_NAME[dtype])
         if untied or (config.get("tie_word_embeddings") and OUTPUT in weights):
             set_untied(folder)
-        hashes = write_shards(folder, specs, lambda spec: merged_chunks(spec, weights[spec.name], adapters), limit)
+        hashes = write_shards(
+            folder, specs, lambda spec: merged_chunks(spec, weights[spec.name], adapters), shard_limit
+        )
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
-        write_run_record(folder, script, options, parents)
+        checkpoint_folders.write_run_record(folder, script, options, parents)
     zero = sum(all(is_zero(one.updates[name]) for one in adapters if name in one.updates) for name in changed)
     note = f" ({zero} matrices of it are zero)" if zero else ""
     note += "; embedding and output matrix are no longer tied" if untied else ""

@@ -51,16 +51,11 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would log a cast at every layer and token
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(io.StringIO()))
             stack.enter_context(redirect_stdout(io.StringIO()))
         yield
-
-
-# --- before anything is loaded ----------------------------------------------------------------------------------------
 
 
 def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
@@ -96,9 +91,6 @@ def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -
     raise ValueError(f"{model}: {name} has {inputs} inputs, which groups of {size} do not divide; {remedy}")
 
 
-# --- loading and quantising -------------------------------------------------------------------------------------------
-
-
 def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: Any) -> Any:
     """Load a causal language model for inference on the first GPU, or on the CPU.
 
@@ -120,19 +112,19 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
 
 
 def quantise(
-    folder: Path, target: Path, method: str, group: int, samples: Sequence[list[int]], dtype: str, limit: int
+    folder: Path, target: Path, method: str, group: int, samples: Sequence[list[int]], dtype: str, shard_limit: int
 ) -> None:
     """Quantise the model of `folder` in memory; write its weights and config.json to the folder `target`.
 
-    samples: token ids for calibration; limit: bytes of the largest shard. Raises ValueError with the library's message
-    if the library fails.
+    samples: token ids for calibration; shard_limit: bytes of the largest shard. Raises ValueError with the library's
+    message if the library fails.
     """
     library = METHODS[method].package
     try:
         if library == "llmcompressor":
-            quantise_with_llmcompressor(folder, target, recipe(method, group), samples, dtype, limit)
+            quantise_with_llmcompressor(folder, target, recipe(method, group), samples, dtype, shard_limit)
         else:
-            quantise_with_bitsandbytes(folder, target, method, dtype, limit)
+            quantise_with_bitsandbytes(folder, target, method, dtype, shard_limit)
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{library} could not quantise {folder}: {str(error)[:300] or repr(error)}") from error
     for file in target.iterdir():  # safetensors creates files that only the owner can read
@@ -140,7 +132,7 @@ def quantise(
 
 
 def quantise_with_llmcompressor(
-    folder: Path, target: Path, modifiers: list[Any], samples: Sequence[list[int]], dtype: str, limit: int
+    folder: Path, target: Path, modifiers: list[Any], samples: Sequence[list[int]], dtype: str, shard_limit: int
 ) -> None:
     """Quantise with llmcompressor, layer by layer, on the GPU if there is one."""
     import torch
@@ -157,7 +149,7 @@ def quantise_with_llmcompressor(
         dataset=torch.utils.data.DataLoader(rows, batch_size=None) if rows else None,
         num_calibration_samples=len(rows),
     )
-    model.save_pretrained(target, max_shard_size=limit)
+    model.save_pretrained(target, max_shard_size=shard_limit)
     # It names Python classes to instantiate; run.json records the same settings.
     (target / "recipe.yaml").unlink(missing_ok=True)
     for module in model.modules():  # the library keeps a reference to the model, so free its memory here
@@ -184,7 +176,7 @@ def recipe(method: str, group: int) -> list[Any]:
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
-def quantise_with_bitsandbytes(folder: Path, target: Path, method: str, dtype: str, limit: int) -> None:
+def quantise_with_bitsandbytes(folder: Path, target: Path, method: str, dtype: str, shard_limit: int) -> None:
     """Quantise with bitsandbytes, which quantises each weight while loading it."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
@@ -197,4 +189,4 @@ def quantise_with_bitsandbytes(folder: Path, target: Path, method: str, dtype: s
         settings |= {"bnb_4bit_compute_dtype": compute}
     config = BitsAndBytesConfig(llm_int8_skip_modules=[OUTPUT], **settings)
     model = load_model(folder, dtype, quantization_config=config)
-    model.save_pretrained(target, max_shard_size=limit)
+    model.save_pretrained(target, max_shard_size=shard_limit)

@@ -60,8 +60,8 @@ def greedy_answers(model: Any, tokenizer: Any, examples: Sequence[CalibrationExa
         inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)  # (rows, tokens)
         output = model.generate(**inputs, generation_config=settings)
         for index, ids in zip(chosen, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
-            kept = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-            texts[index] = tokenizer.decode(ids[:kept], skip_special_tokens=True)
+            length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
+            texts[index] = tokenizer.decode(ids[:length], skip_special_tokens=True)
     return texts
 
 
@@ -70,9 +70,9 @@ def extraction_scores(pairs: list[tuple[str, str]]) -> Scores:
 
     pairs: (answer, expected answer).
     """
-    found = score_answers(pairs)
-    tasks = {f"{task}_f1": found[task]["f1"] for task in TASKS if found[task]["gold"]}
-    return {**tasks, "exact": found["exact"], "parsed": found["parsed"]}
+    scores = score_answers(pairs)
+    tasks = {f"{task}_f1": scores[task]["f1"] for task in TASKS if scores[task]["gold"]}
+    return {**tasks, "exact": scores["exact"], "parsed": scores["parsed"]}
 
 
 def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample]) -> Scores:

@@ -54,10 +54,6 @@ class LlamaTokenizer:
     reference: Any  # encodes text like the original; None if it is not installed
     reference_name: str
 
-    @property
-    def size(self) -> int:
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
-
 
 def is_rank_table(path: Path) -> bool:
     """Return whether the first line of a tokenizer.model is that of a rank table."""

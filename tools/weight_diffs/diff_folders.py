@@ -1,32 +1,17 @@
 """Write diff folders, and recover tuned models from their base and a diff."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from adapter_checks.base_fit import read_adapter_for_base
-from checkpoint_io import resume_journal
-from checkpoint_io.checkpoint_folders import (
-    existing_folder,
-    new_folder,
-    write_json,
-    write_run_record,
-)
+from checkpoint_io import checkpoint_folders, resume_journal, tensors
+from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, copy_small_files, has_tokenizer
 from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import (
-    DIFF_FILES,
-    DIFF_RECORD,
-    TORCH_NAME,
-    Spec,
-    Tensor,
-    check_complete,
-    fingerprint,
-    has_weights,
-    read_weights,
-    tensor_hashes,
-)
+from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, check_complete, read_weights
 from checkpoint_seals.seal_check import verify_seal
 from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
@@ -39,28 +24,40 @@ SCRIPT = "tools/weight_diff.py"
 
 @dataclass(frozen=True)
 class DiffInputs:
-    """The two input folders by role (raw and tuned, or raw and diff), and the command's options."""
+    """The two input folders by role ("raw", and "tuned" or "diff"), and the command's options."""
 
     folders: dict[str, Path]
     options: Mapping[str, object]
-    limit: int  # bytes of a shard
+    shard_limit: int  # the largest size of a shard in bytes
 
-    def identity(self, *more: Path) -> str:
-        return resume_journal.run_identity(SCRIPT, self.options, [*self.folders.values(), *more])
+    @contextmanager
+    def output_folder(self, target: str, needed: int, *adapters: Path) -> Iterator[Path]:
+        """Yield the new folder `target` with configuration, tokenizer and template; write run.json at the end.
+
+        needed: bytes that will be written. The files come from the second input folder; if it has no tokenizer, files
+        that it lacks come from the base. adapters: further input folders.
+        """
+        raw, other = self.folders.values()
+        command = "recover" if "diff" in self.folders else "make_diff"
+        run = resume_journal.run_identity(SCRIPT, self.options, [raw, other, *adapters])
+        with checkpoint_folders.new_folder(target, needed, run) as folder:
+            copy_small_files([other] if has_tokenizer(other) else [raw, other], folder)
+            yield folder
+            checkpoint_folders.write_run_record(folder, f"{SCRIPT} {command}", self.options, self.folders)
 
 
-def open_inputs(options: Mapping[str, object], limit: int, role: str) -> DiffInputs:
+def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> DiffInputs:
     """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
     If the folder is an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
     """
-    names = ("raw", role)
-    paths = (existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in names)
-    folders = dict(zip(names, paths, strict=True))
-    is_exact = has_weights(folders[role], DIFF_FILES)
+    folders = {
+        name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
+    }
+    is_exact = tensors.has_weights(folders[role], DIFF_FILES)
     for folder in folders.values():
         verify_seal(folder, weights=not is_exact)
-    return DiffInputs(folders, options, limit)
+    return DiffInputs(folders, options, shard_limit)
 
 
 def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -> str:
@@ -80,11 +77,9 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
             return adapter_updates.read_factors(update, base)
         return search.find(tensor, base) if low_rank else None
 
-    run = inputs.identity(*([lora.folder] if lora else []))
-    with new_folder(target, 0, run) as folder:  # the compressed size is not known in advance
-        copy_small_files([inputs.folders["tuned"]], folder)
-        low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.limit)
-        write_run_record(folder, f"{SCRIPT} make_diff", inputs.options, inputs.folders)
+    # The compressed size is not known in advance.
+    with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as folder:
+        low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.shard_limit)
         size = sum(file.stat().st_size for file in folder.glob("diff*"))
     note = f", {low_rank_count} matrices as a change of low rank" if low_rank_count else ""
     return f"{target}: exact diff, {size / 1e6:.2f} MB, {size / total_bytes(tuned):.1%} of the tuned weights{note}"
@@ -93,31 +88,29 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     """Write an additive diff in `dtype` (F16 or F32) to the new folder target; return a summary line."""
     raw, tuned = read_both(inputs)
-    pairs = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
-    size = total_bytes(pairs, dtype)
-    with new_folder(target, size, inputs.identity()) as folder:
-        copy_small_files([inputs.folders["tuned"]], folder)
-        additive_diff.write_combined(folder, pairs, raw, np.subtract, dtype, inputs.limit)
-        base = fingerprint(raw.values(), tensor_hashes(raw.values(), "hashing the base"))
-        write_json(folder / DIFF_RECORD, {"format": additive_diff.FORMAT, "base": base})
-        write_run_record(folder, f"{SCRIPT} make_diff", inputs.options, inputs.folders)
-    share = size / total_bytes(pairs)
+    stored = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
+    size = total_bytes(stored, dtype)
+    with inputs.output_folder(target, size) as folder:
+        additive_diff.write_combined(folder, stored, raw, np.subtract, dtype, inputs.shard_limit)
+        base = tensors.fingerprint(raw.values(), tensors.tensor_hashes(raw.values(), "hashing the base"))
+        record = {"format": additive_diff.FORMAT, "base": base}
+        checkpoint_folders.write_json(folder / tensors.DIFF_RECORD, record)
+    share = size / total_bytes(stored)
     return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"
 
 
 def read_both(inputs: DiffInputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the base and of the tuned model; raises FileNotFoundError or ValueError if incomplete."""
-    raw, tuned = inputs.folders["raw"], inputs.folders["tuned"]
-    check_tokenizer(tuned)
-    weights = read_weights(raw), read_weights(tuned)
-    check_complete(raw, weights[0])
-    check_complete(tuned, weights[1])
-    return weights
+    check_tokenizer(inputs.folders["tuned"])
+    raw, tuned = (read_weights(folder) for folder in inputs.folders.values())
+    check_complete(inputs.folders["raw"], raw)
+    check_complete(inputs.folders["tuned"], tuned)
+    return raw, tuned
 
 
-def total_bytes(tensors: Mapping[str, Tensor], dtype: str = "") -> int:
+def total_bytes(weights: Mapping[str, Tensor], dtype: str = "") -> int:
     """Return the bytes of all tensors, stored in `dtype` if given."""
-    return sum(Spec(name, dtype or tensor.dtype, tensor.shape).nbytes for name, tensor in tensors.items())
+    return sum(Spec(name, dtype or tensor.dtype, tensor.shape).nbytes for name, tensor in weights.items())
 
 
 def recover_exact(inputs: DiffInputs, target: str) -> str:
@@ -127,35 +120,26 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
     exact_diff.check_base(diff, raw, inputs.folders["raw"])
     specs = [entry.spec(name) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
-    with new_folder(target, sum(spec.nbytes for spec in specs), inputs.identity()) as folder:
-        copy_small_files(small_file_sources(inputs), folder)
-        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.limit, expected=hashes)
+    with inputs.output_folder(target, sum(spec.nbytes for spec in specs)) as folder:
+        write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.shard_limit, hashes)
         files = ", ".join(dict.fromkeys(str(payload.file) for payload in diff.payloads.values()))
         verify_written(folder, hashes, f"download {files} again, or check the disk")
-        write_run_record(folder, f"{SCRIPT} recover", inputs.options, inputs.folders)
     return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
-    """Write raw + diff in `dtype` (F16 or F32); return a summary line. published: see
-    `additive_diff.check_base`."""
-    raw, source = read_weights(inputs.folders["raw"]), inputs.folders["diff"]
-    stored = read_weights(source)
-    check_complete(source, stored)
-    diff = additive_diff.matching_tensors(stored, raw, inputs.folders["raw"])
-    verified_by = additive_diff.check_base(source, stored, raw, inputs.folders["raw"], published)
-    with new_folder(target, total_bytes(diff, dtype), inputs.identity()) as folder:
-        copy_small_files(small_file_sources(inputs), folder)
-        hashes = additive_diff.write_combined(folder, diff, raw, np.add, dtype, inputs.limit)
+    """Write raw + diff in `dtype` (F16 or F32); return a summary line.
+
+    published: as for `additive_diff.check_base`.
+    """
+    raw, diff = (read_weights(folder) for folder in inputs.folders.values())
+    path_raw, path_diff = inputs.folders.values()
+    check_complete(path_diff, diff)
+    matching = additive_diff.matching_tensors(diff, raw, path_raw)
+    criterion = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
+    with inputs.output_folder(target, total_bytes(matching, dtype)) as folder:
+        hashes = additive_diff.write_combined(folder, matching, raw, np.add, dtype, inputs.shard_limit)
         verify_written(folder, hashes)
-        write_run_record(folder, f"{SCRIPT} recover", inputs.options, inputs.folders)
-    note = (
-        f"base verified by {verified_by}" if verified_by else "base not verified, because the diff does not identify it"
-    )
-    return f"{target}: {len(diff)} tensors in {TORCH_NAME[dtype]} from an additive diff, not bit-exact; {note}"
-
-
-def small_file_sources(inputs: DiffInputs) -> list[Path]:
-    """Return the folders of the recovered model's small files: the diff, and the base if the diff has no tokenizer."""
-    raw, diff = inputs.folders["raw"], inputs.folders["diff"]
-    return [diff] if has_tokenizer(diff) else [raw, diff]
+    verified = f"verified by {criterion}" if criterion else "not verified, because the diff does not identify it"
+    precision = f"{tensors.TORCH_NAME[dtype]} from an additive diff, not bit-exact"
+    return f"{target}: {len(matching)} tensors in {precision}; base {verified}"

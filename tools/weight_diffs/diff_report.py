@@ -6,7 +6,7 @@ the differences.
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,20 +71,18 @@ def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
         squares = (float(np.square(to_float32(c, tensor.dtype), dtype=np.float64).sum()) for c in tensor.chunks())
         return math.sqrt(math.fsum(squares) / max(1, tensor.elements))
 
-    found = zip(tensors.values(), in_order(root_mean_square, tensors.values()), strict=True)
-    return lines, "root mean square", {tensor.name: (value, tensor.elements) for tensor, value in found}
+    results = zip(tensors.values(), in_order(root_mean_square, tensors.values()), strict=True)
+    return lines, "root mean square", {tensor.name: (value, tensor.elements) for tensor, value in results}
 
 
 def change_by_layer(changes: Changes) -> dict[str, float]:
     """Return the mean change per element of each layer, and of each tensor outside the layers."""
-    groups: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for name, change in changes.items():
-        found = LAYER.fullmatch(name)
-        groups[found[1] if found else name].append(change)
-    return {
-        group: sum(value * count for value, count in parts) / max(1, sum(count for _, count in parts))
-        for group, parts in groups.items()
-    }
+    sums, elements = defaultdict[str, float](float), Counter[str]()
+    for name, (change, count) in changes.items():
+        layer = match[1] if (match := LAYER.fullmatch(name)) else name
+        sums[layer] += change * count
+        elements[layer] += count
+    return {layer: total / max(1, elements[layer]) for layer, total in sums.items()}
 
 
 def bars(layers: Mapping[str, float]) -> list[str]:

@@ -26,16 +26,12 @@ FindFactors = Callable[[Tensor, Tensor], Factors | None]  # (tuned, base) -> fac
 
 
 def write_diff(
-    folder: Path,
-    tuned: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    find_factors: FindFactors,
-    limit: int,
+    folder: Path, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], find_factors: FindFactors, shard_limit: int
 ) -> int:
     """Write diff.safetensors, or shards of it, and diff.json; return the number of tensors stored with factors.
 
-    limit: bytes of a shard. Payloads that an interrupted run recorded in the folder's journal are kept. Raises
-    ValueError, naming file and tensor, if a tuned float is NaN or infinite.
+    shard_limit: the largest size of a shard in bytes. Payloads that an interrupted run recorded in the folder's journal
+    are kept. Raises ValueError, naming file and tensor, if a tuned float is NaN or infinite.
     """
     path, finished = folder / PAYLOADS, resume_journal.finished_parts(folder)
     entries, payloads, position = dict[str, DiffEntry](), dict[str, Tensor](), 0
@@ -51,9 +47,8 @@ def write_diff(
                 payloads[name] = Tensor(name, "U8", (sum(entries[name].chunks),), path, file, position)
                 position += payloads[name].nbytes
                 bar.update(tensor.nbytes)
-        copied = write_shards(
-            folder, list(payloads.values()), lambda spec: payloads[spec.name].chunks(), limit, stem="diff"
-        )
+        specs = list(payloads.values())
+        copied = write_shards(folder, specs, lambda spec: payloads[spec.name].chunks(), shard_limit, stem="diff")
     for name, entry in entries.items():
         if copied[name] != entry.payload_blake3:  # the machine failed before the first run's file was on the disk
             raise ValueError(f"{path}: tensor {name} was damaged before this run resumed; run the command again")
@@ -73,7 +68,7 @@ def write_diff(
 def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, find_factors: FindFactors) -> DiffEntry:
     """Write one tensor's payload at the file's position; return its entry."""
     factors = find_factors(tuned, base) if base is not None else None
-    if factors is not None and base is not None and not is_worth(factors, tuned, base):
+    if factors is not None and base is not None and not saves_bytes(factors, tuned, base):
         factors = None
     hashes, sizes = {"tuned": blake3(), "base": blake3(), "payload": blake3()}, list[int]()
     for packed, ours, theirs in coded_chunks(tuned, base, factors):
@@ -104,21 +99,21 @@ def coded_chunks(
             numbers = np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint32)
             yield number_coding.encode(numbers), none, none
 
-    def code(cut: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
-        ours, theirs = tuned.read_once(*cut), read_base(base, *cut)
+    def code(bounds: tuple[int, int]) -> tuple[bytes, np.ndarray, np.ndarray]:
+        ours, theirs = tuned.read_once(*bounds), read_base(base, *bounds)
         check_finite(ours, tuned)
-        predicted = predict(theirs, base, tuned, cut, factors)
+        predicted = predict(theirs, base, tuned, bounds, factors)
         return number_coding.encode(encode_difference(ours, predicted, tuned.dtype)), ours, theirs
 
     yield from in_order(code, tuned.row_ranges())
 
 
-def is_worth(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
+def saves_bytes(factors: Factors, tuned: Tensor, base: Tensor) -> bool:
     """Estimate from the first rows of the matrix whether the factors save more bytes than they take."""
-    cut = tuned.row_ranges()[0]
-    ours, theirs = tuned.read(*cut), base.read(*cut)
+    bounds = tuned.row_ranges()[0]
+    ours, theirs = tuned.read(*bounds), base.read(*bounds)
     sizes = []
     for product in (None, factors):
-        numbers = encode_difference(ours, predict(theirs, base, tuned, cut, product), tuned.dtype)
+        numbers = encode_difference(ours, predict(theirs, base, tuned, bounds, product), tuned.dtype)
         sizes.append(len(number_coding.encode(numbers)))
     return (sizes[0] - sizes[1]) * tuned.elements / ours.size > factors.left.nbytes + factors.right.nbytes

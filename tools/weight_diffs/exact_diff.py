@@ -68,16 +68,16 @@ def find_base_tensor(tuned: Spec, base: Mapping[str, Tensor]) -> Tensor | None:
     It has the same name, or is the embedding for a tied output. It may have other rows, so that added vocabulary rows
     have no counterpart. Raises ValueError if the shapes are incompatible.
     """
-    found = base.get(tuned.name) or base.get(TIED.get(tuned.name, ""))
-    if found is None:
+    candidate = base.get(tuned.name) or base.get(TIED.get(tuned.name, ""))
+    if candidate is None:
         return None
-    same_columns = len(tuned.shape) == len(found.shape) == 2 and tuned.shape[1] == found.shape[1]
-    if tuned.shape != found.shape and not same_columns:
+    same_columns = len(tuned.shape) == len(candidate.shape) == 2 and tuned.shape[1] == candidate.shape[1]
+    if tuned.shape != candidate.shape and not same_columns:
         raise ValueError(
-            f"tensor {tuned.name} is {list(found.shape)} in the base and {list(tuned.shape)} in the tuned model; "
+            f"tensor {tuned.name} is {list(candidate.shape)} in the base and {list(tuned.shape)} in the tuned model; "
             "use the base of the tuned model"
         )
-    return found if tuned.dtype == found.dtype or {tuned.dtype, found.dtype} <= set(FLOATS) else None
+    return candidate if tuned.dtype == candidate.dtype or {tuned.dtype, candidate.dtype} <= set(FLOATS) else None
 
 
 def read_base(base: Tensor | None, first: int, last: int) -> np.ndarray:
@@ -88,15 +88,15 @@ def read_base(base: Tensor | None, first: int, last: int) -> np.ndarray:
 
 
 def predict(
-    bits: np.ndarray, base: Spec | None, tuned: Spec, cut: tuple[int, int], product: Factors | None
+    bits: np.ndarray, base: Spec | None, tuned: Spec, bounds: tuple[int, int], product: Factors | None
 ) -> np.ndarray:
-    """Return the predicted bit patterns of the tuned elements cut[0] to cut[1], 0 where the base has no element.
+    """Return the predicted bit patterns of a range of tuned elements, 0 where the base has no element.
 
-    bits: the bit patterns of the base tensor, from `read_base`.
+    bits: the bit patterns of the base tensor, from `read_base`; bounds: first and last (exclusive) element.
     """
-    predicted = np.zeros(cut[1] - cut[0], f"<u{tuned.itemsize}")
+    predicted = np.zeros(bounds[1] - bounds[0], f"<u{tuned.itemsize}")
     if base is not None and product is not None:
-        predicted[:] = from_float32(product.add(to_float32(bits, base.dtype), cut[0]), tuned.dtype)
+        predicted[:] = from_float32(product.add(to_float32(bits, base.dtype), bounds[0]), tuned.dtype)
     elif base is not None:
         predicted[: bits.size] = cast(bits, base.dtype, tuned.dtype)
     return predicted
@@ -115,7 +115,7 @@ def read_diff(folder: Path) -> ExactDiff:
             for name, entry in record["tensors"].items()
         }
         diff = ExactDiff(folder, entries, payloads, str(record["base"]), str(record["tuned"]))
-        fits = entries.keys() == payloads.keys() and all(is_sound(entries[name], payloads[name]) for name in entries)
+        fits = entries.keys() == payloads.keys() and all(is_valid(entries[name], payloads[name]) for name in entries)
     except (KeyError, TypeError, AttributeError):
         fits = False
     if not fits:
@@ -125,7 +125,7 @@ def read_diff(folder: Path) -> ExactDiff:
     return diff
 
 
-def is_sound(entry: DiffEntry, payload: Tensor) -> bool:
+def is_valid(entry: DiffEntry, payload: Tensor) -> bool:
     """Return whether an entry's numbers are consistent, so that a damaged entry cannot cause huge allocations."""
     numbers = (*entry.shape, *entry.chunks, entry.rank)
     if any(type(number) is not int or number < 0 for number in numbers) or entry.dtype not in ITEMSIZE:
@@ -141,10 +141,6 @@ def is_sound(entry: DiffEntry, payload: Tensor) -> bool:
     )
 
 
-def damaged(diff: ExactDiff, name: str, reason: object) -> ValueError:
-    return ValueError(f"{diff.payloads[name].file}: tensor {name} is damaged ({reason}); download it again")
-
-
 def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
     """Yield the tuned tensor's bit patterns in chunks; ValueError if the payload is damaged.
 
@@ -158,7 +154,7 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
         try:
             return number_coding.decode(payload.read(ends[chunk], ends[chunk + 1]).data, count, itemsize)
         except Exception as error:  # zstd raises its own exception types
-            raise damaged(diff, name, error) from None
+            raise ValueError(f"{payload.file}: tensor {name} is damaged ({error}); download it again") from None
 
     shapes = entry.factor_shapes()
     factors = [
@@ -167,9 +163,9 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
     product = Factors(*factors) if factors else None
 
     def restore(job: tuple[int, tuple[int, int]]) -> np.ndarray:
-        chunk, cut = job
-        numbers = read_numbers(chunk, cut[1] - cut[0], ITEMSIZE[entry.dtype])
-        predicted = predict(read_base(base, *cut), base, entry.spec(name), cut, product)
+        chunk, bounds = job
+        numbers = read_numbers(chunk, bounds[1] - bounds[0], ITEMSIZE[entry.dtype])
+        predicted = predict(read_base(base, *bounds), base, entry.spec(name), bounds, product)
         return apply_difference(numbers, predicted, entry.dtype)
 
     yield from in_order(restore, enumerate(entry.spec(name).row_ranges(), len(shapes)))
@@ -177,12 +173,12 @@ def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterato
 
 def check_base(diff: ExactDiff, base: Mapping[str, Tensor], folder: Path) -> None:
     """Hash the base tensors that the diff refers to; ValueError for the first that is missing or differs."""
-    wanted = {entry.base_name: entry for entry in diff.entries.values() if entry.base_name is not None}
-    for name in wanted:
+    required = {entry.base_name: entry for entry in diff.entries.values() if entry.base_name is not None}
+    for name in required:
         if name not in base:
             raise ValueError(f"{folder} has no tensor {name}, which {diff.folder} refers to; use the diff's base")
-    hashes = tensor_hashes((base[name] for name in wanted), "checking the base")
-    for name, entry in wanted.items():
+    hashes = tensor_hashes((base[name] for name in required), "checking the base")
+    for name, entry in required.items():
         if (base[name].dtype, hashes[name]) != (entry.base_dtype, entry.base_blake3):
             raise ValueError(
                 f"{folder} is not the base of {diff.folder}: tensor {name} in {base[name].file.name} differs; "

@@ -54,9 +54,9 @@ def split_into_streams(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             numbers = numbers.astype(np.uint8, copy=False)
         kind = choose_step(numbers[:: max(1, numbers.size // SAMPLE)])
         if kind == GAPS:
-            places = np.flatnonzero(numbers != 0)  # many times faster on booleans
-            yield GAPS, gap_bytes(places)
-            numbers = numbers[places] - numbers.dtype.type(1)
+            positions = np.flatnonzero(numbers != 0)  # many times faster on booleans
+            yield GAPS, gap_bytes(positions)
+            numbers = numbers[positions] - numbers.dtype.type(1)
         else:
             yield kind, pack(numbers, kind)
             numbers = numbers >> numbers.dtype.type(kind) if highest >> kind else numbers[:0]
@@ -75,13 +75,13 @@ def join_streams(steps: list[Step], count: int, dtype: np.dtype) -> np.ndarray:
     if not steps:
         return np.zeros(count, dtype)
     (kind, frame, size), *rest = steps
-    wanted = count if kind == GAPS else -(-count * kind // 8)
-    if size > wanted or (kind != GAPS and size != wanted):
+    expected = count if kind == GAPS else -(-count * kind // 8)
+    if size > expected or (kind != GAPS and size != expected):
         raise ValueError("a stream is longer or shorter than its numbers")
     stream = np.frombuffer(zstd_codec().decompress(frame, size, asbytes=True), np.uint8)
     if kind == GAPS:
-        places, numbers = gap_places(stream, count), np.zeros(count, dtype)
-        numbers[places] = join_streams(rest, places.size, dtype) + dtype.type(1)
+        positions, numbers = gap_positions(stream, count), np.zeros(count, dtype)
+        numbers[positions] = join_streams(rest, positions.size, dtype) + dtype.type(1)
         return numbers
     low = unpack(stream, kind, count)
     return join_streams(rest, count, dtype) << dtype.type(kind) | low if rest else low.astype(dtype, copy=False)
@@ -113,10 +113,10 @@ def choose_step(sample: np.ndarray) -> int:
         return 8
     cost, wide = {}, sample.astype(np.uint64)
     for width in WIDTHS:
-        beyond = np.minimum(wide >> np.uint64(width), np.uint64(1 << 16)).astype(np.int64)
-        cost[width] = huffman_bits(np.bincount(pack(sample, width))) * width / 8 + entropy(np.bincount(beyond))
-    least = min(cost.values())
-    return next(width for width in WIDTHS if cost[width] <= least * COST_TOLERANCE)
+        high = np.minimum(wide >> np.uint64(width), np.uint64(1 << 16)).astype(np.int64)
+        cost[width] = huffman_bits(np.bincount(pack(sample, width))) * width / 8 + entropy(np.bincount(high))
+    lowest = min(cost.values())
+    return next(width for width in WIDTHS if cost[width] <= lowest * COST_TOLERANCE)
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -161,19 +161,19 @@ def unpack(packed: np.ndarray, width: int, count: int) -> np.ndarray:
     return low
 
 
-def gap_bytes(places: np.ndarray) -> np.ndarray:
-    """Encode the gaps between ascending places: gap // 255 bytes of value 255, then one byte of value gap % 255."""
-    gaps = np.diff(places, prepend=-1) - 1
+def gap_bytes(positions: np.ndarray) -> np.ndarray:
+    """Encode the gaps between ascending positions: gap // 255 bytes of value 255, then one byte of value gap % 255."""
+    gaps = np.diff(positions, prepend=-1) - 1
     ends = np.cumsum(gaps // ESCAPE + 1) - 1
     result = np.full(int(ends[-1]) + 1, ESCAPE, np.uint8)
     result[ends] = gaps % ESCAPE
     return result
 
 
-def gap_places(gaps: np.ndarray, count: int) -> np.ndarray:
-    """Invert `gap_bytes`: return the places; ValueError if one is not below `count`."""
+def gap_positions(gaps: np.ndarray, count: int) -> np.ndarray:
+    """Invert `gap_bytes`: return the positions; ValueError if one is not below `count`."""
     last = gaps != ESCAPE
-    places = (np.cumsum(gaps + last, dtype=np.int64) - 1)[last]
-    if places.size and places[-1] >= count:
+    positions = (np.cumsum(gaps + last, dtype=np.int64) - 1)[last]
+    if positions.size and positions[-1] >= count:
         raise ValueError("a gap leads beyond the chunk")
-    return places
+    return positions

@@ -91,19 +91,20 @@ def looks_low_rank(tuned: Tensor, base: Tensor) -> bool:
 
 
 def count_significant(values: np.ndarray, shape: tuple[int, ...], total: float) -> int:
-    """Return the number of singular values (sorted, largest first) above the noise of the others.
+    """Return the number of singular values above the noise.
 
-    total: the sum of all squared elements. The noise is estimated repeatedly from the values that are not counted yet.
+    values: sorted, largest first. total: the sum of all squared elements. The noise is estimated repeatedly, from the
+    values that are not counted yet.
     """
     rows, columns = shape
-    count = -1
-    kept = 0
-    while kept > count:
-        count = kept
-        rest = max(0.0, total - float(np.square(values[:count], dtype=np.float64).sum()))
-        noise = np.sqrt(rest / max(1.0, (rows - count) * (columns - count)))
-        kept = int(np.count_nonzero(values > NOISE_MARGIN * noise * (np.sqrt(rows) + np.sqrt(columns))))
-    return count
+    previous = -1
+    count = 0
+    while count > previous:
+        previous = count
+        rest = max(0.0, total - float(np.square(values[:previous], dtype=np.float64).sum()))
+        noise = np.sqrt(rest / max(1.0, (rows - previous) * (columns - previous)))
+        count = int(np.count_nonzero(values > NOISE_MARGIN * noise * (np.sqrt(rows) + np.sqrt(columns))))
+    return previous
 
 
 def significant_rows(change: np.ndarray) -> np.ndarray | None:
@@ -116,8 +117,8 @@ def significant_rows(change: np.ndarray) -> np.ndarray | None:
     generator = np.random.default_rng(0)
     size = min(32, rows, columns)
     while True:
-        basis = orthonormal(change @ generator.standard_normal((columns, size), dtype=np.float32))
-        basis = orthonormal(change @ (change.T @ basis))
+        basis = np.linalg.qr(change @ generator.standard_normal((columns, size), dtype=np.float32)).Q
+        basis = np.linalg.qr(change @ (change.T @ basis)).Q
         _, values, right = np.linalg.svd(basis.T @ change, full_matrices=False)
         rank = count_significant(values, change.shape, total)
         if rank < size * 3 // 4:
@@ -125,10 +126,6 @@ def significant_rows(change: np.ndarray) -> np.ndarray | None:
         if size >= min(RANK_LIMIT, rows // 3, columns // 3):
             return None
         size = min(2 * size, rows, columns)
-
-
-def orthonormal(vectors: np.ndarray) -> np.ndarray:
-    return np.linalg.qr(vectors)[0]
 
 
 def half_step(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -159,6 +156,6 @@ def solve_left(change: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np
         squares = ((part[:, None, :] * right) @ right.T).astype(np.float64)
         ridge = 1e-12 * np.trace(squares, axis1=1, axis2=2) + np.finfo(np.float64).tiny  # makes rows of zeros solvable
         squares += np.eye(rank) * ridge[:, None, None]
-        wanted = ((part * change[first:last]) @ right.T).astype(np.float64)
-        left[first:last] = np.linalg.solve(squares, wanted[..., None])[..., 0]
+        targets = ((part * change[first:last]) @ right.T).astype(np.float64)
+        left[first:last] = np.linalg.solve(squares, targets[..., None])[..., 0]
     return left

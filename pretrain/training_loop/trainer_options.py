@@ -25,18 +25,21 @@ TRANSFORMERS_REMOVED = {"logging_dir": "set the environment variable TENSORBOARD
 class DeprecatedOptions:
     """Options of a command's original release that were renamed or removed, besides those that transformers removed.
 
-    renamed: new name by old name. without_effect: reason by option. switches: (new option, its value if true, its value
-    if false) by former switch.
+    renamed: new name by old name. without_effect: reason by option. flags: (new option, its value) by former flag.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)
-    switches: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    flags: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def option(default: Any, help: str, *aliases: str) -> Any:
-    """Return a dataclass field for HfArgumentParser with a default, a help line and alternative names."""
-    return field(default=default, metadata={"help": help} | ({"aliases": list(aliases)} if aliases else {}))
+def option(default: Any, help: str, *aliases: str, **more: Any) -> Any:
+    """Return a dataclass field for HfArgumentParser with a default, a help line and alternative names.
+
+    default: a list is copied for each instance. more: further arguments of argparse, such as choices.
+    """
+    defaults = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**defaults, metadata={"help": help, "aliases": list(aliases), **more})
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -54,7 +57,7 @@ def translate(argv: Sequence[str], deprecated: DeprecatedOptions) -> tuple[list[
         word = pending.popleft()
         written, equals, value = word.partition("=")
         name = written.removeprefix("--").replace("-", "_")
-        if not written.startswith("--") or name not in {*renamed, *without_effect, *deprecated.switches}:
+        if not written.startswith("--") or name not in {*renamed, *without_effect, *deprecated.flags}:
             result.append(word)
             continue
         values = [value] if equals else []
@@ -63,20 +66,16 @@ def translate(argv: Sequence[str], deprecated: DeprecatedOptions) -> tuple[list[
         if name in without_effect:
             notices.append(f"--{name} has no effect: {without_effect[name]}")
             continue
-        is_switch = name in deprecated.switches
-        new = _translate_switch(deprecated.switches[name], values) if is_switch else [f"--{renamed[name]}", *values]
+        if name in renamed:
+            new = [f"--{renamed[name]}", *values]
+        else:
+            option_name, value = deprecated.flags[name]
+            given = "".join(values).lower()
+            value = value if given in ("", "true", "1", "yes") else given  # the parser refuses other values
+            new = [] if given in ("false", "0", "no") else [f"--{option_name}", value]
         result += new
-        if new[:1] != [f"--{name}"]:
-            notices.append(f"--{name} is now {' '.join(new) or 'the default'}")
+        notices.append(f"--{name} is now {' '.join(new) or 'the default'}")
     return result, notices
-
-
-def _translate_switch(target: tuple[str, str, str], values: list[str]) -> list[str]:
-    """Return the arguments that replace a former switch; an empty list if its value is now the default."""
-    name, on, off = target
-    spelled = "".join(values)
-    value = {"": on, "true": on, "1": on, "yes": on, "false": off, "0": off, "no": off}.get(spelled.lower(), spelled)
-    return [f"--{name}", value] if value else []
 
 
 def parse(
