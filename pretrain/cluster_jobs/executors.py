@@ -117,9 +117,6 @@ class SlurmExecutor(SlurmPipelineExecutor):
         """Does nothing: the last stage reads the statistics of each task itself."""
 
 
-# --- this machine -----------------------------------------------------------------------------------------------------
-
-
 class LocalExecutor(LocalPipelineExecutor):
     """datatrove's executor for one machine, with another process pool.
 

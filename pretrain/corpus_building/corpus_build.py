@@ -34,9 +34,6 @@ THIS_MACHINE = ExecutorOptions()
 shared_encoder = lru_cache(maxsize=1)(load_encoder)  # forked processes share it, which is most of their memory
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------
-
-
 def write_shard(folder: Path, number: int, shard: Shard, encoder: DocumentEncoder, settings: Settings) -> None:
     """Write the corpus `<folder>/<number>` from a shard; its sidecar's settings are the record of the shard."""
     already, lines = encoder.checked, 0
@@ -105,9 +102,6 @@ def run_join(place: Path, arguments: tuple[Any, ...], data: Any, rank: int, worl
     """Executor step: call `write` after all shards are finished."""
     os.chdir(place)
     write(*arguments)
-
-
-# --- the corpus -------------------------------------------------------------------------------------------------------
 
 
 def write(

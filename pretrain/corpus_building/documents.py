@@ -69,9 +69,6 @@ class TextRow(NamedTuple):
     fault: str = ""
 
 
-# --- the command line -------------------------------------------------------------------------------------------------
-
-
 def add_input_options(parser: Any, required: bool) -> None:
     """Add the options of the text files to read; parser: an ArgumentParser or a group of its options."""
     parser.add_argument("--file_path", nargs="+", required=required, metavar="IN", help="text files and globs")
@@ -92,9 +89,6 @@ def text_template(text: str) -> str:
     if text and not FIELD.search(text):
         raise argparse.ArgumentTypeError(f"{text!r} names no field; write '{{title}} {{content}}'")
     return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-# --- files and shards -------------------------------------------------------------------------------------------------
 
 
 def find_files(patterns: list[str]) -> list[str]:
@@ -135,9 +129,6 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
         step = max(1, size if Path(path).suffix in PACKED else max(shard_bytes, -(-size // MOST_SHARDS)))
         shards += [Shard(path, size, modified, at, min(at + step, size)) for at in range(0, size, step)]
     return shards
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
 
 
 def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) -> Iterator[TextRow]:

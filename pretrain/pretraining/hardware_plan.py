@@ -82,9 +82,6 @@ class ConfigPlan:
         return self.state_bytes + max(running, self.step_bytes)
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
-
-
 def divide_batch(largest: int, gpus: int, load: Workload) -> tuple[int, int]:
     """Return micro batch and accumulation steps of a GPU; (0, 0) if no sequence fits.
 
@@ -164,9 +161,6 @@ def tokens_per_second(plan: ConfigPlan, load: Workload, gpus: int, gpu: str) -> 
     """Return the tokens per second of all GPUs at the published share of the peak; recomputation costs a quarter."""
     peak, share = SPEEDS[gpu]
     return gpus * peak * share / flops_per_token(load.shape, load.block) * (0.75 if plan.recompute else 1)
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def recipe_command(plan: ConfigPlan, model: Path, load: Workload, machine: Machine) -> str:

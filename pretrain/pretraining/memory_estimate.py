@@ -38,9 +38,6 @@ class Shape:
     mlp_bias: bool = False
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
 def read_shape(path: Path) -> Shape:
     """Read the shape from a checkpoint folder or config.json; raises FileNotFoundError or ValueError."""
     file = path / "config.json" if path.is_dir() else path
@@ -106,9 +103,6 @@ def flops_per_token(shape: Shape, block: int) -> float:
     6 per parameter, and 12 x layers x width x tokens for attention, halved since it is causal (PaLM, appendix B).
     """
     return 6 * parameter_count(shape) + 6 * shape.layers * shape.heads * shape.head_dim * block
-
-
-# --- DeepSpeed --------------------------------------------------------------------------------------------------------
 
 
 def state_bytes(config: str, parameters: int, gpus: int) -> float:

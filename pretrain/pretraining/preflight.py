@@ -21,9 +21,6 @@ BATCH = "global batch (--per_device_train_batch_size x --gradient_accumulation_s
 WEIGHTS = "--source_weights"
 
 
-# --- launch and corpus ------------------------------------------------------------------------------------------------
-
-
 def check_launch(args: PretrainingArguments) -> None:
     """Raise ValueError if Trainer does not see the launched number of ranks, or a process sees several GPUs."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -82,9 +79,6 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
     lengths = corpus.lengths[:1_000_000].astype(float)
     flops = flops_per_token(shape, int((lengths**2).sum() / lengths.sum()))
     return flops / (peak * args.world_size) if peak else 0.0
-
-
-# --- packed sequences and their order ---------------------------------------------------------------------------------
 
 
 def source_weights(

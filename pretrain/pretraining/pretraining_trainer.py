@@ -72,8 +72,6 @@ class PretrainingTrainer(SourceTrainer):
         self.measures_losses = not args.use_liger_kernel
         self._waited = 0.0  # seconds spent waiting for data since the last log entry
 
-    # --- data ---------------------------------------------------------------------------------------------------------
-
     @property
     def next_index(self) -> int:
         """The global sequence index at which the next step begins."""
@@ -111,8 +109,6 @@ class PretrainingTrainer(SourceTrainer):
                 "name another --attn_implementation, or give --no_packing"
             )
 
-    # --- loss ---------------------------------------------------------------------------------------------------------
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -143,8 +139,6 @@ class PretrainingTrainer(SourceTrainer):
     ) -> None:
         """Add losses to a meter. losses, labels: (sequences, tokens); sources: (sequences,)."""
         meter.add(losses.double().sum(1), labels[:, 1:].ne(IGNORED).sum(1), sources, weight)
-
-    # --- log, evaluation, checkpoints ---------------------------------------------------------------------------------
 
     def epochs(self) -> float:
         return round(self.next_index / max(1, self.sequences.packed.train_count), 4)

@@ -25,9 +25,6 @@ _GOLDEN = np.uint64(_GOLDEN_INT)
 _ROUND_KEYS = [np.uint64(_GOLDEN_INT * turn % 2**64) for turn in range(1, 5)]  # four rounds
 
 
-# --- proportions ------------------------------------------------------------------------------------------------------
-
-
 def period_counts(weights: Sequence[Fraction | int]) -> list[int]:
     """Return the number of sequences of each source in one period, in proportion to the weights.
 
@@ -73,9 +70,6 @@ def period_table(counts: Sequence[int]) -> np.ndarray:
     return table
 
 
-# --- the permutation of a source --------------------------------------------------------------------------------------
-
-
 def _mix(values: np.ndarray) -> np.ndarray:
     """Scramble uint64 values (SplitMix64's finaliser; Steele, Lea and Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -114,9 +108,6 @@ def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarr
 def key_of(seed: int, name: str) -> int:
     """Return a 64-bit key for a seed and the name of a source."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
-
-
-# --- the schedule -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -219,9 +210,6 @@ class Schedule:
             WeightPhase(each["start"], tuple(each["counts"]), tuple(each["before"])) for each in state["phases"]
         ]
         return schedule
-
-
-# --- weights of a command line ----------------------------------------------------------------------------------------
 
 
 def parse_weights(given: str, sizes: Mapping[str, int]) -> dict[str, Fraction | int]:

@@ -47,9 +47,6 @@ def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, i
     return [*tasks, (first, len(shards))]
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 class ReadShards(PipelineStep):
     """Reads the documents of a task's shards; lines without text are dropped."""
 
@@ -106,9 +103,6 @@ class ReadRows(PipelineStep):
             for line in path.open(encoding="utf-8"):
                 metadata = json.loads(line)
                 yield Document(metadata.pop("text"), "", metadata=metadata)
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 class JsonRowsWriter(DiskWriter):

@@ -138,9 +138,6 @@ def normalised(document: Document) -> str:
     return unicodedata.normalize("NFC", " ".join(document.text.split()))
 
 
-# --- filters ----------------------------------------------------------------------------------------------------------
-
-
 class CodeLinesFilter(BaseFilter):
     """Drops data and minified or encoded text by the length of lines and the share of letters and digits."""
 

@@ -97,9 +97,6 @@ class KeepFirst(PipelineStep):
         np.save(self.folder / "pairs.npy", pairs)
 
 
-# --- stages -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class CleaningStage:
     """A stage: its steps and its number of tasks."""

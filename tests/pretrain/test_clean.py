@@ -305,9 +305,6 @@ def test_over_85_percent_of_the_real_corpus_is_kept(tmp_path: Path, run_script: 
     assert totals["bytes_kept"] > 0.85 * totals["bytes_read"]
 
 
-# --- rules ----------------------------------------------------------------------------------------------------
-
-
 def test_mixed_text_is_divided_into_characters_words_and_marks() -> None:
     assert cleaning_rules.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
         "Don't", "——", "看", "https://a.b/c?d=1", "，", "x_1", "!!",

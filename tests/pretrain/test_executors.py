@@ -145,9 +145,6 @@ def test_ray_gives_the_local_result_and_its_error(tmp_path: Path, run_script: Ru
     assert done.stderr.startswith(f"error: {source}:42 is not JSON") and done.stderr.count("\n") == 1
 
 
-# --- corpora ----------------------------------------------------------------------------------------------------------
-
-
 def build(run_script: RunScript, name: str, tokenizer: Path, *options: object, **more: Any) -> str:
     """Build the corpus `name` from a.jsonl of the working folder; returns the printed text."""
     done = run_script(

@@ -34,9 +34,6 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return file
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -121,9 +118,6 @@ def test_sent_bytes_equal_the_papers_and_grow_with_accumulation() -> None:
     assert [elements("zero2", steps) for steps in (1, 4)] == [3, 9]
     assert [elements("zero3", steps) for steps in (1, 4)] == [3, 12]
     assert memory_estimate.sent_bytes("zero3", 1000, 1, 4) == 0
-
-
-# --- recommendations --------------------------------------------------------------------------------------------------
 
 
 def recommended(
@@ -236,8 +230,6 @@ def test_plan_imports_no_heavy_package() -> None:
     assert done.stdout == "[]\n"
 
 
-# --- properties for any model -----------------------------------------------------------------------------------------
-
 shapes = st.builds(
     Shape, vocabulary=st.integers(500, 200_000), hidden=st.integers(64, 8192), intermediate=st.integers(64, 32_768),
     layers=st.integers(1, 100), heads=st.integers(1, 64), kv_heads=st.integers(1, 8), head_dim=st.integers(16, 128),
@@ -279,9 +271,6 @@ def test_recommended_plan_fits_and_divides_the_global_batch(
     assert best.memory <= hardware_plan.MEMORY_SHARE * gigabytes * GB
     assert 1 <= best.micro_batch <= best.largest_micro_batch
     assert not per_gpu or best.micro_batch * best.accumulation == per_gpu
-
-
-# --- the configurations -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

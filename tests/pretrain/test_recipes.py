@@ -18,8 +18,6 @@ from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 RECIPES = REPOSITORY / "pretrain" / "scripts"
 Environment = dict[str, str]
 
-# --- real runs --------------------------------------------------------------------------------------------------------
-
 
 class Run:
     """A running recipe whose output goes to a file."""
@@ -176,8 +174,6 @@ def test_slurm_job_requeues_itself_after_sigterm_and_then_finishes(
     assert (output / "config.json").is_file()
     assert (work / "requeued").read_text() == "7\n"
 
-
-# --- settings ---------------------------------------------------------------------------------------------------------
 
 SHOW = '#!/bin/bash\nprintf "%s\\n" "$@"\n[ -z "${DS_ENV_FILE:-}" ] || cat "$DS_ENV_FILE"\n'
 EIGHT_GPUS = '#!/bin/bash\nfor gpu in 0 1 2 3 4 5 6 7; do echo "GPU $gpu: a GPU"; done\n'

@@ -46,9 +46,6 @@ def random_sequence(*lengths: int) -> PackedSequence:
     return PackedSequence([draw.integers(3, 60, length).astype(np.uint16) for length in lengths], 0)
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------------
-
-
 def test_packed_sequence_restarts_positions_and_labels_no_first_token_of_a_sample() -> None:
     one = PackedSequence([np.array([1, 5, 2], np.uint16), np.array([1, 2], np.uint16)], 1)
     batch = Collator(block_size=6, pad_id=2)([one, PackedSequence([np.array([1], np.uint16)], 0)])
@@ -87,9 +84,6 @@ def test_every_token_but_the_first_of_each_sample_is_a_label_once(lengths: list[
     batch = Collator(block_size=40, pad_id=0)(sequences)
     labels = batch["labels"][batch["labels"] != IGNORED].tolist()
     assert labels == [int(token) for each in sequences for sample in each.samples for token in sample[1:]]
-
-
-# --- isolation of samples, with the trainer of train.py ---------------------------------------------------------------
 
 
 def make_trainer(

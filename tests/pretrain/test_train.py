@@ -113,9 +113,6 @@ def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
     assert run["data"] == {str(small_corpus): json.loads(Path(f"{small_corpus}.json").read_text())["sha256"]}
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
-
-
 def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:
     """Kill all processes of a run `delay` seconds after it started to write a checkpoint of a step above `after`."""
     while process.poll() is None:
@@ -313,9 +310,6 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weigh
     assert 0 < checkpoints.step_of(checkpoint) < 30
     train_here(*given, *RESUME)
     assert_same_run(whole, stopped)
-
-
-# --- source weights and held-out loss ---------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
