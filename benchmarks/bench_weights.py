@@ -57,6 +57,7 @@ def make_models(folder: Path, size: str, rank: int, additive: bool) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
+    from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     if all((folder / name).is_dir() for name in (("additive", "adapter") if additive else ("adapter",))):
@@ -72,7 +73,7 @@ def make_models(folder: Path, size: str, rank: int, additive: bool) -> None:
 
     def save(name: str) -> None:
         model.save_pretrained(folder / name, max_shard_size="5GB")
-        (folder / name / "tokenizer.json").write_text("{}")
+        Tokenizer(models.BPE()).save(str(folder / name / "tokenizer.json"))
 
     save("base")
     with torch.no_grad():
