@@ -263,11 +263,11 @@ def test_max_shard_size_splits_diff_and_recovered_model(
 @pytest.mark.integration
 def test_diff_memory_does_not_grow_with_model(tmp_path: Path) -> None:
     """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
-    from bench_weights import make_models, run_measured
+    from bench_weights import make_models, run_command
 
     make_models(tmp_path, "test", rank=16, additive=False)
     for role in ("make_diff", "recover", "merge"):
-        usage = run_measured(role, tmp_path)
+        usage = run_command(role, tmp_path)
         assert usage.anonymous_mib < 64, role
         assert usage.resident_mib < 256, role
     tuned, recovered = (hashed_weights(tmp_path / name)[2] for name in ("tuned", "recovered"))
