@@ -19,6 +19,7 @@ from demo_pages import console, model_loading, text_generation
 def main(
     base_model: str,
     lora_weights: str = "",
+    template_path: str = "",
     load_8bit: bool = False,
     run_ie_cases: bool = False,
     run_general_cases: bool = False,
@@ -32,6 +33,7 @@ def main(
     Args:
         base_model: a checkpoint folder.
         lora_weights: an adapter folder for it.
+        template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         run_ie_cases: extraction, cases/ie.json.
         run_general_cases: general instructions, cases/general.json.
@@ -45,7 +47,7 @@ def main(
         raise ValueError("give exactly one of --run_ie_cases, --run_general_cases and --interactive")
     suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
     decoding = console.check_decoding(suite["decoding"], options)
-    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
         labels = ("Instruction", "Input (may be empty)")

@@ -16,6 +16,7 @@ from demo_pages import console, model_loading, text_generation, web_page
 def main(
     base_model: str,
     lora_weights: str = "",
+    template_path: str = "",
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
     load_8bit: bool = False,
@@ -30,6 +31,7 @@ def main(
     Args:
         base_model: a checkpoint folder; an instruction-tuned one if lora_weights is not given.
         lora_weights: an adapter folder for it.
+        template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
@@ -41,7 +43,7 @@ def main(
     """
     start = console.check_decoding({}, options)
     web_page.check_address(server_name, server_port)
-    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate)
+    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path)
     console.warn_without_template(checkpoint, lora_weights or base_model)
     page = web_page.build_page(checkpoint, True, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)

@@ -73,6 +73,12 @@ def main(
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
     model, tokenizer = load(base_model, lora_weights, dtype)
     encoder = PromptEncoder(tokenizer, template)
+    if not encoder.template:
+        print(
+            f"note: {lora_weights or base_model} has no chat template, so instructions are given as plain text; for a "
+            "tuned model, give the template that it was tuned with: --prompt_template_name alpaca",
+            file=sys.stderr,
+        )
     prompts = encoder.prompts([question_of(row) for row in rows])
     answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")

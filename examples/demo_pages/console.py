@@ -41,10 +41,11 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
 
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
-    """Log a warning if the checkpoint has no chat template, since instructions are then continued as plain text."""
+    """Log a warning if the checkpoint has no chat template, since instructions are then given as plain text."""
     if not checkpoint.encoder.template:
         logging.warning(
-            "%s has no chat_template.jinja, so instructions are given as plain text; for a pretrained model use "
+            "%s has no chat template, so instructions are given as plain text; for a tuned model, give the template "
+            "that it was tuned with: --template_path finetune/templates/alpaca.jinja; for a pretrained model, use "
             "examples/generate_finetune.py",
             folder,
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
-from chat_prompts.template_files import folder_template
+from chat_prompts.template_files import folder_template, read_template
 
 from demo_pages.extraction_prompts import read_extraction
 
@@ -29,13 +29,16 @@ def load(
     load_8bit: bool = False,
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
+    template_path: str = "",
 ) -> Checkpoint:
     """Load a checkpoint folder, with the adapter of lora_weights attached, to the GPU if there is one.
 
     On a GPU the weights are bfloat16 (float16 before Ampere); on the CPU they keep the dtype of the files. Tokenizer
-    and chat template are the adapter's if it has them. Raises ValueError or FileNotFoundError with one line.
+    and chat template are the adapter's if it has them; template_path names a file with another template. Raises
+    ValueError or FileNotFoundError with one line.
     """
     check_folders(base_model, lora_weights)
+    template = read_template(template_path, "--template_path") if template_path else folder_template(lora_weights)
     files = [Path(folder, "extraction.json") for folder in (lora_weights, base_model) if folder]
     extraction = next((read_extraction(file) for file in files if file.is_file()), {})
     import torch
@@ -50,7 +53,7 @@ def load(
     devices = set(getattr(model, "hf_device_map", {}).values())
     if len(devices) > 1 and devices & {"cpu", "disk"}:
         raise ValueError(f"{base_model} does not fit into the GPU memory that it may use; raise --allocate or add GPUs")
-    encoder = PromptEncoder(tokenizer, folder_template(lora_weights))
+    encoder = PromptEncoder(tokenizer, template)
     return Checkpoint(model, encoder, extraction)
 
 

@@ -98,7 +98,7 @@ def largest_rank(name: str, adapter: AdapterFolder) -> int:
 
 
 def check_prompts(args: argparse.Namespace) -> list[str]:
-    """Render a prompt with the base and with each adapter; return a note for each adapter that ignores --template_path.
+    """Render a prompt with the base and with each adapter; return notes on missing and ignored chat templates.
 
     Raises ValueError if a tokenizer cannot be read, an adapter's has other ids than the base's, a template cannot be
     rendered, or an adapter's extraction.json is invalid. A base on the hub is not checked.
@@ -107,9 +107,12 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
         return []
     template = from_vllm("load_chat_template")(args.chat_template)
     base = PromptEncoder(load_tokenizer(args.tokenizer or args.model), template)
+    notes = [] if base.template else [
+        f"{args.model} has no chat template, so /generate and /extract give instructions as plain text; for a tuned "
+        "model, give the template that it was tuned with: --template-path finetune/templates/alpaca.jinja"
+    ]  # fmt: skip
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
     check_rendering(base, place, "correct it, or give another with --template_path")
-    notes = []
     for module in args.lora_modules or ():
         encoder = adapter_prompt_encoder(module.path, base)
         read_extraction(module.path)
