@@ -77,7 +77,7 @@ def recover(
         path_diff: a diff folder, exact or additive.
         path_tuned: a new folder.
         is_fp16: for additive diffs: compute and store in float16 instead of float32.
-        published: for additive diffs: the diff's repository, if published_diffs.json has the sum of its weights.
+        published: for additive diffs: the diff's repository, if published.json has the sum of its weights.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options = dict(locals())

@@ -15,9 +15,9 @@ from corpus_building.samples import Settings, document_ends
 from corpus_files.corpus import verify
 from corpus_tokenizer import document_encoder, tokenizer_engines
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
-from exact_tokenizers import sentencepiece_bpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_files import tokenizer_check
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 山水<s>/\n▁🤖")
@@ -78,7 +78,7 @@ def test_control_token_spelling_is_encoded_as_text(tiny_tokenizer: Path, json_on
 
 
 def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, tmp_path: Path) -> None:
-    truth = sentencepiece_bpe.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
+    truth = tokenizer_check.fingerprint(Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json")))
     model_only = tmp_path / "model"
     model_only.mkdir()
     shutil.copy(tiny_tokenizer / "tokenizer.model", model_only)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_io import published_models
 from in_process import RunTool
 from model_folders import additive, left_behind, variant
 from safetensors.torch import load_file
@@ -95,8 +96,9 @@ def test_recover_refuses_base_that_contradicts_published_sum(
         (diff / "checksum_psum.txt").write_text(f"{total:.4f}\n")
     else:
         table = tmp_path / "table.json"
-        table.write_text(json.dumps({"sums": {"some/diff": {"float32": total}}}))
-        monkeypatch.setattr(additive_diff, "PUBLISHED", table)
+        facts = {"some/diff": {"sum": {"float32": total}}}
+        table.write_text(json.dumps({"repositories": facts, "templates": {}}))
+        monkeypatch.setattr(published_models, "REGISTRY", table)
         if source == "download":
             (diff / ".download").mkdir()
             (diff / ".download/note.json").write_text('{"repository": "some/diff"}')
@@ -112,9 +114,12 @@ def test_recover_refuses_base_that_contradicts_published_sum(
 
 
 def test_published_sums_are_found_by_repository(tmp_path: Path) -> None:
-    """published_diffs.json has the sums that the recovery scripts of these diffs compare with."""
+    """published.json has the sums that the recovery scripts of these diffs compare with."""
     (tmp_path / ".download").mkdir()
-    sums = {"zjunlp/zhixi-13b-diff": 94052.2891, "tatsu-lab/alpaca-7b-wdiff": 50637.1836, "other/diff": None}
+    sums = {
+        "zjunlp/zhixi-13b-diff": (94052.2891, "float32"), "zjunlp/zhixi-13b-diff-fp16": (94046.1875, "float16"),
+        "tatsu-lab/alpaca-7b-wdiff": (50637.1836, "float32"), "other/diff": None,
+    }  # fmt: skip
     for repository, expected in sums.items():
         (tmp_path / ".download/note.json").write_text(json.dumps({"repository": repository}))
         assert additive_diff.published_sum(tmp_path, "") == expected

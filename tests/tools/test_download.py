@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import RunScript
+from conftest import REPOSITORY, RunScript
 from hub_download.hub_listing import check_names
 from hub_server import DIFF, LORA, Fault, Hub, downloaded
 
@@ -34,11 +34,12 @@ def run_download(hub: Hub, run_script: RunScript, tmp_path: Path) -> Download:
 def test_published_options_choose_their_repositories(run_download: Download, get: Get, tmp_path: Path) -> None:
     run_download("--download_path", tmp_path / "both", "--both", "--fp16")
     assert downloaded(tmp_path / "both/zhixi-13b-diff-fp16") == DIFF
-    assert downloaded(tmp_path / "both/zhixi-13b-lora") == LORA
+    template = (REPOSITORY / "finetune/templates/alpaca.jinja").read_bytes()  # it was tuned on this template
+    assert downloaded(tmp_path / "both/zhixi-13b-lora") == LORA | {"chat_template.jinja": template}
     get(tmp_path / "base", specify=False, repo_name="", only_base=True, fp16=True)
     assert downloaded(tmp_path / "base") == DIFF
     get(tmp_path / "lora", specify=False, repo_name="", only_lora=True)
-    assert downloaded(tmp_path / "lora") == LORA
+    assert downloaded(tmp_path / "lora") == LORA | {"chat_template.jinja": template}
 
 
 def test_download_is_complete_and_second_run_only_compares(hub: Hub, get: Get, tmp_path: Path) -> None:

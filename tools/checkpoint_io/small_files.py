@@ -13,6 +13,7 @@ from typing import Any
 from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
+from checkpoint_io.published_models import published_repository, template_of
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
 TOKENIZER_FILES = (
@@ -26,15 +27,19 @@ OTHER_FILES = ("config.json", "generation_config.json", "extraction.json", "*.py
 def copy_small_files(sources: Sequence[Path], target: Path) -> None:
     """Copy the small files of one or more checkpoint folders to the new folder target.
 
-    sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files. Raises
-    ValueError if files contradict each other, FileNotFoundError if no folder has a tokenizer.
+    sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files, and a
+    published model without a chat template gets the template that it was tuned on. Raises ValueError if files
+    contradict each other, FileNotFoundError if no folder has a tokenizer.
     """
     check_tokenizer(*sources)
     for source in sources:
         copy_matching(source, target, OTHER_FILES)
     copy_matching(next(folder for folder in reversed(sources) if has_tokenizer(folder)), target, TOKENIZER_FILES)
-    template = next((found for found in map(read_templates, reversed(sources)) if found), {})
-    write_templates(template, target)
+    templates = next((found for found in map(read_templates, reversed(sources)) if found), {})
+    if not templates:
+        known = next(filter(None, (template_of(published_repository(folder)) for folder in reversed(sources))), "")
+        templates = {"default": known} if known else {}
+    write_templates(templates, target)
     write_exact_tokenizer(target)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import check_space, read_json, write_json
+from checkpoint_io.published_models import template_of
+from checkpoint_io.small_files import TEMPLATE, read_templates, write_templates
 
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
 from hub_download.hub_listing import NOTE, RepositorySource, explain_hub_error, list_files
@@ -76,6 +78,7 @@ def download(source: RepositorySource, target: Path) -> str:
             download_files(source, partial, wrong, title)
             if is_new:
                 (partial / NOTE).parent.mkdir(exist_ok=True)
+                verified += add_template(source, partial)
                 values = (source.repo, source.kind, source.revision, commit)
                 write_json(partial / NOTE, dict(zip(NOTE_KEYS, values, strict=True)))
                 (partial / resume_journal.JOURNAL).unlink()
@@ -88,6 +91,15 @@ def download(source: RepositorySource, target: Path) -> str:
             return f"{target}: downloaded {first_names(wrong)}; complete now ({verified})"
     except BlockingIOError:
         raise ValueError(f"{partial} is being written by another process; wait for it") from None
+
+
+def add_template(source: RepositorySource, folder: Path) -> str:
+    """Write chat_template.jinja for a published model that was tuned on a template and has none; return a phrase."""
+    template = template_of(source.repo) if source.kind == "model" else ""
+    if not template or read_templates(folder):
+        return ""
+    write_templates({"default": template}, folder)
+    return f"; {TEMPLATE} added, which the model was tuned on"
 
 
 def list_noted_commit(

@@ -1,8 +1,8 @@
 """Additive diffs, the published kind: a checkpoint folder that contains tuned - base in float32 or float16.
 
 Because of rounding, base + (tuned - base) does not always equal tuned. Diffs made here record the fingerprint of the
-base in diff.json. Published diffs have no such record; published_diffs.json contains the sum of all recovered weights
-if the authors published it. Layout: tools/CHECKPOINT.md.
+base in diff.json. Published diffs have no such record; published.json contains the sum of all recovered weights if the
+authors published it. Layout: tools/CHECKPOINT.md.
 """
 
 import math
@@ -14,6 +14,7 @@ from checkpoint_io import tensors
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json, set_dtype
 from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.published_models import REGISTRY, published_repository, registry
 from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
 from tqdm import tqdm
@@ -21,12 +22,11 @@ from tqdm import tqdm
 from weight_diffs.exact_diff import find_base_tensor
 
 FORMAT = "additive-diff"
-PUBLISHED = Path(__file__).parent / "published_diffs.json"
-NOTE = ".download/note.json"  # written by tools/download.py; contains the folder's repository
 SUM_FILE = "checksum_psum.txt"  # in some published diffs
 FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
 Weights = Mapping[str, Tensor]  # by name
-TOLERANCE = 0.5  # the published sums were computed in float32
+# Of published sums, by the type of the weights. They were computed in this type; a wrong base is off by thousands.
+TOLERANCE = {"float32": 0.5, "float16": 8.0}
 
 
 def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
@@ -89,11 +89,12 @@ def check_base(path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, pub
         if tensors.fingerprint(raw.values(), hashes) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "its fingerprint"
-    expected = published_sum(path_diff, published)
-    if expected is None:
+    found = published_sum(path_diff, published)
+    if found is None:
         return ""
+    expected, dtype = found
     actual = recovered_sum(diff, raw, path_diff)
-    if not abs(actual - expected) <= TOLERANCE:  # also true for NaN
+    if not abs(actual - expected) <= TOLERANCE[dtype]:  # also true for NaN
         raise ValueError(
             f"{path_raw} + {path_diff} add up to {actual:.4f}, the published model to {expected:.4f}: "
             "the base is wrong or a file is damaged; compare both with their published hashes"
@@ -101,16 +102,18 @@ def check_base(path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, pub
     return f"the published sum {expected:.4f}"
 
 
-def published_sum(path_diff: Path, repository: str) -> float | None:
-    """Return the published sum of all recovered weights, from the folder or by its repository; None if unknown."""
+def published_sum(path_diff: Path, repository: str) -> tuple[float, str] | None:
+    """Return (the published sum of all recovered weights, their type); None if unknown.
+
+    repository: the diff's repository; "" to recognise the folder.
+    """
     if (path_diff / SUM_FILE).is_file():
-        return float((path_diff / SUM_FILE).read_text())
-    sums = read_json(PUBLISHED)["sums"]
+        return float((path_diff / SUM_FILE).read_text()), "float32"
+    sums = {name: facts["sum"] for name, facts in registry()["repositories"].items() if "sum" in facts}
     if repository and repository not in sums:
-        raise ValueError(f"{PUBLISHED.name} has no sum for {repository}; it has {', '.join(sums)}")
-    if not repository and (path_diff / NOTE).is_file():
-        repository = read_json(path_diff / NOTE)["repository"]
-    return float(sums[repository]["float32"]) if repository in sums else None
+        raise ValueError(f"{REGISTRY.name} has no sum for {repository}; it has {', '.join(sums)}")
+    known = sums.get(repository or published_repository(path_diff), {})
+    return next(((value, dtype) for dtype, value in known.items()), None)
 
 
 def recovered_sum(diff: Weights, raw: Weights, path_diff: Path) -> float:
