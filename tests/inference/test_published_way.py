@@ -1,0 +1,184 @@
+"""The published way, on small folders with the layout of 2023: every step keeps the model's ids, logits and answers.
+
+Original LLaMA -> converted; difference in .bin shards from a hub -> recovered; adapter of PEFT 0.3 from the hub ->
+merged; then demo, ie_run.py and server. The folders have a tokenizer.model, no tokenizer.json and no chat template.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import sentencepiece
+import torch
+from chat_prompts.prompt_encoding import one_turn
+from conftest import REPOSITORY, RunScript
+from demo_pages import model_loading, text_generation
+from demo_pages.text_generation import Decoding
+from hub_server import Hub, serving
+from original_llama import TINY, random_state, write_original
+from transformers import AutoModelForCausalLM
+
+DIFF, LORA = "someone/model-13b-diff", "zjunlp/zhixi-13b-lora"
+EARLY_TOKENIZER = {
+    "tokenizer_config.json": {
+        "bos_token": "", "eos_token": "", "unk_token": "", "model_max_length": 10**30,
+        "tokenizer_class": "LlamaTokenizer",
+    },
+    "special_tokens_map.json": {},
+}  # fmt: skip
+PROMPT = (REPOSITORY.parent / "shared/data/templates/alpaca.json", "prompt_input")
+ROW = {"instruction": "Name  the {entities} <s>.", "input": "  Two  spaces, 山水。", "output": ""}
+EXTRACTION = {"task": "ner", "text": "Ann is here.", "schema": ["person"], "max_tokens": 40}
+pytestmark = pytest.mark.integration
+
+
+class Published(NamedTuple):
+    """The downloaded and the computed folders, and the model as it was before it was taken apart."""
+
+    base: Path
+    recovered: Path
+    adapter: Path
+    merged: Path
+    tuned_state: dict[str, torch.Tensor]
+    logits: torch.Tensor  # of base, difference and adapter, for IDS
+    oracle: Any
+
+
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture(scope="module")
+def published(
+    tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory, run_script: RunScript
+) -> Iterator[Published]:
+    from peft import LoraConfig, get_peft_model
+
+    root = tmp_path_factory.mktemp("published")
+    params = TINY | {"n_heads": 2}
+    state = random_state(params, 800, torch.float16)
+    write_original(root / "LLaMA/13B", params, state, tiny_tokenizer / "tokenizer.model")
+    run_script(
+        "tools/convert_llama.py", "--input_dir", root / "LLaMA/13B", "--model_size", "auto", "--output_dir",
+        root / "base",
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    raw = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    tuned = {name: value.clone() for name, value in model.state_dict().items()}
+    early_config = model.config.to_dict() | {
+        "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1,
+        "pad_token_id": -1, "transformers_version": "4.28.0",
+    }  # fmt: skip
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+        logits = model.eval()(IDS).logits
+    model.save_pretrained(str(root / "lora"))
+
+    files = {name: json.dumps(content).encode() for name, content in EARLY_TOKENIZER.items()}
+    files["tokenizer.model"] = (tiny_tokenizer / "tokenizer.model").read_bytes()
+    difference = {name: value - raw[name] for name, value in tuned.items()}
+    difference |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(16) for n in range(2)}
+    names, weight_map = list(difference), {}
+    for number, part in enumerate((names[:9], names[9:]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        weight_map |= dict.fromkeys(part, file)
+        torch.save({name: difference[name] for name in part}, root / file)
+        files[file] = (root / file).read_bytes()
+    files["pytorch_model.bin.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    files["config.json"] = json.dumps(early_config).encode()
+    lora = json.loads((root / "lora/adapter_config.json").read_text())
+    kept = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
+            "modules_to_save", "peft_type", "r", "target_modules", "task_type")  # fmt: skip
+    from safetensors.torch import load_file
+
+    torch.save(load_file(root / "lora/adapter_model.safetensors"), root / "adapter_model.bin")
+    adapter = {
+        "adapter_config.json": json.dumps({name: lora[name] for name in kept}).encode(),
+        "adapter_model.bin": (root / "adapter_model.bin").read_bytes(),
+    }
+    environment: dict[str, object] = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    hub = Hub({DIFF: files, LORA: adapter})
+    with serving(hub, "hub") as hub.url:
+        for repository, target in ((DIFF, "diff"), (LORA, "adapter")):
+            run_script(
+                "tools/download.py", "--download_path", root / target, "--specify", "--repo_name", repository,
+                "--endpoint", hub.url, env=environment,
+            )  # fmt: skip
+    run_script(
+        "tools/weight_diff.py", "recover", "--path_raw", root / "base", "--path_diff", root / "diff", "--path_tuned",
+        root / "recovered",
+    )  # fmt: skip
+    run_script(
+        "tools/weight_diff.py", "merge", "--path_zhixi", root / "recovered", "--path_lora", root / "adapter",
+        "--path_sfted", root / "merged",
+    )  # fmt: skip
+    oracle = sentencepiece.SentencePieceProcessor(str(tiny_tokenizer / "tokenizer.model"))
+    yield Published(root / "base", root / "recovered", root / "adapter", root / "merged", tuned, logits, oracle)
+
+
+def expected_prompt(published: Published) -> list[int]:
+    """Return BOS and SentencePiece's ids of the published alpaca prompt for ROW."""
+    path, name = PROMPT
+    if not path.is_file():
+        pytest.skip("the published prompt file is not here")
+    text = json.loads(path.read_text(encoding="utf-8"))[name].format(**ROW)
+    return [1, *published.oracle.encode(text)]
+
+
+def test_recovered_and_merged_models_have_the_original_logits(published: Published) -> None:
+    recovered = AutoModelForCausalLM.from_pretrained(published.recovered, dtype=torch.float32)
+    for name, value in recovered.state_dict().items():
+        torch.testing.assert_close(value, published.tuned_state[name], rtol=0, atol=1e-6)
+    merged = AutoModelForCausalLM.from_pretrained(published.merged, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(IDS).logits, published.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["merged", "adapter"])
+def test_demo_asks_with_the_ids_of_the_published_prompt(published: Published, way: str) -> None:
+    base, adapter = (published.merged, "") if way == "merged" else (published.recovered, str(published.adapter))
+    checkpoint = model_loading.load(str(base), adapter)
+    assert checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"])) == expected_prompt(published)
+    assert checkpoint.encoder.stop_ids == [2]
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.model(IDS).logits, published.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_ie_run_and_server_give_the_demos_answers(
+    published: Published, start_server: Any, run_script: RunScript, tmp_path: Path
+) -> None:
+    """The recovered base is served without a template, which a note says; the adapter beside it has its own."""
+    checkpoint = model_loading.load(str(published.merged))
+    prompt = checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"]))
+    answer = text_generation.generate(checkpoint, prompt, Decoding(8)).text
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    run_script(
+        "finetune/ie_run.py", "--base_model", published.recovered, "--lora_weights", published.adapter, "--data_path",
+        tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl", "--max_new_tokens", 8,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out.jsonl").read_text())["prediction"] == answer
+
+    server = start_server(published.recovered, "--dtype", "float32", "--lora-modules", f"ie={published.adapter}")
+    assert f"{published.recovered} has no chat template, so /generate and /extract give" in server.log.read_text()
+    body = {**ROW, "model": "ie", "parameters": {"temperature": 0, "max_tokens": 8}}
+    body.pop("output")
+    assert server.post("/generate", body)[1]["generated_text"] == answer
+    status, tokens = server.post("/tokenize", {"prompt": "  Two  spaces", "add_special_tokens": True})
+    assert (status, tokens["tokens"]) == (200, [1, *published.oracle.encode("  Two  spaces")])
+    for model in ({}, {"model": "ie"}):
+        status, extracted = server.post("/extract", EXTRACTION | model)
+        assert (status, extracted["error"]) == (200, None)
+
+    base = AutoModelForCausalLM.from_pretrained(published.recovered, dtype=torch.float32).eval()
+    plain = [1, *published.oracle.encode("Two  words")]
+    ids = base.generate(torch.tensor([plain]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=2)
+    text = published.oracle.decode(ids[0, len(plain) :].tolist())
+    assert server.generate("Two  words", temperature=0, max_tokens=6)["generated_text"].strip() == text.strip()
