@@ -17,7 +17,8 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
 
     Args:
         tokenizer_model: the SentencePiece model.
-        output_dir: a new folder, or a checkpoint folder whose tokenizer files are to be replaced.
+        output_dir: a new folder, or a checkpoint folder without a seal; its added tokens, the roles of its tokens, and
+            the other settings of its tokenizer are kept.
         check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
     """
     import sentencepiece
@@ -29,11 +30,10 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)
     texts = tokenizer_check.comparison_texts(check_path)
     compared = tokenizer_check.check_equal_ids(tokenizer, reference, texts)
-    config = sentencepiece_bpe.tokenizer_config(proto)
-    tokenizer_check.write_tokenizer_files(Path(output_dir), tokenizer, config, Path(tokenizer_model))
+    written = tokenizer_check.write_tokenizer_files(Path(output_dir), Path(tokenizer_model))
     print(
-        f"{output_dir}: {tokenizer.get_vocab_size()} pieces, equal to SentencePiece on {compared} texts, "
-        f"fingerprint {tokenizer_check.fingerprint(tokenizer)[:16]}"
+        f"{output_dir}: {written.get_vocab_size()} pieces, equal to SentencePiece on {compared} texts, "
+        f"fingerprint {tokenizer_check.fingerprint(written)[:16]}"
     )
 
 

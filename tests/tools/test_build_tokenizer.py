@@ -112,3 +112,29 @@ def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) 
     read = AutoTokenizer.from_pretrained(tiny_tokenizer).backend_tokenizer
     assert tokenizer_check.fingerprint(built) == tokenizer_check.fingerprint(read)
     assert json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())["bos_token"] == "<s>"
+
+
+def test_tuned_folder_keeps_added_tokens_template_and_settings(
+    tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    folder = tmp_path / "tuned"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"], "pad_token": "[PAD]"})
+    tokenizer.chat_template, tokenizer.model_max_length = "{{ messages[0].content }}<|end|>", 77
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 803}')
+    command = ("tools/build_tokenizer.py", "--tokenizer_model", tiny_tokenizer / "tokenizer.model", "--output_dir")
+    assert f"{folder}: 803 pieces" in run_script(*command, folder).stdout
+    again = AutoTokenizer.from_pretrained(folder)
+    assert (len(again), again.get_vocab()) == (803, tokenizer.get_vocab())
+    assert (again.pad_token, again.chat_template) == ("[PAD]", tokenizer.chat_template)
+    assert again("a <|end|>").input_ids == tokenizer("a <|end|>").input_ids
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 800}')
+    assert "has 800 embeddings, the tokenizer 803 tokens" in run_script(*command, folder, status=2).stderr
+    (folder / "config.json").write_bytes(before["config.json"])
+    (folder / "checkpoint.json").write_text("{}")
+    assert "is sealed, so its files do not change" in run_script(*command, folder, status=2).stderr
+    (folder / "checkpoint.json").unlink()
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

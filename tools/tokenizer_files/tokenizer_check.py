@@ -8,9 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from checkpoint_seals.seal_check import SEAL
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_files, read_object
 from json_rows.row_files import iterate_texts
 from tokenizers import Tokenizer
 
+KEPT = ("tokenizer.json", "tokenizer_config.json")
+MERGED = ("special_tokens_map.json", "added_tokens.json")  # their content goes into the two files above
 LIBRARY_CHARACTERS = 2_000_000  # from the sources of Python's standard library
 
 # Frequent errors of converters: spaces, control tokens as text, byte fallback, Chinese, emoji, code, digits.
@@ -28,20 +32,42 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in table).encode()).hexdigest()
 
 
-def write_tokenizer_files(target: Path, tokenizer: Tokenizer, config: dict[str, Any], model: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target, replacing older ones."""
+def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
+    """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target; return the tokenizer.
+
+    Added tokens, roles and settings of tokenizer files in target are kept. Raises ValueError if target is sealed, has a
+    tokenizer.json with other pieces, or has fewer embeddings than the tokenizer has tokens.
+    """
+    if (target / SEAL).is_file():
+        raise ValueError(
+            f"{target} is sealed, so its files do not change; copy it without {SEAL}, or name a new folder"
+        )
     target.mkdir(parents=True, exist_ok=True)
     partial = target / ".tokenizer.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
-        tokenizer.save(str(partial / "tokenizer.json"))
-        (partial / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in (*KEPT, *MERGED):
+            if (target / name).is_file():
+                shutil.copyfile(target / name, partial / name)
         shutil.copyfile(model, partial / "tokenizer.model")
+        files = exact_tokenizer_files(partial)
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"])
+        config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
+        rows = read_object(config).get("vocab_size")
+        if rows is not None and rows < tokens:
+            raise ValueError(f"{config} has {rows} embeddings, the tokenizer {tokens} tokens; use this model's own one")
+        for name in MERGED:
+            (partial / name).unlink(missing_ok=True)
+        for name, text in files.items():
+            (partial / name).write_text(text, encoding="utf-8")
         for file in sorted(partial.iterdir()):
             file.replace(target / file.name)
+        for name in MERGED:
+            (target / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial)
+    return tokenizer
 
 
 def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], name: str = "SentencePiece") -> int:
