@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 
 from checkpoint_io import checkpoint_folders
-from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json
+from checkpoint_io.checkpoint_folders import existing_folder
+from checkpoint_io.small_files import TEMPLATE, TEMPLATES, write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
+from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
-TEMPLATE = "chat_template.jinja"
 # An instruction and an input with template syntax, format syntax, both scripts and several lines.
 INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline two"
 
@@ -64,11 +65,11 @@ def main(model_path: str, template_path: str, output_dir: str) -> None:
     with checkpoint_folders.new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:
             (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
+        if (model / TEMPLATES).is_dir():
+            shutil.copytree(model / TEMPLATES, folder / TEMPLATES)
+        write_templates({}, folder)  # removes a template in tokenizer_config.json, which could contradict the new one
         shutil.copyfile(template, folder / TEMPLATE)
-        config = read_json(folder / "tokenizer_config.json")
-        # Older checkpoints have their template in this file; it could contradict the new one.
-        if config.pop("chat_template", None) is not None:
-            write_json(folder / "tokenizer_config.json", config)
+        write_exact_tokenizer(folder)
         check_template(folder, template)
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")

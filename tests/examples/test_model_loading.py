@@ -75,8 +75,9 @@ def test_incomplete_folder_is_refused_with_one_line(
         name: shutil.copytree(tiny_checkpoint, tmp_path / name) for name in ("bare", "mute", "silent", "torn", "short")
     }
     (copies["bare"] / "model.safetensors").unlink()
-    (copies["mute"] / "tokenizer_config.json").unlink()
-    (copies["silent"] / "tokenizer.json").unlink()
+    for name, lost in (("mute", "tokenizer_config.json"), ("silent", "tokenizer.json")):
+        (copies[name] / lost).unlink()
+        (copies[name] / "tokenizer.model").unlink()
     weights = (copies["torn"] / "model.safetensors").read_bytes()
     (copies["torn"] / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     config = json.loads((copies["short"] / "config.json").read_text())

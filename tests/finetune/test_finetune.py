@@ -197,7 +197,7 @@ def test_error_for_unusable_input_names_it_and_writes_nothing(
     output, base = tmp_path / "out", tiny_checkpoint
     for argv, message in (
         (command(empty, rows_file, output), "no config.json, so it is not a checkpoint folder"),
-        (command(no_tokenizer, rows_file, output), "has no tokenizer.json; build it"),
+        (command(no_tokenizer, rows_file, output), "has no tokenizer.json and no tokenizer.model"),
         (command(adapter, rows_file, output), "is an adapter; merge it first"),
         (command(base, tmp_path / "nothing.jsonl", output), "holds no rows"),
         (command(base, rows_file, full), "exists and is not empty"),
