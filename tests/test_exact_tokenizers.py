@@ -115,7 +115,7 @@ def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) ->
             {"added_tokens": {"<a>": 800}, "tokenizer_config": {"added_tokens_decoder": {"800": {"content": "<b>"}}}},
             "gives id 800 to '<a>' in one tokenizer file and to '<b>' in another",
         ),
-        ({"special_tokens_map": {"pad_token": "<pad>"}}, "'<pad>' has a role in tokenizer_config.json but no id"),
+        ({"special_tokens_map": {"pad_token": "<pad>"}}, "the special token '<pad>' has no id"),
         ({"tokenizer_config": []}, "is damaged"),
     ],
 )

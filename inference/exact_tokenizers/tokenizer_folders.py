@@ -13,19 +13,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer, processors
-
-from exact_tokenizers import sentencepiece_bpe
+if TYPE_CHECKING:  # imported where needed, since commands import this module before they parse their options
+    from tokenizers import AddedToken, Tokenizer
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class in transformers 4 and 5
-REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+INEXACT = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Settings of the replaced classes, which the generic class does not have.
 DROPPED = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "sp_model_kwargs",
            "special_tokens_map_file", "tokenizer_file", "use_fast", "use_default_system_prompt", "backend")  # fmt: skip
-TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 
 
 def exact_tokenizer_folder(folder: str | Path) -> Path:
@@ -35,19 +34,17 @@ def exact_tokenizer_folder(folder: str | Path) -> Path:
     the chat template. Raises ValueError or FileNotFoundError if the files are damaged or contradict each other.
     """
     source = Path(folder)
-    if not is_rebuilt(source):
+    if not is_read_inexactly(source):
         return source
     files = exact_tokenizer_files(source)
-    templates = [source / name for name in TEMPLATES if (source / name).exists()]
-    contents = [*files.values(), *(path.read_text(encoding="utf-8") for path in templates if path.is_file())]
-    key = hashlib.sha256("\0".join(contents).encode()).hexdigest()[:32]
+    for path in sorted(found for pattern in TEMPLATES for found in source.glob(pattern)):
+        files[path.relative_to(source).as_posix()] = path.read_text(encoding="utf-8")
+    key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
     target = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "knowlm/tokenizers", key).expanduser()
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent))
         write_files(partial, files)
-        for path in templates:
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
         try:
             partial.replace(target)
         except OSError:  # another process was faster
@@ -56,11 +53,11 @@ def exact_tokenizer_folder(folder: str | Path) -> Path:
 
 
 def write_exact_tokenizer(folder: Path) -> bool:
-    """Write an exact tokenizer into a checkpoint folder if transformers would read it inexactly; return whether.
+    """Write an exact tokenizer into a folder that transformers would read inexactly; return True if files were written.
 
     Raises as `exact_tokenizer_folder`.
     """
-    if not is_rebuilt(folder):
+    if not is_read_inexactly(folder):
         return False
     write_files(folder, exact_tokenizer_files(folder))
     for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
@@ -70,11 +67,12 @@ def write_exact_tokenizer(folder: Path) -> bool:
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def is_rebuilt(folder: Path) -> bool:
-    """Return whether transformers would rebuild the tokenizer of a folder inexactly.
+def is_read_inexactly(folder: Path) -> bool:
+    """Return whether transformers would read the tokenizer of a folder inexactly.
 
     Folders with code of their own for the tokenizer, and models other than SentencePiece's, are left to transformers.
     """
@@ -84,8 +82,8 @@ def is_rebuilt(folder: Path) -> bool:
     model, is_stored = folder / "tokenizer.model", (folder / "tokenizer.json").is_file()
     name = config.get("tokenizer_class") or default_class(folder)
     if is_stored:
-        return name in REBUILT
-    return model.is_file() and name in (*REBUILT, *GENERIC, None) and not is_rank_table(model)
+        return name in INEXACT
+    return model.is_file() and name in (*INEXACT, *GENERIC, None) and not is_rank_table(model)
 
 
 def default_class(folder: Path) -> str | None:
@@ -101,11 +99,13 @@ def is_rank_table(model: Path) -> bool:
 
 
 def exact_tokenizer_files(folder: Path) -> dict[str, str]:
-    """Return the contents of tokenizer.json and tokenizer_config.json for a folder whose tokenizer is rebuilt.
+    """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 
     The ids are those of tokenizer.model, else of tokenizer.json; added tokens, the roles of tokens, and all other
     settings are kept. Raises ValueError, which names the files, if they are damaged or contradict each other.
     """
+    from exact_tokenizers import sentencepiece_bpe
+
     config = read_object(folder / "tokenizer_config.json")
     tokens = stored_tokens(folder, config)
     model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
@@ -114,8 +114,10 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
         proto = sentencepiece_bpe.read_sentencepiece_model(model)
         tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
         roles = {role: text for role, text in sentencepiece_bpe.tokenizer_config(proto).items() if role in ROLES}
-        if stored.is_file():
-            check_same_pieces(tokenizer, stored, model)
+        if stored.is_file() and not has_same_pieces(stored, model):
+            raise ValueError(
+                f"{stored} and {model} are different tokenizers; remove the file that does not belong to this model"
+            )
     else:
         tokenizer = read_tokenizer(stored)
     named = read_object(folder / "special_tokens_map.json")
@@ -127,8 +129,8 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     missing = sorted({text for text in roles.values() if text not in vocabulary})
     if missing:
-        raise ValueError(f"{folder}: {missing[0]!r} has a role in tokenizer_config.json but no id; download it again")
-    set_borders(tokenizer, roles, config)
+        raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
+    set_bos_and_eos(tokenizer, roles, config)
     more = named.get("additional_special_tokens") or config.get("additional_special_tokens") or []
     kept = {name: value for name, value in config.items() if name not in (*DROPPED, *ROLES)}
     kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
@@ -138,8 +140,10 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     return {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": text + "\n"}
 
 
-def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedToken"]:
     """Return id -> token for the added tokens of all files that may list some."""
+    from tokenizers import AddedToken
+
     special: set[str] = set()
     for value in read_object(folder / "special_tokens_map.json").values():
         special |= {spelling(token) for token in (value if isinstance(value, list) else [value])}
@@ -159,7 +163,7 @@ def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedTok
     return tokens
 
 
-def add_tokens(tokenizer: Tokenizer, tokens: Mapping[int, AddedToken], folder: Path) -> None:
+def add_tokens(tokenizer: "Tokenizer", tokens: "Mapping[int, AddedToken]", folder: Path) -> None:
     """Add tokens in the order of their ids; ValueError if a token would get another id than its own."""
     for index, token in sorted(tokens.items()):
         known = tokenizer.token_to_id(token.content)
@@ -171,35 +175,37 @@ def add_tokens(tokenizer: Tokenizer, tokens: Mapping[int, AddedToken], folder: P
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
 
 
-def check_same_pieces(tokenizer: Tokenizer, stored: Path, model: Path) -> None:
-    """Raise ValueError unless tokenizer.json has the pieces of tokenizer.model with the same ids."""
-    own, expected = (one.get_vocab(with_added_tokens=False) for one in (read_tokenizer(stored), tokenizer))
-    if own != expected:
-        differing = sum(expected.get(piece) != index for piece, index in own.items()) or len(expected) - len(own)
-        raise ValueError(
-            f"{stored} and {model} are different tokenizers ({differing} pieces differ); remove the file that does not "
-            "belong to this model"
-        )
+def has_same_pieces(stored: Path, model: Path) -> bool:
+    """Return whether a tokenizer.json has the pieces of a SentencePiece tokenizer.model with the same ids."""
+    from exact_tokenizers import sentencepiece_bpe
+
+    pieces = sentencepiece_bpe.read_sentencepiece_model(model).pieces
+    own = read_tokenizer(stored).get_vocab(with_added_tokens=False)
+    return own == {piece.piece: index for index, piece in enumerate(pieces)}
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path) -> "Tokenizer":
     """Return the tokenizer in a tokenizer.json; ValueError if it is damaged."""
+    from tokenizers import Tokenizer
+
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library has no class of its own
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); download it again") from None
 
 
-def set_borders(tokenizer: Tokenizer, roles: Mapping[str, str], config: Mapping[str, Any]) -> None:
-    """Let the tokenizer write BOS before a text, unless add_bos_token is false, and EOS after it if add_eos_token."""
-    if config.get("add_bos_token") is None and "bos_token" not in roles:
-        return
-    before = [roles["bos_token"]] if config.get("add_bos_token", True) and "bos_token" in roles else []
+def set_bos_and_eos(tokenizer: "Tokenizer", roles: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Make the tokenizer add BOS before a text (unless add_bos_token is false) and EOS after it (if add_eos_token)."""
+    from tokenizers import processors
+
+    before = [roles["bos_token"]] if config.get("add_bos_token") is not False and "bos_token" in roles else []
     after = [roles["eos_token"]] if config.get("add_eos_token") and "eos_token" in roles else []
-    both = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys([*before, *after])]
+    if "bos_token" not in roles and not after:
+        return
+    special_tokens = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys([*before, *after])]
     single = [*before, "$A", *after]
     pair = single + [f"{text}:1" for text in [*before, "$B", *after]]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=both)
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special_tokens)
 
 
 def spelling(token: Any) -> str:

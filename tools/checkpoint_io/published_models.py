@@ -1,6 +1,7 @@
-"""Published models that are known by name or by the hashes of their files: prompt template, sum of weights, MD5.
+"""Facts about published models (tools/published.json): prompt template, MD5 of files, sum of all weights as a checksum.
 
-Repositories of 2023 have no chat template, and a model that was tuned on one answers nonsense without it.
+Repositories published in 2023 contain no chat template file. The registry has the prompt template that each model was
+tuned with; with another prompt the model answers nonsense.
 """
 
 import hashlib

@@ -7,10 +7,11 @@ in tokenizer_config.json, which transformers would then ignore.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
+from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from checkpoint_io.published_models import published_repository, template_of
@@ -21,7 +22,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 # Python files: the code of a model that names it in auto_map. It is never executed here.
-OTHER_FILES = ("config.json", "generation_config.json", "extraction.json", "*.py")
+OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
 
 def copy_small_files(sources: Sequence[Path], target: Path) -> None:
@@ -34,13 +35,29 @@ def copy_small_files(sources: Sequence[Path], target: Path) -> None:
     check_tokenizer(*sources)
     for source in sources:
         copy_matching(source, target, OTHER_FILES)
-    copy_matching(next(folder for folder in reversed(sources) if has_tokenizer(folder)), target, TOKENIZER_FILES)
+    configured = next((folder for folder in reversed(sources) if not (folder / "adapter_config.json").is_file()), None)
+    if configured:
+        copy_matching(configured, target, ("config.json",))
+    chosen = next(folder for folder in reversed(sources) if has_tokenizer(folder))
+    copy_matching(chosen, target, TOKENIZER_FILES)
+    copy_sentencepiece_model(sources, target)
     templates = next((found for found in map(read_templates, reversed(sources)) if found), {})
     if not templates:
         known = next(filter(None, (template_of(published_repository(folder)) for folder in reversed(sources))), "")
         templates = {"default": known} if known else {}
     write_templates(templates, target)
     write_exact_tokenizer(target)
+
+
+def copy_sentencepiece_model(sources: Sequence[Path], target: Path) -> None:
+    """Copy the last tokenizer.model with the pieces of target's tokenizer.json; transformers 5 drops it when it saves."""
+    stored, model = target / "tokenizer.json", target / "tokenizer.model"
+    for source in reversed(sources):
+        candidate = source / "tokenizer.model"
+        if not model.is_file() and stored.is_file() and candidate.is_file() and not is_rank_table(candidate):
+            with suppress(ValueError):  # a model that tokenizer.json cannot represent
+                if has_same_pieces(stored, candidate):
+                    shutil.copyfile(candidate, model)
 
 
 def copy_matching(source: Path, target: Path, patterns: Sequence[str]) -> None:
@@ -57,7 +74,7 @@ def check_tokenizer(*folders: Path) -> None:
     """Raise FileNotFoundError if no folder has a tokenizer; libraries would load an arbitrary default."""
     if not any(map(has_tokenizer, folders)):
         raise FileNotFoundError(
-            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy them there"
+            f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the files there"
         )
 
 

@@ -1,7 +1,7 @@
 """Tied embedding and output matrices: one matrix in memory, and in most checkpoints one tensor on disk.
 
-Some checkpoints with tie_word_embeddings also store an output matrix. transformers 5 and vLLM use it if it differs from
-the embedding, so it must not be dropped then. A folder with two different matrices is written with the setting off.
+Some checkpoints with tie_word_embeddings also store an output matrix. transformers 5 and vLLM use this output matrix if
+it differs from the embedding, so a different one must be kept; the new folder then has tie_word_embeddings false.
 """
 
 from collections.abc import Mapping

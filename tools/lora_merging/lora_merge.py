@@ -35,8 +35,8 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
         replaced = shape if update.replacement is None else update.replacement.shape
         if len(shape) == 2 and replaced[0] < shape[0]:
             raise ValueError(
-                f"{adapter.folder} has {replaced[0]} rows for {tensor.name}, fewer than the {shape[0]} before it; give "
-                "the adapters in the order in which they were trained"
+                f"{adapter.folder} has {replaced[0]} rows for {tensor.name}, the base or an earlier adapter "
+                f"{shape[0]}; give the adapters in the order in which they were trained"
             )
         if len(shape) == 2:  # the vocabulary may have grown
             shape = (replaced[0], shape[1])
@@ -49,10 +49,11 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
 
 
 def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]) -> bool:
-    """Add an output matrix to the weights of a tied base if an adapter changes one use of the matrix; return whether.
+    """Untie the matrices of a tied base if an adapter changes only input or only output; return True if they are untied.
 
-    An adapter of a tied base changes the input only (embed_tokens) or the output only (lm_head), unless it was trained
-    with ensure_weight_tying: then its change applies to both uses, whichever name it is stored under.
+    Adds the output matrix to `weights`, and shared changes to both names in `adapters`. An adapter of a tied base
+    changes the input only (embed_tokens) or the output only (lm_head), unless it was trained with ensure_weight_tying:
+    then its change applies to both, whichever name it is stored under.
     """
     embedding = embedding_name(weights)
     if OUTPUT in weights or not embedding:
@@ -80,8 +81,8 @@ class AdapterChange:
         """Return the changed elements first to last (whole rows), float32; new vocabulary rows lie beyond `values`."""
         changed = values
         if self.replacement is not None:
-            ends = (min(at, self.replacement.elements) for at in (first, last))  # a later adapter may add more rows
-            changed = to_float32(self.replacement.read(*ends), self.replacement.dtype)
+            bounds = (min(at, self.replacement.elements) for at in (first, last))  # a later adapter may add more rows
+            changed = to_float32(self.replacement.read(*bounds), self.replacement.dtype)
         if self.product is not None:
             changed = self.product.add(changed, first)
         if self.weight == 1.0:
@@ -191,7 +192,7 @@ def merge_folders(
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
         checkpoint_folders.write_run_record(folder, script, options, parents)
     zero = sum(all(is_zero(one.updates[name]) for one in adapters if name in one.updates) for name in changed)
-    note = f" ({zero} matrices of it are zero)" if zero else ""
+    note = f" ({zero} updates are zero)" if zero else ""
     note += "; embedding and output matrix are no longer tied" if untied else ""
     who = f"the adapter{'s' * (len(loras) > 1)}"
     return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {who}{note}"

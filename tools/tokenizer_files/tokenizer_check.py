@@ -17,7 +17,7 @@ KEPT = ("tokenizer.json", "tokenizer_config.json")
 MERGED = ("special_tokens_map.json", "added_tokens.json")  # their content goes into the two files above
 LIBRARY_CHARACTERS = 2_000_000  # from the sources of Python's standard library
 
-# Frequent errors of converters: spaces, control tokens as text, byte fallback, Chinese, emoji, code, digits.
+# Inputs that converters often get wrong: spaces, control tokens as text, byte fallback, Chinese, emoji, code, digits.
 HARD_TEXTS = (
     "", " ", "  two  spaces  ", "\n\n", "\ttab", "▁", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "\u0000 nul", "{{ x }} %s",
     "<s>literal</s> <unk> tokens", "<0x0A> is text", "def f(x):\n    return x  # ▁ underline", "3.14159 2,000 1e-5",
@@ -35,8 +35,9 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target; return the tokenizer.
 
-    Added tokens, roles and settings of tokenizer files in target are kept. Raises ValueError if target is sealed, has a
-    tokenizer.json with other pieces, or has fewer embeddings than the tokenizer has tokens.
+    Added tokens, special tokens (BOS, EOS, UNK, PAD) and settings of tokenizer files in target are kept. Raises
+    ValueError if target is sealed, has a tokenizer.json with other pieces, or has fewer embeddings than the tokenizer
+    has tokens.
     """
     if (target / SEAL).is_file():
         raise ValueError(
