@@ -50,7 +50,7 @@ def copy_small_files(sources: Sequence[Path], target: Path) -> None:
 
 
 def copy_sentencepiece_model(sources: Sequence[Path], target: Path) -> None:
-    """Copy the last tokenizer.model with the pieces of target's tokenizer.json; transformers 5 drops it when it saves."""
+    """Copy the last tokenizer.model that has the pieces of target's tokenizer.json; transformers 5 does not save it."""
     stored, model = target / "tokenizer.json", target / "tokenizer.model"
     for source in reversed(sources):
         candidate = source / "tokenizer.model"

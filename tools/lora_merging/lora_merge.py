@@ -49,7 +49,7 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
 
 
 def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]) -> bool:
-    """Untie the matrices of a tied base if an adapter changes only input or only output; return True if they are untied.
+    """Untie the matrices of a tied base if an adapter changes only input or output; return True if they are untied.
 
     Adds the output matrix to `weights`, and shared changes to both names in `adapters`. An adapter of a tied base
     changes the input only (embed_tokens) or the output only (lm_head), unless it was trained with ensure_weight_tying:
