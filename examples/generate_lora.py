@@ -2,7 +2,7 @@
 
     python examples/generate_lora.py --base_model quickstart/merged --run_ie_cases
     python examples/generate_lora.py --base_model quickstart/recovered --lora_weights quickstart/adapter --interactive
-    python examples/generate_lora.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit \
+    python examples/generate_lora.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit \\
         --run_general_cases
 
 Prompts are rendered with the chat template of the adapter or checkpoint.

@@ -1,7 +1,7 @@
 """Print the instruction row that asks a model for entities, relations or events in a text, as JSON.
 
     python examples/ie_prompt.py --task re --schema "born in, works for" --text "Ann Lee was born in Oslo."
-    python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \
+    python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \\
         --extraction_path quickstart/merged/extraction.json
 
 The instruction is in the language of the text, and in the wording of extraction.json if that is given.

@@ -1,7 +1,7 @@
 """Tune a checkpoint on instruction data: a LoRA adapter or all weights, with the loss on the answers only.
 
     python finetune/finetune.py --base_model checkpoints/base --data_path train.jsonl --output_dir adapters/ie
-    torchrun --nproc_per_node 8 finetune/finetune.py --base_model B --data_path D --output_dir O --bf16 \
+    torchrun --nproc_per_node 8 finetune/finetune.py --base_model B --data_path D --output_dir O --bf16 \\
         --batch_size 128 --micro_batch_size 4 --lora_target_modules [q_proj,k_proj,v_proj,o_proj]
 
 The output folder has the adapter or model, the tokenizer with chat_template.jinja (the prompt format), extraction.json

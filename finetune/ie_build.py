@@ -1,7 +1,7 @@
 """Build extraction examples {"instruction", "input", "output"} from annotated sentences and a list of types.
 
     python finetune/ie_build.py --annotations ai/train.json --types ai/class.json --output ie/train.jsonl
-    python finetune/ie_build.py --annotations world/train_annotated.jsonl --types world/types.json --task re \
+    python finetune/ie_build.py --annotations world/train_annotated.jsonl --types world/types.json --task re \\
         --wording world/extraction.json --output re/train.jsonl
 
 instruction_data/annotations.py describes annotations and types. Without --types, the types that occur are used. Items

@@ -1,7 +1,7 @@
 """Continue pretraining: all weights of a LLaMA-family checkpoint on a corpus, with Trainer and DeepSpeed ZeRO.
 
     python pretrain/train.py --model_name_or_path base --data_path corpus/all --output_dir trained
-    deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \
+    deepspeed --num_gpus 2 pretrain/train.py --deepspeed pretrain/configs/zero3.json --bf16 \\
         --model_name_or_path base --data_path corpus/all --output_dir trained --source_weights zh=0.6,en=0.4
 
 The second command starts two ranks; it also runs without a GPU. Samples are packed into sequences, which are mixed by

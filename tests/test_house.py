@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -207,6 +208,13 @@ def test_every_file_opens_with_what_it_does() -> None:
         relative(path) for path in COMMANDS if relative(path) not in (ast.get_docstring(parsed(path)) or "")
     ]
     assert not without_run_line
+
+
+def test_help_shows_continued_lines_as_written() -> None:
+    """In a docstring, a single backslash at the end of a line would join it with the next one."""
+    for command in COMMANDS:
+        written = ast.get_source_segment(command.read_text(encoding="utf-8"), parsed(command).body[0]) or ""
+        assert not re.search(r"(?<!\\)\\\n", written), relative(command)
 
 
 def test_public_functions_of_stages_have_types() -> None:

@@ -3,7 +3,7 @@
     python tools/download.py --download_path checkpoints/diff --only_base --fp16
     python tools/download.py --download_path checkpoints/lora --only_lora
     python tools/download.py --download_path checkpoints --both
-    python tools/download.py --download_path checkpoints/other --specify --repo_name OWNER/NAME --revision main \
+    python tools/download.py --download_path checkpoints/other --specify --repo_name OWNER/NAME --revision main \\
         --pattern "*.safetensors,*.json" --exclude "*fp32*" --endpoint https://MIRROR
 
 Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the size and hash that the hub publishes. The

@@ -1,7 +1,7 @@
 """Quantise a checkpoint, calibrated on instruction data, and measure the loss: folder in, new folder out.
 
     python tools/quantize.py --model_path merged --output_dir merged-nf4 --method nf4 --eval_path heldout.jsonl
-    python tools/quantize.py --model_path merged --output_dir merged-w4a16 --method gptq \
+    python tools/quantize.py --model_path merged --output_dir merged-w4a16 --method gptq \\
         --data_path instructions.jsonl --samples 256 --eval_path heldout.jsonl
 
 gptq and awq (4-bit weights), int8 and fp8 (8-bit weights and activations) write the compressed-tensors format, which

@@ -69,7 +69,8 @@ def loading_options(gpus: int, load_8bit: bool, multi_gpu: bool, allocate: list[
     needed = max(len(allocate), 1) if multi_gpu or load_8bit else 0
     if gpus < needed:
         option = "--allocate" if allocate else "--multi_gpu" if multi_gpu else "--load_8bit"
-        raise ValueError(f"{option} needs {needed} NVIDIA GPUs, this machine has {gpus}; change or remove {option}")
+        count = "one NVIDIA GPU" if needed == 1 else f"{needed} NVIDIA GPUs"
+        raise ValueError(f"{option} needs {count}, this machine has {gpus}; change or remove {option}")
     options: dict[str, Any] = {}
     if gpus:
         options["device_map"] = "auto" if multi_gpu else {"": 0}

@@ -263,9 +263,9 @@ class CorpusWriter:
         self.add_index(corpus.lengths, np.diff(corpus.documents))
 
     def drop(self, record: dict[str, Any]) -> None:
-        """Add a record to `<prefix>.dropped.jsonl`."""
+        """Add a record to `<prefix>.dropped.jsonl`; `documents` in it counts the dropped documents (default: 1)."""
         self._dropped.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        self.dropped += 1
+        self.dropped += record.get("documents", 1)
 
     def finish(
         self,
@@ -282,7 +282,7 @@ class CorpusWriter:
         """
         if not self.samples and not allow_empty:
             raise ValueError(
-                f"no document to write to {self.prefix} ({self.dropped} dropped: without text or too short); "
+                f"no document to write to {self.prefix} ({self.dropped} documents dropped: without text or too short); "
                 "nothing was written: check the input files and --min_length"
             )
         for stream in (self._bin, self._dropped):
@@ -299,7 +299,8 @@ class CorpusWriter:
         # The sidecar marks a corpus as complete: the old one is removed first, the new one is moved last.
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
-        for ending in ("bin", "idx", *(["dropped.jsonl"] if self.dropped else []), "json"):
+        has_records = (self.folder / "dropped.jsonl").stat().st_size > 0
+        for ending in ("bin", "idx", *(["dropped.jsonl"] if has_records else []), "json"):
             (self.folder / ending).replace(targets[ending])
         return sidecar
 

@@ -17,7 +17,7 @@ def summary(corpus: Corpus) -> str:
     lines = [
         f"{corpus.prefix}: {sidecar['samples']:,} samples of at most {corpus.seq_length:,} tokens, "
         f"{sidecar['documents']:,} documents, {sidecar['tokens']:,} tokens ({sidecar['dtype']}), "
-        f"{sidecar['dropped']:,} dropped, tokenizer {corpus.fingerprint[:16]}",
+        f"{sidecar['dropped']:,} documents dropped, tokenizer {corpus.fingerprint[:16]}",
         f"{'source':<24} {'type':>4} {'start':>11} {'end':>11} {'documents':>11} {'tokens':>14} {'share':>6} "
         f"{'mean':>7} {'min':>5} {'median':>6} {'95 %':>5} {'max':>5}",
     ]

@@ -36,8 +36,8 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
     """Write a copy of a corpus without the samples listed in a file; return its sidecar.
 
     Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records the ranges of
-    removed samples, the sidecar's settings record the list. Raises ValueError if the old corpus differs from its
-    sidecar.
+    removed samples and the number of documents removed with each; the sidecar's settings record the list. Raises
+    ValueError if the old corpus differs from its sidecar.
     """
     corpus = verify(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
@@ -61,7 +61,10 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
         for source in corpus.sources:
             begin, end = source["start"], source["end"]
             for samples in _ranges(removed[(removed >= begin) & (removed < end)]):
-                writer.drop({"corpus": str(prefix), "source": source["name"], "samples": samples, "reason": "pruned"})
+                first, last = np.searchsorted(corpus.documents, samples)
+                gone = int(np.count_nonzero(per_document[first:last] == 0))
+                record = {"source": source["name"], "samples": samples, "documents": gone, "reason": "pruned"}
+                writer.drop({"corpus": str(prefix)} | record)
             if samples_before[begin] < samples_before[end]:
                 first, last = np.searchsorted(corpus.documents, [begin, end])
                 counts = {

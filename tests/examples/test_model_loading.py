@@ -27,8 +27,8 @@ def test_weights_are_placed_on_cpu_one_gpu_or_several() -> None:
         ({"multi_gpu": True, "allocate": [10, -1]}, "--allocate takes GiB for each GPU"),
         ({"allocate": [10]}, "add --multi_gpu"),
         ({"multi_gpu": True, "allocate": [10, 10]}, "--allocate needs 2 NVIDIA GPUs, this machine has 0; change or"),
-        ({"multi_gpu": True}, "--multi_gpu needs 1 NVIDIA GPUs"),
-        ({"load_8bit": True}, "--load_8bit needs 1 NVIDIA GPUs"),
+        ({"multi_gpu": True}, "--multi_gpu needs one NVIDIA GPU, this"),
+        ({"load_8bit": True}, "--load_8bit needs one NVIDIA GPU, this"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")

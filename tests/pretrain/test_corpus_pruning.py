@@ -48,6 +48,7 @@ def test_pruned_corpus_has_exactly_the_other_samples(tmp_path: Path) -> None:
         assert [(s["name"], s["documents"], s["tokens"]) for s in corpus.sources] == expected
         noted = [json.loads(line)["samples"] for line in (tmp_path / "c.dropped.jsonl").open()]
         assert sorted(chain(*(range(a, b) for a, b in noted))) == sorted(removed)
+        assert corpus.sidecar["dropped"] == len(left) - len(corpus.documents) + 1
 
     holds()
 
@@ -69,8 +70,11 @@ def test_prune_records_removed_samples_and_keeps_the_old_corpus(tmp_path: Path, 
     assert len(lengths) == 997 and lengths.max() == 149_998
     pruned = corpus.sidecar["settings"]["pruned"]
     assert pruned["samples"] == 7 and pruned["sha256"] == Corpus(tmp_path / "a").sidecar["sha256"]
-    noted = [json.loads(line)["samples"] for line in (tmp_path / "b.dropped.jsonl").open()]
-    assert noted == [[0, 3], [999, 1001], [100_000, 100_001], [151_000, 151_001]]
+    noted = [json.loads(line) for line in (tmp_path / "b.dropped.jsonl").open()]
+    ranges = [[0, 3], [999, 1001], [100_000, 100_001], [151_000, 151_001]]
+    assert [record["samples"] for record in noted] == ranges
+    assert [record["documents"] for record in noted] == [3, 1, 0, 1]
+    assert " 5 documents dropped, " in done.stdout
     assert (tmp_path / "a.bin").read_bytes() == before
 
 

@@ -37,7 +37,7 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
     truth = [*texts, "one", "two", "three", "four", "five"]
     assert document_ids(corpus) == [[1, *oracle.encode(text), 2] for text in truth]
     assert corpus.lengths.max() <= 64
-    assert f"{len(truth)} documents" in done.stdout and "1 dropped" in done.stdout
+    assert f"{len(truth)} documents" in done.stdout and "1 documents dropped" in done.stdout
     dropped = [json.loads(line) for line in (tmp_path / "out/all.dropped.jsonl").open()]
     assert dropped == [{"file": str(tmp_path / "b.txt"), "line": 3, "reason": "no text", "text": ""}]
     assert corpus.sources == [
