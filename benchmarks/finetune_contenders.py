@@ -3,6 +3,7 @@
     python benchmarks/finetune_contenders.py published|trl|ours|unshared|tokenising SCRATCH
 
 SCRATCH is a folder that `bench_finetune.prepare` wrote. The last line of the output is JSON with the measurements.
+unshared is ours without shared prefixes; tokenising does not train, but measures both encoders in rows per CPU second.
 """
 
 import json
@@ -20,14 +21,17 @@ sys.path[:0] = [str(REPOSITORY / stage) for stage in ("finetune", "examples", "t
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 IGNORED = -100  # the label of an unsupervised position
 Row = dict[str, Any]
-Settings = dict[str, Any]  # cutoff, batch, micro, steps, warm_up, pack_length, prompt
+# cutoff and pack_length in tokens; batch and micro: examples per step and per forward pass; warm_up: unmeasured steps;
+# steps: measured steps; prompt: a format string.
+Settings = dict[str, Any]
 
 
 def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
     """Return counts of a micro batch: examples with a label, labels, tokens, and positions (tokens and padding).
 
-    Our batches have `targets` at the positions `keep`, and an example is a segment, or the remainder after a shared
-    prefix. TRL's packed examples start where position_ids is 0.
+    In our batches, `keep` lists the positions whose logits are computed, and `targets` their labels; each entry of
+    `segments` is one example, of which a shared prefix lies elsewhere. TRL's packed examples start where position_ids
+    is 0.
     """
     import torch
 
@@ -49,7 +53,7 @@ def batch_counts(batch: dict[str, Any]) -> dict[str, int]:
 
 
 def train_and_measure(trainer: Any, warm_up: int) -> dict[str, Any]:
-    """Train; return counts and CPU seconds of the steps after the warm-up, and the loss of every step."""
+    """Train; return counts and CPU seconds of the steps after the first `warm_up`, and the loss of every step."""
     from transformers import TrainerCallback
 
     counts: Counter[str] = Counter()
@@ -111,7 +115,7 @@ def published_encoder(tokenizer: Any, prompt: str, cutoff: int) -> Callable[[Row
 
 
 def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Train like the published script."""
+    """Train like alpaca-lora's finetune.py: plain Trainer, padding to a multiple of 8 at the left, no packing."""
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
@@ -131,7 +135,7 @@ def run_published(scratch: Path, settings: Settings) -> dict[str, Any]:
 
 
 def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
-    """Train with TRL; a step has the number of packed sequences that contain about --batch examples."""
+    """Train with TRL; each step takes as many packed sequences as are needed for about settings["batch"] examples."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -152,8 +156,8 @@ def run_trl(scratch: Path, settings: Settings) -> dict[str, Any]:
     return train_and_measure(trainer, settings["warm_up"])
 
 
-def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Train with finetune.py's functions; options: further options of its command line."""
+def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Train with finetune.py's functions; more_arguments: further command-line arguments of finetune.py."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from instruction_data.data_sources import find_sources
     from instruction_tuning.adapters import load_model
@@ -162,13 +166,13 @@ def run_ours(scratch: Path, settings: Settings, options: Sequence[str] = ()) -> 
     from instruction_tuning.tuning_data import encode_sources, split_and_order
     from transformers import AutoTokenizer, set_seed
 
-    given = trainer_options(scratch, settings) | {
+    options = trainer_options(scratch, settings) | {
         "base_model": scratch / "base", "data_path": scratch / "rows.jsonl", "cutoff_len": settings["cutoff"],
         "batch_size": settings["batch"], "micro_batch_size": settings["micro"], "cache_dir": scratch / "cache",
         **{name if name.startswith("lora_") else f"lora_{name}": value for name, value in ADAPTER.items()},
     }  # fmt: skip
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    args, _ = parse([*words, *options], "")
+    arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    args, _ = parse([*arguments, *more_arguments], "")
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)
@@ -197,7 +201,7 @@ TRAINERS: dict[str, Callable[[Path, Settings], dict[str, Any]]] = {
     "published": run_published,
     "trl": run_trl,
     "ours": run_ours,
-    "unshared": partial(run_ours, options=["--share_prefixes", "False"]),
+    "unshared": partial(run_ours, more_arguments=["--share_prefixes", "False"]),
 }
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The contenders of tools/weight_diff.py in bench_weights.py; each runs in its own process.
+"""Programs that bench_weights.py compares with tools/weight_diff.py; each runs in its own process. Untied models only.
 
-    python benchmarks/weights_contenders.py published_recover|plain_add|peft_merge BASE OTHER TARGET
+    python benchmarks/weights_contenders.py published_recover|plain_add|peft_merge BASE ADDITIVE_DIFF|ADAPTER TARGET
 
-- published_recover, like the published script: transformers loads base and additive diff completely; the tensors are
+- published_recover: like KnowLM's weight_diff.py, transformers loads base and additive diff completely; the tensors are
   added one by one and saved. Nothing is verified.
-- plain_add, the same sum without a model: torch adds the tensors of two mapped safetensors files one by one and appends
-  them to the new file. Nothing is verified.
+- plain_add: the same sum without building a model; for each shard, torch adds the mapped tensors one by one and writes
+  each sum to the new shard. Nothing is verified.
 - peft_merge: transformers loads the base and peft the adapter; then merge_and_unload and save_pretrained.
 """
 
@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 def published_recover(base: Path, diff: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    raw, model = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16) for folder in (base, diff))
+    raw, total = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16) for folder in (base, diff))
     with torch.inference_mode():
         states = raw.state_dict()
-        for name, value in model.state_dict().items():
+        for name, value in total.state_dict().items():
             value.add_(states[name])
-    model.save_pretrained(target)
+    total.save_pretrained(target)
 
 
 def plain_add(base: Path, diff: Path, target: Path) -> None:
@@ -38,13 +38,13 @@ def plain_add(base: Path, diff: Path, target: Path) -> None:
     target.mkdir()
     shutil.copy(base / "config.json", target)
     for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, "pt") as ours, safe_open(diff / path.name, "pt") as theirs:
-            names = list(ours.keys())
-            specs = [Spec(name, "F16", tuple(ours.get_slice(name).get_shape())) for name in names]
+        with safe_open(path, "pt") as base_file, safe_open(diff / path.name, "pt") as diff_file:
+            names = list(base_file.keys())
+            specs = [Spec(name, "F16", tuple(base_file.get_slice(name).get_shape())) for name in names]
             with (target / path.name).open("wb") as file:
                 file.write(header(specs, {"format": "pt"}))
                 for name in names:
-                    file.write((ours.get_tensor(name) + theirs.get_tensor(name)).numpy().data)
+                    file.write((base_file.get_tensor(name) + diff_file.get_tensor(name)).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""Ask an instruction-tuned model: the published cases, extraction cases, or your own instructions.
+"""Ask an instruction-tuned model: general cases, extraction cases, or your own instructions.
 
     python examples/generate_lora.py --base_model quickstart/merged --run_ie_cases
     python examples/generate_lora.py --base_model quickstart/recovered --lora_weights quickstart/adapter --interactive
@@ -32,14 +32,14 @@ def main(
 
     Args:
         base_model: a checkpoint folder.
-        lora_weights: an adapter folder for it.
+        lora_weights: the folder of a LoRA adapter of base_model.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         run_ie_cases: extraction, cases/ie.json.
         run_general_cases: general instructions, cases/general.json.
         interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
         multi_gpu: spread the model over this machine's GPUs.
-        allocate: GiB that each GPU may use, in order; with multi_gpu.
+        allocate: GiB that each GPU may use, in order; needs multi_gpu.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k.
     """

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     """Load model and tokenizer of the base; weights are float32, as mixed precision requires.
 
-    Raises ValueError if the checkpoint lacks weights (transformers would initialise them at random) or the attention
-    backend is not available.
+    Raises ValueError if weights are missing or have other shapes (transformers would initialise them at random), or if
+    the attention backend is not available.
     """
     import torch
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
@@ -40,7 +40,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
 
     segment_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
-    # with sdpa_by_segment, torch.compile would recompile for every combination of segment lengths
+    # Without packing there are no segments; torch.compile would recompile for every combination of segment lengths.
     default = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
     backend = args.attn_implementation or ("flash_attention_2" if flash else default)
     try:
@@ -53,11 +53,14 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
-        raise ValueError(f"{args.model_name_or_path} lacks {len(wrong)} weights, such as {wrong[0]}; download it again")
+        raise ValueError(
+            f"{args.model_name_or_path} lacks {len(wrong)} weights, or has them in another shape than config.json "
+            f"({wrong[0]}, for example); download it again"
+        )
     return model, AutoTokenizer.from_pretrained(exact_tokenizer_folder(args.model_name_or_path), local_files_only=True)
 
 
-def prepare(argv: list[str]) -> tuple[Any, Path | None]:
+def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     """Parse and check the options, pack the corpus and load the model.
 
     Returns the trainer, and the checkpoint to resume from or None. Raises ValueError or OSError if the options do not
@@ -86,7 +89,7 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)
     packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, args.seed if args.eval_fraction else 0)
     sequences = preflight.pack_corpus(args, corpus, packing)
-    groups, weights, more = preflight.source_weights(args, sequences)
+    groups, weights, weight_notices = preflight.source_weights(args, sequences)
     schedule = Schedule(groups.sizes, weights, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     identity = preflight.run_identity(corpus, packing, batch, schedule)
@@ -94,7 +97,7 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     if args.should_save:
-        for notice in [*notices, *more, *remove_incomplete(output)]:
+        for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
         print(
             f"{args.data_path}: {len(corpus)} samples, {corpus.sidecar['tokens']} tokens in {sequences.train_count} "
@@ -119,7 +122,7 @@ def prepare(argv: list[str]) -> tuple[Any, Path | None]:
     return trainer, checkpoint
 
 
-def load_arguments() -> type:
+def arguments_class() -> type:
     """Return the dataclass of all options, for --help=all; imports torch and transformers."""
     from pretraining.pretraining_arguments import PretrainingArguments
 
@@ -142,10 +145,10 @@ def finish(trainer: Any, folder: Path) -> None:
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Train and save the result; return the exit status."""
-    if text := help_text(argv, PretrainingOptions, load_arguments, __doc__ or "", "train.py"):
+    if text := help_text(argv, PretrainingOptions, arguments_class, __doc__ or "", "train.py"):
         print(text)
         return 0
-    trainer, checkpoint = prepare(argv)
+    trainer, checkpoint = make_trainer(argv)
     from rank_group.ranks import leave_ranks
     from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
@@ -156,7 +159,8 @@ def main(argv: list[str]) -> int:
         save_result(trainer, partial(finish, trainer), last=lambda file: file.name == "config.json")
         if args.should_save:
             seconds = result.metrics["train_runtime"]
-            print(f"{args.output_dir}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}")
+            time = f"{seconds:.0f} s{f' since {checkpoint.name}' if checkpoint else ''}"
+            print(f"{args.output_dir}: {result.global_step} steps in {time}, loss {result.training_loss:.4f}")
     leave_ranks()
     return STOPPED if trainer.stopped else 0
 

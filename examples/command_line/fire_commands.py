@@ -1,8 +1,9 @@
 """Command lines from function signatures, in the syntax of Python Fire: each parameter is an option.
 
-Fire itself evaluates values as Python (a folder `run#2` becomes `run`, and `2026_11_29` a number), calls the function
-before it reports surplus arguments, and accepts one-letter abbreviations. So Fire only prints the help. Here all
-arguments are checked before the call, and each value is parsed by the type of its parameter (option_values.py).
+Fire's own parser is not used, because it evaluates values as Python (a folder `run#2` becomes `run`, and `2026_11_29` a
+number), calls the function before it reports surplus arguments, and accepts one-letter abbreviations. Only Fire's help
+text is used. This module checks all arguments before the call, and parses each value by the type of its parameter
+(option_values.py).
 """
 
 from command_line.command_errors import run_command, unknown_option
@@ -45,7 +46,10 @@ def call(
     extra_option_types: Mapping[str, Any] | None = None,
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
-    """Call the function with the options in `arguments`; raises ValueError before the call if they are invalid."""
+    """Call the selected function with the options in `arguments`, or print its help if --help or -h is among them.
+
+    Raises ValueError before the call if the options are invalid.
+    """
     name, is_help = Path(sys.argv[0]).name, "--help" in arguments or "-h" in arguments
     if isinstance(command, Mapping):
         if not arguments or (arguments[0] not in command and not is_help):
@@ -68,15 +72,15 @@ def read_options(
     """Return the value of each option; accepts Fire's syntax without one-letter abbreviations.
 
     Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
-    name are assigned to the remaining parameters in order. without_effect: options of published command lines that are
-    ignored with a notice, and the reason. Raises ValueError on unknown or missing options, on missing, surplus or
-    invalid values.
+    name are assigned to the remaining parameters in order. without_effect: option -> reason, for options of the
+    original project's commands that only print a notice. Raises ValueError on unknown or missing options, on missing,
+    surplus or invalid values.
     """
     parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    kinds = {parameter.name: hints.get(parameter.name, str) for parameter in named} | dict(extra_option_types or {})
+    types = {parameter.name: hints.get(parameter.name, str) for parameter in named} | dict(extra_option_types or {})
     takes_any, ignored = extra_option_types is None and len(named) < len(parameters), without_effect or {}
-    texts: dict[str, str] = {}
+    given: dict[str, str] = {}
     unnamed: list[str] = []
     pending = deque(arguments)
     while pending:
@@ -88,25 +92,25 @@ def read_options(
         name = written[2:].replace("-", "_") if written.startswith("--") else ""
         has_value = bool(equals) or (bool(pending) and not OPTION.match(pending[0]))
         negated = name[2:] if name.startswith("no") and not equals else ""
-        if name in kinds or name in ignored or (takes_any and name):
-            if not has_value and name in kinds and not is_bool(kinds[name]):
+        if is_bool(types.get(negated)) and name not in types and name not in ignored:
+            given[negated] = "False"
+        elif name in types or name in ignored or (takes_any and name):
+            if not has_value and name in types and not is_bool(types[name]):
                 raise ValueError(f"{written} needs a value; one that begins with - is written {written}=-VALUE")
-            texts[name] = text if equals else pending.popleft() if has_value else "True"
-        elif is_bool(kinds.get(negated)):
-            texts[negated] = "False"
+            given[name] = text if equals else pending.popleft() if has_value else "True"
         else:
-            raise unknown_option(written, [f"--{name}" for name in kinds])
-    for name in [name for name in texts if name in ignored]:
+            raise unknown_option(written, [f"--{name}" for name in types])
+    for name in [name for name in given if name in ignored]:
         print(f"notice: --{name} has no effect: {ignored[name]}", file=sys.stderr)
-        del texts[name]
-    open_names = [parameter.name for parameter in named if parameter.name not in texts]
-    if len(unnamed) > len(open_names):
-        raise ValueError(f"{unnamed[len(open_names)]!r} is one value too many; see --help")
-    texts |= dict(zip(open_names, unnamed, strict=False))
+        del given[name]
+    remaining = [parameter.name for parameter in named if parameter.name not in given]
+    if len(unnamed) > len(remaining):
+        raise ValueError(f"{unnamed[len(remaining)]!r} is one value too many; see --help")
+    given |= dict(zip(remaining, unnamed, strict=False))
     for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in texts:
+        if parameter.default is parameter.empty and parameter.name not in given:
             raise ValueError(f"--{parameter.name} is missing; see --help")
-    return {name: value_of(f"--{name}", text, kinds.get(name, str)) for name, text in texts.items()}
+    return {name: value_of(f"--{name}", text, types.get(name, str)) for name, text in given.items()}
 
 
 def help_text(command: Command | Mapping[str, Command], name: str) -> str:

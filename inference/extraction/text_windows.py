@@ -28,13 +28,13 @@ def split_into_windows(
     while (first := bisect_right(ends, start)) < len(ends):  # index of the first end after the start
         token = bisect_left(token_starts, start) + max_tokens  # the first token that does not fit
         limit = _skip_space(text, token_starts[token]) if token < len(token_starts) else len(text)
-        after = bisect_right(ends, limit)
-        if after <= first:
+        fitting = bisect_right(ends, limit)
+        if fitting <= first:
             ends[first : first + 1] = _finer_ends(text, start, ends[first], max_tokens)
             continue
         if usual_characters is not None:
-            after = min(after, max(first + 1, bisect_right(ends, start + usual_characters)))
-        end = ends[after - 1]
+            fitting = min(fitting, max(first + 1, bisect_right(ends, start + usual_characters)))
+        end = ends[fitting - 1]
         windows.append((start, start + len(text[start:end].rstrip())))
         start = _skip_space(text, end)
     return windows
@@ -53,14 +53,14 @@ def _finer_ends(text: str, start: int, end: int, max_tokens: int) -> list[int]:
     The positions are the clause ends, else the word ends, else the boundaries of grapheme clusters, else of code
     points. Raises ValueError if text[start:end] is a single code point.
     """
-    sentence = text[start:end].rstrip()
-    kinds: tuple[Callable[[], Iterable[int]], ...] = (
-        lambda: clause_ends(sentence),
-        lambda: word_ends(sentence),
-        lambda: (character.end() for character in regex.finditer(r"\X", sentence)),
-        lambda: range(1, len(sentence)),
+    piece = text[start:end].rstrip()
+    splitters: tuple[Callable[[], Iterable[int]], ...] = (
+        lambda: clause_ends(piece),
+        lambda: word_ends(piece),
+        lambda: (character.end() for character in regex.finditer(r"\X", piece)),
+        lambda: range(1, len(piece)),
     )
-    for find_ends in kinds:
-        if cuts := [start + place for place in find_ends() if place < len(sentence)]:
+    for find_ends in splitters:
+        if cuts := [start + place for place in find_ends() if place < len(piece)]:
             return [*cuts, end]
     raise ValueError(f"{max_tokens} tokens do not hold the character {text[start]!r}; a larger context is needed")

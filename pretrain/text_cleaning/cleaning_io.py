@@ -29,10 +29,10 @@ class CleaningPlan:
     folder: Path  # the folder of intermediate files
     shards: list[Shard]
     tasks: list[tuple[int, int]]
-    source: TextSource
-    language: str
-    skip: frozenset[str]
-    lists: dict[str, list[str]]
+    source: TextSource  # the fields that contain the text
+    language: str  # of all documents, or "auto"
+    skip: frozenset[str]  # names of filters that are not used
+    lists: dict[str, list[str]]  # language -> words of the word lists
 
 
 def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, i
 
 
 class ReadShards(PipelineStep):
-    """Reads the documents of a task's shards; lines without text are dropped."""
+    """Reads the documents of a task's shards; lines without text go to dropped/reader."""
 
     type, name = "READER", "reader"
 
@@ -58,7 +58,7 @@ class ReadShards(PipelineStep):
         self.writer = DroppedWriter(plan.folder, self.name)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield the documents of task `rank`; write the numbers of lines and bytes per shard to read/<task>.json."""
+        """Yield the documents of task `rank`; write lines and bytes per shard to <plan folder>/read/<task>.json."""
         counts = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
@@ -74,7 +74,7 @@ class ReadShards(PipelineStep):
         write_json(self.plan.folder / f"read/{rank:05d}.json", counts)
 
     def document(self, row: TextRow, shard: int, task: int) -> Document:
-        """Return the document of a line; the metadata of one without text hold the reason for dropping it."""
+        """Return the document of a line; it is empty for a line without text, and its metadata give the reason."""
         place = {"shard": shard, "line": row.line, "task": task}
         if not row.text.strip():
             reason = "unreadable" if row.fault else "no text"
@@ -87,10 +87,10 @@ class ReadShards(PipelineStep):
         return Document(row.text, f"{shard}:{row.line}", metadata=place | known)
 
 
-class ReadRows(PipelineStep):
+class ReadPassed(PipelineStep):
     """Reads the documents of a task that passed the filters, from the files of `PassedWriter`."""
 
-    type, name = "READER", "rows"
+    type, name = "READER", "passed"
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -123,14 +123,14 @@ class JsonRowsWriter(DiskWriter):
 
 
 class PassedWriter(JsonRowsWriter):
-    """Writes text and metadata of documents that passed the filters, for `ReadRows`."""
+    """Writes text and metadata of documents that passed the filters, for `ReadPassed`."""
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text} | document.metadata
 
 
 class KeptWriter(JsonRowsWriter):
-    """Writes the result (text and the other fields of the row), and counts per shard to kept/<task>.json."""
+    """Writes text and other fields of rows to <folder>/result, and counts to <folder>/kept/<task>.json."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "result")
@@ -151,20 +151,20 @@ class KeptWriter(JsonRowsWriter):
 
 
 class DroppedWriter(JsonRowsWriter):
-    """Writes the documents that a filter dropped, with the reason.
+    """Writes the documents that a filter dropped, with the reason; `text` of an unreadable line describes the fault.
 
-    by: name of the filter. reason: the reason of documents whose metadata have none.
+    default_reason: the reason of documents whose metadata have none.
     """
 
-    def __init__(self, folder: Path, by: str, reason: str = "") -> None:
-        super().__init__(folder / f"dropped/{by}")
-        self.by, self.reason = by, reason
+    def __init__(self, folder: Path, filter_name: str, default_reason: str = "") -> None:
+        super().__init__(folder / f"dropped/{filter_name}")
+        self.filter_name, self.default_reason = filter_name, default_reason
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         known = document.metadata
         return {name: known[name] for name in ("shard", "line", "bytes", "language")} | {
-            "filter": self.by,
-            "reason": known.get("filter_reason", self.reason),
+            "filter": self.filter_name,
+            "reason": known.get("filter_reason", self.default_reason),
             "text": known.get("fault") or document.text[:SHOWN_CHARACTERS],
         }
 

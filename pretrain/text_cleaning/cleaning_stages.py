@@ -23,7 +23,7 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 
-from text_cleaning.cleaning_io import CleaningPlan, DroppedWriter, KeptWriter, PassedWriter, ReadRows, ReadShards
+from text_cleaning.cleaning_io import CleaningPlan, DroppedWriter, KeptWriter, PassedWriter, ReadPassed, ReadShards
 from text_cleaning.cleaning_rules import MINHASH, WORDS, MinhashSignatures, WordListFilter, by_language, normalised
 
 LINES = 256  # lines of a signature file read at a time
@@ -123,7 +123,7 @@ def stages(plan: CleaningPlan) -> list[CleaningStage]:
 
     def read_unique(**record: Any) -> list[Any]:
         known = [ExactDedupFilter(str(folder / "exact"), EXACT, **record)] if exact else []
-        return [ReadRows(folder), *known]
+        return [ReadPassed(folder), *known]
 
     if exact:
         find = ExactFindDedups(str(folder / "hashes"), str(folder / "exact"), EXACT, lines_to_buffer=LINES)

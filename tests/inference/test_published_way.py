@@ -63,7 +63,7 @@ def published(
         "tools/convert_llama.py", "--input_dir", root / "LLaMA/13B", "--model_size", "auto", "--output_dir",
         root / "base",
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
     raw = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(1)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def published(
     files["tokenizer.model"] = (tiny_tokenizer / "tokenizer.model").read_bytes()
     difference = {name: value - raw[name] for name, value in tuned.items()}
     difference |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(16) for n in range(2)}
-    names, weight_map = list(difference), {}
+    names, weight_map = list(difference), dict[str, str]()
     for number, part in enumerate((names[:9], names[9:]), 1):
         file = f"pytorch_model-{number:05d}-of-00002.bin"
         weight_map |= dict.fromkeys(part, file)

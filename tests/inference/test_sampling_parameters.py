@@ -1,4 +1,4 @@
-"""sampling_parameters.py: the names of vLLM and Hugging Face map to vLLM's, and no parameter is ignored."""
+"""sampling_parameters.py: names of vLLM and Hugging Face become vLLM's, and no parameter with an effect is ignored."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, completio
         ({"stop": ["\n"], "seed": None}, {"stop": ["\n"], "max_tokens": DEFAULT_MAX_TOKENS}),
     ],
 )
-def test_names_of_both_libraries_map_to_vllms(parameters: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_names_of_both_libraries_become_vllm_names(parameters: dict[str, Any], fields: dict[str, Any]) -> None:
     assert completion_fields(Parameters(**parameters), room=1000) == fields
 
 
@@ -29,16 +29,16 @@ def test_default_max_tokens_is_limited_by_the_context() -> None:
 
 
 @pytest.mark.parametrize(
-    "given_",
+    "parameters",
     [
         {"max_tokens": 1, "max_new_tokens": 2},
         {"do_sample": False, "temperature": 0.5},
         {"do_sample": True, "temperature": 0},
     ],
 )
-def test_contradicting_parameters_are_refused(given_: dict[str, Any]) -> None:
+def test_contradicting_parameters_are_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="contradict"):
-        completion_fields(Parameters(**given_), room=1000)
+        completion_fields(Parameters(**parameters), room=1000)
 
 
 def test_validation_message_lists_at_most_five_names() -> None:
@@ -54,12 +54,16 @@ def test_num_beams_selects_beam_search() -> None:
         Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000
     )
     assert fields == beams | {"max_tokens": 9, "length_penalty": 0.5}
+
+
+def test_beam_search_accepts_parameters_at_neutral_values() -> None:
     neutral = Parameters(num_beams=4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=3)
-    assert completion_fields(neutral, room=1000) == beams | {"max_tokens": 3}
+    fields = {"use_beam_search": True, "n": 4, "return_token_ids": True, "max_tokens": 3}
+    assert completion_fields(neutral, room=1000) == fields
 
 
 @pytest.mark.parametrize(
-    ("given_", "stream", "message"),
+    ("parameters", "stream", "message"),
     [
         ({"stop": ["x"]}, False, "would ignore stop;"),
         (
@@ -74,10 +78,10 @@ def test_num_beams_selects_beam_search() -> None:
     ],
 )
 def test_beam_search_refuses_parameters_that_it_would_ignore(
-    given_: dict[str, Any], stream: bool, message: str
+    parameters: dict[str, Any], stream: bool, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        completion_fields(Parameters.model_validate({"num_beams": 2} | given_), 1000, stream)
+        completion_fields(Parameters.model_validate({"num_beams": 2} | parameters), 1000, stream)
 
 
 def test_length_penalty_without_beam_search_is_refused() -> None:

@@ -23,7 +23,7 @@ def test_trainer_calls_every_overridden_method_and_completes_checkpoints(
         "max_steps": 3, "block_size": 128, "eval_fraction": 0.1, "save_steps": 2, "save_total_limit": 1,
         "logging_steps": 1, "report_to": "none",
     }  # fmt: skip
-    trainer, _ = train.prepare([str(word) for name, value in given.items() for word in (f"--{name}", value)])
+    trainer, _ = train.make_trainer([str(word) for name, value in given.items() for word in (f"--{name}", value)])
     assert attention_of(trainer.model) == NAME
     calls = calls_while_training(trainer)
     assert calls.keys() == set(overridden_methods(PretrainingTrainer))
