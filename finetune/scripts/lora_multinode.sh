@@ -23,5 +23,5 @@ NODES=${NODES:-} NODE_RANK=${NODE_RANK:-} MASTER_PORT=${MASTER_PORT:-29500}
 [[ $NODES =~ ^[1-9][0-9]*$ && $NODE_RANK =~ ^(0|[1-9][0-9]*)$ && -n ${MASTER_ADDR:-} ]] \
     || fail "NODES=$NODES, NODE_RANK=$NODE_RANK and MASTER_ADDR=${MASTER_ADDR:-} must be the number of nodes, the number of this node and the address of node 0"
 ((NODE_RANK < NODES)) || fail "NODE_RANK=$NODE_RANK of $NODES nodes is out of range; the first node is 0"
-nodes=(--nnodes "$NODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+first_rank=$((NODE_RANK * GPUS)) world_size=$((NODES * GPUS)) address=$MASTER_ADDR port=$MASTER_PORT
 launch --batch_size 192 "$@"

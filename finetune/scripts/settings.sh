@@ -31,6 +31,7 @@ if [ "$gpus" = 0 ]; then
     export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start that it found no GPU
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + GPUS - 1) / GPUS))}
 fi
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed calls deprecated functions of torch
 # Folder in which DeepSpeed compiles operations: one for each run, since a stale lock in a shared folder blocks the start.
 [ -z "$CONFIG" ] || export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions.$$}
 
@@ -46,11 +47,40 @@ elif [ -f "$BASE_MODEL/checkpoint.json" ]; then # sealed by tools/checkpoint.py
     python tools/checkpoint.py verify "$BASE_MODEL"
 fi
 
-# launch MORE…: starts the ranks of this machine; `nodes` has torchrun's options for the meeting point.
-nodes=(--standalone)
+# launch MORE…: starts finetune.py on a rank for each GPU of this machine; lora_multinode.sh sets the four values below.
+# SIGTERM, SIGHUP and Ctrl-C are sent to the ranks as SIGTERM: they finish the step, save a checkpoint and exit with status
+# 143 (torchrun would kill them after 30 s). A second Ctrl-C kills them. If a rank fails, the others are killed.
+first_rank=0 world_size=$GPUS address=127.0.0.1 port=
 launch() {
-    local command=(python)
-    [ "$GPUS" = 1 ] && [ "${nodes[0]}" = --standalone ] && [ -z "$CONFIG" ] \
-        || command=(python -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$GPUS")
-    exec "${command[@]}" finetune/finetune.py "${options[@]}" "$@"
+    [ "$world_size" -gt 1 ] || [ -n "$CONFIG" ] || exec python finetune/finetune.py "${options[@]}" "$@"
+    [ -n "$port" ] || port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    export WORLD_SIZE=$world_size MASTER_ADDR=$address MASTER_PORT=$port LOCAL_WORLD_SIZE=$GPUS LOCAL_SIZE=$GPUS
+    local rank ranks=() ended status=0
+    set -m # each rank gets a process group of its own, which does not get Ctrl-C
+    for ((rank = 0; rank < GPUS; rank++)); do
+        RANK=$((first_rank + rank)) LOCAL_RANK=$rank python finetune/finetune.py "${options[@]}" "$@" < /dev/null &
+        ranks[rank]=$!
+    done
+    set +m
+    exec 3>&2 2> /dev/null # hides bash's reports of killed ranks
+    stop_ranks() { kill -TERM "${ranks[@]}" || true; } # not their groups, which contain data loader workers
+    kill_ranks() { kill -KILL -- "${ranks[@]/#/-}" || true; }
+    trap stop_ranks TERM HUP
+    trap 'stop_ranks; trap kill_ranks INT' INT
+    while [ ${#ranks[@]} -gt 0 ]; do
+        sleep 0.5 || true # Ctrl-C also ends this process
+        for rank in "${!ranks[@]}"; do
+            if kill -0 "${ranks[rank]}"; then continue; fi
+            ended=0
+            wait "${ranks[rank]}" || ended=$?
+            unset "ranks[rank]"
+            case "$ended" in 0 | 143) ;; *) kill_ranks ;; esac
+            [ "$status" = 0 ] || continue # the first status is reported; killed ranks end after it
+            status=$ended
+            if [ "$ended" -gt 128 ] && [ "$ended" != 143 ]; then
+                echo "error: rank $((first_rank + rank)) was ended by signal $((ended - 128))" >&3
+            fi
+        done
+    done
+    exit "$status"
 }

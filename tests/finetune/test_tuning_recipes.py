@@ -1,12 +1,15 @@
-"""finetune/scripts/: each recipe tunes, resumes an interrupted run, and names a bad setting."""
+"""finetune/scripts/: each recipe tunes, stops on SIGTERM, resumes, and names a bad setting."""
 
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import REPOSITORY, free_port
+from resumable_checkpoints.complete_checkpoints import list_complete, step_of
 from safetensors.torch import load_file
 from tuning_runs import command
 
@@ -74,6 +77,37 @@ def test_qlora_and_full_recipes_write_a_result(tmp_path: Path, settings: Environ
     assert "8 steps of 8 examples" in ended(start(recipe, settings))
     name = "model" if recipe == "full.sh" else "adapter_model"
     assert load_file(tmp_path / f"out/{name}.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["lora.sh", "full.sh"])
+def test_sigterm_to_a_recipe_saves_a_checkpoint_and_leaves_no_process(
+    tmp_path: Path, settings: Environment, recipe: str
+) -> None:
+    process = start(
+        recipe, settings | {"GPUS": "2"}, "--num_epochs", "999", "--logging_steps", "1", "--save_steps", "9999"
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.terminate()
+            break
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 143, errors
+    assert errors.count("stopped by SIGTERM after step") == 1 and "Traceback" not in errors, errors
+    (checkpoint,) = list_complete(tmp_path / "out")
+    assert step_of(checkpoint) >= 2
+    for other in psutil.process_iter():
+        with suppress(psutil.Error):
+            assert str(tmp_path / "out") not in other.cmdline()
+
+
+@pytest.mark.slow
+def test_user_error_on_two_ranks_is_one_line(settings: Environment) -> None:
+    process = start("lora.sh", settings | {"GPUS": "2", "DATA_PATH": "gone.json", "PYTHONPATH": ""})
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert errors.startswith("error: gone.json does not exist") and errors.count("\n") == 1
 
 
 @pytest.mark.slow
