@@ -90,7 +90,7 @@ def signal_during_responses(
     generate = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
     assert late[1].complete(1)[0] == 200
     with ThreadPoolExecutor(4) as pool:
-        beam = pool.submit(everyone[0].complete, 250, **beams)
+        beam = pool.submit(everyone[0].complete, 450, **beams)
         plain = pool.submit(everyone[1].complete, 300)
         streamed = pool.submit(everyone[2].stream, 300)
         enveloped = pool.submit(everyone[3].request, "/generate", generate)
