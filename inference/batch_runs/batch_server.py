@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from server_guard.process_supervisor import supervisor_pid
+from server_guard.process_supervisor import kill_others, supervisor_pid
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch_vllm.py"
 # No limits, since only this run can reach the socket file; no log of requests.
@@ -42,7 +42,9 @@ def started_server(model: str, template_path: str, options: Sequence[str]) -> It
                 time.sleep(0.2)
             yield path
         except BaseException:
-            if not supervisor_pid():  # else the supervisor kills all processes when this one has ended
+            if supervisor_pid():
+                kill_others()  # before the error is printed, so that no line of the server follows it
+            else:
                 process.terminate()
             raise
         process.terminate()

@@ -138,14 +138,19 @@ def kill_marked(line: bytes) -> None:
         time.sleep(0.02)
 
 
+def kill_others() -> None:
+    """Kill the other processes that have this process's mark, such as those of a server that it started."""
+    kill_marked(f"{MARK}={os.environ[MARK]}".encode())
+
+
 def marked_processes(line: bytes) -> list[int]:
-    """Return the ids of the processes that were started with this line in their environment."""
+    """Return the ids of the other processes that were started with this line in their environment."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or belongs to another user
             if line in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
-    return found
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def is_resource_tracker(pid: int) -> bool:

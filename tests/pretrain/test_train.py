@@ -1,4 +1,4 @@
-"""pretrain/train.py: ZeRO-3 on two ranks, interrupted and resumed runs, source weights, wrong options."""
+"""pretrain/train.py: ZeRO-3 on two ranks, interrupted and resumed runs, source weights."""
 
 import json
 import os
@@ -15,34 +15,13 @@ from typing import Any
 import pytest
 import torch
 import train
-from conftest import RunScript, small_texts
+from conftest import RunScript
 from launches import Launch, ranks_of
-from pretraining import pretraining_arguments
+from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file
 from sigterm import only_checkpoint, stop_by_sigterm
-from training_loop.trainer_options import translate
 from transformers import AutoModelForCausalLM
-
-
-@pytest.fixture(scope="session")
-def small_corpus(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript, tiny_tokenizer: Path) -> Path:
-    """Prefix of a corpus of small texts, at most 64 tokens a sample."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "texts.txt").write_text("\n".join(small_texts(60)), encoding="utf-8")
-    run_script(
-        "pretrain/preprocess.py", "--mode", "write", "--file_path", folder / "texts.txt",
-        "--save_prefix", folder / "small", "--tokenizer_path", tiny_tokenizer, "--seq_length", 64,
-    )  # fmt: skip
-    return folder / "small"
-
-
-def options(base: Path, corpus: Path, output: Path, *more: object) -> list[object]:
-    return [
-        "--model_name_or_path", base, "--data_path", corpus, "--output_dir", output, "--max_steps", 6,
-        "--per_device_train_batch_size", 4, "--learning_rate", "1e-2", "--logging_steps", 1, "--report_to", "none",
-        "--block_size", 128, *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +43,6 @@ def uninterrupted(
 
 SAVING = ("--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2)
 RESUME = ("--resume_from_checkpoint", "True")
-
-
-def train_here(*options: object) -> None:
-    """train.py in this process, which has already imported torch."""
-    assert train.main([*map(str, options), "--use_cpu", "True"]) == 0
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
@@ -353,78 +327,3 @@ def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
     with pytest.raises(ValueError, match="weights are not finite after step 3"):
         train_here(*ends, "--max_grad_norm", 0)
     assert not (tmp_path / "ends" / "config.json").exists()
-
-
-def test_published_spellings_are_translated_with_a_notice() -> None:
-    given = "--evaluation_strategy no --warmup_ratio=0.1 --overwrite_output_dir --group_by_length True --bf16"
-    words, notices = translate(given.split(), pretraining_arguments.PUBLISHED)
-    assert words == ["--eval_strategy", "no", "--warmup_steps", "0.1", "--bf16"]
-    assert [notice.split()[0].strip(":") for notice in notices] == [
-        "--evaluation_strategy", "--warmup_ratio", "--overwrite_output_dir", "--group_by_length",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"--model_name_or_path": "nowhere"}, "nowhere does not exist"),
-        ({"--model_name_or_path": "tests"}, "tests has no config.json"),
-        ({"--data_path": "nowhere/all"}, "nowhere/all.json does not exist"),
-        ({"--block_size": "16"}, "over --block_size 16"),
-        ({"--block_size": "4096"}, "over the context"),
-        ({"--source_weights": "zh=1"}, "no source zh"),
-        ({"--global_batch_distributed": "[1,2]"}, "not a list of 1 numbers"),
-        ({"--eval_fraction": "1"}, "must be at least 0 and below 1"),
-        ({"--attn_implementation": "flash_attention_2"}, "is not available here"),
-        ({"--resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
-        ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),
-        ({"--deepspeed": "nowhere.json"}, "nowhere.json does not exist"),
-        ({"--learning_rat": "1"}, "did you mean --learning_rate?"),
-        ({"--max_steps": "many"}, "invalid int value"),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_written(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, change: dict[str, str], message: str
-) -> None:
-    words = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True")
-    given = dict(zip(words[::2], words[1::2], strict=True)) | change
-    with pytest.raises((ValueError, OSError), match=re.escape(message)):
-        train.make_trainer([str(word) for pair in given.items() for word in pair])
-    assert not (tmp_path / "trained").exists()
-
-
-@pytest.mark.integration
-def test_unknown_option_is_one_line_and_status_2(
-    run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
-    done = run_script(
-        "pretrain/train.py", *options(tiny_checkpoint, small_corpus, Path("tests")), "--seeed", 1, status=2
-    )
-    assert done.stderr == "error: unknown option --seeed; did you mean --seed?\n"
-
-
-def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(tiny_checkpoint, base)
-    tokenizer = json.loads((base / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = "<0x41>", "<0x42>"
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="another tokenizer"):
-        train_here(*options(base, small_corpus, tmp_path / "trained"))
-
-
-def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
-    from safetensors.torch import save_file
-
-    base = tmp_path / "base"
-    shutil.copytree(tiny_checkpoint, base)
-    weights = load_file(base / "model.safetensors")
-    weights.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError,
-        match=r"lacks 1 weights, or has them in another shape than config\.json \(model\.layers\.1\.mlp\.up_proj",
-    ):
-        train_here(*options(base, small_corpus, tmp_path / "trained"))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import export_gguf
 import pytest
 import torch
 from in_process import RunTool
@@ -112,3 +113,13 @@ def test_identical_output_matrix_of_a_tied_base_is_stored_once(
     assert "lm_head.weight" not in load_file(out / "model.safetensors")
     expected = logits(PeftModel.from_pretrained(load(tied_base), adapter))
     torch.testing.assert_close(logits(load(out)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_own_output_matrix_is_exported_to_gguf(two_matrices: Path, tied_base: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    export_gguf.main(str(two_matrices), str(tmp_path / "two.gguf"), "f32")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "two.gguf").tensors}
+    expected = load_file(two_matrices / "model.safetensors")["lm_head.weight"].float().numpy()
+    assert (tensors["output.weight"].reshape(expected.shape) == expected).all()
+    export_gguf.main(str(tied_base), str(tmp_path / "tied.gguf"), "f32")
+    assert "output.weight" not in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "tied.gguf").tensors}
