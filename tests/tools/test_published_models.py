@@ -30,17 +30,17 @@ def test_registry_is_complete() -> None:
 
 
 def test_folder_is_recognised_by_note_or_by_published_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert published_repository(tmp_path) == ""
+    assert published_repository(tmp_path, "md5") == ""
     facts = {name: {"md5": {"a.bin": hashlib.md5(name.encode()).hexdigest()}} for name in ("x/one", "x/two")}
     (tmp_path / "table.json").write_text(json.dumps({"repositories": facts, "templates": {}}))
     monkeypatch.setattr(published_models, "REGISTRY", tmp_path / "table.json")
     (tmp_path / "a.bin").write_bytes(b"x/two")
-    assert published_repository(tmp_path) == "x/two"
+    assert published_repository(tmp_path, "md5") == "x/two"
     (tmp_path / "a.bin").write_bytes(b"x/three")
-    assert published_repository(tmp_path) == ""
+    assert published_repository(tmp_path, "md5") == ""
     (tmp_path / ".download").mkdir()
     (tmp_path / ".download/note.json").write_text('{"repository": "x/note"}')
-    assert published_repository(tmp_path) == "x/note"
+    assert published_repository(tmp_path, "md5") == "x/note"
 
 
 @pytest.mark.parametrize("own", [False, True])

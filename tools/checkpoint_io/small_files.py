@@ -43,7 +43,8 @@ def copy_small_files(sources: Sequence[Path], target: Path) -> None:
     copy_sentencepiece_model(sources, target)
     templates = next((found for found in map(read_templates, reversed(sources)) if found), {})
     if not templates:
-        known = next(filter(None, (template_of(published_repository(folder)) for folder in reversed(sources))), "")
+        repositories = (published_repository(folder, "template") for folder in reversed(sources))
+        known = next(filter(None, map(template_of, repositories)), "")
         templates = {"default": known} if known else {}
     write_templates(templates, target)
     write_exact_tokenizer(target)

@@ -9,6 +9,7 @@ folder gets tokenizer files of that class: in a cache for reading, or in the fol
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -92,10 +93,9 @@ def default_class(folder: Path) -> str | None:
 
 
 def is_rank_table(model: Path) -> bool:
-    """Return whether a tokenizer.model is tiktoken's table of ranks (LLaMA-3), not a SentencePiece model."""
+    """Return whether the first line of a tokenizer.model is that of tiktoken's table of ranks (LLaMA-3)."""
     with model.open("rb") as file:
-        first = file.readline(100).split()
-    return len(first) == 2 and first[1] == b"0"
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
 
 def exact_tokenizer_files(folder: Path) -> dict[str, str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from checkpoint_io.published_models import NOTE
+
 from hub_download.hub_files import RemoteFile, first_line, notice, with_retries
 
-NOTE = ".download/note.json"  # the origin of a downloaded folder; not a name that a repository may use
 TIMEOUT = 60.0  # seconds to wait for the hub's API
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")  # control characters, backslash, drive letter
 

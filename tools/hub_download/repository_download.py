@@ -11,11 +11,11 @@ from pathlib import Path
 
 from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import check_space, read_json, write_json
-from checkpoint_io.published_models import template_of
+from checkpoint_io.published_models import NOTE, template_of
 from checkpoint_io.small_files import TEMPLATE, read_templates, write_templates
 
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
-from hub_download.hub_listing import NOTE, RepositorySource, explain_hub_error, list_files
+from hub_download.hub_listing import RepositorySource, explain_hub_error, list_files
 
 NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; the revision as requested
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint_seals.published_hashes import verify_checklist
-from tokenizer_files.llama_tokenizer import is_rank_table
+from exact_tokenizers.tokenizer_folders import is_rank_table
 
 from llama_conversion import llama_layout
 from llama_conversion.llama_layout import JoinedWeight

@@ -10,7 +10,6 @@ published tokenizer.json.
 
 import base64
 import binascii
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +19,7 @@ from typing import Any
 
 import sentencepiece
 from exact_tokenizers import sentencepiece_bpe
+from exact_tokenizers.tokenizer_folders import is_rank_table
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tokenizer_files import tokenizer_check
@@ -53,12 +53,6 @@ class LlamaTokenizer:
     eos: int | list[int]
     reference: Any  # encodes text like the original; None if it is not installed
     reference_name: str
-
-
-def is_rank_table(path: Path) -> bool:
-    """Return whether the first line of a tokenizer.model is that of a rank table."""
-    with path.open("rb") as file:
-        return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
 
 def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaTokenizer:

@@ -112,7 +112,7 @@ def published_sum(path_diff: Path, repository: str) -> tuple[float, str] | None:
     sums = {name: facts["sum"] for name, facts in registry()["repositories"].items() if "sum" in facts}
     if repository and repository not in sums:
         raise ValueError(f"{REGISTRY.name} has no sum for {repository}; it has {', '.join(sums)}")
-    known = sums.get(repository or published_repository(path_diff), {})
+    known = sums.get(repository or published_repository(path_diff, "sum"), {})
     return next(((value, dtype) for dtype, value in known.items()), None)
 
 
