@@ -25,20 +25,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batch_runs.batch_run import own_server, run_batch, running_server
+from batch_runs.batch_run import connect_to_server, prepare_new_server, run_batch
 from pydantic import ValidationError
 from routes.sampling_parameters import Parameters
 from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
-CALLERS = 32  # concurrent requests to a running server
-OWN_CALLERS = 512  # to a server of this command: more than the engine computes at once, so that it never waits
+CONCURRENCY = 32  # requests at a time to a running server
+NEW_SERVER_CONCURRENCY = 512  # to a server started by this command: more than a batch of the engine, so it never waits
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
 
 
 def option_value(text: str) -> Any:
-    """Parse the value of an option as JSON; Python's True, False and None (from fire's flags) are accepted, too.
+    """Return the text of an option parsed as JSON, or as Python's True, False or None (the values of flags).
 
-    Returns the text itself if it is neither.
+    Any other text is returned unchanged.
     """
     if text in ("True", "False", "None"):
         return {"True": True, "False": False, "None": None}[text]
@@ -98,20 +98,21 @@ def main(
     if target.resolve() == source.resolve():
         raise ValueError(f"--output {target} is the input; choose another file")
     if not model and not url:
-        raise ValueError("there is no model; give a checkpoint's folder with --model, or a running server with --url")
+        raise ValueError("no model is given; give a checkpoint folder with --model, or a running server with --url")
     if url and (template_path or engine):
-        raise ValueError("a server has its own template and engine; remove --template_path and the options after --")
+        raise ValueError("--url uses a server that is already running; remove --template_path and the options after --")
     if api_key and not url:
         raise ValueError("--api_key is for a running server; remove it, or give --url")
     if concurrency < 0:
-        raise ValueError(f"--concurrency takes a whole number of 1 or more, not {concurrency}")
-    # With Python's own handler, asyncio.run cancels all tasks on Ctrl-C; with any other, tasks log tracebacks.
+        raise ValueError(f"--concurrency takes a whole number of 0 or more, not {concurrency}")
+    # asyncio.run cancels all tasks on Ctrl-C only with Python's default handler; otherwise, tasks log tracebacks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if url:
         key = api_key or os.environ.get("KNOWLM_API_KEY", "")
-        settings, answer_rows = running_server(url, key, concurrency or CALLERS, model)
+        settings, answer_rows = connect_to_server(url, key, concurrency or CONCURRENCY, model)
     else:
-        settings, answer_rows = own_server(model, template_path, shlex.split(engine), concurrency or OWN_CALLERS)
+        engine_options, concurrency = shlex.split(engine), concurrency or NEW_SERVER_CONCURRENCY
+        settings, answer_rows = prepare_new_server(model, template_path, engine_options, concurrency)
     with resumable("the same command resumes the run"):
         settings |= {"parameters": given}
         failed = run_batch(source, target, settings, overwrite, answer_rows, served_model=model if url else "")
@@ -120,12 +121,14 @@ def main(
 
 
 if __name__ == "__main__":
-    own, options = sys.argv[1:], []
-    if "--" in own:
-        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
-    if "--help" not in own and not any(word.startswith("--url") for word in own):
-        supervise()  # no process of the server outlives this one
+    arguments, engine_options = sys.argv[1:], []
+    if "--" in arguments:
+        separator = arguments.index("--")
+        arguments, engine_options = arguments[:separator], arguments[separator + 1 :]
+    if "--help" not in arguments and not any(argument.startswith("--url") for argument in arguments):
+        supervise()  # all processes of the server end with this one
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the same as Ctrl-C
     notify_supervisor(SERVING)
-    behind = [f"--engine={shlex.join(options)}"] if options else []
-    run_command(lambda: call(main, own + behind))
+    if engine_options:
+        arguments.append(f"--engine={shlex.join(engine_options)}")
+    run_command(lambda: call(main, arguments))

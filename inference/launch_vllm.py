@@ -8,7 +8,7 @@
     --model M              a checkpoint folder, or a name on the hub; required
     --host H --port P      address and port: 127.0.0.1 and 8000
     --template_path T      prompt template that replaces the checkpoint's chat_template.jinja: Jinja or alpaca JSON
-    --lora-modules A=F …   adapter folders, served beside their base under the names A ("model" in a request)
+    --lora-modules A=F …   adapter folders F, served with their base under the names A ("model" in a request)
     --help=all             the options of `vllm serve`, which are all accepted; --help=WORD: options that match WORD
 
 The launcher prints the options that it presets; options and environment variables of the user take precedence.
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from server_guard.process_supervisor import supervise
 from server_launch.launch_adapters import check_prompts
 from server_launch.launch_args import note, parse_server_args, precheck
-from server_launch.launch_presets import translate
+from server_launch.launch_presets import translate_former_options
 from vllm_bridge.vllm_imports import from_vllm
 
 
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(__doc__)
         return
-    arguments, notices = translate(arguments)
+    arguments, notices = translate_former_options(arguments)
     for notice in notices:
         note(notice)
-    if not any(word.startswith("--help=") for word in arguments):
+    if not any(argument.startswith("--help=") for argument in arguments):
         precheck(arguments)
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))

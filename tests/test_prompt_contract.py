@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_runs.batch_rows import request_of
+from batch_runs.batch_rows import generate_request
 from chat_models import END, PUBLISHED, byte_level, with_markers
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript, small_texts
@@ -84,7 +84,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 def served(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Return the ids that the server and the batch client's engine pass to vLLM for these messages."""
     model = ServedModel(None, PromptEncoder(tokenizer), {}, 10**6, 100, [])
-    body = request_of({"messages": messages}, "", {})
+    body = generate_request({"messages": messages}, "", {})
     return model.encode(GenerateRequest.model_validate(body).conversation())
 
 

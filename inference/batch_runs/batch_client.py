@@ -1,4 +1,4 @@
-"""Client of a running server: a fixed number of concurrent callers with persistent connections."""
+"""Client of a running server: workers that each send one request at a time over a persistent connection."""
 
 import asyncio
 import json
@@ -15,24 +15,25 @@ from batch_runs.batch_rows import ANSWER_FIELDS, BatchRow, RowAnswer
 CONNECT_SECONDS = 10
 READ_SECONDS = 3600  # longest time without a byte from the server; longer than any answer should take
 ATTEMPTS = 6
-FIRST_PAUSE = 0.5  # seconds after a failure; doubled after each further failure: 15.5 s in all
-LONGEST_WAIT = 600  # seconds; limit of one Retry-After, and of the time without any answer
+FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further one; 15.5 s in all
+LONGEST_WAIT = 600  # seconds; limit of a Retry-After, and of the time since the last answer
 BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
+RESUME = "the written lines are kept; run the same command again to resume"
 
 
-class ServerGoneError(ConnectionError):
-    """The server does not answer, or stays busy for too long."""
+class ServerUnavailableError(ConnectionError):
+    """The server does not answer, or has been busy for too long."""
 
 
 class BatchClient:
     """Client of a launch_vllm.py server."""
 
-    def __init__(self, url: str, key: str, callers: int, socket_file: str | None = None) -> None:
+    def __init__(self, url: str, key: str, concurrency: int, socket_file: str | None = None) -> None:
         """Check the URL; raises ValueError if it is invalid.
 
-        url: the server's; key: API key for the header Authorization, "" for none; callers: concurrent requests;
-        socket_file: path of the server's socket, if it has no address.
+        url: the server's address; key: API key for the header Authorization, "" for none; concurrency: requests at a
+        time; socket_file: path of the Unix socket of a server without an address.
         """
         parts = urlsplit(url.rstrip("/").removesuffix("/generate"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -43,13 +44,13 @@ class BatchClient:
             raise ValueError("--url takes no name, password or query; put a key into KNOWLM_API_KEY")
         self.url = urlunsplit(parts)
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.callers, self.socket_file = callers, socket_file
+        self.concurrency, self.socket_file = concurrency, socket_file
         self.resume_at = 0.0  # monotonic seconds; a busy server gets no request before this time
         self.last_answer = time.monotonic()
         self.session: aiohttp.ClientSession
 
     def connect(self) -> aiohttp.ClientSession:
-        """Return a context manager that holds the connections of the callers."""
+        """Return a session, a context manager that keeps the connections open."""
         path = self.socket_file
         return aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(path, limit=0) if path else aiohttp.TCPConnector(limit=0),
@@ -73,7 +74,7 @@ class BatchClient:
             raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
 
     async def generate(self, body: dict[str, Any]) -> RowAnswer:
-        """Send a body to /generate and return the answer; for a failed request, the answer holds its error.
+        """Send a request body to /generate and return the answer; if the request fails, the answer has its error.
 
         Raises ValueError if the response is not one of /generate, and the errors of request_with_retries.
         """
@@ -82,16 +83,17 @@ class BatchClient:
             text, tokens, error = (json.loads(content)[name] for name in ANSWER_FIELDS)
         except (ValueError, KeyError, TypeError):
             if status < 400:
-                raise ValueError(f"{self.url}/generate does not answer like a server of launch_vllm.py") from None
+                message = f"{self.url}/generate does not answer in the format of launch_vllm.py"
+                raise ValueError(f"{message}; start a server with inference/launch_vllm.py and give its URL") from None
             text, tokens, error = "", 0, f"the server answered with status {status}"
         self.last_answer = time.monotonic()
         return RowAnswer(text, tokens, error)
 
     async def request_with_retries(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Send a request until the server is not busy and does not fail; return status and body of the response.
+        """Send a request, again while the server is busy or fails; return the status and body of the response.
 
-        After the last attempt, a response with status 500 is returned, too; any other failure raises ServerGoneError.
-        Also raises ServerGoneError as wait_for_busy_server does, and ValueError if the key is not accepted.
+        After the last attempt, a response with status 500 is returned, too; any other failure, or a server that is busy
+        for too long, raises ServerUnavailableError. Raises ValueError if the key is not accepted.
         """
         failures = 0
         while True:
@@ -113,24 +115,24 @@ class BatchClient:
                 if status == 500:  # the server runs; this request may be the cause
                     return status, content
                 reason = f"status {status}" if status else reason
-                raise ServerGoneError(f"{self.url} does not answer ({reason}); the written lines are kept")
+                raise ServerUnavailableError(f"{self.url} does not answer ({reason}); {RESUME}")
             await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
     def wait_for_busy_server(self, retry_after: str) -> None:
-        """Delay the requests of all callers by Retry-After, or by 1 s without it.
+        """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
 
-        Raises ServerGoneError if that exceeds LONGEST_WAIT.
+        Raises ServerUnavailableError if the delay or the time since the last answer exceeds LONGEST_WAIT.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
         if seconds > LONGEST_WAIT or now - self.last_answer > LONGEST_WAIT:
-            raise ServerGoneError(f"{self.url} is busy for {seconds} s more; the written lines are kept")
+            raise ServerUnavailableError(f"{self.url} is busy for {seconds} s more; {RESUME}")
         self.resume_at = max(self.resume_at, now + seconds)
 
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:
         """Answer all rows and write the answers; raises the errors of `generate`."""
 
-        async def caller() -> None:
+        async def work() -> None:
             for row in rows:
                 if row.request is None:
                     progress.write(row, RowAnswer(error=row.error or None))
@@ -143,7 +145,7 @@ class BatchClient:
             async with self.connect() as self.session, asyncio.TaskGroup() as group:
                 progress.start()
                 self.last_answer = time.monotonic()
-                for _ in range(self.callers):
-                    group.create_task(caller())
-        except BaseExceptionGroup as errors:  # the error of one caller ends all callers; it is raised once
+                for _ in range(self.concurrency):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:  # the first error cancels the other workers; only it is raised
             raise errors.exceptions[0] from None

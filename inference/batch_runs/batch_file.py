@@ -1,8 +1,8 @@
 """The output file of a batch run, and the run's progress. A run killed at any moment can be resumed.
 
 The file is written in row order, line by line. Answers arrive in any order; a line waits in memory until all lines
-before it are written. `OUTPUT.partial` is always a prefix of the output, and `OUTPUT.partial.json` identifies the run;
-neither remains once OUTPUT exists. A killed run loses the unfinished answers and the lines that waited in memory.
+before it are written. `OUTPUT.partial` is always a prefix of the output, and `OUTPUT.partial.json` has the settings of
+the run; both are gone once OUTPUT exists. A killed run loses unfinished answers and the lines that waited in memory.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from batch_runs.batch_rows import SUCCESS_ENDING, BatchRow, RowAnswer, output_line
 
-MAX_WAITING_LINES = 32768  # in memory; exceeded by at most the number of rows in progress
+MAX_WAITING_LINES = 32768  # in memory; exceeded by at most the number of concurrent requests
 LOCK_SECONDS = 2
 SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
@@ -26,31 +26,31 @@ SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 class AnswerFile:
     """The output of a new or resumed run. A context manager; an error before the first line removes its files."""
 
-    def __init__(self, output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
+    def __init__(self, output: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
         """Open the partial output, and lock it.
 
-        run: the settings that determine the answers, as JSON values; overwrite: replace the files of another run.
+        settings: all settings that determine the answers, as JSON values; overwrite: replace the files of another run.
         Raises FileNotFoundError if the output's folder does not exist. Without `overwrite`, raises FileExistsError if
         the output exists, and ValueError if the partial output belongs to another run. Raises ValueError if another
         process is writing it.
         """
         self.output = output
-        self.partial, self.identity = Path(f"{output}.partial"), Path(f"{output}.partial.json")
-        self.failures = output.with_suffix(".failed.jsonl")
+        self.partial, self.settings_file = Path(f"{output}.partial"), Path(f"{output}.partial.json")
+        self.failures_file = output.with_suffix(".failed.jsonl")
         if not output.parent.is_dir():
-            raise FileNotFoundError(f"{output.parent} does not exist; make it before --output {output} is written")
+            raise FileNotFoundError(f"{output.parent} does not exist; create this folder for --output {output}")
         if output.exists() and not overwrite:
             raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
         self.waiting: dict[int, bytes] = {}  # line number -> line
         self.lines = 0  # complete lines in the file
         self.file = self.partial.open("a+b")
         try:
-            self.open_run(run, overwrite)
+            self.resume_or_truncate(settings, overwrite)
         except BaseException:
             self.file.close()
             raise
 
-    def open_run(self, run: Mapping[str, Any], overwrite: bool) -> None:
+    def resume_or_truncate(self, settings: Mapping[str, Any], overwrite: bool) -> None:
         """Lock the file; keep its complete lines if they are from the same run, else truncate it.
 
         Raises ValueError if the lines are from another run and `overwrite` is false.
@@ -58,9 +58,9 @@ class AnswerFile:
         self.lock()
         previous = None
         with suppress(FileNotFoundError, ValueError):
-            previous = json.loads(self.identity.read_text(encoding="utf-8"))
+            previous = json.loads(self.settings_file.read_text(encoding="utf-8"))
         size = self.file.seek(0, os.SEEK_END)
-        if previous == run:
+        if previous == settings:
             self.file.seek(0)
             size = 0  # of the complete lines
             for line in self.file:
@@ -71,13 +71,13 @@ class AnswerFile:
             return
         if size and not overwrite:
             raise ValueError(
-                f"{self.partial} belongs to another run ({difference(previous, run)}); give the same settings to "
+                f"{self.partial} belongs to another run ({difference(previous, settings)}); give the same settings to "
                 "resume it, another --output, or --overwrite to start again"
             )
         self.file.truncate(0)
-        fresh = Path(f"{self.identity}.new")
-        fresh.write_text(json.dumps(run, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(self.identity)
+        new_file = Path(f"{self.settings_file}.new")
+        new_file.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        new_file.replace(self.settings_file)
 
     def lock(self) -> None:
         """Lock the file against other processes; raises ValueError if one still holds the lock after LOCK_SECONDS.
@@ -95,7 +95,7 @@ class AnswerFile:
             time.sleep(0.05)
 
     def write(self, number: int, line: bytes) -> None:
-        """Add a line of the output, in any order, and write all lines whose predecessors are written.
+        """Add a line; write it and the waiting lines that follow, once all lines before them are written.
 
         number: the line's position, from 1. Raises ValueError if the file cannot be written.
         """
@@ -113,7 +113,7 @@ class AnswerFile:
                 raise ValueError(f"{reason}; free space, and run the same command again to resume") from None
 
     def is_full(self) -> bool:
-        """Return whether MAX_WAITING_LINES are waiting, so that no further row should be started."""
+        """Return whether MAX_WAITING_LINES lines are waiting; no further row should be started then."""
         return len(self.waiting) >= MAX_WAITING_LINES
 
     def finish(self) -> tuple[int, int]:
@@ -121,9 +121,9 @@ class AnswerFile:
         assert not self.waiting
         rows = failed = 0
         os.fsync(self.file.fileno())
-        fresh = Path(f"{self.failures}.new")
+        new_file = Path(f"{self.failures_file}.new")
         self.file.seek(0)
-        with fresh.open("wb") as failures:
+        with new_file.open("wb") as failures:
             for number, line in enumerate(self.file, 1):
                 rows += line != b"\n"
                 if not line.endswith(SUCCESS_ENDING) and line != b"\n":
@@ -131,12 +131,12 @@ class AnswerFile:
                     entry = {"line": number, "error": json.loads(line)["error"]}
                     failures.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         if failed:
-            fresh.replace(self.failures)
+            new_file.replace(self.failures_file)
         else:
-            fresh.unlink()
-            self.failures.unlink(missing_ok=True)
+            new_file.unlink()
+            self.failures_file.unlink(missing_ok=True)
         self.partial.replace(self.output)
-        self.identity.unlink(missing_ok=True)
+        self.settings_file.unlink(missing_ok=True)
         return rows, failed
 
     def __enter__(self) -> "AnswerFile":
@@ -145,7 +145,7 @@ class AnswerFile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and not self.lines:
             self.partial.unlink(missing_ok=True)
-            self.identity.unlink(missing_ok=True)
+            self.settings_file.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk, which `write` has reported
             self.file.close()
 
@@ -154,7 +154,7 @@ class BatchProgress:
     """Writes the answers of a run, counts them, and shows a progress bar on a terminal."""
 
     def __init__(self, file: AnswerFile, rows: int) -> None:
-        """rows: number of rows of the whole input."""
+        """rows: number of rows in the input, including those that an earlier run has answered."""
         self.file, self.rows = file, rows
         self.failed = self.output_tokens = 0
         self.bar: Any = None
@@ -177,12 +177,12 @@ class BatchProgress:
         return f"{self.output_tokens / max(self.seconds, 1e-3):,.0f} output tokens/s"
 
 
-def difference(previous: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
+def difference(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> str:
     """Return a description of the settings in which two runs differ, for an error message."""
     if not previous:
-        return "its settings are not known"
-    names = [name for name in {**previous, **run} if previous.get(name) != run.get(name)]
-    return "; ".join(f"{name}: {shorten(previous.get(name))} there, {shorten(run.get(name))} here" for name in names)
+        return "its settings file is missing or damaged"
+    names = [name for name in {**previous, **current} if previous.get(name) != current.get(name)]
+    return "; ".join(f"{name} was {shorten(previous.get(name))}, is now {shorten(current.get(name))}" for name in names)
 
 
 def shorten(value: Any) -> str:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from json_rows.instruction_rows import checked_rows, question_of
 
-REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent; a row's other keys are only copied
+REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to the server
 ANSWER_FIELDS = ("generated_text", "num_output_tokens_cf", "error")  # the envelope of /generate
-SUCCESS_ENDING = b'"error": null}\n'  # end of an answered row's output line
-# Parameters for the same setting: if a row has one of them, both of the command line are ignored.
+SUCCESS_ENDING = b'"error": null}\n'  # how the output line of a row without an error ends
+# Pairs of parameters for one setting: if a row has either of them, the command line's values of both are ignored.
 SYNONYMS = ({"max_tokens", "max_new_tokens"}, {"temperature", "do_sample"})
 
 
@@ -23,7 +23,7 @@ class BatchRow(NamedTuple):
     number: int  # from 1; in JSONL the line number
     content: dict[str, Any] | None  # None for an invalid row or a blank line
     error: str = ""
-    request: dict[str, Any] | None = None  # body for /generate; None if `content` is
+    request: dict[str, Any] | None = None  # request body of /generate; None if `content` is None
 
 
 class RowAnswer(NamedTuple):
@@ -39,20 +39,20 @@ def read_rows(
 ) -> Iterator[BatchRow]:
     """Yield the rows after the first `skip`; a blank line counts as a row.
 
-    model, parameters: see request_of. Raises ValueError with file and line if the rest of the file cannot be read, or
-    if it has no rows.
+    model, parameters: see generate_request. Raises ValueError with file and line if the rest of the file cannot be
+    read, or if it has no rows.
     """
     for number, row in enumerate(checked_rows(path, answers=False, blank_lines=True), 1):
         if number > skip:
             error = f"{row.location} {row.error}" if row.error else ""
-            request = None if row.content is None else request_of(row.content, model, parameters or {})
+            request = None if row.content is None else generate_request(row.content, model, parameters or {})
             yield BatchRow(number, row.content, error, request)
 
 
-def request_of(content: dict[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of /generate for a row.
+def generate_request(content: dict[str, Any], model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request body of /generate for a row.
 
-    model, parameters: from the command line; the row's model and each of its parameters take precedence.
+    model, parameters: defaults from the command line; the row's own model and parameters take precedence.
     """
     body = {name: content[name] for name in REQUEST_FIELDS if content.get(name) is not None}
     if "messages" in body:
@@ -69,12 +69,12 @@ def request_of(content: dict[str, Any], model: str, parameters: Mapping[str, Any
 
 
 def output_line(row: BatchRow, answer: RowAnswer) -> bytes:
-    """Return a row's output line: the row's keys, then the answer's, which replace keys of the same names."""
+    """Return the output line of a row: the row's keys, then the answer's keys, which replace keys of the same name."""
     if row.content is None and not row.error:
         return b"\n"
     kept = {name: value for name, value in (row.content or {}).items() if name not in ANSWER_FIELDS}
-    whole = kept | dict(zip(ANSWER_FIELDS, (answer.text, answer.tokens, answer.error), strict=True))
+    fields = kept | dict(zip(ANSWER_FIELDS, (answer.text, answer.tokens, answer.error), strict=True))
     try:
-        return json.dumps(whole, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which can only be written as an escape
-        return json.dumps(whole).encode() + b"\n"
+        return json.dumps(fields).encode() + b"\n"

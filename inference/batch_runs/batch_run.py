@@ -1,4 +1,4 @@
-"""A run of batch.py: its identity, and the server that answers, which is started for the run or runs already."""
+"""A run of batch.py: the settings that determine its answers, and the server that answers, new or already running."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ def hash_and_count(path: Path) -> tuple[str, int]:
 
 
 def model_identity(model: str) -> str:
-    """Return the identity of a checkpoint: its path with a hash of its files' sizes and times, or its hub name."""
+    """Return a checkpoint's identity as text: its path and a hash of its files' sizes and times, or its hub name."""
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -41,8 +41,8 @@ def model_identity(model: str) -> str:
     return f"{folder.resolve()} {hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
 
 
-def answer_options(options: list[str]) -> list[str]:
-    """Return vLLM's options that affect the answers, with their values; adapter folders are replaced by identities."""
+def without_speed_options(options: list[str]) -> list[str]:
+    """Return vLLM's options, except SPEED_OPTIONS, with their values; adapter folders become their `model_identity`."""
     kept, is_kept = [], True
     for word in options:
         if word.startswith("--"):
@@ -53,7 +53,7 @@ def answer_options(options: list[str]) -> list[str]:
     return kept
 
 
-AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]
+AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]  # answers the rows and writes the answers
 
 
 def run_batch(
@@ -61,8 +61,8 @@ def run_batch(
 ) -> int:
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    settings: the settings that determine the answers, besides the input; "parameters" are the defaults of all rows.
-    served_model: for rows without "model".
+    settings: all settings that determine the answers, except the input; "parameters" has the defaults for all rows.
+    served_model: the model for rows without "model".
     """
     digest, count = hash_and_count(source)
     with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
@@ -75,35 +75,37 @@ def run_batch(
             answer_rows(chain([first], rows), progress)
             progress.bar.close()
         done, failed = file.finish()
-    earlier = f" ({before} lines from before)" if before else ""
-    failures = f" ({file.failures})" if failed else ""
+    earlier = f" ({before} from an earlier run)" if before else ""
+    failures = f" ({file.failures_file})" if failed else ""
     print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.seconds:.1f} s, {progress.rate()}")
     return failed
 
 
-def own_server(model: str, template_path: str, options: list[str], callers: int) -> tuple[dict[str, Any], AnswerRows]:
-    """Return the settings that determine the answers of a server that is started for the run, and a function for rows.
+def prepare_new_server(
+    model: str, template_path: str, options: list[str], concurrency: int
+) -> tuple[dict[str, Any], AnswerRows]:
+    """Return the settings that determine a new server's answers, and a function that starts it and answers rows.
 
-    options: of launch_vllm.py; callers: concurrent requests. Raises ValueError or FileNotFoundError for a wrong
-    template.
+    options: of launch_vllm.py; concurrency: requests at a time. Raises ValueError or FileNotFoundError if the template
+    cannot be read.
     """
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
         precheck(["--model", model, *options])
         with started_server(model, template_path, options) as path:
-            asyncio.run(BatchClient("http://localhost", "", callers, path).answer(rows, progress))
+            asyncio.run(BatchClient("http://localhost", "", concurrency, path).answer(rows, progress))
 
-    return {"model": model_identity(model), "template": template, "engine": answer_options(options)}, answer_rows
+    return {"model": model_identity(model), "template": template, "engine": without_speed_options(options)}, answer_rows
 
 
-def running_server(url: str, key: str, callers: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
-    """Return the settings that determine a server's answers, and a function that answers rows with it.
+def connect_to_server(url: str, key: str, concurrency: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
+    """Return the settings that determine a running server's answers, and a function that answers rows.
 
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.
     """
-    client = BatchClient(url, key, callers)
+    client = BatchClient(url, key, concurrency)
     bases, adapters = asyncio.run(client.models())
     if model and model not in bases + adapters:
-        raise ValueError(f"{url} serves no model {model}; it serves {', '.join(bases + adapters)}")
-    return {"server of": bases, "model": model}, lambda rows, progress: asyncio.run(client.answer(rows, progress))
+        raise ValueError(f"{url} serves no model {model}; give one of {', '.join(bases + adapters)}")
+    return {"served base": bases, "model": model}, lambda rows, progress: asyncio.run(client.answer(rows, progress))

@@ -1,4 +1,4 @@
-"""A server of batch.py's own: launch_vllm.py on a socket file, for the time of one run."""
+"""The server that batch.py starts for a run: launch_vllm.py on a Unix socket."""
 
 import os
 import socket
@@ -13,21 +13,21 @@ from tempfile import TemporaryDirectory
 from server_guard.process_supervisor import kill_others, supervisor_pid
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch_vllm.py"
-# No limits, since only this run can reach the socket file; no log of requests.
+# No limits, since only this run can reach the socket; no log of requests.
 OPTIONS = ("--max-num-queued-reqs", str(10**9), "--max-body-mib", "4096", "--disable-uvicorn-access-log",
            "--uvicorn-log-level", "warning")  # fmt: skip
-STOP_SECONDS = 5
+STOP_SECONDS = 5  # longest wait for the server's end; after that the supervisor kills it
 
 
 @contextmanager
 def started_server(model: str, template_path: str, options: Sequence[str]) -> Iterator[str]:
-    """Start a server and yield the path of its socket file once it answers.
+    """Start a server, yield the path of its socket once the server answers, and stop the server.
 
-    options: further options of launch_vllm.py. Raises SystemExit with the server's exit status if it does not start; it
-    has printed the error.
+    options: further options of launch_vllm.py. If the server does not start, it prints the error, and SystemExit with
+    its exit status is raised.
     """
     template = ["--template_path", template_path] if template_path else []
-    # A server that is killed after an interrupt leaves shared memory, about which multiprocessing would warn.
+    # multiprocessing warns about shared memory that a killed server leaves; the warning is hidden.
     quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
     environment = quiet | os.environ
     environment.pop("VLLM_API_KEY", None)
@@ -43,7 +43,7 @@ def started_server(model: str, template_path: str, options: Sequence[str]) -> It
             yield path
         except BaseException:
             if supervisor_pid():
-                kill_others()  # before the error is printed, so that no line of the server follows it
+                kill_others()  # before the error is printed, so that the server prints nothing after it
             else:
                 process.terminate()
             raise

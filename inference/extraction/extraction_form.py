@@ -1,7 +1,7 @@
-"""The instruction of an extraction task, as the checkpoint was tuned on it, and the form of its answer.
+"""Read the instruction of an extraction task, in the wording that the checkpoint was tuned on, and its answer's form.
 
-Both come from the checkpoint's extraction.json, with the extraction.json in this folder as the default. For each task
-and language, it has the instruction, the answer with placeholders <…> for names, and the usual length of the texts:
+Both are read from the checkpoint's extraction.json; the extraction.json in this folder has the defaults. For each task
+and language, the file has the instruction, an answer with placeholders <…>, and the usual length of the tuning texts:
     {"tasks": {"ner": {"en": {"instruction": "… {schema} …", "text_characters": 210,
                               "answer": {"shape": {"<type>": ["<name>"]}, "absent": "empty list"}}}}}
 """
@@ -25,26 +25,26 @@ DEFAULTS: dict[str, Any] = json.loads(Path(__file__).with_name("extraction.json"
 
 
 class AnswerSlot(NamedTuple):
-    """A value in an item of an answer that holds one or several names."""
+    """A part of an answer's item: a name, several names, or names by role."""
 
-    key: str  # JSON key of the value; "" if the item is the value itself
+    key: str  # the part's key in the item; "" if the item has a single part and no keys
     value_kind: str  # "text", "list", or "either": one name as text, several as a list
-    by_role: bool = False  # True: the value is an object that maps roles to such values
+    by_role: bool = False  # True: an object of roles, each with a value of this kind
 
 
 class AnswerForm(NamedTuple):
-    """How an answer is written: a JSON object with a list of items for each type."""
+    """The form of an answer: a JSON object with a list of items for each type."""
 
-    key: str  # key of a type, with placeholders, such as <type>
+    key: str  # the key of a type, with placeholders, such as <type>
     item: tuple[AnswerSlot, ...]  # in the order of the item's keys
     all_types: bool  # True: all types in the schema's order, with [] if empty; False: non-empty types, in any order
 
     def name_slots(self) -> list[AnswerSlot]:
-        """Return the slots that are not by_role: an entity, a trigger, or a subject and an object, in this order."""
+        """Return the slot of an entity or trigger, or those of a subject and an object in this order; no role slot."""
         return sorted((slot for slot in self.item if not slot.by_role), key=lambda slot: slot.key not in SUBJECTS)
 
     def types_by_key(self, types: tuple[SchemaType, ...]) -> dict[str, list[SchemaType]]:
-        """Return answer key -> types with this key; relations that differ only in their two types may share a key."""
+        """Return answer key -> types with this key; relations with the same name but other types may share a key."""
         types_of_key: dict[str, list[SchemaType]] = {}
         for type_ in types:
             values = {"<subject_type>": type_.subject_type, "<object_type>": type_.object_type}
@@ -57,7 +57,7 @@ class AnswerForm(NamedTuple):
 class ExtractionPrompt(NamedTuple):
     instruction: str
     form: AnswerForm
-    usual_characters: int | None  # usual length of the tuning texts; None: not known
+    usual_characters: int | None  # usual length of the tuning texts; None if it is not known
 
 
 def extraction_prompt(
@@ -69,23 +69,25 @@ def extraction_prompt(
 ) -> ExtractionPrompt:
     """Return the instruction that asks for the types in a text, and the form of the answer.
 
-    language: en, zh, or auto (detected from the text). extraction: the checkpoint's extraction.json, which takes
-    precedence over the default; if it has the task in the other language only, that language is used. Raises ValueError
-    for an entry that check_extraction refuses, and for two type names with the same key.
+    language: en, zh, or auto (detected from the text). extraction: content of the checkpoint's extraction.json, which
+    takes precedence over the defaults; if it has the task in the other language only, that language is used. Raises
+    ValueError for an entry that check_extraction refuses, and for two type names with the same answer key.
     """
     preferred = language_of(text) if language == "auto" else language
     other = LANGUAGES[1 - LANGUAGES.index(preferred)]
-    candidates = [(source, spoken) for source in (extraction or {}, DEFAULTS) for spoken in (preferred, other)]
-    source, spoken = next(each for each in candidates if each[1] in each[0].get("tasks", {}).get(task, {}))
-    entry = source["tasks"][task][spoken]
+    candidates = [(source, code) for source in (extraction or {}, DEFAULTS) for code in (preferred, other)]
+    source, used_language = next(
+        (source, code) for source, code in candidates if code in source.get("tasks", {}).get(task, {})
+    )
+    entry = source["tasks"][task][used_language]
     form = answer_form(task, entry)
     for key, shared in form.types_by_key(types).items():
         if len({type_.name for type_ in shared}) > 1:
             raise ValueError(
-                f"the schema's {shared[0].name!r} and {shared[-1].name!r} would both be answered as {key!r}"
+                f"the schema's {shared[0].name!r} and {shared[-1].name!r} have the same answer key {key!r}; rename one"
             )
     # replace(), not format(): instruction and type names may contain braces
-    instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, spoken))
+    instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, used_language))
     return ExtractionPrompt(instruction, form, usual_characters(entry))
 
 
@@ -130,9 +132,9 @@ def check_extraction(extraction: Mapping[str, Any], place: str) -> None:
 
 
 def answer_form(task: str, entry: Any) -> AnswerForm:
-    """Return the answer form of an entry of an extraction.json; missing parts have the task's defaults.
+    """Return the answer form in an entry of an extraction.json; missing parts are the task's defaults.
 
-    Raises ValueError for an invalid entry, and for a form whose answers could not be decoded or parsed.
+    Raises ValueError for an invalid entry, and for a form that the task does not support.
     """
     instruction = entry.get("instruction") if isinstance(entry, dict) else None
     answer = entry.get("answer", {}) if isinstance(entry, dict) else None
@@ -173,7 +175,7 @@ def item_slots(item: Any) -> tuple[AnswerSlot, ...]:
 
 
 def slot_kind(value: Any) -> str:
-    """Return AnswerSlot.value_kind for a value in a shape, "" if the value is invalid."""
+    """Return the AnswerSlot.value_kind of a value in a shape; "" if the value is invalid."""
     match value:
         case str() if PLACEHOLDER.fullmatch(value):
             return "text"
@@ -185,7 +187,7 @@ def slot_kind(value: Any) -> str:
 
 
 def fits_task(task: str, form: AnswerForm) -> bool:
-    """Return whether a form has the slots that the task needs, and its answers can be decoded and parsed."""
+    """Return whether a form has the slots that the task needs, and can be used for decoding and parsing."""
     names = len(form.name_slots())
     by_role = len(form.item) - names
     allowed_names = {"ner": (1,), "ee": (0, 1)}.get(task, (2,))

@@ -1,12 +1,12 @@
-"""The grammar of an answer: constrained decoding gives valid JSON with types of the schema only.
+"""Build the grammar of an answer, so that constrained decoding gives valid JSON with the schema's types only.
 
 The grammar is EBNF for xgrammar and admits exactly the strings that json.dumps(answer, ensure_ascii=False) writes,
 spaces included. A JSON schema would also admit other white space, which the model was not tuned on, and a model can
 write white space until it reaches the token limit.
 
 xgrammar caches a compiled grammar by its text, so a schema must always give the same text. The form of a rule affects
-speed: with a group among the alternatives of `char`, the mask of a token takes 5 ms instead of 10 us (LLaMA-2's 32,000
-pieces, xgrammar 0.2.8).
+speed: with a group among the alternatives of `char`, the mask of one token takes 5 ms instead of 10 us (LLaMA-2's
+32,000 pieces, xgrammar 0.2.8).
 """
 
 import json
@@ -19,11 +19,11 @@ STRING = r"""string ::= "\"" char+ "\""
 char ::= [^"\\\x00-\x1f] | "\\" ["\\bfnrt] | "\\u000" [0-7be-f] | "\\u001" [0-9a-f]
 """
 
-Rules = dict[str, str]  # body -> name; equal bodies share one rule, so compilation is linear in the schema
+Rules = dict[str, str]  # body -> name; equal bodies share a rule, so the compile time is linear in the schema's size
 
 
 def add_rule(rules: Rules, stem: str, body: str) -> str:
-    """Return the name of the rule with this body; a new rule is added as stem + number."""
+    """Return the name of the rule with this body; add the rule, named stem + number, if it is new."""
     return rules.setdefault(body, f"{stem}{len(rules)}")
 
 
@@ -104,6 +104,6 @@ def json_string(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return text as an EBNF literal."""
+    """Return a text as an EBNF literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'

@@ -1,8 +1,8 @@
-"""Parses answers that were decoded under the grammar, merges those to all windows of a text, and adds offsets.
+"""Parse the answers of all windows of a text, merge them, and add the offsets of names in the text.
 
 Offsets count characters (Unicode code points) of the whole text. A name is searched only in the windows whose answers
 contain it. An item from several windows is returned once, with the offsets from all of them; items are sorted by their
-first occurrence in the text. A name that is not found in its windows is kept with "in_text": false.
+first occurrence in the text. A name that does not occur in these windows is kept with "in_text": false.
 """
 
 import json
@@ -21,16 +21,16 @@ UNSPACED = "".join(
     rf"\p{{{script}}}" for script in ("Thai", "Lao", "Myanmar", "Khmer", "Han", "Hiragana", "Katakana", "Hangul")
 )
 LETTER = rf"[[\p{{Alnum}}\p{{M}}_]--[{UNSPACED}\u3005-\u3007\u30fc]]"
-WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # matches between two letters of a script with spaces
-TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a string, an unclosed quote, a bracket
+WITHIN_WORD = regex.compile(rf"(?V1)(?<={LETTER})(?={LETTER})")  # between two letters of a script with spaces
+BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)  # a lone quote is unclosed
 CLOSERS = {"{": "}", "[": "]"}
-NO_VALUE = ("", "NAN")  # how answers write a missing argument
+NO_VALUE = ("", "NAN")  # names that stand for a missing trigger or argument in answers
 Span = tuple[int, int]
 Offsets = Mapping[str, set[Span]]  # name -> spans
 
 
 class ExtractedItem(NamedTuple):
-    key: str  # the answer's key of the item's type
+    key: str  # key in the answer, which identifies the item's type
     names: tuple[str, ...]  # an entity; subject and object; an event's trigger, if it has one
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments
 
@@ -38,8 +38,8 @@ class ExtractedItem(NamedTuple):
 def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
     """Return (the answer as a dict, whether the answer is complete).
 
-    A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. Text
-    that is not an answer gives ({}, False).
+    A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. A
+    text that is not a JSON object gives ({}, False).
     """
     for candidate, complete in ((text, True), (complete_prefix(text), False)):
         try:
@@ -70,7 +70,7 @@ def complete_prefix(text: str) -> str:
     """
     opened: list[str] = []
     prefix = "{}"
-    for token in TOKENS.finditer(text):
+    for token in BRACKETS_AND_STRINGS.finditer(text):
         if token[0] in CLOSERS:
             opened.append(token[0])
         elif token[0] in CLOSERS.values():
@@ -173,7 +173,7 @@ def describe_event(item: ExtractedItem, offsets: Offsets, types: list[SchemaType
 def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
     """Return all spans [first, last) of a name in text[start:end], as offsets in `text`, in order, without overlaps.
 
-    White space may differ. If the name does not occur as whole words, it is searched within words.
+    White space may differ. Occurrences within words are returned only if there are none as whole words.
     """
     words = name.split()
     if not words:
@@ -184,13 +184,14 @@ def find_name(name: str, text: str, start: int = 0, end: int | None = None) -> l
 
 
 def occurrences(pattern: re.Pattern[str], text: str, whole_words: bool) -> Iterator[tuple[int, int]]:
-    place = 0
-    while match := pattern.search(text, place):
+    """Yield the spans [first, last) of a pattern; whole_words: only spans that begin and end at word boundaries."""
+    at = 0
+    while match := pattern.search(text, at):
         first, last = match.span()
         if whole_words and (WITHIN_WORD.match(text, first) or WITHIN_WORD.match(text, last)):
-            place = first + 1
-            while WITHIN_WORD.match(text, place):
-                place += 1
+            at = first + 1
+            while WITHIN_WORD.match(text, at):
+                at += 1
         else:
             yield first, last
-            place = last
+            at = last

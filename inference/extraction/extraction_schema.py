@@ -1,4 +1,4 @@
-"""Checks the schema of an extraction request. Schemas by task:
+"""Check the schema of an extraction request. Schemas by task:
 
 ner  entity types           ["person", "place"]
 re   relations              ["born in", "works for"]
@@ -32,7 +32,7 @@ class SchemaType(NamedTuple):
     roles: tuple[str, ...] = ()  # of an event
 
     def parts(self) -> tuple[str, ...]:
-        """Return the other names of the entry: its subject and object types, or its roles."""
+        """Return the subject and object types of a relation, or the roles of an event."""
         return tuple(filter(None, (self.subject_type, self.object_type, *self.roles)))
 
 
@@ -60,7 +60,7 @@ def check_schema(task: str, schema: Any) -> tuple[SchemaType, ...]:
                     f"the schema's {name!r:.60} has a control character or half a surrogate pair; remove it"
                 )
         if type_ in types or len(set(type_.roles)) < len(type_.roles):
-            raise ValueError(f"the schema has {type_.name!r:.60}, or one of its roles, twice; give each name once")
+            raise ValueError(f"the schema repeats {type_.name!r:.60} or one of its roles; give each name once")
         types.append(type_)
     return tuple(types)
 

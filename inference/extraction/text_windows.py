@@ -14,10 +14,10 @@ from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, word_e
 def split_into_windows(
     text: str, token_starts: Sequence[int], max_tokens: int, usual_characters: int | None = None
 ) -> list[tuple[int, int]]:
-    """Return the windows [start, end) of a text in characters, in order; only white space lies outside of them.
+    """Return the windows [start, end) of a text, in characters and in order; they leave out only white space.
 
-    token_starts: offset of each token of the whole text; a window alone can have a few tokens more at its start. A
-    window takes as many whole sentences as fit into `max_tokens` tokens and `usual_characters` characters; its first
+    token_starts: offset of each token of the whole text (a window that is tokenised alone can have a few more). A
+    window has as many whole sentences as fit into `max_tokens` tokens and `usual_characters` characters; its first
     sentence may exceed `usual_characters`. Raises ValueError if a single character has more than `max_tokens` tokens.
     """
     ends = sentence_ends(text)
@@ -63,4 +63,6 @@ def _finer_ends(text: str, start: int, end: int, max_tokens: int) -> list[int]:
     for find_ends in splitters:
         if cuts := [start + place for place in find_ends() if place < len(piece)]:
             return [*cuts, end]
-    raise ValueError(f"{max_tokens} tokens do not hold the character {text[start]!r}; a larger context is needed")
+    raise ValueError(
+        f"the character {text[start]!r} needs more than {max_tokens} tokens; use a model with a longer context"
+    )

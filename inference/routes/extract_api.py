@@ -1,11 +1,11 @@
-"""POST /extract: extracts the entities, triples or events of a schema from a text, with their offsets.
+"""POST /extract: extract the entities, triples or events of a schema from a text, with their offsets.
 
     {"text": "Ann Lee was born in Oslo.", "task": "re", "schema": ["born in"]}
     {"triples": [{"subject": {"name": "Ann Lee", "offsets": [[0, 7]], "in_text": true}, "relation": "born in", …}],
      "complete": true, "windows": 1, "num_output_tokens_cf": 21, "error": null}
 
 The instruction is the one that the model was tuned on (its extraction.json). Decoding is greedy and constrained by a
-grammar, so every answer can be parsed and has types of the schema only. A long text is split into windows.
+grammar, so every answer can be parsed and has only types of the schema. A long text is split into windows.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from vllm_bridge.vllm_imports import from_vllm
 from routes.response_envelope import Text, envelope_route, openapi_responses
 from routes.served_models import ServedModel, complete, run_in_thread_if_long
 
-MAX_ANSWER_TOKENS = 1024  # per window; longer answers are repetitions
-WINDOW_TOKENS = 256  # text tokens per window, if the usual length of the tuning texts is not known
-WINDOW_SHARE = 1 / 3  # largest share of the context after the instruction; the answer repeats names of the window
-CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other callers are served, too
+MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
+WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
+WINDOW_SHARE = 1 / 3  # largest share of a window in the context after the instruction; the rest is for the answer
+CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other requests are served, too
 
 
 class ExtractRequest(BaseModel):
@@ -45,16 +45,18 @@ class ExtractRequest(BaseModel):
         description="types (ner), relations (re, spo), event types with roles (ee)",
     )
     language: Literal["auto", "en", "zh"] | None = Field(
-        default=None, description="of the instruction; auto: the text's"
+        default=None, description="language of the instruction; auto: that of the text"
     )
-    model: str | None = Field(default=None, description="an adapter's name; default: the base")
+    model: str | None = Field(default=None, description="name of an adapter; default: the base")
     max_tokens: int | None = Field(
-        default=None, ge=1, description=f"per window; default {MAX_ANSWER_TOKENS}, or the rest of the context"
+        default=None,
+        ge=1,
+        description=f"answer tokens per window; default {MAX_ANSWER_TOKENS}, or the rest of the context",
     )
     window_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="of text in a window; default: whole sentences up to the usual length of the model's texts",
+        description="text tokens per window; default: whole sentences up to the usual length of the tuning texts",
     )
 
 
@@ -78,10 +80,10 @@ class ExtractAnswer(BaseModel):
     error: str | None = Field(default=None, description="one line")
 
 
-async def text_windows(
+async def choose_windows(
     model: ServedModel, instruction: str, text: str, max_tokens: int | None, usual_characters: int | None
 ) -> list[Span]:
-    """Return the windows of a text: of the usual length of the tuning texts, or of at most `max_tokens` tokens.
+    """Return the windows of a text: of at most `max_tokens` tokens, else of the usual length of the tuning texts.
 
     Raises ValueError if the instruction alone fills the context.
     """
@@ -113,15 +115,15 @@ def extract_router() -> APIRouter:
         model = raw_request.app.state.knowlm_models.get(request.model)
         types = check_schema(task, request.schema_)
         prompt = extraction_prompt(task, types, text, request.language or "auto", model.extraction)
-        spans = await text_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
+        spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
         grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
         fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
         limit = request.max_tokens or MAX_ANSWER_TOKENS
-        free = asyncio.Semaphore(CONCURRENT_WINDOWS)
+        window_slots = asyncio.Semaphore(CONCURRENT_WINDOWS)
 
         async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
             """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-            async with free:
+            async with window_slots:
                 ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
                 max_tokens = min(limit, model.context - len(ids))
                 completion = await complete(raw_request, model, ids, max_tokens=max_tokens, **fields)
@@ -131,7 +133,7 @@ def extract_router() -> APIRouter:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask(span)) for span in spans]
-        except BaseExceptionGroup as errors:  # the first exception has cancelled the other windows
+        except BaseExceptionGroup as errors:  # the first exception cancels the other windows; only it is raised
             raise errors.exceptions[0] from None
         results = [task.result() for task in tasks]
         output_tokens = sum(tokens for _, _, _, tokens in results)

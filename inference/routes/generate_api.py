@@ -1,4 +1,4 @@
-"""POST /generate: answers an instruction or a conversation, in one response or as a stream.
+"""POST /generate: answer an instruction or a conversation, in one response or as a stream.
 
     {"instruction": "…", "input": "…", "parameters": {"top_p": 0.7, "max_tokens": 256}}
     {"generated_text": "…", "num_output_tokens_cf": 17, "error": null}
@@ -42,7 +42,7 @@ class GenerateRequest(BaseModel):
     messages: list[ChatTurn] | None = Field(
         default=None, min_length=1, description="a conversation whose last message is the user's"
     )
-    model: str | None = Field(default=None, description="an adapter's name; default: the base")
+    model: str | None = Field(default=None, description="name of an adapter; default: the base")
     stream: bool | None = Field(default=None, description="respond with server-sent events")
     parameters: Parameters | None = None
 
@@ -78,17 +78,17 @@ class GenerateAnswer(BaseModel):
 
     generated_text: str = ""
     num_output_tokens_cf: int = Field(
-        default=0, description="tokens generated for this answer, end token included; in a stream: so far"
+        default=0, description="generated tokens, with the end token; in a stream: the tokens so far"
     )
     error: str | None = Field(default=None, description="one line")
 
 
 async def envelope_events(events: AsyncIterator[str], path: str) -> AsyncIterator[str]:
-    """Yield vLLM's events as envelopes, whose concatenated texts are the whole answer, then [DONE]."""
+    """Yield vLLM's events as envelopes, then [DONE]; the texts of all envelopes together are the answer."""
     try:
         async for event in events:
             data = event.removeprefix("data: ")
-            if not data.startswith("{"):  # [DONE], or a comment that keeps the connection open
+            if not data.startswith("{"):  # [DONE], or a keep-alive comment
                 continue
             chunk = json.loads(data)
             if "error" in chunk:

@@ -1,4 +1,4 @@
-"""The response envelope of a route: its answers and all of its errors have the same JSON format."""
+"""The response envelope of a route: a JSON format for its answers and all of its errors."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -62,9 +62,9 @@ def field_names(model: type[BaseModel]) -> list[str]:
 
 
 def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseModel]]) -> type[APIRoute]:
-    """Return a route class that sends each error as `envelope` with its `error` set; models: see validation_message."""
+    """Return a route class that sends each error in the field `error` of `envelope`; models: see validation_message."""
 
-    def failure(message: str, status: int) -> JSONResponse:
+    def failure_response(message: str, status: int) -> JSONResponse:
         content = envelope(error=" ".join(message.split())).model_dump(exclude_none=True)
         return JSONResponse(content, status_code=status)
 
@@ -75,15 +75,17 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
             async def handle(request: Request) -> Response:
                 media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
                 if media_type != "application/json":
-                    return failure(f"the content type is {media_type or 'missing'}; send application/json", 415)
+                    return failure_response(
+                        f"the content type is {media_type or 'missing'}; send application/json", 415
+                    )
                 try:
                     return await handler(request)
                 except (RequestValidationError, ValidationError) as error:
-                    return failure(*validation_message(error.errors(), models))
+                    return failure_response(*validation_message(error.errors(), models))
                 except HTTPException as error:  # also raised by FastAPI for a body that cannot be decoded
-                    return failure(str(error.detail), error.status_code)
+                    return failure_response(str(error.detail), error.status_code)
                 except Exception as error:
-                    return failure(*error_response(error, request.url.path))
+                    return failure_response(*error_response(error, request.url.path))
 
             return handle
 

@@ -1,4 +1,4 @@
-"""Adds /generate and /extract to vLLM's application, in each API process (`--middleware`, which the launcher presets).
+"""Add /generate and /extract to vLLM's application, in each API process; the launcher sets `--middleware` to it.
 
 vLLM also has endpoint plugins, but it finds them only by the metadata of an installed distribution, and this stage is
 not installed. vLLM starts the application after its engine and its own handlers are ready, so the middleware adds the

@@ -1,4 +1,4 @@
-"""Sampling parameters of requests: the names of vLLM and Hugging Face, mapped to vLLM's.
+"""Sampling parameters of requests: names of vLLM and of Hugging Face, mapped to vLLM's.
 
 No parameter is ignored: unknown names, contradictions, and parameters that beam search does not use are errors.
 """
@@ -35,7 +35,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     max_tokens: int | None = Field(
-        default=None, description=f"at most; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
+        default=None, description=f"longest answer; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
     )
     min_tokens: int | None = None
     temperature: float | None = Field(default=None, description="0 is greedy")
@@ -54,7 +54,7 @@ class Parameters(BaseModel):
     allowed_token_ids: list[int] | None = None
     logit_bias: dict[str, float] | None = None
     structured_outputs: StructuredOutputs | None = None
-    n: Literal[1] | None = Field(default=None, description="the envelope holds one answer")
+    n: Literal[1] | None = Field(default=None, description="only 1: the response has one answer")
     max_new_tokens: int | None = Field(default=None, description="the same as max_tokens")
     do_sample: bool | None = Field(default=None, description="false: temperature 0")
     num_beams: int | None = Field(default=None, ge=1, description="above 1: beam search")
@@ -83,7 +83,9 @@ def completion_fields(parameters: Parameters, room: int, stream: bool = False) -
             raise ValueError("length_penalty is for beam search only; remove it, or give num_beams")
         return fields
     if stream:
-        raise ValueError("beam search cannot stream, since its best answer is known last; remove stream or num_beams")
+        raise ValueError(
+            "beam search cannot stream, since the best answer is known only at the end; remove stream or num_beams"
+        )
     if sample:
         raise ValueError("beam search does not sample; remove do_sample or num_beams")
     used = {name: value for name, value in fields.items() if name in BEAM_PARAMETERS}

@@ -1,7 +1,7 @@
 """The models of a server: the base, and the adapters that are served on it without merging.
 
 Prompt format and extraction instructions are stored with the weights: an adapter's folder can have its own tokenizer
-files, chat_template.jinja and extraction.json. The base's files are used for those that it does not have.
+files, chat_template.jinja and extraction.json. The base's file is used for each that is missing.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from routes.response_envelope import STOPPED
 
 # Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
 EVENT_LOOP_CHARACTERS = 8192
-ENCODED_CHARACTERS = 2**16  # of a text that are encoded at once; bounds the memory
+ENCODED_CHARACTERS = 2**16  # a longer text is encoded in parts of this length, to limit the memory
 
 
 class ServedModel(NamedTuple):
@@ -28,9 +28,9 @@ class ServedModel(NamedTuple):
     name: str | None  # None: the base
     encoder: PromptEncoder
     extraction: dict[str, Any]  # its extraction.json, {} without one
-    context: int  # tokens of prompt and answer together
+    context: int  # largest number of tokens of prompt and answer together
     longest_piece: int  # characters of the longest piece of its vocabulary
-    end_ids: list[int]  # ids that end its answers, in addition to the EOS of the engine's tokenizer
+    end_ids: list[int]  # ids at which generation must stop, in addition to EOS of the engine's tokenizer
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of the prompt.
@@ -59,7 +59,7 @@ class ServedModel(NamedTuple):
         return starts
 
     def decode(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """Return the text of an answer's ids as vLLM streams it: with leading space, without incomplete characters."""
+        """Return the text of an answer as vLLM streams it: with leading space, without an incomplete last character."""
         decode, prompt = self.encoder.tokenizer.backend_tokenizer.decode, list(prompt)
         return decode([*prompt, *ids]).removeprefix(decode(prompt)).rstrip("\ufffd")
 
@@ -77,7 +77,7 @@ async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *
 
 
 class ServedModels:
-    """All models that a request can name. vLLM can load adapters at run time, so its registry is read each time."""
+    """All models that a request can name. vLLM can load adapters at run time, so its list is read for each request."""
 
     def __init__(self, state: Any) -> None:
         """Read the base and the adapters of --lora-modules; raises ValueError if one cannot be served.
@@ -95,7 +95,7 @@ class ServedModels:
             self.get(name)
 
     def get(self, name: str | None) -> ServedModel:
-        """Return the model of a name, the base if it is None.
+        """Return the model with this name; the base for None.
 
         Reads the folder of an adapter that is new or that vLLM has reloaded. Raises HTTPException (status 404) for
         an unknown name, and ValueError or FileNotFoundError if the adapter cannot be served.
@@ -121,7 +121,7 @@ class ServedModels:
 def make_served_model(
     name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
 ) -> ServedModel:
-    """Return a model that requests can name; engine_tokenizer: the engine's, at whose EOS vLLM always stops."""
+    """Return a model that requests can name. engine_tokenizer: the tokenizer at whose EOS vLLM always stops."""
     encoder.text_ids("")  # copies the tokenizer now rather than with the first request
     longest = max(map(len, encoder.tokenizer.get_vocab()))
     ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 
 class RefusedError(Exception):
-    """A request that the guard refuses; the guard sends the response instead of the route."""
+    """Raised for a request that the guard refuses; the guard then responds instead of the route."""
 
     def __init__(self, status: HTTPStatus, message: str, retry_after: int | None = None, close: bool = False) -> None:
         """message: one line; retry_after: seconds; close: close the connection after the response."""

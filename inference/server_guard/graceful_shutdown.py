@@ -15,14 +15,14 @@ from typing import Any
 from server_guard.process_supervisor import ALL_ANSWERED, SERVING, notify_supervisor
 
 FORCE_EXIT_SECONDS = 1.0  # after the abort
-# With several API processes, their parent kills them at the shutdown timeout; requests are aborted this long before.
+# The parent of several API processes kills them after the timeout; they abort requests this many seconds earlier.
 PARENT_MARGIN_SECONDS = 2.0
 
 logger = logging.getLogger("uvicorn.error")
 
 
 class GracefulShutdown:
-    """The shutdown of one API process: `draining` is set when it begins, `aborted` when the timeout is over."""
+    """The shutdown of one API process. `draining` is set when it begins, `aborted` after the timeout."""
 
     def __init__(self) -> None:
         self.running: set[Any] = set()  # GuardedRequests

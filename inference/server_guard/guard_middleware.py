@@ -28,7 +28,7 @@ from server_guard.uvicorn_hooks import install_uvicorn_hooks
 MIB = 2**20
 BUSY_SECONDS = 1  # Retry-After for vLLM's 429 and 503: its queue has room as soon as one request ends
 RESTART_SECONDS = 30  # Retry-After during shutdown: the time that a restart takes
-LINGER_SECONDS = 2.0  # longest time to read a refused body, for clients that read the response only after sending it
+LINGER_SECONDS = 2.0  # longest time to read a refused body; some clients read a response only after sending the body
 UNLIMITED_PATHS = ("/health", "/metrics")
 
 
@@ -36,7 +36,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
-        self.usage: TokenUsage | None = None  # set if tokens are limited
+        self.usage: TokenUsage | None = None  # set if --limit-tokens is given
         self.shutdown = GracefulShutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,15 +48,15 @@ class GuardMiddleware:
         self.shutdown.running.add(request)
         try:
             if self.shutdown.draining:
-                raise shutting_down()
-            await self.run(request, self.settings.check_request(scope))
+                raise shutdown_refusal()
+            await self.run_route(request, self.settings.check_request(scope))
         except RefusedError as refusal:
             request.refusal = refusal
         except asyncio.CancelledError:
             if not self.shutdown.aborted:
                 raise
         except Exception:
-            if not request.refusal:  # otherwise, the refusal of its body made the route fail
+            if not request.refusal:  # otherwise the route failed because its body was refused
                 raise
         finally:
             self.shutdown.remove(request)
@@ -64,15 +64,15 @@ class GuardMiddleware:
             await request.send_refusal(request.refusal)
         return None
 
-    async def run(self, request: "GuardedRequest", callers: Sequence[str]) -> None:
-        """Run the route; charge the tokens to the callers, even if the request fails or is cancelled."""
-        if not (callers and self.usage):
+    async def run_route(self, request: "GuardedRequest", client_names: Sequence[str]) -> None:
+        """Run the route; charge the tokens to the client names, even if the request fails or is cancelled."""
+        if not (client_names and self.usage):
             return await self.app(request.scope, request.receive, request.send)
         with self.usage.recorded() as sequences:
             try:
                 await self.app(request.scope, request.receive, request.send)
             finally:
-                request.settings.limits.charge(callers, tokens_used(request.scope.get("state", {}), sequences))
+                request.settings.limits.charge(client_names, tokens_used(request.scope.get("state", {}), sequences))
         return None
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +96,7 @@ class GuardMiddleware:
 
 
 class GuardSettings:
-    """Keys, limits and CORS rules of one server, and the rate limit windows of its callers."""
+    """Keys, limits and CORS rules of one server, and the rate limit windows of its clients."""
 
     def __init__(self, args: Namespace) -> None:
         """args: the server's arguments. Raises the ValueErrors of api_keys and RateLimits."""
@@ -112,34 +112,34 @@ class GuardSettings:
         )
 
     def check_request(self, scope: Scope) -> Sequence[str]:
-        """Return the caller names to which the request's tokens are charged; empty if the request has no limits.
+        """Return the names of the client to which the request's tokens are charged; empty if the request has no limits.
 
         Raises RefusedError if the request is not admitted.
         """
         headers = Headers(scope=scope)
-        callers: tuple[str, ...] = ()
+        client_names: tuple[str, ...] = ()
         if self.keys and not is_public(scope):
             if not self.keys.verify_token(headers):
                 self.check_limits([client_name(scope["client"])])  # limits attempts to guess a key
                 message = "no valid key; send one in the header Authorization: Bearer KEY"
                 raise RefusedError(HTTPStatus.UNAUTHORIZED, message)
-            callers = (headers["authorization"].partition(" ")[2],)
+            client_names = (headers["authorization"].partition(" ")[2],)
         if int(headers.get("content-length", 0)) > self.max_body:
-            raise self.body_too_long()
+            raise self.body_too_long_error()
         if not self.limits.any or route_path(scope) in UNLIMITED_PATHS or is_preflight(scope):
             return ()
-        callers = (*callers, client_name(scope["client"]))
-        self.check_limits(callers)
-        return callers
+        client_names = (*client_names, client_name(scope["client"]))
+        self.check_limits(client_names)
+        return client_names
 
-    def check_limits(self, callers: Sequence[str]) -> None:
-        """Count a request for each of the callers; raises RefusedError if a limit is used up."""
-        wait, limit = self.limits.count_request(callers)
+    def check_limits(self, client_names: Sequence[str]) -> None:
+        """Count a request for each of the client's names; raises RefusedError if a limit is used up."""
+        wait, limit = self.limits.count_request(client_names)
         if wait:
             message = f"the limit of {limit} is used up; try again in {wait} s"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, wait)
 
-    def body_too_long(self) -> RefusedError:
+    def body_too_long_error(self) -> RefusedError:
         message = f"the body is longer than the {self.max_body // MIB} MiB of --max-body-mib; send less at once"
         return RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, close=True)
 
@@ -151,15 +151,15 @@ class GuardedRequest:
         self.scope, self.app_receive, self.app_send, self.settings = scope, receive, send, settings
         self.task = asyncio.current_task()
         self.remaining = settings.max_body  # bytes
-        self.responded = False  # a response has begun
-        self.refusal: RefusedError | None = None  # once set, messages of the route are dropped
+        self.responded = False  # whether the response has begun
+        self.refusal: RefusedError | None = None  # once it is set, the route's messages are dropped
 
     async def receive(self) -> Message:
         message = await self.app_receive()
         if message["type"] == "http.request":
             self.remaining -= len(message.get("body", b""))
             if self.remaining < 0:
-                self.refusal = self.settings.body_too_long()
+                self.refusal = self.settings.body_too_long_error()
                 raise self.refusal
         return message
 
@@ -201,16 +201,16 @@ class GuardedRequest:
         if self.responded and self.task:
             self.task.cancel()
         else:
-            self.refusal_task = asyncio.ensure_future(self.send_refusal(shutting_down()))
+            self.refusal_task = asyncio.ensure_future(self.send_refusal(shutdown_refusal()))
 
 
-def shutting_down() -> RefusedError:
+def shutdown_refusal() -> RefusedError:
     message = f"the server is shutting down; try again in {RESTART_SECONDS} s"
     return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, RESTART_SECONDS)
 
 
 async def drop_message() -> None:
-    """Drop a message of a route whose request was refused; awaited instead of `send`."""
+    """Send nothing: the awaitable for a message of a route whose request was refused."""
 
 
 def is_public(scope: Scope) -> bool:
@@ -227,7 +227,7 @@ def is_preflight(scope: Scope) -> bool:
 
 
 def api_keys(given: Sequence[str] | None, from_environment: str | None) -> list[str]:
-    """Return the server's keys: those of --api-key, else that of VLLM_API_KEY, else [] (no key is required).
+    """Return the server's keys: --api-key, else VLLM_API_KEY, else [] (no key is required).
 
     Raises ValueError for a key that cannot be sent in a header, and for an empty key, which vLLM would treat as no key.
     """

@@ -26,7 +26,7 @@ def remove_query(record: logging.LogRecord) -> bool:
 
 
 def remove_request_text(record: logging.LogRecord) -> bool:
-    """Filter that hides the text in a parser's warning (numbers are kept) and the message of its exception."""
+    """Filter that replaces texts in a parser's warning (numbers are kept) and the message of its exception."""
     if record.levelno >= logging.WARNING and record.name.startswith(PARSERS):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, int | float) else HIDDEN for value in record.args)

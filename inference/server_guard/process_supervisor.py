@@ -1,8 +1,8 @@
-"""Supervises a server's processes: none outlives the launcher, and each signal is delivered once.
+"""Supervise a server's processes: all end with the launcher, and each signal is delivered once.
 
-    launcher (supervisor)          started, signalled and awaited by the user; a few megabytes
+    launcher (supervisor)          the process that the user starts and signals; a few megabytes
       ├─ watchdog                  in its own session; kills the server's processes if the launcher is killed
-      └─ server                    the same command again, in its own process group; runs vLLM
+      └─ server                    the same command once more, in its own process group; runs vLLM
            └─ engine, workers, …
 
 - When the launcher or the server ends for any reason, SIGKILL and the out-of-memory killer included, all processes
@@ -33,7 +33,7 @@ SERVING, ALL_ANSWERED = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform =
 SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
 TRACKER_SECONDS = 5.0  # given to multiprocessing's resource tracker to unlink the shared memory of killed processes
 CLEAN_UP_SECONDS = 3.0
-GIVE_UP_SECONDS = 60.0  # a process that waits for a device cannot be killed
+GIVE_UP_SECONDS = 60.0  # a process cannot be killed while it waits for a device
 
 
 def supervise() -> None:
@@ -47,7 +47,7 @@ def supervise() -> None:
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     line = f"{MARK}={mark}".encode()
     start_watchdog(line)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited: lets a background process group write to the terminal
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited by the server, which may then write to the terminal
     awaited = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, SERVING, ALL_ANSWERED)
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     server = os.posix_spawn(
@@ -66,7 +66,7 @@ def supervise() -> None:
 def wait_for_server(server: int, awaited: Sequence[int]) -> int:
     """Forward signals to the server until it ends or has to be killed; return the exit status as a shell reports it.
 
-    server: process id; awaited: the blocked signals.
+    server: its process id; awaited: the blocked signals that are handled here.
     """
     serving = 0  # number of API processes that are serving
     signalled_at, deadline = 0.0, math.inf
@@ -100,7 +100,7 @@ def supervisor_pid() -> int:
 
 
 def notify_supervisor(state: int) -> None:
-    """Signal the supervisor, if there is one, that this process is SERVING (and handles signals) or ALL_ANSWERED."""
+    """Send the supervisor, if there is one, SERVING (this process serves and handles signals) or ALL_ANSWERED."""
     if pid := supervisor_pid():
         with suppress(ProcessLookupError):
             os.kill(pid, state)

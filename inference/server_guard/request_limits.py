@@ -2,8 +2,8 @@
 
 Windows are counted with the sliding window counter of the library `limits`: one number for the current window and one
 for the previous window, which is weighted by the part that still overlaps. Compared with a moving window, which stores
-an entry for each token, the memory per caller does not depend on the limit. Compared with a fixed window, a caller
-cannot get twice the limit around the start of a window. Windows expire when they are two windows old.
+an entry for each token, the memory per client does not depend on the limit. Compared with a fixed window, a client
+cannot use twice the limit around the start of a window. A window's count expires after two window lengths.
 """
 
 import ipaddress
@@ -26,12 +26,12 @@ def parse_limit(text: str, option: str) -> list[RateLimitItem]:
     except ValueError:
         items = []
     if not items or any(item.amount < 1 for item in items):
-        raise ValueError(f"{option} {text} is not a limit; give an amount of 1 or more per time, such as 60/minute")
+        raise ValueError(f"{option} {text} is not a limit; give a number of 1 or more per period, such as 60/minute")
     return items
 
 
 class RateLimits:
-    """The limits of one process and the windows of all its callers."""
+    """The limits of one process and the windows of all its clients."""
 
     def __init__(self, requests: str | None, tokens: str | None) -> None:
         """requests, tokens: limits in the format of parse_limit, None for no limit. Raises its ValueError."""
@@ -41,30 +41,30 @@ class RateLimits:
         self.storage = MemoryStorage()
         self.strategy = SlidingWindowCounterRateLimiter(self.storage)
 
-    def count_request(self, callers: Sequence[str]) -> tuple[int, str]:
-        """Count a request for each of the callers if all of their windows have room.
+    def count_request(self, client_names: Sequence[str]) -> tuple[int, str]:
+        """Count a request for each name of a client if all of their windows have room.
 
-        callers: the names of one client, such as its key and its address. Returns (whole seconds until there is room,
-        the limit that is used up), or (0, "") if the request was counted.
+        client_names: the names under which one client is counted: its key and its address. Returns (whole seconds
+        until there is room, the limit that is used up), or (0, "") if the request was counted.
         """
         wait, used_up = 0, ""
         for kind, items in (("requests", self.requests), ("tokens", self.tokens)):
-            for item, caller in product(items, callers):
+            for item, name in product(items, client_names):
                 window = item.get_expiry()
-                previous, _, current, ends = self.storage.get_sliding_window(item.key_for(kind, caller), window)
+                previous, _, current, ends = self.storage.get_sliding_window(item.key_for(kind, name), window)
                 seconds = seconds_until_room(previous, current, ends - window, item.amount, window)
                 if seconds > wait:
                     wait, used_up = seconds, f"{item.amount} {kind} per {period_name(item)}"
         if not wait:
-            for item, caller in product(self.requests, callers):
-                self.strategy.hit(item, "requests", caller)
+            for item, name in product(self.requests, client_names):
+                self.strategy.hit(item, "requests", name)
         return wait, used_up
 
-    def charge(self, callers: Sequence[str], tokens: int) -> None:
-        """Count a request's tokens for each of the callers, also beyond the limit; the excess delays later requests."""
-        for item, caller in product(self.tokens, callers):
+    def charge(self, client_names: Sequence[str], tokens: int) -> None:
+        """Count a request's tokens for each name of a client; tokens beyond the limit delay later requests."""
+        for item, name in product(self.tokens, client_names):
             window = item.get_expiry()
-            _, current = self.storage.sliding_window_keys(item.key_for("tokens", caller), window, time.time())
+            _, current = self.storage.sliding_window_keys(item.key_for("tokens", name), window, time.time())
             self.storage.incr(current, 2 * window, amount=tokens)
 
 

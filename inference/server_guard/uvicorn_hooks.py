@@ -1,4 +1,4 @@
-"""uvicorn's private interfaces that this stage uses. tests/inference/test_uvicorn_hooks.py checks each of them.
+"""All private interfaces of uvicorn that this stage uses; tests/inference/test_uvicorn_hooks.py checks each of them.
 
 - HttpToolsProtocol: `data_received`, `on_headers_complete`, `on_body`, `on_message_complete` are extended,
   `send_400_response` is called, and `Config.http_protocol_class` is set. The parser httptools has no limit on the bytes
@@ -40,9 +40,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 
 def install_uvicorn_hooks(server: Any) -> None:
-    """End a uvicorn.Server whose startup fails; use BoundedHttpProtocol for new connections, unless it parses with h11.
+    """Make a uvicorn.Server exit if its startup fails, and use BoundedHttpProtocol unless its parser is h11.
 
-    Called at the lifespan's startup. By default, uvicorn takes an exception there for missing support of lifespan
+    Called at the lifespan's startup. By default, uvicorn treats an exception there as missing support for lifespan
     events, and would serve without the guard or the routes.
     """
     server.config.lifespan = "on"

@@ -1,6 +1,6 @@
-"""Adapters that are served beside their base (--lora-modules NAME=FOLDER …): checks, and vLLM's options for them.
+"""Check adapters that are served with their base (--lora-modules NAME=FOLDER …), and set vLLM's options for them.
 
-vLLM encodes text prompts and decodes answers with the base's tokenizer, whichever adapter a request names. An adapter's
+vLLM encodes text prompts and decodes answers with the base's tokenizer, also for requests to an adapter. An adapter's
 tokenizer must therefore have the same pieces with the same ids as the base's.
 """
 
@@ -21,7 +21,7 @@ from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_checks import merge_remedy
 
-MAX_BATCH_ADAPTERS = 8  # default of --max-loras; each adapter reserves memory for the largest rank in every layer
+MAX_BATCH_ADAPTERS = 8  # highest preset of --max-loras; each slot reserves memory for the largest rank in every layer
 SERVED_KINDS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -50,13 +50,13 @@ def check_adapters(
 def preset_adapters(args: argparse.Namespace) -> list[str]:
     """Set vLLM's LoRA options that the user did not give (None) for the adapters of --lora-modules.
 
-    Returns notes to print. Raises ValueError or FileNotFoundError for an adapter that vLLM does not load, or that the
-    user's options exclude.
+    Returns notes to print. Raises ValueError or FileNotFoundError for an adapter that vLLM does not load, and for
+    options that contradict the adapters.
     """
     if not args.lora_modules:
         return []
     if args.enable_lora is False:
-        raise ValueError("--no-enable-lora and --lora-modules contradict; remove one of them")
+        raise ValueError("--no-enable-lora and --lora-modules contradict each other; remove one of them")
     named = [(module.name, module.path) for module in args.lora_modules]
     adapters = check_adapters(named, args.model, args.served_model_name or ())
     name, rank = max(
@@ -72,12 +72,12 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
     if len(adapters) > (args.max_loras or MAX_BATCH_ADAPTERS):
         # All adapters stay in memory; vLLM would reread inactive ones from disk.
         wanted["max_cpu_loras"] = len(adapters)
-    left_open = {option: value for option, value in wanted.items() if getattr(args, option) is None}
-    vars(args).update(left_open)
+    presets = {option: value for option, value in wanted.items() if getattr(args, option) is None}
+    vars(args).update(presets)
     options = [
-        "--" + option.replace("_", "-") + ("" if value is True else f" {value}") for option, value in left_open.items()
+        "--" + option.replace("_", "-") + ("" if value is True else f" {value}") for option, value in presets.items()
     ]
-    notes = [f"{', '.join(adapters)} beside the base: {' '.join(options)}"] if options else []
+    notes = [f"adapters {', '.join(adapters)}: {' '.join(options)}"] if options else []
     for name, adapter in adapters.items():
         tuned_on = adapter.config.get("base_model_name_or_path")
         if tuned_on and Path(tuned_on).name != Path(args.model).resolve().name:
@@ -100,15 +100,15 @@ def largest_rank(name: str, adapter: AdapterFolder) -> int:
 def check_prompts(args: argparse.Namespace) -> list[str]:
     """Render a prompt with the base and with each adapter; return notes on missing and ignored chat templates.
 
-    Raises ValueError if a tokenizer cannot be read, an adapter's has other ids than the base's, a template cannot be
-    rendered, or an adapter's extraction.json is invalid. A base on the hub is not checked.
+    Raises ValueError if a tokenizer cannot be read, if the ids of an adapter's tokenizer differ from the base's, if a
+    template cannot be rendered, or if an adapter's extraction.json is invalid. A base on the hub is not checked.
     """
     if not Path(args.model).is_dir() or args.skip_tokenizer_init:
         return []
     template = from_vllm("load_chat_template")(args.chat_template)
     base = PromptEncoder(load_tokenizer(args.tokenizer or args.model), template)
     notes = [] if base.template else [
-        f"{args.model} has no chat template, so /generate and /extract give instructions as plain text; for a tuned "
+        f"{args.model} has no chat template, so /generate and /extract send instructions as plain text; for a tuned "
         "model, give the template that it was tuned with: --template-path finetune/templates/alpaca.jinja"
     ]  # fmt: skip
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
@@ -123,7 +123,7 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def check_rendering(encoder: Any, place: str, remedy: str) -> None:
-    """Raise ValueError, with the place of the template and the remedy, if an encoder cannot render a prompt."""
+    """Raise ValueError, with `place` and `remedy` in its message, if an encoder cannot render a prompt."""
     try:
         encoder.prompt([{"role": "user", "content": "instruction", "input": ""}])
     except ValueError as error:
@@ -153,9 +153,9 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
 
 
 def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
-    """Return the prompt encoder of an adapter's folder; the base's tokenizer or template if the folder has none.
+    """Return the prompt encoder of an adapter, with the base's tokenizer or template if its folder has none.
 
-    base: the base's encoder, whose template is that of --template_path if the option is given. Raises ValueError if the
+    base: the base's encoder, with the template of --template_path if that option is given. Raises ValueError if the
     adapter's tokenizer cannot be read or its pieces and ids differ from the base's.
     """
     path = Path(folder).expanduser()

@@ -1,4 +1,4 @@
-"""Command line of the server: checks, parsing with vLLM's parser, and presets."""
+"""The command line of the server: check it, parse it with vLLM's parser, and set the presets."""
 
 from command_line.strict_parsers import OneLineErrorMixin
 
@@ -21,7 +21,7 @@ from server_launch.launch_presets import preset_for_cpu, preset_safety
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
 MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
-# vLLM's options whose default depends on the model or on the machine; None until parse_server_args sets them.
+# Options whose preset depends on the model or the machine; parse_server_args sets those that the user did not give.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
 
 
@@ -82,7 +82,7 @@ def server_parser(description: str) -> argparse.ArgumentParser:
         "--template-path", metavar="FILE",
         help="prompt template that replaces the checkpoint's chat_template.jinja: Jinja, or alpaca's JSON",
     )  # fmt: skip
-    group.add_argument("--max-body-mib", type=int, default=8, metavar="N", help="longest body of a request, in MiB")
+    group.add_argument("--max-body-mib", type=int, default=8, metavar="N", help="largest body of a request, in MiB")
     group.add_argument(
         "--limit-requests", metavar="LIMIT", help="requests per key and per address, such as 60/minute;1000/day"
     )
@@ -97,8 +97,8 @@ def server_parser(description: str) -> argparse.ArgumentParser:
 def parse_server_args(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
     """Parse the server's command line into the namespace that `vllm serve` takes, and set the presets.
 
-    Raises ValueError for unknown or contradicting options, for options that a machine without a GPU cannot serve, and
-    if the port is in use.
+    Raises ValueError for unknown or contradicting options, for options that need a GPU if there is none, and if the
+    port is in use.
     """
     parser = server_parser(description)
     defaults = {name: parser.get_default(name) for name in PRESET_OPTIONS}

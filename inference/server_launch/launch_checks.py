@@ -12,7 +12,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> bool:
-    """Check a checkpoint folder. Return whether `model` is a local folder or file rather than a name on the hub.
+    """Check a checkpoint folder; return whether `model` is a local folder or file, False for a name on the hub.
 
     weights, tokenizer: whether the folder must have them. Raises FileNotFoundError or ValueError.
     """
@@ -25,9 +25,9 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
         return True
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
-            raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge_remedy(model)}")
-        raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give a folder that training wrote")
+            serve = f"serve it with its base (--model BASE --lora-modules NAME={model})"
+            raise ValueError(f"{model} is a LoRA adapter; {serve}, or {merge_remedy(model)}")
+        raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give the folder of a checkpoint")
     read_config(folder / "config.json")
     for index in folder.glob("*.index.json"):
         for shard in sorted(set(read_config(index).get("weight_map", {}).values())):
@@ -43,7 +43,7 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
 
 
 def merge_remedy(adapter: str) -> str:
-    """Return the remedy for an adapter that cannot be served beside its base."""
+    """Return the remedy for an adapter that cannot be served with its base."""
     return f"merge it: python tools/weight_diff.py merge --path_zhixi BASE --path_lora {adapter} --path_sfted NEW"
 
 

@@ -12,25 +12,25 @@ from vllm_bridge.vllm_hooks import default_max_num_seqs
 
 ROUTES = "routes.routes_middleware.RoutesMiddleware"
 GUARD = "server_guard.guard_middleware.GuardMiddleware"
-QUEUE_FACTOR = 4  # requests in the server per concurrent sequence of the engines
+QUEUE_FACTOR = 4  # requests that the server accepts per concurrent sequence of its engines
 CPU_ADAPTER_WORKER = "vllm_bridge.cpu_adapters.CpuAdapterWorker"
 GIB = 2**30
-# Widths of attention heads that vLLM 0.32's CPU kernel was compiled for; found by trying all multiples of 8 up to 512.
-CPU_HEAD_WIDTHS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+# Head dimensions that vLLM 0.32's CPU attention kernel supports; found by trying all multiples of 8 up to 512.
+CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 # Published options that vLLM no longer has: (number of values, options that replace it, reason).
 FORMER_OPTIONS: dict[str, tuple[int, list[str], str]] = {
-    "--use-np-weights": (0, [], "vLLM reads safetensors without a copy of its own"),
+    "--use-np-weights": (0, [], "vLLM reads safetensors directly"),
     "--use-dummy-weights": (0, ["--load-format", "dummy"], "now --load-format dummy"),
     "--worker-use-ray": (0, ["--distributed-executor-backend", "ray"], "now --distributed-executor-backend ray"),
-    "--engine-use-ray": (0, [], "the engine always has a process of its own"),
+    "--engine-use-ray": (0, [], "the engine always has its own process"),
     "--disable-log-requests": (0, [], "requests are logged only with --enable-log-requests"),
     "--swap-space": (1, [], "vLLM recomputes preempted requests instead of swapping them"),
     "--max-paddings": (1, [], "vLLM does not pad batches"),
 }
 
 
-def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def translate_former_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Replace or drop former options; return (the new command line, one notice for each former option)."""
     current: list[str] = []
     notices = []
@@ -49,18 +49,18 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return current, notices
 
 
-def head_width(config: Mapping[str, Any]) -> int:
-    """Return the width of an attention head; config: the checkpoint's config.json. 0 if it is not given there."""
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Return the dimension of an attention head, 0 if it is not known; config: the checkpoint's config.json."""
     return config.get("head_dim") or config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
 
 
 def check_heads(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a head width without a CPU kernel: vLLM would start, and fail at the first request."""
-    width = head_width(config)
-    if width and width not in CPU_HEAD_WIDTHS:
+    """Raise ValueError for a head dimension without a CPU kernel: vLLM would start, and fail at the first request."""
+    dimension = head_dim(config)
+    if dimension and dimension not in CPU_HEAD_DIMS:
         raise ValueError(
-            f"the attention heads of this model are {width} wide; without a GPU, vLLM serves "
-            f"{', '.join(map(str, CPU_HEAD_WIDTHS))}; use a GPU or examples/, or train a model with such heads"
+            f"the head dimension of this model is {dimension}; without a GPU, vLLM supports only "
+            f"{', '.join(map(str, CPU_HEAD_DIMS))}; use a GPU or examples/, or train a model with one of these"
         )
 
 
@@ -70,7 +70,7 @@ def kv_cache_gib(config: Mapping[str, Any], context: int | None = None) -> int:
     config: the checkpoint's config.json; context: tokens; None: the checkpoint's max_position_embeddings.
     """
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 1
-    bytes_per_token = 2 * 4 * config.get("num_hidden_layers", 0) * heads * head_width(config)
+    bytes_per_token = 2 * 4 * config.get("num_hidden_layers", 0) * heads * head_dim(config)
     return max(1, math.ceil(bytes_per_token * (context or config.get("max_position_embeddings", 0)) / GIB))
 
 
@@ -81,7 +81,7 @@ def bind_cores(cores: Sequence[int], ranks: int) -> str:
     """
     if len(cores) < ranks:
         raise ValueError(
-            f"{ranks} processes (tensor times pipeline parallel size) need {ranks} cores and there are {len(cores)}; "
+            f"{ranks} processes (tensor x pipeline parallel size) need {ranks} cores, this machine has {len(cores)}; "
             "lower --tensor-parallel-size or --pipeline-parallel-size"
         )
     shares = [cores[len(cores) * rank // ranks : len(cores) * (rank + 1) // ranks] for rank in range(ranks)]
@@ -111,7 +111,7 @@ def check_gpu_options(args: argparse.Namespace, config: Mapping[str, Any]) -> No
     if args.enable_lora and args.fully_sharded_loras:
         raise ValueError("without a GPU, adapters are not sharded over processes; remove --fully-sharded-loras")
     if args.enable_lora and args.worker_cls != "auto":
-        raise ValueError("without a GPU, adapters need the launcher's own --worker-cls; remove yours")
+        raise ValueError("without a GPU, adapters need the launcher's preset of --worker-cls; remove this option")
     if args.dtype == "float32" and quantization_format(config) == "pack-quantized":
         raise ValueError("without a GPU, vLLM multiplies 4-bit weights in half precision only; remove --dtype")
     if args.enable_lora and quantization_format(config) == "int-quantized":
@@ -124,7 +124,7 @@ def check_gpu_options(args: argparse.Namespace, config: Mapping[str, Any]) -> No
 def preset_for_cpu(
     args: argparse.Namespace, config: Mapping[str, Any], environment: MutableMapping[str, str]
 ) -> list[str]:
-    """Set options and environment variables that the user did not give, for a machine without a GPU.
+    """Set the options and environment variables that a machine without a GPU needs and the user did not give.
 
     config: the checkpoint's config.json. Returns notes to print. Raises ValueError for options that need a GPU.
     """
@@ -135,7 +135,7 @@ def preset_for_cpu(
     # Pipelines need compilation: without it, vLLM 0.32 skips the step that allocates a pipeline's buffers.
     if args.pipeline_parallel_size == 1 and all(getattr(args, name) is None for name in compiling):
         args.enforce_eager = True
-        notes.append("no GPU: --enforce-eager, for a start without compilation (--no-enforce-eager compiles)")
+        notes.append("no GPU: --enforce-eager, to start without compilation (--no-enforce-eager compiles)")
     stored = config.get("dtype", config.get("torch_dtype"))
     if args.dtype is None and stored == "float32" and quantization_format(config) != "pack-quantized":
         args.dtype = "float32"
@@ -144,14 +144,14 @@ def preset_for_cpu(
     if args.enable_chunked_prefill is None:
         if (args.max_num_batched_tokens or math.inf) >= (context or config.get("max_position_embeddings", 0)):
             args.enable_chunked_prefill = False
-            notes.append("no GPU: --no-enable-chunked-prefill; a prompt computed in parts with a seed ends the engine")
+            notes.append("no GPU: --no-enable-chunked-prefill; with it, a request with a seed can crash the engine")
         else:
             notes.append(
-                "no GPU: a request with a seed can end the engine; --max-num-batched-tokens is below the context"
+                "no GPU: a request with a seed can crash the engine; --max-num-batched-tokens is below the context"
             )
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
         gib = environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib(config, context))
-        notes.append(f"no GPU: {gib} GiB for the cache of keys and values (VLLM_CPU_KVCACHE_SPACE sets it)")
+        notes.append(f"no GPU: {gib} GiB for the KV cache (VLLM_CPU_KVCACHE_SPACE sets it)")
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     numa_nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
     if ranks > numa_nodes and args.nnodes == 1 and "VLLM_CPU_OMP_THREADS_BIND" not in environment:
@@ -165,7 +165,7 @@ def preset_for_cpu(
 def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str]) -> list[str]:
     """Add the middleware and the safe defaults to args and environment; return notes to print.
 
-    Raises ValueError for an invalid limit or key, and for options that serve without the guard.
+    Raises ValueError for an invalid limit or key, and for options that bypass the guard.
     """
     from server_guard.guard_middleware import api_keys
     from server_guard.request_limits import parse_limit
@@ -175,21 +175,21 @@ def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str
         if limit is not None:
             parse_limit(limit, option)
     if args.max_body_mib < 1:
-        raise ValueError(f"--max-body-mib {args.max_body_mib} admits no request; give 1 or more")
+        raise ValueError(f"--max-body-mib {args.max_body_mib} would refuse every request; give 1 or more")
     if args.grpc or environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise ValueError("--grpc and VLLM_USE_RUST_FRONTEND serve without keys, limits and /generate; remove them")
+        raise ValueError("--grpc and VLLM_USE_RUST_FRONTEND bypass keys, limits and /generate; remove them")
     args.middleware = [*args.middleware, ROUTES, GUARD]  # the last is the outermost
     environment.setdefault("FORWARDED_ALLOW_IPS", "")  # clients cannot choose their address with X-Forwarded-For
     notes = []
     if args.max_num_queued_reqs is None:
-        at_once = args.data_parallel_size * (args.max_num_seqs or default_max_num_seqs(args))
-        args.max_num_queued_reqs = QUEUE_FACTOR * at_once
-        notes.append(f"--max-num-queued-reqs {args.max_num_queued_reqs}: requests beyond these are answered 503")
+        sequences = args.data_parallel_size * (args.max_num_seqs or default_max_num_seqs(args))
+        args.max_num_queued_reqs = QUEUE_FACTOR * sequences
+        notes.append(f"--max-num-queued-reqs {args.max_num_queued_reqs}: further requests get status 503")
     if not keys and not args.uds and not is_loopback(args.host or ""):
         host = args.host or "all addresses"
         notes.append(f"--host {host}: no key is required (VLLM_API_KEY=KEY requires one)")
     if (args.limit_requests or args.limit_tokens) and (args.api_server_count or args.data_parallel_size) > 1:
-        notes.append("each API process counts for itself; a caller may get the limits once in each")
+        notes.append("each API process counts separately; a client can use up the limits once in each process")
     return notes
 
 

@@ -1,1 +1,1 @@
-"""Everything that this stage takes from vLLM or changes in it. Read vllm_hooks.py first."""
+"""All imports from vLLM and changes of its behaviour. Read vllm_hooks.py first."""

@@ -1,9 +1,9 @@
-"""LoRA products on machines without a GPU, grouped by adapter; loaded in vLLM's worker processes only.
+"""Compute LoRA products on machines without a GPU, grouped by adapter; loaded in vLLM's worker processes only.
 
-The preset `--worker-cls` names CpuAdapterWorker. vLLM 0.32's own CPU code (vllm/lora/ops/torch_ops/lora_ops.py) looks
-an adapter up by the slot of a row; the base's slot is -1, which selects the last adapter, so requests to the base are
-answered with an adapter. It also copies both matrices of the adapter for every token. vLLM's GPU kernels do neither
-and are not changed. Every override here is listed in vllm_hooks.py.
+The preset `--worker-cls` names CpuAdapterWorker. vLLM 0.32's own CPU code (vllm/lora/ops/torch_ops/lora_ops.py) uses
+the adapter slot of a token as an index; the base's slot is -1, which selects the last adapter, so requests to the base
+are answered with an adapter. It also copies both matrices of the adapter for every token. vLLM's GPU kernels do neither
+and are not changed. vllm_hooks.py lists every override in this file. Each row of a tensor belongs to one token.
 """
 
 from typing import Any
@@ -12,16 +12,16 @@ import torch
 
 from vllm_bridge.vllm_imports import from_vllm
 
-RowsBySlot = list[tuple[int, torch.Tensor]]  # (adapter slot, its rows); rows: (rows,) int64
+RowsBySlot = list[tuple[int, torch.Tensor]]  # (adapter slot, indices of its rows as int64)
 
 
 def rows_by_slot(slots: torch.Tensor) -> RowsBySlot:
-    """Group the rows of a batch by adapter slot; slots: (rows,) int64, -1 for rows of the base, which get no group."""
+    """Group the rows of a batch by adapter slot. slots: (rows,) int64; rows of the base have -1, and are left out."""
     return [(slot, (slots == slot).nonzero()[:, 0]) for slot in slots.unique().tolist() if slot >= 0]
 
 
 def expand(y: torch.Tensor, rows: torch.Tensor, low: torch.Tensor, b: torch.Tensor, first: int = 0) -> None:
-    """Add low B^T to y[rows, first:first + out]; low: (selected rows, r), b: (out, r).
+    """Add low B^T to y[rows, first:first + out]; low: (len(rows), r), b: (out, r).
 
     Columns of B beyond the width of y are ignored: vLLM pads the vocabulary of y and B differently.
     """
@@ -46,8 +46,8 @@ class GroupedPunicaWrapper(from_vllm("PunicaWrapperCPU")):  # type: ignore[misc]
     vLLM multiplies alpha / r into B when it loads an adapter, so every `scale` is 1 and is ignored.
     """
 
-    token_groups: RowsBySlot  # of the current step
-    sampler_groups: RowsBySlot  # the rows whose logits are computed
+    token_groups: RowsBySlot  # of all tokens of the current step
+    sampler_groups: RowsBySlot  # of the tokens whose logits are computed
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""vLLM's private interfaces that this stage calls or overrides, each with its reason.
+"""All private interfaces of vLLM that this stage calls or overrides, each with its reason.
 
 PRIVATE_API is the list; tests/inference/test_vllm_hooks.py checks that each exists in the installed vLLM with the
-parameters that are used here, and that the overrides are called. Options (`--middleware`, `--worker-cls`) and classes
-that vLLM documents are used where there are any.
+parameters that are used here, and that the overrides are called. Documented options (`--middleware`, `--worker-cls`)
+and classes of vLLM are preferred.
 """
 
 import argparse
@@ -22,12 +22,12 @@ PRIVATE_API = {
     # cpu_adapters.py: wrong answers and slow products of adapters on machines without a GPU
     "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper()": "replaced: no option names another LoRA wrapper",
     "vllm.v1.worker.cpu_worker:CPUWorker.__init__()": "extended: the replacement has to be made in each worker",
-    f"{PUNICA}.update_metadata()": "extended: groups the rows by adapter",
+    f"{PUNICA}.update_metadata()": "extended: groups the tokens by adapter",
     f"{PUNICA}.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)": "overridden: products",
     f"{PUNICA}.add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale)": "overridden: products",
     f"{PUNICA}.add_lora_embedding(y, x, lora_b_stacked)": "overridden: products",
-    f"{PUNICA}.token_lora_indices": "read: the adapter's slot of each row",
-    f"{PUNICA}.sampler_indices": "read: the adapter's slot of each row of logits",
+    f"{PUNICA}.token_lora_indices": "read: the adapter slot of each token",
+    f"{PUNICA}.sampler_indices": "read: the adapter slot of each token with logits",
     # token limits: no middleware sees the tokens of an answer whose client has disconnected
     "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
@@ -48,7 +48,7 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
 
 
 class TokenUsage:
-    """Collects vLLM's records of the sequences that each request starts, from which its tokens are counted.
+    """Collects vLLM's records of the sequences that each request starts; the request's tokens are counted from them.
 
     vLLM updates the record of a sequence until the sequence is finished or aborted, even after the client has
     disconnected.
@@ -89,4 +89,6 @@ def tokens_used(state: dict[str, Any], sequences: list[Any]) -> int:
         return usage
     if final := getattr(state.get("request_metadata"), "final_usage_info", None):
         return final.prompt_tokens + (final.completion_tokens or 0)
-    return sum(one.prompt_len + (one.detokenizer.num_output_tokens() if one.detokenizer else 0) for one in sequences)
+    return sum(
+        each.prompt_len + (each.detokenizer.num_output_tokens() if each.detokenizer else 0) for each in sequences
+    )

@@ -16,9 +16,9 @@ from batch_runs.batch_rows import (
     REQUEST_FIELDS,
     BatchRow,
     RowAnswer,
+    generate_request,
     output_line,
     read_rows,
-    request_of,
 )
 from conftest import RunScript
 from hypothesis import given, settings
@@ -98,13 +98,13 @@ def test_read_rows_uses_constant_memory(tmp_path: Path) -> None:
 
 def test_parameters_of_a_row_override_the_command_line() -> None:
     line = {"temperature": 0, "max_tokens": 9, "top_p": 0.5}
-    assert request_of({"instruction": "a", "id": 1}, "", {}) == {"instruction": "a"}
-    assert request_of({"instruction": "a", "model": "m", "input": None}, "n", line) == {
+    assert generate_request({"instruction": "a", "id": 1}, "", {}) == {"instruction": "a"}
+    assert generate_request({"instruction": "a", "model": "m", "input": None}, "n", line) == {
         "instruction": "a", "model": "m", "parameters": line,
     }  # fmt: skip
-    request = request_of({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
+    request = generate_request({"parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}, "n", line)
     assert request == {"model": "n", "parameters": {"max_new_tokens": 3, "do_sample": True, "top_p": None}}
-    assert request_of({"parameters": [1]}, "", line) == {"parameters": [1]}
+    assert generate_request({"parameters": [1]}, "", line) == {"parameters": [1]}
 
 
 def test_command_line_parameters_are_json_or_text() -> None:
@@ -118,9 +118,17 @@ def test_command_line_parameters_are_json_or_text() -> None:
         batch.check_parameters({"max_tokens": "few"})
 
 
-def test_answer_options_ignores_speed_options() -> None:
+def test_identity_of_run_ignores_speed_options() -> None:
     line = "--dtype half --max-num-seqs 3 --lora-modules a=b c=d --enforce-eager --gpu_memory_utilization=0.8 --seed 1"
-    assert batch_run.answer_options(line.split()) == ["--dtype", "half", "--lora-modules", "a=b", "c=d", "--seed", "1"]
+    assert batch_run.without_speed_options(line.split()) == [
+        "--dtype",
+        "half",
+        "--lora-modules",
+        "a=b",
+        "c=d",
+        "--seed",
+        "1",
+    ]
 
 
 def lines(count: int) -> list[bytes]:
@@ -157,7 +165,7 @@ def test_files_of_another_run_are_kept_without_overwrite(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="another process is writing"):
             in_another_process(output, first)
     with pytest.raises(
-        ValueError, match=r'another run \(input: 1 there, 2 here; parameters: {"seed": 1} there, null here'
+        ValueError, match=r'another run \(input was 1, is now 2; parameters was {"seed": 1}, is now null'
     ):
         AnswerFile(output, second, overwrite=False)
     assert file.partial.read_bytes() == b"{}\n"
@@ -191,15 +199,15 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
         ("--input in.jsonl", "--output is missing"),
         ("--input none --output o --url u", "none does not exist; --input takes a .json"),
         ("--input in.jsonl --output in.jsonl --url u", "--output in.jsonl is the input"),
-        ("--input in.jsonl --output o", "there is no model; give a checkpoint's folder with --model"),
-        ("--input in.jsonl --output no/o --model M", "no does not exist; make it before"),
+        ("--input in.jsonl --output o", "no model is given; give a checkpoint folder with --model"),
+        ("--input in.jsonl --output no/o --model M", "no does not exist; create this folder for --output no/o"),
         ("--input in.jsonl --output o --model M --temprature 1", "unknown option --temprature; did you mean --temp"),
         ("--input in.jsonl --output o --model M --api_key K", "--api_key is for a running server"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),
         ("--input in.jsonl --output o --url http://h --concurrency no", "--concurrency takes a whole number, not 'no'"),
-        ("--input in.jsonl --output o --url http://h -- --dtype half", "a server has its own template and engine"),
+        ("--input in.jsonl --output o --url http://h -- --dtype half", "--url uses a server that is already running"),
     ],
 )  # fmt: skip
 def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:

@@ -138,20 +138,20 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
             raise ConnectionResetError
         return 200, {}, envelope("x")
 
-    with pretended(dies) as url, pytest.raises(batch_client.ServerGoneError, match="does not answer"):
+    with pretended(dies) as url, pytest.raises(batch_client.ServerUnavailableError, match="does not answer"):
         batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
     kept = (tmp_path / "out.jsonl.partial").read_bytes()
     assert kept.count(b"\n") == 10
     assert not output.exists()
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
     with pretended(always((200, {}, envelope("x")))) as url:
-        with pytest.raises(ValueError, match=r'another run \(parameters: {"temperature": 0} there, {} here\)'):
+        with pytest.raises(ValueError, match=r'another run \(parameters was {"temperature": 0}, is now {}\)'):
             batch.main(str(source), str(output), url=url)
-        with pytest.raises(ValueError, match="serves no model other; it serves base, adapter"):
+        with pytest.raises(ValueError, match="serves no model other; give one of base, adapter"):
             batch.main(str(source), str(output), url=url, model="other")
         batch.main(str(source), str(output), url=url, temperature="0")
     assert output.read_bytes().startswith(kept)
-    assert "20 rows (10 lines from before), 0 failed, " in capsys.readouterr().out
+    assert "20 rows (10 from an earlier run), 0 failed, " in capsys.readouterr().out
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
@@ -161,10 +161,10 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
         ((401, {}, envelope(error="no")), ValueError, "does not accept the key"),
         (
             (429, {"Retry-After": "86400"}, envelope(error="no")),
-            batch_client.ServerGoneError,
+            batch_client.ServerUnavailableError,
             "busy for 86400 s more",
         ),
-        ((200, {}, {"answer": 42}), ValueError, "does not answer like a server"),
+        ((200, {}, {"answer": 42}), ValueError, "does not answer in the format of launch_vllm.py"),
     ]
     for reply, kind, message in replies:
         with pretended(always(reply)) as url, pytest.raises(kind, match=message):

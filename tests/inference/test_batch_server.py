@@ -1,4 +1,4 @@
-"""batch.py with a server of its own and with a running one: both write the same lines, also after kills."""
+"""batch.py with a new server and with a running server: both write the same lines, also after kills."""
 
 import json
 import os
@@ -168,7 +168,7 @@ def test_killed_own_server_leaves_no_process_and_is_resumed(
     done = run_script(SCRIPT, "--input", source, "--output", computed, *options, status=1, timeout=500)
     assert computed.read_bytes().startswith(kept)
     assert computed.read_bytes() == served
-    assert f"599 rows ({before} lines from before), 301 failed" in done.stdout
+    assert f"599 rows ({before} from an earlier run), 301 failed" in done.stdout
 
 
 @pytest.mark.slow

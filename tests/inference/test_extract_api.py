@@ -94,7 +94,7 @@ def body(**changes: Any) -> dict[str, Any]:
         (body(task="kg"), 422, "task: input should be 'ner', 're', 'spo' or 'ee'"),
         (body(schema=[]), 400, "the schema is empty or not a list; the task ner needs a schema such as "),
         (body(schema={"person": []}), 400, "the schema is empty or not a list"),
-        (body(schema=["person"] * 2), 400, "the schema has 'person', or one of its roles, twice"),
+        (body(schema=["person"] * 2), 400, "the schema repeats 'person' or one of its roles"),
         (body(schema=[f"type {number}" for number in range(501)]), 400, "more than 500 types and roles"),
         (body(schema=["word " * 30 + str(number) for number in range(40)]), 400, "tokens, the context 512"),
         (body(language="fr"), 422, "language: input should be 'auto', 'en' or 'zh'"),

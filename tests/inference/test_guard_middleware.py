@@ -98,10 +98,10 @@ SERVED = (
 )
 SAFE = {"trust_remote_code": False, "enable_log_requests": False, "shutdown_timeout": 600, "host": "127.0.0.1"}
 WRONG = {
-    ("--limit-requests", "60"): "--limit-requests 60 is not a limit; give an amount of 1 or more per time, such as",
-    ("--max-body-mib", "0"): "--max-body-mib 0 admits no request; give 1 or more",
+    ("--limit-requests", "60"): "--limit-requests 60 is not a limit; give a number of 1 or more per period, such as",
+    ("--max-body-mib", "0"): "--max-body-mib 0 would refuse every request; give 1 or more",
     ("--api-key", ""): "--api-key is empty; give a key, or remove it",
-    ("--grpc",): "--grpc and VLLM_USE_RUST_FRONTEND serve without keys, limits and /generate; remove them",
+    ("--grpc",): "--grpc and VLLM_USE_RUST_FRONTEND bypass keys, limits and /generate; remove them",
 }
 
 
@@ -133,7 +133,7 @@ def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_
     assert seen["trusted"] == ""
     for error, expected in zip(seen["errors"], WRONG.values(), strict=True):
         assert error.startswith(expected)
-    assert f"--max-num-queued-reqs {4 * 128}: requests beyond" in done.stderr or "no GPU" not in done.stderr
+    assert f"--max-num-queued-reqs {4 * 128}: further requests get" in done.stderr or "no GPU" not in done.stderr
     assert done.stderr.count("no key is required") == 1
     assert "note: --host 0.0.0.0: no key is required" in done.stderr
 

@@ -160,7 +160,7 @@ def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpo
         ({"dtype": "float32"}, "pack-quantized", "4-bit weights in half precision only"),
         ({"enable_lora": True}, "int-quantized", "no adapters on INT8 weights"),
         ({"enable_lora": True, "fully_sharded_loras": True}, "", "remove --fully-sharded-loras"),
-        ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's own --worker-cls"),
+        ({"enable_lora": True, "worker_cls": "own.Worker"}, "", "need the launcher's preset of --worker-cls"),
         ({"pipeline_parallel_size": 2}, "float-quantized", None),
         ({"enable_lora": True}, "pack-quantized", None),
     ],
@@ -254,8 +254,8 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
             assert isinstance(results[name], str) and expected in results[name], results[name]
         else:
             assert tuple(results[name][0].values())[:4] == expected, results[name]
-    assert "note: a beside the base: --enable-lora --max-lora-rank 16 --max-loras 1\n" in results["one"][1]
-    assert "beside the base: --enable-lora\n" in results["given"][1]
+    assert "note: adapters a: --enable-lora --max-lora-rank 16 --max-loras 1\n" in results["one"][1]
+    assert "adapters a: --enable-lora\n" in results["given"][1]
     assert results["template"][2] == ["adapter a keeps its own chat template; --template_path is for the base"]
 
 

@@ -19,7 +19,7 @@ from server_launch.launch_presets import (
     check_heads,
     kv_cache_gib,
     preset_for_cpu,
-    translate,
+    translate_former_options,
 )
 
 LAUNCHER = "inference/launch_vllm.py"
@@ -28,12 +28,12 @@ LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size":
 
 def test_former_options_are_dropped_or_replaced_with_a_notice() -> None:
     published = "--port 8090 --model M --use-np-weights --max-num-batched-tokens 8000 --dtype half"
-    current, notices = translate(published.split())
+    current, notices = translate_former_options(published.split())
     assert current == ["--port", "8090", "--model", "M", "--max-num-batched-tokens", "8000", "--dtype", "half"]
     assert len(notices) == 1
     assert notices[0].startswith("--use-np-weights is no longer needed")
-    assert translate(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
-    assert translate(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
+    assert translate_former_options(["--swap_space", "4", "--swap-space=4", "--seed", "1"])[0] == ["--seed", "1"]
+    assert translate_former_options(["--use_dummy_weights"])[0] == ["--load-format", "dummy"]
 
 
 def test_kv_cache_holds_one_context() -> None:
@@ -46,7 +46,7 @@ def test_kv_cache_holds_one_context() -> None:
 def test_bind_cores_divides_cores_evenly() -> None:
     assert bind_cores([0, 1, 2, 3], 2) == "0,1|2,3"
     assert bind_cores([4, 6, 8], 2) == "4|6,8"
-    with pytest.raises(ValueError, match=r"4 processes .* need 4 cores and there are 2"):
+    with pytest.raises(ValueError, match=r"4 processes .* need 4 cores, this machine has 2"):
         bind_cores([0, 1], 4)
 
 
@@ -68,13 +68,13 @@ def test_cpu_presets_keep_the_users_options() -> None:
     assert preset_for_cpu(chosen, {"dtype": "float32"}, environment) == []
     assert (chosen.enforce_eager, chosen.dtype, environment["VLLM_CPU_KVCACHE_SPACE"]) == (False, "half", "2")
     few = argparse.Namespace(**(left_open | one | {"max_num_batched_tokens": 4000}))
-    assert any("a request with a seed can end the engine" in line for line in preset_for_cpu(few, LLAMA_2_7B, {}))
+    assert any("a request with a seed can crash the engine" in line for line in preset_for_cpu(few, LLAMA_2_7B, {}))
     assert few.enable_chunked_prefill is None  # vLLM would refuse to start
 
 
 def test_check_heads_refuses_widths_without_a_cpu_kernel() -> None:
     """vLLM would start and fail at the first request."""
-    with pytest.raises(ValueError, match="heads of this model are 16 wide"):
+    with pytest.raises(ValueError, match="head dimension of this model is 16"):
         check_heads({"hidden_size": 64, "num_attention_heads": 4})
     check_heads({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 64})
     check_heads(LLAMA_2_7B)
@@ -115,7 +115,7 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
     ("kind", "expected"),
     [
         ("no checkpoint", "is not a checkpoint (no config.json)"),
-        ("adapter", "is a LoRA adapter; serve it beside its base (--model BASE --lora-modules NAME="),
+        ("adapter", "is a LoRA adapter; serve it with its base (--model BASE --lora-modules NAME="),
         ("no weights", "has no weights"),
         ("missing shard", "lacks model-00002-of-00002.safetensors"),
         ("no tokenizer", "has no tokenizer.json"),

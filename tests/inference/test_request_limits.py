@@ -14,7 +14,7 @@ def test_parse_limit_reads_limits_and_refuses_other_text() -> None:
         (60, 60), (1000, 5 * 3600)
     ]  # fmt: skip
     for text in ("", "60", "60/fortnight", "0/minute", "-1/minute", "1/minute;0/day", "a/b"):
-        with pytest.raises(ValueError, match=f"--limit-tokens {text} is not a limit; give an amount of 1 or more"):
+        with pytest.raises(ValueError, match=f"--limit-tokens {text} is not a limit; give a number of 1 or more"):
             parse_limit(text, "--limit-tokens")
 
 
