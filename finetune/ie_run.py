@@ -21,7 +21,7 @@ from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 from instruction_data.named_templates import load_template
-from json_rows.instruction_rows import iterate_instructions, question_of
+from json_rows.instruction_rows import iterate_instructions, prompt_messages
 
 
 def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
@@ -79,7 +79,7 @@ def main(
             "tuned model, give the template that it was tuned with: --prompt_template_name alpaca",
             file=sys.stderr,
         )
-    prompts = encoder.prompts([question_of(row) for row in rows])
+    prompts = encoder.prompts([prompt_messages(row) for row in rows])
     answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:

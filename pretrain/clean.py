@@ -11,7 +11,7 @@ duplicates is kept. The result does not depend on the executor or the number of 
 finished tasks in DIR.partial/; the same command resumes it.
 """
 
-from command_line.option_values import read_list
+from command_line.option_values import parse_list
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
@@ -29,7 +29,7 @@ WORD_LISTS = Path(__file__).resolve().parent / "word_lists"
 
 def skipped_filters(text: str) -> frozenset[str]:
     """argparse type of --skip: return the filters to skip; raises ArgumentTypeError on an unknown filter."""
-    found = frozenset(read_list(text))
+    found = frozenset(parse_list(text))
     if unknown := sorted(found - set(SKIPPABLE)):
         raise argparse.ArgumentTypeError(f"{unknown[0]} is not one of {', '.join(SKIPPABLE)}")
     return found

@@ -18,7 +18,7 @@ than --min_length. An interrupted run keeps its finished shards in P.shards/; th
 """
 
 from command_line.command_errors import resumable
-from command_line.option_values import value_of
+from command_line.option_values import parse_value
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
@@ -120,8 +120,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"submitted; {new} is complete when the last job, corpus-join, has ended; logs: {new}.logs")
             return
     elif options.mode == "merge":
-        types = value_of("--merge_path_type", options.merge_path_type or [], list[int]) or None
-        merge(value_of("--merge_path_prefix", options.merge_path_prefix, list[str]), types, new, options.overwrite)
+        types = parse_value("--merge_path_type", options.merge_path_type or [], list[int]) or None
+        merge(parse_value("--merge_path_prefix", options.merge_path_prefix, list[str]), types, new, options.overwrite)
     elif options.mode == "prune":
         prune(old, options.sample_ids, new, options.overwrite)
     elif options.mode == "import":

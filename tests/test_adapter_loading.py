@@ -159,13 +159,13 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
     "missing matrix": (without("layers.1.", "q_proj", "lora_A"), {}, "only one of lora_A and lora_B for model"),
     "extra layer": (with_extra_layer, {}, "changes model.layers.7.mlp.down_proj, which BASE does not have"),
     "wrong shape": (
-        lambda state: state | {Q_A: torch.ones(4, 63)}, {}, "q_proj as a matrix of 64 by 63, which in BASE is 64 by 64"
+        lambda state: state | {Q_A: torch.ones(4, 63)}, {}, "q_proj, but BASE has 64 by 64"
     ),
     "wrong rank": (lambda state: state, {"r": 5}, "its adapter_config.json says 5"),
     "no magnitudes": (lambda state: state, {"use_dora": True}, "has no lora_magnitude_vector for "),
     "no saved module": (lambda state: state, {"modules_to_save": ["embed_tokens"]}, "no tensors for model.embed"),
     "unknown tensor": (lambda state: state | {Q_A.replace("_A", "_C"): torch.ones(2, 2)}, {}, "not a tensor of a LoRA"),
-    "no tensors": (lambda state: {}, {}, "holds no tensors"),
+    "no tensors": (lambda state: {}, {}, "contains no tensors"),
     "another method": (lambda state: state, {"peft_type": "LOHA"}, "is an adapter of type LOHA"),
 }  # fmt: skip
 
@@ -217,9 +217,17 @@ def test_faulty_adapter_is_refused_everywhere_with_one_line(
     [
         ({"num_hidden_layers": 3}, {"target_modules": QUICK_START}, "has no tensors for model.layers.2."),
         ({"num_hidden_layers": 1}, {"target_modules": "all-linear"}, "layers.1."),
-        ({"vocab_size": 900}, {"target_modules": ["lm_head"]}, "as a matrix of 800 by 64, which in BASE is 900 by 64"),
-        ({"vocab_size": 900}, {"target_modules": ["embed_tokens"]}, "as a matrix of 800 by 64, which in BASE is 900"),
-        (NARROW, {"target_modules": ["q_proj"]}, "as a matrix of 64 by 64, which in BASE is 32 by 32"),
+        (
+            {"vocab_size": 900},
+            {"target_modules": ["lm_head"]},
+            "has the shape 800 by 64 for lm_head, but BASE has 900 by 64",
+        ),
+        (
+            {"vocab_size": 900},
+            {"target_modules": ["embed_tokens"]},
+            "has the shape 800 by 64 for model.embed_tokens, but BASE has 900",
+        ),
+        (NARROW, {"target_modules": ["q_proj"]}, "self_attn.q_proj, but BASE has 32 by 32"),
     ],
     ids=["more layers", "fewer layers", "output", "embedding", "narrower"],
 )
@@ -246,7 +254,9 @@ def test_adapter_of_another_vocabulary_of_the_same_size_is_refused_everywhere(
     (other / "tokenizer.json").write_text(json.dumps(content))
     lines = refusals(tiny_checkpoint, other, tmp_path)
     assert len(set(lines)) == 1, lines
-    assert re.search(r"has another tokenizer than .*: 2 pieces differ, '.+' has id 600 here and 500 there", lines[0])
+    assert re.search(
+        r"has another tokenizer than .*: 2 pieces differ, '.+' has id 600 in the adapter and 500 in the base", lines[0]
+    )
 
 
 def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_prompt_is_refused_only_if_the_template_rejects_the_messages(tokenizer: 
         tokenizer, "{{ bos_token }}{% for m in messages %}{{ m.content ~ loop.revindex }}{% endfor %}"
     )
     assert tokenizer.decode(rewriting.prompt(talk)) == "<s> a3b2c1"
-    with pytest.raises(ValueError, match="changes a question once it is answered"):
+    with pytest.raises(ValueError, match="renders a question differently once it has an answer"):
         rewriting.turns([talk])
     with pytest.raises(ValueError, match=r"cannot render these messages: .*not system"):
         PromptEncoder(tokenizer).prompt([{"role": "system", "content": "s"}, user("a")])
@@ -326,7 +326,7 @@ def test_template_syntax_in_an_alpaca_file_is_text(tmp_path: Path, tokenizer: To
     broken = ("{", "[]", "{}", '{"prompt_input": "{instruction}"}', '{"prompt_input": "{a}", "prompt_no_input": ""}',
               '{"prompt_input": 1, "prompt_no_input": "x"}', '{"prompt_input": "{x}"}')  # fmt: skip
     for content in broken:
-        with pytest.raises(ValueError, match="is no alpaca prompt file"):
+        with pytest.raises(ValueError, match="is not an alpaca prompt file"):
             from_alpaca(content, tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from command_line.command_errors import one_line, resumable, run_command
 from command_line.fire_commands import call
-from command_line.option_values import read_list, value_of
+from command_line.option_values import parse_list, parse_value
 from command_line.strict_parsers import StrictParser, at_least
 
 import re
@@ -116,7 +116,7 @@ def test_option_is_read_by_the_type_of_its_parameter(
         (["--zzzz", "1"], "unknown option --zzzz; see --help"),
         (["--samples"], "--samples needs a value; one that begins with - is written --samples=-VALUE"),
         (["--output", "--fast"], "--output needs a value; one that begins with - is written --output=-VALUE"),
-        (["out", "1", "0.5", "True", "a", "1", "a", "more"], "'more' is one value too many; see --help"),
+        (["out", "1", "0.5", "True", "a", "1", "a", "more"], "unexpected value 'more'; see --help"),
     ],
 )
 def test_mistake_is_an_error_before_the_command_runs(calls: Calls, arguments: list[str], message: str) -> None:
@@ -163,8 +163,8 @@ def test_more_options_are_read_by_their_types_and_other_names_refused(calls: Cal
 
 
 def test_unknown_command_lists_the_commands(calls: Calls) -> None:
-    for arguments, fault in (([], "the command is missing"), (["sea"], "there is no command 'sea'")):
-        with pytest.raises(ValueError, match=f"^{fault}; take one of seal, show$"):
+    for arguments, fault in (([], "the command is missing"), (["sea"], "unknown command 'sea'")):
+        with pytest.raises(ValueError, match=f"^{fault}; give one of seal, show$"):
             call({"seal": calls.command, "show": calls.command}, arguments)
 
 
@@ -194,13 +194,13 @@ def test_help_names_types_and_defaults_and_no_abbreviations(calls: Calls, capsys
     ],
 )
 def test_list_notations(text: str | list[str], items: list[str]) -> None:
-    assert read_list(text) == items
+    assert parse_list(text) == items
 
 
 @pytest.mark.parametrize("text", ["[a", "(a]", "a,,b", ",", "['a' b]", "'a", "['a','b]"])
 def test_list_with_an_open_bracket_quote_or_empty_item_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):
-        read_list(text)
+        parse_list(text)
 
 
 def test_lists_and_numbers_are_read_in_linear_time() -> None:
@@ -208,12 +208,12 @@ def test_lists_and_numbers_are_read_in_linear_time() -> None:
     for hostile in ("[" * 200_000, "'" * 200_001, "a," * 200_000, " " * 200_000 + ",", "'a' " * 100_000):
         for kind in (list[str], float, int):
             try:
-                value_of("--x", hostile, kind)
+                parse_value("--x", hostile, kind)
             except ValueError:
                 continue
     for kind in (float, int):
         with pytest.raises(ValueError):
-            value_of("--x", "1" * 1_000_000 + "x", kind)
+            parse_value("--x", "1" * 1_000_000 + "x", kind)
     assert time.process_time() - started < 5
 
 
@@ -299,7 +299,7 @@ def test_compare_reads_both_folders_as_they_are_named(
     done = run_script("tools/checkpoint.py", "compare", "base", "base#1", cwd=tmp_path, status=1)
     assert done.stdout.startswith("different: 1 of ")
     surplus = run_script("tools/checkpoint.py", "compare", "base", "base", "base#1", cwd=tmp_path, status=2)
-    assert (surplus.stdout, surplus.stderr) == ("", "error: 'base#1' is one value too many; see --help\n")
+    assert (surplus.stdout, surplus.stderr) == ("", "error: unexpected value 'base#1'; see --help\n")
 
 
 def test_merge_takes_an_adapter_and_a_target_with_any_name(
@@ -326,12 +326,12 @@ def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: Run
     ("script", "arguments", "line"),
     [
         ("tools/checkpoint.py", ["show", "--folde", "x"], "unknown option --folde; did you mean --folder?"),
-        ("tools/checkpoint.py", ["-f", "x"], "there is no command '-f'; take one of seal, verify, show, compare"),
+        ("tools/checkpoint.py", ["-f", "x"], "unknown command '-f'; give one of seal, verify, show, compare"),
         ("examples/make_demo.py", ["world", "--people", "x"], "--output_dir is missing; see --help"),
         ("examples/make_demo.py", ["world", "o", "--people", "x"], "--people takes a whole number, not 'x'"),
         ("examples/generate_lora.py", ["--base", "x"], "unknown option --base; did you mean --base_model?"),
         ("examples/generate_finetune.py", ["b", "--top_k", "x"], "--top_k takes a whole number, not 'x'"),
-        ("finetune/ie_eval.py", ["p", "g", "o", "more"], "'more' is one value too many; see --help"),
+        ("finetune/ie_eval.py", ["p", "g", "o", "more"], "unexpected value 'more'; see --help"),
         ("finetune/ie_run.py", ["b", "d", "o", "--batch-size", "x"], "--batch_size takes a whole number, not 'x'"),
         ("finetune/ie_build.py", ["a", "o", "--schema", "x"], "unknown option --schema; see --help"),
         ("inference/batch.py", ["--input", "--output", "o"], "--input needs a value; one that begins with - "),

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_data.data_sources import Source, find_sources
 from json_rows import json_stream
-from json_rows.instruction_rows import iterate_instructions, messages_of, question_of, row_error
+from json_rows.instruction_rows import iterate_instructions, messages_of, prompt_messages, row_error
 from json_rows.row_files import iterate_objects, iterate_rows, iterate_texts, read_json
 from quantization.quantization_inputs import sample_rows
 
@@ -56,7 +56,7 @@ READ: dict[str, str | bytes] = {
 @pytest.mark.parametrize("block", [5, 64, 1 << 20])
 @pytest.mark.parametrize("name", READ)
 def test_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
-    monkeypatch.setattr(json_stream, "BLOCK", block)
+    monkeypatch.setattr(json_stream, "BLOCK_CHARACTERS", block)
     content = READ[name]
     path = tmp_path / (f"x.jsonl.{name}" if name in ("gz", "zst") else "x.json")
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -92,10 +92,13 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         JSONL.encode("utf-16-le"),
         "x:1 is not text, or is UTF-16 without a byte order mark; convert it to UTF-8",
     ),
-    "half_utf16_character": (JSONL.encode("utf-16")[:-1], "x:1 ends within a UTF-16 character; write it again"),
-    "empty": ("", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
-    "blank": (" \n\n", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
-    "empty_list": ("[]", "x holds no rows; it must be a JSON list, one JSON object a line, or parquet"),
+    "half_utf16_character": (
+        JSONL.encode("utf-16")[:-1],
+        "x:1 ends within a UTF-16 character; download or copy it again",
+    ),
+    "empty": ("", "x holds no rows; it must be a JSON list, one JSON object per line, or parquet"),
+    "blank": (" \n\n", "x holds no rows; it must be a JSON list, one JSON object per line, or parquet"),
+    "empty_list": ("[]", "x holds no rows; it must be a JSON list, one JSON object per line, or parquet"),
     "no_instruction": (
         text(PREDICTED, {"x": 1}),
         'x:2 has no text under \'instruction\' (keys: x); a row is {"instruction", "input", "output"} or {"messages"}',
@@ -168,7 +171,7 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         ({"messages": [{"role": "human", "content": "q"}]}, "whose role is not one of system, user, assistant"),
         ({"messages": [{"role": "user"}]}, "a message without text under 'content'"),
         ({"messages": [{**USER, "input": 1}]}, "whose input is not text"),
-        ({"messages": [USER, {**ANSWER, "input": "x"}]}, "has one and is not a user's"),
+        ({"messages": [USER, {**ANSWER, "input": "x"}]}, "an input in a message whose role is not user"),
         ({"messages": [USER], "instruction": "q"}, "has both messages and 'instruction'"),
         ({"messages": [USER], "input": "q"}, "has both messages and 'input'"),
         ({"instruction": None}, "has no text under 'instruction'"),
@@ -184,9 +187,9 @@ def test_answers_are_demanded_for_tuning_only() -> None:
         assert row_error(row, answers=False) == ""
         assert row_error(row, answers=True)
     assert messages_of({"messages": [USER | {"input": None, "name": "x"}, ANSWER]}) == [USER, ANSWER]
-    assert question_of({"messages": [USER, ANSWER, USER]}) == [USER, ANSWER, USER]
-    assert question_of({"messages": [USER, ANSWER]}) == [USER]
-    assert question_of({"instruction": "q", "output": "a"}) == [{"role": "user", "content": "q", "input": ""}]
+    assert prompt_messages({"messages": [USER, ANSWER, USER]}) == [USER, ANSWER, USER]
+    assert prompt_messages({"messages": [USER, ANSWER]}) == [USER]
+    assert prompt_messages({"instruction": "q", "output": "a"}) == [{"role": "user", "content": "q", "input": ""}]
 
 
 VALUES = st.recursive(

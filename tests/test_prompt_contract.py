@@ -15,7 +15,7 @@ from demo_pages.model_loading import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
-from json_rows.instruction_rows import question_of
+from json_rows.instruction_rows import prompt_messages
 from quantization.quantization_inputs import encode_row
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
@@ -110,7 +110,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     places = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
     prompts = [outcome(partial(served, tokenizer, talk[:at])) for at in places]
     example = outcome(lambda: trained(tokenizer, talk))
-    [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([question_of({"messages": talk})])[0])]
+    [ie_run] = [outcome(lambda: PromptEncoder(tokenizer).prompts([prompt_messages({"messages": talk})])[0])]
     assert ie_run == prompts[-1]
     measured = outcome(lambda: encode_row(PromptEncoder(tokenizer), {"messages": talk}, Path("model")))
     if isinstance(prompts[-1], str):  # the template refuses such a conversation in every consumer

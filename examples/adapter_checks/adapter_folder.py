@@ -80,7 +80,7 @@ def stored_shapes(file: Path) -> Shapes:
 
         with safe_open(file, framework="np") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    except Exception as error:  # each library has its own exceptions
+    except Exception as error:  # the libraries raise different classes
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from None
 
 
@@ -90,11 +90,11 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
     for name, shape in shapes.items():
         match = PART.fullmatch(name)
         if match is None or "lora_" in match[1]:
-            raise ValueError(f"{file} holds {name}, which is not a tensor of a LoRA adapter; copy it again")
+            raise ValueError(f"{file} contains {name}, which is not a tensor of a LoRA adapter; copy it again")
         kind = match[2] + (".bias" if match[3] == ".bias" else "")
         parts.setdefault(match[1], {})[kind] = shape
     if not parts:
-        raise ValueError(f"{file} holds no tensors; train or copy the adapter again")
+        raise ValueError(f"{file} contains no tensors; copy or train the adapter again")
     return parts
 
 
@@ -106,7 +106,9 @@ def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
         if down not in parts or up not in parts:
             raise ValueError(f"{adapter.path} has only one of {down} and {up} for {module}; copy it again")
         if len(parts[down]) != 2 or len(parts[up]) != 2 or parts[down][0] != parts[up][1]:
-            raise ValueError(f"{adapter.path}: {down} and {up} of {module} do not fit each other; copy it again")
+            raise ValueError(
+                f"{adapter.path}: {down} and {up} of {module} have shapes that do not match; copy it again"
+            )
         rank = matching_value(adapter.config.get("rank_pattern"), module, adapter.config.get("r"))
         if rank != parts[down][0]:
             raise ValueError(

@@ -12,13 +12,13 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
     """Return the model with the adapter attached.
 
     merge: add the deltas to the weights, which makes generation faster. An adapter that changes one of two tied
-    matrices is not merged, since this would change both. Raises ValueError if the model has no place for a tensor of
-    the adapter, or if the folder lacks a tensor of the model's adapter.
+    matrices is not merged, since this would change both. Raises ValueError if the folder lacks a
+    tensor or has one that the model does not have.
     """
     adapter = read_adapter_folder(folder)
-    rows = adapter_vocabulary_size(adapter)
-    if rows > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)  # all rows come from the adapter
+    vocabulary_size = adapter_vocabulary_size(adapter)
+    if vocabulary_size > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary_size, mean_resizing=False)  # all rows come from the adapter
     adapted = load_peft_model(model, adapter, base)
     check_all_loaded(adapted, adapter, base)
     return adapted.merge_and_unload() if merge and not changes_tied_matrix(adapted, adapter) else adapted

@@ -11,7 +11,7 @@ import sys
 from types import FrameType
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as in shells
-CHECK_SECONDS = 0.005  # between two checks whether an import is still running
+CHECK_SECONDS = 0.005  # between checks whether an import is still running
 
 
 def is_command() -> bool:
@@ -38,11 +38,11 @@ def raise_interrupts() -> None:
 
 
 def raise_after_imports(number: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt; if an import is running, when it has ended.
+    """Signal handler: raise KeyboardInterrupt, after the current import if one is running.
 
     Some compiled libraries replace a KeyboardInterrupt during their import with another error, or call std::terminate.
-    So an interval timer calls this handler again until no import is running. A second Ctrl-C meanwhile ends the process
-    at once.
+    Therefore an interval timer calls this handler again until no import is running. A second Ctrl-C during an import
+    ends the process at once.
     """
     is_waiting = signal.getsignal(signal.SIGALRM) is raise_after_imports
     while frame is not None:

@@ -4,8 +4,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from chat_prompts.prompt_encoding import PromptEncoder
-from extraction_metrics.answer_scores import TASKS, parse_answer, rates, score_answers
-from json_rows.instruction_rows import InstructionRow, messages_of, question_of
+from extraction_metrics.answer_scores import TASKS, parse_answer, precision_recall_f1, score_answers
+from json_rows.instruction_rows import InstructionRow, messages_of, prompt_messages
 from packed_attention.segment_attention import NAME, attention_of
 
 from answer_generation.batched_generation import generate_answers
@@ -21,7 +21,7 @@ class AnswerScorer:
         self, encoder: PromptEncoder, rows: list[InstructionRow], batch_size: int, max_new_tokens: int
     ) -> None:
         self.encoder, self.batch_size, self.max_new_tokens = encoder, batch_size, max_new_tokens
-        self.prompts = encoder.prompts([question_of(row) for row in rows])
+        self.prompts = encoder.prompts([prompt_messages(row) for row in rows])
         self.gold = [messages_of(row)[-1]["content"] for row in rows]
         wrong = next((text for text in self.gold if parse_answer(text) is None), None)
         if wrong is not None:
@@ -55,7 +55,7 @@ def flat_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
     """
     scores = score_answers(pairs)
     both = [sum(scores[task][key] for task in TASKS) for key in ("correct", "predicted", "gold")]
-    flat = {"f1": rates(*both)["f1"], "parsed": scores["parsed"], "exact": scores["exact"]}
+    flat = {"f1": precision_recall_f1(*both)["f1"], "parsed": scores["parsed"], "exact": scores["exact"]}
     for task in TASKS:
         if scores[task]["gold"]:
             flat |= {f"{task}_{key}": scores[task][key] for key in ("precision", "recall", "f1")}

@@ -1,7 +1,7 @@
-"""Determine the properties of a chat template by rendering short conversations with it.
+"""Detect the properties of a chat template by rendering short conversations with it.
 
 Published templates differ in more than their wording: many ignore a message's `input`, some strip the white space of an
-answer, some render the last answer differently from earlier ones (Qwen3). The probes below detect these differences.
+answer, some render the last answer differently from earlier ones (Qwen3).
 Some templates rewrite earlier turns (Mistral moves the system message into the last question); `PromptEncoder.turns`
 detects this for each conversation.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 Messages = Sequence[dict[str, Any]]
 
-# A lone surrogate never occurs in valid text, so the mark cannot be confused with the text of a message.
+# Marks a position in rendered text. A lone surrogate never occurs in valid text, so no message contains it.
 MARK = "\udfff"
 QUESTION = {"role": "user", "content": "a", "input": ""}
 QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUESTION])  # some templates require a system
@@ -21,9 +21,9 @@ QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUEST
 class AnswerLayout(NamedTuple):
     """The text that a template writes around an answer."""
 
-    prefix: str  # white space between the prompt and the answer
+    prefix: str  # white space before the answer, after the prompt
     suffix: str  # all text after the answer
-    strips: tuple[bool, bool]  # whether leading and trailing white space of the answer is removed
+    strips: tuple[bool, bool]  # whether the template strips the answer on the left, on the right
 
 
 class ChatTemplate:
@@ -36,7 +36,7 @@ class ChatTemplate:
         self.source: str | None = source or (own.get("default") if isinstance(own, dict) else own)
 
     def render(self, messages: Messages, generate: bool) -> str:
-        """Return the text of a conversation, followed by the beginning of an answer if `generate`.
+        """Return the text of a conversation; if `generate`, followed by the text that begins an answer.
 
         Raises ValueError if the template rejects the messages.
         """
@@ -64,9 +64,9 @@ class ChatTemplate:
 
     @cached_property
     def answer_layout(self) -> AnswerLayout | None:
-        """The text around an answer; None if the template changes a question once it is answered.
+        """The text around an answer; None if the template renders a question differently once it has an answer.
 
-        In that case an answer does not follow its prompt.
+        In that case, the text of a conversation does not begin with the prompt for its answer.
         """
         for question in QUESTIONS:
             prompt = self.try_render(question, True)
@@ -81,5 +81,5 @@ class ChatTemplate:
 
     def _around_answer(self, question: Messages, answer: str, following: Messages) -> tuple[str, str, str]:
         """Return the text before the mark in `answer`, the mark ("" if it is not rendered), and the text after it."""
-        talk = [*question, {"role": "assistant", "content": answer, "input": ""}, *following]
-        return self.try_render(talk, bool(following)).partition(MARK)
+        conversation = [*question, {"role": "assistant", "content": answer, "input": ""}, *following]
+        return self.try_render(conversation, bool(following)).partition(MARK)

@@ -1,10 +1,10 @@
 """Encode messages as token ids: prompts for generation, and whole conversations with supervised answers for tuning.
 
-A chat template renders a conversation as text. The text is split at the template's control tokens and on both sides of
+A chat template renders a conversation as text. The text is split at the template's control tokens and before and after
 every answer, and each piece is encoded separately. These properties hold for every tokenizer:
 
 - In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
-  an answer are appended to those of the prompt. (A joint encoding could merge tokens across the border.)
+  an answer are appended to those of the prompt. (Encoding them together could merge characters across the boundary.)
 - In tuning, an answer ends in the control token that the template writes after an answer in a rendered history. If the
   template writes none, the last answer ends in EOS. `stop_ids` are the tokens on which generation must stop.
 - The text of a message never becomes a control token: the first character of each control token's spelling is replaced
@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, TypedDict
 from chat_prompts.chat_templates import MARK, ChatTemplate, Messages
 from chat_prompts.text_encoding import TextEncoder, text_encoder
 
-PLACEHOLDERS = 0xD800  # the first placeholder; lone surrogates, so no valid text has them
-REMEDY = "take another template, such as finetune/templates/alpaca.jinja, which only appends"
+PLACEHOLDERS = 0xD800  # code point of the first placeholder; placeholders are lone surrogates, which no valid text has
+REMEDY = "use another template, such as finetune/templates/alpaca.jinja, which never rewrites earlier text"
 
 
 class Message(TypedDict, total=False):
@@ -165,7 +165,7 @@ class PromptEncoder:
 
     def _turns(self, conversations: Iterable[Sequence[Any]], only_last: bool) -> list[list[Turn]]:
         if not self.template:
-            raise ValueError("there is no chat template to render a conversation with; give the model one")
+            raise ValueError("the model has no chat template to render a conversation with; add chat_template.jinja")
         rendered = [self._render_training(self._escape_messages(each), only_last) for each in conversations]
         result = []
         for regions in self._encode(rendered):
@@ -192,7 +192,7 @@ class PromptEncoder:
         prompt, answers = self._render_history(messages[:last])
         layout = self.chat_template.answer_layout
         if layout is None:
-            raise ValueError(f"the chat template changes a question once it is answered; {REMEDY}")
+            raise ValueError(f"the chat template renders a question differently once it has an answer; {REMEDY}")
         if not only_last:
             self._check_history(messages[:last], prompt, answers)
         end_of_turn = "".join(self._end_of_turn or ())

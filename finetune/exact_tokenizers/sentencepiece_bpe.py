@@ -1,8 +1,8 @@
 """Build an exact fast tokenizer from a SentencePiece BPE model.
 
 SentencePiece's BPE repeatedly merges the pair of neighbouring pieces whose merged piece has the highest score. A merge
-list is equivalent if it contains every split of every piece into two pieces, ordered by the score of the merged piece
-(ties: left id, then right id). Converters that order merges differently produce other ids.
+list gives the same ids if it contains every split of every piece into two pieces, ordered by the score of the merged
+piece (ties: left id, then right id). Converters that order merges differently produce other ids.
 Input format: sentencepiece_model.proto of the SentencePiece project.
 """
 

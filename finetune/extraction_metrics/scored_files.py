@@ -5,7 +5,7 @@ from typing import Any
 from json_rows.row_files import iterate_objects
 
 
-def read_rows_with(path: str, key: str) -> list[dict[str, Any]]:
+def read_rows_with_text(path: str, key: str) -> list[dict[str, Any]]:
     """Return the rows of a file. Raises FileNotFoundError, or ValueError with file and line if `key` has no text."""
     rows = []
     for location, row in iterate_objects(path):
@@ -22,8 +22,8 @@ def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
     two files differ in the number of rows or in the instruction or input of a row.
     """
     gold = gold or predictions
-    answered, correct = read_rows_with(predictions, "prediction"), read_rows_with(gold, "output")
-    remedy = "give files with the same rows in one order"
+    answered, correct = read_rows_with_text(predictions, "prediction"), read_rows_with_text(gold, "output")
+    remedy = "give two files with the same rows in the same order"
     if len(answered) != len(correct):
         raise ValueError(f"{predictions} has {len(answered)} rows, {gold} {len(correct)}; {remedy}")
     pairs = list(zip(answered, correct, strict=True))

@@ -1,6 +1,6 @@
 """Parse and check the options of finetune.py: TuningOptions and all options of Trainer."""
 
-from command_line.option_values import value_of
+from command_line.option_values import parse_value
 
 import importlib.util
 import sys
@@ -36,7 +36,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
     def __post_init__(self) -> None:
         self.data_path = [word for word in self.data_path if word]
         for name in ("lora_target_modules", "lora_modules_to_save"):
-            setattr(self, name, value_of(f"--{name}", getattr(self, name), list[str]))
+            setattr(self, name, parse_value(f"--{name}", getattr(self, name), list[str]))
         for name in ("base_model", "data_path", "output_dir", "lora_target_modules"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")

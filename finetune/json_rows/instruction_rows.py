@@ -39,7 +39,7 @@ def iterate_instructions(path: str | Path, answers: bool = True, plain_text: boo
 
 
 def is_plain_text(row: InstructionRow) -> bool:
-    """Return whether a row is {"text"}, plain text for models without a chat template."""
+    """Return whether a row has the form {"text"}: plain text for models without a chat template."""
     text = row.get("text")
     return isinstance(text, str) and bool(text.strip()) and "instruction" not in row and "messages" not in row
 
@@ -67,7 +67,7 @@ def messages_error(messages: object, answers: bool) -> str:
         if not isinstance(message.get("content"), str):
             return "has a message without text under 'content'"
         if not isinstance(message.get("input") or "", str) or (message.get("input") and message["role"] != "user"):
-            return "has a message whose input is not text, or which has one and is not a user's"
+            return "has a message whose input is not text, or an input in a message whose role is not user"
     question = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not question or question[0]["role"] == "assistant" or question[-1]["role"] != "user":
         return "has messages that do not begin with a question, or whose last answer does not follow a user's message"
@@ -83,7 +83,7 @@ def messages_of(row: InstructionRow) -> list[Message]:
     return [{key: message[key] for key in keys if message.get(key) is not None} for message in row["messages"]]
 
 
-def question_of(row: InstructionRow) -> list[Message]:
-    """Return the conversation of a row without its final answer, if it has one: the prompt for a model."""
+def prompt_messages(row: InstructionRow) -> list[Message]:
+    """Return the conversation of a row without its final answer: the messages of the prompt."""
     messages = messages_of(row)
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages

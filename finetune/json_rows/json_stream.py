@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
-BLOCK = 1 << 18  # characters that are read at a time
+BLOCK_CHARACTERS = 1 << 18  # read at a time
 INLINE_SPACE = re.compile(r"[ \t\r]*")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised while an incomplete file is read
+READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised on reading a damaged or incomplete file
 LONE_SURROGATE = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
 
 class InvalidJsonError(ValueError):
-    """No valid JSON value begins at the position of the window; the message has the reason and the remedy."""
+    """The text at the window's position is not a valid JSON value; the message has the reason and the remedy."""
 
 
 class Value(NamedTuple):
@@ -31,7 +31,7 @@ class Value(NamedTuple):
 
     line: int  # the line on which it begins, from 1
     content: object
-    error: str  # message if it has characters that are not Unicode, or ""
+    error: str  # message if the value has invalid characters, else ""
 
 
 def _refuse(word: str) -> NoReturn:
@@ -46,8 +46,8 @@ def _finite(digits: str) -> float:
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps the last of duplicate keys
 
 
-def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return a binary file that decompresses an open file if its name ends in .gz or .zst, else the file itself."""
+def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
+    """Return the open file, or for a name that ends in .gz or .zst, a file object that decompresses it."""
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
     if path.suffix == ".zst":
@@ -57,21 +57,21 @@ def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
     return file
 
 
-def decoded(file: BinaryIO, path: Path) -> TextIO:
-    """Return the text of an open file, compressed or not: UTF-8, or UTF-16 with a byte order mark; lines end in "\\n".
+def text_file(file: BinaryIO, path: Path) -> TextIO:
+    """Return a text file that decompresses and decodes an open file: UTF-8, or UTF-16 with a byte order mark.
 
-    Invalid UTF-8 bytes become lone surrogates (see `encoding_error`). Raises ValueError if another encoding is
-    recognised.
+    Only "\\n" ends a line. Invalid UTF-8 bytes become lone surrogates (see `encoding_error`). Raises ValueError for
+    another encoding, if it is recognised.
     """
     with path.open("rb") as beginning:
-        head = unpacked(beginning, path).read(4)
+        head = decompressed_file(beginning, path).read(4)
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         raise ValueError(f"{path}:1 is UTF-32; convert it to UTF-8")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return io.TextIOWrapper(unpacked(file, path), "utf-16", "surrogatepass", newline="\n")
+        return io.TextIOWrapper(decompressed_file(file, path), "utf-16", "surrogatepass", newline="\n")
     if b"\0" in head:
         raise ValueError(f"{path}:1 is not text, or is UTF-16 without a byte order mark; convert it to UTF-8")
-    return io.TextIOWrapper(unpacked(file, path), "utf-8-sig", "surrogateescape", newline="\n")
+    return io.TextIOWrapper(decompressed_file(file, path), "utf-8-sig", "surrogateescape", newline="\n")
 
 
 class TextWindow:
@@ -81,7 +81,7 @@ class TextWindow:
         self.file, self.path = file, path
         self.lines: TextIO | None = None
         self.text, self.at, self.line = "", 0, 1
-        self.one_row_per_line: bool | None = None  # None: not known yet; True: `grow` does not read on
+        self.one_row_per_line: bool | None = None  # None: not known yet; True: `grow` reads no further line
 
     def read_line(self) -> bool:
         """Replace the window with the next line; return False at the end of the file."""
@@ -90,21 +90,25 @@ class TextWindow:
 
     def grow(self) -> bool:
         """Add at least as many characters as the window has left; return False if there are no more."""
-        more = "" if self.one_row_per_line else self._read(max(BLOCK, len(self.text) - self.at))
+        more = "" if self.one_row_per_line else self._read(max(BLOCK_CHARACTERS, len(self.text) - self.at))
         if more:
             self.text, self.at = self.text[self.at :] + more, 0
         return bool(more)
 
     def _read(self, size: int) -> str:
-        """Return the next line, or lines of about `size` characters; ValueError with the line if they are damaged."""
+        """Return the next line, or lines of about `size` characters; raises ValueError if they are damaged."""
         try:
-            self.lines = self.lines or decoded(self.file, self.path)
+            self.lines = self.lines or text_file(self.file, self.path)
             return "".join(self.lines.readlines(size)) if size else self.lines.readline()
         except UnicodeDecodeError:
-            raise ValueError(f"{self.path}:{self.line} ends within a UTF-16 character; write it again") from None
-        except DAMAGED as error:
+            raise ValueError(
+                f"{self.path}:{self.line} ends within a UTF-16 character; download or copy it again"
+            ) from None
+        except READ_ERRORS as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{self.path}:{self.line} is damaged after this line ({reason}); get it again") from None
+            raise ValueError(
+                f"{self.path}:{self.line} is damaged after this line ({reason}); download or copy it again"
+            ) from None
 
     def skip(self, pattern: re.Pattern[str]) -> str:
         """Move past a match of the pattern; return the next character, or "" at the end of the window."""
@@ -132,7 +136,7 @@ class TextWindow:
         return self.text.find("\n", 0, -1) < 0
 
     def extra_data(self) -> str:
-        """Return a message if the line continues with text that does not begin another row; then skip the line."""
+        """Return "" if the line ends here or another row follows on it, else skip the line and return an error."""
         if self.skip(INLINE_SPACE) in ("", "\n", "{", "["):
             return ""
         error = f"is not JSON (extra data {excerpt(self.text, self.at)}); correct it"
@@ -180,7 +184,7 @@ class TextWindow:
 
 
 def encoding_error(text: str) -> str:
-    """Return a message if a decoded text was not UTF-8 or has a lone surrogate; "" if it is valid."""
+    """Return a message if a text_file text was not UTF-8 or has a lone surrogate; "" if it is valid."""
     try:
         text.encode()  # many times faster than a search
         return ""

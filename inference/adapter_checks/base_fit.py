@@ -18,14 +18,14 @@ REMEDY = "give the base that the adapter was trained on"
 def read_adapter_for_base(folder: str | Path, base: str | Path) -> AdapterFolder:
     """Read an adapter folder, compare it with the files of its base, and return it.
 
-    The comparison is skipped if the base is not a local folder (but a name on the hub), or if the names of its tensors
-    differ from those of its modules (models for text and images). Raises FileNotFoundError or ValueError with one line.
+    The comparison is skipped if the base is a name on the hub, or a model of text and images, whose tensors have other
+    names than its modules. Raises FileNotFoundError or ValueError with one line.
     """
     adapter = read_adapter_folder(folder)
     modules, tied = base_modules(Path(base))
     if modules:
         check_shapes(adapter, modules, str(base))
-        check_nothing_missing(adapter, modules, tied, str(base))
+        check_completeness(adapter, modules, tied, str(base))
         check_tokenizers(adapter, Path(base))
     return adapter
 
@@ -33,7 +33,7 @@ def read_adapter_for_base(folder: str | Path, base: str | Path) -> AdapterFolder
 def base_modules(base: Path) -> tuple[Shapes, bool]:
     """Return (module -> shape of its weight, whether the embedding and output matrices are tied).
 
-    A shape is () if the files do not contain it (packed weights of a quantised base).
+    A shape is () if the files do not contain it (a quantised base with packed weights).
     """
     config = read_config(base / "config.json") if (base / "config.json").is_file() else {}
     files = sorted(base.glob("*.safetensors")) or sorted(base.glob("pytorch_model*.bin"))
@@ -58,8 +58,8 @@ def shape_in_base(module: str, modules: Shapes) -> tuple[int, ...] | None:
     return modules.get(module, modules.get(module.partition(".")[2]))
 
 
-def changed_shape(parts: Shapes) -> tuple[int, int] | None:
-    """Return (rows, columns) of the base matrix that a pair of LoRA matrices changes; None without a pair."""
+def updated_shape(parts: Shapes) -> tuple[int, int] | None:
+    """Return the shape (rows, columns) of the update from a pair of LoRA matrices; None without a pair."""
     if "lora_A" in parts:
         return parts["lora_B"][0], parts["lora_A"][1]
     if "lora_embedding_A" in parts:
@@ -71,12 +71,12 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
     """Raise ValueError unless each tensor belongs to a module of the base and has its shape."""
     embedding = next((shape for name, shape in modules.items() if name.rpartition(".")[2] == EMBEDDING), ())
     for module, parts in adapter.parts.items():
-        if ".experts" in module:  # names on disk differ from those of the fused modules in memory
+        if ".experts" in module:  # these modules have other names on disk than in memory, where they are fused
             continue
         shape = shape_in_base(module, modules)
         if shape is None:
             raise ValueError(f"{adapter.path} changes {module}, which {base} does not have; {REMEDY}")
-        pair = changed_shape(parts)
+        pair = updated_shape(parts)
         if pair == shape[::-1] and adapter.config.get("fan_in_fan_out"):
             pair = shape[0], shape[1]  # a Conv1D, whose weight is (in, out)
         copies = [parts[kind] for kind in ("weight", "base_layer") if kind in parts]
@@ -86,21 +86,20 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
             if shape and not fits:
                 sizes = [" by ".join(map(str, size)) for size in (actual, shape)]
                 raise ValueError(
-                    f"{adapter.path} changes {module} as a matrix of {sizes[0]}, which in {base} is {sizes[1]}; "
-                    f"{REMEDY}"
+                    f"{adapter.path} has the shape {sizes[0]} for {module}, but {base} has {sizes[1]}; {REMEDY}"
                 )
         delta = parts.get("token_adapter.trainable_tokens_delta")
         if delta and shape and delta[1:] != shape[1:]:
             raise ValueError(
-                f"{adapter.path} has rows of {delta[1]} for {module}, those of {base} have {shape[1]}; {REMEDY}"
+                f"{adapter.path} has rows of length {delta[1]} for {module}, but {base} has {shape[1]}; {REMEDY}"
             )
 
 
-def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
+def check_completeness(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
     """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
     config = adapter.config
     saved = config.get("modules_to_save") or []
-    shared = tied and config.get("ensure_weight_tying")  # the output matrix then has no tensors of its own
+    shared = tied and config.get("ensure_weight_tying")  # the adapter then has no tensors for the output matrix
     present = {name.partition(".")[2]: parts for name, parts in adapter.parts.items()} | adapter.parts
     for module, shape in modules.items():
         if ".experts" in module or (shared and module == OUTPUT):
@@ -110,7 +109,7 @@ def check_nothing_missing(adapter: AdapterFolder, modules: Shapes, tied: bool, b
             is_complete = "weight" in parts
         else:
             is_target = len(shape) in (0, 2) and is_targeted(module, config)
-            is_complete = not is_target or changed_shape(parts) is not None
+            is_complete = not is_target or updated_shape(parts) is not None
         if not is_complete:
             raise ValueError(
                 f"{adapter.path} has no tensors for {module} of {base}, which its adapter_config.json names; copy it "
@@ -139,7 +138,7 @@ def matches_name(module: str, names: str | list[str]) -> bool:
 
 
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
-    """Raise ValueError if the adapter's tokenizer gives a piece of the base another id.
+    """Raise ValueError if a piece has another id in the adapter's tokenizer than in the base's.
 
     An adapter that replaces the embedding matrix may have its own vocabulary.
     """
@@ -153,7 +152,7 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
         number, piece = different[0]
         raise ValueError(
             f"{adapter.path} has another tokenizer than {base}: {len(different)} pieces differ, {piece!r} has id "
-            f"{own.get(piece, 'none')} here and {number} there; {REMEDY}"
+            f"{own.get(piece, 'none')} in the adapter and {number} in the base; {REMEDY}"
         )
 
 

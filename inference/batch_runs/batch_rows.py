@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.instruction_rows import checked_rows, question_of
+from json_rows.instruction_rows import checked_rows, prompt_messages
 
 REQUEST_FIELDS = ("instruction", "input", "messages", "model", "parameters")  # sent to the server
 ANSWER_FIELDS = ("generated_text", "num_output_tokens_cf", "error")  # the envelope of /generate
@@ -56,7 +56,7 @@ def generate_request(content: dict[str, Any], model: str, parameters: Mapping[st
     """
     body = {name: content[name] for name in REQUEST_FIELDS if content.get(name) is not None}
     if "messages" in body:
-        body["messages"] = question_of(content)
+        body["messages"] = prompt_messages(content)
     if model:
         body.setdefault("model", model)
     own = body.get("parameters", {})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from string import Formatter
 
-# Each question has the layout with or without input; every answer ends in EOS.
+# A question is rendered by the prompt with or without input; an answer is followed by EOS.
 CONVERSATION = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'user' %}{% if message.input %}{{ WITH_INPUT }}{% else %}{{ NO_INPUT }}{% endif %}"
@@ -18,7 +18,7 @@ FIELDS = {"instruction": "message.content", "input": "message.input"}
 def read_template(path: str | Path, option: str) -> str:
     """Return the Jinja source of a template file: its text, or the translation of an alpaca prompt file (.json).
 
-    option: the command-line option that named the file, for messages. Raises FileNotFoundError or ValueError.
+    option: the command-line option with the file's name, for messages. Raises FileNotFoundError or ValueError.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +41,7 @@ def from_alpaca(text: str, path: str | Path) -> str:
         with_input, without = (_expression(prompts[name]) for name in ("prompt_input", "prompt_no_input"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         form = '{"prompt_input": "… {instruction} … {input} …", "prompt_no_input": "… {instruction} …"}'
-        raise ValueError(f"{path} is no alpaca prompt file ({error!r}); it has the form {form}") from None
+        raise ValueError(f"{path} is not an alpaca prompt file ({error!r}); it must have the form {form}") from None
     before, _, rest = CONVERSATION.partition("WITH_INPUT")
     between, _, after = rest.partition("NO_INPUT")
     return before + with_input + between + without + after

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-ANCHOR = "\ufdd0"  # a noncharacter; no vocabulary piece joins it to its neighbours
+ANCHOR = "\ufdd0"  # a noncharacter, which no piece of a vocabulary contains together with other characters
 
 
 class TextEncoder:
@@ -14,8 +14,8 @@ class TextEncoder:
     a server may change at any time.
 
     Attributes:
-        continues_after_control: whether text after a control token is encoded as a continuation of other text, so that
-            SentencePiece adds no space before it; tokenizers differ in this.
+        continues_after_control: whether text after a control token is encoded as the continuation of a text, so that
+            SentencePiece adds no space before it; this depends on the tokenizer.
     """
 
     def __init__(self, tokenizer: Any, control: str) -> None:
@@ -25,12 +25,12 @@ class TextEncoder:
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()
         self.backend.no_padding()
-        behind = self._ids(control + "b")[1:]
+        after_control = self._ids(control + "b")[1:]
         self.backend.encode_special_tokens = True
-        self.continues_after_control = bool(control) and behind != self._ids("b")
+        self.continues_after_control = bool(control) and after_control != self._ids("b")
         anchor, continued = self._ids(ANCHOR), self._ids(ANCHOR + "b")
         is_cut = continued[: len(anchor)] == anchor and continued[len(anchor) :] != self._ids("b")
-        self.anchor_ids = len(anchor) if is_cut else 0  # 0: ids do not depend on the text before
+        self.anchor_ids = len(anchor) if is_cut else 0  # 0: the ids of a text do not depend on the text before it
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -49,5 +49,5 @@ class TextEncoder:
 
 @lru_cache(maxsize=4)
 def text_encoder(tokenizer: Any, size: int, control: str) -> TextEncoder:
-    """Return the text encoder of a tokenizer of `size` tokens; its templates share it, since a copy takes 0.25 s."""
+    """Return the encoder of a tokenizer with `size` tokens. It is cached, since copying a tokenizer takes 0.25 s."""
     return TextEncoder(tokenizer, control)

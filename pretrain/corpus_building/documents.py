@@ -19,7 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.json_stream import DAMAGED, LONE_SURROGATE, syntax_error, unpacked
+from json_rows.json_stream import LONE_SURROGATE, READ_ERRORS, decompressed_file, syntax_error
 
 ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
 PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # lower bound of text size / file size, for the check of free space
@@ -147,7 +147,7 @@ def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) 
                 text, row = _text_and_row(next(lines), source, is_text, is_first=number == 1 and shard.start == 0)
             except StopIteration:
                 return
-            except DAMAGED as error:
+            except READ_ERRORS as error:
                 fault = f"cannot be read, since the file is damaged ({str(error).splitlines()[0]}); get it again"
                 lines = iter(())
             except ValueError as error:
@@ -161,7 +161,7 @@ def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) 
 def _lines(shard: Shard, raw: Any) -> Iterator[bytes]:
     """Yield the lines that begin in a shard."""
     at, end = _first_line(shard, raw), inf if Path(shard.path).suffix in PACKED else shard.end
-    for line in unpacked(raw, Path(shard.path)):
+    for line in decompressed_file(raw, Path(shard.path)):
         if at >= end:
             return
         yield line

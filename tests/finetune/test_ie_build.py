@@ -10,7 +10,7 @@ import pytest
 from conftest import RunScript
 from demo_pages import extraction_prompts
 from demo_world import world_builder
-from extraction_metrics.answer_scores import ExtractedItem, parse_answer
+from extraction_metrics.answer_scores import AnswerItem, parse_answer
 from instruction_data import annotations
 from instruction_data.extraction_wording import WORDING
 from text_language.language_detection import language_of
@@ -79,7 +79,7 @@ def test_answers_hold_all_published_annotations(tmp_path: Path, shared_data: Pat
         assert row.keys() == {"instruction", "input", "output"}
         assert list(json.loads(row["output"])) == classes
         assert parse_answer(row["output"]) == Counter(
-            {ExtractedItem("entity", (e["type"], e["name"])) for e in entry["entity_list"]}
+            {AnswerItem("entity", (e["type"], e["name"])) for e in entry["entity_list"]}
         )
 
 

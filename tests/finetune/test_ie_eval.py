@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunScript
-from extraction_metrics.answer_scores import ExtractedItem, parse_answer, rates, score_answers
+from extraction_metrics.answer_scores import AnswerItem, parse_answer, precision_recall_f1, score_answers
 
 
 def entities(**types: list[str]) -> str:
@@ -20,11 +20,11 @@ def triples(*found: tuple[str, str, str]) -> str:
 
 
 def test_parse_answer_reads_entities_and_triples() -> None:
-    assert parse_answer('{"person": ["Ann", "Ann"], "place": []}') == {ExtractedItem("entity", ("person", "Ann")): 2}
-    born = ExtractedItem("triple", ("Ann", "born in", "Oslo"))
+    assert parse_answer('{"person": ["Ann", "Ann"], "place": []}') == {AnswerItem("entity", ("person", "Ann")): 2}
+    born = AnswerItem("triple", ("Ann", "born in", "Oslo"))
     assert parse_answer('{"born in": [{"subject": "Ann", "object": "Oslo"}]}') == {born: 1}
     assert parse_answer('{"born in": [{"head": "Ann", "tail": "Oslo"}]}') == {born: 1}
-    assert parse_answer('{"a": [3]}') == {ExtractedItem("other", ("a", "3")): 1}
+    assert parse_answer('{"a": [3]}') == {AnswerItem("other", ("a", "3")): 1}
     assert parse_answer("{}") == {}
     for unparsable in ("", "Ann", "[]", '{"person": "Ann"}', '{"person": ["Ann"', '{"a": []} and more', "[" * 100_000):
         assert parse_answer(unparsable) is None
@@ -42,7 +42,7 @@ def test_entities_are_matched_as_multisets_over_all_examples() -> None:
         (entities(), entities(person=[])),
     ]
     scores = score_answers(pairs)
-    assert scores["entity"] == rates(2, 5, 4) | {"correct": 2, "predicted": 5, "gold": 4}
+    assert scores["entity"] == precision_recall_f1(2, 5, 4) | {"correct": 2, "predicted": 5, "gold": 4}
     assert scores["entity"]["f1"] == pytest.approx(4 / 9)
     assert scores["triple"] == {"precision": 0, "recall": 0, "f1": 0, "correct": 0, "predicted": 0, "gold": 0}
     assert (scores["examples"], scores["exact"], scores["parsed"]) == (5, 2 / 5, 4 / 5)

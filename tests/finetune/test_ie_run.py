@@ -11,7 +11,7 @@ from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
 from conftest import RunScript
 from instruction_data.named_templates import load_template
-from json_rows.instruction_rows import iterate_instructions, question_of
+from json_rows.instruction_rows import iterate_instructions, prompt_messages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,7 +34,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
     model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer)
-    prompts = encoder.prompts([question_of(row) for row in rows[:9]])
+    prompts = encoder.prompts([prompt_messages(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
     alone = generate_answers(model, encoder, prompts, 1, 12)
     assert generate_answers(model, encoder, prompts, 4, 12) == generate_answers(model, encoder, prompts, 9, 12) == alone
@@ -67,7 +67,7 @@ def test_adapter_changes_the_answers_and_sets_the_template(
         iterate_instructions(rows_file)
     )[:10]
     model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
-    prompts = PromptEncoder(tokenizer).prompts([question_of(row) for row in written])
+    prompts = PromptEncoder(tokenizer).prompts([prompt_messages(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [row["prediction"] for row in written]
     assert generate_answers(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers

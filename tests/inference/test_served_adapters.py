@@ -216,7 +216,7 @@ def unfit(world: World, folder: Path) -> dict[str, tuple[Path, str]]:
     tokenizer.save_pretrained(longer)
     made = {"longer": (longer, "has another tokenizer than the base: 1 pieces differ, '<new>' has id ")}
     for name, changes, response in (
-        ("narrow", NARROW, "changes model.layers.0.mlp.down_proj as a matrix of 32 by 64, which in "),
+        ("narrow", NARROW, "has the shape 32 by 64 for model.layers.0.mlp.down_proj, but "),
         ("layers", {"num_hidden_layers": 3}, "changes model.layers.2.mlp.down_proj, which "),
     ):
         base = other_model(world.base, folder / f"base-{name}", **changes)

@@ -233,7 +233,7 @@ UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None
     "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "has only one of lora_A and lora_B"),
     "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "is not a tensor of a LoRA"),
     "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "changes model.layers.7.mlp, which"),
-    "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "as a matrix of 64 by 63, which in"),
+    "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "has the shape 64 by 63 for "),
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_template_that_hides_answer_start_is_refused(tiny_tokenizer: Path) -> No
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
     prompts = PromptEncoder(tokenizer)
-    with pytest.raises(ValueError, match="changes a question once it is answered"):
+    with pytest.raises(ValueError, match="renders a question differently once it has an answer"):
         quantization_inputs.encode_row(prompts, ROWS[0], tiny_tokenizer)
     tokenizer.chat_template = "{{ raise_exception('not this') }}"
     prompts = PromptEncoder(tokenizer)

@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown_option(written: str, known: Collection[str]) -> ValueError:
-    """Return the error for an unknown option `written`; it suggests the closest option in `known` (`--name`)."""
+    """Return the error for the unknown option `written`; it suggests the most similar option in `known` (`--name`)."""
     from difflib import get_close_matches
 
     close = get_close_matches(written, known, n=1)
@@ -40,9 +40,9 @@ def resumable(remedy: str) -> Iterator[None]:
 def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception], int] | None = None) -> NoReturn:
     """Run `work` and exit with its return value (None: 0), or with the status of its exception.
 
-    ValueError and OSError are printed as one line and give status 2. failures: further exception classes that are
-    printed as one line, with their statuses. Other exceptions are programming errors and are raised again. Ctrl-C gives
-    130 and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
+    ValueError and OSError are printed as one line and give status 2. failures: exception class -> status, for further
+    exceptions that are printed as one line. All others are programming errors and are raised again. Ctrl-C gives 130
+    and prints the message of the KeyboardInterrupt (see `resumable`), or "interrupted" if it has none.
     """
     interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
@@ -50,7 +50,7 @@ def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception
         status = work()
     except (KeyboardInterrupt, Exception) as error:
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
-        if interrupt := _interrupt_behind(error):
+        if interrupt := _find_interrupt(error):
             status = interrupts.INTERRUPTED
             interrupts.print_line(str(interrupt) or "interrupted")
         elif status is None:
@@ -62,7 +62,7 @@ def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception
     sys.exit(status)
 
 
-def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+def _find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     """Return the KeyboardInterrupt that caused an error, or None.
 
     Some libraries replace a KeyboardInterrupt during their import with another exception.

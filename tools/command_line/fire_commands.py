@@ -7,7 +7,7 @@ text is used. This module checks all arguments before the call, and parses each 
 """
 
 from command_line.command_errors import run_command, unknown_option
-from command_line.option_values import is_bool, value_of
+from command_line.option_values import is_bool, parse_value
 
 import inspect
 import re
@@ -33,9 +33,9 @@ def run(
 ) -> NoReturn:
     """Call a function with the options of the command line, then exit.
 
-    command: the function, or several functions by name; the first argument then selects one. extra_option_types: types
-    by name of the options that the function takes as **options; if None, it takes any other option, as text.
-    without_effect: see `read_options`. The exit status: see `run_command`.
+    command: the function, or several functions by name; the first argument then selects one. extra_option_types: name
+    -> type of the options that the function takes as **options; if None, it takes all other options, as text.
+    without_effect: see `read_options`. Exit status: see `run_command`.
     """
     run_command(partial(call, command, sys.argv[1:], extra_option_types, without_effect))
 
@@ -53,8 +53,8 @@ def call(
     name, is_help = Path(sys.argv[0]).name, "--help" in arguments or "-h" in arguments
     if isinstance(command, Mapping):
         if not arguments or (arguments[0] not in command and not is_help):
-            reason = f"there is no command {arguments[0]!r}" if arguments else "the command is missing"
-            raise ValueError(f"{reason}; take one of {', '.join(command)}")
+            reason = f"unknown command {arguments[0]!r}" if arguments else "the command is missing"
+            raise ValueError(f"{reason}; give one of {', '.join(command)}")
         if arguments[0] in command:
             name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
     if is_help:
@@ -73,7 +73,7 @@ def read_options(
 
     Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
     name are assigned to the remaining parameters in order. without_effect: option -> reason, for options of the
-    original project's commands that only print a notice. Raises ValueError on unknown or missing options, on missing,
+    original project that are ignored with a notice. Raises ValueError on unknown or missing options, on missing,
     surplus or invalid values.
     """
     parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
@@ -105,12 +105,12 @@ def read_options(
         del given[name]
     remaining = [parameter.name for parameter in named if parameter.name not in given]
     if len(unnamed) > len(remaining):
-        raise ValueError(f"{unnamed[len(remaining)]!r} is one value too many; see --help")
+        raise ValueError(f"unexpected value {unnamed[len(remaining)]!r}; see --help")
     given |= dict(zip(remaining, unnamed, strict=False))
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in given:
             raise ValueError(f"--{parameter.name} is missing; see --help")
-    return {name: value_of(f"--{name}", text, types.get(name, str)) for name, text in given.items()}
+    return {name: parse_value(f"--{name}", text, types.get(name, str)) for name, text in given.items()}
 
 
 def help_text(command: Command | Mapping[str, Command], name: str) -> str:

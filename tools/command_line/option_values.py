@@ -14,29 +14,29 @@ NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # A quoted or an unquoted item, its comma, and the spaces after it. Possessive quantifiers keep the time linear.
 LIST_ITEM = re.compile(r"""(?:'([^']*)'|"([^"]*)"|([^,'"][^,]*+))\s*+(?:,\s*+|$)""")
 YES_OR_NO = {"true": True, "false": False}
-NOUNS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+TYPE_DESCRIPTIONS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def value_of(option: str, text: str | Sequence[str], kind: Any) -> Any:
+def parse_value(option: str, text: str | Sequence[str], kind: Any) -> Any:
     """Return the value of an option of type `kind`; raises ValueError with one line that names the option.
 
-    option: the name as written on the command line, such as `--samples`. text: the value; a list may also be several
-    words. For an optional type the text `None` gives None, except for `str | None`.
+    option: the name as written on the command line, such as `--samples`. text: the value; for a list type it may be
+    several words. The text `None` gives None for an optional type, except for `str | None`.
     """
     if get_origin(kind) in (Union, UnionType):
         kinds = [one for one in get_args(kind) if one is not NoneType]
         if text == "None" and NoneType in get_args(kind) and str not in kinds:
             return None
-        return value_of(option, text, str if str in kinds else kinds[0])
+        return parse_value(option, text, str if str in kinds else kinds[0])
     try:
         if get_origin(kind) in (list, tuple):
             item = get_args(kind)[0]
-            return get_origin(kind)(_scalar(part, item) for part in read_list(text))
+            return get_origin(kind)(_scalar(part, item) for part in parse_list(text))
         return _scalar(str(text), kind)
     except ValueError as error:
         reason = f" ({error})" if str(error) else ""
         given = text if isinstance(text, str) else " ".join(text)
-        raise ValueError(f"{option} takes {_noun(kind)}, not {given!r}{reason}") from None
+        raise ValueError(f"{option} takes {_type_description(kind)}, not {given!r}{reason}") from None
 
 
 def is_bool(kind: Any) -> bool:
@@ -59,18 +59,18 @@ def _scalar(text: str, kind: Any) -> Any:
     raise ValueError
 
 
-def _noun(kind: Any) -> str:
-    """Return the description of a type for error messages."""
+def _type_description(kind: Any) -> str:
+    """Return the description of an option's type for error messages."""
     if get_origin(kind) in (list, tuple):
         item = get_args(kind)[0]
         example = "[1,2]" if item is int else "[0.5,1]" if item is float else "[a,b]"
-        return f"a list of {NOUNS[item].removeprefix('a ')}{'s' * (item is not str)} such as {example}"
+        return f"a list of {TYPE_DESCRIPTIONS[item].removeprefix('a ')}{'s' * (item is not str)} such as {example}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
-    return NOUNS[kind]
+    return TYPE_DESCRIPTIONS[kind]
 
 
-def read_list(text: str | Sequence[str]) -> list[str]:
+def parse_list(text: str | Sequence[str]) -> list[str]:
     """Return the items of `a,b`, `[a,b]`, `['a','b']` or `"a","b"`, or of several words in these notations.
 
     Quotes protect commas, spaces and brackets; there are no escapes. Raises ValueError on an empty item, an unclosed
@@ -78,7 +78,7 @@ def read_list(text: str | Sequence[str]) -> list[str]:
     """
     if not isinstance(text, str):
         if not text or text[0].lstrip()[:1] not in ("[", "("):
-            return [item for word in text for item in read_list(word)]
+            return [item for word in text for item in parse_list(word)]
         text = " ".join(text)
     text = text.strip()
     for opening, closing in ("[]", "()"):

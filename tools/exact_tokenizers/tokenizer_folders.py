@@ -2,8 +2,8 @@
 
 transformers 5 ignores parts of tokenizer.json if the tokenizer class is LlamaTokenizer, and builds its own tokenizer if
 there is only a tokenizer.model. Texts that begin with a space or contain two spaces in a row then get other ids than
-SentencePiece gives them, and than the model was trained on. transformers reads the generic class exactly, so such a
-folder gets tokenizer files of that class: in a cache for reading, or in the folder itself when a tool writes it.
+from SentencePiece, on which the model was trained. transformers reads its generic tokenizer class exactly, so such a
+folder gets tokenizer files of that class: in a cache when it is read, or in the folder itself when a tool writes it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where needed, since commands import this module be
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class in transformers 4 and 5
 INEXACT = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
-# Settings of the replaced classes, which the generic class does not have.
+# Settings of the classes in INEXACT that the generic class does not have.
 DROPPED = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "sp_model_kwargs",
            "special_tokens_map_file", "tokenizer_file", "use_fast", "use_default_system_prompt", "backend")  # fmt: skip
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
@@ -75,7 +75,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 def is_read_inexactly(folder: Path) -> bool:
     """Return whether transformers would read the tokenizer of a folder inexactly.
 
-    Folders with code of their own for the tokenizer, and models other than SentencePiece's, are left to transformers.
+    False for tokenizers with their own code in the folder, and for tokenizers other than SentencePiece's.
     """
     config = read_object(folder / "tokenizer_config.json")
     if "AutoTokenizer" in config.get("auto_map", {}):
@@ -88,12 +88,12 @@ def is_read_inexactly(folder: Path) -> bool:
 
 
 def default_class(folder: Path) -> str | None:
-    """Return the class that transformers takes for the model type in config.json; None if it is not LLaMA's."""
+    """Return the class that transformers uses for the model type in config.json, if that is LLaMA's, else None."""
     return "LlamaTokenizer" if read_object(folder / "config.json").get("model_type") in ("llama", "mistral") else None
 
 
 def is_rank_table(model: Path) -> bool:
-    """Return whether the first line of a tokenizer.model is that of tiktoken's table of ranks (LLaMA-3)."""
+    """Return whether a tokenizer.model begins like a table of ranks of tiktoken (LLaMA-3)."""
     with model.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
@@ -101,8 +101,9 @@ def is_rank_table(model: Path) -> bool:
 def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 
-    The ids are those of tokenizer.model, else of tokenizer.json; added tokens, the roles of tokens, and all other
-    settings are kept. Raises ValueError, which names the files, if they are damaged or contradict each other.
+    The ids are those of tokenizer.model or, without it, of tokenizer.json. Added tokens, BOS, EOS and other roles of
+    tokens, and all other settings are kept. Raises ValueError, which names the files, if they are damaged or contradict
+    each other.
     """
     from exact_tokenizers import sentencepiece_bpe
 
@@ -122,7 +123,7 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
         tokenizer = read_tokenizer(stored)
     named = read_object(folder / "special_tokens_map.json")
     for role in ROLES:
-        text = spelling(named.get(role)) or spelling(config.get(role))
+        text = token_text(named.get(role)) or token_text(config.get(role))
         if text:
             roles[role] = text
     add_tokens(tokenizer, tokens, folder)
@@ -131,11 +132,11 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     if missing:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
     set_bos_and_eos(tokenizer, roles, config)
-    more = named.get("additional_special_tokens") or config.get("additional_special_tokens") or []
+    additional = named.get("additional_special_tokens") or config.get("additional_special_tokens") or []
     kept = {name: value for name, value in config.items() if name not in (*DROPPED, *ROLES)}
     kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
-    if more:
-        kept["additional_special_tokens"] = [spelling(token) for token in more]
+    if additional:
+        kept["additional_special_tokens"] = [token_text(token) for token in additional]
     text = json.dumps(kept, indent=2, ensure_ascii=False)
     return {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": text + "\n"}
 
@@ -146,7 +147,7 @@ def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedTo
 
     special: set[str] = set()
     for value in read_object(folder / "special_tokens_map.json").values():
-        special |= {spelling(token) for token in (value if isinstance(value, list) else [value])}
+        special |= {token_text(token) for token in (value if isinstance(value, list) else [value])}
     tokens: dict[int, AddedToken] = {}
     for text, index in read_object(folder / "added_tokens.json").items():
         tokens[int(index)] = AddedToken(text, special=text in special, normalized=False)
@@ -164,7 +165,7 @@ def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedTo
 
 
 def add_tokens(tokenizer: "Tokenizer", tokens: "Mapping[int, AddedToken]", folder: Path) -> None:
-    """Add tokens in the order of their ids; ValueError if a token would get another id than its own."""
+    """Add tokens in the order of their ids; raises ValueError if a token would get another id."""
     for index, token in sorted(tokens.items()):
         known = tokenizer.token_to_id(token.content)
         if (known is None and index != tokenizer.get_vocab_size(with_added_tokens=True)) or known not in (None, index):
@@ -185,12 +186,12 @@ def has_same_pieces(stored: Path, model: Path) -> bool:
 
 
 def read_tokenizer(file: Path) -> "Tokenizer":
-    """Return the tokenizer in a tokenizer.json; ValueError if it is damaged."""
+    """Return the tokenizer in a tokenizer.json; raises ValueError if it is damaged."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library has no class of its own
+    except Exception as error:  # tokenizers raises the base class Exception
         raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); download it again") from None
 
 
@@ -208,13 +209,13 @@ def set_bos_and_eos(tokenizer: "Tokenizer", roles: Mapping[str, str], config: Ma
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special_tokens)
 
 
-def spelling(token: Any) -> str:
+def token_text(token: Any) -> str:
     """Return the text of a token, which files store as a string or as an object with `content`."""
     return token.get("content", "") if isinstance(token, dict) else token or ""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, {} if there is no file; ValueError if it is damaged."""
+    """Return the JSON object in a file, {} if there is no file; raises ValueError if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:

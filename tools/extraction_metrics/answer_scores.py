@@ -14,14 +14,14 @@ TASKS = ("entity", "triple")
 PAIRS = (("subject", "object"), ("head", "tail"))  # keys of a triple in our answers, and in published annotations
 
 
-class ExtractedItem(NamedTuple):
+class AnswerItem(NamedTuple):
     """An entity, a triple or another value of an answer; two items match if they are equal."""
 
     kind: str
     content: tuple[str, ...]
 
 
-def parse_answer(answer: str) -> Counter[ExtractedItem] | None:
+def parse_answer(answer: str) -> Counter[AnswerItem] | None:
     """Return the items of an answer as a multiset; None if it is not a JSON object of lists."""
     try:
         found = json.loads(answer)
@@ -29,24 +29,24 @@ def parse_answer(answer: str) -> Counter[ExtractedItem] | None:
         return None
     if not isinstance(found, dict) or not all(isinstance(items, list) for items in found.values()):
         return None
-    return Counter(as_item(label, value) for label, items in found.items() for value in items)
+    return Counter(to_item(label, value) for label, items in found.items() for value in items)
 
 
-def as_item(label: str, value: Any) -> ExtractedItem:
+def to_item(label: str, value: Any) -> AnswerItem:
     """Return a value of an answer as an item.
 
     Text is an entity of type `label`, an object with subject and object is a triple, all else is of kind "other".
     """
     if isinstance(value, str):
-        return ExtractedItem("entity", (label, value))
+        return AnswerItem("entity", (label, value))
     if isinstance(value, dict):
         for first, second in PAIRS:
             if isinstance(value.get(first), str) and isinstance(value.get(second), str):
-                return ExtractedItem("triple", (value[first], label, value[second]))
-    return ExtractedItem("other", (label, json.dumps(value, sort_keys=True, ensure_ascii=False)))
+                return AnswerItem("triple", (value[first], label, value[second]))
+    return AnswerItem("other", (label, json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
-def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
+def precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, float]:
     """Return precision, recall and F1, with their counts; 0 if the divisor is 0."""
     precision, recall = correct / predicted if predicted else 0.0, correct / gold if gold else 0.0
     f1 = 2 * correct / (predicted + gold) if predicted + gold else 0.0
@@ -57,7 +57,7 @@ def rates(correct: int, predicted: int, gold: int) -> dict[str, float]:
 def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Return the scores of (prediction, correct answer) pairs; raises ValueError if a correct answer does not parse.
 
-    If an example has one task, every predicted item counts for it, including items of another kind.
+    In an example with a single task, every predicted item counts for this task, also items of another kind.
     """
     totals = {task: Counter[str]() for task in TASKS}
     parsed = exact = 0
@@ -66,21 +66,26 @@ def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         if gold is None:
             raise ValueError(
                 f"the correct answer of example {number} is not a JSON object of lists ({output[:60]!r}); "
-                "give extraction rows"
+                "give a file of extraction examples"
             )
         parsed += answer is not None
         exact += answer == gold
-        predicted = answer or Counter[ExtractedItem]()
+        predicted = answer or Counter[AnswerItem]()
         # The tasks of an example are the kinds in its correct answer or, if that has no items, in the prediction.
         kinds = {item.kind for item in gold or predicted}
         for task in kinds.intersection(TASKS):
-            of_task = Counter({item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1})
-            correct = Counter({item: n for item, n in gold.items() if item.kind == task})
-            totals[task]["predicted"] += of_task.total()
-            totals[task]["gold"] += correct.total()
-            totals[task]["correct"] += (of_task & correct).total()
+            predicted_items = Counter(
+                {item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1}
+            )
+            gold_items = Counter({item: n for item, n in gold.items() if item.kind == task})
+            totals[task]["predicted"] += predicted_items.total()
+            totals[task]["gold"] += gold_items.total()
+            totals[task]["correct"] += (predicted_items & gold_items).total()
     examples = len(pairs)
-    by_task = {task: rates(totals[task]["correct"], totals[task]["predicted"], totals[task]["gold"]) for task in TASKS}
+    by_task = {
+        task: precision_recall_f1(totals[task]["correct"], totals[task]["predicted"], totals[task]["gold"])
+        for task in TASKS
+    }
     return {"examples": examples, "parsed": parsed / examples, "exact": exact / examples, **by_task}
 
 
@@ -88,10 +93,10 @@ def scores_table(scores: dict[str, Any]) -> str:
     """Return the scores as lines for a terminal."""
     lines = [f"{'':8}{'precision':>10}{'recall':>10}{'F1':>10}{'correct':>10}{'predicted':>10}{'gold':>10}"]
     for task in TASKS:
-        one = scores[task]
+        score = scores[task]
         lines.append(
-            f"{task:8}{one['precision']:10.4f}{one['recall']:10.4f}{one['f1']:10.4f}"
-            f"{one['correct']:10d}{one['predicted']:10d}{one['gold']:10d}"
+            f"{task:8}{score['precision']:10.4f}{score['recall']:10.4f}{score['f1']:10.4f}"
+            f"{score['correct']:10d}{score['predicted']:10d}{score['gold']:10d}"
         )
     shares = f"{scores['exact']:.1%} exactly right, {scores['parsed']:.1%} of answers parse"
     return "\n".join([*lines, f"{scores['examples']} examples, {shares}"])

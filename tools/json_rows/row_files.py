@@ -1,8 +1,9 @@
 """Read rows from files or folders: JSON lists, JSONL and multi-line objects, also as .gz or .zst, and parquet.
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. A file may hold several lists and objects one after
-another. If its first object is on one line, the file is read as JSONL: an invalid line is an error row. NaN, infinite
-numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read one at a time.
+another. If the first object is on one line, the file is read as JSONL: each invalid line becomes a row with an error.
+NaN, infinite numbers and lone surrogates are errors; the last of duplicate keys is kept. JSON rows are read one at a
+time.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, Te
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 COMPRESSED = (".gz", ".zst")
-METADATA_FILES = ("extraction.json", "types.json", "run.json")  # JSON files without rows in the same folders
+METADATA_FILES = ("extraction.json", "types.json", "run.json")  # without rows, in the same folders as row files
 PARQUET_ROWS = 1024  # rows read at a time
 
 
@@ -22,7 +23,7 @@ class Row(NamedTuple):
 
     location: str  # "a.jsonl:3", "a.json:7, row 2" in a list, "a.parquet, row 2"
     content: dict[str, Any] | None  # None for an error or a blank line
-    error: str = ""  # reason and remedy; a complete message is `location` followed by `error`
+    error: str = ""  # reason and remedy; the whole message is `location` followed by `error`
 
 
 def list_files(path: str | Path) -> list[Path]:
@@ -34,7 +35,7 @@ def list_files(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{path} does not exist; give a .json, .jsonl or .parquet file, or a folder of them")
     files = [file for file in sorted(path.iterdir()) if is_row_file(file)]
     if not files:
-        raise FileNotFoundError(f"{path} holds no .json, .jsonl or .parquet file; name a folder that does")
+        raise FileNotFoundError(f"{path} holds no .json, .jsonl or .parquet file; give another folder")
     return files
 
 
@@ -58,7 +59,7 @@ def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
             is_empty = is_empty and row.content is None and not row.error
             yield row
     if is_empty:
-        raise ValueError(f"{path} holds no rows; it must be a JSON list, one JSON object a line, or parquet")
+        raise ValueError(f"{path} holds no rows; it must be a JSON list, one JSON object per line, or parquet")
 
 
 def iterate_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -116,8 +117,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}, row {number + 1} cannot be read as parquet ({reason}); write it again") from None
 
 
-def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
-    """Return the JSON value of a file that holds exactly one; encodings and compression as for rows.
+def read_json(path: str | Path, expected: str = "give a JSON file") -> Any:
+    """Return the only JSON value of a file, with the encodings and compressions of row files.
 
     expected: the remedy in the message if the file does not exist. Raises FileNotFoundError, or ValueError with file
     and line.
@@ -140,7 +141,7 @@ def read_json(path: str | Path, expected: str = "name a JSON file") -> Any:
 
 
 def iterate_texts(path: str | Path, key: str = "text") -> Iterator[str]:
-    """Yield the text under `key` of each row; for a file that is not a row file by name, yield its lines.
+    """Yield the text under `key` of each row; if the file's name is not that of a row file, yield its lines.
 
     Raises FileNotFoundError, or ValueError with file and line.
     """
