@@ -4,10 +4,10 @@
     python pretrain/clean.py --file_path src/*.jsonl --language code --output_dir data/code
     python pretrain/clean.py … --num_workers 200 --executor slurm --slurm_partition cpu     # or --executor ray
 
-Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet.
+Input: JSONL with a text field (.jsonl, .json) or one document per line (.txt), each also as .gz or .zst, and .parquet.
 Output: 00000.jsonl … in input order ({"text"} and the other fields of the row), and the folder report/ with report.md
-and report.json (counts and samples by reason) and dropped.jsonl (every dropped document). The first of several
-duplicates is kept. The result does not depend on the executor or the number of workers. An interrupted run keeps its
+and report.json (counts and examples by reason) and dropped.jsonl (every dropped document). Of several duplicates, the
+first is kept. The result does not depend on the executor or the number of workers. An interrupted run keeps its
 finished tasks in DIR.partial/; the same command resumes it.
 """
 
@@ -23,11 +23,11 @@ from text_language.language_detection import language_code
 
 LANGUAGES = ("auto", "en", "zh", "code")
 SKIPPABLE = ("quality", "repetition", "harm", "exact", "minhash")
-TASK_MEGABYTES = 8  # input of a task: about ten seconds of work, which a killed worker loses
+TASK_MEGABYTES = 8  # input of one task, about ten seconds of work; a killed worker loses the work of its task
 WORD_LISTS = Path(__file__).resolve().parent / "word_lists"
 
 
-def skipped_filters(text: str) -> frozenset[str]:
+def filter_names(text: str) -> frozenset[str]:
     """argparse type of --skip: return the filters to skip; raises ArgumentTypeError on an unknown filter."""
     found = frozenset(parse_list(text))
     if unknown := sorted(found - set(SKIPPABLE)):
@@ -45,16 +45,16 @@ def parser() -> StrictParser:
         help="rules to apply; auto: en or zh for each text",
     )  # fmt: skip
     p.add_argument(
-        "--skip", type=skipped_filters, default=(), metavar="A,B", help=f"filters to skip: {', '.join(SKIPPABLE)}"
+        "--skip", type=filter_names, default=(), metavar="A,B", help=f"filters to skip: {', '.join(SKIPPABLE)}"
     )
     p.add_argument("--word_lists", default=str(WORD_LISTS), metavar="DIR", help="a folder with en.txt, zh.txt or both")
     p.add_argument(
         "--samples", type=at_least(0), default=3, metavar="K",
-        help="samples of each reason in report.md (default: 3)",
+        help="dropped documents shown for each reason in report.md (default: 3)",
     )  # fmt: skip
     p.add_argument(
         "--task_megabytes", type=at_least(1), default=TASK_MEGABYTES, metavar="N",
-        help="input of a task, the unit in which a run resumes (default: 8)",
+        help="input of one task; a resumed run skips finished tasks (default: 8)",
     )  # fmt: skip
     p.add_argument("--overwrite", action="store_true", help="replace the output of an earlier run")
     add_executor_options(p)

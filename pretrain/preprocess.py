@@ -27,8 +27,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from cluster_jobs.job_commands import add_executor_options, executor_options, run_job
-from corpus_building.corpus_build import SHARD_BYTES, Settings, write
+from corpus_building.corpus_build import SHARD_BYTES, build_corpus
 from corpus_building.documents import add_input_options
+from corpus_building.samples import CorpusSettings
 from corpus_files.corpus import Corpus, verify
 from corpus_files.corpus_import import import_corpus
 from corpus_files.corpus_inspection import samples, summary
@@ -109,14 +110,14 @@ def run(options: argparse.Namespace) -> None:
     new, old = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
         new = str(Path(options.save_path or "", options.save_prefix))
-        where = executor_options(options)
+        execution = executor_options(options)
         with resumable("finished shards are kept, and the same command resumes"):
-            write(
+            build_corpus(
                 options.file_path, new, options.tokenizer_path,
-                Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)}),
-                options.num_workers, options.overwrite, options.shard_megabytes * 1_000_000, where,
+                CorpusSettings(**{field.name: getattr(options, field.name) for field in fields(CorpusSettings)}),
+                options.num_workers, options.overwrite, options.shard_megabytes * 1_000_000, execution,
             )  # fmt: skip
-        if where.executor == "slurm":
+        if execution.executor == "slurm":
             print(f"submitted; {new} is complete when the last job, corpus-join, has ended; logs: {new}.logs")
             return
     elif options.mode == "merge":

@@ -1,8 +1,8 @@
-"""Read documents from JSONL (.jsonl, .json) and .txt with one document a line, both also .gz or .zst, and .parquet.
+"""Read documents from JSONL (.jsonl, .json) and .txt (one document per line), both also as .gz or .zst, and .parquet.
 
-Uncompressed files are cut into shards at line ends, so that several processes can read one file; a compressed or
-.parquet file is one shard. The shards depend only on file sizes. Lines are read here and not by json_rows because a
-shard may begin at any byte. Error messages are those of json_rows.
+Uncompressed files are divided into shards at line ends, so that several processes can read one file; a compressed or
+.parquet file is one shard. The shards depend only on file sizes. json_rows cannot read them, since a shard may begin at
+any byte; the error messages are those of json_rows.
 """
 
 from command_line.strict_parsers import at_least
@@ -21,60 +21,60 @@ from typing import Any, NamedTuple
 
 from json_rows.json_stream import LONE_SURROGATE, READ_ERRORS, decompressed_file, syntax_error
 
-ENDINGS = (".jsonl", ".json", ".txt", ".parquet")
-PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # lower bound of text size / file size, for the check of free space
+SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+COMPRESSION_RATIOS = {".gz": 3, ".zst": 3, ".parquet": 2}  # lower bound of text size / file size
 FIELD = re.compile(r"\{(\w+)\}")  # a field in a text template
 BUFFER_BYTES = 1 << 18
 PARQUET_ROWS = 256  # rows read at a time
-MOST_SHARDS = 4096  # most shards of one file; a very large file has larger shards
+MAX_SHARDS_PER_FILE = 4096  # a very large file has larger shards instead of more
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The lines of a file that begin in bytes [start, end); size and modification time of the file, as a check."""
+    """The lines of a file that begin in a range of its bytes."""
 
     path: str
-    file_bytes: int
-    modified: int  # ns
-    start: int
+    file_bytes: int  # size of the file; it and `modified` show whether the file has changed
+    modified: int  # modification time of the file, in nanoseconds
+    start: int  # the range is [start, end)
     end: int
 
     @property
     def size(self) -> int:
-        """The number of bytes on disk."""
+        """The number of bytes in the file."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where rows have their text, and what to do with unreadable ones; the fields are named like the options."""
+    """The fields of a row that contain the text, and how to read rows; the attributes are named like the options."""
 
     text_key: str = "text"
     text_template: str = ""  # joins several fields: "{title}\\n{body}"
     do_keep_newlines: bool = False  # keep the newline at the end of each line of a .txt file
-    on_error: str = "stop"
+    on_error: str = "stop"  # stop at an unreadable row, or "skip" it
 
     @property
     def fields(self) -> list[str]:
-        """The names of the fields that form the text."""
+        """The names of the fields that contain the text."""
         return FIELD.findall(self.text_template) if self.text_template else [self.text_key]
 
 
 class TextRow(NamedTuple):
-    """A line of a shard: its number from 1, its text, and its row if it has one; or the reason why it has no text."""
+    """A line of a shard, or a row of a .parquet file."""
 
-    line: int
-    text: str
-    row: dict[str, Any]
-    fault: str = ""
+    line: int  # its number in the shard, from 1
+    text: str  # "" if it has none or is unreadable
+    content: dict[str, Any]  # all fields of a JSON or .parquet row; empty for a line of .txt
+    error: str = ""  # why it is unreadable, and the remedy
 
 
 def add_input_options(parser: Any, required: bool) -> None:
-    """Add the options of the text files to read; parser: an ArgumentParser or a group of its options."""
+    """Add the options that name and describe the text files. parser: an ArgumentParser or a group of its options."""
     parser.add_argument("--file_path", nargs="+", required=required, metavar="IN", help="text files and globs")
     parser.add_argument("--text_key", default="text", metavar="KEY", help="field of the text in a row (default: text)")
     parser.add_argument(
-        "--text_template", type=text_template, default="", metavar="T",
+        "--text_template", type=parse_text_template, default="", metavar="T",
         help="join several fields: '{title}\\n{content}'",
     )  # fmt: skip
     parser.add_argument(
@@ -84,7 +84,7 @@ def add_input_options(parser: Any, required: bool) -> None:
     parser.add_argument("--num_workers", type=at_least(1), default=1, metavar="N", help="processes (default: 1)")
 
 
-def text_template(text: str) -> str:
+def parse_text_template(text: str) -> str:
     """argparse type of --text_template: replace \\n and \\t; raises ArgumentTypeError if the template has no field."""
     if text and not FIELD.search(text):
         raise argparse.ArgumentTypeError(f"{text!r} names no field; write '{{title}} {{content}}'")
@@ -94,7 +94,7 @@ def text_template(text: str) -> str:
 def find_files(patterns: list[str]) -> list[str]:
     """Return the files that match paths and globs, in order, without duplicates.
 
-    Raises FileNotFoundError if a pattern matches no file, ValueError if a match is not a file or has another ending.
+    Raises FileNotFoundError if a pattern matches no file, ValueError if a match is not a file or has another suffix.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -104,21 +104,21 @@ def find_files(patterns: list[str]) -> list[str]:
         for path in paths:
             if not Path(path).is_file():
                 raise ValueError(f"{path} is not a file; name files, or all files of a folder: '{path}/*.jsonl'")
-            if format_of(path) not in ENDINGS:
-                raise ValueError(f"{path} is not {', '.join(ENDINGS)}, or text with .gz or .zst; convert or rename it")
+            if file_format(path) not in SUFFIXES:
+                raise ValueError(f"{path} is not {', '.join(SUFFIXES)}, or text with .gz or .zst; convert or rename it")
             found[path] = None
     return list(found)
 
 
-def format_of(path: str) -> str:
-    """Return the ending that determines the format; for .gz and .zst the inner ending, else .jsonl."""
+def file_format(path: str) -> str:
+    """Return the suffix that determines the format; for .gz and .zst the suffix before it, or .jsonl."""
     name = Path(path)
     return (Path(name.stem).suffix or ".jsonl") if name.suffix in (".gz", ".zst") else name.suffix
 
 
 def text_bytes(path: str) -> int:
     """Return a lower bound of the bytes of text in a file."""
-    return Path(path).stat().st_size * PACKED.get(Path(path).suffix, 1)
+    return Path(path).stat().st_size * COMPRESSION_RATIOS.get(Path(path).suffix, 1)
 
 
 def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
@@ -126,41 +126,44 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
     shards = []
     for path in paths:
         size, modified = Path(path).stat().st_size, Path(path).stat().st_mtime_ns
-        step = max(1, size if Path(path).suffix in PACKED else max(shard_bytes, -(-size // MOST_SHARDS)))
+        is_divisible = Path(path).suffix not in COMPRESSION_RATIOS
+        step = max(1, max(shard_bytes, -(-size // MAX_SHARDS_PER_FILE)) if is_divisible else size)
         shards += [Shard(path, size, modified, at, min(at + step, size)) for at in range(0, size, step)]
     return shards
 
 
 def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) -> Iterator[TextRow]:
-    """Yield the lines of a shard; of a .parquet file, its rows with the columns of the text or with all columns.
+    """Yield the lines of a shard, or the rows of a .parquet file.
 
-    Raises ValueError, with file and line, if a line is not UTF-8, is not a JSON object or lacks a field, or if the file
-    is damaged. If source.on_error is `skip`, yields a TextRow with the reason instead; the rest of a damaged file is
-    one line.
+    all_columns: read all columns of a .parquet file, not only those of the text. Raises ValueError, with file and line,
+    if a line is not UTF-8, is not a JSON object or lacks a field, or if the file is damaged. If source.on_error is
+    `skip`, yields a TextRow with the error instead; the rest of a damaged file is one TextRow.
     """
-    is_parquet, is_text = shard.path.endswith(".parquet"), format_of(shard.path) == ".txt"
+    is_parquet, is_text = shard.path.endswith(".parquet"), file_format(shard.path) == ".txt"
     with Path(shard.path).open("rb", BUFFER_BYTES) as raw:
-        lines = _parquet_rows(raw, None if all_columns else source.fields) if is_parquet else _lines(shard, raw)
+        lines = (
+            _read_parquet_rows(raw, None if all_columns else source.fields) if is_parquet else _read_lines(shard, raw)
+        )
         for number in count(1):
-            text, row, fault = "", dict[str, Any](), ""
+            text, content, message = "", dict[str, Any](), ""
             try:
-                text, row = _text_and_row(next(lines), source, is_text, is_first=number == 1 and shard.start == 0)
+                text, content = _parse_line(next(lines), source, is_text, is_first=number == 1 and shard.start == 0)
             except StopIteration:
                 return
             except READ_ERRORS as error:
-                fault = f"cannot be read, since the file is damaged ({str(error).splitlines()[0]}); get it again"
+                message = f"cannot be read, since the file is damaged ({str(error).splitlines()[0]}); get it again"
                 lines = iter(())
             except ValueError as error:
-                fault = str(error)
-            if fault and source.on_error == "stop":
-                place = f", row {number}" if is_parquet else f":{_lines_before(shard) + number}"
-                raise ValueError(f"{shard.path}{place} {fault}")
-            yield TextRow(number, "" if fault else text, row, fault)
+                message = str(error)
+            if message and source.on_error == "stop":
+                location = f", row {number}" if is_parquet else f":{_count_lines_before(shard) + number}"
+                raise ValueError(f"{shard.path}{location} {message}")
+            yield TextRow(number, text, content, message)
 
 
-def _lines(shard: Shard, raw: Any) -> Iterator[bytes]:
+def _read_lines(shard: Shard, raw: Any) -> Iterator[bytes]:
     """Yield the lines that begin in a shard."""
-    at, end = _first_line(shard, raw), inf if Path(shard.path).suffix in PACKED else shard.end
+    at, end = _seek_first_line(shard, raw), inf if Path(shard.path).suffix in COMPRESSION_RATIOS else shard.end
     for line in decompressed_file(raw, Path(shard.path)):
         if at >= end:
             return
@@ -168,26 +171,29 @@ def _lines(shard: Shard, raw: Any) -> Iterator[bytes]:
         at += len(line)
 
 
-def _first_line(shard: Shard, raw: Any) -> int:
-    """Move to the first line that begins in a shard; return its offset in bytes."""
+def _seek_first_line(shard: Shard, raw: Any) -> int:
+    """Move an open file to the first line that begins in a shard; return the offset of that line in bytes."""
     if shard.start:
         raw.seek(shard.start - 1)
         raw.readline()  # the rest of the previous line, at least its newline
     return int(raw.tell())
 
 
-def _lines_before(shard: Shard) -> int:
+def _count_lines_before(shard: Shard) -> int:
     """Return the number of lines before a shard in its file."""
     with Path(shard.path).open("rb") as file:
-        left, lines = _first_line(shard, file), 0
+        remaining, lines = _seek_first_line(shard, file), 0
         file.seek(0)
-        while left > 0 and (block := file.read(min(left, BUFFER_BYTES))):
-            lines, left = lines + block.count(b"\n"), left - len(block)
+        while remaining > 0 and (block := file.read(min(remaining, BUFFER_BYTES))):
+            lines, remaining = lines + block.count(b"\n"), remaining - len(block)
     return lines
 
 
-def _parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .parquet file with the columns that exist; raises OSError if the file is damaged."""
+def _read_parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .parquet file with those of the columns that exist; None: with all columns.
+
+    Raises OSError if the file is damaged.
+    """
     from pyarrow import ArrowException, parquet
 
     try:
@@ -197,52 +203,57 @@ def _parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any
         raise OSError(str(error)) from None
 
 
-def _text_and_row(line: Any, source: TextSource, is_text: bool, is_first: bool) -> tuple[str, dict[str, Any]]:
-    """Return the text of a line or of a .parquet row, and its row; raises ValueError if it is unreadable."""
+def _parse_line(line: Any, source: TextSource, is_text: bool, is_first: bool) -> tuple[str, dict[str, Any]]:
+    """Return `text` and `content` of a TextRow; raises ValueError if the line is unreadable.
+
+    line: bytes, or the dict of a .parquet row. is_text: the file is .txt. is_first: the file begins with this line.
+    """
     if isinstance(line, dict):
-        return _joined(line, source), line
-    text = _decoded(line, is_first)
+        return _text_of_row(line, source), line
+    text = _decode_line(line, is_first)
     if is_text:
         return text if source.do_keep_newlines else text.removesuffix("\n").removesuffix("\r"), {}
-    row = _parsed(text) if text.strip() else {}
-    return _joined(row, source) if text.strip() else "", row
+    if not text.strip():
+        return "", {}
+    row = _parse_row(text)
+    return _text_of_row(row, source), row
 
 
-def _decoded(line: bytes, is_first: bool) -> str:
-    """Return the text of a line; is_first: the file begins with it. Raises ValueError if it is not UTF-8."""
+def _decode_line(line: bytes, is_first: bool) -> str:
+    """Return a line as text, without a byte order mark; raises ValueError if it is not UTF-8."""
     if is_first and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("is UTF-16, which is not cut into shards; convert the file to UTF-8")
+        raise ValueError("is UTF-16, which cannot be divided into shards; convert the file to UTF-8")
     try:
         return line.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file to UTF-8") from None
 
 
-def _parsed(line: str) -> dict[str, Any]:
-    """Return the JSON object of a line; raises ValueError if it is none."""
+def _parse_row(line: str) -> dict[str, Any]:
+    """Return the JSON object in a line; raises ValueError if the line is not a JSON object."""
     try:
         row = json.loads(line)
     except RecursionError:
         raise ValueError("is nested too deep; write it with fewer levels") from None
     except json.JSONDecodeError as error:
-        row = [] if line.lstrip().startswith("[") else None  # [: the start of a list over several lines
-        if row is None:
+        if not line.lstrip().startswith("["):
             raise ValueError(syntax_error(error)) from None
-    except ValueError as error:  # a number with too many digits
-        raise ValueError(f"has {error}; correct it") from None
+        row = []  # the first line of a list that has several
+    except ValueError:
+        raise ValueError("has an integer of more than 4300 digits; write it as text") from None
     if isinstance(row, list):
-        raise ValueError("is a JSON list; one object a line is read, so write the file as JSONL")
+        raise ValueError("is a JSON list; each line must be one JSON object, so write the file as JSONL")
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object; each line must be one")
     return row
 
 
-def _joined(row: dict[str, Any], source: TextSource) -> str:
-    """Return the text of a row; braces in inserted fields are not interpreted. Raises ValueError if it has none."""
+def _text_of_row(row: dict[str, Any], source: TextSource) -> str:
+    """Return the text of a row; braces in the text of a field are not interpreted. Raises ValueError without text."""
     for name in source.fields:
         if name not in row:
             keys, option = ", ".join(list(row)[:6]), "--text_template" if source.text_template else "--text_key"
-            raise ValueError(f"has no key {name!r}; name the text's key with {option}; there are: {keys}")
+            raise ValueError(f"has no key {name!r}; name the key of the text with {option}; the row has: {keys}")
         if not isinstance(row[name], str):
             raise ValueError(f"has {type(row[name]).__name__} under {name!r}, not text; correct or remove that line")
     if source.text_template:

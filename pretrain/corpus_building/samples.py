@@ -1,4 +1,4 @@
-"""Make the samples of documents: encode and cut documents, select samples, and record dropped documents."""
+"""Make samples of documents: encode and cut the documents, select samples, and record dropped documents."""
 
 import hashlib
 import random
@@ -12,29 +12,29 @@ from corpus_tokenizer.document_encoder import DocumentEncoder
 from corpus_building import segmentation
 from corpus_building.documents import TextRow, TextSource
 
-SHOWN_CHARACTERS = 200  # recorded characters of a dropped text
+SHOWN_CHARACTERS = 200  # characters of a dropped text that are recorded
 
 
 @dataclass(frozen=True)
-class Settings(TextSource):
-    """The settings of a corpus besides tokenizer and text; all except `engine` affect its content."""
+class CorpusSettings(TextSource):
+    """The settings of a corpus, named like the options of preprocess.py; all except `engine` affect its content."""
 
-    seq_length: int = 1024
-    language: str = "auto"
-    min_length: int = 0
-    num_per_doc: int | None = None
-    seed: int = 0
+    seq_length: int = 1024  # maximum tokens of a sample
+    language: str = "auto"  # rules for sentence ends
+    min_length: int = 0  # minimum tokens of a document
+    num_per_doc: int | None = None  # maximum samples of a document; None: all
+    seed: int = 0  # selects the samples that num_per_doc keeps
     engine: str = "auto"
 
 
 def add_documents(
-    writer: CorpusWriter, path: str, rows: Sequence[TextRow], encoder: DocumentEncoder, settings: Settings
+    writer: CorpusWriter, path: str, rows: Sequence[TextRow], encoder: DocumentEncoder, settings: CorpusSettings
 ) -> None:
     """Encode and cut documents of the file `path` and add them to a corpus, with a record of each dropped document."""
-    bos, eos = document_ends(encoder)
+    bos, eos = bos_and_eos(encoder)
     ids, lengths = [], []
-    for number, text, _, fault in rows:
-        record = {"file": path, "line": number, "reason": fault or "no text", "text": text[:SHOWN_CHARACTERS]}
+    for number, text, _, error in rows:
+        record = {"file": path, "line": number, "reason": error or "no text", "text": text[:SHOWN_CHARACTERS]}
         if not text or text.isspace():
             writer.drop(record)
             continue
@@ -43,32 +43,34 @@ def add_documents(
         if count < settings.min_length:
             writer.drop(record | {"reason": f"{count} tokens, min_length is {settings.min_length}"})
             continue
-        ends = encoded.ends() if count > settings.seq_length else encoded.ids  # then only len() is used
-        cut = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, len(bos))
+        # for a document of one sample only the number of ends matters, so they need not be computed
+        ends = encoded.ends() if count > settings.seq_length else encoded.ids
+        samples = segmentation.sample_lengths(text, ends, settings.seq_length, settings.language, len(bos))
         parts = [bos, encoded.ids, eos]
-        if settings.num_per_doc and len(cut) > settings.num_per_doc:
-            keep = choose_samples(text, len(cut), settings.num_per_doc, settings.seed)
-            reason = f"{len(cut) - len(keep)} of {len(cut)} samples, num_per_doc is {settings.num_per_doc}"
+        if settings.num_per_doc and len(samples) > settings.num_per_doc:
+            kept = choose_samples(text, len(samples), settings.num_per_doc, settings.seed)
+            reason = f"{len(samples) - len(kept)} of {len(samples)} samples, num_per_doc is {settings.num_per_doc}"
             writer.drop(record | {"reason": reason})
-            parts = [np.concatenate(parts)[np.repeat(np.isin(np.arange(len(cut)), keep), cut)]]
-            cut = cut[keep]
+            is_kept = np.isin(np.arange(len(samples)), kept)
+            parts = [np.concatenate(parts)[np.repeat(is_kept, samples)]]
+            samples = samples[kept]
         ids += parts
-        lengths.append(cut)
+        lengths.append(samples)
     if ids:
         tokens = np.concatenate(ids, dtype=writer.dtype, casting="unsafe")
-        writer.add(tokens, np.concatenate(lengths), np.array([len(cut) for cut in lengths]))
+        writer.add(tokens, np.concatenate(lengths), np.array([len(samples) for samples in lengths]))
 
 
-def document_ends(encoder: DocumentEncoder) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids before and after those of a document: (1,) BOS or (0,) if the tokenizer has none, and (1,) EOS."""
+def bos_and_eos(encoder: DocumentEncoder) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids that surround those of a document: BOS (1,), or (0,) if the tokenizer has none, and EOS (1,)."""
     bos = [] if encoder.bos_id is None else [encoder.bos_id]
     return np.array(bos, dtype=np.int32), np.array([encoder.eos_id], dtype=np.int32)
 
 
 def choose_samples(text: str, samples: int, keep: int, seed: int) -> list[int]:
-    """Return the ascending indices of `keep` samples of a document: the first, the last, and random ones between them.
+    """Choose `keep` of the samples of a document: the first, the last, and random ones between them.
 
-    The choice depends only on text and seed, not on the document's position or the number of workers.
+    Returns ascending indices. The choice depends on text and seed, not on the number of workers.
     """
     if keep == 1:
         return [0]

@@ -1,11 +1,13 @@
 """Cut a document's tokens into the fewest samples of whole sentences, with lengths as equal as possible.
 
 The document is encoded once and cut between tokens at sentence ends, so that the concatenated samples are exactly its
-tokens. Greedy filling gives the number of samples. In every division into this number of samples, the k-th cut lies
-between the k-th cuts of greedy filling from the right and from the left. These windows are disjoint, so dynamic
-programming over them finds the division with the least sum of squared lengths and visits each possible cut once. In
-most documents narrower windows are known beforehand (`_near_cuts`), and only the text in them is searched for sentence
-ends.
+tokens. Two kinds of numbers occur: a position is a number of characters in the text, and an offset is a number of
+tokens in the document. A candidate is an offset at which the document may be cut.
+
+Greedy filling gives the number of samples. In every division into this number of samples, the k-th cut lies between the
+k-th cuts of greedy filling from the right and from the left. These windows are disjoint, so dynamic programming over
+their candidates finds the division with the least sum of squared lengths. In most documents narrower windows are known
+beforehand (`_cuts_at_sentence_ends`), and only the text in these windows is searched for sentence ends.
 """
 
 from bisect import bisect_left, bisect_right
@@ -16,7 +18,7 @@ import numpy as np
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
 _FIRST_DEVIATION = 16  # tokens; sentence ends are first searched this close to the even division
-_MANY_PIECES = 16  # samples from which on the whole text is searched once, since each window may have to search it
+_MANY_SAMPLES = 16  # from this number on, the whole text is searched once, since each window may have to search it
 
 
 def sample_lengths(
@@ -24,39 +26,41 @@ def sample_lengths(
 ) -> np.ndarray:
     """Return the number of tokens of each sample of a document: (samples,) int32.
 
-    The document has bos + len(ends) + eos tokens; a sentence longer than the limit is cut between clauses, else words,
-    else characters, else bytes. ends: (tokens,), the end of each token in the text, in characters; tokens that share a
-    character have the same end. limit: most tokens of a sample. bos, eos: 1 if the document has that token, else 0.
+    The document has bos + len(ends) + eos tokens. A sentence longer than the limit is cut between clauses; if that is
+    not enough, between words, then characters, then bytes.
+
+    ends: (tokens,), the position in the text at which each token ends; tokens that share a character have the same end.
+    limit: maximum tokens of a sample. bos, eos: 1 if the document has that token, else 0.
     """
     total = bos + len(ends) + eos
     if total <= limit:
         return np.array([total], dtype=np.int32)
-    edges = _TokenEdges(ends, bos, total)
-    cuts = _near_cuts(text, edges, limit, language)
-    return np.diff(cuts or balance(_all_edges(text, edges, limit, language), limit)).astype(np.int32)
+    tokens = _TokenOffsets(ends, bos, total)
+    cuts = _cuts_at_sentence_ends(text, tokens, limit, language)
+    return np.diff(cuts or balanced_cuts(_all_candidates(text, tokens, limit, language), limit)).astype(np.int32)
 
 
-class _TokenEdges:
-    """Converts positions in a text, in characters, to edges and back; an edge is a token offset in the document."""
+class _TokenOffsets:
+    """Converts between positions in the text (characters) and offsets in the document (tokens, BOS included)."""
 
     def __init__(self, ends: np.ndarray, bos: int, total: int) -> None:
         self.ends, self.bos, self.total = ends, bos, total
 
-    def edges_at(self, positions: list[int]) -> list[int]:
-        """Return the edges of those positions (ascending, in characters) that lie between two tokens of the text."""
+    def offsets_at(self, positions: list[int]) -> list[int]:
+        """Return the offsets of the positions, in ascending order; positions that are not between tokens have none."""
         if not positions or not len(self.ends):
             return []
         after = self.ends.searchsorted(positions, "right")
         between = (self.ends[after - 1] == positions) & (after > 0) & (after < len(self.ends))
         return (after[between] + self.bos).tolist()
 
-    def position(self, edge: int) -> int:
-        """Return the position of an edge in the text, in characters."""
-        tokens = min(edge - self.bos, len(self.ends))
+    def position_of(self, offset: int) -> int:
+        """Return the position of an offset."""
+        tokens = min(offset - self.bos, len(self.ends))
         return int(self.ends[tokens - 1]) if tokens > 0 else 0
 
 
-def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int] | None:
+def _cuts_at_sentence_ends(text: str, tokens: _TokenOffsets, limit: int, language: str) -> list[int] | None:
     """Return the best cuts at sentence ends into ceil(tokens / limit) samples; None if there is no such division.
 
     In every division of T tokens into n samples of at most L tokens, the k-th cut lies between T - (n - k) L and k L;
@@ -65,159 +69,162 @@ def _near_cuts(text: str, edges: _TokenEdges, limit: int, language: str) -> list
     x^2 / k + (T - x)^2 / (n - k). Sentence ends are therefore searched near k T / n first; e of the division found
     there bounds how far the best cuts can be from k T / n.
     """
-    total, pieces = edges.total, -(-edges.total // limit)
-    found = edges.edges_at(sentence_ends(text, language)) if pieces >= _MANY_PIECES else None
-    deviation = _FIRST_DEVIATION * sqrt(pieces) if found is None else total  # a first estimate of sqrt(e)
+    total, count = tokens.total, -(-tokens.total // limit)
+    known = tokens.offsets_at(sentence_ends(text, language)) if count >= _MANY_SAMPLES else None
+    deviation = _FIRST_DEVIATION * sqrt(count) if known is None else total  # a first estimate of sqrt(e)
     while True:
-        windows = _windows(total, pieces, limit, deviation)
-        near = _edges_within(text, edges, windows, language) if found is None else found
-        columns = _columns(near, windows)
-        wanted = _deviation_of_nearest_cuts(columns, total, limit)
-        if wanted is not None and wanted <= deviation:
-            columns = _columns(near, _windows(total, pieces, limit, wanted))
-        elif wanted is not None or deviation < total:
-            deviation = wanted or 8 * deviation
+        windows = _cut_windows(total, count, limit, deviation)
+        offsets = _sentence_ends_in_windows(text, tokens, windows, language) if known is None else known
+        candidates = _candidates_in_windows(offsets, windows)
+        found = _deviation_of_nearest_cuts(candidates, total, limit)
+        if found is not None and found <= deviation:
+            candidates = _candidates_in_windows(offsets, _cut_windows(total, count, limit, found))
+        elif found is not None or deviation < total:
+            deviation = found or 8 * deviation
             continue
-        return _best_path([[0], *columns, [total]], limit)
+        return _best_cuts([[0], *candidates, [total]], limit)
 
 
-def _edges_within(text: str, edges: _TokenEdges, windows: list[tuple[int, int]], language: str) -> list[int]:
-    """Return the edges at sentence ends within the windows."""
+def _sentence_ends_in_windows(
+    text: str, tokens: _TokenOffsets, windows: list[tuple[int, int]], language: str
+) -> list[int]:
+    """Return the offsets of the sentence ends within the windows."""
     positions: list[int] = []
     for low, high in windows:
-        positions += sentence_ends_between(text, language, edges.position(low), edges.position(high))
-    return edges.edges_at(positions)
+        positions += sentence_ends_between(text, language, tokens.position_of(low), tokens.position_of(high))
+    return tokens.offsets_at(positions)
 
 
-def _windows(total: int, pieces: int, limit: int, deviation: float) -> list[tuple[int, int]]:
-    """Return the first and last possible edge of each cut, in a division with e <= deviation^2 (see `_near_cuts`)."""
-    found = []
-    for k in range(1, pieces):
-        even, reach = k * total / pieces, deviation * sqrt(k * (pieces - k) / pieces)
-        low, high = max(total - (pieces - k) * limit, ceil(even - reach)), min(k * limit, floor(even + reach))
-        found.append((max(low, 1), min(high, total - 1)))
-    return found
+def _cut_windows(total: int, count: int, limit: int, deviation: float) -> list[tuple[int, int]]:
+    """Return the first and last offset of each cut, in divisions with e <= deviation^2 (`_cuts_at_sentence_ends`)."""
+    windows = []
+    for k in range(1, count):
+        even, reach = k * total / count, deviation * sqrt(k * (count - k) / count)
+        low, high = max(total - (count - k) * limit, ceil(even - reach)), min(k * limit, floor(even + reach))
+        windows.append((max(low, 1), min(high, total - 1)))
+    return windows
 
 
-def _columns(edges: list[int], windows: list[tuple[int, int]]) -> list[list[int]]:
-    """Return the edges in each window."""
-    return [edges[bisect_left(edges, low) : bisect_right(edges, high)] for low, high in windows]
+def _candidates_in_windows(offsets: list[int], windows: list[tuple[int, int]]) -> list[list[int]]:
+    """Return the candidates of each cut: the offsets in its window."""
+    return [offsets[bisect_left(offsets, low) : bisect_right(offsets, high)] for low, high in windows]
 
 
-def _deviation_of_nearest_cuts(columns: list[list[int]], total: int, limit: int) -> float | None:
-    """Return sqrt(e) of the division at the edges nearest to the even division; None if there is none.
+def _deviation_of_nearest_cuts(candidates: list[list[int]], total: int, limit: int) -> float | None:
+    """Return sqrt(e) of the division at the candidates nearest to the even division; None if it is not possible.
 
-    See `_near_cuts`. columns: the possible edges of each cut.
+    See `_cuts_at_sentence_ends`. candidates: of each cut, in ascending order.
     """
-    pieces = len(columns) + 1
-    before, squares = 0, 0
-    for k, column in enumerate([*columns, [total]], 1):
-        if not column:
+    count = len(candidates) + 1
+    previous, squares = 0, 0
+    for k, offsets in enumerate([*candidates, [total]], 1):
+        if not offsets:
             return None
-        even = k * total / pieces
-        i = bisect_left(column, even)
-        edge = min(column[max(0, i - 1) : i + 1], key=lambda place: abs(place - even))
-        if edge - before > limit:
+        even = k * total / count
+        i = bisect_left(offsets, even)
+        nearest = min(offsets[max(0, i - 1) : i + 1], key=lambda offset: abs(offset - even))
+        if nearest - previous > limit:
             return None
-        squares += (edge - before) ** 2
-        before = edge
-    return sqrt(max(0.0, squares - total * total / pieces)) + 1e-6
+        squares += (nearest - previous) ** 2
+        previous = nearest
+    return sqrt(max(0.0, squares - total * total / count)) + 1e-6
 
 
-def _all_edges(text: str, edges: _TokenEdges, limit: int, language: str) -> list[int]:
-    """Return possible cuts: sentence ends, and edges of the next kind only within pieces longer than the limit.
+def _all_candidates(text: str, tokens: _TokenOffsets, limit: int, language: str) -> list[int]:
+    """Return all sentence ends, and ends of the next kind (clauses, …) only where sentences are longer than the limit.
 
-    The edges ascend from 0 to the number of tokens; neighbours are at most `limit` apart.
+    The offsets ascend from 0 to the number of tokens; neighbours are at most `limit` apart.
     """
-    found = np.array([0, edges.total])
-    kinds = _edges_by_kind(text, edges, language)
-    while (wide := np.flatnonzero(np.diff(found) > limit)).size:
-        places = next(kinds)
-        first = np.searchsorted(places, found[wide], "right")
-        last = np.searchsorted(places, found[wide + 1], "left")
-        inside = [places[a:b] for a, b in zip(first, last, strict=True)]
+    found = np.array([0, tokens.total])
+    kinds = _offsets_by_kind(text, tokens, language)
+    while (too_long := np.flatnonzero(np.diff(found) > limit)).size:
+        offsets = next(kinds)
+        first = np.searchsorted(offsets, found[too_long], "right")
+        last = np.searchsorted(offsets, found[too_long + 1], "left")
+        inside = [offsets[a:b] for a, b in zip(first, last, strict=True)]
         found = np.sort(np.concatenate([found, *inside]))
     return found.tolist()
 
 
-def _edges_by_kind(text: str, edges: _TokenEdges, language: str) -> Iterator[np.ndarray]:
-    """Yield the edges of each kind, best kind first: ends of sentences, clauses, words, characters and tokens."""
-    yield np.array(edges.edges_at(sentence_ends(text, language)), dtype=np.int64)
-    yield np.array(edges.edges_at(clause_ends(text)), dtype=np.int64)
-    yield np.array(edges.edges_at(word_ends(text)), dtype=np.int64)
-    yield np.flatnonzero((edges.ends[:-1] < edges.ends[1:]) & (edges.ends[:-1] > 0)) + 1 + edges.bos
-    yield np.arange(1, edges.total)
+def _offsets_by_kind(text: str, tokens: _TokenOffsets, language: str) -> Iterator[np.ndarray]:
+    """Yield the offsets of each kind, best kind first: ends of sentences, clauses, words, characters and tokens."""
+    yield np.array(tokens.offsets_at(sentence_ends(text, language)), dtype=np.int64)
+    yield np.array(tokens.offsets_at(clause_ends(text)), dtype=np.int64)
+    yield np.array(tokens.offsets_at(word_ends(text)), dtype=np.int64)
+    yield np.flatnonzero((tokens.ends[:-1] < tokens.ends[1:]) & (tokens.ends[:-1] > 0)) + 1 + tokens.bos
+    yield np.arange(1, tokens.total)
 
 
-def balance(edges: list[int], limit: int) -> list[int]:
-    """Return the division at `edges` with the fewest pieces, and among these the least sum of squared lengths.
+def balanced_cuts(candidates: list[int], limit: int) -> list[int]:
+    """Return the division with the fewest samples and, among these, the least sum of squared lengths.
 
-    edges: ascending, neighbours at most `limit` apart; the result includes the first and the last.
+    candidates: ascending, neighbours at most `limit` apart; the first and the last are always in the result.
     """
-    left, right = _greedy(edges, limit)
-    cuts = _best_path([edges[low : high + 1] for low, high in zip(right, left, strict=True)], limit)
+    left, right = _greedy_cuts(candidates, limit)
+    cuts = _best_cuts([candidates[low : high + 1] for low, high in zip(right, left, strict=True)], limit)
     assert cuts, "neighbours are further apart than the limit"
     return cuts
 
 
-def _greedy(edges: list[int], limit: int) -> tuple[list[int], list[int]]:
+def _greedy_cuts(candidates: list[int], limit: int) -> tuple[list[int], list[int]]:
     """Return the indices of the cuts of greedy filling from the left and of filling from the right, both ascending."""
     left = [0]
-    while left[-1] < len(edges) - 1:
-        left.append(bisect_right(edges, edges[left[-1]] + limit) - 1)
-    right = [len(edges) - 1]
+    while left[-1] < len(candidates) - 1:
+        left.append(bisect_right(candidates, candidates[left[-1]] + limit) - 1)
+    right = [len(candidates) - 1]
     while right[-1] > 0:
-        right.append(bisect_left(edges, edges[right[-1]] - limit))
+        right.append(bisect_left(candidates, candidates[right[-1]] - limit))
     return left, right[::-1]
 
 
-def _best_path(columns: Sequence[list[int]], limit: int) -> list[int] | None:
-    """Return one edge of each column, neighbours at most `limit` apart, with the least sum of squared distances.
+def _best_cuts(candidates: Sequence[list[int]], limit: int) -> list[int] | None:
+    """Return one candidate of each cut, neighbours at most `limit` apart, with the least sum of squared distances.
 
-    Returns None if there is no such path. columns: ascending edges, all greater than those of the previous column; the
-    first and the last column have one edge.
+    Returns None if there are none. candidates: of each cut, ascending, and greater than those of the previous cut; the
+    first and the last cut, which are the ends of the document, have one candidate.
     """
-    before, cost = columns[0], [0]
+    previous, cost = candidates[0], [0]
     steps = []
-    for column in columns[1:]:
-        choice = _best_before(before, cost, column, limit)
-        reached = [(edge, i) for edge, i in zip(column, choice, strict=True) if edge - before[i] <= limit]
+    for offsets in candidates[1:]:
+        choice = _best_predecessors(previous, cost, offsets, limit)
+        reached = [(offset, i) for offset, i in zip(offsets, choice, strict=True) if offset - previous[i] <= limit]
         if not reached:
             return None
-        cost = [cost[i] + (edge - before[i]) ** 2 for edge, i in reached]
+        cost = [cost[i] + (offset - previous[i]) ** 2 for offset, i in reached]
         steps.append(reached)
-        before = [edge for edge, _ in reached]
-    path, at = [], 0
+        previous = [offset for offset, _ in reached]
+    cuts, i = [], 0
     for reached in reversed(steps):
-        edge, at = reached[at]
-        path.append(edge)
-    return [*columns[0], *reversed(path)]
+        offset, i = reached[i]
+        cuts.append(offset)
+    return [*candidates[0], *reversed(cuts)]
 
 
-def _best_before(before: list[int], cost: list[int], after: list[int], limit: int) -> list[int]:
-    """Return for each edge of `after` the index of its best predecessor in `before`.
+def _best_predecessors(previous: list[int], cost: list[int], offsets: list[int], limit: int) -> list[int]:
+    """Return for each offset the index of its best predecessor in `previous`.
 
-    The square of a length is convex, so the best index never decreases from one edge to the next, and neither does the
-    first index within the limit. For an edge between two solved edges, only the indices between theirs are tried:
-    divide and conquer in n log n steps. If no predecessor is within the limit, an index outside the limit is returned.
+    cost: the least sum of squared lengths up to each offset of `previous`. The square of a length is convex, so the
+    best index never decreases from one offset to the next, and neither does the first index within the limit. For an
+    offset between two solved ones, only the indices between theirs are tried: divide and conquer in n log n steps. If
+    no predecessor is within the limit, an index outside the limit is returned.
     """
-    choice = [0] * len(after)
-    todo = [(0, len(after), 0, len(before))]
+    choice = [0] * len(offsets)
+    todo = [(0, len(offsets), 0, len(previous))]
     while todo:
         low, high, first, last = todo.pop()
         if low < high:
-            row = (low + high) // 2
-            best = _cheapest(before, cost, after[row], limit, first, last)
-            choice[row] = best
-            todo += [(low, row, first, best + 1), (row + 1, high, best, last)]
+            middle = (low + high) // 2
+            best = _best_predecessor(previous, cost, offsets[middle], limit, first, last)
+            choice[middle] = best
+            todo += [(low, middle, first, best + 1), (middle + 1, high, best, last)]
     return choice
 
 
-def _cheapest(before: list[int], cost: list[int], edge: int, limit: int, first: int, last: int) -> int:
-    """Return the index of the best predecessor of `edge` in before[first:last]; last - 1 if none is within `limit`."""
+def _best_predecessor(previous: list[int], cost: list[int], offset: int, limit: int, first: int, last: int) -> int:
+    """Return the index of the best predecessor in previous[first:last]; last - 1 if none is within `limit`."""
     best, least = last - 1, inf
-    for i in range(bisect_left(before, edge - limit, first, last), last):
-        total = cost[i] + (edge - before[i]) ** 2
+    for i in range(bisect_left(previous, offset - limit, first, last), last):
+        total = cost[i] + (offset - previous[i]) ** 2
         if total < least:
             best, least = i, total
     return best

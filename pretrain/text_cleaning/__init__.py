@@ -1,1 +1,1 @@
-"""Drop duplicates and documents of poor quality. Read cleaning_stages.py first."""
+"""Drop duplicates, harmful text and documents of poor quality. Read cleaning_stages.py first."""

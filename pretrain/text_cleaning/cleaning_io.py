@@ -1,6 +1,6 @@
-"""The plan of a cleaning run, and datatrove steps that read documents and write rows.
+"""The plan of a cleaning run, and the datatrove steps that read documents and write rows.
 
-A document is identified by shard and line. Its metadata hold the other fields of its row and its language.
+A document is identified by its shard and line. Its metadata contain its language and the other fields of its row.
 """
 
 import json
@@ -18,37 +18,37 @@ from text_language.language_detection import language_of
 
 from text_cleaning.cleaning_rules import CHINESE_SHARE
 
-SHOWN_CHARACTERS = 200  # recorded characters of a dropped text
-MOST_TASKS = 1000  # most tasks of a stage: datatrove opens the signature files of all tasks at once
+SHOWN_CHARACTERS = 200  # characters of a dropped text that are recorded
+MAX_TASKS = 1000  # per stage, since datatrove opens the signature files of all tasks at once
 
 
 @dataclass(frozen=True)
 class CleaningPlan:
-    """A cleaning run: shards in input order, the range [first, last) of shards of each task, and settings."""
+    """The input, tasks and settings of a cleaning run."""
 
     folder: Path  # the folder of intermediate files
-    shards: list[Shard]
-    tasks: list[tuple[int, int]]
+    shards: list[Shard]  # in input order
+    tasks: list[tuple[int, int]]  # the range [first, end) of shards of each task
     source: TextSource  # the fields that contain the text
-    language: str  # of all documents, or "auto"
+    language: str  # language of all documents, or "auto"
     skip: frozenset[str]  # names of filters that are not used
-    lists: dict[str, list[str]]  # language -> words of the word lists
+    word_lists: dict[str, list[str]]  # language -> harmful phrases
 
 
 def divide_into_tasks(shards: list[Shard], task_bytes: int) -> list[tuple[int, int]]:
-    """Return the ranges of shards of at most MOST_TASKS tasks, each of about `task_bytes` of input."""
-    wanted = max(task_bytes, sum(shard.size for shard in shards) // (MOST_TASKS // 2))
+    """Divide shards into at most MAX_TASKS tasks of about `task_bytes`; return the range of shards of each task."""
+    limit = max(task_bytes, sum(shard.size for shard in shards) // (MAX_TASKS // 2))
     tasks, first, size = [], 0, 0
     for number, shard in enumerate(shards):
-        if number > first and size + shard.size > wanted:
+        if number > first and size + shard.size > limit:
             tasks.append((first, number))
             first, size = number, 0
         size += shard.size
     return [*tasks, (first, len(shards))]
 
 
-class ReadShards(PipelineStep):
-    """Reads the documents of a task's shards; lines without text go to dropped/reader."""
+class ShardReader(PipelineStep):
+    """Reads the documents of a task's shards; writes lines without text to dropped/reader."""
 
     type, name = "READER", "reader"
 
@@ -58,13 +58,13 @@ class ReadShards(PipelineStep):
         self.writer = DroppedWriter(plan.folder, self.name)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield the documents of task `rank`; write lines and bytes per shard to <plan folder>/read/<task>.json."""
+        """Yield the documents of task `rank`; write line and byte counts by shard to <folder>/read/<task>.json."""
         counts = {}
         with self.writer:
             for number in range(*self.plan.tasks[rank]):
                 counts[number] = {"lines": 0, "bytes": 0}
                 for row in read_documents(self.plan.shards[number], self.plan.source, all_columns=True):
-                    document = self.document(row, number, rank)
+                    document = self.make_document(row, number, rank)
                     counts[number]["lines"] += 1
                     counts[number]["bytes"] += document.metadata["bytes"]
                     if row.text.strip():
@@ -73,22 +73,22 @@ class ReadShards(PipelineStep):
                         self.writer.write(document, rank)
         write_json(self.plan.folder / f"read/{rank:05d}.json", counts)
 
-    def document(self, row: TextRow, shard: int, task: int) -> Document:
-        """Return the document of a line; it is empty for a line without text, and its metadata give the reason."""
-        place = {"shard": shard, "line": row.line, "task": task}
+    def make_document(self, row: TextRow, shard: int, task: int) -> Document:
+        """Return the document of a row; without text, it is empty and its metadata contain the reason."""
+        location = {"shard": shard, "line": row.line, "task": task}
         if not row.text.strip():
-            reason = "unreadable" if row.fault else "no text"
-            dropped = {"bytes": 0, "language": "", "filter_reason": reason, "fault": row.fault or "no text"}
-            return Document("", f"{shard}:{row.line}", metadata=place | dropped)
+            reason = "unreadable" if row.error else "no text"
+            dropped = {"bytes": 0, "language": "", "filter_reason": reason, "error": row.error or "no text"}
+            return Document("", f"{shard}:{row.line}", metadata=location | dropped)
         plan, text_fields = self.plan, {"text", *self.plan.source.fields}
         language = language_of(row.text, CHINESE_SHARE) if plan.language == "auto" else plan.language
-        fields = {key: value for key, value in row.row.items() if key not in text_fields}
-        known = {"row": fields, "bytes": len(row.text.encode()), "language": language}
-        return Document(row.text, f"{shard}:{row.line}", metadata=place | known)
+        other_fields = {key: value for key, value in row.content.items() if key not in text_fields}
+        metadata = {"other_fields": other_fields, "bytes": len(row.text.encode()), "language": language}
+        return Document(row.text, f"{shard}:{row.line}", metadata=location | metadata)
 
 
-class ReadPassed(PipelineStep):
-    """Reads the documents of a task that passed the filters, from the files of `PassedWriter`."""
+class PassedReader(PipelineStep):
+    """Reads the documents of a task that passed the filters; `PassedWriter` wrote them."""
 
     type, name = "READER", "passed"
 
@@ -123,21 +123,21 @@ class JsonRowsWriter(DiskWriter):
 
 
 class PassedWriter(JsonRowsWriter):
-    """Writes text and metadata of documents that passed the filters, for `ReadPassed`."""
+    """Writes text and metadata of the documents that passed the filters; `PassedReader` reads them."""
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
         return {"text": document.text} | document.metadata
 
 
 class KeptWriter(JsonRowsWriter):
-    """Writes text and other fields of rows to <folder>/result, and counts to <folder>/kept/<task>.json."""
+    """Writes the rows of kept documents to <folder>/result, and their counts to <folder>/kept/<task>.json."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "result")
         self.folder = folder
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
-        return {"text": document.text} | document.metadata["row"]
+        return {"text": document.text} | document.metadata["other_fields"]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the documents and yield them."""
@@ -151,9 +151,9 @@ class KeptWriter(JsonRowsWriter):
 
 
 class DroppedWriter(JsonRowsWriter):
-    """Writes the documents that a filter dropped, with the reason; `text` of an unreadable line describes the fault.
+    """Writes a record of each document that a filter dropped; of an unreadable line, `text` is the error message.
 
-    default_reason: the reason of documents whose metadata have none.
+    default_reason: the reason for documents whose metadata have none.
     """
 
     def __init__(self, folder: Path, filter_name: str, default_reason: str = "") -> None:
@@ -161,17 +161,17 @@ class DroppedWriter(JsonRowsWriter):
         self.filter_name, self.default_reason = filter_name, default_reason
 
     def _default_adapter(self, document: Document) -> dict[str, Any]:
-        known = document.metadata
-        return {name: known[name] for name in ("shard", "line", "bytes", "language")} | {
+        metadata = document.metadata
+        return {name: metadata[name] for name in ("shard", "line", "bytes", "language")} | {
             "filter": self.filter_name,
-            "reason": known.get("filter_reason", self.default_reason),
-            "text": known.get("fault") or document.text[:SHOWN_CHARACTERS],
+            "reason": metadata.get("filter_reason", self.default_reason),
+            "text": metadata.get("error") or document.text[:SHOWN_CHARACTERS],
         }
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file under a temporary name, then rename it."""
+    """Write a JSON file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    unfinished.replace(path)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.replace(path)

@@ -1,4 +1,4 @@
-"""The last stage of cleaning: report dropped documents, and move the result to the output folder."""
+"""The last stage of cleaning: report the dropped documents, and move the result to the output folder."""
 
 import hashlib
 import heapq
@@ -16,21 +16,32 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from text_cleaning.cleaning_io import CleaningPlan
-from text_cleaning.cleaning_rules import CHINESE_SHARE, HARM, MINHASH, OF_SHORT, SHORT, THRESHOLDS
+from text_cleaning.cleaning_rules import (
+    CHINESE_SHARE,
+    HARM_LIMITS,
+    MINHASH,
+    SHORT_TEXT_THRESHOLDS,
+    SHORT_TEXT_WORDS,
+    THRESHOLDS,
+)
 
 REPORT = "report"
 
-ReasonSamples = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
+# (filter, reason) -> (hash, "file:line", record) of the dropped documents that the report shows
+ShownDocuments = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
 
 
 class WriteReport(PipelineStep):
-    """Last step: writes report.json, report.md and dropped.jsonl, and moves the result to the output folder."""
+    """Last step: writes report.json, report.md and dropped.jsonl, and moves the result to the output folder.
+
+    target: the output folder. shown: number of dropped documents in report.md for each filter and reason.
+    """
 
     type, name = "WRITER", "report"
 
-    def __init__(self, plan: CleaningPlan, target: Path, samples: int) -> None:
+    def __init__(self, plan: CleaningPlan, target: Path, shown: int) -> None:
         super().__init__()
-        self.plan, self.target, self.samples = plan, target, samples
+        self.plan, self.target, self.shown = plan, target, shown
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Write and move the result; raises ValueError if read, kept and dropped documents do not add up."""
@@ -38,14 +49,14 @@ class WriteReport(PipelineStep):
         result = folder / "result"
         report_folder = result / REPORT  # a subfolder, so that DIR/*.jsonl matches only documents
         report_folder.mkdir(parents=True, exist_ok=True)
-        report, samples = collect_report(self.plan, report_folder / "dropped.jsonl", self.samples)
+        report, examples = collect_report(self.plan, report_folder / "dropped.jsonl", self.shown)
         totals = report["totals"]
         if totals["read"] != totals["kept"] + totals["dropped"]:
             raise ValueError(f"{folder}: {totals} do not add up; remove that folder and run the same command again")
         (report_folder / "report.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
-        (report_folder / "report.md").write_text(to_markdown(report, samples), encoding="utf-8")
+        (report_folder / "report.md").write_text(to_markdown(report, examples), encoding="utf-8")
         (folder / "run.json").unlink()  # a run interrupted after this line starts from the beginning
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)
@@ -58,47 +69,47 @@ class WriteReport(PipelineStep):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def collect_report(plan: CleaningPlan, dropped_to: Path, samples: int) -> tuple[dict[str, Any], ReasonSamples]:
-    """Return the report with the counts of all tasks, and `samples` dropped documents of each filter and reason.
+def collect_report(plan: CleaningPlan, dropped_path: Path, shown: int) -> tuple[dict[str, Any], ShownDocuments]:
+    """Return the report with the counts of all tasks, and `shown` dropped documents for each filter and reason.
 
-    Samples are chosen by a hash of file and line. Also writes one line per dropped document to `dropped_to`, in input
-    order.
+    The shown documents are chosen by a hash of file and line. Also writes the records of all dropped documents, in
+    input order, to `dropped_path`.
     """
-    read, kept = _counts(plan, "read"), _counts(plan, "kept")
-    before = _lines_before(plan, read)
+    read, kept = _read_counts(plan, "read"), _read_counts(plan, "kept")
+    lines_before = _lines_before(plan, read)
     files: dict[str, Any] = {
         shard.path: {"read": 0, "kept": 0, "dropped": 0, "bytes_read": 0, "bytes_kept": 0, "reasons": {}}
         for shard in plan.shards
     }
     languages: dict[str, Counter[str]] = defaultdict(Counter)
     for number, shard in enumerate(plan.shards):
-        counts, stays, file = read[number], kept.get(number, {}), files[shard.path]
-        file["read"] += counts["lines"]
-        file["bytes_read"] += counts["bytes"]
-        file["kept"] += stays.get("documents", 0)
-        file["bytes_kept"] += stays.get("bytes", 0)
+        read_counts, kept_counts, file = read[number], kept.get(number, {}), files[shard.path]
+        file["read"] += read_counts["lines"]
+        file["bytes_read"] += read_counts["bytes"]
+        file["kept"] += kept_counts.get("documents", 0)
+        file["bytes_kept"] += kept_counts.get("bytes", 0)
         for language in THRESHOLDS:
-            if language in stays:
-                languages[language]["kept"] += stays[language]
-    chosen: ReasonSamples = defaultdict(list)
-    with dropped_to.open("w", encoding="utf-8") as out:
-        for record in _dropped(plan, before):
+            if language in kept_counts:
+                languages[language]["kept"] += kept_counts[language]
+    examples: ShownDocuments = defaultdict(list)
+    with dropped_path.open("w", encoding="utf-8") as out:
+        for record in _dropped_records(plan, lines_before):
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file, why = files[record["file"]], f"{record['filter']}: {record['reason']}"
+            file, reason = files[record["file"]], f"{record['filter']}: {record['reason']}"
             file["dropped"] += 1
-            reason = file["reasons"].setdefault(why, {"documents": 0, "bytes": 0})
-            reason["documents"] += 1
-            reason["bytes"] += record["bytes"]
-            languages[record["language"] or "none"][why] += 1
-            _choose(chosen[record["filter"], record["reason"]], record, samples)
+            counts = file["reasons"].setdefault(reason, {"documents": 0, "bytes": 0})
+            counts["documents"] += 1
+            counts["bytes"] += record["bytes"]
+            languages[record["language"] or "none"][reason] += 1
+            _keep_highest_hashes(examples[record["filter"], record["reason"]], record, shown)
     totals = {
         name: sum(f[name] for f in files.values()) for name in ("read", "kept", "dropped", "bytes_read", "bytes_kept")
     }
     report = {
-        "totals": totals, "files": files, "languages": {name: dict(of) for name, of in sorted(languages.items())},
+        "totals": totals, "files": files, "languages": {name: dict(n) for name, n in sorted(languages.items())},
         "settings": settings(plan), "versions": {name: version(name) for name in ("datatrove", "numpy")},
     }  # fmt: skip
-    return report, chosen
+    return report, examples
 
 
 def settings(plan: CleaningPlan) -> dict[str, Any]:
@@ -106,76 +117,77 @@ def settings(plan: CleaningPlan) -> dict[str, Any]:
     return {
         "text_key": plan.source.text_key, "text_template": plan.source.text_template, "language": plan.language,
         "on_error": plan.source.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE,
-        "thresholds": THRESHOLDS, "short": SHORT, "thresholds_of_short": OF_SHORT, "harm": HARM,
-        "minhash": str(MINHASH),
+        "thresholds": THRESHOLDS, "short": SHORT_TEXT_WORDS, "thresholds_of_short": SHORT_TEXT_THRESHOLDS,
+        "harm": HARM_LIMITS, "minhash": str(MINHASH),
         "word_lists": {
             language: {"entries": len(entries), "sha256": hashlib.sha256("\n".join(entries).encode()).hexdigest()}
-            for language, entries in plan.lists.items()
+            for language, entries in plan.word_lists.items()
         },
     }  # fmt: skip
 
 
-def _counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
-    """Return the counts in the files `<name>/<task>.json` of all tasks, by shard."""
+def _read_counts(plan: CleaningPlan, name: str) -> dict[int, dict[str, int]]:
+    """Return the counts in the files `<name>/<task>.json` of all tasks: shard -> counts."""
     tasks = [json.loads(path.read_text()) for path in sorted((plan.folder / name).glob("*.json"))]
     return {int(shard): counts for task in tasks for shard, counts in task.items()}
 
 
 def _lines_before(plan: CleaningPlan, read: dict[int, dict[str, int]]) -> list[int]:
-    """Return for each shard the number of lines before it in its file."""
-    before, lines, last = [], 0, ""
+    """Return the number of lines before each shard in its file. read: the counts by shard, with "lines"."""
+    lines_before, lines, path = [], 0, ""
     for number, shard in enumerate(plan.shards):
-        lines = lines if shard.path == last else 0
-        before.append(lines)
-        lines, last = lines + read[number]["lines"], shard.path
-    return before
+        lines = lines if shard.path == path else 0
+        lines_before.append(lines)
+        lines, path = lines + read[number]["lines"], shard.path
+    return lines_before
 
 
-def _dropped(plan: CleaningPlan, before: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield a record of each dropped document, in input order; for a near-duplicate, with the document kept for it.
+def _dropped_records(plan: CleaningPlan, lines_before: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield a record of each dropped document, in input order.
 
-    before: from `_lines_before`.
+    The record of a near-duplicate also names the document that was kept instead. lines_before: see `_lines_before`.
     """
     pairs_file = plan.folder / "pairs.npy"
     pairs = np.load(pairs_file) if pairs_file.is_file() else np.empty((0, 4), dtype=np.int64)
 
-    def place(shard: int, line: int) -> dict[str, Any]:
-        return {"file": plan.shards[shard].path, "line": line + before[shard]}
+    def file_and_line(shard: int, line: int) -> dict[str, Any]:
+        return {"file": plan.shards[shard].path, "line": line + lines_before[shard]}
 
     @cache
-    def places(task: int) -> np.ndarray:
-        return np.load(plan.folder / f"places/{task:05d}.npy", mmap_mode="r")
+    def locations(task: int) -> np.ndarray:
+        """Return shard and line of each document of a task, as DocumentLocationsWriter wrote them."""
+        return np.load(plan.folder / f"locations/{task:05d}.npy", mmap_mode="r")
 
     for task in range(len(plan.tasks)):
         records = []
         for path in sorted((plan.folder / "dropped").glob(f"*/{task:05d}.jsonl")):
             records += [json.loads(line) for line in path.open(encoding="utf-8")]
-        similar = {}
+        similar_to = {}
         for _, index, kept_task, kept_index in pairs[pairs[:, 0] == task].tolist():
-            similar[tuple(places(task)[index].tolist())] = place(*places(kept_task)[kept_index].tolist())
+            similar_to[tuple(locations(task)[index])] = file_and_line(*locations(kept_task)[kept_index].tolist())
         for record in sorted(records, key=lambda r: (r["shard"], r["line"])):
             shard, line = record.pop("shard"), record.pop("line")
-            kept = {"similar_to": similar[shard, line]} if record["filter"] == "minhash" else {}
-            yield place(shard, line) | record | kept
+            kept = {"similar_to": similar_to[shard, line]} if record["filter"] == "minhash" else {}
+            yield file_and_line(shard, line) | record | kept
 
 
-def _choose(chosen: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], samples: int) -> None:
-    """Add a record to a heap, and keep the `samples` records with the highest hashes of file name and line."""
-    place = f"{Path(record['file']).name}:{record['line']}"
-    heapq.heappush(chosen, (zlib.crc32(place.encode()), f"{record['file']}:{record['line']}", record))
-    if len(chosen) > samples:
-        heapq.heappop(chosen)
+def _keep_highest_hashes(heap: list[tuple[int, str, dict[str, Any]]], record: dict[str, Any], count: int) -> None:
+    """Add a record to a heap; keep only the `count` records with the highest hashes of file name and line."""
+    name_and_line = f"{Path(record['file']).name}:{record['line']}"
+    heapq.heappush(heap, (zlib.crc32(name_and_line.encode()), f"{record['file']}:{record['line']}", record))
+    if len(heap) > count:
+        heapq.heappop(heap)
 
 
-def to_markdown(report: dict[str, Any], samples: ReasonSamples) -> str:
-    """Return the report in Markdown: a table of files, a table of reasons, and samples of each reason."""
+def to_markdown(report: dict[str, Any], examples: ShownDocuments) -> str:
+    """Return the report in Markdown: a table of files, a table of reasons, and dropped documents for each reason."""
     totals = report["totals"]
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     lines = [
         "# Dropped documents\n",
         f"{totals['read']:,} documents read ({totals['bytes_read'] / 1e6:,.1f} MB), {totals['kept']:,} kept "
-        f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped. dropped.jsonl has a line for each "
-        "of these; report.json has settings and thresholds.\n",
+        f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped. dropped.jsonl lists all dropped "
+        "documents; report.json has the settings and thresholds.\n",
         "| file | read | kept | dropped | MB read | MB kept |\n| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for path, file in report["files"].items():
@@ -184,15 +196,15 @@ def to_markdown(report: dict[str, Any], samples: ReasonSamples) -> str:
             f"| {name} | {file['read']:,} | {file['kept']:,} | {file['dropped']:,} "
             f"| {file['bytes_read'] / 1e6:,.2f} | {file['bytes_kept'] / 1e6:,.2f} |"
         )
-        for why, counts in file["reasons"].items():
-            reasons[why].update(counts)
+        for reason, counts in file["reasons"].items():
+            reasons[reason].update(counts)
     lines.append("\n| filter: reason | documents | MB |\n| --- | ---: | ---: |")
     ordered = sorted(reasons.items(), key=lambda item: (-item[1]["documents"], item[0]))
-    lines += [f"| {why} | {counts['documents']:,} | {counts['bytes'] / 1e6:,.2f} |" for why, counts in ordered]
-    for why, _ in ordered:
-        filter_name, _, reason = why.partition(": ")
-        lines.append(f"\n## {why}\n")
-        for _, place, record in sorted(samples.get((filter_name, reason), []), key=lambda s: s[1]):
+    lines += [f"| {reason} | {counts['documents']:,} | {counts['bytes'] / 1e6:,.2f} |" for reason, counts in ordered]
+    for filter_and_reason, _ in ordered:
+        filter_name, _, reason = filter_and_reason.partition(": ")
+        lines.append(f"\n## {filter_and_reason}\n")
+        for _, location, record in sorted(examples.get((filter_name, reason), []), key=lambda shown: shown[1]):
             similar = ", like {file}:{line}".format(**record["similar_to"]) if "similar_to" in record else ""
-            lines.append(f"- {place}{similar}\n\n      {json.dumps(record['text'], ensure_ascii=False)}\n")
+            lines.append(f"- {location}{similar}\n\n      {json.dumps(record['text'], ensure_ascii=False)}\n")
     return "\n".join(lines).rstrip() + "\n"

@@ -1,4 +1,4 @@
-"""Run a cleaning: make the plan from the options, open the folder of intermediate files, run the stages in order."""
+"""Run the cleaning: make the plan, prepare the folder of intermediate files, and run the stages in order."""
 
 from command_line.command_errors import resumable
 
@@ -16,7 +16,7 @@ from datatrove.executor.base import PipelineExecutor
 
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
 from text_cleaning.cleaning_report import REPORT, WriteReport, settings
-from text_cleaning.cleaning_rules import read_lists
+from text_cleaning.cleaning_rules import read_word_lists
 from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
@@ -29,19 +29,19 @@ def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
     shards = documents.plan_shards(list(dict.fromkeys(paths)), options.task_megabytes * 1_000_000)
     if not shards:
         raise ValueError(f"{', '.join(options.file_path)}: all files are empty; name files with text")
-    lists = {} if "harm" in options.skip else read_lists(Path(options.word_lists))
+    word_lists = {} if "harm" in options.skip else read_word_lists(Path(options.word_lists))
     tasks = divide_into_tasks(shards, options.task_megabytes * 1_000_000)
     source = TextSource(options.text_key, options.text_template, on_error=options.on_error)
-    return CleaningPlan(folder, shards, tasks, source, options.language, frozenset(options.skip), lists)
+    return CleaningPlan(folder, shards, tasks, source, options.language, frozenset(options.skip), word_lists)
 
 
-def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
+def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     """Create the folder of intermediate files, or keep the folder of an interrupted run with the same plan.
 
-    Raises ValueError if the folder holds files that no cleaning run wrote.
+    shown: see WriteReport. Raises ValueError if the folder has files that no cleaning run wrote.
     """
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
-    record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": samples}
+    record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": shown}
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
     run = folder / "run.json"
     try:
@@ -49,42 +49,44 @@ def open_folder(folder: Path, plan: CleaningPlan, samples: int) -> None:
             return
     except (OSError, ValueError):
         if folder.exists() and not run.exists() and not (folder / "logs").is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} was not made by this command, which needs the name; move it away") from None
+            raise ValueError(
+                f"{folder} was not written by clean.py, which needs a folder of this name; rename that folder"
+            ) from None
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("hashes", "exact", "signatures", "matches", "clusters", "logs"):
         (folder / name).mkdir(parents=True)
     run.write_text(json.dumps(record), encoding="utf-8")
 
 
-def free_target(target: Path, overwrite: bool) -> None:
-    """Raise ValueError if the output folder exists and must not be replaced."""
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise ValueError if the output folder exists, and may not be replaced or was not written by clean.py."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
     if target.exists() and not (target / REPORT / "report.json").is_file():
-        raise ValueError(f"{target} has no {REPORT}/report.json, so an earlier run did not write it; remove it by hand")
+        raise ValueError(f"{target} has no {REPORT}/report.json, so clean.py did not write it; remove it yourself")
 
 
 def run(options: argparse.Namespace) -> str:
     """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError."""
     executors.disable_datatrove_log()
-    where = executor_options(options)
+    execution = executor_options(options)
     target = Path(options.output_dir).resolve()
-    free_target(target, options.overwrite)
+    check_target(target, options.overwrite)
     folder = target.with_name(f"{target.name}.partial")
     plan = make_plan(options, folder)
-    open_folder(folder, plan, options.samples)
-    last: PipelineExecutor | None = None
+    prepare_folder(folder, plan, options.samples)
+    previous: PipelineExecutor | None = None
     with resumable("finished tasks are kept, and the same command resumes"):
         for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
-            last = executors.make(
-                where, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
-                depends=last if where.executor == "slurm" else None, job_name=f"clean-{stage.name}",
+            previous = executors.make(
+                execution, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
+                depends=previous if execution.executor == "slurm" else None, job_name=f"clean-{stage.name}",
             )  # fmt: skip
-            if where.executor != "slurm":
-                executors.run(last)
-    if where.executor == "slurm":
-        assert last is not None
-        executors.run(last)
+            if execution.executor != "slurm":
+                executors.run(previous)
+    if execution.executor == "slurm":
+        assert previous is not None
+        executors.run(previous)  # submits all stages
         return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {folder / 'logs'}"
     shutil.rmtree(folder, ignore_errors=True)
     return summary(target)
@@ -95,5 +97,5 @@ def summary(target: Path) -> str:
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (
         f"{target}: {totals['kept']:,} of {totals['read']:,} documents kept, {totals['bytes_kept'] / 1e6:,.1f} of "
-        f"{totals['bytes_read'] / 1e6:,.1f} MB; {target / REPORT / 'report.md'} shows dropped documents"
+        f"{totals['bytes_read'] / 1e6:,.1f} MB; dropped documents: {target / REPORT / 'report.md'}"
     )

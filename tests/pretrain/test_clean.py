@@ -100,7 +100,7 @@ def test_first_of_duplicates_is_kept_in_input_order(
     assert report["totals"]["bytes_kept"] == sum(len(row["text"].encode()) for row in kept(out))
     assert report["languages"]["zh"]["kept"] == 2 and "b.jsonl:4, like " in (out / "report/report.md").read_text()
     assert not (tmp_path / "out.partial").exists()
-    corpus_build.write([f"{out}/*.jsonl"], str(tmp_path / "corpus"), str(tiny_tokenizer))
+    corpus_build.build_corpus([f"{out}/*.jsonl"], str(tmp_path / "corpus"), str(tiny_tokenizer))
     assert Corpus(tmp_path / "corpus").sidecar["documents"] == 6
 
 
@@ -265,7 +265,7 @@ def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path
     assert len(kept(out)) == 1 and not (tmp_path / "out.partial").exists()
     (tmp_path / "mine").mkdir()
     other = run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "mine", "--overwrite", status=2)
-    assert "an earlier run did not write it" in other.stderr and (tmp_path / "mine").is_dir()
+    assert "clean.py did not write it" in other.stderr and (tmp_path / "mine").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -306,14 +306,14 @@ def test_over_85_percent_of_the_real_corpus_is_kept(tmp_path: Path, run_script: 
 
 
 def test_mixed_text_is_divided_into_characters_words_and_marks() -> None:
-    assert cleaning_rules.WORDS.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
+    assert cleaning_rules.WORD_TOKENIZER.word_tokenize("Don't——看 https://a.b/c?d=1，x_1!!") == [
         "Don't", "——", "看", "https://a.b/c?d=1", "，", "x_1", "!!",
     ]  # fmt: skip
 
 
 def test_signatures_computed_in_parts_equal_datatroves(tmp_path: Path) -> None:
-    ours = cleaning_rules.MinhashSignatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
-    theirs = MinhashDedupSignature(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORDS)
+    ours = cleaning_rules.MinhashSignatures(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORD_TOKENIZER)
+    theirs = MinhashDedupSignature(str(tmp_path), cleaning_rules.MINHASH, cleaning_rules.WORD_TOKENIZER)
     for sentences in (1, 14, 300):
         shingles = ours.get_shingles(english(1, sentences))
         assert ours.get_signature(shingles) == theirs.get_signature(shingles)
@@ -325,7 +325,7 @@ def test_repetition_filter_equals_datatroves() -> None:
         limits = cleaning_rules.THRESHOLDS[language]["gopher_repetition"]
         ours, theirs = (
             cleaning_rules.RepetitionFilter(**limits),
-            GopherRepetitionFilter(**limits, language=cleaning_rules.WORDS),
+            GopherRepetitionFilter(**limits, language=cleaning_rules.WORD_TOKENIZER),
         )
         results = set()
         for seed in range(120):
@@ -342,5 +342,5 @@ def test_tasks_are_consecutive_shards_and_cover_all() -> None:
     assert len(divide_into_tasks([Shard("a", 10, 0, 0, 10)] * 5000, 10)) <= 1000
 
 
-def test_normalised_collapses_white_space_and_composes_characters() -> None:
-    assert cleaning_rules.normalised(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"
+def test_normalised_text_collapses_white_space_and_composes_characters() -> None:
+    assert cleaning_rules.normalised_text(Document(" e\u0301t\u00e9\n\n x", "")) == "\u00e9t\u00e9 x"

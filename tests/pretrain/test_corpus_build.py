@@ -18,8 +18,8 @@ import pytest
 import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus_building.corpus_build import write
-from corpus_building.samples import Settings, choose_samples
+from corpus_building.corpus_build import build_corpus
+from corpus_building.samples import CorpusSettings, choose_samples
 from corpus_files.corpus import Corpus, verify
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,9 +49,13 @@ def test_corpus_is_equal_for_any_number_of_workers(tmp_path: Path, run_script: R
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"content": "x"}\n', "a.jsonl:1 has no key 'text'; name the text's key with --text_key; there are: content"),
+        (
+            b'{"content": "x"}\n',
+            "a.jsonl:1 has no key 'text'; name the key of the text with --text_key; the row has: content",
+        ),
         (b'{"text": "x"}\nno json\n', "a.jsonl:2 is not JSON (Expecting value at 'no json'); correct it"),
-        (b'[{"text": "x"}]\n', "a JSON list; one object a line is read"),
+        (b'[{"text": "x"}]\n', "is a JSON list; each line must be one JSON object"),
+        (b'{"text": "x", "n": ' + b"9" * 5000 + b"}\n", "a.jsonl:1 has an integer of more than 4300 digits"),
         (b'"text"\n', "a.jsonl:1 is not a JSON object"),
         (b'{"text": 5}\n', "has int under 'text', not text"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
@@ -67,7 +71,7 @@ def test_bad_input_raises_one_line_and_leaves_no_file(
     (tmp_path / "a.jsonl").write_bytes(content)
     for workers in (1, 2):
         with pytest.raises(ValueError) as raised:
-            write([str(tmp_path / "a.jsonl")], str(tmp_path / "out/a"), str(tiny_tokenizer), num_workers=workers)
+            build_corpus([str(tmp_path / "a.jsonl")], str(tmp_path / "out/a"), str(tiny_tokenizer), num_workers=workers)
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert not (tmp_path / "out").exists()
 
@@ -83,13 +87,13 @@ def test_damaged_archive_raises_error_with_its_name(tmp_path: Path, tiny_tokeniz
     rows_of_text = b'{"text": "x"}\n' * 5000
     for ending, whole in (("gz", gzip.compress(rows_of_text)), ("zst", packed(rows_of_text))):
         (tmp_path / f"whole.jsonl.{ending}").write_bytes(whole)
-        write([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
+        build_corpus([str(tmp_path / f"whole.jsonl.{ending}")], str(tmp_path / ending), str(tiny_tokenizer))
         assert Corpus(tmp_path / ending).sidecar["documents"] == 5000
         for name, data in (("cut", whole[:-20]), ("not", b"plain"), ("bits", whole[:40] + b"x" * 40)):
             path = tmp_path / f"{name}.jsonl.{ending}"
             path.write_bytes(data)
             with pytest.raises(ValueError, match=rf"{path.name}:\d+ cannot be read, since the file is damaged"):
-                write([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
+                build_corpus([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
 
 
@@ -122,7 +126,7 @@ def test_text_template_joins_fields_and_keeps_their_braces(
             assert place + message in refused.stderr and refused.stderr.count("\n") == 1
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"cut\.parquet, row 1 cannot be read, since the file is damaged"):
-        write([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
+        build_corpus([str(tmp_path / "cut.parquet")], str(tmp_path / "no"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("no*"))
 
 
@@ -132,8 +136,8 @@ def test_on_error_skip_drops_unreadable_lines_and_records_them(tmp_path: Path, t
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n' * 3)[:-3])
     (tmp_path / "c.txt").write_bytes(b"three\n")
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
-    settings = Settings(on_error="skip")
-    write(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
+    settings = CorpusSettings(on_error="skip")
+    build_corpus(files, str(tmp_path / "out"), str(tiny_tokenizer), settings, num_workers=2)
     assert [text for text in texts_of(tmp_path / "out", tiny_tokenizer) if text != "two"] == ["one", "nul\x00", "three"]
     dropped = [json.loads(line) for line in (tmp_path / "out.dropped.jsonl").open()]
     assert [(Path(row["file"]).name, row["line"]) for row in dropped][:4] == [("a.jsonl", n) for n in (2, 3, 4, 5)]
@@ -145,15 +149,15 @@ def test_corpus_is_equal_for_any_shard_size(tmp_path: Path, tiny_tokenizer: Path
     """Tokens, samples and dropped lines are equal from one byte a shard; an error has the line number of the file."""
     texts = [*small_texts(60), " ", "山水。" * 40, "", "end"]
     source = rows(tmp_path / "a.jsonl", texts)
-    settings = Settings(seq_length=32, min_length=4)
+    settings = CorpusSettings(seq_length=32, min_length=4)
     for size in (1, 7, 300, 1000, 10**9):
-        write([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
+        build_corpus([str(source)], str(tmp_path / f"{size}"), str(tiny_tokenizer), settings, shard_bytes=size)
         for ending in ("bin", "idx", "dropped.jsonl"):
             assert (tmp_path / f"{size}.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
     with source.open("a") as file:
         file.write('{"text": 5}\n{"text": "last"}')
     with pytest.raises(ValueError, match=rf"a\.jsonl:{len(texts) + 1} has int under 'text'"):
-        write([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
+        build_corpus([str(source)], str(tmp_path / "bad"), str(tiny_tokenizer), shard_bytes=200)
 
 
 def test_full_disk_is_one_error_line_and_leaves_no_file(
@@ -269,11 +273,11 @@ def test_shards_of_other_settings_or_changed_files_are_made_again(tmp_path: Path
         file.write("{\n")
     bad = [str(rows(tmp_path / "first.jsonl", ["a first text"])), str(source)]
     with pytest.raises(ValueError, match=r"a\.jsonl:3 is not JSON"):
-        write(bad, str(tmp_path / "out"), str(tiny_tokenizer))
+        build_corpus(bad, str(tmp_path / "out"), str(tiny_tokenizer))
     assert len(list((tmp_path / "out.shards").glob("[0-9]*.json"))) == 1
     rows(source, ["another text"])
-    write(bad, str(tmp_path / "out"), str(tiny_tokenizer), Settings(seq_length=16))
-    write(bad, str(tmp_path / "new"), str(tiny_tokenizer), Settings(seq_length=16))
+    build_corpus(bad, str(tmp_path / "out"), str(tiny_tokenizer), CorpusSettings(seq_length=16))
+    build_corpus(bad, str(tmp_path / "new"), str(tiny_tokenizer), CorpusSettings(seq_length=16))
     assert Corpus(tmp_path / "out").seq_length == 16 and not (tmp_path / "out.shards").exists()
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
 
@@ -296,7 +300,7 @@ def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
     """Another seed keeps other samples; the number of removed samples is recorded."""
     texts = ["".join(small_texts(80)[at:]) for at in range(4)] + ["short"]
     source = rows(tmp_path / "a.jsonl", texts)
-    write([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), Settings(seq_length=32))
+    build_corpus([str(source)], str(tmp_path / "all"), str(tiny_tokenizer), CorpusSettings(seq_length=32))
     whole = Corpus(tmp_path / "all")
     results = {}
     for name, seed, workers in (("x", 0, 1), ("y", 0, 2), ("z", 1, 1)):

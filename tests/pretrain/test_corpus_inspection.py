@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from conftest import RunScript
 from corpora import rows
-from corpus_building.corpus_build import write
-from corpus_building.samples import Settings
+from corpus_building.corpus_build import build_corpus
+from corpus_building.samples import CorpusSettings
 from corpus_files.corpus import Corpus
 from corpus_files.corpus_merging import merge
 
@@ -17,7 +17,7 @@ def test_read_prints_statistics_of_each_source(tmp_path: Path, run_script: RunSc
     for name, text in (("en", "A cat. " * 40), ("zh", "山水人家。")):
         texts = [text, text[:7]]
         source = rows(tmp_path / f"{name}.jsonl", texts)
-        write([str(source)], str(tmp_path / name), str(tiny_tokenizer), Settings(seq_length=32))
+        build_corpus([str(source)], str(tmp_path / name), str(tiny_tokenizer), CorpusSettings(seq_length=32))
     merge([str(tmp_path / "en"), str(tmp_path / "zh")], [0, 1], tmp_path / "all")
     corpus = Corpus(tmp_path / "all")
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "all").stdout

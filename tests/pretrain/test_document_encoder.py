@@ -11,7 +11,7 @@ import sentencepiece
 from conftest import small_texts
 from corpora import document_ids, rows
 from corpus_building import corpus_build, segmentation
-from corpus_building.samples import Settings, document_ends
+from corpus_building.samples import CorpusSettings, bos_and_eos
 from corpus_files.corpus import verify
 from corpus_tokenizer import document_encoder, tokenizer_engines
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
@@ -30,7 +30,7 @@ def json_only(tiny_tokenizer: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
+def expected_offsets(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[int]:
     """The tokens that begin with a new character, without the first token: computed piece by piece."""
     assert isinstance(encoder.engine, tokenizer_engines.SentencePieceEngine)
     model, found, at = encoder.engine.model, [], -1  # the first character of the normalised text is the prefixed space
@@ -43,9 +43,9 @@ def expected_edges(encoder: DocumentEncoder, text: str, ids: list[int]) -> list[
     return found
 
 
-def edges(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
+def cut_offsets(encoded: tokenizer_engines.EncodedText, text: str) -> list[int]:
     """The tokens before which the text may be cut."""
-    return segmentation._TokenEdges(encoded.ends(), 0, len(encoded.ids)).edges_at(list(range(1, len(text) + 1)))
+    return segmentation._TokenOffsets(encoded.ends(), 0, len(encoded.ids)).offsets_at(list(range(1, len(text) + 1)))
 
 
 def test_model_and_json_give_sentencepieces_ids_and_equal_ends(tiny_tokenizer: Path, json_only: Path) -> None:
@@ -59,10 +59,10 @@ def test_model_and_json_give_sentencepieces_ids_and_equal_ends(tiny_tokenizer: P
     @given(TEXTS)
     def same(text: str) -> None:
         truth = oracle.encode(text)
-        places = expected_edges(ours[1], text, truth)
+        places = expected_offsets(ours[1], text, truth)
         for encoder in ours:
             encoded = encoder.encode(text, 1)
-            assert (encoded.ids.tolist(), edges(encoded, text)) == (truth, places), encoder.engine.name
+            assert (encoded.ids.tolist(), cut_offsets(encoded, text)) == (truth, places), encoder.engine.name
 
     same()
 
@@ -72,7 +72,7 @@ def test_control_token_spelling_is_encoded_as_text(tiny_tokenizer: Path, json_on
         encoder = load_encoder(folder)
         ids = encoder.encode("a <s> b </s> <unk>").ids
         assert not {0, 1, 2} & set(ids.tolist())
-        tokens = np.concatenate([document_ends(encoder)[0], ids, document_ends(encoder)[1]])
+        tokens = np.concatenate([bos_and_eos(encoder)[0], ids, bos_and_eos(encoder)[1]])
         assert tokens.tolist() == [1, *ids.tolist(), 2]
         assert encoder.engine.decode(tokens) == "a <s> b </s> <unk>"
 
@@ -200,7 +200,7 @@ def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path)
     assert encoder.bos_id is None
     text = "The cat. 山 🤖 sat <|endoftext|> e\u0301 end"
     encoded = encoder.encode(text)
-    assert encoder.eos_id not in encoded.ids and [end.tolist() for end in document_ends(encoder)] == [
+    assert encoder.eos_id not in encoded.ids and [end.tolist() for end in bos_and_eos(encoder)] == [
         [],
         [encoder.eos_id],
     ]
@@ -208,7 +208,7 @@ def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path)
     ends = encoded.ends()
     assert 8 in ends  # the space after the full stop begins a token
     assert (np.diff(ends) == 0).any() and (np.diff(ends) >= 0).all()
-    assert len(edges(encoded, text)) == len(set(ends.tolist())) - 1
+    assert len(cut_offsets(encoded, text)) == len(set(ends.tolist())) - 1
     truth = load_encoder(tmp_path, "reference")
     assert encoder.engine.name == "gigatoken" and truth.engine.name == "tokenizers"
 
@@ -217,7 +217,7 @@ def test_byte_level_tokenizer_without_bos_has_equal_ids_and_ends(tmp_path: Path)
     def same(text: str) -> None:
         ours, theirs = encoder.encode(text), truth.encode(text)
         assert ours.ids.tolist() == theirs.ids.tolist()
-        assert edges(ours, text) == edges(theirs, text)
+        assert cut_offsets(ours, text) == cut_offsets(theirs, text)
 
     same()
 
@@ -228,7 +228,7 @@ def test_corpus_of_large_vocabulary_has_int32_ids(tmp_path: Path) -> None:
     folder = byte_level_folder(tmp_path / "tokenizer", 66_000)
     texts = ["The cat. 山 🤖 sat " * 40, "<extra 65999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)
-    corpus_build.write([str(source)], str(tmp_path / "a"), str(folder), Settings(seq_length=64))
+    corpus_build.build_corpus([str(source)], str(tmp_path / "a"), str(folder), CorpusSettings(seq_length=64))
     corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
     assert (
         corpus.dtype == np.int32 and corpus.vocab_size == corpus.ids.max() + 1 > 65_536 and corpus.lengths.max() <= 64

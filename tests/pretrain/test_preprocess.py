@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
-from corpus_building.corpus_build import write
-from corpus_building.samples import Settings
+from corpus_building.corpus_build import build_corpus
+from corpus_building.samples import CorpusSettings
 from corpus_files.corpus import Corpus, verify
 from corpus_tokenizer.document_encoder import CHECK_FIRST
 from sentence_ends.sentence_boundaries import sentence_ends
@@ -51,7 +51,12 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
 
 def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_tokenizer: Path) -> None:
     text = "".join(small_texts(200))
-    write([str(rows(tmp_path / "a.jsonl", [text]))], str(tmp_path / "a"), str(tiny_tokenizer), Settings(seq_length=128))
+    build_corpus(
+        [str(rows(tmp_path / "a.jsonl", [text]))],
+        str(tmp_path / "a"),
+        str(tiny_tokenizer),
+        CorpusSettings(seq_length=128),
+    )
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ends, at = set(sentence_ends(text)), ""
@@ -79,7 +84,7 @@ def test_merge_accepts_lists_in_both_notations_and_read_shows_samples(
 ) -> None:
     """Reading refuses another tokenizer."""
     for name, text in (("en", "A cat."), ("zh", "山水人家。")):
-        write([str(rows(tmp_path / f"{name}.jsonl", [text]))], str(tmp_path / name), str(tiny_tokenizer))
+        build_corpus([str(rows(tmp_path / f"{name}.jsonl", [text]))], str(tmp_path / name), str(tiny_tokenizer))
     run_script(
         SCRIPT, "--mode", "merge", "--merge_path_prefix", "en,zh", "--merge_path_type", "0,1",
         "--new_path_prefix", "ab", cwd=tmp_path,
@@ -212,7 +217,7 @@ def test_real_documents_have_sentencepieces_ids(
     tmp_path: Path, shared_data: Path, llama_tokenizer: Path, source: str
 ) -> None:
     path = shared_data / f"corpus/{source}.jsonl"
-    write([str(path)], str(tmp_path / source), str(llama_tokenizer))
+    build_corpus([str(path)], str(tmp_path / source), str(llama_tokenizer))
     corpus = Corpus(tmp_path / source)
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "llama/tokenizer.model"))
     texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]

@@ -30,14 +30,14 @@ def best(edges: list[int], limit: int) -> tuple[int, int]:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=11), st.integers(9, 25))
 def test_balance_equals_best_of_all_divisions(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
-    chosen = segmentation.balance(edges, limit)
+    chosen = segmentation.balanced_cuts(edges, limit)
     pieces = np.diff(chosen)
     assert set(chosen) <= set(edges) and pieces.max() <= limit
     assert (len(pieces), int((pieces**2).sum())) == best(edges, limit)
 
 
-def best_before_by_trying_all(before: list[int], cost: list[int], after: list[int], limit: int) -> list[int]:
-    """What segmentation._best_before returns, by trying every pair of edges."""
+def best_predecessors_by_trying_all(before: list[int], cost: list[int], after: list[int], limit: int) -> list[int]:
+    """Return the result of segmentation._best_predecessors by trying every pair of offsets."""
     totals = [
         [cost[i] + (edge - b) ** 2 if edge - b <= limit else np.inf for i, b in enumerate(before)] for edge in after
     ]
@@ -48,10 +48,10 @@ def best_before_by_trying_all(before: list[int], cost: list[int], after: list[in
 @given(st.lists(st.integers(1, 5), min_size=200, max_size=600), st.integers(100, 500))
 def test_balance_of_large_windows_equals_trying_all_pairs(lengths: list[int], limit: int) -> None:
     edges = [0, *itertools.accumulate(lengths)]
-    found = segmentation.balance(edges, limit)
+    found = segmentation.balanced_cuts(edges, limit)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "_best_before", best_before_by_trying_all)
-        assert found == segmentation.balance(edges, limit)
+        patch.setattr(segmentation, "_best_predecessors", best_predecessors_by_trying_all)
+        assert found == segmentation.balanced_cuts(edges, limit)
 
 
 @settings(max_examples=100, deadline=None)
@@ -60,10 +60,10 @@ def test_path_where_some_edges_cannot_be_reached_equals_trying_all_pairs(steps: 
     columns = [[0]]
     for step in steps:
         columns.append([columns[-1][-1] + at for at in itertools.accumulate(step)] or [columns[-1][-1] + 1])
-    found = segmentation._best_path(columns, limit)
+    found = segmentation._best_cuts(columns, limit)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "_best_before", best_before_by_trying_all)
-        assert found == segmentation._best_path(columns, limit)
+        patch.setattr(segmentation, "_best_predecessors", best_predecessors_by_trying_all)
+        assert found == segmentation._best_cuts(columns, limit)
 
 
 def ends_of(starts: list[int], characters: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_samples_cover_the_document_and_end_at_the_best_kind_of_place(
 
 
 def sentence_edges(text: str, ends: np.ndarray, language: str) -> list[int]:
-    return segmentation._TokenEdges(ends, 1, len(ends) + 2).edges_at(sentence_ends(text, language))
+    return segmentation._TokenOffsets(ends, 1, len(ends) + 2).offsets_at(sentence_ends(text, language))
 
 
 PHRASES = (
@@ -126,7 +126,7 @@ def test_cuts_near_the_even_division_equal_cuts_from_all_sentence_ends(
     ends = ends_of([at if at % 5 else -1 for at in range(len(text))], len(text))
     near = segmentation.sample_lengths(text, ends, limit, language)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "_near_cuts", lambda *_: None)
+        patch.setattr(segmentation, "_cuts_at_sentence_ends", lambda *_: None)
         everywhere = segmentation.sample_lengths(text, ends, limit, language)
     assert len(near) == len(everywhere) and (near**2).sum() == (everywhere**2).sum()
     if max(np.diff([0, *sentence_edges(text, ends, language), len(ends) + 2])) <= limit:
