@@ -27,7 +27,7 @@ def main(
     """Print the model's continuation of the texts in examples/cases/pretraining.json, or of typed lines.
 
     Args:
-        base_model: a checkpoint folder.
+        base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
         interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.

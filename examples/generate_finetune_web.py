@@ -26,7 +26,7 @@ def main(
     """Serve the page of a pretrained model.
 
     Args:
-        base_model: a checkpoint folder.
+        base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         server_name: the address to listen on.

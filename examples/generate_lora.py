@@ -31,8 +31,8 @@ def main(
     """Print the model's answers to one suite of examples/cases, or to typed instructions.
 
     Args:
-        base_model: a checkpoint folder.
-        lora_weights: the folder of a LoRA adapter of base_model.
+        base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
+        lora_weights: a LoRA adapter of base_model, likewise.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
         run_ie_cases: extraction, cases/ie.json.

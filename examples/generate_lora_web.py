@@ -29,8 +29,9 @@ def main(
     """Serve the page of an instruction-tuned model.
 
     Args:
-        base_model: a checkpoint folder; an instruction-tuned one if lora_weights is not given.
-        lora_weights: an adapter folder for it.
+        base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once; an
+            instruction-tuned one if lora_weights is not given.
+        lora_weights: a LoRA adapter of base_model, likewise.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.

@@ -1,6 +1,6 @@
 """A small local hub: model information, HEAD and GET of files with ranges, storage on another port, injected faults.
 
-It implements the part of the public hub's API that a download uses.
+It implements the part of the public hub's API, or of ModelScope's, that a download uses.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CHUNK = 1 << 16  # bytes that a download in the test process writes at once
@@ -53,6 +53,7 @@ class Hub:
     ranges: bool = True  # Range requests are supported
     heads: bool = True  # HEAD requests are supported
     linked_sizes: bool = True  # redirects to the storage have X-Linked-Size
+    modelscope: int = 0  # if not 0: only ModelScope's API; other paths get a web page with this HTTP status
     storage: str = ""  # address of the storage server to which files are redirected
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     requests: list[tuple[str, str]] = field(default_factory=list)  # (file, Range header) of every GET of a file
@@ -102,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.hub.tokens[self.role].add(self.headers.get("Authorization", ""))
         path = unquote(urlsplit(self.path).path)
+        if self.hub.modelscope:
+            return self.answer_as_modelscope(path, dict(parse_qsl(urlsplit(self.path).query)))
         if found := re.fullmatch(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             return self.describe((found[1] or "") + found[2], found[3] or "main")
         found = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
@@ -126,6 +129,27 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse("RevisionNotFound")
         commit = self.hub.commit if revision == "main" else revision
         return self.answer(json.dumps(listing(self.hub, repository, commit)).encode())
+
+    def answer_as_modelscope(self, path: str, query: dict[str, str]) -> None:
+        """Answer listings (of data sets in pages) and file requests; ModelScope's own hash of every file is sha256."""
+        found = re.fullmatch(r"/api/v1/(?:models|(datasets))/([^/]+/[^/]+)/repo(/files|/tree)?", path)
+        if not found:
+            return self.answer(b"<!DOCTYPE html>", self.hub.modelscope)
+        files = self.hub.repositories.get(f"{found[1]}/{found[2]}" if found[1] else found[2])
+        if files is None or query["Revision"] not in ("master", "v1"):
+            return self.answer(json.dumps({"Code": 10010205001, "Message": "not found", "Data": None}).encode(), 404)
+        if not found[3]:
+            return self.transfer(query["FilePath"], files[query["FilePath"]])
+        facts: dict[str, Any] = {"Revision": self.hub.commit, "CommittedDate": 1_700_000_000}
+        rows = [
+            facts | {"Path": name, "Type": "blob", "Size": len(content), "Sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        ]
+        rows.append({"Path": "sub", "Type": "tree", "Size": 0, "Sha256": "", "Revision": "e" * 40, "CommittedDate": 9})
+        if found[1]:
+            first = (int(query["PageNumber"]) - 1) * int(query["PageSize"])
+            rows = rows[first : first + int(query["PageSize"])]
+        return self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
 
     def transfer(self, name: str, content: bytes) -> None:
         headers = {"X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}

@@ -18,13 +18,15 @@ COMMANDS = sorted(path for stage in STAGES for path in (REPOSITORY / stage).glob
 PACKAGES = sorted(path.parent for stage in STAGES for path in (REPOSITORY / stage).glob("*/__init__.py"))
 MODULES = sorted(path for stage in STAGES for path in (REPOSITORY / stage).rglob("*.py"))
 ALL_PYTHON = sorted([*MODULES, *(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
-TWINS: dict[str, list[str]] = {
-    package: stages.split()
-    for package, _, stages in (
+LISTED_TWINS: dict[str, list[str]] = {
+    name: stages.split()
+    for name, _, stages in (
         line.partition(":") for line in (REPOSITORY / "tests/twins.txt").read_text(encoding="utf-8").splitlines()
     )
-    if package and not package.startswith("#")
+    if name and not name.startswith("#")
 }
+TWIN_FILES = {name: stages for name, stages in LISTED_TWINS.items() if "." in name}
+TWINS = {name: stages for name, stages in LISTED_TWINS.items() if name not in TWIN_FILES}  # packages
 
 
 def parsed(path: Path) -> ast.Module:
@@ -150,8 +152,13 @@ def test_twins_are_equal_and_import_only_twins() -> None:
         for name, stages in TWINS.items()
         for stage in stages
     }
+    files |= {
+        (name, stage): {name: (REPOSITORY / stage / name).read_bytes()}
+        for name, stages in TWIN_FILES.items()
+        for stage in stages
+    }
     assert not [key for key, content in files.items() if not content]
-    assert not [key for key, content in files.items() if content != files[key[0], TWINS[key[0]][0]]]
+    assert not [key for key, content in files.items() if content != files[key[0], LISTED_TWINS[key[0]][0]]]
     copies = defaultdict(list)
     for path in PACKAGES:
         copies[path.name].append(stage_of(path))
@@ -167,15 +174,18 @@ def test_twins_script_copies_the_newest_copy_over_the_others(tmp_path: Path) -> 
     (tmp_path / "tests").mkdir()
     script = tmp_path / "tests/twins.sh"
     script.write_bytes((REPOSITORY / "tests/twins.sh").read_bytes())
-    (tmp_path / "tests/twins.txt").write_text("# comment\nwords: a b c\n")
+    (tmp_path / "tests/twins.txt").write_text("# comment\nwords: a b c\nlist.json: a b\n")
     for age, stage in ((200, "a"), (100, "b"), (300, "c")):
         (tmp_path / stage / "words").mkdir(parents=True)
         file = tmp_path / stage / "words/w.py"
         file.write_text(stage)
         os.utime(file, (file.stat().st_mtime - age,) * 2)
+    (tmp_path / "a/list.json").write_text("[]")
     listed = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["a/words", "c/words"]
-    subprocess.run(["bash", str(script), "words"], capture_output=True, check=True)
+    assert [line.split()[0] for line in listed] == ["a/words", "c/words", "b/list.json"]
+    for name in ("words", "list.json"):
+        subprocess.run(["bash", str(script), name], capture_output=True, check=True)
+    assert (tmp_path / "b/list.json").read_text() == "[]"
     assert [(tmp_path / stage / "words/w.py").read_text() for stage in "abc"] == ["b", "b", "b"]
     assert subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True).stdout == ""
     unknown = subprocess.run(["bash", str(script), "none"], capture_output=True, text=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies the newest copy of a twin package over the others; tests/twins.txt lists the twins and their stages.
+# Copies the newest copy of a twin package or file over the others; tests/twins.txt lists the twins and their stages.
 #
 #   bash tests/twins.sh                 which twins differ
 #   bash tests/twins.sh chat_prompts    make the copies of one twin equal
@@ -18,8 +18,8 @@ while IFS=: read -r package stages; do
     [ -z "$wanted" ] || [ "$wanted" = "$package" ] || continue
     found=1 newest="" newest_time=0
     for stage in $stages; do
-        [ -d "$stage/$package" ] || continue
-        changed=$(find "$stage/$package" -name '*.py' -printf '%T@\n' | sort -n | tail -n 1)
+        [ -e "$stage/$package" ] || continue
+        changed=$(find "$stage/$package" \( -name '*.py' -o -path "$stage/$package" -type f \) -printf '%T@\n' | sort -n | tail -n 1)
         if [ -n "$changed" ] && awk "BEGIN { exit !($changed > $newest_time) }"; then newest=$stage newest_time=$changed; fi
     done
     [ -n "$newest" ] || fail "no stage has a folder $package; tests/twins.txt lists it for:$stages"
@@ -29,8 +29,12 @@ while IFS=: read -r package stages; do
             echo "$stage/$package differs from $newest/$package; run: bash tests/twins.sh $package"
         else
             rm -rf "${stage:?}/$package"
-            mkdir -p "$stage/$package"
-            cp -p "$newest/$package"/*.py "$stage/$package/"
+            if [ -f "$newest/$package" ]; then
+                cp -p "$newest/$package" "$stage/$package"
+            else
+                mkdir -p "$stage/$package"
+                cp -p "$newest/$package"/*.py "$stage/$package/"
+            fi
             echo "$newest/$package -> $stage/$package"
         fi
     done

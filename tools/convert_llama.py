@@ -15,11 +15,11 @@ from command_line.fire_commands import run
 
 import shutil
 
-from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import existing_folder, new_folder, write_json, write_run_record
 from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME
 from checkpoint_seals.seal_check import verify_seal
+from partial_folders import resume_journal
 
 SCRIPT = "tools/convert_llama.py"
 

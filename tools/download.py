@@ -18,8 +18,8 @@ from command_line.fire_commands import run
 import os
 from pathlib import Path
 
-from hub_download.hub_listing import RepositorySource, resolve_endpoint
 from hub_download.repository_download import download
+from hub_download.repository_source import RepositorySource, resolve_endpoint
 
 PUBLISHED = {  # the 13B models: the base as a difference from LLaMA's weights, and its LoRA adapter
     "base": "zjunlp/zhixi-13b-diff",

@@ -16,9 +16,9 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import existing_folder, new_file
 from checkpoint_seals.seal_check import verify_seal
+from partial_folders import resume_journal
 
 BYTES_PER_TOKEN = 64  # upper bound for the tokenizer's size in the file
 QUANTISED_BYTES = 0.7  # per weight, upper bound for q4_k_m

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, read_template
+from hub_download.checkpoint_names import checkpoint_folder
 
 from demo_pages.extraction_prompts import read_extraction
 
@@ -31,12 +32,14 @@ def load(
     allocate: list[int] | None = None,
     template_path: str = "",
 ) -> Checkpoint:
-    """Load a checkpoint folder, with the adapter of lora_weights attached, to the GPU if there is one.
+    """Load a checkpoint, with the adapter of lora_weights attached, to the GPU if there is one.
 
-    On a GPU the weights are bfloat16 (float16 before Ampere); on the CPU they keep the dtype of the files. Tokenizer
-    and chat template are the adapter's if it has them; template_path names a file with another template. Raises
-    ValueError or FileNotFoundError with one line.
+    Both are folders or names of hub repositories (`checkpoint_folder`). On a GPU the weights are bfloat16 (float16
+    before Ampere); on the CPU they keep the dtype of the files. Tokenizer and chat template are the adapter's if it has
+    them; template_path names a file with another template. Raises ValueError or FileNotFoundError with one line.
     """
+    base_model = str(checkpoint_folder(base_model, "--base_model"))
+    lora_weights = str(checkpoint_folder(lora_weights, "--lora_weights")) if lora_weights else ""
     check_folders(base_model, lora_weights)
     template = read_template(template_path, "--template_path") if template_path else folder_template(lora_weights)
     files = [Path(folder, "extraction.json") for folder in (lora_weights, base_model) if folder]

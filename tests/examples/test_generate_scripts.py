@@ -1,6 +1,8 @@
 """The commands generate_*.py: cases, keyboard, adapters, and errors of one line."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
+from hub_server import Hub, serving
 
 pytestmark = pytest.mark.integration
 
@@ -71,10 +74,45 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
     assert "has no chat template, so instructions are given as plain text" in general.stderr
 
 
+def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
+    tiny_checkpoint: Path, adapter: Path, repository: Path, tmp_path: Path, run_script: RunScript
+) -> None:
+    """The published adapter gets its template; the second run reads the cache although the hub is gone."""
+    lora = {file.name: file.read_bytes() for file in adapter.iterdir() if file.name != "chat_template.jinja"}
+    hub = Hub({"some/base": {file.name: file.read_bytes() for file in tiny_checkpoint.iterdir()}})
+    hub.repositories["zjunlp/zhixi-13b-lora"] = lora
+    arguments = ("--base_model", "some/base", "--lora_weights", "zjunlp/zhixi-13b-lora", "--interactive")
+    environment = {"XDG_CACHE_HOME": tmp_path, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "NO_PROXY": "127.0.0.1"}
+
+    def ask() -> "subprocess.CompletedProcess[str]":
+        return run_script(
+            "examples/generate_lora.py", *arguments, "--max_new_tokens", 8, input="Translate.\n山水\n",
+            env=environment | {"HF_ENDPOINT": hub.url},
+        )  # fmt: skip
+
+    with serving(hub, "hub") as hub.url:
+        first = ask()
+    again = ask()
+    template = str(repository / "finetune/templates/alpaca.jinja")
+    tuned = model_loading.load(str(tiny_checkpoint), str(adapter), template_path=template)
+    answer = text_generation.generate(tuned, tuned.encoder.prompt(one_turn("Translate.", "山水")), Decoding(8)).text
+    assert answer and all(answer in done.stdout and "to download" not in done.stdout for done in (first, again))
+    assert f"notice: some/base is not a folder; downloading it from {hub.url} to" in first.stderr
+    cached = [re.sub(r" \(commit.*", "", line) for line in again.stderr.splitlines() if line.startswith("notice")]
+    assert cached == [
+        f"notice: some/base is read from {tmp_path}/knowlm/models/some--base",
+        f"notice: zjunlp/zhixi-13b-lora is read from {tmp_path}/knowlm/models/zjunlp--zhixi-13b-lora",
+    ]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("finetune", ("--base_model", "none"), "none does not exist; --base_model takes a checkpoint folder"),
+        (
+            "finetune",
+            ("--base_model", "none"),
+            "none is not a folder; --base_model takes a folder, or OWNER/NAME or OWNER/NAME@REVISION of the hub",
+        ),
         ("finetune", ("--base_model", "CHECKPOINT", "--interactiv"), "unknown option --interactiv"),
         (
             "finetune",
@@ -92,7 +130,7 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
         (
             "lora",
             ("--base_model", "CHECKPOINT", "--lora_weights", "none", "--run_ie_cases"),
-            "none does not exist; give the folder",
+            "none is not a folder; --lora_weights takes a folder, or OWNER/NAME",
         ),
         ("lora_web", ("--base_model", "CHECKPOINT", "--language", "fr"), "--language takes one of en, zh, not 'fr'"),
         ("finetune_web", ("--base_model", "CHECKPOINT", "--server_port", "70000"), "127.0.0.1:70000 is not available"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_io import published_models
+from hub_download import model_registry
 from in_process import RunTool
 from model_folders import additive, left_behind, variant
 from safetensors.torch import load_file
@@ -98,7 +98,7 @@ def test_recover_refuses_base_that_contradicts_published_sum(
         table = tmp_path / "table.json"
         facts = {"some/diff": {"sum": {"float32": total}}}
         table.write_text(json.dumps({"repositories": facts, "templates": {}}))
-        monkeypatch.setattr(published_models, "REGISTRY", table)
+        monkeypatch.setattr(model_registry, "REGISTRY", table)
         if source == "download":
             (diff / ".download").mkdir()
             (diff / ".download/note.json").write_text('{"repository": "some/diff"}')

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_io import resume_journal
 from conftest import REPOSITORY
 from hub_server import CHUNK, COMMIT, DIFF, Fault, Hub, downloaded
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from partial_folders import resume_journal
 
 Get = Callable[..., tuple[str, str]]
 LARGE = "model.safetensors"

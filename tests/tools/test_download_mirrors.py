@@ -71,7 +71,7 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
             Fault(status=403, headers=GATED),
             "some/thing requires accepting its terms: accept them on http://127.*HF_TO",
         ),
-        (Fault(status=404), r"has no .* \(HTTP 404\); try another --endpoint or --revision"),
+        (Fault(status=404), r"has no .* \(HTTP 404\); try another endpoint or revision"),
     ],
 )
 @pytest.mark.parametrize("place", [API, LARGE])
@@ -160,7 +160,9 @@ def test_mirror_without_sizes_is_refused(hub: Hub, get: Get, tmp_path: Path, req
         get(tmp_path / "thing")
     hub.heads, hub.linked_sizes = True, False
     request.getfixturevalue("storage")
-    with pytest.raises(ValueError, match=r"the hub gives no size of .*, so it could not be verified; use another --e"):
+    with pytest.raises(
+        ValueError, match=r"the hub gives no size of .*, so it could not be verified; use another endpoint"
+    ):
         get(tmp_path / "thing")
     assert not list(tmp_path.iterdir())
 
@@ -173,3 +175,49 @@ def test_folder_from_one_endpoint_is_repaired_from_another(hub: Hub, get: Get, t
         get(tmp_path / "thing", endpoint=address + "/")
     assert mirror.requests == [("config.json", "")]
     assert downloaded(tmp_path / "thing") == DIFF
+
+
+@pytest.mark.parametrize("status", [404, 200])  # of the page that answers the hub's API
+def test_modelscope_mirror_is_recognised_and_resumed_within_file(
+    hub: Hub, get: Get, tmp_path: Path, status: int
+) -> None:
+    hub.modelscope = status
+    hub.faults[LARGE] = [Fault(cut=3 * CHUNK + 1)]
+    target = tmp_path / "thing"
+    out, _ = get(target)
+    assert out.splitlines()[-1].endswith("some/thing at 0123456789, 3 files, 1.05 MB, every hash as published")
+    assert downloaded(target) == DIFF
+    assert [request for request in hub.requests if request[0] == LARGE] == [(LARGE, ""), (LARGE, f"bytes={3 * CHUNK}-")]
+    (target / LARGE).write_bytes(BYTES[:-1] + b"x")  # the same size
+    assert f"downloaded {LARGE}; complete now" in get(target)[0]
+    assert downloaded(target) == DIFF
+
+
+def test_modelscope_dataset_is_listed_in_pages(hub: Hub, get: Get, tmp_path: Path) -> None:
+    hub.modelscope = 404
+    rows = {f"part {number}.jsonl": b"{}\n" * (number + 1) for number in range(401)}  # three pages
+    hub.repositories["datasets/some/rows"] = rows
+    get(tmp_path / "rows", repo_name="some/rows", repo_type="dataset", revision="v1")
+    assert downloaded(tmp_path / "rows") == rows
+
+
+def test_modelscope_mirror_gives_reason_of_refusal(hub: Hub, get: Get, tmp_path: Path) -> None:
+    hub.modelscope = 404
+    for options in ({"repo_name": "some/none"}, {"revision": "none"}):
+        with pytest.raises(ValueError, match=r"does not list some/\w+ at '\w+' \(not found\); correct the name or"):
+            get(tmp_path / "x", **options)
+    hub.repositories["some/thing"] = {f"{number}": b"" for number in range(3000)}
+    with pytest.raises(ValueError, match="lists only 3001 files of some/thing; use another hub"):
+        get(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(200, "is not a hub: its answer is not JSON"), (404, r"has no api/.*404")]
+)
+def test_address_that_is_no_hub_is_refused(
+    hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, message: str
+) -> None:
+    hub.modelscope = status
+    with pytest.raises(ValueError, match=message):
+        get(tmp_path / "x", endpoint=f"{hub.url}/blog")

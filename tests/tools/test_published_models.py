@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_io import published_models
-from checkpoint_io.published_models import published_repository, registry, template_of
+from checkpoint_io.published_models import published_repository
 from conftest import REPOSITORY
 from download import PUBLISHED
+from hub_download import model_registry
+from hub_download.model_registry import registry, template_of
 from in_process import RunTool
 
 ALPACA = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def test_registry_is_complete() -> None:
         assert facts.get("template", "alpaca") in known["templates"], name
         for hashes in (facts.get("md5", {}), facts.get("recovered_md5", {})):
             assert all(len(bytes.fromhex(value)) == 16 for value in hashes.values()), name
-    assert template_of("zjunlp/zhixi-13b-lora") == ALPACA
+    assert template_of("zjunlp/zhixi-13b-lora") == template_of("ZJUNLP/Zhixi-13b-lora") == ALPACA
     assert template_of("zjunlp/zhixi-13b-diff") == template_of("someone/else") == ""
 
 
@@ -33,7 +34,7 @@ def test_folder_is_recognised_by_note_or_by_published_hashes(tmp_path: Path, mon
     assert published_repository(tmp_path, "md5") == ""
     facts = {name: {"md5": {"a.bin": hashlib.md5(name.encode()).hexdigest()}} for name in ("x/one", "x/two")}
     (tmp_path / "table.json").write_text(json.dumps({"repositories": facts, "templates": {}}))
-    monkeypatch.setattr(published_models, "REGISTRY", tmp_path / "table.json")
+    monkeypatch.setattr(model_registry, "REGISTRY", tmp_path / "table.json")
     (tmp_path / "a.bin").write_bytes(b"x/two")
     assert published_repository(tmp_path, "md5") == "x/two"
     (tmp_path / "a.bin").write_bytes(b"x/three")

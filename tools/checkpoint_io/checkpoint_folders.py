@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from checkpoint_io import resume_journal
+from hub_download.checkpoint_names import checkpoint_folder
+from partial_folders import resume_journal
+from partial_folders.disk_space import check_space
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -34,10 +36,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def existing_folder(path: object, option: str, required: str = "") -> Path:
-    """Return the folder given by an option; FileNotFoundError if it does not exist or lacks the file `required`."""
-    folder = Path(str(path))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; {option} takes a folder (download one: tools/download.py)")
+    """Return the folder given by an option: its path, or the name of a repository, which is downloaded to the cache.
+
+    Raises FileNotFoundError if it does not exist or lacks the file `required`, ValueError if the download fails.
+    """
+    folder = checkpoint_folder(str(path), option)
     if required and not (folder / required).is_file():
         raise FileNotFoundError(f"{folder} has no {required}; {option} takes a complete checkpoint folder")
     return folder
@@ -113,17 +116,6 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_space(target: Path, needed: int) -> None:
-    """Raise ValueError if the target's disk has less than `needed` bytes free."""
-    above = next(parent for parent in target.absolute().parents if parent.exists())
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise ValueError(
-            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "make room or write elsewhere"
-        )
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -1,22 +1,12 @@
-"""Facts about published models (tools/published.json): prompt template, MD5 of files, sum of all weights as a checksum.
-
-Repositories published in 2023 contain no chat template file. The registry has the prompt template that each model was
-tuned with; with another prompt the model answers nonsense.
-"""
+"""Recognise copies of published repositories by download.py's note or by the MD5 of their files in published.json."""
 
 import hashlib
 from pathlib import Path
-from typing import Any
+
+from hub_download.model_registry import registry
+from hub_download.repository_source import NOTE
 
 from checkpoint_io.checkpoint_folders import read_json
-
-REGISTRY = Path(__file__).parent.parent / "published.json"
-NOTE = ".download/note.json"  # written by tools/download.py; contains the folder's repository
-
-
-def registry() -> dict[str, Any]:
-    """Return the content of published.json."""
-    return read_json(REGISTRY)
 
 
 def published_repository(folder: Path, fact: str) -> str:
@@ -39,10 +29,3 @@ def published_repository(folder: Path, fact: str) -> str:
 def md5(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "md5").hexdigest()
-
-
-def template_of(repository: str) -> str:
-    """Return the Jinja source of the template that a published model was tuned on; "" if it is not known."""
-    known = registry()
-    name = known["repositories"].get(repository, {}).get("template", "")
-    return known["templates"][name] if name else ""

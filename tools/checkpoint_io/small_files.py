@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
+from hub_download.model_registry import template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
-from checkpoint_io.published_models import published_repository, template_of
+from checkpoint_io.published_models import published_repository
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
 TOKENIZER_FILES = (

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from blake3 import blake3
+from partial_folders import resume_journal
 
-from checkpoint_io import resume_journal
 from checkpoint_io.checkpoint_folders import write_json
 from checkpoint_io.tensors import Spec, Tensor, progress, read_weights, tensor_hash, tensor_hashes
 

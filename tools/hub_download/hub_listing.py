@@ -1,56 +1,18 @@
-"""List a repository of a hub: its commit, and the selected files with sizes and hashes.
+"""List a repository of a hub or mirror: its commit, and the selected files with sizes and hashes.
 
 File names come from a server, so they are checked before use. Errors of the hub become ValueErrors of one line.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from json import JSONDecodeError
 from typing import Any
-from urllib.parse import urlsplit
 
-from checkpoint_io.published_models import NOTE
+from hub_download.hub_files import RemoteFile, first_line, with_retries
+from hub_download.modelscope_listing import list_modelscope
+from hub_download.repository_source import NOTE, TIMEOUT, RepositorySource, valid_hash
 
-from hub_download.hub_files import RemoteFile, first_line, notice, with_retries
-
-TIMEOUT = 60.0  # seconds to wait for the hub's API
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")  # control characters, backslash, drive letter
-
-
-@dataclass(frozen=True)
-class RepositorySource:
-    """A repository of a hub, its revision ("": the main branch), and the patterns that select files."""
-
-    repo: str
-    kind: str = "model"
-    revision: str = ""
-    endpoint: str = ""  # address of the hub, without a trailing slash
-    pattern: tuple[str, ...] = ()  # names to download; empty: all
-    exclude: tuple[str, ...] = ()
-
-    @property
-    def page(self) -> str:
-        """Return the address of the repository's page."""
-        return f"{self.endpoint}/{'' if self.kind == 'model' else self.kind + 's/'}{self.repo}"
-
-
-def resolve_endpoint(endpoint: str) -> str:
-    """Return the hub's address from the option or HF_ENDPOINT; ValueError if it is not a web address.
-
-    Prints a notice if the token will be sent to a host other than the public hub.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers
-
-    address = (endpoint or constants.ENDPOINT).rstrip("/")
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError(
-            f"{address!r} is not the address of a hub; --endpoint takes https://HOST (put a token into HF_TOKEN)"
-        )
-    if address != "https://huggingface.co" and "authorization" in build_hf_headers():
-        warning = ", unencrypted" if parts.scheme == "http" else ""
-        notice(f"your token is sent to {address}{warning} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
-    return address
 
 
 def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
@@ -58,6 +20,20 @@ def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
 
     Raises ValueError if the repository, revision or file does not exist, a name is unsafe, or the hub does not answer.
     """
+    from huggingface_hub import errors
+
+    try:
+        commit, listed = request_listing(source)
+        files = {file.name: file for file in listed}
+        names = select_files(list(files), source)
+        check_names(names, source.repo)
+        return commit, [add_missing_facts(files[name]) for name in names]
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
+        raise ValueError(explain_hub_error(error, source)) from error
+
+
+def request_listing(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
+    """Return commit and all files, from the hub's API or, if the endpoint does not have it, from ModelScope's."""
     from huggingface_hub import HfApi, errors, hf_hub_url
 
     def request() -> Any:
@@ -67,25 +43,24 @@ def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
 
     try:
         info = with_retries(request, source.repo, errors.HfHubHTTPError)
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        names = select_files(list(siblings), source)
-        check_names(names, source.repo)
-        commit = valid_hash(info.sha) or source.revision or "main"
-        files = []
-        for name in names:
-            size, lfs = siblings[name].size, siblings[name].lfs
-            size = size if isinstance(size, int) and size >= 0 else -1
-            hash = valid_hash(lfs.sha256 if lfs else siblings[name].blob_id)
-            url = hf_hub_url(source.repo, name, repo_type=source.kind, revision=commit, endpoint=source.endpoint)
-            files.append(add_missing_facts(RemoteFile(name, size, hash, url)))
-        return commit, files
-    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
-        raise ValueError(explain_hub_error(error, source)) from error
-
-
-def valid_hash(value: object) -> str:
-    """Return the value if it is a sha256 or a git object id, else ""."""
-    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) else ""
+    except (errors.HfHubHTTPError, JSONDecodeError) as error:
+        response = getattr(error, "response", None)
+        is_hub = response is not None and (response.status_code >= 500 or "X-Error-Code" in response.headers)
+        if not is_hub and (found := list_modelscope(source)):
+            return found
+        if response is None:
+            raise ValueError(f"{source.endpoint} is not a hub: its answer is not JSON; correct the endpoint") from None
+        raise
+    commit = valid_hash(info.sha) or source.revision or "main"
+    files = []
+    for sibling in info.siblings or []:
+        size, hash = sibling.size, valid_hash(sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+        url = hf_hub_url(
+            source.repo, sibling.rfilename, repo_type=source.kind, revision=commit, endpoint=source.endpoint
+        )
+        size = size if isinstance(size, int) and size >= 0 else -1
+        files.append(RemoteFile(sibling.rfilename, size, hash, url))
+    return commit, files
 
 
 def check_names(names: list[str], repo: str) -> None:
@@ -112,7 +87,7 @@ def select_files(names: list[str], source: RepositorySource) -> list[str]:
     if matching and not kept:
         raise ValueError(f"--exclude {','.join(source.exclude)!r} leaves none of the files of {source.repo}: {some}")
     if not kept:
-        raise ValueError(f"{source.repo} has no files at this revision; correct --revision")
+        raise ValueError(f"{source.repo} has no files at this revision; correct the revision")
     return kept
 
 
@@ -125,7 +100,7 @@ def add_missing_facts(file: RemoteFile) -> RemoteFile:
     metadata = get_hf_file_metadata(file.url, retry_on_errors=True)
     size = file.size if file.size >= 0 else metadata.size
     if size is None:
-        raise ValueError(f"the hub gives no size of {file.name}, so it could not be verified; use another --endpoint")
+        raise ValueError(f"the hub gives no size of {file.name}, so it could not be verified; use another endpoint")
     return replace(file, size=size, hash=file.hash or valid_hash(metadata.etag))
 
 
@@ -139,20 +114,20 @@ def explain_hub_error(error: Exception, source: RepositorySource) -> str:
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} requires accepting its terms: accept them on {source.page} and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} has no revision {source.revision!r}; see {source.page}/tree/main and correct --revision"
+        return f"{repo} has no revision {source.revision!r}; see {source.page}/tree/main and correct the revision"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{hub} has no repository {repo}, or it is private; correct --repo_name or set HF_TOKEN"
+        return f"{hub} has no repository {repo}, or it is private; correct the name or set HF_TOKEN"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be downloaded; unset it"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is not a repository name ({first_line(error)}); --repo_name takes OWNER/NAME"
+        return f"{repo!r} is not a repository name ({first_line(error)}); it takes the form OWNER/NAME"
     if status == 401:
         return f"{hub} does not accept the token for {repo} (HTTP 401); correct HF_TOKEN, or unset it"
     if status == 403:
         return f"{hub} refuses {repo} (HTTP 403); accept its terms there, or set HF_TOKEN to a token that may read it"
     if status == 404:
         path = (response.history or [response])[0].url.path.lstrip("/")
-        return f"{hub} has no {path} (HTTP 404); try another --endpoint or --revision"
+        return f"{hub} has no {path} (HTTP 404); try another endpoint or revision"
     if status:
-        return f"{hub} does not deliver {repo} (HTTP {status}); try again later, or another --endpoint"
+        return f"{hub} does not deliver {repo} (HTTP {status}); try again later, or another endpoint"
     return f"{hub} does not answer ({first_line(error)}); check the network, or set HF_ENDPOINT to a mirror"

@@ -4,26 +4,29 @@
 the end the note about the folder's origin. Then the folder is renamed.
 """
 
+import json
 import shutil
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from checkpoint_io import resume_journal
-from checkpoint_io.checkpoint_folders import check_space, read_json, write_json
-from checkpoint_io.published_models import NOTE, template_of
-from checkpoint_io.small_files import TEMPLATE, read_templates, write_templates
+from exact_tokenizers.tokenizer_folders import read_object
+from partial_folders import resume_journal
+from partial_folders.disk_space import check_space
 
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
-from hub_download.hub_listing import RepositorySource, explain_hub_error, list_files
+from hub_download.hub_listing import explain_hub_error, list_files
+from hub_download.model_registry import template_of
+from hub_download.repository_source import NOTE, RepositorySource
 
+TEMPLATE = "chat_template.jinja"
 NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; the revision as requested
 
 
 def read_note(folder: Path) -> dict[str, str] | None:
     """Return the folder's note {NOTE_KEYS: …}, or None if it is missing or unreadable."""
     try:
-        content = read_json(folder / NOTE)
+        content = read_object(folder / NOTE)
         return {key: content[key] for key in NOTE_KEYS}
     except (OSError, ValueError, KeyError):
         return None
@@ -80,7 +83,8 @@ def download(source: RepositorySource, target: Path) -> str:
                 (partial / NOTE).parent.mkdir(exist_ok=True)
                 verified += add_template(source, partial)
                 values = (source.repo, source.kind, source.revision, commit)
-                write_json(partial / NOTE, dict(zip(NOTE_KEYS, values, strict=True)))
+                note_text = json.dumps(dict(zip(NOTE_KEYS, values, strict=True)), indent=2)
+                (partial / NOTE).write_text(note_text + "\n", encoding="utf-8")
                 (partial / resume_journal.JOURNAL).unlink()
                 partial.replace(target)
                 return f"{target}: {verified}"
@@ -96,9 +100,10 @@ def download(source: RepositorySource, target: Path) -> str:
 def add_template(source: RepositorySource, folder: Path) -> str:
     """Write chat_template.jinja for a published model that was tuned on a template and has none; return a phrase."""
     template = template_of(source.repo) if source.kind == "model" else ""
-    if not template or read_templates(folder):
+    has_own = (folder / TEMPLATE).is_file() or (folder / "additional_chat_templates").is_dir()
+    if not template or has_own or read_object(folder / "tokenizer_config.json").get("chat_template"):
         return ""
-    write_templates({"default": template}, folder)
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
     return f"; {TEMPLATE} added, which the model was tuned on"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from adapter_checks.base_fit import read_adapter_for_base
-from checkpoint_io import checkpoint_folders, resume_journal
+from checkpoint_io import checkpoint_folders
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
@@ -19,6 +19,7 @@ from checkpoint_io.tensor_files import verify_written, write_shards
 from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, check_finite, read_weights
 from checkpoint_io.tied_matrices import OUTPUT, embedding_name, has_own_output, set_untied
 from checkpoint_seals.seal_check import verify_seal
+from partial_folders import resume_journal
 
 from lora_merging.adapter_updates import LoraAdapter, is_zero, read_adapter, read_factors
 from lora_merging.low_rank import Factors

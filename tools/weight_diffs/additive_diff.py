@@ -14,9 +14,10 @@ from checkpoint_io import tensors
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json, set_dtype
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.published_models import REGISTRY, published_repository, registry
+from checkpoint_io.published_models import published_repository
 from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
+from hub_download.model_registry import REGISTRY, registry
 from tqdm import tqdm
 
 from weight_diffs.exact_diff import find_base_tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from adapter_checks.base_fit import read_adapter_for_base
-from checkpoint_io import checkpoint_folders, resume_journal, tensors
+from checkpoint_io import checkpoint_folders, tensors
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, copy_small_files, has_tokenizer
 from checkpoint_io.tensor_files import verify_written, write_shards
@@ -15,6 +15,7 @@ from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, check_complete, read
 from checkpoint_seals.seal_check import verify_seal
 from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
+from partial_folders import resume_journal
 
 from weight_diffs import additive_diff, diff_writer, exact_diff
 from weight_diffs.rank_search import RankSearch
@@ -66,9 +67,11 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     adapter: the LoRA adapter that was merged into the tuned model, or "". low_rank: search for low-rank changes.
     """
     raw, tuned = read_both(inputs)
+    lora = None
     if adapter:
-        read_adapter_for_base(adapter, inputs.folders["raw"])
-    lora = adapter_updates.read_adapter(existing_folder(adapter, "--adapter")) if adapter else None
+        folder = existing_folder(adapter, "--adapter")
+        read_adapter_for_base(folder, inputs.folders["raw"])
+        lora = adapter_updates.read_adapter(folder)
     search = RankSearch()
 
     def find_factors(tensor: Tensor, base: Tensor) -> Factors | None:
