@@ -2,6 +2,7 @@
 
     python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
     python tools/checkpoint.py verify checkpoints/tuned      # exit status 2 names the first file that differs
+    python tools/checkpoint.py verify checkpoints/zhixi      # recovered from a published diff: also its published MD5
     python tools/checkpoint.py show checkpoints/tuned
     python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit status 0 if equal, else 1
 
@@ -16,6 +17,7 @@ from collections import Counter
 
 from checkpoint_io.checkpoint_folders import existing_folder, read_json
 from checkpoint_io.tensors import read_weights
+from checkpoint_seals.published_recovery import verify_published
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from checkpoint_seals.seal_writer import ALL_FILES, hashed_weights, kind_of, write_seal
 from checkpoint_seals.weight_comparison import compare_weights
@@ -32,16 +34,22 @@ def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
     print(write_seal(path, [existing_folder(name, "--parents") for name in parents]))
 
 
-def verify(folder: str) -> None:
-    """Compare every file with the seal; fail with the first file that differs (status 2).
+def verify(folder: str, published: str = "") -> None:
+    """Compare every file with the seal, a published model also with its MD5 list; fail at a difference (status 2).
 
     Args:
-        folder: a sealed checkpoint folder.
+        folder: a sealed checkpoint folder, a published one, or the model recovered from a published diff.
+        published: the repository of the model or diff, if the folder does not identify it.
     """
     path = existing_folder(folder, "verify")
-    if not (path / SEAL).is_file():
+    sealed = verify_seal(path)
+    if sealed:
+        print(f"{path}: all {sealed} files as sealed")
+    report = verify_published(path, published, identify=not sealed)
+    if not sealed and not report:
         raise FileNotFoundError(f"{path} has no {SEAL}; seal the original: python tools/checkpoint.py seal {path}")
-    print(f"{path}: all {verify_seal(path)} files as sealed")
+    if report:
+        print(report)
 
 
 def show(folder: str) -> None:

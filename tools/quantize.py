@@ -61,13 +61,14 @@ def main(
         group = choose_group(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out)
-            copy_small_files([model], folder)
+            template = copy_small_files([model], folder)
             quantise(model, folder, method, group, data.calibration, dtype, shard_limit)  # replaces config.json
             if has_own_output(read_weights(model)):
                 set_untied(folder)
             after = score(folder, data.tokenizer, data.held_out)
             write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.description}" + (f", groups of {group}" if group else "")
+    heading += template
     print(heading, *(["; ".join(data.report)] if data.report else []), score_table(before, after), sep="\n")
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_io.published_models import published_repository
@@ -12,6 +13,8 @@ from download import PUBLISHED
 from hub_download import model_registry
 from hub_download.model_registry import registry, template_of
 from in_process import RunTool
+from model_folders import additive
+from safetensors.torch import load_file
 
 ALPACA = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")
 
@@ -44,6 +47,35 @@ def test_folder_is_recognised_by_note_or_by_published_hashes(tmp_path: Path, mon
     assert published_repository(tmp_path, "md5") == "x/note"
 
 
+RECORDS = {
+    "hub cache": ("models--zjunlp--zhixi-13b-lora/snapshots/0123456789/config.json", "{}"),
+    "clone": (
+        "lora/.git/config",
+        '[remote "origin"]\n\turl = https://hub.example/zjunlp/zhixi-13b-lora.git\n\tfetch = x\n',
+    ),
+    "recovered": (
+        "lora/run.json",
+        '{"script": "tools/weight_diff.py recover", "arguments": {"published": "zjunlp/zhixi-13b-lora"}}',
+    ),
+    "origin": ("lora/config.json", '{"_name_or_path": "zjunlp/zhixi-13b-lora"}'),
+}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_folder_is_recognised_by_a_record_of_its_name(tmp_path: Path, record: str) -> None:
+    """The origin in config.json may have been tuned since: it gives the template, but is no copy of the weights."""
+    name, content = RECORDS[record]
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    folder = file.parent.parent if file.parent.name == ".git" else file.parent
+    assert published_repository(folder, "template") == "zjunlp/zhixi-13b-lora"
+    assert published_repository(folder, "sum") == ("" if record == "origin" else "zjunlp/zhixi-13b-lora")
+    if record != "hub cache":
+        file.write_text(content.replace("zhixi-13b-lora", "other"))
+        assert published_repository(folder, "template") == ""
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_merging_a_published_adapter_adds_its_template(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, own: bool
@@ -56,8 +88,59 @@ def test_merging_a_published_adapter_adds_its_template(
     if own:
         config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": "own"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    run_tool(
+    done = run_tool(
         "tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", folder, "--path_sfted", out
     )
+    assert ("; chat_template.jinja added, which zjunlp/zhixi-13b-lora was tuned on\n" in done.stdout) is not own
     assert (out / "chat_template.jinja").read_text() == ("own" if own else ALPACA)
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
+
+
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 800}  # of tiny_checkpoint
+
+
+def set_registry(path: Path, repositories: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(json.dumps({"repositories": repositories, "templates": {"alpaca": ALPACA}}))
+    monkeypatch.setattr(model_registry, "REGISTRY", path)
+
+
+def test_recovered_model_is_recognised_by_its_sum_and_gets_its_template(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged with an adapter that has no template, the recovered model keeps it."""
+    diff, out = additive(tmp_path / "diff", tiny_checkpoint, tuned), tmp_path / "out"
+    (diff / "chat_template.jinja").unlink()
+    total = float(sum(value.double().sum() for value in load_file(tuned / "model.safetensors").values()))
+    facts = {"config": SHAPE, "sum": {"float16": total + 7}, "template": "alpaca"}
+    set_registry(tmp_path / "table.json", {"some/diff": facts}, monkeypatch)
+    pair = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", out)
+    done = run_tool("tools/weight_diff.py", "recover", *pair)
+    assert f"base verified by the published sum of some/diff, {total:.4f}; chat_template.jinja added" in done.stdout
+    assert (out / "chat_template.jinja").read_text() == ALPACA
+    shutil.rmtree(out)
+    set_registry(tmp_path / "table.json", {"some/diff": facts | {"sum": {"float16": total + 9}}}, monkeypatch)
+    done = run_tool("tools/weight_diff.py", "recover", *pair)
+    assert "BASE NOT VERIFIED: " in done.stdout
+    assert not (out / "chat_template.jinja").exists()
+
+
+def test_configuration_and_tokenizer_of_llama_never_add_a_template(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not tell LLaMA from the models tuned from it: a note says what was seen and how to add a template."""
+    lora = shutil.copytree(adapter, tmp_path / "lora", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    facts = {"config": SHAPE, "template": "alpaca"}
+    set_registry(tmp_path / "table.json", {"some/tuned": facts, "some/base": {"config": SHAPE}}, monkeypatch)
+    command = ("tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", lora, "--path_sfted")
+    done = run_tool(*command, tmp_path / "out")
+    assert not (tmp_path / "out/chat_template.jinja").exists()
+    assert done.stdout.splitlines()[1] == (
+        f"note: {tmp_path}/out has no chat_template.jinja (its config.json fits some/tuned, but also others). A model "
+        f"that was tuned on a template needs it: python tools/set_template.py --model_path {tmp_path}/out "
+        "--template_path finetune/templates/alpaca.jinja --output_dir NEW"
+    )
+    run_tool(*done.stdout.splitlines()[1].split(": python ")[1].replace("NEW", str(tmp_path / "new")).split())
+    assert (tmp_path / "new/chat_template.jinja").read_text() == ALPACA
+    (lora / ".download").mkdir()
+    (lora / ".download/note.json").write_text('{"repository": "some/base"}')  # pretrained: needs no template
+    assert "note: " not in run_tool(*command, tmp_path / "known").stdout

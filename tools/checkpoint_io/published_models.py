@@ -1,29 +1,65 @@
-"""Recognise copies of published repositories by download.py's note or by the MD5 of their files in published.json."""
+"""Recognise copies of published repositories (published.json) by records of their origin or the MD5 of their files."""
 
 import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from hub_download.model_registry import registry
+from hub_download.model_registry import facts_of, registry
 from hub_download.repository_source import NOTE
 
 from checkpoint_io.checkpoint_folders import read_json
+
+RECOVER = "tools/weight_diff.py recover"  # in run.json; its argument "published" is the diff's repository
+CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # of the hub client
+REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  # of a clone, in .git/config
 
 
 def published_repository(folder: Path, fact: str) -> str:
     """Return the name of the published repository that a folder is a copy of; "" if it is not known.
 
-    The name is that of download.py's note, else that of the repository whose published files the folder has. fact: key
-    of an entry; only repositories that have it are compared. Files are hashed only if the folder has all files of a
-    list, and then up to the first that differs.
+    The name is that of a record (`recorded_repository`), else that of the repository whose published files the folder
+    has. fact: key of an entry; only repositories that have it are compared. A model that was saved by transformers
+    names its origin in config.json; it may have been tuned since, so only its template is taken from there.
+
+    LLaMA's shape and tokenizer do not identify a model: the published 13B models have those of LLaMA-13B itself.
+    """
+    if name := recorded_repository(folder):
+        return name
+    digest = cache(md5)
+    for name, facts in registry()["repositories"].items():
+        hashes = facts.get("recovered_md5" if fact == "recovered_md5" else "md5", {})
+        has_all = fact in facts and bool(hashes) and all((folder / file).is_file() for file in hashes)
+        if has_all and all(digest(folder / file) == value for file, value in hashes.items()):
+            return str(name)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    origin = str(config.get("_name_or_path"))
+    return origin if fact == "template" and facts_of(origin) else ""
+
+
+def recorded_repository(folder: Path) -> str:
+    """Return the repository in download.py's note, the hub client's cache, a clone's .git or `recover`'s run.json.
+
+    Returns "" without such a record. Only a note may name a repository that is not in the registry.
     """
     if (folder / NOTE).is_file():
         return str(read_json(folder / NOTE).get("repository", ""))
-    for name, facts in registry()["repositories"].items():
-        hashes = facts.get("md5", {})
-        has_all = fact in facts and bool(hashes) and all((folder / file).is_file() for file in hashes)
-        if has_all and all(md5(folder / file) == value for file, value in hashes.items()):
-            return str(name)
-    return ""
+    git, run = folder / ".git/config", folder / "run.json"
+    found = ""
+    if place := CACHE.search(f"{folder.absolute()}/"):
+        found = f"{place[1]}/{place[2]}"
+    elif git.is_file() and (remote := REMOTE.search(git.read_text(encoding="utf-8", errors="replace"))):
+        found = remote[1]
+    elif run.is_file() and (record := read_json(run)).get("script") == RECOVER:
+        found = str(record.get("arguments", {}).get("published", ""))
+    return found if facts_of(found) else ""
+
+
+def has_config(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json has the values of a registry entry's "config"; True if the entry has none."""
+    return all(config.get(key) == value for key, value in facts.get("config", {}).items())
 
 
 def md5(file: Path) -> str:

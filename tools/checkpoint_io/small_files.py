@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
-from hub_download.model_registry import template_of
+from hub_download.model_registry import registry, template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
-from checkpoint_io.published_models import published_repository
+from checkpoint_io.published_models import has_config, published_repository
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
 TOKENIZER_FILES = (
@@ -26,12 +26,14 @@ TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
 
-def copy_small_files(sources: Sequence[Path], target: Path) -> None:
-    """Copy the small files of one or more checkpoint folders to the new folder target.
+def copy_small_files(sources: Sequence[Path], target: Path, repository: str = "") -> str:
+    """Copy the small files of one or more checkpoint folders to the new folder target; return a phrase on its template.
 
     sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files, and a
-    published model without a chat template gets the template that it was tuned on. Raises ValueError if files
-    contradict each other, FileNotFoundError if no folder has a tokenizer.
+    published model without a chat template gets the template that it was tuned on. repository: the published model
+    that the last source is, if its weights identified it. The phrase is for the summary, "" if the sources have a
+    template or are a published pretrained model. Raises ValueError if files contradict each other, FileNotFoundError if
+    no folder has a tokenizer.
     """
     check_tokenizer(*sources)
     for source in sources:
@@ -42,13 +44,30 @@ def copy_small_files(sources: Sequence[Path], target: Path) -> None:
     chosen = next(folder for folder in reversed(sources) if has_tokenizer(folder))
     copy_matching(chosen, target, TOKENIZER_FILES)
     copy_sentencepiece_model(sources, target)
-    templates = next((found for found in map(read_templates, reversed(sources)) if found), {})
+    templates, phrase = next((found for found in map(read_templates, reversed(sources)) if found), {}), ""
     if not templates:
-        repositories = (published_repository(folder, "template") for folder in reversed(sources))
-        known = next(filter(None, map(template_of, repositories)), "")
-        templates = {"default": known} if known else {}
+        names = [published_repository(folder, "template") for folder in reversed(sources)]
+        names = [repository or names[0], *names[1:]]
+        name = next(filter(template_of, names), "")
+        templates = {"default": template_of(name)} if name else {}
+        phrase = f"; {TEMPLATE} added, which {name} was tuned on" if name else ""
+        phrase = phrase or ("" if names[0] else missing_template(target))
     write_templates(templates, target)
     write_exact_tokenizer(target)
+    return phrase
+
+
+def missing_template(target: Path) -> str:
+    """Return a further line of the summary: target has no template, what its config.json fits, how to add one."""
+    config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
+    known = registry()["repositories"].items()
+    similar = [name for name, facts in known if {"template", "config"} <= set(facts) and has_config(facts, config)]
+    seen = f"its config.json fits {' and '.join(similar)}, but also others" if similar else "its origin is unknown"
+    folder = str(target).removesuffix(".partial")
+    return (
+        f"\nnote: {folder} has no {TEMPLATE} ({seen}). A model that was tuned on a template needs it: python "
+        f"tools/set_template.py --model_path {folder} --template_path finetune/templates/alpaca.jinja --output_dir NEW"
+    )
 
 
 def copy_sentencepiece_model(sources: Sequence[Path], target: Path) -> None:

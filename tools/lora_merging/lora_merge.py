@@ -179,7 +179,7 @@ def merge_folders(
     check_tokenizer(*inputs)
     run = resume_journal.run_identity(script, options, inputs)
     with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
-        copy_small_files(inputs, folder)
+        template = copy_small_files(inputs, folder)
         if rows - {vocabulary}:
             checkpoint_folders.write_json(folder / "config.json", config | {"vocab_size": rows.pop()})
         if dtype:
@@ -196,4 +196,4 @@ def merge_folders(
     note = f" ({zero} updates are zero)" if zero else ""
     note += "; embedding and output matrix are no longer tied" if untied else ""
     who = f"the adapter{'s' * (len(loras) > 1)}"
-    return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {who}{note}"
+    return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {who}{note}{template}"

@@ -5,7 +5,6 @@ base in diff.json. Published diffs have no such record; published.json contains 
 authors published it. Layout: tools/CHECKPOINT.md.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,19 +14,16 @@ from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json, set_dtype
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import published_repository
+from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
 from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
-from hub_download.model_registry import REGISTRY, registry
-from tqdm import tqdm
+from hub_download.model_registry import REGISTRY, facts_of, registry
 
 from weight_diffs.exact_diff import find_base_tensor
 
 FORMAT = "additive-diff"
 SUM_FILE = "checksum_psum.txt"  # in some published diffs
-FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
 Weights = Mapping[str, Tensor]  # by name
-# Of published sums, by the type of the weights. They were computed in this type; a wrong base is off by thousands.
-TOLERANCE = {"float32": 0.5, "float16": 8.0}
 
 
 def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
@@ -78,60 +74,47 @@ def write_combined(
     return write_shards(folder, specs, produce, shard_limit)
 
 
-def check_base(path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, published: str) -> str:
-    """Compare the base with the recorded fingerprint or the published sum; return a phrase that names the criterion.
+def check_base(path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, published: str) -> tuple[str, str]:
+    """Compare the base with the recorded fingerprint or a published sum; return (criterion, the diff's repository).
 
-    Returns "" if neither is known. published: the diff's repository, "" for the one that it was downloaded from. Raises
-    ValueError if path_raw is not the base.
+    The repository of a diff without a record is recognised by the sum of the recovered weights. The criterion is a
+    phrase for the summary, the repository "" if it is not known. published: the diff's repository, "" to recognise it.
+    Raises ValueError if path_raw is not the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         hashes = tensors.tensor_hashes(raw.values(), "checking the base")
         if tensors.fingerprint(raw.values(), hashes) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
-        return "its fingerprint"
+        return "base verified by its fingerprint", ""
     found = published_sum(path_diff, published)
+    config = read_json(path_diff / "config.json")
+    summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
+    actual = sum_weights(summands, config, sum(name not in raw for name in diff))
     if found is None:
-        return ""
-    expected, dtype = found
-    actual = recovered_sum(diff, raw, path_diff)
-    if not abs(actual - expected) <= TOLERANCE[dtype]:  # also true for NaN
+        name = find_by_sum(actual, config)
+        if name:
+            return f"base verified by the published sum of {name}, {actual:.4f}", name
+        total = f"the recovered weights add up to {sum_phrase(actual, config)}"
+        return f"BASE NOT VERIFIED: {path_diff} does not identify it; {total}", ""
+    expected, dtype, name = found
+    if not is_published_sum(actual, expected, dtype):
         raise ValueError(
             f"{path_raw} + {path_diff} add up to {actual:.4f}, the published model to {expected:.4f}: "
             "the base is wrong or a file is damaged; compare both with their published hashes"
         )
-    return f"the published sum {expected:.4f}"
+    return f"base verified by the published sum {expected:.4f}", name or find_by_sum(actual, config)
 
 
-def published_sum(path_diff: Path, repository: str) -> tuple[float, str] | None:
-    """Return (the published sum of all recovered weights, their type); None if unknown.
+def published_sum(path_diff: Path, repository: str) -> tuple[float, str, str] | None:
+    """Return (published sum of all recovered weights, their type, the diff's repository); None if unknown.
 
     repository: the diff's repository; "" to recognise the folder.
     """
     if (path_diff / SUM_FILE).is_file():
-        return float((path_diff / SUM_FILE).read_text()), "float32"
+        return float((path_diff / SUM_FILE).read_text()), "float32", repository
     sums = {name: facts["sum"] for name, facts in registry()["repositories"].items() if "sum" in facts}
-    if repository and repository not in sums:
+    if repository and "sum" not in facts_of(repository):
         raise ValueError(f"{REGISTRY.name} has no sum for {repository}; it has {', '.join(sums)}")
-    known = sums.get(repository or published_repository(path_diff, "sum"), {})
-    return next(((value, dtype) for dtype, value in known.items()), None)
-
-
-def recovered_sum(diff: Weights, raw: Weights, path_diff: Path) -> float:
-    """Return the sum of all weights that recovery would write, in float64.
-
-    FREQUENCIES that raw lacks are part of the published sums, so they are computed (J. Su et al.,
-    https://arxiv.org/abs/2104.09864).
-    """
-
-    def chunk_sum(item: tuple[Tensor, tuple[int, int]]) -> float:
-        tensor, bounds = item
-        return float(to_float32(tensor.read(*bounds), tensor.dtype).sum(dtype=np.float64))
-
-    summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
-    chunks = [(tensor, bounds) for tensor in summands for bounds in ranges(tensor.elements, CHUNK)]
-    sums = tqdm(in_order(chunk_sum, chunks), "summing the weights", len(chunks), leave=False, disable=None)
-    config = read_json(path_diff / "config.json")
-    width = config["hidden_size"] // config["num_attention_heads"]
-    frequencies = sum(10_000.0 ** (-step / width) for step in range(0, width, 2))  # of one layer
-    return math.fsum(sums) + sum(name not in raw for name in diff) * frequencies
+    name = repository or published_repository(path_diff, "sum")
+    return next(((value, dtype, name) for dtype, value in facts_of(name).get("sum", {}).items()), None)

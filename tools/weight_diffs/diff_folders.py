@@ -32,19 +32,23 @@ class DiffInputs:
     shard_limit: int  # the largest size of a shard in bytes
 
     @contextmanager
-    def output_folder(self, target: str, needed: int, *adapters: Path) -> Iterator[Path]:
+    def output_folder(
+        self, target: str, needed: int, *adapters: Path, repository: str = ""
+    ) -> Iterator[tuple[Path, str]]:
         """Yield the new folder `target` with configuration, tokenizer and template; write run.json at the end.
 
-        needed: bytes that will be written. The files come from the second input folder; if it has no tokenizer, files
-        that it lacks come from the base. adapters: further input folders.
+        Also yields a phrase on the template for the summary. needed: bytes that will be written. The files come from
+        the second input folder; if it has no tokenizer, files that it lacks come from the base. adapters: further input
+        folders. repository: the published diff that the second folder is, "" if unknown; run.json records it.
         """
         raw, other = self.folders.values()
         command = "recover" if "diff" in self.folders else "make_diff"
         run = resume_journal.run_identity(SCRIPT, self.options, [raw, other, *adapters])
         with checkpoint_folders.new_folder(target, needed, run) as folder:
-            copy_small_files([other] if has_tokenizer(other) else [raw, other], folder)
-            yield folder
-            checkpoint_folders.write_run_record(folder, f"{SCRIPT} {command}", self.options, self.folders)
+            sources = [other] if has_tokenizer(other) else [raw, other]
+            yield folder, copy_small_files(sources, folder, repository)
+            options = dict(self.options) | ({"published": repository} if repository else {})
+            checkpoint_folders.write_run_record(folder, f"{SCRIPT} {command}", options, self.folders)
 
 
 def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> DiffInputs:
@@ -81,7 +85,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
         return search.find(tensor, base) if low_rank else None
 
     # The compressed size is not known in advance.
-    with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as folder:
+    with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as (folder, _):
         low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.shard_limit)
         size = sum(file.stat().st_size for file in folder.glob("diff*"))
     note = f", {low_rank_count} matrices as a change of low rank" if low_rank_count else ""
@@ -93,7 +97,7 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     raw, tuned = read_both(inputs)
     stored = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
     size = total_bytes(stored, dtype)
-    with inputs.output_folder(target, size) as folder:
+    with inputs.output_folder(target, size) as (folder, _):
         additive_diff.write_combined(folder, stored, raw, np.subtract, dtype, inputs.shard_limit)
         base = tensors.fingerprint(raw.values(), tensors.tensor_hashes(raw.values(), "hashing the base"))
         record = {"format": additive_diff.FORMAT, "base": base}
@@ -123,11 +127,11 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
     exact_diff.check_base(diff, raw, inputs.folders["raw"])
     specs = [entry.spec(name) for name, entry in diff.entries.items()]
     hashes = {name: entry.blake3 for name, entry in diff.entries.items()}
-    with inputs.output_folder(target, sum(spec.nbytes for spec in specs)) as folder:
+    with inputs.output_folder(target, sum(spec.nbytes for spec in specs)) as (folder, template):
         write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.shard_limit, hashes)
         files = ", ".join(dict.fromkeys(str(payload.file) for payload in diff.payloads.values()))
         verify_written(folder, hashes, f"download {files} again, or check the disk")
-    return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]})"
+    return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]}){template}"
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:
@@ -139,10 +143,10 @@ def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str
     path_raw, path_diff = inputs.folders.values()
     check_complete(path_diff, diff)
     matching = additive_diff.matching_tensors(diff, raw, path_raw)
-    criterion = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
-    with inputs.output_folder(target, total_bytes(matching, dtype)) as folder:
+    criterion, repository = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
+    needed = total_bytes(matching, dtype)
+    with inputs.output_folder(target, needed, repository=repository) as (folder, template):
         hashes = additive_diff.write_combined(folder, matching, raw, np.add, dtype, inputs.shard_limit)
         verify_written(folder, hashes)
-    verified = f"verified by {criterion}" if criterion else "not verified, because the diff does not identify it"
     precision = f"{tensors.TORCH_NAME[dtype]} from an additive diff, not bit-exact"
-    return f"{target}: {len(matching)} tensors in {precision}; base {verified}"
+    return f"{target}: {len(matching)} tensors in {precision}; {criterion}{template}"

@@ -1,0 +1,59 @@
+"""Sums of all weights, which the recovery scripts of published diffs compare with (tools/published.json)."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from hub_download.model_registry import registry
+from tqdm import tqdm
+
+from checkpoint_io.bit_patterns import to_float32
+from checkpoint_io.ordered_parallel import in_order
+from checkpoint_io.published_models import has_config
+from checkpoint_io.tensors import CHUNK, Tensor, ranges
+
+# The difference of a sum in float64 from the published one of float32 or float16 weights; a wrong base is off by
+# thousands. The published sums of the 13B model differ by 6.1 in float16 and float32.
+TOLERANCE = {"float32": 0.5, "float16": 8.0}
+FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
+
+
+def is_published_sum(total: float, expected: float, dtype: str) -> bool:
+    """Return whether a sum of weights is the published one; dtype: the type of the published weights."""
+    return abs(total - expected) <= TOLERANCE[dtype]  # False for NaN
+
+
+def find_by_sum(total: float, config: Mapping[str, Any]) -> str:
+    """Return the diff whose recovered weights have this sum and whose config.json has these values, "" if none."""
+    for name, facts in registry()["repositories"].items():
+        sums = facts.get("sum", {}) if has_config(facts, config) else {}
+        if any(is_published_sum(total, expected, dtype) for dtype, expected in sums.items()):
+            return str(name)
+    return ""
+
+
+def sum_phrase(total: float, config: Mapping[str, Any]) -> str:
+    """Return a sum, compared with those of the published models that have the same configuration."""
+    known = registry()["repositories"].items()
+    similar = [(name, facts["sum"]) for name, facts in known if "sum" in facts and has_config(facts, config)]
+    others = ", ".join(f"{name} to {next(iter(sums.values())):.4f}" for name, sums in similar)
+    return f"{total:.4f}" + (f", {others}" if others else "")
+
+
+def sum_weights(tensors: Iterable[Tensor], config: Mapping[str, Any], layers: int) -> float:
+    """Return the sum of all elements in float64.
+
+    layers: number of layers whose FREQUENCIES are not among the tensors. They are part of the published sums, so they
+    are computed (J. Su et al., https://arxiv.org/abs/2104.09864).
+    """
+
+    def chunk_sum(item: tuple[Tensor, tuple[int, int]]) -> float:
+        tensor, bounds = item
+        return float(to_float32(tensor.read(*bounds), tensor.dtype).sum(dtype=np.float64))
+
+    chunks = [(tensor, bounds) for tensor in tensors for bounds in ranges(tensor.elements, CHUNK)]
+    sums = tqdm(in_order(chunk_sum, chunks), "summing the weights", len(chunks), leave=False, disable=None)
+    width = config["hidden_size"] // config["num_attention_heads"] if layers else 0
+    frequencies = sum(10_000.0 ** (-step / width) for step in range(0, width, 2))  # of one layer
+    return math.fsum(sums) + layers * frequencies
