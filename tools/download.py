@@ -1,5 +1,6 @@
 """Download a published checkpoint, or any other repository, from the Hugging Face hub or a mirror.
 
+    python tools/download.py list
     python tools/download.py --download_path checkpoints/diff --only_base --fp16
     python tools/download.py --download_path checkpoints/lora --only_lora
     python tools/download.py --download_path checkpoints --both
@@ -10,14 +11,17 @@ Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the s
 folder is renamed when all files are correct. The same command resumes an interrupted download, even within a file. In a
 finished folder it replaces missing and damaged files, provided that .download/note.json names the same repository and
 commit; other folders are not changed. Mirrors, tokens and proxies are set by the hub client's variables:
-HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=…
+HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… An endpoint that does not have the hub's API is asked for ModelScope's
+(--endpoint https://www.modelscope.cn --repo_name ZJUNLP/NAME).
 """
 
 from command_line.fire_commands import run
 
 import os
+import sys
 from pathlib import Path
 
+from hub_download.model_registry import registry
 from hub_download.repository_download import download
 from hub_download.repository_source import RepositorySource, resolve_endpoint
 
@@ -76,6 +80,19 @@ def main(
         print(download(RepositorySource(repo, repo_type, revision, address, pattern, exclude), folder), flush=True)
 
 
+def list_published() -> None:
+    """Print the models and data sets of the published documents: content, licence, size, prompt template, sources."""
+    for title, key in (("Models", "repositories"), ("Data sets (--repo_type dataset)", "datasets")):
+        print(f"{title}:")
+        for name, facts in registry()[key].items():
+            page = facts.get("facts", facts["source"])
+            stated = [f"{fact} {facts.get(fact, f'not stated in {page}')}" for fact in ("licence", "size")]
+            template = [f"template {facts.get('template', 'none in published.json')}"] if key == "repositories" else []
+            print(f"  {name}\n      {facts['what']}\n      {'; '.join(stated + template)}")
+            print(f"      from {'; '.join(dict.fromkeys([facts['source'], page]))}")
+    print("Download: python tools/download.py --specify --repo_name OWNER/NAME --download_path FOLDER")
+
+
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # telemetry would contact the public hub with any endpoint
-    run(main)
+    run({"list": list_published} if sys.argv[1:2] == ["list"] else main)

@@ -33,6 +33,22 @@ def test_registry_is_complete() -> None:
     assert template_of("zjunlp/zhixi-13b-diff") == template_of("someone/else") == ""
 
 
+def test_list_prints_licence_size_template_and_sources(run_tool: RunTool) -> None:
+    lines = run_tool("tools/download.py", "list").stdout.splitlines()
+    at = lines.index("  zjunlp/zhixi-13b-lora")
+    assert lines[at + 1 : at + 4] == [
+        "      LoRA adapter of the recovered ZhiXi-13B",
+        "      licence apache-2.0; size 251 MB; template alpaca",
+        "      from README.md of github.com/zjunlp/KnowLM, July 2023; huggingface.co/zjunlp/zhixi-13b-lora",
+    ]
+    at = lines.index("  zjunlp/KnowEdit")
+    assert lines[at + 2] == "      licence mit; size not stated in huggingface.co/datasets/zjunlp/KnowEdit"
+    known = registry()
+    names = [line.strip() for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert names == [*known["repositories"], *known["datasets"]]
+    assert all(entry["what"] and entry["source"] for entry in known["datasets"].values())
+
+
 def test_folder_is_recognised_by_note_or_by_published_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert published_repository(tmp_path, "md5") == ""
     facts = {name: {"md5": {"a.bin": hashlib.md5(name.encode()).hexdigest()}} for name in ("x/one", "x/two")}

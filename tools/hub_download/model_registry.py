@@ -1,7 +1,8 @@
 """Published models and data sets (published.json) and the prompt templates that the models were tuned on.
 
 Repositories published in 2023 contain no chat template file. With another prompt than its own, a model answers
-nonsense.
+nonsense. An entry's licence and size are those on the page that its key `facts` names; a missing key is not stated
+there.
 """
 
 import json
