@@ -60,7 +60,9 @@ def main(
         bf16: compute in bfloat16.
     """
     check_folders(base_model, lora_weights)
-    template = load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights)
+    template = (
+        load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
+    )
     rows = list(islice(iterate_instructions(data_path, answers=False), limit or None))
     target = Path(output)
     if not target.parent.is_dir():

@@ -128,6 +128,23 @@ def test_contradicting_tokenizer_files_are_refused(
     assert not write_refused(folder)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_role_that_two_files_give_to_different_tokens_is_decided_as_transformers_does(
+    make_folder: MakeFolder, listed: bool
+) -> None:
+    added = {"added_tokens_decoder": {"2": {"content": "</s>", "special": True}}} if listed else {}
+    folder = make_folder(
+        "tokenizer.json tokenizer.model",
+        tokenizer_config=ROLES | {"tokenizer_class": "LlamaTokenizer"} | added,
+        special_tokens_map={"eos_token": "<0x05>", "pad_token": {"content": "<unk>"}},
+    )
+    exact, expected = (AutoTokenizer.from_pretrained(path) for path in (exact_tokenizer_folder(folder), folder))
+    assert (exact.eos_token, exact.pad_token) == (expected.eos_token, expected.pad_token)
+    assert exact.eos_token == ("</s>" if listed else "<0x05>")
+    assert write_exact_tokenizer(folder)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == exact.eos_token
+
+
 def write_refused(folder: Path) -> bool:
     """Return whether a refused folder was changed."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

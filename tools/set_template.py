@@ -11,9 +11,10 @@ from command_line.fire_commands import run
 import shutil
 from pathlib import Path
 
+from chat_prompts.template_files import TEMPLATE, TEMPLATES
 from checkpoint_io import checkpoint_folders
 from checkpoint_io.checkpoint_folders import existing_folder
-from checkpoint_io.small_files import TEMPLATE, TEMPLATES, write_templates
+from checkpoint_io.small_files import write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
 

@@ -6,6 +6,7 @@ from typing import Any
 from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import read_adapter_for_base
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+from model_weights.weight_files import weight_files
 
 from adapter_loading.adapter_attachment import attach_adapter
 
@@ -20,13 +21,16 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
             f"{base} does not exist; --base_model takes a checkpoint folder (from the hub: python tools/download.py "
             "--specify --repo_name OWNER/NAME --download_path FOLDER)"
         )
-    if not (base / "config.json").is_file():
-        if (base / "adapter_config.json").is_file():
-            raise ValueError(f"{base} is an adapter; give it as --lora_weights, with its base as --base_model")
+    weights, is_configured = weight_files(base), (base / "config.json").is_file()
+    if (base / "adapter_config.json").is_file():
+        raise ValueError(f"{base} is an adapter; give it as --lora_weights, with its base as --base_model")
+    if not is_configured:
         raise ValueError(f"{base} has no config.json; --base_model takes a checkpoint folder")
     read_config(base / "config.json")
-    if not [*base.glob("*.safetensors"), *base.glob("pytorch_model*.bin")]:
-        raise FileNotFoundError(f"{base} has no weights (model*.safetensors); download or copy it again")
+    if not weights:
+        raise FileNotFoundError(
+            f"{base} has no weights (model.safetensors, or shards with their index); download or copy it again"
+        )
     tokenizer_folder(base_model, lora_weights)
     if lora_weights:
         read_adapter_for_base(lora_weights, base_model)
@@ -45,7 +49,8 @@ def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
 def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False, **options: Any) -> tuple[Any, Any]:
     """Return (model in evaluation mode, tokenizer).
 
-    Tokenizer and chat template are the adapter's if its folder has a tokenizer, else the base's. merge: see
+    The tokenizer is the adapter's if its folder has one, else the base's; its chat template is of the same folder, so
+    callers take folder_template(lora_weights, base_model). merge: see
     attach_adapter. options: of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError with one
     line if a folder is incomplete, or if adapter and base do not fit each other.
     """

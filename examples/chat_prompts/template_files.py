@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from string import Formatter
 
+from exact_tokenizers.tokenizer_folders import read_object
+
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+
 # A question is rendered by the prompt with or without input; an answer is followed by EOS.
 CONVERSATION = (
     "{{ bos_token }}{% for message in messages %}"
@@ -56,7 +60,22 @@ def _expression(prompt: str) -> str:
     return " + ".join(parts) or '""'
 
 
-def folder_template(folder: str | Path) -> str | None:
-    """Return the chat_template.jinja of a checkpoint or adapter folder; None if it has none."""
-    path = Path(folder, "chat_template.jinja")
-    return path.read_text(encoding="utf-8") if folder and path.is_file() else None
+def read_templates(folder: str | Path) -> dict[str, str]:
+    """Return name -> Jinja source of the chat templates of a checkpoint or adapter folder; the main one is `default`.
+
+    As in transformers, the template files of a folder replace the templates in its tokenizer_config.json.
+    """
+    named = [(path.stem, path) for path in sorted(Path(folder, TEMPLATES).glob("*.jinja"))]
+    files = {name: path for name, path in [("default", Path(folder, TEMPLATE)), *named] if path.is_file()}
+    if files:
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    stored = read_object(Path(folder, "tokenizer_config.json")).get("chat_template") or {}
+    if isinstance(stored, str):
+        return {"default": stored}
+    return {entry["name"]: entry["template"] for entry in stored} if isinstance(stored, list) else dict(stored)
+
+
+def folder_template(*folders: str | Path) -> str | None:
+    """Return the main chat template of the first folder that has one; None if none has one. A folder may be ""."""
+    found = (read_templates(folder).get("default") for folder in folders if folder)
+    return next(filter(None, found), None)

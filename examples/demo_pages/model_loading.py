@@ -35,13 +35,14 @@ def load(
     """Load a checkpoint, with the adapter of lora_weights attached, to the GPU if there is one.
 
     Both are folders or names of hub repositories (`checkpoint_folder`). On a GPU the weights are bfloat16 (float16
-    before Ampere); on the CPU they keep the dtype of the files. Tokenizer and chat template are the adapter's if it has
-    them; template_path names a file with another template. Raises ValueError or FileNotFoundError with one line.
+    before Ampere); on the CPU they keep the dtype of the files. Tokenizer and chat template are each the adapter's if
+    it has one; template_path names a file with another template. Raises ValueError or FileNotFoundError with one line.
     """
     base_model = str(checkpoint_folder(base_model, "--base_model"))
     lora_weights = str(checkpoint_folder(lora_weights, "--lora_weights")) if lora_weights else ""
     check_folders(base_model, lora_weights)
-    template = read_template(template_path, "--template_path") if template_path else folder_template(lora_weights)
+    own = folder_template(lora_weights, base_model)
+    template = read_template(template_path, "--template_path") if template_path else own
     files = [Path(folder, "extraction.json") for folder in (lora_weights, base_model) if folder]
     extraction = next((read_extraction(file) for file in files if file.is_file()), {})
     import torch

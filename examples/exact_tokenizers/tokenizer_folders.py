@@ -121,24 +121,31 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
             )
     else:
         tokenizer = read_tokenizer(stored)
-    named = read_object(folder / "special_tokens_map.json")
-    for role in ROLES:
-        text = token_text(named.get(role)) or token_text(config.get(role))
-        if text:
-            roles[role] = text
+    named = named_tokens(folder, config)
+    roles |= {role: text for role in ROLES if (text := token_text(named.get(role)))}
     add_tokens(tokenizer, tokens, folder)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     missing = sorted({text for text in roles.values() if text not in vocabulary})
     if missing:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
     set_bos_and_eos(tokenizer, roles, config)
-    additional = named.get("additional_special_tokens") or config.get("additional_special_tokens") or []
+    additional = named.get("additional_special_tokens") or []
     kept = {name: value for name, value in config.items() if name not in (*DROPPED, *ROLES)}
     kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
     if additional:
         kept["additional_special_tokens"] = [token_text(token) for token in additional]
     text = json.dumps(kept, indent=2, ensure_ascii=False)
     return {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": text + "\n"}
+
+
+def named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return role -> token of the tokenizer files of a folder. config: the content of its tokenizer_config.json.
+
+    special_tokens_map.json takes precedence, but is not read if tokenizer_config.json lists the added tokens
+    (_from_pretrained in tokenization_utils_base.py of transformers 5.19).
+    """
+    mapped = {} if "added_tokens_decoder" in config else read_object(folder / "special_tokens_map.json")
+    return {**config, **{role: token for role, token in mapped.items() if token}}
 
 
 def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedToken"]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from chat_prompts.chat_templates import ChatTemplate
 from chat_prompts.template_files import folder_template, read_template
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -38,7 +39,7 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
     tokens that the tokenizer lacks; they would be ordinary text, which users can write too. Some published models
     (Zephyr) were trained with such a template; the description then says so.
     """
-    own = tokenizer.chat_template["default"] if isinstance(tokenizer.chat_template, dict) else tokenizer.chat_template
+    own = ChatTemplate(tokenizer).source
     before = folder_template(resumed) if resumed else None
     template = load_template(name) if name else before
     if template:

@@ -7,17 +7,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model_weights.weight_files import weight_files
+
 
 def check_base(base: Path, option: str) -> None:
-    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not a checkpoint folder."""
+    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not one checkpoint with tokenizer."""
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
+    weights = weight_files(base)
+    if (base / "adapter_config.json").is_file():
+        raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
     if not (base / "config.json").is_file():
-        if (base / "adapter_config.json").is_file():
-            raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
         raise FileNotFoundError(f"{base} has no config.json, so it is not a checkpoint folder; name one with {option}")
     if not any((base / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise FileNotFoundError(f"{base} has no tokenizer.json and no tokenizer.model; copy its tokenizer files there")
+    if not weights:
+        raise FileNotFoundError(f"{base} has no weights (model.safetensors, or shards with their index); copy it again")
 
 
 def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> str:

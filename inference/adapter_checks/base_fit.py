@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model_weights.weight_files import weight_files
+
 from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
 
 EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
@@ -36,9 +38,8 @@ def base_modules(base: Path) -> tuple[Shapes, bool]:
     A shape is () if the files do not contain it (a quantised base with packed weights).
     """
     config = read_config(base / "config.json") if (base / "config.json").is_file() else {}
-    files = sorted(base.glob("*.safetensors")) or sorted(base.glob("pytorch_model*.bin"))
     stored: Shapes = {}
-    for file in [] if "text_config" in config else files:
+    for file in [] if "text_config" in config else weight_files(base):
         stored |= stored_shapes(file)
     modules: Shapes = {name.rpartition(".")[0]: () for name in stored}
     if not config.get("quantization_config"):

@@ -159,8 +159,9 @@ def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
     adapter's tokenizer cannot be read or its pieces and ids differ from the base's.
     """
     path = Path(folder).expanduser()
+    template = folder_template(path) or base.template
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        return PromptEncoder(base.tokenizer, folder_template(path) or base.template)
+        return PromptEncoder(base.tokenizer, template)
     tokenizer = load_tokenizer(path)
     ids, base_ids = tokenizer.get_vocab(), base.tokenizer.get_vocab()
     if different := set(ids.items()) ^ set(base_ids.items()):
@@ -170,7 +171,7 @@ def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
             f"{piece!r} has id {ids.get(piece, 'none')} in the adapter and {base_ids.get(piece, 'none')} in the base; "
             "give the base that the adapter was trained on, or merge it into that base"
         )
-    return PromptEncoder(tokenizer, tokenizer.chat_template or base.template)
+    return PromptEncoder(tokenizer, template)
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
+from model_weights.weight_files import weight_files
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -23,16 +24,14 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
         raise FileNotFoundError(f"{model} does not exist; --model takes a checkpoint folder or a hub name (org/name)")
     if not folder.is_dir():
         return True
+    if weights:
+        weight_files(folder)  # raises for missing shards and for two sets of weights
+    if (folder / "adapter_config.json").is_file():
+        beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
+        raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge_remedy(model)}")
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            serve = f"serve it with its base (--model BASE --lora-modules NAME={model})"
-            raise ValueError(f"{model} is a LoRA adapter; {serve}, or {merge_remedy(model)}")
         raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give the folder of a checkpoint")
     read_config(folder / "config.json")
-    for index in folder.glob("*.index.json"):
-        for shard in sorted(set(read_config(index).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                raise FileNotFoundError(f"{model} lacks {shard}, which {index.name} names; copy or download it again")
     if weights and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.pt", "*.gguf")):
         raise FileNotFoundError(f"{model} has no weights (*.safetensors); copy or download the checkpoint again")
     read_extraction(model)

@@ -103,6 +103,7 @@ def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
     elif kind == "missing shard":
         index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "model.safetensors").unlink()
     elif kind == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()

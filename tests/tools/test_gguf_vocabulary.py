@@ -87,14 +87,14 @@ def test_settings_of_older_folders_are_read(make: Make, tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     edit(
         folder / "tokenizer_config.json", add_bos_token=False, add_eos_token=True, pad_token={"content": "<pad>"},
-        added_tokens_decoder={"801": {"content": "<pad>", "special": True}},
+        added_tokens_decoder={"800": {"content": "<pad>", "special": True}},
         chat_template=[{"name": "rag", "template": "other"}, {"name": "default", "template": TEMPLATE}],
     )  # fmt: skip
     edit(folder / "config.json", rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2})
     export_gguf.main(str(folder), str(file), "f16")
     found = keys(file)
-    assert found["tokenizer.ggml.tokens"][800:] == ["[PAD800]", "<pad>"]
-    assert found["tokenizer.ggml.padding_token_id"] == 801
+    assert found["tokenizer.ggml.tokens"][800:] == ["<pad>", "[PAD801]"]
+    assert found["tokenizer.ggml.padding_token_id"] == 800
     assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"]) == (False, True)
     assert found["tokenizer.chat_template"] == TEMPLATE
     scaling = {"freq_base": 5e5, "scaling.type": "linear", "scaling.factor": 2.0}
@@ -146,7 +146,7 @@ def byte_level(tmp_path: Path) -> Callable[[str], Any]:
         trainer = BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(small_texts(), trainer)
         tokenizer.add_tokens([AddedToken("<tool 山>", normalized=False)])
-        tokenizer.add_special_tokens(["<|begin|>", "<|eot_id|>"])
+        tokenizer.add_special_tokens(["<|begin|>", "<|eot_id|>", "<|endoftext|>"])  # Qwen2 requires the last
         if name == "qwen2":
             tokenizer.normalizer = normalizers.NFC()
         else:
@@ -164,7 +164,9 @@ def test_gguf_ids_equal_those_of_byte_level_tokenizers(
     folder, tokenizer = make("Qwen2Config" if name == "qwen2" else "LlamaConfig"), byte_level(name)
     (folder / "tokenizer.model").unlink()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>", "eos_token": {"content": "<|eot_id|>"}}')
+    roles = {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>"}}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     export_gguf.main(str(folder), str(tmp_path / "model.gguf"), "q8_0")
     found = keys(tmp_path / "model.gguf")
     assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", name)
@@ -175,6 +177,45 @@ def test_gguf_ids_equal_those_of_byte_level_tokenizers(
         assert ids_of(ask, text) == tokenizer.encode(text, add_special_tokens=False).ids, text
     for text in ("<|begin|>x<|eot_id|> y", "a"):
         assert ids_of(ask, text, special=True, add=True) == tokenizer.encode(text).ids
+
+
+def test_settings_that_files_contradict_are_those_of_transformers(make: Make, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = make(vocab_size=816)
+    edit(folder / "tokenizer_config.json", add_bos_token=False, add_eos_token=True, chat_template=TEMPLATE)
+    edit(folder / "chat_template.json", chat_template="of a processor")
+    edit(folder / "special_tokens_map.json", eos_token="<0x05>")
+    export_gguf.main(str(folder), str(tmp_path / "one.gguf"), "f16")
+    tokenizer, found = AutoTokenizer.from_pretrained(folder), keys(tmp_path / "one.gguf")
+    assert tokenizer("山").input_ids[0] == 1  # by tokenizer.json
+    assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"]) == (True, False)
+    assert found["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id == 8
+    assert found["tokenizer.chat_template"] == tokenizer.chat_template == TEMPLATE
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"2": {"content": "</s>", "special": True}})
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    export_gguf.main(str(folder), str(tmp_path / "two.gguf"), "f16")
+    tokenizer, found = AutoTokenizer.from_pretrained(folder), keys(tmp_path / "two.gguf")
+    assert found["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id == 2
+    assert found["tokenizer.chat_template"] == tokenizer.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # transformers gives a token of tokenizer_config.json that tokenizer.json lacks the next id
+        ({"added_tokens_decoder": {"800": {"content": "<more>"}}}, r"(id 800 is '<more>' in transformers, '[PAD800]'"),
+        ({"bos_token": "<0x05>"}, "(transformers adds [1] to a text, which llama.cpp cannot)"),
+    ],
+)
+def test_export_refuses_tokenizer_files_that_contradict_each_other(
+    make: Make, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = make(vocab_size=816)
+    edit(folder / "tokenizer_config.json", **changes)
+    with pytest.raises(ValueError, match=re.escape(f"{folder}: its tokenizer files contradict each other {message}")):
+        export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from chat_prompts.template_files import TEMPLATE, TEMPLATES, read_templates
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
 from hub_download.model_registry import registry, template_of
 
@@ -21,7 +21,6 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  #
 TOKENIZER_FILES = (
     *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.tiktoken",
 )  # fmt: skip
-TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 # Python files: the code of a model that names it in auto_map. It is never executed here.
 OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
@@ -97,22 +96,6 @@ def check_tokenizer(*folders: Path) -> None:
         raise FileNotFoundError(
             f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the files there"
         )
-
-
-def read_templates(folder: Path) -> dict[str, str]:
-    """Return name -> Jinja source of a folder's chat templates; the main one is `default`.
-
-    Like transformers, chat_template.jinja takes precedence over the template in tokenizer_config.json.
-    """
-    config = folder / "tokenizer_config.json"
-    stored: Any = (read_json(config).get("chat_template") if config.is_file() else None) or {}
-    if isinstance(stored, list):
-        stored = {entry["name"]: entry["template"] for entry in stored}
-    templates = {"default": stored} if isinstance(stored, str) else dict(stored)
-    if (folder / TEMPLATE).is_file() or (folder / TEMPLATES).is_dir():
-        files = {"default": folder / TEMPLATE} | {file.stem: file for file in (folder / TEMPLATES).glob("*.jinja")}
-        templates = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
-    return templates
 
 
 def write_templates(templates: dict[str, str], target: Path) -> None:

@@ -19,6 +19,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 from blake3 import blake3
+from model_weights.weight_files import weight_files
 from tqdm import tqdm
 
 from checkpoint_io.bit_patterns import FLOATS
@@ -184,8 +185,11 @@ def read_weights(folder: Path, files: Sequence[str] = MODEL_FILES) -> dict[str, 
     """Return all tensors of a checkpoint folder, from the first of `files` that exists as one file or as a shard index.
 
     Raises FileNotFoundError or ValueError, naming the file and the tensor, if there are no weights, a shard is missing,
-    truncated or outside the folder, or a tensor is missing from its shard or from the index.
+    truncated or outside the folder, a tensor is missing from its shard or from the index, or the folder has a second
+    set of weights or an adapter beside its model.
     """
+    if MODEL_FILES[0] in files:
+        weight_files(folder)  # raises for a second set
     for name in files:
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -219,11 +223,12 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
 
 
 def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for the first tensor that config.json requires and the folder lacks.
+    """Raise ValueError for the first tensor that config.json requires and the folder lacks, or for other embeddings.
 
-    Loaders would initialise such a tensor at random. Only UNIFORM_TYPES are checked.
+    Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked.
     """
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     if config.get("model_type") not in UNIFORM_TYPES:
         return
     matches = (LAYER.fullmatch(name) for name in weights)
@@ -236,6 +241,12 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
     for name in required:
         if name not in weights:
             raise ValueError(f"{folder} lacks tensor {name}, which its config.json requires; download it again")
+    embedding = weights["model.embed_tokens.weight"]
+    if embedding.shape[0] != config.get("vocab_size"):
+        raise ValueError(
+            f"{path} has vocab_size {config.get('vocab_size')}, {embedding.file} has {embedding.shape[0]} embeddings; "
+            "download both again"
+        )
 
 
 def check_finite(bits: np.ndarray, tensor: Spec) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chat_prompts.template_files import folder_template
 from checkpoint_io.checkpoint_folders import read_json
 from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's token types
     CONTROL,
@@ -20,6 +21,7 @@ from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's to
     USER_DEFINED,
     read_sentencepiece_model,
 )
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens
 from tokenizer_files.llama_tokenizer import PATTERN
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
@@ -85,6 +87,7 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
         add_token(vocabulary, entry, folder)
     set_special_ids(vocabulary, folder)
     vocabulary.special = read_special(vocabulary, folder)
+    compare_with_transformers(vocabulary, folder)
     if vocabulary.model == "llama":  # llama.cpp finds these before it replaces spaces
         for index, kind in enumerate(vocabulary.types):
             if kind == USER_DEFINED:
@@ -196,8 +199,7 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
 
     Further end tokens become eot and eom. Raises ValueError if the tokenizer lacks a named token.
     """
-    config = read_optional_json(folder / "tokenizer_config.json")
-    names = read_optional_json(folder / "special_tokens_map.json") | config
+    names = named_tokens(folder, read_optional_json(folder / "tokenizer_config.json"))
     numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
     ids, special = {token: index for index, token in enumerate(vocabulary.tokens)}, vocabulary.special_ids
     for role in ("bos", "eos", "unk", "pad"):
@@ -225,15 +227,44 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
 
 
 def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
-    """Read merges, chat template and whether BOS and EOS are added; return the gguf package's object."""
+    """Read merges and chat template; return the gguf package's object."""
     from gguf import SpecialVocab
 
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it would warn of templates for pairs of texts
-    is_byte_level = vocabulary.model == "gpt2"
-    special = SpecialVocab(folder, load_merges=is_byte_level, special_token_types=("bos", "eos"))
-    adds = {"bos": not is_byte_level, "eos": False} | special.add_special_token
-    special.add_special_token = {role: adds[role] and role in vocabulary.special_ids for role in ("bos", "eos")}
+    special = SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", special_token_types=("bos", "eos"))
     special.special_token_ids = vocabulary.special_ids
-    if (folder / "chat_template.jinja").is_file():  # the package prefers the one in tokenizer_config.json
-        special.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    special.chat_template = folder_template(folder)  # the package chooses differently if there are several
     return special
+
+
+def compare_with_transformers(vocabulary: GgufVocabulary, folder: Path) -> None:
+    """Set whether BOS and EOS are added as in transformers.
+
+    Raises ValueError if transformers, which may read other files of the folder, has a token that the vocabulary lacks,
+    another BOS or EOS, or adds other tokens to a text.
+    """
+    from transformers import AutoTokenizer
+
+    exact = exact_tokenizer_folder(folder)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(exact, local_files_only=True)
+    except Exception as error:  # the tokenizer libraries raise exceptions of many classes
+        raise ValueError(f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())})") from error
+    files = f"{folder}: its tokenizer files contradict each other"
+    remedy = "download them again, or rebuild them: tools/build_tokenizer.py"
+    for token, index in tokenizer.get_vocab().items():
+        own = vocabulary.tokens[index] if index < len(vocabulary.tokens) else None
+        if own != token:
+            raise ValueError(f"{files} (id {index} is {token!r} in transformers, {own!r} here); {remedy}")
+    special = vocabulary.special_ids
+    for role in ("bos", "eos"):
+        index = getattr(tokenizer, f"{role}_token_id")
+        if index is not None and index != special.get(role):
+            raise ValueError(
+                f"{files} ({role}_token has id {index} in transformers, {special.get(role)} here); {remedy}"
+            )
+    ids = tokenizer("").input_ids
+    adds = {"bos": ids[:1] == [special.get("bos")], "eos": ids[-1:] == [special.get("eos")]}
+    if ids != [special[role] for role in ("bos", "eos") if adds[role]]:
+        raise ValueError(f"{files} (transformers adds {ids} to a text, which llama.cpp cannot); {remedy}")
+    vocabulary.special.add_special_token = adds

@@ -10,6 +10,7 @@ from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from chat_prompts.template_files import TEMPLATE, read_templates
 from exact_tokenizers.tokenizer_folders import read_object
 from partial_folders import resume_journal
 from partial_folders.disk_space import check_space
@@ -19,7 +20,6 @@ from hub_download.hub_listing import explain_hub_error, list_files
 from hub_download.model_registry import template_of
 from hub_download.repository_source import NOTE, RepositorySource
 
-TEMPLATE = "chat_template.jinja"
 NOTE_KEYS = ("repository", "kind", "revision", "commit")  # of a note; the revision as requested
 
 
@@ -100,8 +100,7 @@ def download(source: RepositorySource, target: Path) -> str:
 def add_template(source: RepositorySource, folder: Path) -> str:
     """Write chat_template.jinja for a published model that was tuned on a template and has none; return a phrase."""
     template = template_of(source.repo) if source.kind == "model" else ""
-    has_own = (folder / TEMPLATE).is_file() or (folder / "additional_chat_templates").is_dir()
-    if not template or has_own or read_object(folder / "tokenizer_config.json").get("chat_template"):
+    if not template or read_templates(folder):
         return ""
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     return f"; {TEMPLATE} added, which the model was tuned on"

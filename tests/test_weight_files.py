@@ -1,0 +1,200 @@
+"""Folders with two sets of weights: read as transformers and vLLM both read them, or refused by every stage."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_loading.checkpoint_loading import check_folders
+from checkpoint_io.tensors import check_complete, read_weights
+from model_folders import nudged, variant
+from model_weights.weight_files import weight_files
+from safetensors.torch import load_file, save_file
+from server_launch.launch_checks import check_model
+from training_loop.run_folders import check_base
+from transformers import AutoModelForCausalLM
+
+INDEX, SINGLE, BIN = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
+READERS: dict[str, Callable[[Path], object]] = {
+    "trainers": lambda folder: check_base(folder, "--base"),
+    "demos": lambda folder: check_folders(str(folder)),
+    "server": lambda folder: check_model(str(folder)),
+    "tools": read_weights,
+}
+
+
+class Sets:
+    """Two models of the same shape, and a folder into which a test puts files of both."""
+
+    def __init__(self, base: Path, scratch: Path) -> None:
+        self.first, self.shards = base, scratch / "shards"
+        self.second = variant(base, scratch / "second", nudged(load_file(base / SINGLE)))
+        AutoModelForCausalLM.from_pretrained(self.second).save_pretrained(self.shards, max_shard_size="250KB")
+        self.folder = shutil.copytree(base, scratch / "folder")
+        (self.folder / SINGLE).unlink()
+
+    def add(self, parts: str) -> None:
+        """Put files into the folder. parts: names of the methods below without the underscore."""
+        for part in parts.split():
+            getattr(self, f"_{part}")()
+
+    def _single(self) -> None:
+        shutil.copy(self.first / SINGLE, self.folder)
+
+    def _index(self) -> None:
+        shutil.copy(self.shards / INDEX, self.folder)
+
+    def _shards(self) -> None:
+        for file in self.shards.glob("model-*"):
+            shutil.copy(file, self.folder)
+
+    def _unlisted_shard(self) -> None:
+        shutil.copy(self.first / SINGLE, self.folder / "model-00099-of-00099.safetensors")
+
+    def _bin(self) -> None:
+        torch.save(load_file(self.first / SINGLE), self.folder / BIN)
+
+    def _bin_shard(self) -> None:
+        torch.save(load_file(self.second / SINGLE), self.folder / "pytorch_model-00001-of-00001.bin")
+
+    def _bin_index(self) -> None:
+        content = {"metadata": {}, "weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}
+        (self.folder / f"{BIN}.index.json").write_text(json.dumps(content))
+
+    def _training_arguments(self) -> None:
+        torch.save({}, self.folder / "training_args.bin")
+
+    def _adapter(self) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(self.first), config).save_pretrained(str(self.folder))
+
+
+@pytest.fixture
+def sets(tiny_checkpoint: Path, tmp_path: Path) -> Sets:
+    return Sets(tiny_checkpoint, tmp_path)
+
+
+def files_read_by_vllm(folder: Path) -> set[str]:
+    pytest.importorskip("vllm")
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    found = DefaultModelLoader(LoadConfig())._prepare_weights(str(folder), None, None, True, None)[1]
+    return {Path(file).name for file in found}
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        return model.eval()(torch.arange(3, 23)[None]).logits
+
+
+AGREED = {  # parts: the model that both libraries read
+    "single": "first",
+    "index shards": "second",
+    "index shards bin": "second",
+    "index shards unlisted_shard": "second",
+    "single bin_index": "first",
+    "bin training_arguments": "first",
+}
+
+
+@pytest.mark.parametrize("parts", AGREED)
+def test_files_that_transformers_and_vllm_read_are_read(sets: Sets, parts: str) -> None:
+    sets.add(parts)
+    files = weight_files(sets.folder)
+    assert {file.name for file in files} == files_read_by_vllm(sets.folder)
+    expected = getattr(sets, AGREED[parts])
+    assert torch.equal(logits(sets.folder), logits(expected))
+    tensors, state = read_weights(sets.folder), load_file(expected / SINGLE)
+    assert {tensor.file for tensor in tensors.values()} == set(files)
+    for key, value in state.items():
+        assert tensors[key].read().tobytes() == value.numpy().tobytes(), key
+    for reader in READERS.values():
+        reader(sets.folder)
+
+
+REFUSED = {  # parts: files that the message names
+    "single index shards": (SINGLE, INDEX),
+    "single index": (SINGLE, INDEX),
+    "single shards": (SINGLE, "model-00001-of-"),
+    "bin shards": (BIN, "model-00001-of-"),
+    "bin bin_shard": (BIN, "pytorch_model-00001-of-00001.bin"),
+    "single adapter": (SINGLE, "adapter_config.json"),
+}
+
+
+@pytest.mark.parametrize("parts", REFUSED)
+def test_folder_that_the_libraries_read_differently_is_refused_by_all_stages(sets: Sets, parts: str) -> None:
+    first, second = REFUSED[parts]
+    sets.add(parts)
+    with pytest.raises(ValueError, match="vLLM") as refused:
+        weight_files(sets.folder)
+    message = str(refused.value)
+    assert (str(sets.folder) in message, first in message, second in message) == (True, True, True)
+    for reader in READERS.values():
+        with pytest.raises(ValueError) as raised:
+            reader(sets.folder)
+        assert str(raised.value) == message
+    # The two libraries load different weights, or one loads none.
+    if parts == "single adapter":
+        assert not torch.equal(logits(sets.folder), logits(sets.first))
+        return
+    assert torch.equal(logits(sets.folder), logits(sets.first))
+    try:
+        files = files_read_by_vllm(sets.folder)
+    except FileNotFoundError:
+        return
+    assert files != {first}
+
+
+def test_missing_shard_is_named_with_its_index(sets: Sets) -> None:
+    sets.add("index shards")
+    shard = sorted(sets.folder.glob("model-*"))[1].name
+    (sets.folder / shard).unlink()
+    for reader in (weight_files, *READERS.values()):
+        with pytest.raises(FileNotFoundError, match=f"lacks {shard}, which {INDEX} lists; copy or download it again"):
+            reader(sets.folder)
+
+
+def test_adapter_folder_with_the_configuration_of_its_base_is_an_adapter(sets: Sets) -> None:
+    """Some trainers write config.json beside adapter_config.json."""
+    sets.add("adapter")
+    assert (sets.folder / "config.json").is_file()
+    for name, message in (("trainers", "merge it first"), ("demos", "give it as"), ("server", "is a LoRA adapter")):
+        with pytest.raises(ValueError, match=message):
+            READERS[name](sets.folder)
+    check_folders(str(sets.first), str(sets.folder))
+
+
+def test_tools_refuse_a_tensor_that_index_and_shards_place_differently(sets: Sets) -> None:
+    sets.add("index shards")
+    index = json.loads((sets.folder / INDEX).read_text())
+    last = max(index["weight_map"].values())
+    state = load_file(sets.folder / last)
+    twice = next(name for name, file in index["weight_map"].items() if file != last)
+    save_file(state | {twice: torch.zeros(4)}, sets.folder / last, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{last} holds tensor {twice}, contrary to {INDEX}"):
+        read_weights(sets.folder)
+    save_file(state, sets.folder / last, {"format": "pt"})
+    index["weight_map"][twice] = last
+    (sets.folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"{twice}, contrary to {INDEX}"):
+        read_weights(sets.folder)
+
+
+def test_tools_refuse_a_vocabulary_size_that_the_embeddings_contradict(sets: Sets) -> None:
+    """Like transformers, which reports matrices of another shape."""
+    sets.add("single")
+    config = json.loads((sets.folder / "config.json").read_text())
+    (sets.folder / "config.json").write_text(json.dumps(config | {"vocab_size": 801}))
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(sets.folder)
+    message = rf"config\.json has vocab_size 801, .*{SINGLE} has 800 embeddings; download both again"
+    with pytest.raises(ValueError, match=message):
+        check_complete(sets.folder, read_weights(sets.folder))
