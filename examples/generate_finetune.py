@@ -22,6 +22,7 @@ def main(
     interactive: bool = False,
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
+    trust_remote_code: bool = False,
     **options: object,
 ) -> None:
     """Print the model's continuation of the texts in examples/cases/pretraining.json, or of typed lines.
@@ -31,12 +32,15 @@ def main(
         interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
+        trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k.
     """
     suite = console.read_cases("pretraining")
     decoding = console.check_decoding(suite["decoding"], options)
-    checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    checkpoint = model_loading.load(
+        base_model, multi_gpu=multi_gpu, allocate=allocate, trust_remote_code=trust_remote_code
+    )
     if interactive:
         console.answer_typed_lines(checkpoint, decoding, ("Text to continue",), PromptEncoder.plain)
     else:

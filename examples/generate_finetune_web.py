@@ -21,6 +21,7 @@ def main(
     server_port: int = 7860,
     share_gradio: bool = False,
     language: web_page.Language = "en",
+    trust_remote_code: bool = False,
     **options: object,
 ) -> None:
     """Serve the page of a pretrained model.
@@ -33,12 +34,15 @@ def main(
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.
         language: language of the tab that is open at first, en or zh.
+        trust_remote_code: execute the Python code in the folder of base_model.
         options: initial decoding settings of the page; see the options of generate_finetune.py.
     """
     release = console.read_cases("pretraining")["decoding"]
     start = console.check_decoding(release | {"num_beams": 1}, options)  # one beam streams the text as it grows
     web_page.check_address(server_name, server_port)
-    checkpoint = model_loading.load(base_model, multi_gpu=multi_gpu, allocate=allocate)
+    checkpoint = model_loading.load(
+        base_model, multi_gpu=multi_gpu, allocate=allocate, trust_remote_code=trust_remote_code
+    )
     page = web_page.build_page(checkpoint, False, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 

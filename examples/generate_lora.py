@@ -26,6 +26,7 @@ def main(
     interactive: bool = False,
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
+    trust_remote_code: bool = False,
     **options: object,
 ) -> None:
     """Print the model's answers to one suite of examples/cases, or to typed instructions.
@@ -40,6 +41,7 @@ def main(
         interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; needs multi_gpu.
+        trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
             --do_sample, --temperature, --top_p, --top_k.
     """
@@ -47,7 +49,9 @@ def main(
         raise ValueError("give exactly one of --run_ie_cases, --run_general_cases and --interactive")
     suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
     decoding = console.check_decoding(suite["decoding"], options)
-    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path)
+    checkpoint = model_loading.load(
+        base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path, trust_remote_code
+    )
     console.warn_without_template(checkpoint, lora_weights or base_model)
     if interactive:
         labels = ("Instruction", "Input (may be empty)")

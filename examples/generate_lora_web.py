@@ -24,6 +24,7 @@ def main(
     server_port: int = 7860,
     share_gradio: bool = False,
     language: web_page.Language = "en",
+    trust_remote_code: bool = False,
     **options: object,
 ) -> None:
     """Serve the page of an instruction-tuned model.
@@ -40,11 +41,14 @@ def main(
         server_port: the port to listen on.
         share_gradio: give the page a public address through Gradio's servers.
         language: language of the tab that is open at first, en or zh.
+        trust_remote_code: execute the Python code in the folder of base_model.
         options: initial decoding settings of the page; see the options of generate_lora.py.
     """
     start = console.check_decoding({}, options)
     web_page.check_address(server_name, server_port)
-    checkpoint = model_loading.load(base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path)
+    checkpoint = model_loading.load(
+        base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path, trust_remote_code
+    )
     console.warn_without_template(checkpoint, lora_weights or base_model)
     page = web_page.build_page(checkpoint, True, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)

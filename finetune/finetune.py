@@ -40,7 +40,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
     """
     from training_loop.run_folders import check_base
 
-    check_base(Path(args.base_model), "--base_model")
+    check_base(Path(args.base_model), "--base_model", args.trust_remote_code)
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of rows")
     default = sources[0].path.parent / "extraction.json"
@@ -96,8 +96,9 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
-    from instruction_tuning.run_messages import next_commands, preview, run_summary
+    from instruction_tuning.run_messages import next_commands, preview, run_summary, untied_notice
     from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
+    from model_code.own_code import from_folder
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
     from training_loop.run_folders import save_result
@@ -105,7 +106,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from transformers import AutoTokenizer, set_seed
 
     output = Path(args.output_dir or "")
-    tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(args.base_model), local_files_only=True)
+    tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(args.base_model), args.trust_remote_code)
     tokenizer.chat_template, origin = choose_template(
         args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
     )
@@ -133,6 +134,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)
     trainer.answer_scorer = scorer
     if is_main:
+        if notice := untied_notice(args, model):
+            print(f"notice: {notice}", file=sys.stderr)
         print(run_summary(args, trainer), flush=True)
     result = trainer.train_until_stopped(checkpoint)
     if trainer.stopped:

@@ -24,12 +24,13 @@ from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, prompt_messages
 
 
-def load(base_model: str, lora_weights: str, dtype: str) -> tuple[Any, Any]:
+def load(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Return (model, tokenizer), on the first GPU or the CPU; raises ValueError if adapter and base do not fit."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_checkpoint(base_model, lora_weights, merge=True, dtype=getattr(torch, dtype))
+    options = {"merge": True, "trust_remote_code": trust_remote_code, "dtype": getattr(torch, dtype)}
+    model, tokenizer = load_checkpoint(base_model, lora_weights, **options)
     return model.to(device), tokenizer
 
 
@@ -44,6 +45,7 @@ def main(
     limit: int = 0,
     fp16: bool = False,
     bf16: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the rows of data_path with the answers under "prediction" to output (JSONL).
 
@@ -58,6 +60,7 @@ def main(
         limit: number of rows to answer, 0 for all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
+        trust_remote_code: execute the Python code in the folder of base_model.
     """
     check_folders(base_model, lora_weights)
     template = (
@@ -73,7 +76,7 @@ def main(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load(base_model, lora_weights, dtype)
+    model, tokenizer = load(base_model, lora_weights, dtype, trust_remote_code)
     encoder = PromptEncoder(tokenizer, template)
     if not encoder.template:
         print(

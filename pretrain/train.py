@@ -34,7 +34,9 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     """
     import torch
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+    from model_code.own_code import from_folder
     from packed_attention import segment_attention
+    from training_loop.run_folders import tying_options
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
 
@@ -44,9 +46,9 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     default = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
     backend = args.attn_implementation or ("flash_attention_2" if flash else default)
     try:
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            args.model_name_or_path, dtype=torch.float32, local_files_only=True, output_loading_info=True,
-            attn_implementation=backend,
+        loading: Any = from_folder(
+            AutoModelForCausalLM, args.model_name_or_path, args.trust_remote_code, dtype=torch.float32,
+            output_loading_info=True, attn_implementation=backend, **tying_options(Path(args.model_name_or_path)),
         )  # fmt: skip
     except ImportError as error:
         raise ValueError(f"--attn_implementation {backend} is not available here: {error}") from None
@@ -57,7 +59,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
             f"{args.model_name_or_path} lacks {len(wrong)} weights, or has them in another shape than config.json "
             f"({wrong[0]}, for example); download it again"
         )
-    return model, AutoTokenizer.from_pretrained(exact_tokenizer_folder(args.model_name_or_path), local_files_only=True)
+    folder = exact_tokenizer_folder(args.model_name_or_path)
+    return model, from_folder(AutoTokenizer, folder, args.trust_remote_code)
 
 
 def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
@@ -80,7 +83,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
 
     args, notices = parse(argv, __doc__ or "")
     preflight.check_launch(args)
-    check_base(Path(args.model_name_or_path), "--model_name_or_path")
+    check_base(Path(args.model_name_or_path), "--model_name_or_path", args.trust_remote_code)
     output = Path(str(args.output_dir))
     if (output / "config.json").exists():
         raise ValueError(f"{output} holds a finished model; name a new folder with --output_dir")
@@ -131,12 +134,13 @@ def arguments_class() -> type:
 
 def finish(trainer: Any, folder: Path) -> None:
     """Add run.json, training_curves.png and the base's tokenizer.model and generation_config.json to a saved model."""
-    from training_loop.run_folders import copy_if_there, run_record
+    from training_loop.run_folders import copy_if_there, copy_model_code, run_record
     from training_loop.training_log import draw_curves
 
     args = trainer.args
     for name in ("tokenizer.model", "generation_config.json"):
         copy_if_there(Path(args.model_name_or_path, name), folder / name)
+    copy_model_code(Path(args.model_name_or_path), folder)
     data = {args.data_path: trainer.sequences.corpus.sidecar["sha256"]}
     (folder / "run.json").write_text(run_record("pretrain/train.py", args, ["deepspeed"], data=data))
     draw_curves(trainer.state.log_history, folder / "training_curves.png", args.data_path)

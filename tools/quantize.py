@@ -35,6 +35,7 @@ def main(
     dtype: str = "auto",
     max_shard_size: str = "5GB",
     seed: int = 42,
+    trust_remote_code: bool = False,
 ) -> None:
     """Quantise model_path into the new folder output_dir; print size, perplexity and F1 before and after.
 
@@ -51,21 +52,23 @@ def main(
         dtype: type of weights that are not quantised: float16, bfloat16, float32, or auto for the checkpoint's own.
         max_shard_size: maximum size of a weight file, such as 5GB.
         seed: for the random selection of rows.
+        trust_remote_code: execute the Python code in the folder of model_path.
     """
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
     check_options(method, data_path, group_size, dtype, **counts)
     kind, shard_limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
     with quiet():
-        data, layers = read_data(model, kind.calibrated, options), linear_layers(model)
+        data, layers = read_data(model, kind.calibrated, options), linear_layers(model, trust_remote_code)
         group = choose_group(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
-            before = score(model, data.tokenizer, data.held_out)
+            before = score(model, data.tokenizer, data.held_out, trust_remote_code)
             template = copy_small_files([model], folder)
-            quantise(model, folder, method, group, data.calibration, dtype, shard_limit)  # replaces config.json
+            loading = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+            quantise(model, folder, method, group, data.calibration, shard_limit, **loading)  # replaces config.json
             if has_own_output(read_weights(model)):
                 set_untied(folder)
-            after = score(folder, data.tokenizer, data.held_out)
+            after = score(folder, data.tokenizer, data.held_out, trust_remote_code)
             write_record(folder, options | {"group_size": group}, model, {"before": before, "after": after})
     heading = f"{output_dir}: {kind.description}" + (f", groups of {group}" if group else "")
     heading += template

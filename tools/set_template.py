@@ -23,18 +23,19 @@ LINKED = (".safetensors", ".bin")  # large, and never edited in place
 INSTRUCTION, INPUT = "Say {{ what }} {is} 100%s {% new %}.", "第一行\nline two"
 
 
-def check_template(folder: Path, template: Path) -> None:
+def check_template(folder: Path, template: Path, trust_remote_code: bool) -> None:
     """Render the folder's template with its tokenizer.
 
     An input that the template does not use is appended to the content, as in every prompt of this repository. Raises
     ValueError if rendering fails or changes a text, FileNotFoundError without a tokenizer.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+    from model_code.own_code import from_folder
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
-    encoder = PromptEncoder(AutoTokenizer.from_pretrained(folder))
+    encoder = PromptEncoder(from_folder(AutoTokenizer, folder, trust_remote_code))
     for given in ("", INPUT):
         try:
             text = encoder.text(one_turn(INSTRUCTION, given))
@@ -45,13 +46,14 @@ def check_template(folder: Path, template: Path) -> None:
                 raise ValueError(f"{template} omits or changes a message's {key!r}; it must contain it unchanged")
 
 
-def main(model_path: str, template_path: str, output_dir: str) -> None:
+def main(model_path: str, template_path: str, output_dir: str, trust_remote_code: bool = False) -> None:
     """Copy model_path to the new folder output_dir with template_path as its chat template.
 
     Args:
         model_path: a checkpoint or adapter folder with its tokenizer.
         template_path: a .jinja file, such as one of finetune/templates/.
         output_dir: a new folder.
+        trust_remote_code: execute the Python code of the tokenizer in model_path.
     """
     options = dict(locals())
     model, template = existing_folder(model_path, "--model_path"), Path(template_path)
@@ -71,7 +73,7 @@ def main(model_path: str, template_path: str, output_dir: str) -> None:
         write_templates({}, folder)  # removes a template in tokenizer_config.json, which could contradict the new one
         shutil.copyfile(template, folder / TEMPLATE)
         write_exact_tokenizer(folder)
-        check_template(folder, template)
+        check_template(folder, template, trust_remote_code)
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 

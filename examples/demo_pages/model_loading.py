@@ -31,12 +31,14 @@ def load(
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
     template_path: str = "",
+    trust_remote_code: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint, with the adapter of lora_weights attached, to the GPU if there is one.
 
     Both are folders or names of hub repositories (`checkpoint_folder`). On a GPU the weights are bfloat16 (float16
     before Ampere); on the CPU they keep the dtype of the files. Tokenizer and chat template are each the adapter's if
-    it has one; template_path names a file with another template. Raises ValueError or FileNotFoundError with one line.
+    it has one; template_path names a file with another template. Python code in the folders is executed only if
+    trust_remote_code is true. Raises ValueError or FileNotFoundError with one line.
     """
     base_model = str(checkpoint_folder(base_model, "--base_model"))
     lora_weights = str(checkpoint_folder(lora_weights, "--lora_weights")) if lora_weights else ""
@@ -49,7 +51,7 @@ def load(
     import transformers
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    options = loading_options(gpus, load_8bit, multi_gpu, allocate or [])
+    options = loading_options(gpus, load_8bit, multi_gpu, allocate or []) | {"trust_remote_code": trust_remote_code}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     half = torch.bfloat16 if gpus and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

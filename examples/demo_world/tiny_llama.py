@@ -63,7 +63,7 @@ def make_model(
         )
     if Path(output_dir).exists():
         raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,

@@ -6,6 +6,7 @@ from typing import Any
 from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import read_adapter_for_base
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+from model_code.own_code import OwnCodeError, from_folder
 from model_weights.weight_files import weight_files
 
 from adapter_loading.adapter_attachment import attach_adapter
@@ -46,20 +47,22 @@ def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
     )
 
 
-def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False, **options: Any) -> tuple[Any, Any]:
+def load_checkpoint(
+    base_model: str, lora_weights: str = "", merge: bool = False, trust_remote_code: bool = False, **options: Any
+) -> tuple[Any, Any]:
     """Return (model in evaluation mode, tokenizer).
 
-    The tokenizer is the adapter's if its folder has one, else the base's; its chat template is of the same folder, so
-    callers take folder_template(lora_weights, base_model). merge: see
-    attach_adapter. options: of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError with one
-    line if a folder is incomplete, or if adapter and base do not fit each other.
+    The tokenizer is the adapter's if its folder has one, else the base's; the chat template is
+    folder_template(lora_weights, base_model). merge: see attach_adapter. trust_remote_code: execute Python code in the
+    folders. options: of from_pretrained (dtype, device_map, …). Raises FileNotFoundError or ValueError with one line if
+    a folder is incomplete, or if adapter and base do not fit each other.
     """
     check_folders(base_model, lora_weights)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = load_base(AutoModelForCausalLM, base_model, **options)
+    model = load_base(AutoModelForCausalLM, base_model, trust_remote_code, **options)
     exact = exact_tokenizer_folder(tokenizer_folder(base_model, lora_weights))
-    tokenizer = AutoTokenizer.from_pretrained(exact, local_files_only=True)
+    tokenizer = from_folder(AutoTokenizer, exact, trust_remote_code)
     if lora_weights:
         model = attach_adapter(model, lora_weights, base_model, merge)
     embeddings = model.get_input_embeddings().weight.shape[0]
@@ -71,7 +74,7 @@ def load_checkpoint(base_model: str, lora_weights: str = "", merge: bool = False
     return model.eval(), tokenizer
 
 
-def load_base(architecture: Any, base_model: str, **options: Any) -> Any:
+def load_base(architecture: Any, base_model: str, trust_remote_code: bool = False, **options: Any) -> Any:
     """Call from_pretrained on a local folder; raises ValueError if a tensor is missing, unknown or of another shape.
 
     transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail.
@@ -79,9 +82,11 @@ def load_base(architecture: Any, base_model: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        model, loading_info = architecture.from_pretrained(
-            base_model, local_files_only=True, output_loading_info=True, **options
+        model, loading_info = from_folder(
+            architecture, base_model, trust_remote_code, output_loading_info=True, **options
         )
+    except OwnCodeError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{base_model} cannot be loaded: {lines[0].strip()}") from error

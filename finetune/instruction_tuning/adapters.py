@@ -16,6 +16,7 @@ Besides documented options, two attributes are changed (tests/finetune/test_adap
 """
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from adapter_loading.checkpoint_loading import load_base
 from packed_attention import segment_attention
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
+from training_loop.run_folders import tying_options
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_flash_attn_2_available
@@ -44,14 +46,14 @@ def load_model(args: TuningArguments) -> Any:
     dtype = torch.float32 if args.method == "full" else half
     segment_attention.register()
     attention = requested_attention(args)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention} | tying_options(Path(args.base_model))
     if args.load_in:
         config = BitsAndBytesConfig(
             load_in_8bit=args.load_in == "8bit", load_in_4bit=args.load_in == "4bit", bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=half,
         )  # fmt: skip
-        options = {"quantization_config": config, "device_map": {"": args.device}}
-    model = load_base(AutoModelForCausalLM, args.base_model, dtype=dtype, attn_implementation=attention, **options)
+        options |= {"quantization_config": config, "device_map": {"": args.device}}
+    model = load_base(AutoModelForCausalLM, args.base_model, args.trust_remote_code, **options)
     if not attention and segment_attention.attention_of(model) == "sdpa":
         model.set_attn_implementation(segment_attention.NAME)
     if args.load_in:
@@ -93,7 +95,9 @@ def add_adapter(model: Any, args: TuningArguments) -> Any:
         modules_to_save=args.lora_modules_to_save or None, use_dora=args.use_dora,
         init_lora_weights=init_lora_weights, task_type="CAUSAL_LM",
     )  # fmt: skip
-    tuned = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # finetune.py prints a notice
+        tuned = get_peft_model(model, config)
     if not args.deepspeed:  # DeepSpeed keeps float32 master weights itself
         for weight in tuned.parameters():
             if weight.requires_grad:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from instruction_data.data_sources import Source
-from training_loop.run_folders import copy_if_there, run_record
+from training_loop.run_folders import copy_if_there, copy_model_code, run_record
 from training_loop.training_log import draw_curves
 
 from instruction_tuning.adapters import PISSA_START, check_adapter_file, convert_pissa_to_lora
@@ -41,6 +41,7 @@ def complete_result(
     if args.lora_init.startswith("pissa"):
         convert_pissa_to_lora(folder, Path(args.output_dir or "", PISSA_START))
     copy_if_there(Path(args.base_model, "tokenizer.model"), folder / "tokenizer.model")
+    copy_model_code(Path(args.base_model), folder)
     copy_if_there(Path(args.extraction_path), folder / "extraction.json")
     parts, state = trainer.data.examples.parts, trainer.state
     record = run_record(

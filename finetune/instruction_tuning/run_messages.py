@@ -1,10 +1,12 @@
 """Text to print before and after training: counts, decoded examples, a summary of the run, the next commands."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from adapter_checks.base_fit import EMBEDDING, OUTPUT
 from instruction_data.tokenized_examples import CachedExamples
 
 from instruction_tuning.tuning_arguments import TuningArguments
@@ -71,17 +73,31 @@ def run_summary(args: TuningArguments, trainer: Any) -> str:
     )
 
 
+def untied_notice(args: TuningArguments, model: Any) -> str:
+    """Return a notice if an adapter changes the embedding or output matrix of a base that ties these two, else ""."""
+    if args.method == "full" or not model.get_base_model().all_tied_weights_keys:
+        return ""
+    parts = {part for name, weight in model.named_parameters() if weight.requires_grad for part in name.split(".")}
+    changed = " and ".join(sorted(parts & {EMBEDDING, OUTPUT}))
+    if not changed:
+        return ""
+    return (
+        f"{args.base_model} has one matrix for {EMBEDDING} and {OUTPUT} (tie_word_embeddings), and the adapter "
+        f"changes {changed}; merging it writes two matrices and sets tie_word_embeddings to false"
+    )
+
+
 def next_commands(args: TuningArguments) -> str:
     """Return the commands to try and to serve the result."""
-    output = (args.output_dir or "").rstrip("/")
+    output, base = shlex.quote((args.output_dir or "").rstrip("/")), shlex.quote(args.base_model)
+    trust = " --trust_remote_code" if args.trust_remote_code else ""
+    demo = "try it: python examples/generate_lora.py --base_model"
+    serve = "python inference/launch_vllm.py --port 8090 --model"
     if args.method == "full":
-        return (
-            f"try it: python examples/generate_finetune.py --base_model {output} --interactive\n"
-            f"serve it: python inference/launch_vllm.py --model {output} --port 8090"
-        )
+        return f"{demo} {output} --interactive{trust}\nserve it: {serve} {output}{trust}"
+    merged = shlex.quote(f"{(args.output_dir or '').rstrip('/')}-merged")
     return (
-        f"try it: python examples/generate_lora.py --base_model {args.base_model} --lora_weights {output} "
-        "--interactive\n"
-        f"merge and serve it: python tools/weight_diff.py merge --path_zhixi {args.base_model} --path_lora {output} "
-        f"--path_sfted {output}-merged && python inference/launch_vllm.py --model {output}-merged --port 8090"
+        f"{demo} {base} --lora_weights {output} --interactive{trust}\n"
+        f"merge and serve it: python tools/weight_diff.py merge --path_zhixi {base} --path_lora {output} "
+        f"--path_sfted {merged} && {serve} {merged}{trust}"
     )

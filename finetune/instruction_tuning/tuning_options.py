@@ -32,6 +32,7 @@ class TuningOptions:
         None, "global batch: micro batch x accumulation x ranks; 128 unless --gradient_accumulation_steps is given"
     )
     share_prefixes: bool = option(True, "compute common first tokens of packed examples once (not with FlashAttention)")
+    trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
     attn_implementation: str = option("", "attention of transformers; default: FlashAttention if installed, else sdpa")
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
     eval_generate: bool = option(False, "generate answers to the held-out examples at each evaluation, and score them")

@@ -3,15 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
+from model_code.own_code import from_folder
 from model_weights.weight_files import weight_files
 
 
-def check_base(base: Path, option: str) -> None:
-    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not one checkpoint with tokenizer."""
+def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
+    """Raise FileNotFoundError or ValueError if `base`, the value of `option`, is not one checkpoint with tokenizer.
+
+    trust_remote_code: without it, a base that needs its own Python code is refused.
+    """
     if not base.is_dir():
         raise FileNotFoundError(f"{base} does not exist; {option} takes a checkpoint folder (tools/download.py)")
     weights = weight_files(base)
@@ -23,6 +29,41 @@ def check_base(base: Path, option: str) -> None:
         raise FileNotFoundError(f"{base} has no tokenizer.json and no tokenizer.model; copy its tokenizer files there")
     if not weights:
         raise FileNotFoundError(f"{base} has no weights (model.safetensors, or shards with their index); copy it again")
+    from transformers import AutoConfig
+
+    from_folder(AutoConfig, base, trust_remote_code)
+
+
+def tying_options(base: Path) -> dict[str, bool]:
+    """Return options of from_pretrained: tie_word_embeddings=False if embedding and output matrix differ, else none.
+
+    For a base that config.json marks as tied, transformers 5 compares the two matrices. Under ZeRO-3 it compares the
+    empty placeholders of their partitions, and would drop the output matrix.
+    """
+    with suppress(Exception):  # loading the model reports damaged files
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        if config.get("tie_word_embeddings") is not False:
+            output, embedding = (stored_tensor(base, f"{name}.weight") for name in ("lm_head", "embed_tokens"))
+            if output is not None and embedding is not None and not output.equal(embedding):
+                return {"tie_word_embeddings": False}
+    return {}
+
+
+def stored_tensor(folder: Path, end: str) -> Any:
+    """Return the first tensor of a checkpoint folder whose name has this end; None if there is none."""
+    import torch
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stored:
+                if name := next((name for name in stored.keys() if name.endswith(end)), ""):  # noqa: SIM118
+                    return stored.get_tensor(name)
+        else:
+            weights = torch.load(file, map_location="cpu", mmap=is_zipfile(file), weights_only=True)
+            if name := next((name for name in weights if name.endswith(end)), ""):
+                return weights[name]
+    return None
 
 
 def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> str:
@@ -55,9 +96,20 @@ def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Pa
     trainer.processing_class.save_pretrained(scratch)
     finish(scratch)
     for file in sorted(scratch.iterdir(), key=lambda file: (last(file), file.name)):
-        file.chmod(0o644)  # safetensors writes files that only the owner can read
+        if file.is_dir():  # additional_chat_templates
+            shutil.rmtree(output / file.name, ignore_errors=True)
+        else:
+            file.chmod(0o644)  # safetensors writes files that only the owner can read
         file.replace(output / file.name)
     scratch.rmdir()
+
+
+def copy_model_code(base: Path, folder: Path) -> None:
+    """Copy the Python files of the base if a result names code of its own; transformers saves only executed code."""
+    configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    if any(file.is_file() and '"auto_map"' in file.read_text(encoding="utf-8") for file in configs):
+        for file in base.glob("*.py"):
+            copy_if_there(file, folder / file.name)
 
 
 def copy_if_there(source: Path, target: Path) -> None:

@@ -19,9 +19,17 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any, control: str) -> None:
-        """control: the spelling of any control token; "" if the tokenizer has none."""
+        """control: the spelling of any control token; "" if the tokenizer has none.
+
+        Raises ValueError if the tokenizer is written in Python (without a backend of the tokenizers library).
+        """
         from tokenizers import Tokenizer
 
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ValueError(
+                f"{tokenizer.name_or_path} has a tokenizer in Python ({type(tokenizer).__name__}); prompts need a "
+                "tokenizer.json, so add one of the same vocabulary and remove auto_map from tokenizer_config.json"
+            )
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()
         self.backend.no_padding()

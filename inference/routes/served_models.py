@@ -86,6 +86,7 @@ class ServedModels:
         """
         engine, args = state.engine_client, state.args
         self.folder, self.registry = args.model, state.openai_serving_models
+        self.trust_remote_code = args.trust_remote_code
         tokenizer = engine.get_tokenizer()
         encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
         context = engine.model_config.max_model_len
@@ -110,7 +111,7 @@ class ServedModels:
         if model is None or known is not request:
             folder, base = request.lora_path, self.base
             check_served_adapter(name, folder, self.folder)
-            encoder = adapter_prompt_encoder(folder, base.encoder)
+            encoder = adapter_prompt_encoder(folder, base.encoder, self.trust_remote_code)
             extraction = read_extraction(folder) or base.extraction
             model = make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
             loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}

@@ -17,6 +17,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from extraction.extraction_form import read_extraction
+from model_code.own_code import OwnCodeError, from_folder
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_checks import merge_remedy
@@ -106,7 +107,7 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
     if not Path(args.model).is_dir() or args.skip_tokenizer_init:
         return []
     template = from_vllm("load_chat_template")(args.chat_template)
-    base = PromptEncoder(load_tokenizer(args.tokenizer or args.model), template)
+    base = PromptEncoder(load_tokenizer(args.tokenizer or args.model, args.trust_remote_code), template)
     notes = [] if base.template else [
         f"{args.model} has no chat template, so /generate and /extract send instructions as plain text; for a tuned "
         "model, give the template that it was tuned with: --template-path finetune/templates/alpaca.jinja"
@@ -114,7 +115,7 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
     check_rendering(base, place, "correct it, or give another with --template_path")
     for module in args.lora_modules or ():
-        encoder = adapter_prompt_encoder(module.path, base)
+        encoder = adapter_prompt_encoder(module.path, base, args.trust_remote_code)
         read_extraction(module.path)
         check_rendering(encoder, module.path, "correct its chat_template.jinja")
         if template and encoder.template != template:
@@ -152,7 +153,7 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
     return adapter
 
 
-def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
+def adapter_prompt_encoder(folder: str, base: PromptEncoder, trust_remote_code: bool = False) -> PromptEncoder:
     """Return the prompt encoder of an adapter, with the base's tokenizer or template if its folder has none.
 
     base: the base's encoder, with the template of --template_path if that option is given. Raises ValueError if the
@@ -162,7 +163,7 @@ def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
     template = folder_template(path) or base.template
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         return PromptEncoder(base.tokenizer, template)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, trust_remote_code)
     ids, base_ids = tokenizer.get_vocab(), base.tokenizer.get_vocab()
     if different := set(ids.items()) ^ set(base_ids.items()):
         piece = min(different, key=lambda entry: (entry[1], entry[0]))[0]
@@ -174,12 +175,15 @@ def adapter_prompt_encoder(folder: str, base: PromptEncoder) -> PromptEncoder:
     return PromptEncoder(tokenizer, template)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, trust_remote_code: bool) -> Any:
     """Return the tokenizer of a folder; raises ValueError if it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(exact_tokenizer_folder(folder))
+        exact = exact_tokenizer_folder(folder)
+        return from_folder(AutoTokenizer, exact, trust_remote_code, local_files_only=False)
+    except OwnCodeError:
+        raise
     except Exception as error:  # the tokenizer libraries raise exceptions of many classes
         reason = f"the tokenizer cannot be read ({one_line(error)})"
         raise ValueError(f"{folder}: {reason}; copy the tokenizer files of its base into it") from error

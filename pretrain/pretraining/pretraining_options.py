@@ -22,6 +22,7 @@ class PretrainingOptions:
     attn_implementation: str = option(
         "", "attention backend; empty: flash_attention_2 if available, else sdpa_by_segment"
     )
+    trust_remote_code: bool = option(False, "execute the Python code in the folder of --model_name_or_path")
     peak_tflops: float = option(0.0, "peak of one GPU for MFU in the log; 0: the known value")
 
     # Options of Trainer with a different default.

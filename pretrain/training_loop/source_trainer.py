@@ -12,6 +12,7 @@ and options, the following members are used (a test asserts that each exists, ha
 | `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; LoRA+ |
 | `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
 | `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
+| `PreTrainedModel.save_pretrained`, `all_tied_weights_keys` | tied matrices are stored once under ZeRO-1 and 2 too |
 | `PreTrainedConfig._attn_implementation` | segment_attention.py: no public attribute names the attention in use |
 | `TrainingArguments._n_gpu` | a process uses one GPU; otherwise Trainer would multiply the batch by the GPUs |
 | `ds_tensor`, `ds_numel`, `skipped_steps` | DeepSpeed: partition of a rank, size of a parameter, skipped fp16 steps |
@@ -58,6 +59,21 @@ class StepControl(TrainerCallback):
         self.trainer.check_step(control)
 
 
+def save_tied_matrices_once(model: Any) -> None:
+    """Make the model's save_pretrained store one of two tied matrices.
+
+    Under ZeRO-1 and 2, Trainer passes independent copies of both, which save_pretrained would store.
+    """
+    save, tied = model.save_pretrained, model.all_tied_weights_keys  # name of a tied weight -> name that is stored
+
+    def save_pretrained(folder: Any, *more: Any, state_dict: dict[str, Any] | None = None, **options: Any) -> None:
+        if state_dict:
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        save(folder, *more, state_dict=state_dict, **options)
+
+    model.save_pretrained = save_pretrained
+
+
 class SourceTrainer(Trainer):
     """Trainer that logs losses by source; see the module docstring. Subclasses implement the abstract methods.
 
@@ -90,6 +106,7 @@ class SourceTrainer(Trainer):
             args._n_gpu = 1
         super().__init__(**more)
         config.use_cache = use_cache  # Trainer sets it to False, which save_pretrained would write
+        save_tied_matrices_once(self.model)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the step
         self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
         self.log_file = TrainingLog(log_path)

@@ -19,7 +19,7 @@ from conftest import RunScript
 from launches import Launch, ranks_of
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sigterm import only_checkpoint, stop_by_sigterm
 from transformers import AutoModelForCausalLM
 
@@ -85,6 +85,53 @@ def test_zero_3_on_two_ranks_writes_one_complete_checkpoint_and_log(
     run = json.loads((uninterrupted / "run.json").read_text())
     assert run["seed"] == 42
     assert run["data"] == {str(small_corpus): json.loads(Path(f"{small_corpus}.json").read_text())["sha256"]}
+
+
+@pytest.fixture(scope="session")
+def tied_bases(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
+    """Bases that are marked as tied: one without an output matrix, one with an output matrix of its own."""
+    folder, weights = tmp_path_factory.mktemp("tied"), load_file(tiny_checkpoint / "model.safetensors")
+    for name in ("one", "two"):
+        shutil.copytree(tiny_checkpoint, folder / name)
+        config = json.loads((folder / name / "config.json").read_text()) | {"tie_word_embeddings": True}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "one/model.safetensors", {"format": "pt"})
+    return {name: folder / name for name in ("one", "two")}
+
+
+@pytest.mark.parametrize(
+    ("config", "matrices"),
+    [
+        ("zero1", "one"),
+        ("zero3", "two"),
+        *(
+            pytest.param(config, matrices, marks=pytest.mark.slow)
+            for config, matrices in [("zero1", "two"), ("zero2", "one"), ("zero2", "two"), ("zero3", "one")]
+        ),
+    ],
+)
+def test_two_ranks_write_the_matrices_of_a_base_marked_as_tied_like_one_process(
+    tmp_path: Path, launch: Launch, small_corpus: Path, tied_bases: dict[str, Path], config: str, matrices: str
+) -> None:
+    """One matrix stays one, and is marked as tied; two different matrices stay two."""
+    given = options(tied_bases[matrices], small_corpus, tmp_path / "ranks", "--max_steps", 2, "--save_steps", 2)
+    launch.to_the_end(*given, config=config)
+    given[given.index(tmp_path / "ranks")] = tmp_path / "alone"
+    given[given.index("--per_device_train_batch_size") + 1] = 8
+    train_here(*given)
+    expected = load_file(tmp_path / "alone/model.safetensors")
+    assert ("lm_head.weight" in expected) == (matrices == "two")
+    logits = {}
+    for folder in (tmp_path / "alone", tmp_path / "ranks", tmp_path / "ranks/checkpoint-2"):
+        weights = load_file(folder / "model.safetensors")
+        assert weights.keys() == expected.keys()
+        assert max(float((weights[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.tie_word_embeddings == (matrices == "one")
+        logits[folder.name] = model(torch.arange(10, 40)[None]).logits
+    torch.testing.assert_close(logits["ranks"], logits["alone"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits["checkpoint-2"], logits["ranks"], rtol=0, atol=0)
 
 
 def kill_while_saving(process: "subprocess.Popen[str]", output: Path, after: int, delay: float) -> None:

@@ -60,10 +60,10 @@ def read_model(folder: Path) -> GgufModel:
             f"{path}: {', '.join(map(str, names))} is not supported; export one of {', '.join(ARCHITECTURES)}"
         )
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_settings(config, names[0], path)
         with torch.device("meta"):
-            state = AutoModelForCausalLM.from_config(config).state_dict()
+            state = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     except Exception as error:  # transformers raises many types
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -17,6 +17,7 @@ from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import hash_file, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
+from model_code.own_code import from_folder
 
 from quantization.quantization_methods import ENVIRONMENT, METHODS
 
@@ -113,7 +114,7 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     """Read and encode the rows that the options name; ValueError or FileNotFoundError names file and line."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(exact_tokenizer_folder(model), local_files_only=True)
+    tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(model), options["trust_remote_code"])
     prompts, seed = PromptEncoder(tokenizer), options["seed"]
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)

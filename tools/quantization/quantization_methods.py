@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model_code.own_code import from_folder
+
 OUTPUT = "lm_head"
 GROUPS = (128, 64, 32)  # group sizes for which vLLM has kernels, best compression first
 ENVIRONMENT = (
@@ -58,7 +60,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
+def linear_layers(model: Path, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
     """Return {name: (outputs, inputs)} of every linear layer except lm_head, from config.json alone.
 
     Raises ValueError if there are none.
@@ -66,8 +68,9 @@ def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = from_folder(AutoConfig, model, trust_remote_code)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     modules = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {name: (m.out_features, m.in_features) for name, m in modules if name.split(".")[-1] != OUTPUT}
     if not layers:
@@ -91,7 +94,9 @@ def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -
     raise ValueError(f"{model}: {name} has {inputs} inputs, which groups of {size} do not divide; {remedy}")
 
 
-def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: Any) -> Any:
+def load_model(
+    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, on_cpu: bool = False, **more: Any
+) -> Any:
     """Load a causal language model for inference on the first GPU, or on the CPU.
 
     more: further arguments of from_pretrained. Raises ValueError if weights are missing or have other shapes;
@@ -101,9 +106,10 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
     from transformers import AutoModelForCausalLM
 
     place = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
-    loading: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": place}, local_files_only=True, output_loading_info=True, **more
-    )
+    loading: Any = from_folder(
+        AutoModelForCausalLM, folder, trust_remote_code, dtype=dtype, device_map={"": place}, output_loading_info=True,
+        **more,
+    )  # fmt: skip
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
@@ -112,19 +118,20 @@ def load_model(folder: Path, dtype: str = "auto", on_cpu: bool = False, **more: 
 
 
 def quantise(
-    folder: Path, target: Path, method: str, group: int, samples: Sequence[list[int]], dtype: str, shard_limit: int
+    folder: Path, target: Path, method: str, group: int, samples: Sequence[list[int]], shard_limit: int, **loading: Any
 ) -> None:
     """Quantise the model of `folder` in memory; write its weights and config.json to the folder `target`.
 
-    samples: token ids for calibration; shard_limit: bytes of the largest shard. Raises ValueError with the library's
+    samples: token ids for calibration; shard_limit: bytes of the largest shard; loading: dtype and trust_remote_code of
+    load_model. Raises ValueError with the library's
     message if the library fails.
     """
     library = METHODS[method].package
     try:
         if library == "llmcompressor":
-            quantise_with_llmcompressor(folder, target, recipe(method, group), samples, dtype, shard_limit)
+            quantise_with_llmcompressor(folder, target, recipe(method, group), samples, shard_limit, **loading)
         else:
-            quantise_with_bitsandbytes(folder, target, method, dtype, shard_limit)
+            quantise_with_bitsandbytes(folder, target, method, shard_limit, **loading)
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{library} could not quantise {folder}: {str(error)[:300] or repr(error)}") from error
     for file in target.iterdir():  # safetensors creates files that only the owner can read
@@ -132,7 +139,7 @@ def quantise(
 
 
 def quantise_with_llmcompressor(
-    folder: Path, target: Path, modifiers: list[Any], samples: Sequence[list[int]], dtype: str, shard_limit: int
+    folder: Path, target: Path, modifiers: list[Any], samples: Sequence[list[int]], shard_limit: int, **loading: Any
 ) -> None:
     """Quantise with llmcompressor, layer by layer, on the GPU if there is one."""
     import torch
@@ -142,7 +149,7 @@ def quantise_with_llmcompressor(
     if not torch.accelerator.is_available():  # AWQ pins memory even without a GPU (0.14.0.1)
         IntermediatesCache.pin_memory = lambda *_, **__: None
     rows: Any = [{"input_ids": torch.tensor([i]), "attention_mask": torch.ones(1, len(i)).long()} for i in samples]
-    model = load_model(folder, dtype, on_cpu=True)
+    model = load_model(folder, on_cpu=True, **loading)
     oneshot(
         model=model,
         recipe=modifiers,
@@ -176,17 +183,19 @@ def recipe(method: str, group: int) -> list[Any]:
     return [*([AWQModifier()] if method == "awq" else []), QuantizationModifier(**given)]
 
 
-def quantise_with_bitsandbytes(folder: Path, target: Path, method: str, dtype: str, shard_limit: int) -> None:
+def quantise_with_bitsandbytes(
+    folder: Path, target: Path, method: str, shard_limit: int, dtype: str = "auto", trust_remote_code: bool = False
+) -> None:
     """Quantise with bitsandbytes, which quantises each weight while loading it."""
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
 
-    own = AutoConfig.from_pretrained(folder, local_files_only=True).dtype or torch.float32
+    own = from_folder(AutoConfig, folder, trust_remote_code).dtype or torch.float32
     settings: dict[str, Any] = {"load_in_8bit": True}
     if method == "nf4":
         compute = own if dtype == "auto" else getattr(torch, dtype)
         settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         settings |= {"bnb_4bit_compute_dtype": compute}
     config = BitsAndBytesConfig(llm_int8_skip_modules=[OUTPUT], **settings)
-    model = load_model(folder, dtype, quantization_config=config)
+    model = load_model(folder, dtype, trust_remote_code, quantization_config=config)
     model.save_pretrained(target, max_shard_size=shard_limit)

@@ -75,7 +75,9 @@ def extraction_scores(pairs: list[tuple[str, str]]) -> Scores:
     return {**tasks, "exact": scores["exact"], "parsed": scores["parsed"]}
 
 
-def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample]) -> Scores:
+def score(
+    folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample], trust_remote_code: bool = False
+) -> Scores:
     """Return the bytes of a folder's weights; with examples, load the model and add perplexity and F1.
 
     Raises ValueError if the perplexity is not finite.
@@ -83,7 +85,7 @@ def score(folder: Path, tokenizer: Any, examples: Sequence[CalibrationExample]) 
     scores: Scores = {"bytes": weight_bytes(folder)}
     if not examples:
         return scores
-    model = load_model(folder)
+    model = load_model(folder, trust_remote_code=trust_remote_code)
     scores["perplexity"] = perplexity(model, examples)
     if not math.isfinite(scores["perplexity"]):
         name = str(folder).removesuffix(".partial")

@@ -1,0 +1,43 @@
+"""Load with transformers' Auto classes from a folder whose own Python code is executed only on request.
+
+A model or tokenizer that transformers does not have comes with Python files, which config.json or
+tokenizer_config.json name in auto_map. Without trust_remote_code, transformers asks on standard input whether to
+execute them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+
+class OwnCodeError(ValueError):
+    """A folder's own code is needed and not trusted, or failed."""
+
+
+def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **options: Any) -> Any:
+    """Call from_pretrained of AutoConfig, AutoTokenizer or AutoModelForCausalLM on a local folder.
+
+    options: further arguments of from_pretrained. Raises OwnCodeError with one line if the folder needs its own code
+    and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed.
+    """
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code} | options
+    try:
+        return auto_class.from_pretrained(folder, **settings)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise OwnCodeError(
+            f"{folder} needs its own Python code ({', '.join(code_files(folder))}), which is not executed by default; "
+            "read it, and if you trust it, give --trust_remote_code"
+        ) from None
+    except (ImportError, AttributeError, TypeError) as error:
+        if not (trust_remote_code and code_files(folder)):
+            raise
+        raise OwnCodeError(
+            f"the Python code in {folder} failed ({type(error).__name__}: {error}); install the packages or the "
+            "version of transformers that it needs"
+        ) from error
+
+
+def code_files(folder: str | Path) -> list[str]:
+    """Return the names of the Python files in a folder."""
+    return sorted(file.name for file in Path(folder).glob("*.py"))
