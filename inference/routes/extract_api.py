@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.response_envelope import Text, envelope_route, openapi_responses
-from routes.served_models import ServedModel, complete, run_in_thread_if_long
+from routes.served_models import ServedModel, complete, run_in_thread_if_long, run_together
 
 MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
@@ -130,12 +130,7 @@ def extract_router() -> APIRouter:
             answer, is_complete = parse_answer(completion.choices[0].text)
             return answer, is_complete, len(ids), completion.usage.completion_tokens
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(ask(span)) for span in spans]
-        except BaseExceptionGroup as errors:  # the first exception cancels the other windows; only it is raised
-            raise errors.exceptions[0] from None
-        results = [task.result() for task in tasks]
+        results = await run_together(map(ask, spans))
         output_tokens = sum(tokens for _, _, _, tokens in results)
         prompt_tokens = sum(tokens for _, _, tokens, _ in results)
         raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens

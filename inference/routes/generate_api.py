@@ -4,7 +4,7 @@
     {"generated_text": "…", "num_output_tokens_cf": 17, "error": null}
 
 The prompt is rendered by the model's own chat template and given to vLLM as token ids (chat_prompts/). Sampling,
-batching and their errors are those of vLLM's /v1/completions.
+batching and their errors are those of vLLM's /v1/completions; beam search is beam_search.py.
 """
 
 import json
@@ -17,8 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_bridge.vllm_imports import from_vllm
 
+from routes.beam_search import search_answer
 from routes.response_envelope import STOPPED, Text, envelope_route, error_response, openapi_responses
-from routes.sampling_parameters import Parameters, StructuredOutputs, completion_fields
+from routes.sampling_parameters import BeamSettings, Parameters, StructuredOutputs, completion_fields
 from routes.served_models import complete
 
 
@@ -125,18 +126,17 @@ def generate_router() -> APIRouter:
         ids = await model.encode_async(request.conversation())
         parameters = request.parameters or Parameters()
         fields = completion_fields(parameters, model.context - len(ids), bool(request.stream))
+        if isinstance(fields, BeamSettings):
+            best = await search_answer(raw_request, model, ids, fields)
+            is_ended = best[-1] in model.stop_ids and not fields.ignore_eos
+            text = model.decode(ids, best[:-1] if is_ended else best)
+            return JSONResponse(GenerateAnswer(generated_text=text, num_output_tokens_cf=len(best)).model_dump())
         if request.stream:
             options = {"include_usage": True, "continuous_usage_stats": True}
             events = await complete(raw_request, model, ids, **fields, stream=True, stream_options=options)
             return StreamingResponse(envelope_events(events, raw_request.url.path), media_type="text/event-stream")
         completion = await complete(raw_request, model, ids, **fields)
-        best, tokens = completion.choices[0], completion.usage.completion_tokens
-        text = best.text
-        if "use_beam_search" in fields:
-            # vLLM decodes a beam's ids without the prompt and all at once: a character that the token limit truncates
-            # would become U+FFFD. It counts the tokens of all beams; the ids of the best one lack the end token.
-            text = model.decode(ids, best.token_ids)
-            tokens = len(best.token_ids) + (best.finish_reason == "stop")
+        text, tokens = completion.choices[0].text, completion.usage.completion_tokens
         return JSONResponse(GenerateAnswer(generated_text=text, num_output_tokens_cf=tokens).model_dump())
 
     return router

@@ -3,18 +3,29 @@
 No parameter is ignored: unknown names, contradictions, and parameters that beam search does not use are errors.
 """
 
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_MAX_TOKENS = 256
-# Used by vLLM 0.32's beam search (vllm/entrypoints/generate/beam_search/online.py); it ranks by likelihood.
-BEAM_PARAMETERS = {"max_tokens", "length_penalty", "ignore_eos"}
 # Values without effect, which are accepted with beam search.
 NEUTRAL_VALUES = {
-    "temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,),
+    "temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,),
     "presence_penalty": (0,), "frequency_penalty": (0,), "n": (1,), "min_tokens": (0,),
 }  # fmt: skip
+
+
+class BeamSettings(NamedTuple):
+    """Settings of a beam search, named as in transformers."""
+
+    num_beams: int
+    max_tokens: int
+    length_penalty: float = 1.0  # an ended beam's score is divided by its number of tokens to this power
+    repetition_penalty: float = (
+        1.0  # factor (1 or more) of the log probability of tokens that prompt or beam already have
+    )
+    ignore_eos: bool = False
 
 
 class StructuredOutputs(BaseModel):
@@ -58,14 +69,16 @@ class Parameters(BaseModel):
     max_new_tokens: int | None = Field(default=None, description="the same as max_tokens")
     do_sample: bool | None = Field(default=None, description="false: temperature 0")
     num_beams: int | None = Field(default=None, ge=1, description="above 1: beam search")
-    length_penalty: float | None = Field(default=None, description="beam search only; above 0 prefers longer answers")
+    length_penalty: float | None = Field(
+        default=None, description="beam search only; default 1; above 0 prefers longer answers"
+    )
 
 
-def completion_fields(parameters: Parameters, room: int, stream: bool = False) -> dict[str, Any]:
-    """Return the sampling parameters as fields of vLLM's CompletionRequest.
+def completion_fields(parameters: Parameters, room: int, stream: bool = False) -> dict[str, Any] | BeamSettings:
+    """Return the sampling parameters as fields of vLLM's CompletionRequest, or the settings of a beam search.
 
     room: tokens left in the context after the prompt. Raises ValueError if two parameters contradict each other, and
-    for parameters that beam search does not use.
+    for parameters that beam search does not use or whose value it cannot use.
     """
     fields = parameters.model_dump(exclude_none=True, by_alias=True)
     tokens = fields.pop("max_new_tokens", None)
@@ -88,8 +101,12 @@ def completion_fields(parameters: Parameters, room: int, stream: bool = False) -
         )
     if sample:
         raise ValueError("beam search does not sample; remove do_sample or num_beams")
-    used = {name: value for name, value in fields.items() if name in BEAM_PARAMETERS}
+    used = {name: value for name, value in fields.items() if name in BeamSettings._fields}
     others = fields.keys() - used.keys()
     if ignored := sorted(name for name in others if fields[name] not in NEUTRAL_VALUES.get(name, ())):
         raise ValueError(f"beam search would ignore {', '.join(ignored)}; remove them or num_beams")
-    return used | {"use_beam_search": True, "n": beams, "return_token_ids": True}
+    if not 1 <= used["max_tokens"] <= room:
+        raise ValueError(f"max_tokens is {used['max_tokens']}; give 1 to {room}, the rest of the context")
+    if not 1 <= used.get("repetition_penalty", 1) < inf:
+        raise ValueError(f"repetition_penalty is {used['repetition_penalty']}; with num_beams, give 1 or more")
+    return BeamSettings(beams, **used)

@@ -6,7 +6,7 @@ files, chat_template.jinja and extraction.json. The base's file is used for each
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
@@ -30,7 +30,8 @@ class ServedModel(NamedTuple):
     extraction: dict[str, Any]  # its extraction.json, {} without one
     context: int  # largest number of tokens of prompt and answer together
     longest_piece: int  # characters of the longest piece of its vocabulary
-    end_ids: list[int]  # ids at which generation must stop, in addition to EOS of the engine's tokenizer
+    end_ids: list[int]  # ids at which generation must stop and the engine does not stop by itself
+    stop_ids: frozenset[int] = frozenset()  # all ids that end its answers
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of the prompt.
@@ -76,6 +77,16 @@ async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *
     return await asyncio.to_thread(function, *arguments)
 
 
+async def run_together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return the results of coroutines that run at the same time; the first exception cancels the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 class ServedModels:
     """All models that a request can name. vLLM can load adapters at run time, so its list is read for each request."""
 
@@ -90,7 +101,9 @@ class ServedModels:
         tokenizer = engine.get_tokenizer()
         encoder = PromptEncoder(tokenizer, from_vllm("load_chat_template")(args.chat_template))
         context = engine.model_config.max_model_len
-        self.base = make_served_model(None, encoder, read_extraction(args.model), context, tokenizer)
+        eos = engine.model_config.try_get_generation_config().get("eos_token_id")
+        self.engine_stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        self.base = make_served_model(None, encoder, read_extraction(args.model), context, self.engine_stops)
         self.adapters: dict[str, tuple[Any, ServedModel]] = {}  # name -> (vLLM's LoRARequest, model)
         for name in self.registry.lora_requests:
             self.get(name)
@@ -113,33 +126,29 @@ class ServedModels:
             check_served_adapter(name, folder, self.folder)
             encoder = adapter_prompt_encoder(folder, base.encoder, self.trust_remote_code)
             extraction = read_extraction(folder) or base.extraction
-            model = make_served_model(name, encoder, extraction, base.context, base.encoder.tokenizer)
+            model = make_served_model(name, encoder, extraction, base.context, self.engine_stops)
             loaded = {key: each for key, each in self.adapters.items() if key in self.registry.lora_requests}
             self.adapters = loaded | {name: (request, model)}
         return model
 
 
 def make_served_model(
-    name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_tokenizer: Any
+    name: str | None, encoder: PromptEncoder, extraction: dict[str, Any], context: int, engine_stops: set[int]
 ) -> ServedModel:
-    """Return a model that requests can name. engine_tokenizer: the tokenizer at whose EOS vLLM always stops."""
+    """Return a model that requests can name; engine_stops: ids at which the engine ends every answer."""
     encoder.text_ids("")  # copies the tokenizer now rather than with the first request
     longest = max(map(len, encoder.tokenizer.get_vocab()))
-    ends = [index for index in encoder.stop_ids if index != engine_tokenizer.eos_token_id]
-    return ServedModel(name, encoder, extraction, context, longest, ends)
+    ends = [index for index in encoder.stop_ids if index not in engine_stops]
+    return ServedModel(name, encoder, extraction, context, longest, ends, frozenset(engine_stops.union(ends)))
 
 
 async def complete(request: Request, model: ServedModel, ids: list[int], **fields: Any) -> Any:
     """Answer a prompt with vLLM's handler of /v1/completions; our routes share its validation.
 
     fields: of vLLM's CompletionRequest. Returns a CompletionResponse or, with stream, an asynchronous iterator of
-    server-sent events. Raises HTTPException, and ValueError for beam search with a model that has `end_ids`.
+    server-sent events. Raises HTTPException.
     """
     if model.end_ids and not fields.get("ignore_eos"):
-        if fields.get("use_beam_search"):
-            raise ValueError(
-                "beam search stops at the base's EOS only, not at this model's end token; remove num_beams"
-            )
         fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *model.end_ids]
     body = from_vllm("CompletionRequest")(model=model.name, prompt=ids, **fields)
     result = await request.app.state.openai_serving_completion.create_completion(body, request)

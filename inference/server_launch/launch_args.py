@@ -20,6 +20,9 @@ from server_launch.launch_presets import preset_for_cpu, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
+MAX_LOGPROBS = (
+    256  # vLLM: 20; beam search with a penalty reads as many as the prompt and the answer have different tokens
+)
 MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 # Options whose preset depends on the model or the machine; parse_server_args sets those that the user did not give.
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
@@ -90,7 +93,7 @@ def server_parser(description: str) -> argparse.ArgumentParser:
         "--limit-tokens", metavar="LIMIT",
         help="tokens per key and per address, of prompt and answer, such as 100000/hour",
     )  # fmt: skip
-    parser.set_defaults(host=DEFAULT_HOST, model=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    parser.set_defaults(host=DEFAULT_HOST, model=None, shutdown_timeout=SHUTDOWN_SECONDS, max_logprobs=MAX_LOGPROBS)
     return parser
 
 

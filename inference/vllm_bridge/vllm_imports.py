@@ -16,6 +16,8 @@ MODULES = {
     "MaxLoRARanks": "vllm.config.lora",
     "PEFTHelper": "vllm.lora.peft_helper",
     "PunicaWrapperCPU": "vllm.lora.punica_wrapper.punica_cpu",
+    "RequestOutputKind": "vllm.sampling_params",
+    "SamplingParams": "vllm.sampling_params",
     "ServeSubcommand": "vllm.entrypoints.cli.serve",
     "UsageContext": "vllm.usage.usage_lib",
     "cli_env_setup": "vllm.entrypoints.serve.utils.api_utils",
@@ -25,6 +27,7 @@ MODULES = {
     "load_aware_call": "vllm.entrypoints.serve.utils.api_utils",
     "load_chat_template": "vllm.renderers.chat_utils",
     "make_arg_parser": "vllm.entrypoints.launchers.cli_args",
+    "tokens_input": "vllm.inputs",
     "with_cancellation": "vllm.entrypoints.serve.utils.api_utils",
 }
 

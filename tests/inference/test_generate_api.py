@@ -146,7 +146,8 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(num_beams=0), 422, "parameters.num_beams: input should be greater than or equal to 1"),
         (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; remove them or num_beams"),
         (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
-        (with_parameters(num_beams=40), 400, "logprobs"),
+        (with_parameters(num_beams=200), 400, "num_beams 200 needs 400 log probabilities of a token"),
+        (with_parameters(num_beams=4, repetition_penalty=0.5), 400, "with num_beams, give 1 or more"),
         (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of structured_outputs regexp"),
         (with_parameters(seed=2**70), 422, "seed: input should be less than"),
         (with_parameters(max_tokens=0), 400, "max_tokens must be at least 1"),
@@ -256,22 +257,26 @@ def test_error_before_a_stream_is_an_ordinary_response(server: Any) -> None:
 
 
 def test_beam_search_equals_transformers(server: Any, tokenizer: Any, tuned_checkpoint: Path) -> None:
-    """Text and token count of the best answer; with length_penalty 0, both libraries rank by likelihood."""
+    """Text and token count of the best answer, with the published general decoding, then with other settings."""
     model: Any = AutoModelForCausalLM.from_pretrained(tuned_checkpoint, dtype=torch.float32)
-    model.generation_config.eos_token_id = (
-        None  # vLLM lets a beam end in any of its candidates, transformers in the best
-    )
-    for instruction, input in QUESTIONS[:2]:
+    for (instruction, input), (beams, penalty, length_penalty) in zip(
+        QUESTIONS[:3], [(4, 1.3, 1.0), (3, 1.6, 0.0), (3, 1.0, 1.0)], strict=True
+    ):
         ids = PromptEncoder(tokenizer).prompt(one_turn(instruction, input))
         with torch.inference_mode():
             out = model.generate(
-                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=3, max_new_tokens=10,
-                do_sample=False, length_penalty=0.0, pad_token_id=0,
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), num_beams=beams, max_new_tokens=32,
+                do_sample=False, repetition_penalty=penalty, length_penalty=length_penalty, pad_token_id=0,
             )[0].tolist()  # fmt: skip
         before = tokenizer.decode(ids, skip_special_tokens=True)
         text = tokenizer.decode(out, skip_special_tokens=True).removeprefix(before)
         answer = server.generate(
-            instruction, input, num_beams=3, max_new_tokens=10, length_penalty=0.0, ignore_eos=True
+            instruction,
+            input,
+            num_beams=beams,
+            max_new_tokens=32,
+            repetition_penalty=penalty,
+            length_penalty=length_penalty,
         )
         assert answer["num_output_tokens_cf"] == len(out) - len(ids)
         assert answer["generated_text"].partition("\ufffd")[0] == text.partition("\ufffd")[0]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from routes.generate_api import GenerateRequest
 from routes.response_envelope import validation_message
-from routes.sampling_parameters import DEFAULT_MAX_TOKENS, Parameters, completion_fields
+from routes.sampling_parameters import DEFAULT_MAX_TOKENS, BeamSettings, Parameters, completion_fields
 
 
 @pytest.mark.parametrize(
@@ -49,28 +49,27 @@ def test_validation_message_lists_at_most_five_names() -> None:
 
 
 def test_num_beams_selects_beam_search() -> None:
-    beams = {"use_beam_search": True, "n": 4, "return_token_ids": True}
     fields = completion_fields(
         Parameters(num_beams=4, max_new_tokens=9, do_sample=False, length_penalty=0.5), room=1000
     )
-    assert fields == beams | {"max_tokens": 9, "length_penalty": 0.5}
+    assert fields == BeamSettings(num_beams=4, max_tokens=9, length_penalty=0.5)
+    published = Parameters(num_beams=4, repetition_penalty=1.3, max_new_tokens=512)
+    assert completion_fields(published, room=1000) == BeamSettings(4, 512, 1.0, 1.3)
 
 
 def test_beam_search_accepts_parameters_at_neutral_values() -> None:
     neutral = Parameters(num_beams=4, temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=3)
-    fields = {"use_beam_search": True, "n": 4, "return_token_ids": True, "max_tokens": 3}
-    assert completion_fields(neutral, room=1000) == fields
+    assert completion_fields(neutral, room=1000) == BeamSettings(num_beams=4, max_tokens=3)
 
 
 @pytest.mark.parametrize(
     ("parameters", "stream", "message"),
     [
         ({"stop": ["x"]}, False, "would ignore stop;"),
-        (
-            {"repetition_penalty": 1.2, "top_p": 0.75, "top_k": 40},
-            False,
-            "would ignore repetition_penalty, top_k, top_p;",
-        ),
+        ({"repetition_penalty": 1.2, "top_p": 0.75, "top_k": 40}, False, "would ignore top_k, top_p;"),
+        ({"repetition_penalty": 0.9}, False, "repetition_penalty is 0.9; with num_beams, give 1 or more"),
+        ({"max_tokens": 1001}, False, "max_tokens is 1001; give 1 to 1000"),
+        ({"max_tokens": 0}, False, "max_tokens is 0; give 1 to 1000"),
         ({"seed": 1}, False, "would ignore seed;"),
         ({"structured_outputs": {"regex": "a"}}, False, "would ignore structured_outputs;"),
         ({"do_sample": True}, False, "does not sample"),

@@ -98,7 +98,7 @@ def test_windows_of_real_text_are_full(language: str, shared_data: Path, tiny_to
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     lines = (shared_data / f"corpus/{language}.jsonl").read_text(encoding="utf-8").splitlines()
     text = "\n\n".join(json.loads(line)["text"] for line in lines)[:60_000]
-    model = make_served_model(None, PromptEncoder(tokenizer), {}, 2048, tokenizer)
+    model = make_served_model(None, PromptEncoder(tokenizer), {}, 2048, set())
     starts = model.token_starts(text)
     assert list(starts) == sorted(starts)
     windows = split_into_windows(text, starts, 500)

@@ -1,0 +1,124 @@
+"""Beam search with transformers' scores; the engine computes the log probabilities of the next tokens.
+
+vLLM 0.32's own beam search ignores repetition_penalty and all end tokens but one, and divides a beam's score by the
+length of prompt and answer together; published decoding settings give other answers with it. This search follows
+GenerationMixin._beam_search of transformers 5.19 (early_stopping False). Each step sends the beams as prompts for one
+token, as vLLM's does; the engine keeps their prefixes in its cache.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from heapq import nlargest
+from math import inf
+from operator import attrgetter
+from typing import NamedTuple
+
+from fastapi import HTTPException, Request
+from vllm_bridge.vllm_imports import from_vllm
+
+from routes.response_envelope import STOPPED
+from routes.sampling_parameters import BeamSettings
+from routes.served_models import ServedModel, run_together
+
+
+class Beam(NamedTuple):
+    """An answer so far. score: the sum of its log probabilities, with the penalty."""
+
+    ids: list[int]
+    score: float
+
+
+# (beams, log probabilities wanted for each) -> for each beam, the most likely next tokens with their log probabilities
+NextTokens = Callable[[Sequence[Beam], Sequence[int]], Awaitable[Sequence[Mapping[int, float]]]]
+
+
+def continuations(
+    prompt: Sequence[int], beams: Sequence[Beam], found: Sequence[Mapping[int, float]], penalty: float, count: int
+) -> list[Beam]:
+    """Return the `count` best continuations of all beams by one token, best first.
+
+    found: for each beam, log probabilities of its most likely next tokens, before the penalty; penalty: 1 or more.
+    Raises ValueError if a token that is not among these could be one of the best.
+    """
+    candidates, not_found = [], -inf  # not_found: upper bound of the scores of tokens that are not in `found`
+    for beam, next_tokens in zip(beams, found, strict=True):
+        present = {*prompt, *beam.ids}
+        candidates += [
+            (beam.score + value * (penalty if token in present else 1), token, beam)
+            for token, value in next_tokens.items()
+        ]
+        not_found = max(not_found, beam.score + min(next_tokens.values()))
+    best = nlargest(count, candidates, key=lambda candidate: candidate[0])
+    if best[-1][0] < not_found:
+        raise ValueError(
+            f"beam search with repetition_penalty {penalty} needs more log probabilities of a token than the server's "
+            "--max-logprobs; raise it, or lower num_beams"
+        )
+    return [Beam([*beam.ids, token], score) for score, token, beam in best]
+
+
+async def beam_search(
+    prompt: Sequence[int], settings: BeamSettings, stop_ids: Collection[int], max_logprobs: int, next_tokens: NextTokens
+) -> list[int]:
+    """Return the token ids of the best answer, its end token included.
+
+    stop_ids: tokens that end an answer; max_logprobs: the most log probabilities that next_tokens gives for a beam.
+    Raises ValueError if these are too few.
+    """
+    ends = set() if settings.ignore_eos else {*stop_ids}
+    beams, finished = [Beam([], 0.0)], []  # finished: scores are divided by the length
+    count = max(2, 1 + len(ends)) * settings.num_beams
+    if count > max_logprobs:
+        raise ValueError(
+            f"num_beams {settings.num_beams} needs {count} log probabilities of a token, more than the server's "
+            f"--max-logprobs {max_logprobs}; lower num_beams"
+        )
+    for length in range(1, settings.max_tokens + 1):
+        present = [len({*prompt, *beam.ids}) if settings.repetition_penalty != 1 else 0 for beam in beams]
+        found = await next_tokens(beams, [min(count + tokens, max_logprobs) for tokens in present])
+        best = continuations(prompt, beams, found, settings.repetition_penalty, count)
+        is_last = length == settings.max_tokens
+        finished += [
+            Beam(beam.ids, beam.score / length**settings.length_penalty)
+            for beam in best[: settings.num_beams]
+            if is_last or beam.ids[-1] in ends
+        ]
+        finished = nlargest(settings.num_beams, finished, key=attrgetter("score"))
+        beams = [beam for beam in best if beam.ids[-1] not in ends][: settings.num_beams]
+        is_full = len(finished) == settings.num_beams
+        if is_full and beams[0].score / length**settings.length_penalty <= finished[-1].score:
+            break
+    return finished[0].ids
+
+
+async def search_answer(request: Request, model: ServedModel, prompt: list[int], settings: BeamSettings) -> list[int]:
+    """Return the token ids of the best answer of the server's engine to a prompt, its end token included.
+
+    Raises HTTPException and, for more beams than the engine takes, vLLM's exceptions.
+    """
+    engine, state = request.app.state.engine_client, request.state
+    if "logits" in engine.model_config.logprobs_mode:
+        raise ValueError("beam search reads log probabilities; remove num_beams, or --logprobs-mode of the server")
+    engine.check_admission(settings.num_beams)
+    adapter = request.app.state.openai_serving_models.lora_requests.get(model.name)
+    make_params, kind = from_vllm("SamplingParams"), from_vllm("RequestOutputKind").FINAL_ONLY
+    state.knowlm_usage = len(prompt)  # read by --limit-tokens, also if the client disconnects
+
+    async def next_of(beam: Beam, wanted: int) -> dict[int, float]:
+        ids = from_vllm("tokens_input")([*prompt, *beam.ids])
+        params = make_params(max_tokens=1, temperature=0, logprobs=wanted, detokenize=False, output_kind=kind)
+        async for output in engine.generate(ids, params, f"beam-{uuid.uuid4().hex}", lora_request=adapter):
+            completion = output.outputs[0]
+        if completion.finish_reason == "abort":
+            raise HTTPException(503, STOPPED)
+        if not completion.logprobs:
+            raise HTTPException(500, "the engine failed; see the server's log")
+        state.knowlm_usage += 1
+        return {token: entry.logprob for token, entry in completion.logprobs[0].items()}
+
+    async def next_tokens(beams: Sequence[Beam], wanted: Sequence[int]) -> list[dict[int, float]]:
+        return await run_together(map(next_of, beams, wanted))
+
+    max_logprobs = engine.model_config.max_logprobs
+    limit = engine.model_config.get_vocab_size() if max_logprobs == -1 else max_logprobs
+    return await beam_search(prompt, settings, model.stop_ids, limit, next_tokens)
