@@ -1,12 +1,12 @@
-"""Generate text with a pretrained model that has no instruction tuning: it continues a text. Nothing is trained here.
+"""Continue texts with a pretrained model that was not instruction-tuned. Nothing is trained here.
 
-The texts are the cases of the KnowLM release (examples/cases/pretraining.json) or lines that you type.
+The texts are the published cases of KnowLM (examples/cases/pretraining.json) or lines that you type.
 
     python examples/generate_finetune.py --base_model quickstart/pretrained
     python examples/generate_finetune.py --base_model quickstart/pretrained --interactive --num_beams 1
     python examples/generate_finetune.py --base_model checkpoints/13b --multi_gpu --allocate [10,10,10]
 
-The default decoding is the release's: 3 beams, repetition penalty 1.6, 512 new tokens.
+The default decoding is the published one: 3 beams, repetition penalty 1.6, 512 new tokens.
 """
 
 from command_line.fire_commands import run

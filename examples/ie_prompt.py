@@ -4,7 +4,7 @@
     python examples/ie_prompt.py --task ner --schema "person, place" --text "…" \\
         --extraction_path quickstart/merged/extraction.json
 
-The instruction is in the language of the text, and in the wording of extraction.json if that is given.
+The instruction is in the language of the text. With --extraction_path, it has the wording of that file.
 """
 
 from command_line.fire_commands import run

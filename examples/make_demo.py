@@ -1,4 +1,4 @@
-"""Make the parts of the quick start: a small made-up world, a tokenizer, a random LLaMA, and the summary of a run.
+"""Make the inputs of the quick start (data about a made-up world, a tokenizer, a random LLaMA), and its summary.
 
 python examples/make_demo.py world --output_dir quickstart/world
 python examples/make_demo.py tokenizer --input a.jsonl,b.txt --output_dir D --vocab_size 1000

@@ -13,8 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
 # Sizes of the data and the model, and lengths of the runs. Most of the time goes into learning to copy unseen names. That
-# is faster when names have few different parts, when close positions differ clearly (small RoPE base, since texts are
-# short), with wide attention heads, and with many steps (small batches). LoRA also adapts the output matrix, since answers
+# is faster if names have few different parts, if neighbouring positions differ clearly (small RoPE base, since texts are
+# short), with a large head dimension, and with many steps (small batches). LoRA also adapts the output matrix, since answers
 # have JSON tokens at positions where the pretraining text has none.
 people=2400 documents=40000 rows=16000 heldout=200 real_megabytes=0.15
 vocabulary=1200 width=192 layers=3 heads=3 feed_forward=384
@@ -34,7 +34,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWA
 nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 mkdir -p "$OUT"
-# DeepSpeed compiles into a folder of this run, since it hangs on a stale lock in the shared one.
+# DeepSpeed compiles into a folder of this run; a stale lock in the shared folder would hang it.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
 fail() { echo "quickstart: $*" >&2; exit 2; }
@@ -55,8 +55,8 @@ step() {
 # seal FOLDER PARENTS: writes checkpoint.json, with hashes and parents.
 seal() { step "$1/checkpoint.json" python tools/checkpoint.py seal "$1" --parents "$2"; }
 
-# shown FILE COMMAND…: prints the command's output and writes it to FILE when the command has ended.
-shown() {
+# print_and_save FILE COMMAND…: prints the command's output; writes it to FILE once the command has succeeded.
+print_and_save() {
     local file=$1
     shift
     "$@" | tee "$file.partial"
@@ -92,9 +92,9 @@ step $OUT/corpus/all.json python pretrain/preprocess.py --mode merge --new_path_
 headline "3/9  Continued pretraining: ZeRO-3 on two ranks"
 resume=()
 if compgen -G "$OUT/pretrained/checkpoint-*/complete.json" > /dev/null; then resume=(--resume_from_checkpoint True); fi
-meet=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') # a free port
+master_port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') # a free port
 OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json \
-    deepspeed -q --num_gpus 2 --master_port "$meet" pretrain/train.py \
+    deepspeed -q --num_gpus 2 --master_port "$master_port" pretrain/train.py \
     --deepspeed pretrain/configs/zero3.json --model_name_or_path $OUT/base --data_path $OUT/corpus/all \
     --output_dir $OUT/pretrained --per_device_train_batch_size $pretrain_batch --max_steps $pretrain_steps \
     --learning_rate $pretrain_rate --block_size $pretrain_block --weight_decay 0 --save_steps 0.5 \
@@ -102,11 +102,11 @@ OMP_NUM_THREADS=$(((OMP_NUM_THREADS + 1) / 2)) step $OUT/pretrained/config.json 
 rm -rf "$OUT"/pretrained/checkpoint-* # only needed to resume
 seal $OUT/pretrained $OUT/base
 
-headline "4/9  The trained weights as a diff to the base, and recovered from it"
+headline "4/9  Weight diff between base and trained model; the trained weights recovered from it"
 step $OUT/diff python tools/weight_diff.py make_diff --path_raw $OUT/base --path_tuned $OUT/pretrained --path_diff $OUT/diff
 step $OUT/recovered python tools/weight_diff.py recover --path_raw $OUT/base --path_diff $OUT/diff --path_tuned $OUT/recovered
 seal $OUT/recovered $OUT/base
-step $OUT/recovery.txt shown $OUT/recovery.txt python tools/checkpoint.py compare $OUT/pretrained $OUT/recovered
+step $OUT/recovery.txt print_and_save $OUT/recovery.txt python tools/checkpoint.py compare $OUT/pretrained $OUT/recovered
 
 headline "5/9  LoRA on the extraction instructions"
 step $OUT/adapter/adapter_model.safetensors python finetune/finetune.py --base_model $OUT/recovered \

@@ -1,1 +1,1 @@
-"""The demos of a checkpoint: loading, generation, terminal and web page. Read text_generation.py first."""
+"""Terminal and web demos of a checkpoint. Read text_generation.py first."""

@@ -41,10 +41,10 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
 
 
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
-    """Log a warning if the checkpoint has no chat template, since instructions are then given as plain text."""
+    """Log a warning if the checkpoint has no chat template, since instructions are then sent as plain text."""
     if not checkpoint.encoder.template:
         logging.warning(
-            "%s has no chat template, so instructions are given as plain text; for a tuned model, give the template "
+            "%s has no chat template, so instructions are sent as plain text; for a tuned model, give the template "
             "that it was tuned with: --template_path finetune/templates/alpaca.jinja; for a pretrained model, use "
             "examples/generate_finetune.py",
             folder,
@@ -92,7 +92,7 @@ def answer_typed_lines(
 
     make_ids: function of the prompt encoder and the lines that returns the prompt's ids. Errors are printed.
     """
-    print("Enter one line each; Ctrl-D ends.", file=sys.stderr)
+    print("Enter one line for each prompt; Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
             texts = [input(f"{label}: ") for label in labels]

@@ -4,7 +4,7 @@ Tasks and their schemas:
     ner  entity types            ["person", "place"]
     re   relations               ["born in", "works for"]
     ee   event types and roles   {"layoff": ["company", "time"]}
-The extraction.json of a checkpoint holds the wording of its training instructions, which replaces the wording below:
+A checkpoint's extraction.json has the instructions that it was tuned on, which replace the instructions below:
     {"tasks": {"ner": {"en": {"instruction": "Extract the entities: {schema}"}}}}    ({schema} may be absent)
 """
 
@@ -46,14 +46,14 @@ WORDING = {
 def extraction_instruction(
     task: str, schema: Schema, language: str = "en", extraction: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the instruction that asks for `schema` in an input text, in the checkpoint's wording if it has one.
+    """Return the instruction to extract `schema` from an input text, in the checkpoint's wording if it has one.
 
     extraction: content of the checkpoint's extraction.json. Raises ValueError on an unknown task or language and, if
     the wording has {schema}, on an empty schema or one of the wrong type.
     """
     if task not in TASKS or language not in LANGUAGES:
         raise ValueError(f"no extraction task {task!r} in {language!r}; tasks: {', '.join(TASKS)}, languages: en, zh")
-    wording = own_wording(extraction or {}, task, language) or WORDING[language][task]
+    wording = checkpoint_wording(extraction or {}, task, language) or WORDING[language][task]
     return wording.replace("{schema}", schema_phrase(schema, task, language)) if "{schema}" in wording else wording
 
 
@@ -62,15 +62,15 @@ def read_extraction(path: str | Path) -> dict[str, Any]:
     content = read_json(path, "give the extraction.json of a checkpoint")
     try:
         for task, language in product(TASKS, LANGUAGES):
-            own_wording(content, task, language)
+            checkpoint_wording(content, task, language)
     except AttributeError as error:
         form = '{"tasks": {"ner": {"en": {"instruction": "…"}}}}'
         raise ValueError(f"{path} does not have the form {form} ({error}); copy it again") from None
     return content
 
 
-def own_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:
-    """Return the wording in extraction.json, or "" if it has none for this task and language."""
+def checkpoint_wording(extraction: Mapping[str, Any], task: str, language: str) -> str:
+    """Return the instruction in extraction.json, or "" if it has none for this task and language."""
     entry = extraction.get("tasks", {}).get(task, {}).get(language, {})
     return str(entry.get("instruction", ""))
 
@@ -90,15 +90,15 @@ def schema_phrase(schema: Schema, task: str, language: str) -> str:
 def parse_schema(text: str, task: str) -> Schema:
     """Read a schema in text form: `person, place`, or for events `layoff: company, time; meeting: who`.
 
-    Chinese punctuation is accepted, and a line break separates like a semicolon.
+    Chinese punctuation is accepted; a line break has the meaning of a semicolon.
     """
     if task != "ee":
-        return split_names(text)
+        return parse_names(text)
     events = {}
     for part in re.split(r"[;；\n]", text):
         name, _, roles = part.replace("：", ":").partition(":")
         if name.strip():
-            events[name.strip()] = split_names(roles)
+            events[name.strip()] = parse_names(roles)
     return events
 
 
@@ -109,7 +109,7 @@ def schema_text(schema: Schema) -> str:
     return "; ".join(f"{name}: {', '.join(roles)}" for name, roles in schema.items())
 
 
-def split_names(text: str) -> list[str]:
+def parse_names(text: str) -> list[str]:
     return [name.strip() for name in re.split(r"[,，、;；\n]", text) if name.strip()]
 
 
@@ -131,7 +131,7 @@ def found_items(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def item_text(item: Any) -> str:
-    """Return text unchanged, a relation as `subject → object`, an event as `trigger (role: value)`, else JSON."""
+    """Return a text unchanged, a relation as `subject → object`, an event as `trigger (role: value)`, else JSON."""
     if isinstance(item, str):
         return item
     if isinstance(item, dict) and {"subject", "object"} <= item.keys():

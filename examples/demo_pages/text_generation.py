@@ -60,7 +60,7 @@ def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Deco
 def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
     """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 
-    Without do_sample, the sampling settings are transformers' defaults, so that those of the checkpoint's own
+    Without do_sample, the sampling settings are transformers' defaults, so that the settings in the checkpoint's
     generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the context.
     """
     from transformers import GenerationConfig
@@ -70,7 +70,7 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding
     room = context - len(ids)
     if not ids or room < 1:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens, the model reads 1 to {context - 1}; change the length of the text"
+            f"the prompt has {len(ids)} tokens, the model accepts 1 to {context - 1}; change the length of the text"
         )
     arguments = asdict(decoding) | {"max_new_tokens": min(decoding.max_new_tokens, room)}
     if not decoding.do_sample:
@@ -81,7 +81,7 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding
 
 
 def decode_new(tokenizer: Any, ids: list[int], new: list[int]) -> str:
-    """Return the text of the new ids, decoded after the prompt: LLaMA's decoder drops a space at the text's start."""
+    """Return the text of the new ids, decoded after the prompt, since LLaMA's decoder drops a leading space."""
     before = tokenizer.decode(ids, skip_special_tokens=True)
     whole = tokenizer.decode(ids + new, skip_special_tokens=True)
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
@@ -115,7 +115,7 @@ def stream(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Iterat
         """Add the new state to the queue; return whether to stop. input_ids: (beams, tokens so far)."""
         nonlocal text
         new = input_ids[0, len(ids) :].tolist()
-        if decoding.num_beams == 1:  # with several, the best one is not known yet
+        if decoding.num_beams == 1:  # with several beams, the best one is not known yet
             text = decode_complete(tokenizer, ids, new, text)
         states.put(GeneratedText(text, len(new), ""))
         return torch.full((input_ids.shape[0],), closed.is_set(), dtype=torch.bool, device=input_ids.device)

@@ -36,7 +36,7 @@ def stream_answer(
 ) -> Iterator[tuple[str, str]]:
     """Yield (text, status line) while the answer is generated; an exception becomes the last status line.
 
-    make_ids: returns the prompt's ids; its exceptions are shown as well. settings: fields of Decoding; labels: those of
+    make_ids: returns the prompt's ids; its exceptions are shown as well. settings: fields of Decoding; labels: texts in
     the page's language.
     """
     began, text = time.monotonic(), ""
@@ -168,7 +168,7 @@ def add_examples(gr: Any, labels: dict[str, str], boxes: list[Any], rows: list[l
 
 
 def decoding_settings(gr: Any, labels: dict[str, str], start: Decoding) -> dict[str, Any]:
-    """Return one control for each field of Decoding; those of SAMPLING are disabled without do_sample."""
+    """Return one control for each field of Decoding; the controls of SAMPLING are disabled without do_sample."""
     controls: dict[str, Any] = {}
     with gr.Accordion(labels["decoding"], open=False):
         for name, value in asdict(start).items():

@@ -12,16 +12,16 @@ def read_result(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def losses(folder: Path, stage: str) -> list[tuple[int, float]]:
+def read_losses(folder: Path, stage: str) -> list[tuple[int, float]]:
     """Return (step, loss) pairs of a training run from its train_log.jsonl."""
     entries = map(json.loads, (folder / stage / "train_log.jsonl").read_text(encoding="utf-8").splitlines())
     return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
 def collect_figures(folder: Path) -> dict[str, Any]:
-    """Return the figures of all steps, which are the content of summary.json."""
+    """Return the results of all steps: the content of summary.json."""
     corpus = read_result(folder, "corpus/all.json")
-    pretraining, tuning = losses(folder, "pretrained"), losses(folder, "adapter")
+    pretraining, tuning = read_losses(folder, "pretrained"), read_losses(folder, "adapter")
     weights = folder / "recovered" / "model.safetensors"
     diff = sum(file.stat().st_size for file in (folder / "diff").glob("*.safetensors"))
     seconds = [line.split("\t") for line in (folder / "steps.tsv").read_text(encoding="utf-8").splitlines()]
@@ -67,7 +67,7 @@ def draw_loss_curves(folder: Path, target: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6))
     for axis, stage, title in zip(axes, ("pretrained", "adapter"), ("continued pretraining", "LoRA"), strict=True):
-        axis.plot(*zip(*losses(folder, stage), strict=True))
+        axis.plot(*zip(*read_losses(folder, stage), strict=True))
         axis.set(xlabel="step", ylabel="loss per token", title=title, ylim=(0, None))
     figure.savefig(target, dpi=110, bbox_inches="tight")
     pyplot.close(figure)

@@ -1,12 +1,17 @@
 """Write the quick start's data: documents and extraction instructions about a small made-up world.
 
-Output files: documents en.jsonl and zh.jsonl; real.jsonl, real text (data_path, else sources of the Python library);
-instruction rows train.jsonl and heldout.jsonl, with their wording in extraction.json; train_annotated.jsonl and
-heldout_annotated.jsonl, the annotation of each row for finetune/ie_build.py, with the types in types.json; and, with
-template_path, prompts.jsonl, training rows rendered with that template, as text for the tokenizer.
+Output files:
+    en.jsonl, zh.jsonl                               generated documents
+    real.jsonl                                       real text: data_path, else sources of the Python library
+    train.jsonl, heldout.jsonl                       instruction rows
+    extraction.json                                  the wording of their instructions
+    train_annotated.jsonl, heldout_annotated.jsonl   annotations of the rows, for finetune/ie_build.py
+    types.json                                       the types in the annotations
+    prompts.jsonl                                    with template_path: training rows rendered with that template, as
+                                                     text for the tokenizer
 
-The held-out rows have names that occur nowhere else, so that a model can only copy them from the input. Therefore
-documents teach copying: they state each fact twice, in prose and as lines or JSON.
+The held-out rows have names that occur nowhere else, so that a model can only copy them from the input. To teach
+copying, documents state each fact twice, in prose and as lines or JSON.
 """
 
 import json
@@ -21,7 +26,7 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from json_rows.row_files import iterate_texts
 
-from demo_world.world_facts import LANGUAGES, RELATIONS, Fact, make_facts, sample_facts, split_names, state_facts
+from demo_world.world_facts import LANGUAGES, RELATIONS, Fact, facts_as_prose, make_facts, partition_names, sample_facts
 
 FACT_LINES = {"en": '"{s}" {r} "{o}"', "zh": "（{s}，{r}，{o}）"}
 HEADINGS = {"en": ("In short:", "Facts:", "Summary:"), "zh": ("简要：", "事实：", "概要：")}
@@ -74,10 +79,10 @@ def annotation_types() -> dict[str, dict[str, list[str]]]:
     }
 
 
-def fact_list(facts: list[Fact], language: str, rng: random.Random) -> str:
+def facts_as_list(facts: list[Fact], language: str, rng: random.Random) -> str:
     """Return the facts as lines or, with their entities or relations, as JSON.
 
-    The JSON has an outer object that instruction answers do not have.
+    The JSON is nested in an outer object, which the answers to instructions do not have.
     """
     form = rng.choice(("lines", "lines", "entities", "relations"))
     if form == "lines":
@@ -88,11 +93,11 @@ def fact_list(facts: list[Fact], language: str, rng: random.Random) -> str:
 
 
 def document(facts: list[Fact], language: str, rng: random.Random) -> str:
-    """Return a title, the facts in prose, a heading, the facts as lines or JSON, in 30 % of documents prose again."""
-    prose, listed = state_facts(facts, language, rng), fact_list(facts, language, rng)
+    """Return a title, the facts in prose, a heading, and the facts as lines or JSON; in 30 % of cases, prose again."""
+    prose, listed = facts_as_prose(facts, language, rng), facts_as_list(facts, language, rng)
     parts = [facts[0].subject, prose, rng.choice(HEADINGS[language]), listed]
     if rng.random() < 0.3:
-        parts.append(state_facts(facts, language, rng))
+        parts.append(facts_as_prose(facts, language, rng))
     return "\n".join(parts)
 
 
@@ -129,8 +134,8 @@ def extraction_wording(rows: list[dict[str, str]]) -> dict[str, Any]:
     return {"tasks": tasks}
 
 
-def rendered(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
-    """Yield rows rendered with a template, without BOS and EOS."""
+def render_examples(rows: list[dict[str, str]], template_path: str) -> Iterator[str]:
+    """Yield the text of rows that are rendered with a template, without BOS and EOS."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders
     template = environment.from_string(Path(template_path).read_text(encoding="utf-8"))
     for row in rows:
@@ -155,14 +160,14 @@ def make_world(
     template_path: str = "",
     seed: int = 0,
 ) -> None:
-    """Write the files to the new folder output_dir; rows and heldout_rows count both languages together."""
+    """Write the files to the new folder output_dir; half of rows and heldout_rows is in each language."""
     if Path(output_dir).exists():
         raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
     for option, path in (("data_path", data_path), ("template_path", template_path)):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --{option} takes an existing file")
     rng = random.Random(seed)
-    training_names, held_out_names = split_names(rng)
+    training_names, held_out_names = partition_names(rng)
     training = {language: make_facts(training_names, language, people, rng) for language in LANGUAGES}
     held_out = {language: make_facts(held_out_names, language, heldout_rows // 2, rng) for language in LANGUAGES}
 
@@ -180,7 +185,7 @@ def make_world(
         for language, subjects in world.items():
             for _ in range(total // 2):
                 facts = sample_facts(subjects, rng.choice((1, 1, 2)), rng)
-                text = state_facts(facts, language, rng)
+                text = facts_as_prose(facts, language, rng)
                 pairs.append((instruction_row(facts, language, text, rng), annotation(facts, language, text)))
         rng.shuffle(pairs)
         instructions, annotations = zip(*pairs, strict=True)
@@ -189,7 +194,7 @@ def make_world(
         if name == "train":
             write_jsonl(scratch / "extraction.json", [extraction_wording(instructions)])
         if name == "train" and template_path:
-            prompts = rendered(instructions[:4000], template_path)
+            prompts = render_examples(instructions[:4000], template_path)
             write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
     write_jsonl(scratch / "types.json", [annotation_types()])
     scratch.replace(output_dir)

@@ -1,4 +1,4 @@
-"""The made-up world of the quick start: names, facts about them, and sentences that state the facts.
+"""Generate the made-up world of the quick start: names, facts about them, and sentences that state the facts.
 
 Every name is composed of parts. A tenth of all possible names is held out: it occurs nowhere in training.
 """
@@ -11,8 +11,8 @@ LANGUAGES = ("en", "zh")
 HELD_OUT_SHARE = 0.1  # share of all possible names
 
 # (language, kind) -> format of a name, and the choices of each part. The lists are short, so that a small model sees
-# each part often. Three parts give many more names than the world uses, so that names cannot be memorised: held-out
-# names are new, while pairs of parts in them also occur in training.
+# each part often. Three parts give many more names than the world uses, so that a model cannot memorise them: held-out
+# names are new, but pairs of their parts also occur in training.
 NAMES = {
     ("en", "person"): (
         "{} {}{}",
@@ -115,7 +115,7 @@ class Fact(NamedTuple):
 Names = dict[tuple[str, str], list[str]]  # (language, kind) -> names
 
 
-def split_names(rng: random.Random) -> tuple[Names, Names]:
+def partition_names(rng: random.Random) -> tuple[Names, Names]:
     """Return (training names, held-out names), a random partition of all possible names."""
     training, held_out = {}, {}
     for key, (form, *parts) in NAMES.items():
@@ -129,7 +129,7 @@ def split_names(rng: random.Random) -> tuple[Names, Names]:
 def make_facts(names: Names, language: str, people: int, rng: random.Random) -> list[list[Fact]]:
     """Return the facts of each subject. A person has a birth place, an employer and a book.
 
-    For thirty people there are six places, three organisations and ten books. Raises ValueError without enough names.
+    Thirty people have six places, three organisations and ten books. Raises ValueError if there are too few names.
     """
     counts = {
         "person": people, "place": max(people // 5, 4), "organisation": max(people // 10, 2),
@@ -137,7 +137,7 @@ def make_facts(names: Names, language: str, people: int, rng: random.Random) -> 
     }  # fmt: skip
     for kind, count in counts.items():
         if count > len(names[language, kind]):
-            raise ValueError(f"the world has no more names for a {kind} ({language}); ask for fewer --people")
+            raise ValueError(f"there are too few names of the kind {kind} ({language}); lower --people")
     persons, places, organisations, works = (names[language, kind][:count] for kind, count in counts.items())
     pairs = zip(places[::2], places[1::2], strict=False)
     countries = [[Fact(country, "capital", capital)] for country, capital in pairs]
@@ -153,7 +153,7 @@ def sample_facts(subjects: list[list[Fact]], count: int, rng: random.Random) -> 
     return rng.sample(known, min(count, len(known)))
 
 
-def state_facts(facts: list[Fact], language: str, rng: random.Random) -> str:
+def facts_as_prose(facts: list[Fact], language: str, rng: random.Random) -> str:
     """Return a paragraph with a random sentence for each fact."""
     sentences = [rng.choice(RELATIONS[f.relation].sentences[language]).format(s=f.subject, o=f.object) for f in facts]
     return (" " if language == "en" else "").join(sentences)

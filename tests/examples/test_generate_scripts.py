@@ -71,7 +71,7 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
     assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8
-    assert "has no chat template, so instructions are given as plain text" in general.stderr
+    assert "has no chat template, so instructions are sent as plain text" in general.stderr
 
 
 def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(

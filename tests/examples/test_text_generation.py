@@ -89,7 +89,7 @@ def test_control_tokens_of_the_template_are_control_tokens(tiny_checkpoint: Path
 
 
 def test_prompt_of_whole_context_is_refused(base: Checkpoint) -> None:
-    with pytest.raises(ValueError, match="the prompt has 512 tokens, the model reads 1 to 511"):
+    with pytest.raises(ValueError, match="the prompt has 512 tokens, the model accepts 1 to 511"):
         text_generation.generate(base, [1] * 512, Decoding())
 
 

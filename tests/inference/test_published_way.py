@@ -167,7 +167,7 @@ def test_ie_run_and_server_give_the_demos_answers(
     assert json.loads((tmp_path / "out.jsonl").read_text())["prediction"] == answer
 
     server = start_server(published.recovered, "--dtype", "float32", "--lora-modules", f"ie={published.adapter}")
-    assert f"{published.recovered} has no chat template, so /generate and /extract give" in server.log.read_text()
+    assert f"{published.recovered} has no chat template, so /generate and /extract send" in server.log.read_text()
     body = {**ROW, "model": "ie", "parameters": {"temperature": 0, "max_tokens": 8}}
     body.pop("output")
     assert server.post("/generate", body)[1]["generated_text"] == answer
