@@ -41,12 +41,12 @@ def main(
             LLaMA-2. auto relies on params.json alone.
         output_dir: a new folder.
         llama_version: 1, 2, 3, 3.1, 3.2 or 3.3; inferred from the files by default. It sets the context length.
-        instruct: the model is a chat model; from version 3 on, its answers end with other tokens.
+        instruct: the model is a chat model; from version 3 on, its answers end in other tokens than texts.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.
     """
     from llama_conversion.llama_layout import stream_weight
-    from llama_conversion.llama_params import context_of, model_config
+    from llama_conversion.llama_params import context_length, model_config
     from llama_conversion.original_checkpoint import notice, read_original, verify_checklists, weights_to_write
     from tokenizer_files.llama_tokenizer import check_llama_tokenizer, read_llama_tokenizer
 
@@ -86,7 +86,7 @@ def main(
     listed = f"{compared} files as in the checklist, " if compared else ""
     print(
         f"{output_dir}: LLaMA-{version} {params.size}, {len(specs)} tensors from {len(original.files)} file(s) in "
-        f"{dtype}, context {context_of(params, version)}; {listed}tokenizer {checked}"
+        f"{dtype}, context {context_length(params, version)}; {listed}tokenizer {checked}"
     )
 
 

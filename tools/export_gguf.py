@@ -46,12 +46,12 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         raise ValueError(gguf_writer.INSTALL_QUANTISER)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
-    vocabulary = read_vocabulary(folder, model.rows)
+    vocabulary = read_vocabulary(folder, model.vocabulary_size)
     for notice in vocabulary.notices:
         print(f"notice: {notice}", file=sys.stderr)
     written_type = gguf_writer.lossless_type(model) if kind == "q4_k_m" else kind
     tensors = gguf_writer.choose_types(model, written_type)
-    needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.rows
+    needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.vocabulary_size
     if kind == "q4_k_m":
         needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
     verify_seal(folder)
@@ -59,7 +59,9 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:
         unquantised = file.with_name(f"unquantised-{written_type}.gguf") if kind == "q4_k_m" else file
-        head = gguf_writer.gguf_head(file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written_type])
+        head = gguf_writer.gguf_header(
+            file.with_name("head"), name, model, vocabulary, tensors, FILE_TYPES[written_type]
+        )
         gguf_writer.write_gguf(unquantised, head, model.rope_factors, tensors, name)
         counts = Counter(tensor.kind for tensor in tensors)
         if kind == "q4_k_m":

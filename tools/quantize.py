@@ -18,7 +18,7 @@ from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import read_weights
 from checkpoint_io.tied_matrices import has_own_output, set_untied
 from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
-from quantization.quantization_methods import METHODS, choose_group, linear_layers, quantise, quiet
+from quantization.quantization_methods import METHODS, choose_group_size, linear_layers, quantise, suppress_output
 from quantization.quantized_score import score, score_table
 
 
@@ -58,9 +58,9 @@ def main(
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
     check_options(method, data_path, group_size, dtype, **counts)
     kind, shard_limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
-    with quiet():
+    with suppress_output():
         data, layers = read_data(model, kind.calibrated, options), linear_layers(model, trust_remote_code)
-        group = choose_group(layers, group_size, model) if kind.grouped else 0
+        group = choose_group_size(layers, group_size, model) if kind.grouped else 0
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out, trust_remote_code)
             template = copy_small_files([model], folder)

@@ -184,7 +184,7 @@ class TextWindow:
 
 
 def encoding_error(text: str) -> str:
-    """Return a message if a text_file text was not UTF-8 or has a lone surrogate; "" if it is valid."""
+    """Return a message if the bytes of a text were not UTF-8, or if it has a lone surrogate; "" if it is valid."""
     try:
         text.encode()  # many times faster than a search
         return ""

@@ -135,6 +135,6 @@ def test_tuned_folder_keeps_added_tokens_template_and_settings(
     assert "has 800 embeddings, the tokenizer 803 tokens" in run_script(*command, folder, status=2).stderr
     (folder / "config.json").write_bytes(before["config.json"])
     (folder / "checkpoint.json").write_text("{}")
-    assert "is sealed, so its files do not change" in run_script(*command, folder, status=2).stderr
+    assert "is sealed, so its files must not change" in run_script(*command, folder, status=2).stderr
     (folder / "checkpoint.json").unlink()
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

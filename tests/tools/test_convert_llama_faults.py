@@ -29,13 +29,13 @@ WQ = "layers.0.attention.wq.weight"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "last file missing": (
         lambda f: (f / "consolidated.01.pth").unlink(),
-        "consolidated.00.pth: tensor tok_embeddings.weight is [800, 32], but by params.json all 1 file(s) "
-        "together hold [800, 64]; a file is missing",
+        "consolidated.00.pth: tensor tok_embeddings.weight has the shape [800, 32], but by params.json the shape of "
+        "all 1 file(s) together is [800, 64]; download all files again",
     ),
     "first file missing": (lambda f: (f / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
     "a file too many": (
         lambda f: shutil.copyfile(f / "consolidated.01.pth", f / "consolidated.02.pth"),
-        "4 key-value heads cannot be split among 3 files; remove those of other models",
+        "4 key-value heads cannot be split among 3 files; remove files of other models",
     ),
     "cut off": (
         lambda f: (f / "consolidated.01.pth").write_bytes((f / "consolidated.01.pth").read_bytes()[:20000]),
@@ -55,20 +55,21 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown tensor": (
         lambda f: change(f, lambda part: part.update(bias=torch.ones(3)), 0),
-        "consolidated.00.pth holds tensor bias",
+        "consolidated.00.pth contains bias",
     ),
     "wrong shape": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ][:-1].clone()}), 1),
-        f"consolidated.01.pth: tensor {WQ} is [31, 64], but by params.json all 2 file(s) together hold [64, 64]",
+        f"consolidated.01.pth: tensor {WQ} has the shape [31, 64], but by params.json the shape of all 2 file(s) "
+        "together is [64, 64]",
     ),
     "another width": (
         lambda f: change_params(f, multiple_of=256),
-        "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight is [96, 64], but by params.json all 2 file(s) "
-        "together hold [256, 64]",
+        "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight has the shape [96, 64], but by params.json the "
+        "shape of all 2 file(s) together is [256, 64]",
     ),
     "integers": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ].view(torch.int16)}), 0),
-        f"consolidated.00.pth: tensor {WQ} is of type I16",
+        f"consolidated.00.pth: tensor {WQ} has the type I16",
     ),
     "norms that differ": (
         lambda f: change(f, lambda part: part["norm.weight"].add_(0.001), 1),
@@ -106,7 +107,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "params.json: dim='64' is not supported by LLaMA text models (Input should be a valid integer)",
     ),
     "half a head": (lambda f: change_params(f, n_heads=1), "1 key-value heads cannot be split among 2 files"),
-    "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 do not fit"),
+    "odd heads": (lambda f: change_params(f, n_heads=5), "dim 64, n_heads 5 and n_kv_heads 5 contradict each other"),
     "target in use": (lambda f: (f.parent / "out").touch(), "out exists already"),
 }  # fmt: skip
 
@@ -148,7 +149,7 @@ def test_conversion_refuses_invalid_options(
 def test_conversion_refuses_version_that_contradicts_files(original: Make, convert: Callable[..., Path]) -> None:
     three, scaled = original(THREE, name="three")[0], original(SCALED, name="scaled")[0]
     for folder, version, message in (
-        (three, "2", "tokenizer.model is a table of ranks"),
+        (three, "2", "tokenizer.model is a rank table"),
         (three, "3.1", "params.json has no use_scaled_rope"),
         (scaled, "3", "params.json has use_scaled_rope"),
     ):

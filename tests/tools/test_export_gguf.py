@@ -173,7 +173,7 @@ def test_rows_not_divisible_into_blocks_are_written_as_f16(
     folder, file = make(intermediate_size=80, initializer_range=0.05), tmp_path / "model.gguf"
     export_gguf.main(str(folder), str(file), "q8_0")
     output = capsys.readouterr()
-    assert "notice: blk.1.ffn_down.weight has rows of 80, not a multiple of 32; it becomes f16" in output.err
+    assert "notice: blk.1.ffn_down.weight has 80 columns, not a multiple of 32; it is stored as f16" in output.err
     assert "21 tensors (14 q8_0, 5 f32, 2 f16)" in output.out
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     assert {name for name, kind in kinds.items() if kind == "F16"} == {f"blk.{i}.ffn_down.weight" for i in range(2)}
@@ -191,7 +191,7 @@ def test_chunk_size_does_not_change_gguf_file(make: Make, tmp_path: Path, monkey
 CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
     "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported"),
     "none": ({"architectures": None, "model_type": "llama"}, "llama is not supported"),
-    "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "model is quantised; export the model that"),
+    "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "model is quantised; export the original model"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     "window": ({"sliding_window": 100}, "sliding_window=100"),
     "rope": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "rotary embeddings of type 'dynamic'"),
@@ -200,11 +200,11 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], str]] = {
         {"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 9, "beta_fast": 16}},
         "beta_fast=16 of the rotary embeddings",
     ),
-    "missing width": ({"intermediate_size": None}, "is [64, 96], by config.json [64, 11008]"),
+    "missing width": ({"intermediate_size": None}, "has the shape [64, 96], but config.json requires [64, 11008]"),
     "more layers": ({"num_hidden_layers": 3}, "no tensor model.layers.2."),
-    "fewer layers": ({"num_hidden_layers": 1}, "requires no tensor model.layers.1."),
+    "fewer layers": ({"num_hidden_layers": 1}, "does not belong to the model of config.json"),
     "invalid number": ({"intermediate_size": "96"}, "config.json: Validation error for field 'intermediate_size'"),
-    "other width": ({"intermediate_size": 64}, "is [64, 96], by config.json [64, 64]"),
+    "other width": ({"intermediate_size": 64}, "has the shape [64, 96], but config.json requires [64, 64]"),
 }
 
 
@@ -225,7 +225,7 @@ def test_export_refuses_values_that_type_cannot_hold(make: Make, tmp_path: Path)
         state["model.layers.1.mlp.up_proj.weight"][5, 7] = value
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         for kind in kinds:
-            with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds (7e\+04|nan)"):
+            with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight contains (7e\+04|nan)"):
                 export_gguf.main(str(folder), str(tmp_path / "out.gguf"), kind)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -236,7 +236,7 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_
     edit(path, **table)
     refused(folder, "tokenizer.json has")
     (folder / "tokenizer.model").unlink()
-    refused(folder, "was made from a SentencePiece model; copy its tokenizer.model beside it")
+    refused(folder, "was made from a SentencePiece model; copy its tokenizer.model into the same folder")
     edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
     cut = byte_level("llama-bpe")
     for change, message in (

@@ -356,7 +356,7 @@ def test_diff_to_merged_model_uses_given_adapter(
     diff, back = tmp_path / "diff", tmp_path / "back"
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned)
     done = run_tool(SCRIPT, "make_diff", *pair, "--path_diff", diff, "--adapter", adapter)
-    assert "matrices as a change of low rank" in done.stdout
+    assert "matrices as low-rank changes" in done.stdout
     run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", back)
     ours, theirs = load_file(back / "model.safetensors"), load_file(tuned / "model.safetensors")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

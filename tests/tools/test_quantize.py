@@ -109,9 +109,9 @@ def test_long_rows_are_truncated_for_calibration_and_omitted_from_scores(model: 
     whole = quantization_inputs.encode_row(PromptEncoder(tokenizer), ROWS[0], model)
     ids = whole.prompt + whole.answer
     assert quantization_inputs.truncate_examples([whole], len(ids) - 3) == [ids[:-3]]
-    assert quantization_inputs.select_fitting([whole], len(ids), "x") == [whole]
+    assert quantization_inputs.without_long_examples([whole], len(ids), "x") == [whole]
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty or longer than .* --max_length"):
-        quantization_inputs.select_fitting([whole], len(ids) - 1, "rows.jsonl")
+        quantization_inputs.without_long_examples([whole], len(ids) - 1, "rows.jsonl")
 
 
 def test_samples_are_seeded_and_in_file_order(tmp_path: Path) -> None:
@@ -186,14 +186,16 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
     layers = quantization_methods.linear_layers(model)
     assert layers["model.layers.1.mlp.down_proj"] == (64, 128)
     assert len(layers) == 14  # seven in each of two layers, not lm_head
-    assert quantization_methods.choose_group(layers, 0, model) == 64
-    assert quantization_methods.choose_group(layers, 32, model) == 32
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj has 64 inputs, .* 128 .* --group_size 64"):
-        quantization_methods.choose_group(layers, 128, model)
+    assert quantization_methods.choose_group_size(layers, 0, model) == 64
+    assert quantization_methods.choose_group_size(layers, 32, model) == 32
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.q_proj has 64 inputs, .* group size 128; use --group_size 64"
+    ):
+        quantization_methods.choose_group_size(layers, 128, model)
     with pytest.raises(ValueError, match="--group_size 48 has no kernel"):
-        quantization_methods.choose_group(layers, 48, model)
-    with pytest.raises(ValueError, match=r"odd has 200 inputs, which groups of 32 do not divide; use --method fp8"):
-        quantization_methods.choose_group({"even": (8, 64), "odd": (8, 200)}, 0, model)
+        quantization_methods.choose_group_size(layers, 48, model)
+    with pytest.raises(ValueError, match=r"odd has 200 inputs, not a multiple of the group size 32; use --method fp8"):
+        quantization_methods.choose_group_size({"even": (8, 64), "odd": (8, 200)}, 0, model)
 
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
@@ -277,7 +279,7 @@ def test_missing_llmcompressor_names_its_environment(model: Path, tmp_path: Path
     ("options", "message"),
     [
         ({"method": "int4"}, "--method int4 is unknown; use one of gptq, awq, fp8, int8, bnb8, nf4"),
-        ({"method": "gptq"}, "--method gptq is calibrated on instruction rows; .* --data_path"),
+        ({"method": "gptq"}, "--method gptq needs instruction rows for calibration; .* --data_path"),
         ({"method": "nf4", "group_size": 64}, "--group_size is for gptq and awq"),
         ({"method": "nf4", "dtype": "int8"}, "--dtype int8 is unknown"),
         ({"method": "nf4", "samples": 0}, "--samples takes a number of 1 or more, not 0"),
@@ -321,7 +323,7 @@ def test_quantize_names_missing_weights(model: Path, tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"broken lacks weights .*, model\.layers\.1\.mlp\.up_proj\.weight for one"):
+    with pytest.raises(ValueError, match=r"broken: weights are missing .* model\.layers\.1\.mlp\.up_proj\.weight"):
         quantization_methods.load_model(broken)
 
 

@@ -16,7 +16,7 @@ EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 
 
 def embedding_name(weights: Mapping[str, object]) -> str:
-    """Return the name of the embedding matrix; "" if there is none of the usual name."""
+    """Return the name of the embedding matrix; "" if no name ends in EMBEDDING."""
     return next((name for name in weights if name.endswith(EMBEDDING)), "")
 
 

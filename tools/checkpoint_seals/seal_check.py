@@ -48,7 +48,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
     sealed = read_json(folder / SEAL)
     table = sealed.get("files")
     if not isinstance(table, dict) or not all("blake3" in entry for entry in table.values()):
-        raise ValueError(f"{folder / SEAL} lists no files with their hashes; seal the original folder again")
+        raise ValueError(f"{folder / SEAL} has no list of files with hashes; seal the original folder again")
     files = sealed_files(folder)
     for name, entry in table.items():  # sizes first: they reveal most damage without reading
         if name not in files:
@@ -68,7 +68,7 @@ def verify_seal(folder: Path, weights: bool = True) -> int:
 
 
 def changed_tensor(path: Path, hashes: dict[str, str]) -> str:
-    """Return a phrase that names the first changed tensor, or the error of reading it; "" if not safetensors."""
+    """Return a phrase with the first changed tensor, or the error on reading the file; "" if it is not safetensors."""
     if path.suffix != ".safetensors":
         return ""
     try:

@@ -29,7 +29,7 @@ def tensor_distance(first: Tensor, second: Tensor) -> tuple[int, float]:
 def compare_weights(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], first: str, second: str
 ) -> tuple[bool, list[str]]:
-    """Return (whether every bit is equal, report lines). first, second: the folders' names for the report."""
+    """Return (whether all bits are equal, report lines). first, second: the folders' names for the report."""
     notes = [f"{name} is only in {first}" for name in a if name not in b]
     notes += [f"{name} is only in {second}" for name in b if name not in a]
     elements, distances = 0, dict[str, tuple[int, float]]()

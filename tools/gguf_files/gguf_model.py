@@ -1,6 +1,6 @@
 """Map a checkpoint's configuration and tensors to llama.cpp's names and layout.
 
-transformers' own model class says which tensors of which shapes a configuration requires; the gguf package has
+transformers' model class gives the names and shapes of the tensors that a configuration requires; the gguf package has
 llama.cpp's names for them. For LLaMA and Mistral, llama.cpp rotates neighbouring rows of q and k, and transformers
 rotates row i with row i + head_dim / 2, so the rows of q and k are reordered. Qwen2 and Qwen3 keep their order.
 Metadata keys: docs/gguf.md of the ggml project.
@@ -17,7 +17,7 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.tensors import Tensor, read_weights
 from checkpoint_io.tied_matrices import has_own_output
 
-EXPORT_ORIGINAL = "export the model that it was made from"
+EXPORT_ORIGINAL = "export the original model, which is not quantised"
 # transformers class -> llama.cpp architecture
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama", "MistralForCausalLM": "llama",
@@ -38,13 +38,13 @@ class GgufModel:
     settings: dict[str, int | float | str]
     tensors: dict[str, Tensor]
     rope_factors: np.ndarray | None  # (head_dim / 2,) float32 divisors of the frequencies (LLaMA 3)
-    rows: int  # vocabulary size
+    vocabulary_size: int  # rows of the embedding
     head_dim: int
     tied: bool  # the output matrix is tied to the embedding
 
 
 def read_model(folder: Path) -> GgufModel:
-    """Map a checkpoint folder to llama.cpp's model; reads only the headers of the weight files.
+    """Return the content of the GGUF file for a checkpoint folder; reads only the headers of the weight files.
 
     Raises ValueError for a setting that llama.cpp would treat differently from transformers, and for a tensor that is
     missing, unexpected, or not of the shape that config.json requires.
@@ -66,7 +66,7 @@ def read_model(folder: Path) -> GgufModel:
             state = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     except Exception as error:  # transformers raises many types
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope: dict[str, Any] = config.rope_parameters
     settings: dict[str, int | float | str] = {
         "vocab_size": config.vocab_size,
@@ -76,10 +76,10 @@ def read_model(folder: Path) -> GgufModel:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": head,
-        "attention.value_length": head,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": head,
+        "rope.dimension_count": head_dim,
         "rope.freq_base": float(rope["rope_theta"]),
     }
     if rope["rope_type"] in ("linear", "yarn"):
@@ -93,9 +93,9 @@ def read_model(folder: Path) -> GgufModel:
         architecture,
         {f"{architecture}.{key}": value for key, value in settings.items()},
         named_tensors(weights, shapes, architecture, config.num_hidden_layers),
-        llama3_divisors(config, head) if rope["rope_type"] == "llama3" else None,
+        llama3_divisors(config, head_dim) if rope["rope_type"] == "llama3" else None,
         config.vocab_size,
-        head,
+        head_dim,
         tied,
     )
 
@@ -105,13 +105,13 @@ def check_settings(config: Any, model_class: str, path: Path) -> None:
     if getattr(config, "quantization_config", None):
         raise ValueError(f"the model is quantised; {EXPORT_ORIGINAL}")
     window, rope = getattr(config, "sliding_window", None), config.rope_parameters
-    unhandled = {
+    unsupported = {
         "hidden_act": config.hidden_act != "silu",
         "sliding_window": window is not None and window < config.max_position_embeddings,
         "layer_types": any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []),
         "attention_bias": model_class == "Qwen3ForCausalLM" and config.attention_bias,
     }
-    for key, is_present in unhandled.items():
+    for key, is_present in unsupported.items():
         if is_present:
             raise ValueError(f"{key}={getattr(config, key)!r} is not supported by llama.cpp for this architecture")
     if rope["rope_type"] not in SCALING:
@@ -149,12 +149,15 @@ def named_tensors(
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in shapes):
             continue  # computed from the configuration, or tied
         if name not in shapes:
-            raise ValueError(f"{tensor.file}: config.json requires no tensor {name}; download both again")
+            raise ValueError(
+                f"{tensor.file}: tensor {name} does not belong to the model of config.json; download both again"
+            )
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.file}: tensor {name} is {tensor.dtype}; {EXPORT_ORIGINAL}")
         if tensor.shape != shapes[name]:
             raise ValueError(
-                f"{tensor.file}: tensor {name} is {list(tensor.shape)}, by config.json {list(shapes[name])}"
+                f"{tensor.file}: tensor {name} has the shape {list(tensor.shape)}, but config.json requires "
+                f"{list(shapes[name])}; download both again"
             )
         named[str(translate(name, try_suffixes=(".weight", ".bias")))] = tensor
     for name in shapes:

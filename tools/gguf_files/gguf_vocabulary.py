@@ -1,4 +1,4 @@
-"""Map a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, special tokens.
+"""Convert a checkpoint's tokenizer to GGUF: text and type of every token, scores or merges, special tokens.
 
 llama.cpp tokenizes with these tables. A SentencePiece `tokenizer.model` gives pieces and scores; a byte-level BPE
 `tokenizer.json` gives vocabulary, merges, and the name of one of llama.cpp's pre-tokenizers. A tokenizer for which
@@ -26,8 +26,8 @@ from tokenizer_files.llama_tokenizer import PATTERN
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
 SPACE = "▁"
-# Regular expression of a pre-tokenizer -> its name in llama.cpp, ignore_merges, accepted normalizers. llama.cpp never
-# normalises, so with Qwen2's NFC the ids of text that is not in NFC differ.
+# Regular expression of a pre-tokenizer -> (its name in llama.cpp, ignore_merges, accepted normalizers). llama.cpp never
+# normalises text; Qwen2 applies NFC, so text that is not in NFC gets other ids in llama.cpp.
 PRE_TOKENIZERS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     PATTERN: ("llama-bpe", True, ()),  # LLaMA 3
     PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"): ("qwen2", False, ("NFC",)),  # Qwen2, Qwen2.5, Qwen3
@@ -48,9 +48,9 @@ class GgufVocabulary:
     special: Any = None  # gguf.SpecialVocab: the special ids, whether BOS and EOS are added, merges, chat template
     notices: list[str] = field(default_factory=list)
 
-    def pad(self, rows: int) -> None:
-        """Append unused tokens until there are `rows` tokens."""
-        missing = range(len(self.tokens), rows)
+    def pad(self, size: int) -> None:
+        """Append unused tokens until there are `size` tokens."""
+        missing = range(len(self.tokens), size)
         self.tokens += [f"[PAD{index}]" for index in missing]
         self.types += [UNUSED for _ in missing]
         if self.model == "llama":
@@ -74,9 +74,9 @@ def read_vocabulary(folder: Path, rows: int) -> GgufVocabulary:
         vocabulary = from_byte_level(folder / "tokenizer.json")
     else:
         raise FileNotFoundError(f"{folder} has no tokenizer.model and no tokenizer.json; copy its tokenizer there")
-    added = read_added(folder)
-    beyond = [*enumerate(vocabulary.tokens[rows:], rows), *((entry["id"], entry["content"]) for entry in added)]
-    for index, token in beyond:
+    added = read_added_tokens(folder)
+    out_of_range = [*enumerate(vocabulary.tokens[rows:], rows), *((entry["id"], entry["content"]) for entry in added)]
+    for index, token in out_of_range:
         if index >= rows:
             raise ValueError(
                 f"{folder}: token {token!r} has id {index}, but the embedding has only {rows} rows; remove it from "
@@ -105,8 +105,8 @@ def from_sentencepiece(folder: Path) -> GgufVocabulary:
     pieces = [piece.piece for piece in proto.pieces]
     path = folder / "tokenizer.json"
     if path.is_file():
-        table = pieces_of(path)
-        added = {entry["id"]: entry["content"] for entry in read_added(folder)}
+        table = pieces_by_id(path)
+        added = {entry["id"]: entry["content"] for entry in read_added_tokens(folder)}
         for index in sorted({*range(len(pieces)), *(table.keys() - added.keys())}):
             piece = pieces[index] if index < len(pieces) else None
             if table.get(index, added.get(index)) != piece:
@@ -122,7 +122,7 @@ def from_sentencepiece(folder: Path) -> GgufVocabulary:
     )  # fmt: skip
 
 
-def pieces_of(path: Path) -> dict[int, str]:
+def pieces_by_id(path: Path) -> dict[int, str]:
     """Return {id: piece} of a tokenizer.json, without added tokens; ValueError if it is not BPE."""
     table = (read_json(path).get("model") or {}).get("vocab")
     if not isinstance(table, dict):
@@ -138,7 +138,7 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     content = read_json(path)
     model = content.get("model") or {}
     if model.get("byte_fallback"):
-        raise ValueError(f"{path} was made from a SentencePiece model; copy its tokenizer.model beside it")
+        raise ValueError(f"{path} was made from a SentencePiece model; copy its tokenizer.model into the same folder")
     steps = content.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers") or [steps]
     pattern = (steps[0].get("pattern") or {}).get("Regex", "")
@@ -146,26 +146,28 @@ def from_byte_level(path: Path) -> GgufVocabulary:
     fits = len(steps) == 2 and steps[0] == split and not steps[1].get("add_prefix_space")
     if not fits or steps[1].get("type") != "ByteLevel" or steps[1].get("use_regex") or pattern not in PRE_TOKENIZERS:
         raise ValueError(
-            f"{path} splits text in another way than LLaMA 3 and Qwen2 ({model.get('type')}, "
+            f"{path} does not split text like LLaMA 3 or Qwen2 ({model.get('type')}, "
             f"{[step.get('type') for step in steps]}); other tokenizers are not supported"
         )
     name, ignore_merges, normalizers = PRE_TOKENIZERS[pattern]
     normalizer = (content.get("normalizer") or {}).get("type")
     if model.get("type") != "BPE" or bool(model.get("ignore_merges")) != ignore_merges:
-        raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}; this one is different")
+        raise ValueError(f"{path}: llama.cpp's {name} is BPE with ignore_merges={ignore_merges}, this tokenizer is not")
     if normalizer not in (None, *normalizers):
         raise ValueError(f"{path}: normalizer {normalizer} is not supported by llama.cpp's {name}")
-    table = pieces_of(path)
+    table = pieces_by_id(path)
     vocabulary = GgufVocabulary("gpt2", name, [], [])
     vocabulary.pad(max(table, default=-1) + 1)
     for index, token in table.items():
         vocabulary.tokens[index], vocabulary.types[index] = token, NORMAL
     if normalizer:
-        vocabulary.notices.append(f"llama.cpp does not apply {normalizer}; text not in that form gets different ids")
+        vocabulary.notices.append(
+            f"llama.cpp does not apply {normalizer}; text that is not in this form gets other ids"
+        )
     return vocabulary
 
 
-def read_added(folder: Path) -> list[dict[str, Any]]:
+def read_added_tokens(folder: Path) -> list[dict[str, Any]]:
     """Return the added tokens [{"id", "content", "special", …}] in id order, from the first file that lists them."""
     config = read_optional_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
@@ -213,12 +215,12 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
             special[role] = ids[name]
         elif valid:
             special.setdefault(role, valid[0])
-        if role == "eos":  # llama.cpp has two more fields for further end tokens
+        if role == "eos":  # llama.cpp has two fields, eot and eom, for further end tokens
             ends = [index for index in valid if index != special.get("eos")]
             special |= dict(zip(("eot", "eom"), ends, strict=False))
             vocabulary.notices += [
-                f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if it knows "
-                "its name"
+                f"token {vocabulary.tokens[index]!r} ends a text in transformers, but in llama.cpp only if llama.cpp "
+                "knows its name"
                 for index in ends[2:]
             ]
     for index in special.values():
@@ -230,7 +232,7 @@ def read_special(vocabulary: GgufVocabulary, folder: Path) -> Any:
     """Read merges and chat template; return the gguf package's object."""
     from gguf import SpecialVocab
 
-    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it would warn of templates for pairs of texts
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # hides a warning about templates for pairs of texts
     special = SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", special_token_types=("bos", "eos"))
     special.special_token_ids = vocabulary.special_ids
     special.chat_template = folder_template(folder)  # the package chooses differently if there are several

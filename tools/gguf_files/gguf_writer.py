@@ -1,7 +1,7 @@
 """Write GGUF files: metadata through the gguf package, tensors streamed; quantise them with llama.cpp's own code.
 
-A file consists of the head (metadata and tensor table) and the tensors, each padded to 32 bytes. Apart from the
-tokenizer, about a million weights are held in memory at a time.
+A file consists of the header (metadata and tensor table) and the tensors, each padded to 32 bytes. Apart from the
+tokenizer, about a million weights are in memory at a time.
 """
 
 import os
@@ -22,8 +22,8 @@ from gguf_files.gguf_model import GgufModel
 from gguf_files.gguf_vocabulary import GgufVocabulary
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # general.file_type
-BLOCK = {"Q8_0": 32, "Q4_0": 32}  # elements in a row of a quantised type are a multiple of this
-# The largest value of each type; the scales of quantised types are float16.
+BLOCK_SIZES = {"Q8_0": 32, "Q4_0": 32}  # the row length of a quantised type must be a multiple of this
+# Largest magnitude that each type can represent; the scales of quantised types are float16.
 LARGEST = {"F32": 3.4028235e38, "F16": 65504.0, "BF16": 3.38e38, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 ALIGNMENT = 32  # bytes, GGUF's default
 INSTALL_QUANTISER = "q4_k_m needs llama.cpp's quantiser; python -m pip install llama-cpp-python (compiles for minutes)"
@@ -31,12 +31,12 @@ INSTALL_QUANTISER = "q4_k_m needs llama.cpp's quantiser; python -m pip install l
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor, its name in llama.cpp, its GGUF type, and its rows per head if they are reordered (else 0)."""
+    """A tensor of the new file."""
 
-    name: str
+    name: str  # in llama.cpp
     source: Tensor
-    kind: str  # a key of LARGEST
-    head: int
+    kind: str  # its GGUF type, a key of LARGEST
+    head_dim: int  # rows per head if they are reordered, else 0
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +47,7 @@ class GgufTensor:
 
 
 def choose_types(model: GgufModel, file_type: str) -> list[GgufTensor]:
-    """Return every tensor with its GGUF type in a file of type `file_type`; print a notice if a matrix becomes f16."""
+    """Choose each tensor's GGUF type in a file of type `file_type`; print a notice if a matrix is stored as f16."""
     chosen = []
     for name, tensor in model.tensors.items():
         kind, columns = file_type.upper(), tensor.shape[-1]
@@ -55,8 +55,8 @@ def choose_types(model: GgufModel, file_type: str) -> list[GgufTensor]:
             kind = "Q8_0"
         if len(tensor.shape) == 1:
             kind = "F32"
-        elif columns % BLOCK.get(kind, 1):
-            print(f"notice: {name} has rows of {columns}, not a multiple of 32; it becomes f16", file=sys.stderr)
+        elif columns % BLOCK_SIZES.get(kind, 1):
+            print(f"notice: {name} has {columns} columns, not a multiple of 32; it is stored as f16", file=sys.stderr)
             kind = "F16"
         is_reordered = model.architecture == "llama" and name.split(".")[-2] in ("attn_q", "attn_k")
         chosen.append(GgufTensor(name, tensor, kind, model.head_dim if is_reordered else 0))
@@ -75,10 +75,10 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
 
     source, kind = tensor.source, tensor.kind
     columns = source.shape[1] if len(source.shape) == 2 else 1
-    unit = max(1, tensor.head) * columns
+    unit = max(1, tensor.head_dim) * columns
     for bits in source.chunks(max(unit, CHUNK // unit * unit)):
-        if tensor.head:  # interleave the two halves of each head: rows 0, half, 1, half + 1, …
-            bits = bits.reshape(-1, 2, tensor.head // 2, columns).swapaxes(1, 2).reshape(-1)
+        if tensor.head_dim:  # interleave the two halves of each head: rows 0, half, 1, half + 1, …
+            bits = bits.reshape(-1, 2, tensor.head_dim // 2, columns).swapaxes(1, 2).reshape(-1)
         if source.dtype == kind:
             yield bits
             continue
@@ -86,8 +86,8 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
         largest = np.abs(values).max()
         if not largest <= LARGEST[kind]:  # also true for NaN
             raise ValueError(
-                f"{source.file}: tensor {source.name} holds {largest:.4g}, which {kind.lower()} cannot hold; use bf16 "
-                "or f32, or download the weights again if they are damaged"
+                f"{source.file}: tensor {source.name} contains {largest:.4g}, which {kind.lower()} cannot represent; "
+                "use bf16 or f32, or download the weights again if they are damaged"
             )
         if kind.startswith("Q"):
             yield quants.quantize(values.reshape(-1, columns), GGMLQuantizationType[kind])
@@ -95,10 +95,10 @@ def encoded_chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
             yield from_float32(values, kind)
 
 
-def gguf_head(
+def gguf_header(
     scratch: Path, name: str, model: GgufModel, vocabulary: GgufVocabulary, tensors: list[GgufTensor], file_type: int
 ) -> bytes:
-    """Return the metadata and tensor table, padded, as the gguf package writes them. scratch: a temporary file."""
+    """Return the padded header as the gguf package writes it; scratch: path of a temporary file."""
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
     writer: Any = GGUFWriter(scratch, model.architecture)

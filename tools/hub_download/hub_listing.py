@@ -68,7 +68,9 @@ def check_names(names: list[str], repo: str) -> None:
     for name in names:
         parts = name.split("/")
         if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTE.split("/")[0]:
-            raise ValueError(f"{repo} has a file {name!r}, which may lead out of its folder; nothing was downloaded")
+            raise ValueError(
+                f"{repo} has a file {name!r}, which could be written outside the folder; nothing was downloaded"
+            )
 
 
 def select_files(names: list[str], source: RepositorySource) -> list[str]:

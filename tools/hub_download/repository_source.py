@@ -43,7 +43,7 @@ def resolve_endpoint(endpoint: str) -> str:
         )
     if address != "https://huggingface.co" and "authorization" in build_hf_headers():
         warning = ", unencrypted" if parts.scheme == "http" else ""
-        notice(f"your token is sent to {address}{warning} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 keeps it here)")
+        notice(f"your token is sent to {address}{warning} (HF_HUB_DISABLE_IMPLICIT_TOKEN=1 prevents this)")
     return address
 
 

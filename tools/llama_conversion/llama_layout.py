@@ -3,7 +3,7 @@
 There is one file consolidated.NN.pth per tensor-parallel rank. Each contains a part of every matrix and a copy of every
 norm. The joined weights equal those of transformers' LlamaForCausalLM, except wq and wk: the original rotates
 neighbouring rows of a head (2i, 2i + 1), transformers rotates row i with row i + head_dim / 2, so a head's even rows
-are moved before its odd rows. No value changes.
+are moved before its odd rows. The values are unchanged.
 
 Files are memory-mapped, and a chunk of a few MB is held at a time. Layout: the model.py of https://github.com/meta-llama/llama
 and https://github.com/meta-llama/llama3, and the parallel layers of fairscale that they use.
@@ -61,7 +61,7 @@ def read_ranks(folder: Path) -> dict[Path, dict[str, Tensor]]:
 def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
     """Yield (original name, name in transformers, split dimension) of all weights in forward order.
 
-    The embedding's split dimension depends on the version; see `split_of_embedding`.
+    The embedding's split dimension depends on the version; see `embedding_split`.
     """
     yield EMBEDDING, "model.embed_tokens.weight", None
     for layer in range(layers):
@@ -71,13 +71,13 @@ def weight_names(layers: int) -> Iterator[tuple[str, str, int | None]]:
     yield OUTPUT, "lm_head.weight", 0
 
 
-def check_names(ranks: Ranks, params: LlamaParams, may_tie: bool) -> None:
+def check_names(ranks: Ranks, params: LlamaParams, may_be_tied: bool) -> None:
     """Raise ValueError for the first missing or unknown tensor.
 
-    may_tie: the output may be missing because it is tied to the embedding.
+    may_be_tied: whether the output matrix may be missing, because it is tied to the embedding.
     """
     names = {name for name, _, _ in weight_names(params.n_layers)}
-    if may_tie and not any(OUTPUT in rank for rank in ranks.values()):
+    if may_be_tied and not any(OUTPUT in rank for rank in ranks.values()):
         names.remove(OUTPUT)
     for file, rank in ranks.items():
         if missing := sorted(names - rank.keys()):
@@ -85,11 +85,12 @@ def check_names(ranks: Ranks, params: LlamaParams, may_tie: bool) -> None:
         for name in rank:
             if name not in names and not COMPUTED.fullmatch(name):
                 raise ValueError(
-                    f"{file} holds tensor {name}, which no LLaMA of {params.n_layers} layers has; download it again"
+                    f"{file} contains {name}, which a LLaMA of {params.n_layers} layers does not have; download it "
+                    "again"
                 )
 
 
-def split_of_embedding(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
+def embedding_split(shape: Sequence[int], ranks: int, dim: int) -> tuple[int, int]:
     """Return (split dimension, vocabulary size) of the embedding. shape: of one rank's part; ranks: their number.
 
     Version 3 splits the embedding by rows (VocabParallelEmbedding), earlier versions by columns (ParallelEmbedding).
@@ -108,20 +109,20 @@ def full_shape(name: str, params: LlamaParams, vocabulary: int) -> tuple[int, ..
     return shapes.get(name.split(".")[-2], (dim,))
 
 
-def plan_weights(ranks: Ranks, params: LlamaParams, may_tie: bool = False) -> list[JoinedWeight]:
+def plan_weights(ranks: Ranks, params: LlamaParams, may_be_tied: bool = False) -> list[JoinedWeight]:
     """Return the weights to write, in order.
 
     Raises ValueError or FileNotFoundError for a tensor that is missing, unexpected, or of a wrong shape or type.
     """
-    check_names(ranks, params, may_tie)
+    check_names(ranks, params, may_be_tied)
     first, count = next(iter(ranks.values())), len(ranks)
     if params.kv_heads % count:
         folder = next(iter(ranks)).parent
         raise ValueError(
-            f"{folder}: {params.kv_heads} key-value heads cannot be split among {count} files; remove those of other "
+            f"{folder}: {params.kv_heads} key-value heads cannot be split among {count} files; remove files of other "
             "models"
         )
-    split, vocabulary = split_of_embedding(first[EMBEDDING].shape, count, params.dim)
+    split, vocabulary = embedding_split(first[EMBEDDING].shape, count, params.dim)
     joined = []
     for original, new, axis in weight_names(params.n_layers):
         if original not in first:
@@ -133,11 +134,12 @@ def plan_weights(ranks: Ranks, params: LlamaParams, may_tie: bool = False) -> li
         for part in parts:
             if list(part.shape) != part_shape:
                 raise ValueError(
-                    f"{part.file}: tensor {original} is {list(part.shape)}, but by params.json all {count} file(s) "
-                    f"together hold {list(shape)}; a file is missing, or of another model: download all again"
+                    f"{part.file}: tensor {original} has the shape {list(part.shape)}, but by params.json the shape of "
+                    f"all {count} file(s) together is {list(shape)}; download all files again: one is missing or "
+                    "belongs to another model"
                 )
             if part.dtype not in FLOATS or part.dtype != parts[0].dtype:
-                raise ValueError(f"{part.file}: tensor {original} is of type {part.dtype}; give the original weights")
+                raise ValueError(f"{part.file}: tensor {original} has the type {part.dtype}; give the original weights")
         rotary = original.endswith(("attention.wq.weight", "attention.wk.weight"))
         joined.append(JoinedWeight(Spec(new, parts[0].dtype, shape), parts, axis, params.head_dim if rotary else 0))
     if params.vocab_size not in (-1, vocabulary):

@@ -73,8 +73,8 @@ def read_params(path: Path) -> LlamaParams:
         raise ValueError(f"{path}: {fact}; download it again") from None
     if params.dim % params.n_heads or params.n_heads % params.kv_heads or params.head_dim % 2:
         raise ValueError(
-            f"{path}: dim {params.dim}, n_heads {params.n_heads} and n_kv_heads {params.kv_heads} do not fit; "
-            "download it again"
+            f"{path}: dim {params.dim}, n_heads {params.n_heads} and n_kv_heads {params.kv_heads} contradict each "
+            "other; download it again"
         )
     return params
 
@@ -91,7 +91,7 @@ def check_size(size: str, params: LlamaParams, path: Path) -> None:
         )
     if shape != (params.dim, params.n_layers, params.kv_heads):
         raise ValueError(
-            f"--model_size {size} has dim {shape[0]}, {shape[1]} layers, {shape[2]} key-value heads, but {path} is of "
+            f"--model_size {size} has dim {shape[0]}, {shape[1]} layers, {shape[2]} key-value heads, but {path} gives "
             f"{params.size}; correct --model_size or --input_dir"
         )
 
@@ -114,17 +114,20 @@ def check_version(version: str, params: LlamaParams, has_rank_table: bool) -> No
     if version not in CONTEXT:
         raise ValueError(f"--llama_version {version} is unknown; use one of {', '.join(CONTEXT)}")
     contradictions = {
-        "tokenizer.model is a table of ranks, as since version 3": has_rank_table and version < "3",
-        "tokenizer.model is a SentencePiece model, as before version 3": not has_rank_table and version >= "3",
-        "params.json has use_scaled_rope, as since version 3.1": params.use_scaled_rope and version not in SCALE,
-        "params.json has no use_scaled_rope, as before version 3.1": not params.use_scaled_rope and version in SCALE,
+        "tokenizer.model is a rank table, which only version 3 and later have": has_rank_table and version < "3",
+        "tokenizer.model is a SentencePiece model, which only versions before 3 have": not has_rank_table
+        and version >= "3",
+        "params.json has use_scaled_rope, which only version 3.1 and later have": params.use_scaled_rope
+        and version not in SCALE,
+        "params.json has no use_scaled_rope, which version 3.1 and later have": not params.use_scaled_rope
+        and version in SCALE,
     }
     for fact, is_present in contradictions.items():
         if is_present:
             raise ValueError(f"--llama_version {version} contradicts the files: {fact}; omit it to infer the version")
 
 
-def context_of(params: LlamaParams, version: str) -> int:
+def context_length(params: LlamaParams, version: str) -> int:
     """Return the context length of the model in tokens."""
     return CODE_CONTEXT if version < "3" and params.rope_theta > 10000 else CONTEXT[version]
 
@@ -150,7 +153,7 @@ def model_config(params: LlamaParams, version: str, dtype: str, **settings: Any)
         head_dim=params.head_dim,
         hidden_size=params.dim,
         intermediate_size=params.hidden,
-        max_position_embeddings=context_of(params, version),
+        max_position_embeddings=context_length(params, version),
         num_attention_heads=params.n_heads,
         num_hidden_layers=params.n_layers,
         num_key_value_heads=params.kv_heads,

@@ -21,14 +21,14 @@ from checkpoint_io.tensors import ADAPTER_FILES, Tensor, read_weights
 
 from lora_merging.low_rank import Factors
 
-# Keys of adapter_config.json that do not affect merging or are supported; any other must be unset.
+# Keys of adapter_config.json that are supported or do not affect merging; all others must be unset.
 SUPPORTED = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core",
     "loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-# Other initialisations (PiSSA, OLoRA, CorDA, LoftQ …) change the base before training.
+# Values of init_lora_weights that leave the base unchanged; PiSSA, OLoRA, CorDA, LoftQ and others change it.
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
@@ -114,7 +114,7 @@ def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
 
 
 def is_zero(update: TensorUpdate) -> bool:
-    """Return whether an update was not trained: the product is zero, and nothing is replaced or scaled."""
+    """Return whether an update changes nothing: its product is zero, and nothing is replaced or scaled."""
     if update.replacement is not None or update.magnitude is not None or update.left is None:
         return False
     return not float_values(update.left).any() or (update.right is not None and not float_values(update.right).any())

@@ -26,7 +26,7 @@ from lora_merging.low_rank import Factors
 
 
 def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | None) -> Spec:
-    """Return type and shape of a base tensor after merging; ValueError if an adapter does not fit."""
+    """Return type and shape of a base tensor after merging; ValueError if an adapter does not match the base."""
     shape = tensor.shape
     for adapter in adapters:
         if (update := adapter.updates.get(tensor.name)) is None:
@@ -44,7 +44,8 @@ def merged_spec(tensor: Tensor, adapters: Sequence[LoraAdapter], dtype: str | No
         for other in (replaced, update.product_shape() or shape):
             if other != shape:
                 raise ValueError(
-                    f"tensor {tensor.name} is {list(tensor.shape)} in {tensor.file}, {list(other)} in {adapter.folder}"
+                    f"tensor {tensor.name} has the shape {list(tensor.shape)} in {tensor.file}, but {list(other)} in "
+                    f"{adapter.folder}; merge it into the base that it was trained on"
                 )
     return Spec(tensor.name, dtype if dtype and tensor.dtype in FLOATS else tensor.dtype, shape)
 
@@ -133,7 +134,7 @@ def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: st
     factors = list(weights) * len(names) if len(weights) == 1 else list(weights)
     if not names or len(factors) != len(names):
         raise ValueError(
-            f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} of them"
+            f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} numbers"
         )
     folders = [checkpoint_folders.existing_folder(name, option, "adapter_config.json") for name in names]
     return list(zip(folders, factors, strict=True))
@@ -158,7 +159,7 @@ def merge_folders(
     adapters = [read_adapter(lora, weight) for lora, weight in loras]
     config = read_json(base / "config.json")
     if config.get("quantization_config"):
-        raise ValueError(f"{base} is quantised; merge into the model that it was made from")
+        raise ValueError(f"{base} is quantised; merge into the original model")
     weights = read_weights(base)
     check_complete(base, weights)
     if config.get("tie_word_embeddings") and not has_own_output(weights):
@@ -192,8 +193,8 @@ def merge_folders(
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
         checkpoint_folders.write_run_record(folder, script, options, parents)
-    zero = sum(all(is_zero(one.updates[name]) for one in adapters if name in one.updates) for name in changed)
+    zero = sum(all(is_zero(each.updates[name]) for each in adapters if name in each.updates) for name in changed)
     note = f" ({zero} updates are zero)" if zero else ""
     note += "; embedding and output matrix are no longer tied" if untied else ""
-    who = f"the adapter{'s' * (len(loras) > 1)}"
-    return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {who}{note}{template}"
+    adapter = f"the adapter{'s' * (len(loras) > 1)}"
+    return f"{target}: {len(specs)} tensors, {len(changed) - zero} of them changed by {adapter}{note}{template}"

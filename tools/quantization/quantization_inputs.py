@@ -25,12 +25,12 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def check_options(name: str, data_path: str, group_size: int, dtype: str, **counts: int) -> None:
-    """Raise ValueError for the first option that does not fit the method; counts must be positive."""
+    """Raise ValueError for the first invalid option, or one that does not apply to the method; counts: at least 1."""
     if name not in METHODS:
         raise ValueError(f"--method {name} is unknown; use one of {', '.join(METHODS)}")
     method = METHODS[name]
     if method.calibrated and not data_path:
-        raise ValueError(f"--method {name} is calibrated on instruction rows; give a file with --data_path")
+        raise ValueError(f"--method {name} needs instruction rows for calibration; give a file with --data_path")
     if group_size and not method.grouped:
         raise ValueError(f"--group_size is for gptq and awq; --method {name} has no groups")
     if dtype not in DTYPES:
@@ -39,14 +39,16 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
         if count < 1:
             raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
     if find_spec(method.package) is None:
-        raise ValueError(f"{method.package} is not installed in this environment; make one for it: {ENVIRONMENT}")
+        raise ValueError(
+            f"{method.package} is not installed in this environment; create another environment: {ENVIRONMENT}"
+        )
 
 
 def check_model(path: object) -> Path:
     """Return the checkpoint folder; raises if it is incomplete, quantised, or differs from its seal."""
     model = existing_folder(path, "--model_path", "config.json")
     if read_json(model / "config.json").get("quantization_config"):
-        raise ValueError(f"{model} is already quantised; give the model that it was made from")
+        raise ValueError(f"{model} is already quantised; give the original model")
     if not (model / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{model} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
     verify_seal(model)
@@ -54,11 +56,11 @@ def check_model(path: object) -> Path:
 
 
 class CalibrationExample(NamedTuple):
-    """A row as token ids: the prompt, and the answer with its end token. expected: the answer's text."""
+    """A row as token ids."""
 
     prompt: list[int]
-    answer: list[int]
-    expected: str | None  # None: plain text without a prompt
+    answer: list[int]  # with its end token
+    expected: str | None  # the answer's text; None for plain text, which has no prompt
 
 
 def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[InstructionRow], int]:
@@ -71,29 +73,29 @@ def sample_rows(path: str | Path, count: int, seed: int) -> tuple[list[Instructi
     return [rows[index] for index in sorted(chosen)], len(rows)
 
 
-def encode_row(prompts: PromptEncoder, row: InstructionRow, folder: Path) -> CalibrationExample:
+def encode_row(encoder: PromptEncoder, row: InstructionRow, folder: Path) -> CalibrationExample:
     """Return a row as token ids; ValueError if the folder's template is missing or changes questions or answers."""
     if is_plain_text(row):
-        return CalibrationExample(prompts.plain(""), prompts.text_ids(row["text"]), None)
-    if not prompts.template:
+        return CalibrationExample(encoder.plain(""), encoder.text_ids(row["text"]), None)
+    if not encoder.template:
         raise ValueError(
             f"{folder} has no chat_template.jinja to render instructions with; add one "
             '(tools/set_template.py), or give rows of {"text"}'
         )
     messages = messages_of(row)
     try:
-        [turn] = prompts.last_turns([messages])
+        [turn] = encoder.last_turns([messages])
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; choose another template with tools/set_template.py") from None
     return CalibrationExample(turn.prompt, turn.answer + turn.end, messages[-1]["content"])
 
 
 def truncate_examples(examples: Iterable[CalibrationExample], limit: int) -> list[list[int]]:
-    """Return the ids of prompt and answer of each example, at most `limit`."""
+    """Return the first `limit` ids of each example, prompt and answer joined."""
     return [(example.prompt + example.answer)[:limit] for example in examples]
 
 
-def select_fitting(examples: Iterable[CalibrationExample], limit: int, path: object) -> list[CalibrationExample]:
+def without_long_examples(examples: Iterable[CalibrationExample], limit: int, path: object) -> list[CalibrationExample]:
     """Return the examples with an answer and at most `limit` tokens; ValueError if there are none."""
     kept = [example for example in examples if example.answer and len(example.prompt + example.answer) <= limit]
     if not kept:
@@ -115,17 +117,17 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     from transformers import AutoTokenizer
 
     tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(model), options["trust_remote_code"])
-    prompts, seed = PromptEncoder(tokenizer), options["seed"]
+    encoder, seed = PromptEncoder(tokenizer), options["seed"]
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:
         rows, seen = sample_rows(options["data_path"], options["samples"], seed)
-        data.calibration.extend(truncate_examples((encode_row(prompts, row, model) for row in rows), limit))
+        data.calibration.extend(truncate_examples((encode_row(encoder, row, model) for row in rows), limit))
         data.report.append(f"calibrated on {len(rows):,} of {seen:,} rows")
     if options["eval_path"]:
         rows, seen = sample_rows(options["eval_path"], options["eval_samples"], seed)
-        examples = (encode_row(prompts, row, model) for row in rows)
-        data.held_out.extend(select_fitting(examples, limit, options["eval_path"]))
+        examples = (encode_row(encoder, row, model) for row in rows)
+        data.held_out.extend(without_long_examples(examples, limit, options["eval_path"]))
         data.report.append(f"measured on {len(data.held_out):,} of {seen:,} held-out rows")
     return data
 
@@ -136,7 +138,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def needed_bytes(model: Path, layers: dict[str, tuple[int, int]], bits: int) -> int:
-    """Return an upper bound for the bytes of the quantised weights and scales (28 % in float32 groups of 32)."""
+    """Return an upper bound for the bytes of the quantised model; scales add up to 28 % (float32, groups of 32)."""
     weights = read_weights(model)
     linear = [weights[f"{name}.weight"] for name in layers if f"{name}.weight" in weights]
     saved = sum(tensor.nbytes - tensor.elements * bits * 1.3 / 8 for tensor in linear)

@@ -48,11 +48,11 @@ METHODS = {
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the libraries' output except errors, and progress bars unless stderr is a terminal."""
+def suppress_output() -> Iterator[None]:
+    """Hide the libraries' log messages and warnings, and their progress bars if stderr is not a terminal."""
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would log a cast at every layer and token
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hides a message for every layer and token
     with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(io.StringIO()))
@@ -78,7 +78,7 @@ def linear_layers(model: Path, trust_remote_code: bool = False) -> dict[str, tup
     return layers
 
 
-def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
+def choose_group_size(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -> int:
     """Return the group size: `wanted`, or if that is 0 the largest size that divides every layer's inputs.
 
     Raises ValueError for the first layer whose inputs are not a multiple of the group size.
@@ -91,29 +91,29 @@ def choose_group(layers: dict[str, tuple[int, int]], wanted: int, model: Path) -
     size = wanted or GROUPS[-1]
     name, inputs = next((name, inputs) for name, (_, inputs) in layers.items() if inputs % size)
     remedy = f"use --group_size {fitting[0]}" if fitting else "use --method fp8, int8, bnb8 or nf4"
-    raise ValueError(f"{model}: {name} has {inputs} inputs, which groups of {size} do not divide; {remedy}")
+    raise ValueError(f"{model}: {name} has {inputs} inputs, not a multiple of the group size {size}; {remedy}")
 
 
 def load_model(
-    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, on_cpu: bool = False, **more: Any
+    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, on_cpu: bool = False, **arguments: Any
 ) -> Any:
     """Load a causal language model for inference on the first GPU, or on the CPU.
 
-    more: further arguments of from_pretrained. Raises ValueError if weights are missing or have other shapes;
+    arguments: further arguments of from_pretrained. Raises ValueError if weights are missing or have other shapes;
     transformers would initialise them at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    place = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
+    device = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
     loading: Any = from_folder(
-        AutoModelForCausalLM, folder, trust_remote_code, dtype=dtype, device_map={"": place}, output_loading_info=True,
-        **more,
+        AutoModelForCausalLM, folder, trust_remote_code, dtype=dtype, device_map={"": device}, output_loading_info=True,
+        **arguments,
     )  # fmt: skip
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
-        raise ValueError(f"{folder} lacks weights or has them in another shape, {wrong[0]} for one; download it again")
+        raise ValueError(f"{folder}: weights are missing or have another shape, such as {wrong[0]}; download it again")
     return model.eval()
 
 
@@ -157,9 +157,9 @@ def quantise_with_llmcompressor(
         num_calibration_samples=len(rows),
     )
     model.save_pretrained(target, max_shard_size=shard_limit)
-    # It names Python classes to instantiate; run.json records the same settings.
+    # recipe.yaml names Python classes to instantiate; run.json records the same settings.
     (target / "recipe.yaml").unlink(missing_ok=True)
-    for module in model.modules():  # the library keeps a reference to the model, so free its memory here
+    for module in model.modules():  # frees the memory, since the library keeps a reference to the model
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
 

@@ -22,16 +22,16 @@ Scores = dict[str, float]
 
 
 def perplexity(model: Any, examples: Sequence[CalibrationExample]) -> float:
-    """Return the perplexity of all answer tokens; evaluates one row at a time, without padding."""
+    """Return the perplexity of all answer tokens; evaluates one example at a time, without padding."""
     import torch
 
     total, count = 0.0, 0
-    for example in tqdm(examples, desc="perplexity", unit="row", disable=None, leave=False):
+    for example in tqdm(examples, desc="perplexity", unit="example", disable=None, leave=False):
         input_ids = torch.tensor([example.prompt + example.answer], device=model.device)  # (1, tokens)
         with torch.no_grad():
             logits = model(input_ids=input_ids, use_cache=False).logits[0, len(example.prompt) - 1 : -1]
-        wanted = input_ids[0, len(example.prompt) :]
-        total += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").item()
+        targets = input_ids[0, len(example.prompt) :]
+        total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
         count += len(example.answer)
     return math.exp(total / count)
 
@@ -93,7 +93,9 @@ def score(
     extracting = [example for example in examples if parse_answer(example.expected or "") is not None]
     if extracting:
         answers = greedy_answers(model, tokenizer, extracting)
-        scores |= extraction_scores([(text, str(one.expected)) for one, text in zip(extracting, answers, strict=True)])
+        scores |= extraction_scores(
+            [(text, str(example.expected)) for example, text in zip(extracting, answers, strict=True)]
+        )
     return scores
 
 

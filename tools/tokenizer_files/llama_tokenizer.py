@@ -32,7 +32,7 @@ HARD_LLAMA3_TEXTS = (
     "<|begin_of_text|>literal<|eot_id|>", "I'LL we'Ve it'ſ o'clock", " \r\n\r\n  x\r", "12345 1234567", "!!\n\n?",
 )  # fmt: skip
 SPECIALS = 256
-# By position after the table. All others are <|reserved_special_token_N|>, numbered from 0.
+# Names by position after the table. All other tokens are <|reserved_special_token_N|>, numbered from 0.
 NAMED_SPECIALS = {
     "3": {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"},
     "3.1": {
@@ -44,18 +44,18 @@ CHAT_ENDS = {"3": (1, 9), "3.1": (1, 8, 9)}  # tokens that end an answer: end_of
 
 
 @dataclass(frozen=True)
-class LlamaTokenizer:
-    """A converted tokenizer, its special ids for the model's configuration, and the reference encoder."""
+class ConvertedTokenizer:
+    """A converted tokenizer, its BOS and EOS ids for the model's configuration, and the original as the reference."""
 
     tokenizer: Tokenizer
     config: Mapping[str, Any]  # tokenizer_config.json
     bos: int
     eos: int | list[int]
-    reference: Any  # encodes text like the original; None if it is not installed
+    reference: Any  # encoder of the original tokenizer; None if its library is not installed
     reference_name: str
 
 
-def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaTokenizer:
+def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> ConvertedTokenizer:
     """Read a tokenizer.model of either kind; ValueError names the file if it is damaged.
 
     instruct: use the end tokens of a chat model (from version 3 on).
@@ -65,7 +65,7 @@ def read_llama_tokenizer(path: Path, version: str, instruct: bool) -> LlamaToken
     proto = sentencepiece_bpe.read_sentencepiece_model(path)
     if proto.trainer_spec.bos_id < 0 or proto.trainer_spec.eos_id < 0:
         raise ValueError(f"{path} has no BOS or no EOS piece; use LLaMA's original tokenizer.model")
-    return LlamaTokenizer(
+    return ConvertedTokenizer(
         tokenizer=sentencepiece_bpe.build_fast_tokenizer(proto),
         config=sentencepiece_bpe.tokenizer_config(proto),
         bos=proto.trainer_spec.bos_id,
@@ -97,10 +97,10 @@ def special_tokens(release: str) -> list[str]:
     """Return the 256 special tokens in id order. release: "3", or "3.1" for all later ones."""
     named = NAMED_SPECIALS[release]
     reserved = (f"reserved_special_token_{number}" for number in range(SPECIALS))
-    return [f"<|{named[place] if place in named else next(reserved)}|>" for place in range(SPECIALS)]
+    return [f"<|{named[position] if position in named else next(reserved)}|>" for position in range(SPECIALS)]
 
 
-def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaTokenizer:
+def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> ConvertedTokenizer:
     """Build a tokenizer that returns BOS and tiktoken's ids. release: "3" or "3.1"."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -119,13 +119,13 @@ def from_rank_table(tokens: list[bytes], release: str, instruct: bool) -> LlamaT
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     bos, first = specials[0], len(tokens)
     tokenizer.post_processor = sentencepiece_bpe.bos_template(bos, first)
-    ends = [first + place for place in CHAT_ENDS[release]]
+    ends = [first + position for position in CHAT_ENDS[release]]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": bos,
         "eos_token": "<|eot_id|>" if instruct else "<|end_of_text|>",
     }  # fmt: skip
     eos = ends if instruct else ends[0]
-    return LlamaTokenizer(tokenizer, config, first, eos, tiktoken_reference(tokens), "tiktoken")
+    return ConvertedTokenizer(tokenizer, config, first, eos, tiktoken_reference(tokens), "tiktoken")
 
 
 def tiktoken_reference(tokens: list[bytes]) -> Any:
@@ -139,8 +139,8 @@ def tiktoken_reference(tokens: list[bytes]) -> Any:
     return SimpleNamespace(encode=encoding.encode_ordinary)
 
 
-def check_llama_tokenizer(llama: LlamaTokenizer, check_path: str) -> str:
-    """Compare ids with the original's on hard cases and real text; return the result as a phrase.
+def check_llama_tokenizer(llama: ConvertedTokenizer, check_path: str) -> str:
+    """Compare ids with the original tokenizer's on hard cases and real text; return the result as a phrase.
 
     check_path: see `comparison_texts`. Raises ValueError at the first difference.
     """

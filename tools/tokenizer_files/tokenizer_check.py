@@ -41,7 +41,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
     """
     if (target / SEAL).is_file():
         raise ValueError(
-            f"{target} is sealed, so its files do not change; copy it without {SEAL}, or name a new folder"
+            f"{target} is sealed, so its files must not change; copy it without {SEAL}, or give a new folder"
         )
     target.mkdir(parents=True, exist_ok=True)
     partial = target / ".tokenizer.partial"
@@ -57,7 +57,9 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
         config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
         rows = read_object(config).get("vocab_size")
         if rows is not None and rows < tokens:
-            raise ValueError(f"{config} has {rows} embeddings, the tokenizer {tokens} tokens; use this model's own one")
+            raise ValueError(
+                f"{config} has {rows} embeddings, the tokenizer {tokens} tokens; use the model's own tokenizer"
+            )
         for name in MERGED:
             (partial / name).unlink(missing_ok=True)
         for name, text in files.items():

@@ -27,7 +27,7 @@ Weights = Mapping[str, Tensor]  # by name
 
 
 def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
-    """Return the weights, except FREQUENCIES that raw lacks; ValueError for the first that does not fit raw."""
+    """Return the weights, except FREQUENCIES that raw lacks; raises ValueError if one does not match raw."""
     matching = {}
     for name, tensor in weights.items():
         if name not in raw:

@@ -88,7 +88,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as (folder, _):
         low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.shard_limit)
         size = sum(file.stat().st_size for file in folder.glob("diff*"))
-    note = f", {low_rank_count} matrices as a change of low rank" if low_rank_count else ""
+    note = f", {low_rank_count} matrices as low-rank changes" if low_rank_count else ""
     return f"{target}: exact diff, {size / 1e6:.2f} MB, {size / total_bytes(tuned):.1%} of the tuned weights{note}"
 
 
@@ -131,7 +131,7 @@ def recover_exact(inputs: DiffInputs, target: str) -> str:
         write_shards(folder, specs, lambda spec: exact_diff.decode(diff, spec.name, raw), inputs.shard_limit, hashes)
         files = ", ".join(dict.fromkeys(str(payload.file) for payload in diff.payloads.values()))
         verify_written(folder, hashes, f"download {files} again, or check the disk")
-    return f"{target}: {len(specs)} tensors, every bit as in the tuned model (weights {diff.tuned[:16]}){template}"
+    return f"{target}: {len(specs)} tensors, bit-identical to the tuned model (weights {diff.tuned[:16]}){template}"
 
 
 def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str) -> str:

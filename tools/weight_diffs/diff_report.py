@@ -26,7 +26,7 @@ Changes = dict[str, tuple[float, int]]  # tensor name -> (change, elements)
 def print_report(folder: Path) -> None:
     """Print the report on a diff folder."""
     lines, unit, changes = (exact_report if has_weights(folder, DIFF_FILES) else additive_report)(folder)
-    print(*lines, f"change      {unit}", *bars(change_by_layer(changes)), sep="\n")
+    print(*lines, f"change      {unit}", *bar_chart(change_by_layer(changes)), sep="\n")
 
 
 def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
@@ -46,7 +46,7 @@ def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
     ]
     if ranks:
         lines.append(
-            f"low rank    {len(ranks)} matrices changed by one of rank {', '.join(map(str, sorted(set(ranks))))}"
+            f"low rank    {len(ranks)} matrices with a change of rank {', '.join(map(str, sorted(set(ranks))))}"
         )
     changes = {
         name: (8 * diff.payloads[name].nbytes / max(1, spec.elements), spec.elements) for name, spec in specs.items()
@@ -85,6 +85,7 @@ def change_by_layer(changes: Changes) -> dict[str, float]:
     return {layer: total / max(1, elements[layer]) for layer, total in sums.items()}
 
 
-def bars(layers: Mapping[str, float]) -> list[str]:
+def bar_chart(layers: Mapping[str, float]) -> list[str]:
+    """Return a line with value and bar for each layer."""
     width, largest = max(map(len, layers), default=0), max(layers.values(), default=0.0) or 1.0
     return [f"  {name:{width}}  {value:9.4g}  {'█' * round(BAR * value / largest)}" for name, value in layers.items()]

@@ -71,7 +71,7 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, find_factors
     if factors is not None and base is not None and not saves_bytes(factors, tuned, base):
         factors = None
     hashes, sizes = {"tuned": blake3(), "base": blake3(), "payload": blake3()}, list[int]()
-    for packed, ours, theirs in coded_chunks(tuned, base, factors):
+    for packed, ours, theirs in encode_chunks(tuned, base, factors):
         hashes["tuned"].update(ours.view(np.uint8).data)
         hashes["base"].update(theirs.view(np.uint8).data)
         hashes["payload"].update(packed)
@@ -89,10 +89,10 @@ def write_payload(file: FileIO, tuned: Tensor, base: Tensor | None, find_factors
     )  # fmt: skip
 
 
-def coded_chunks(
+def encode_chunks(
     tuned: Tensor, base: Tensor | None, factors: Factors | None
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
-    """Yield (coded chunk, its tuned bits, its base bits) of one tensor, computed on all cores; factors come first."""
+    """Yield (compressed chunk, tuned bits, base bits) of one tensor, computed on all cores; the factors come first."""
     none = np.zeros(0, np.uint8)
     for part in () if factors is None else (factors.left, factors.right, factors.scale):
         if part is not None:

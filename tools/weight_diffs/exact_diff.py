@@ -32,7 +32,7 @@ class DiffEntry:
     dtype: str
     shape: tuple[int, ...]
     blake3: str  # hash of the tuned tensor's bytes
-    base_name: str | None  # the base tensor that predicts this one; None: all predictions are 0
+    base_name: str | None  # the base tensor to which the difference is taken; None: the difference is taken to 0
     base_dtype: str | None
     base_blake3: str | None  # hash of the whole base tensor
     rank: int  # rank of the product that is added to the base before subtracting; 0: no product
@@ -65,8 +65,8 @@ class ExactDiff:
 def find_base_tensor(tuned: Spec, base: Mapping[str, Tensor]) -> Tensor | None:
     """Return the base tensor that a tuned tensor is compared with, or None if there is none of a compatible type.
 
-    It has the same name, or is the embedding for a tied output. It may have other rows, so that added vocabulary rows
-    have no counterpart. Raises ValueError if the shapes are incompatible.
+    It has the same name, or is the embedding for a tied output matrix. The numbers of rows may differ, since vocabulary
+    rows may have been added. Raises ValueError if the shapes are incompatible.
     """
     candidate = base.get(tuned.name) or base.get(TIED.get(tuned.name, ""))
     if candidate is None:
@@ -120,7 +120,7 @@ def read_diff(folder: Path) -> ExactDiff:
         fits = False
     if not fits:
         raise ValueError(
-            f"{folder / DIFF_RECORD} is damaged or does not fit the diff's files; download all of them again"
+            f"{folder / DIFF_RECORD} is damaged or does not match the diff's files; download all of them again"
         )
     return diff
 
