@@ -11,10 +11,11 @@
     python pretrain/preprocess.py --mode import --read_path_prefix theirs/all --tokenizer_path checkpoints/base \\
         --new_path_prefix data/theirs
 
-Input: JSONL with a text key (.jsonl, .json) or one document a line (.txt), each also as .gz or .zst, and .parquet. A
-document becomes BOS, its ids, EOS, cut into the fewest samples of at most --seq_length tokens made of whole sentences;
-every token of the document is in exactly one sample. P.dropped.jsonl lists documents without text or with fewer tokens
-than --min_length. An interrupted run keeps its finished shards in P.shards/; the same command resumes it.
+Input: JSONL with a text field (.jsonl, .json) or one document per line (.txt), each also as .gz or .zst, and .parquet.
+A document becomes BOS, its ids and EOS. It is cut into samples of whole sentences, as few as possible, each of at most
+--seq_length tokens; every token of the document is in exactly one sample. P.dropped.jsonl lists documents without text
+or with fewer tokens than --min_length. An interrupted run keeps its finished shards in P.shards/; the same command
+resumes it.
 """
 
 from command_line.command_errors import resumable
@@ -32,14 +33,14 @@ from corpus_building.documents import add_input_options
 from corpus_building.samples import CorpusSettings
 from corpus_files.corpus import Corpus, verify
 from corpus_files.corpus_import import import_corpus
-from corpus_files.corpus_inspection import samples, summary
+from corpus_files.corpus_inspection import decoded_samples, summary
 from corpus_files.corpus_merging import merge
 from corpus_files.corpus_pruning import prune
 from corpus_tokenizer.document_encoder import ENGINES
 from sentence_ends.sentence_boundaries import LANGUAGES
 from text_language.language_detection import language_code
 
-NEEDED = {  # required options by mode
+REQUIRED_OPTIONS = {  # required options by mode
     "write": ["file_path", "save_prefix", "tokenizer_path"],
     "merge": ["merge_path_prefix", "new_path_prefix"],
     "read": ["read_path_prefix"],
@@ -52,13 +53,15 @@ NEEDED = {  # required options by mode
 def parser() -> StrictParser:
     """Return the parser of the command line."""
     p = StrictParser(__doc__ or "")
-    p.add_argument("--mode", required=True, choices=list(NEEDED))
+    p.add_argument("--mode", required=True, choices=list(REQUIRED_OPTIONS))
     w = p.add_argument_group("write")
     add_input_options(w, required=False)
     w.add_argument("--save_prefix", metavar="P", help="the corpus to write: P.bin, P.idx, P.json")
     w.add_argument("--save_path", metavar="DIR", help="folder of a relative --save_prefix")
     w.add_argument(
-        "--tokenizer_path", metavar="T", help="tokenizer or checkpoint folder (default of read: the recorded one)"
+        "--tokenizer_path",
+        metavar="T",
+        help="tokenizer or checkpoint folder (default with --mode read: the recorded one)",
     )
     w.add_argument(
         "--language", type=language_code, choices=LANGUAGES, default="auto",
@@ -74,16 +77,16 @@ def parser() -> StrictParser:
     w.add_argument("--min_length", type=at_least(0), default=0, metavar="K", help="drop documents of fewer tokens")
     w.add_argument(
         "--num_per_doc", type=at_least(1), default=None, metavar="K",
-        help="keep at most K samples of each document: first, last, random ones between (default: all)",
+        help="keep at most K samples of each document: the first, the last, and random ones between (default: all)",
     )  # fmt: skip
     w.add_argument("--seed", type=at_least(0), default=0, help="seed of --num_per_doc (default: 0)")
     w.add_argument(
         "--engine", choices=ENGINES, default="auto",
-        help="encoder (auto: gigatoken where it gives the ids of SentencePiece or tokenizers)",
+        help="tokenizer engine (auto: gigatoken if it gives the same ids as the reference)",
     )  # fmt: skip
     w.add_argument(
         "--shard_megabytes", type=at_least(1), default=SHARD_BYTES // 1_000_000, metavar="N",
-        help="input of a shard, the unit in which a run resumes (default: 16)",
+        help="input of one shard; a resumed run skips finished shards (default: 16)",
     )  # fmt: skip
     w.add_argument("--do_split_sentences", action="store_true", help="no effect: samples always end at sentence ends")
     w.add_argument("--do_keep_newlines", action="store_true", help="in .txt, keep the newline of each line")
@@ -95,7 +98,7 @@ def parser() -> StrictParser:
     r.add_argument("--read_path_prefix", metavar="P", help="the corpus to read")
     r.add_argument("--show", type=at_least(0), default=1, metavar="K", help="samples shown per source (default: 1)")
     r.add_argument(
-        "--sample_ids", metavar="F", help="prune: file of the samples to remove, one id a line or a JSON list"
+        "--sample_ids", metavar="F", help="prune: file of the samples to remove, one id per line or a JSON list"
     )
     p.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
     add_executor_options(p)
@@ -104,37 +107,39 @@ def parser() -> StrictParser:
 
 def run(options: argparse.Namespace) -> None:
     """Run the mode of a parsed command line; raises ValueError or OSError."""
-    for name in NEEDED[options.mode]:
+    for name in REQUIRED_OPTIONS[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
-    new, old = options.new_path_prefix, options.read_path_prefix
+    new_prefix, prefix = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
-        new = str(Path(options.save_path or "", options.save_prefix))
+        new_prefix = str(Path(options.save_path or "", options.save_prefix))
         execution = executor_options(options)
         with resumable("finished shards are kept, and the same command resumes"):
             build_corpus(
-                options.file_path, new, options.tokenizer_path,
+                options.file_path, new_prefix, options.tokenizer_path,
                 CorpusSettings(**{field.name: getattr(options, field.name) for field in fields(CorpusSettings)}),
                 options.num_workers, options.overwrite, options.shard_megabytes * 1_000_000, execution,
             )  # fmt: skip
         if execution.executor == "slurm":
-            print(f"submitted; {new} is complete when the last job, corpus-join, has ended; logs: {new}.logs")
+            done = f"{new_prefix} is complete when the last job, corpus-join, has ended"
+            print(f"submitted; {done}; logs: {new_prefix}.logs")
             return
     elif options.mode == "merge":
+        prefixes = parse_value("--merge_path_prefix", options.merge_path_prefix, list[str])
         types = parse_value("--merge_path_type", options.merge_path_type or [], list[int]) or None
-        merge(parse_value("--merge_path_prefix", options.merge_path_prefix, list[str]), types, new, options.overwrite)
+        merge(prefixes, types, new_prefix, options.overwrite)
     elif options.mode == "prune":
-        prune(old, options.sample_ids, new, options.overwrite)
+        prune(prefix, options.sample_ids, new_prefix, options.overwrite)
     elif options.mode == "import":
-        import_corpus(old, options.tokenizer_path, new, options.overwrite)
+        import_corpus(prefix, options.tokenizer_path, new_prefix, options.overwrite)
     elif options.mode == "verify":
-        print(f"{summary(verify(old))}\nfiles, index and ids agree with the sidecar")
+        print(f"{summary(verify(prefix))}\nfiles, index and ids agree with the sidecar")
         return
     else:
-        shown = samples(Corpus(old), options.tokenizer_path, options.show) if options.show else ()
-        print("\n".join([summary(Corpus(old)), *shown]))
+        shown = decoded_samples(Corpus(prefix), options.tokenizer_path, options.show) if options.show else ()
+        print("\n".join([summary(Corpus(prefix)), *shown]))
         return
-    print(summary(Corpus(new)))
+    print(summary(Corpus(new_prefix)))
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     """Load model and tokenizer of the base; weights are float32, as mixed precision requires.
 
-    Raises ValueError if weights are missing or have other shapes (transformers would initialise them at random), or if
-    the attention backend is not available.
+    Raises ValueError if weights are missing or have other shapes, since transformers would initialise them at random,
+    or if the attention backend is not available.
     """
     import torch
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
@@ -56,8 +56,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(
-            f"{args.model_name_or_path} lacks {len(wrong)} weights, or has them in another shape than config.json "
-            f"({wrong[0]}, for example); download it again"
+            f"weights of {args.model_name_or_path} that are missing or have another shape than in config.json: "
+            f"{len(wrong)}, such as {wrong[0]}; download it again"
         )
     folder = exact_tokenizer_folder(args.model_name_or_path)
     return model, from_folder(AutoTokenizer, folder, args.trust_remote_code)
@@ -66,8 +66,8 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
 def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     """Parse and check the options, pack the corpus and load the model.
 
-    Returns the trainer, and the checkpoint to resume from or None. Raises ValueError or OSError if the options do not
-    fit the corpus, the base or the checkpoint.
+    Returns the trainer, and the checkpoint to resume from (None for a new run). Raises ValueError or OSError if the
+    options do not fit the corpus, the base or the checkpoint.
     """
     from corpus_files.corpus import Corpus
     from pretraining import preflight, universal_checkpoint
@@ -104,8 +104,8 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
             print(f"notice: {notice}", file=sys.stderr)
         print(
             f"{args.data_path}: {len(corpus)} samples, {corpus.sidecar['tokens']} tokens in {sequences.train_count} "
-            f"sequences of {args.block_size} ({sequences.efficiency:.1%} full); {batch} sequences a step on "
-            f"{args.world_size} ranks ({args.device.type}), {args.max_steps} steps"
+            f"sequences of {args.block_size} ({sequences.efficiency:.1%} full); {batch} sequences per step on "
+            f"{args.world_size} rank{'s' * (args.world_size > 1)} ({args.device.type}), {args.max_steps} steps"
             + (f" from {checkpoint}" if checkpoint else ""),
             flush=True,
         )
@@ -115,7 +115,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     model, tokenizer = load_base(args)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     scheduled = ScheduledSequences(corpus, sequences, groups, schedule, args.max_steps * batch)
-    held_out = HeldOutSequences(corpus, sequences, SourceGroups.of(sequences, "held_out", groups.by_type))
+    held_out = HeldOutSequences(corpus, sequences, SourceGroups.of_split(sequences, "held_out", groups.by_type))
     trainer = PretrainingTrainer(
         scheduled, held_out if len(held_out) else None, identity, start, preflight.seconds_per_token(args, corpus),
         log_path=output / "train_log.jsonl", model=model, args=args, processing_class=tokenizer,
@@ -133,7 +133,7 @@ def arguments_class() -> type:
 
 
 def finish(trainer: Any, folder: Path) -> None:
-    """Add run.json, training_curves.png and the base's tokenizer.model and generation_config.json to a saved model."""
+    """Add run.json and training_curves.png to a saved model, and copy small files of the base."""
     from training_loop.run_folders import copy_if_there, copy_model_code, run_record
     from training_loop.training_log import draw_curves
 

@@ -1,1 +1,1 @@
-"""Run the tasks of a pipeline in processes, as Slurm jobs or on Ray. Read executors.py first."""
+"""Run the tasks of a pipeline in local processes, as Slurm jobs, or on Ray. Read executors.py first."""

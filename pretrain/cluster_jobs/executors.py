@@ -1,6 +1,6 @@
 """Run the tasks of a stage in local processes, as Slurm jobs, or on Ray, through datatrove's executors.
 
-executor = make(options, steps, tasks, workers, folder)    # depends=...: the executor of the stage before
+executor = make(options, steps, tasks, workers, folder)    # depends=...: the executor of the previous stage
 run(executor)                                              # skips tasks that an earlier run finished
 """
 
@@ -34,7 +34,7 @@ RAY = "ray==2.60.0"
 
 
 def disable_datatrove_log() -> None:
-    """Disable datatrove's log on the terminal; errors are raised, and each task has a log file."""
+    """Disable datatrove's log on the terminal: errors are raised, and each task has a log file."""
     logger.disable("datatrove")
 
 
@@ -61,10 +61,10 @@ def make(
         return SlurmExecutor(
             steps, tasks=tasks, workers=min(workers, tasks), logging_dir=folder, depends=depends, job_name=job_name,
             time=options.slurm_time, partition=options.slurm_partition, mem_per_cpu_gb=options.slurm_memory_gb,
-            # without kill-on-invalid-dep, a job whose predecessor failed waits forever
+            # without kill-on-invalid-dep, a job waits forever if the job that it depends on has failed
             sbatch_args={"kill-on-invalid-dep": "yes"} | dict(o.split("=", 1) for o in options.slurm_option),
             qos=None, env_command=_environment(), with_srun=False, max_array_size=1000,
-            tasks_per_job=-(-tasks // 1000),  # limits a stage to one array: later jobs depend on the last array only
+            tasks_per_job=-(-tasks // 1000),  # one array per stage, since the next stage depends on one array only
         )  # fmt: skip
     if options.executor == "ray":
         _start_ray(options.ray_address, workers)
@@ -80,12 +80,15 @@ def run(executor: PipelineExecutor) -> None:
     If a task fails, raises the exception of the task (local), or ValueError with its message (Ray).
     """
     executor.run()
-    left = [] if isinstance(executor, SlurmPipelineExecutor) else executor.get_incomplete_ranks(skip_completed=True)
-    if left:
-        log = Path(executor.logging_dir.resolve_paths(f"logs/task_{left[0]:05d}.log"))
+    if isinstance(executor, SlurmPipelineExecutor):
+        return
+    if unfinished := executor.get_incomplete_ranks(skip_completed=True):
+        log = Path(executor.logging_dir.resolve_paths(f"logs/task_{unfinished[0]:05d}.log"))
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
         reason = lines[-1].partition("Error: ")[2] if lines else ""
-        raise ValueError(reason or f"{len(left)} tasks did not finish; read {log}, then repeat the command to resume")
+        raise ValueError(
+            reason or f"tasks that did not finish: {len(unfinished)}; read {log}, then repeat the command to resume"
+        )
 
 
 def _environment() -> str:
@@ -102,10 +105,13 @@ def _start_ray(address: str, workers: int) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
-    here: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    local_options: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     environment = {"env_vars": {"PYTHONPATH": str(STAGE), "TQDM_DISABLE": "1"}}
     try:
-        ray.init(address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.init(
+            address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR,
+            **local_options,
+        )  # fmt: skip
     except ConnectionError as error:
         raise ValueError(f"--ray_address {address}: Ray does not answer ({error}); start it: ray start") from None
 
@@ -114,7 +120,7 @@ class SlurmExecutor(SlurmPipelineExecutor):
     """datatrove's Slurm executor without the job that merges statistics after each stage."""
 
     def launch_merge_stats(self) -> None:
-        """Does nothing: the last stage reads the statistics of each task itself."""
+        """Do nothing; the last stage reads the counts of all tasks."""
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -130,12 +136,12 @@ class LocalExecutor(LocalPipelineExecutor):
 
     def run(self) -> None:
         """Run the unfinished tasks; raises the exception of a failed task, or ValueError if a worker was killed."""
-        left = self.get_incomplete_ranks()
+        unfinished = self.get_incomplete_ranks()
         # forked processes share the memory of the steps
         pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("fork"), _init_worker, (self,))
         try:
-            futures = as_completed([pool.submit(_run_task, rank) for rank in left])
-            done = self.tasks - len(left)
+            futures = as_completed([pool.submit(_run_task, rank) for rank in unfinished])
+            done = self.tasks - len(unfinished)
             for future in tqdm(
                 futures, self.job_name, self.tasks, initial=done, unit="task", disable=None, leave=False
             ):
@@ -143,7 +149,7 @@ class LocalExecutor(LocalPipelineExecutor):
         except BrokenProcessPool:
             raise ValueError(
                 f"a worker process was killed, perhaps for lack of memory; use fewer than {self.workers} workers "
-                "(finished tasks are kept)"
+                "(finished tasks are kept for the next run)"
             ) from None
         finally:
             for process in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""Shared by `preprocess.py` and `clean.py`: executor options, and a clean exit on SIGTERM."""
+"""The executor options of `preprocess.py` and `clean.py`, and their exit on SIGTERM."""
 
 from command_line.command_errors import run_command
 from command_line.strict_parsers import at_least

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
-from corpus_files.corpus import Corpus, CorpusWriter, dropped_records, read_sidecar, require_space, token_dtype
+from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, dropped_records, read_sidecar, token_dtype
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 from tqdm import tqdm
 
@@ -129,7 +129,7 @@ def build_corpus(
     encoder = cached_encoder(tokenizer_path, settings.engine)
     tokens = sum(documents.text_bytes(path) for path in paths) // BYTES_PER_TOKEN
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
-        require_space(prefix, 2 * tokens * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
+        check_free_space(prefix, 2 * tokens * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
         prepare_folder_of_shards(folder, shards, encoder, settings)
         step = partial(run_task, Path.cwd(), folder)
         is_local, cluster_tasks = execution.executor == "local", min(len(shards), TASKS_PER_WORKER * num_workers)
@@ -176,7 +176,7 @@ def _join_shards(
         if sidecar["samples"]:
             writer.add_corpus(Corpus(prefix))
         for record in dropped_records(prefix):
-            writer.drop(record | {"line": record["line"] + lines_before})
+            writer.add_dropped(record | {"line": record["line"] + lines_before})
         lines_before, path = lines_before + sidecar["settings"]["lines"], shard.path
         checked += sidecar["settings"]["checked"]
     source = {
@@ -185,7 +185,7 @@ def _join_shards(
     }  # fmt: skip
     writer.finish(
         [source],
-        encoder.describe() | {"path": encoder.folder},
+        encoder.sidecar_entry() | {"path": encoder.folder},
         asdict(settings)
         | {"files": {shard.path: shard.file_bytes for shard in shards}, "self_checked_documents": checked},
         {name: version(name) for name in ("gigatoken", "numpy", "sentencepiece", "tokenizers")},

@@ -141,9 +141,8 @@ def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) 
     """
     is_parquet, is_text = shard.path.endswith(".parquet"), file_format(shard.path) == ".txt"
     with Path(shard.path).open("rb", BUFFER_BYTES) as raw:
-        lines = (
-            _read_parquet_rows(raw, None if all_columns else source.fields) if is_parquet else _read_lines(shard, raw)
-        )
+        columns = None if all_columns else source.fields
+        lines = _read_parquet_rows(raw, columns) if is_parquet else _read_lines(shard, raw)
         for number in count(1):
             text, content, message = "", dict[str, Any](), ""
             try:
@@ -190,9 +189,9 @@ def _count_lines_before(shard: Shard) -> int:
 
 
 def _read_parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .parquet file with those of the columns that exist; None: with all columns.
+    """Yield the rows of a .parquet file; raises OSError if the file is damaged.
 
-    Raises OSError if the file is damaged.
+    columns: the columns to read, of which some may not exist; None: all.
     """
     from pyarrow import ArrowException, parquet
 

@@ -36,12 +36,12 @@ def add_documents(
     for number, text, _, error in rows:
         record = {"file": path, "line": number, "reason": error or "no text", "text": text[:SHOWN_CHARACTERS]}
         if not text or text.isspace():
-            writer.drop(record)
+            writer.add_dropped(record)
             continue
         encoded = encoder.encode(text, number)
         count = len(bos) + len(encoded.ids) + 1
         if count < settings.min_length:
-            writer.drop(record | {"reason": f"{count} tokens, min_length is {settings.min_length}"})
+            writer.add_dropped(record | {"reason": f"{count} tokens, min_length is {settings.min_length}"})
             continue
         # for a document of one sample only the number of ends matters, so they need not be computed
         ends = encoded.ends() if count > settings.seq_length else encoded.ids
@@ -50,7 +50,7 @@ def add_documents(
         if settings.num_per_doc and len(samples) > settings.num_per_doc:
             kept = choose_samples(text, len(samples), settings.num_per_doc, settings.seed)
             reason = f"{len(samples) - len(kept)} of {len(samples)} samples, num_per_doc is {settings.num_per_doc}"
-            writer.drop(record | {"reason": reason})
+            writer.add_dropped(record | {"reason": reason})
             is_kept = np.isin(np.arange(len(samples)), kept)
             parts = [np.concatenate(parts)[np.repeat(is_kept, samples)]]
             samples = samples[kept]

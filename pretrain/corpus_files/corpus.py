@@ -2,13 +2,13 @@
 
     <prefix>.bin             token ids of all samples, concatenated (uint16; int32 for vocabularies over 65,535)
     <prefix>.idx             magic, version, dtype code, counts; the length of each sample (int32); the offset of each
-                             sample in .bin (int64, bytes); the first sample of each document, then the sample count
-                             (int64)
+                             sample in .bin (int64, bytes); the boundaries of the documents (int64): the first sample of
+                             each document, then the number of samples
     <prefix>.json            sources as ranges of samples, tokenizer, settings, versions, sha256 of .bin and .idx
     <prefix>.dropped.jsonl   dropped documents and samples with the reason; absent if nothing was dropped
 
-One sample is one Megatron sequence. Layout of .idx: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
-`pretrain/preprocess.py` is the command line.
+One sample is one Megatron sequence. Source of the layout: megatron/core/datasets/indexed_dataset.py of Megatron-LM.
+The command is `pretrain/preprocess.py`.
 """
 
 import errno
@@ -31,12 +31,17 @@ HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the b
 VERSION = 1
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # two of Megatron's dtype codes
 LARGEST_UINT16_VOCABULARY = 65_535
-CHUNK = 1 << 20  # tokens read or written at a time
+CHUNK_TOKENS = 1 << 20  # tokens that are read or written at a time
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
     """Return the paths of a corpus by suffix: bin, idx, json and dropped.jsonl."""
     return {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "json", "dropped.jsonl")}
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun: "1 sample", "2,000 samples"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -51,7 +56,7 @@ class Corpus:
         ids: (tokens,) uint16 or int32, the ids of all samples, concatenated.
         lengths: (samples,) int32, tokens per sample.
         pointers: (samples,) int64, the offset of each sample in .bin, in bytes.
-        documents: (documents + 1,) int64, the first sample of each document, then the sample count.
+        documents: (documents + 1,) int64, the first sample of each document, then the number of samples.
         sidecar: the content of `<prefix>.json`.
 
     Raises FileNotFoundError or ValueError if a file is missing, damaged, truncated or empty.
@@ -63,7 +68,9 @@ class Corpus:
         self.sidecar = read_sidecar(prefix)
         for ending in ("bin", "idx"):
             if not paths[ending].is_file():
-                raise FileNotFoundError(f"{paths[ending]} does not exist, though {paths['json']} does; copy all three")
+                raise FileNotFoundError(
+                    f"{paths[ending]} does not exist beside {paths['json']}; copy all files of the corpus"
+                )
         self.dtype, samples, boundaries = read_header(paths["idx"])
         if samples == 0 or paths["bin"].stat().st_size == 0:
             raise ValueError(f"{prefix} is an empty corpus; write it from text that has documents")
@@ -75,12 +82,13 @@ class Corpus:
         self.documents: np.ndarray = np.frombuffer(index, "<i8", boundaries, at + 12 * samples)
 
         size = paths["bin"].stat().st_size
-        by_index = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
-        by_sidecar = self.sidecar["tokens"] * self.dtype.itemsize
-        if by_index != size or by_sidecar != size or self.sidecar["samples"] != samples:
+        size_by_index = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        size_by_sidecar = self.sidecar["tokens"] * self.dtype.itemsize
+        if size_by_index != size or size_by_sidecar != size or self.sidecar["samples"] != samples:
             raise ValueError(
-                f"{paths['bin']} has {size:,} bytes where its index says {by_index:,} and its sidecar {by_sidecar:,}; "
-                "it is truncated or belongs to another corpus: copy or write it again"
+                f"{paths['bin']} has {size:,} bytes, but {size_by_index:,} according to its index and "
+                f"{size_by_sidecar:,} according to its sidecar; it is truncated or belongs to another corpus: copy or "
+                "write it again"
             )
         self.ids: np.ndarray = np.memmap(paths["bin"], mode="r", dtype=self.dtype)
 
@@ -99,11 +107,14 @@ class Corpus:
         return (self[index] for index in range(len(self)))
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[str]]:
-        return Corpus, (self.prefix,)  # a process that unpickles the corpus maps the files itself
+        return Corpus, (self.prefix,)  # the process that unpickles the corpus maps the files itself
 
     @property
     def sources(self) -> list[dict[str, Any]]:
-        """The sources in order, {name, type, start, end (samples), documents, tokens}; they cover the corpus."""
+        """The sources in order: {name, type, start, end, documents, tokens}.
+
+        start, end: a range of samples; the ranges of all sources cover the corpus. documents, tokens: their numbers.
+        """
         return self.sidecar["sources"]
 
     @property
@@ -113,12 +124,12 @@ class Corpus:
 
     @property
     def vocab_size(self) -> int:
-        """The largest possible id + 1."""
+        """The largest id of the tokenizer + 1."""
         return self.sidecar["tokenizer"]["vocab_size"]
 
     @property
     def seq_length(self) -> int:
-        """The length limit of a sample, in tokens."""
+        """The maximum length of a sample, in tokens."""
         return self.sidecar["seq_length"]
 
 
@@ -157,7 +168,10 @@ def dropped_records(prefix: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
-    """Return id dtype, sample count and length of the boundary array; raises ValueError if the index is damaged."""
+    """Return the dtype of the ids, the number of samples, and the length of the array of document boundaries.
+
+    path: the index, `<prefix>.idx`. Raises ValueError if it is damaged.
+    """
     with path.open("rb") as file:
         magic, header = file.read(len(MAGIC)), file.read(HEADER.size)
     if magic != MAGIC or len(header) != HEADER.size:
@@ -170,21 +184,22 @@ def read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     needed = len(MAGIC) + HEADER.size + 12 * samples + 8 * boundaries
     if path.stat().st_size != needed:
         raise ValueError(
-            f"{path} has {path.stat().st_size:,} bytes where its header says {needed:,}; "
+            f"{path} has {path.stat().st_size:,} bytes, but {needed:,} according to its header; "
             "it is truncated: copy or write the corpus again"
         )
     return DTYPES[code], samples, boundaries
 
 
 class CorpusWriter:
-    """Context manager that writes a corpus to `<prefix>.partial/`; `finish` moves its files, an error removes them.
+    """Context manager that writes a corpus to `<prefix>.partial/`; `finish` moves its files to their final paths.
 
         with CorpusWriter("data/en", vocab_size=32000) as writer:
             writer.add(ids, lengths, samples_per_document)
             writer.finish(sources, tokenizer, settings, versions, seq_length)
 
-    Token ids are written at once; the index is kept in memory until `finish`, at most 12 bytes a sample. Raises
-    FileExistsError if the corpus exists and `overwrite` is False, OSError if the disk is full.
+    An exception in the block removes the partial files. Token ids are written immediately; the index is kept in memory
+    until `finish`, at most 12 bytes per sample. Raises FileExistsError if the corpus exists and `overwrite` is False,
+    OSError if the disk is full.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
@@ -193,7 +208,7 @@ class CorpusWriter:
         existing = [str(path) for path in files(prefix).values() if path.exists()]
         if existing and not overwrite:
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
-        self._new_parent = not self.prefix.parent.exists()
+        self._is_new_parent = not self.prefix.parent.exists()
         self.folder = Path(f"{prefix}.partial")
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run
         self.folder.mkdir(parents=True)
@@ -209,8 +224,8 @@ class CorpusWriter:
             with suppress(OSError):  # the disk is full, and `error` says so
                 stream.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._new_parent:
-            with suppress(OSError):  # not empty after a successful run
+        if self._is_new_parent:
+            with suppress(OSError):  # the folder is not empty after a successful run
                 self.prefix.parent.rmdir()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
@@ -230,14 +245,14 @@ class CorpusWriter:
     def add(self, ids: np.ndarray, lengths: np.ndarray, samples_per_document: np.ndarray) -> None:
         """Append documents.
 
-        ids: (tokens,), all documents concatenated. lengths: (samples,), each at least 1. samples_per_document:
-        (documents,).
+        ids: (tokens,), those of all documents, concatenated. lengths: (samples,), tokens of each sample, at least 1.
+        samples_per_document: (documents,).
         """
         self.add_tokens(ids)
         self.add_index(lengths, samples_per_document)
 
     def add_tokens(self, ids: np.ndarray) -> None:
-        """Append the ids of samples, (tokens,), whose lengths are passed to `add_index` before or later."""
+        """Append the ids of samples, (tokens,); the caller also passes the lengths of the samples to `add_index`."""
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"ids {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}")
         data = np.ascontiguousarray(ids, dtype=self.dtype).data
@@ -254,16 +269,16 @@ class CorpusWriter:
     def add_corpus(self, corpus: Corpus) -> None:
         """Append the documents of a corpus; raises ValueError if its .bin differs from the sha256 in its sidecar."""
         digest = hashlib.sha256()
-        for at in range(0, len(corpus.ids), CHUNK):
-            block = corpus.ids[at : at + CHUNK]
+        for at in range(0, len(corpus.ids), CHUNK_TOKENS):
+            block = corpus.ids[at : at + CHUNK_TOKENS]
             digest.update(block.data)
             self.add_tokens(block)
         if digest.hexdigest() != corpus.sidecar["sha256"]["bin"]:
             raise ValueError(f"{corpus.prefix}.bin differs from the sha256 in its sidecar; copy or write it again")
         self.add_index(corpus.lengths, np.diff(corpus.documents))
 
-    def drop(self, record: dict[str, Any]) -> None:
-        """Add a record to `<prefix>.dropped.jsonl`; `documents` in it counts the dropped documents (default: 1)."""
+    def add_dropped(self, record: dict[str, Any]) -> None:
+        """Add a record to `<prefix>.dropped.jsonl`; its key `documents` counts the dropped documents (default: 1)."""
         self._dropped.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
         self.dropped += record.get("documents", 1)
 
@@ -282,8 +297,8 @@ class CorpusWriter:
         """
         if not self.samples and not allow_empty:
             raise ValueError(
-                f"no document to write to {self.prefix} ({self.dropped} documents dropped: without text or too short); "
-                "nothing was written: check the input files and --min_length"
+                f"no document to write to {self.prefix} ({counted(self.dropped, 'document')} dropped: without text or "
+                "too short); nothing was written: check the input files and --min_length"
             )
         for stream in (self._bin, self._dropped):
             stream.close()
@@ -320,7 +335,7 @@ class CorpusWriter:
 
 
 def verify(prefix: str | Path) -> Corpus:
-    """Check all bytes of a corpus against its sidecar and return it; raises ValueError at the first difference."""
+    """Compare all bytes of a corpus with its sidecar and return it; raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):
         path = files(prefix)[ending]
@@ -333,18 +348,18 @@ def verify(prefix: str | Path) -> Corpus:
         raise ValueError(f"{prefix}.idx: samples overlap or leave gaps; write the corpus again")
     if corpus.documents[0] != 0 or corpus.documents[-1] != len(corpus) or (np.diff(corpus.documents) < 0).any():
         raise ValueError(f"{prefix}.idx: the document boundaries do not cover the samples; write the corpus again")
-    edges = [0, *(source["end"] for source in corpus.sources)]
-    if edges[:-1] != [source["start"] for source in corpus.sources] or edges[-1] != len(corpus):
+    bounds = [0, *(source["end"] for source in corpus.sources)]
+    if bounds[:-1] != [source["start"] for source in corpus.sources] or bounds[-1] != len(corpus):
         raise ValueError(f"{prefix}.json: the sources do not cover the samples in order; write the corpus again")
-    for at in range(0, len(corpus.ids), CHUNK):
-        if int(corpus.ids[at : at + CHUNK].max()) >= corpus.vocab_size:
+    for at in range(0, len(corpus.ids), CHUNK_TOKENS):
+        if int(corpus.ids[at : at + CHUNK_TOKENS].max()) >= corpus.vocab_size:
             raise ValueError(
-                f"{prefix}.bin has ids of {corpus.vocab_size} or more, which its tokenizer lacks; write it again"
+                f"{prefix}.bin has ids of {corpus.vocab_size} or more, which are not in its tokenizer; write it again"
             )
     return corpus
 
 
-def require_space(prefix: str | Path, size: int) -> None:
+def check_free_space(prefix: str | Path, size: int) -> None:
     """Raise ValueError if the disk of `prefix` has less than `size` bytes free."""
     folder = Path(prefix).absolute().parent
     while not folder.exists():

@@ -4,7 +4,7 @@ Megatron's `.bin` and `.idx` have the format of corpus.py with more dtypes and w
 a sample. The published system wrote three files for a corpus of n samples:
 
     .bin    token ids, uint16
-    .idx    n uint64, the offset of each sample in .bin, in tokens; then n uint16, the length of each sample
+    .idx    the offset of each sample in .bin, in tokens: n uint64; then the length of each sample: n uint16
     .dis    a list saved with torch.save: the number of samples of each type, in the order of .bin
 """
 
@@ -18,18 +18,22 @@ from typing import Any
 import numpy as np
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
-from corpus_files.corpus import CHUNK, HEADER, MAGIC, VERSION, CorpusWriter, files, require_space
+from corpus_files.corpus import CHUNK_TOKENS, HEADER, MAGIC, VERSION, CorpusWriter, check_free_space, files
 
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 
 
 @dataclass
-class ForeignCorpus:
+class ExternalCorpus:
     """A memory-mapped corpus of another format.
 
-    ids: (tokens,). starts: (samples,), the offset of each sample, in tokens. lengths: (samples,), in tokens. documents:
-    (documents + 1,), the first sample of each document, then the sample count; None if the format has no documents.
-    types: the number of samples of each type, in order.
+    Attributes:
+        ids: (tokens,), the ids of all samples, concatenated.
+        starts: (samples,), the offset of each sample, in tokens.
+        lengths: (samples,), tokens per sample.
+        documents: (documents + 1,), the first sample of each document, then the number of samples; None if the format
+            has no documents.
+        types: the number of samples of each type, in order.
     """
 
     ids: np.ndarray
@@ -39,7 +43,7 @@ class ForeignCorpus:
     types: list[int]
 
 
-def open_megatron(prefix: str | Path) -> ForeignCorpus:
+def open_megatron(prefix: str | Path) -> ExternalCorpus:
     """Memory-map a Megatron dataset (megatron/core/datasets/indexed_dataset.py).
 
     Raises ValueError if the index is truncated, or its version or dtype is not supported.
@@ -47,13 +51,13 @@ def open_megatron(prefix: str | Path) -> ForeignCorpus:
     path = files(prefix)["idx"]
     index = np.memmap(path, mode="r")
     at = len(MAGIC) + HEADER.size
-    found, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
-    if found != VERSION or code not in MEGATRON_DTYPES:
-        raise ValueError(f"{path} has version {found} and dtype code {code}; supported: version 1 with integers")
+    version, code, samples, boundaries = HEADER.unpack(index[len(MAGIC) : at].tobytes().ljust(HEADER.size, b"\0"))
+    if version != VERSION or code not in MEGATRON_DTYPES:
+        raise ValueError(f"{path} has version {version} and dtype code {code}; supported: version 1 with integers")
     if len(index) < at + 12 * samples + 8 * boundaries:
         raise ValueError(f"{path} is truncated: it has {len(index):,} bytes for {samples:,} sequences; copy it again")
     dtype = np.dtype(MEGATRON_DTYPES[code])
-    return ForeignCorpus(
+    return ExternalCorpus(
         np.memmap(files(prefix)["bin"], mode="r", dtype=dtype),
         np.frombuffer(index, "<i8", samples, at + 4 * samples) // dtype.itemsize,
         np.frombuffer(index, "<i4", samples, at),
@@ -62,27 +66,27 @@ def open_megatron(prefix: str | Path) -> ForeignCorpus:
     )
 
 
-def open_published(prefix: str | Path) -> ForeignCorpus:
+def open_published(prefix: str | Path) -> ExternalCorpus:
     """Memory-map a corpus of the published system; raises ValueError if its files do not belong together."""
     paths = {ending: Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "dis")}
     samples, rest = divmod(paths["idx"].stat().st_size, 10)
     if rest or not samples:
         raise ValueError(
-            f"{paths['idx']} has neither Megatron's magic nor 10 bytes a sample; "
+            f"{paths['idx']} has neither Megatron's magic nor 10 bytes per sample; "
             "it is damaged or not a corpus index: copy it again"
         )
     index = np.memmap(paths["idx"], mode="r")
-    return ForeignCorpus(
+    return ExternalCorpus(
         np.memmap(paths["bin"], mode="r", dtype="<u2"),
         np.frombuffer(index, "<u8", samples),
         np.frombuffer(index, "<u2", samples, 8 * samples),
         None,
-        _read_types(paths["dis"], samples),
+        _read_type_counts(paths["dis"], samples),
     )
 
 
-def _read_types(path: Path, samples: int) -> list[int]:
-    """Return the sample counts in a .dis file; an empty list means that all samples have one type."""
+def _read_type_counts(path: Path, samples: int) -> list[int]:
+    """Return the number of samples of each type from a .dis file; an empty list in it means one type."""
     import torch
 
     if not path.is_file():
@@ -107,8 +111,8 @@ def import_corpus(
     """Write a corpus from Megatron's or the published system's files; return its sidecar.
 
     tokenizer_path: the tokenizer of the corpus, which neither format records. Samples are unchanged. If the format has
-    no documents, a document begins at each sample that begins with BOS (without BOS: at each sample after an EOS).
-    Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
+    no documents, a document begins at each sample that begins with BOS; if the tokenizer has no BOS, at each sample
+    after an EOS. Raises ValueError or OSError if a file is missing or damaged, or has ids that the tokenizer lacks.
     """
     for ending in ("bin", "idx"):
         if not files(prefix)[ending].is_file():
@@ -119,7 +123,7 @@ def import_corpus(
         is_megatron = file.read(len(MAGIC)) == MAGIC
     encoder = load_encoder(tokenizer_path)
     corpus = open_megatron(prefix) if is_megatron else open_published(prefix)
-    require_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
+    check_free_space(new_prefix, 2 * len(corpus.ids) + 12 * len(corpus.lengths))
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     if (corpus.starts != ends - corpus.lengths).any() or (corpus.lengths < 1).any():
         raise ValueError(f"{prefix}.idx: samples overlap, leave gaps or are empty; copy the corpus again")
@@ -128,12 +132,12 @@ def import_corpus(
             f"{prefix}.bin has {len(corpus.ids):,} ids, its index {ends[-1]:,}; "
             "they belong to different corpora, or one is truncated: copy both again"
         )
-    edges = np.cumsum([0, *corpus.types])  # the first sample of each type, then the sample count
-    documents = _document_boundaries(corpus, edges, encoder)
+    type_boundaries = np.cumsum([0, *corpus.types])  # the first sample of each type, then the number of samples
+    documents = _document_boundaries(corpus, type_boundaries, encoder)
     name = Path(prefix).name
     with CorpusWriter(new_prefix, encoder.vocab_size, overwrite) as writer:
-        for at in range(0, len(corpus.ids), CHUNK):
-            writer.add_tokens(corpus.ids[at : at + CHUNK])
+        for at in range(0, len(corpus.ids), CHUNK_TOKENS):
+            writer.add_tokens(corpus.ids[at : at + CHUNK_TOKENS])
         writer.add_index(corpus.lengths, np.diff(documents))
         sources = [
             {
@@ -142,19 +146,19 @@ def import_corpus(
                 "documents": int(np.subtract(*np.searchsorted(documents, [end, start]))),
                 "tokens": int(corpus.lengths[start:end].sum(dtype=np.int64)),
             }
-            for kind, (start, end) in enumerate(pairwise(edges))
+            for kind, (start, end) in enumerate(pairwise(type_boundaries))
         ]  # fmt: skip
         settings = {"imported": {"prefix": str(prefix), "format": "megatron" if is_megatron else "published"}}
-        tokenizer = encoder.describe() | {"path": encoder.folder}
+        tokenizer = encoder.sidecar_entry() | {"path": encoder.folder}
         return writer.finish(sources, tokenizer, settings, {"numpy": version("numpy")}, int(corpus.lengths.max()))
 
 
-def _document_boundaries(corpus: ForeignCorpus, edges: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
-    """Return the first sample of each document, then the sample count; a type begins with a new document."""
+def _document_boundaries(corpus: ExternalCorpus, type_boundaries: np.ndarray, encoder: DocumentEncoder) -> np.ndarray:
+    """Return the first sample of each document, then the number of samples; each type begins with a new document."""
     if corpus.documents is not None:
-        begins = corpus.documents
+        first_samples = corpus.documents
     elif encoder.bos_id is not None:
-        begins = np.flatnonzero(corpus.ids[corpus.starts] == encoder.bos_id)
+        first_samples = np.flatnonzero(corpus.ids[corpus.starts] == encoder.bos_id)
     else:
-        begins = np.flatnonzero(corpus.ids[corpus.starts[1:] - 1] == encoder.eos_id) + 1
-    return np.union1d(begins, edges)
+        first_samples = np.flatnonzero(corpus.ids[corpus.starts[1:] - 1] == encoder.eos_id) + 1
+    return np.union1d(first_samples, type_boundaries)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from corpus_files.corpus import CHUNK, CorpusWriter, corpus_bytes, dropped_records, require_space, verify
+from corpus_files.corpus import CHUNK_TOKENS, CorpusWriter, check_free_space, corpus_bytes, dropped_records, verify
 
 
 def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
-    """Read sample ids from a file with one id a line or a JSON list: (ids,) int64, ascending and unique.
+    """Read sample ids from a file with one id per line or a JSON list: (ids,) int64, ascending and unique.
 
     Raises ValueError if the file has no id, or an entry that is not a whole number from 0 to samples - 1.
     """
@@ -20,10 +20,10 @@ def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
     try:
         listed = json.loads(text) if text.lstrip().startswith("[") else text.split()
         if not all(type(item) is int or (isinstance(item, str) and item.isascii()) for item in listed):
-            raise ValueError("it must have whole numbers only")
+            raise ValueError("an entry is not a whole number")
         ids = np.unique(np.array([int(item) for item in listed], dtype=np.int64))
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a list of sample ids ({error}); write one a line, or a JSON list") from None
+        raise ValueError(f"{path} is not a list of sample ids ({error}); write one per line, or a JSON list") from None
     if not ids.size:
         raise ValueError(f"{path} lists no sample; there is nothing to prune")
     outside = ids[(ids < 0) | (ids >= samples)]
@@ -33,38 +33,38 @@ def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
 
 
 def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, overwrite: bool = False) -> dict[str, Any]:
-    """Write a copy of a corpus without the samples listed in a file; return its sidecar.
+    """Write a copy of a corpus without the samples listed in a file; return the sidecar of the copy.
 
-    Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records the ranges of
-    removed samples and the number of documents removed with each; the sidecar's settings record the list. Raises
-    ValueError if the old corpus differs from its sidecar.
+    Documents and sources without remaining samples are removed. `<new_prefix>.dropped.jsonl` records each range of
+    removed samples and the number of documents that were removed with it; the settings in the sidecar record the list.
+    Raises ValueError if the old corpus differs from its sidecar.
     """
     corpus = verify(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
-    require_space(new_prefix, corpus_bytes(prefix))
+    check_free_space(new_prefix, corpus_bytes(prefix))
     is_kept = np.ones(len(corpus), dtype=bool)
     is_kept[removed] = False
-    # at index i: the number of remaining samples, and of their tokens, before sample i of the old corpus
+    # index i: the numbers of remaining samples and of their tokens before sample i of the old corpus
     samples_before = np.append(0, np.cumsum(is_kept))
     tokens_before = np.append(0, np.cumsum(np.where(is_kept, corpus.lengths, 0), dtype=np.int64))
     per_document = np.diff(samples_before[corpus.documents])
     with CorpusWriter(new_prefix, corpus.vocab_size, overwrite) as writer:
         for record in dropped_records(prefix):
-            writer.drop({"corpus": str(prefix)} | record)
+            writer.add_dropped({"corpus": str(prefix)} | record)
         starts = corpus.pointers // corpus.dtype.itemsize
         for first, last in _ranges(np.flatnonzero(is_kept)):
             end = int(starts[last - 1] + corpus.lengths[last - 1])
-            for at in range(int(starts[first]), end, CHUNK):
-                writer.add_tokens(corpus.ids[at : min(at + CHUNK, end)])
+            for at in range(int(starts[first]), end, CHUNK_TOKENS):
+                writer.add_tokens(corpus.ids[at : min(at + CHUNK_TOKENS, end)])
         writer.add_index(corpus.lengths[is_kept], per_document[per_document > 0])
         sources = []
         for source in corpus.sources:
             begin, end = source["start"], source["end"]
             for samples in _ranges(removed[(removed >= begin) & (removed < end)]):
                 first, last = np.searchsorted(corpus.documents, samples)
-                gone = int(np.count_nonzero(per_document[first:last] == 0))
-                record = {"source": source["name"], "samples": samples, "documents": gone, "reason": "pruned"}
-                writer.drop({"corpus": str(prefix)} | record)
+                emptied = int(np.count_nonzero(per_document[first:last] == 0))
+                record = {"source": source["name"], "samples": samples, "documents": emptied, "reason": "pruned"}
+                writer.add_dropped({"corpus": str(prefix)} | record)
             if samples_before[begin] < samples_before[end]:
                 first, last = np.searchsorted(corpus.documents, [begin, end])
                 counts = {

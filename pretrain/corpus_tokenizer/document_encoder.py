@@ -1,7 +1,7 @@
 """Encode documents with the tokenizer of a folder, and compare some of the results with other engines.
 
-A corpus must hold the same ids as tuning and serving. The first 10 documents of every shard, and then every 500th, are
-therefore also encoded by the reference engine and by the folder's tokenizer.json.
+A corpus must have the same ids as tuning and serving. Therefore the first 10 documents of every shard, and then every
+500th, are also encoded by the reference engine and by the folder's tokenizer.json.
 """
 
 import hashlib
@@ -24,19 +24,23 @@ from corpus_tokenizer.tokenizer_engines import (
 
 logger = logging.getLogger("document_encoder")
 
-CHECK_FIRST, CHECK_EVERY = 10, 500  # texts of a shard that all engines encode: the first 10, then every 500th
-CHECK_CHARACTERS = 1000  # compared characters of each text, so that the comparison takes negligible time
+CHECK_FIRST, CHECK_EVERY = 10, 500  # all engines encode the first 10 texts of a shard, then every 500th
+CHECK_CHARACTERS = 1000  # only the beginning of a text is compared, so that the comparison takes negligible time
 ENGINES = ("auto", "gigatoken", "reference")
 
 
 @dataclass
 class DocumentEncoder:
-    """Encodes documents with the tokenizer of a folder and compares some of them with other engines.
+    """Encodes documents with the tokenizer of a folder and compares some of the ids with those of other engines.
 
-    folder: the tokenizer's folder. engine: the engine that encodes. checkers: engines whose ids are compared, each with
-    the error message for a different result, in which {text} is replaced. fingerprint: sha256 of the id-ordered table
-    of pieces. vocab_size: the largest id + 1. bos_id: None if the tokenizer has no BOS. checked: the number of texts
-    compared so far.
+    Attributes:
+        folder: the tokenizer's folder.
+        engine: the engine that encodes.
+        checkers: the engines for comparison, each with the error message for other ids, in which {text} is replaced.
+        fingerprint: sha256 of the id-ordered table of pieces.
+        vocab_size: the largest id + 1.
+        bos_id: None if the tokenizer has no BOS.
+        checked: the number of texts compared so far.
     """
 
     folder: str
@@ -56,16 +60,16 @@ class DocumentEncoder:
         """
         encoded = self.engine.encode(text)
         if self.checkers and number is not None and (number <= CHECK_FIRST or number % CHECK_EVERY == 0):
-            short = text[:CHECK_CHARACTERS]
-            ours = encoded.ids if len(short) == len(text) else self.engine.encode(short).ids
-            for checker, complaint in self.checkers:
-                if not np.array_equal(ours, checker.encode(short).ids):
-                    raise ValueError(complaint.replace("{text}", repr(short[:40])))
+            beginning = text[:CHECK_CHARACTERS]
+            ids = encoded.ids if len(beginning) == len(text) else self.engine.encode(beginning).ids
+            for checker, message in self.checkers:
+                if not np.array_equal(ids, checker.encode(beginning).ids):
+                    raise ValueError(message.replace("{text}", repr(beginning[:40])))
             self.checked += 1
         return encoded
 
-    def describe(self) -> dict[str, Any]:
-        """Return the entry of the tokenizer in a corpus's sidecar."""
+    def sidecar_entry(self) -> dict[str, Any]:
+        """Return the description of the tokenizer for the sidecar of a corpus."""
         return {
             "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
             "eos_id": self.eos_id, "engine": self.engine.name,
@@ -75,34 +79,34 @@ class DocumentEncoder:
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
     """Open the tokenizer of a tokenizer or checkpoint folder.
 
-    engine: `gigatoken`; `reference`: SentencePiece, or tokenizers if there is no tokenizer.model; `auto`: gigatoken if
-    it gives the same ids as the reference, else the reference with a warning.
+    engine: `reference` is SentencePiece, or tokenizers if there is no tokenizer.model; `auto` is gigatoken if it gives
+    the same ids as the reference, else the reference with a warning; `gigatoken` raises ValueError instead of warning.
     Raises FileNotFoundError if the folder has no tokenizer, ValueError if its files are damaged or incomplete.
     """
-    model, table_file = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
+    model, tokenizer_json = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; --tokenizer_path takes a tokenizer or checkpoint folder")
-    if not model.is_file() and not table_file.is_file():
+    if not model.is_file() and not tokenizer_json.is_file():
         raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
-    converted = TokenizersEngine(table_file) if table_file.is_file() else None
+    converted = TokenizersEngine(tokenizer_json) if tokenizer_json.is_file() else None
     reference = SentencePieceEngine(model) if model.is_file() else converted
     assert reference is not None
-    source = model if model.is_file() else table_file
-    encoding = _choose_engine(source, reference, engine)
+    source = model if model.is_file() else tokenizer_json
+    chosen = _choose_engine(source, reference, engine)
     checkers: list[tuple[Engine, str]] = []
-    if encoding is not reference:
-        other = f"gigatoken gives other ids than {source} for {{text}}; use the reference: --engine reference"
-        checkers.append((reference, other))
+    if chosen is not reference:
+        message = f"gigatoken gives other ids than {source} for {{text}}; use the reference: --engine reference"
+        checkers.append((reference, message))
     if converted and converted is not reference:
         build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
-        other = f"{table_file} gives other ids than its tokenizer.model for {{text}}; build the exact one: {build}"
-        checkers.append((converted, other))
+        message = f"{tokenizer_json} gives other ids than its tokenizer.model for {{text}}; build an exact one: {build}"
+        checkers.append((converted, message))
     table = (converted or reference).table
     bos_id, eos_id = (_special_id(Path(folder), kind, table, reference) for kind in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
     return DocumentEncoder(
-        folder=str(folder), engine=encoding, checkers=checkers, fingerprint=fingerprint(table),
+        folder=str(folder), engine=chosen, checkers=checkers, fingerprint=fingerprint(table),
         vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
     )  # fmt: skip
 
@@ -116,18 +120,18 @@ def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engin
     except ValueError as error:
         if engine == "gigatoken":
             raise
-        logger.warning("%s; %s encodes instead, at a fraction of the speed", error, reference.name)
+        logger.warning("%s; %s encodes instead, which takes several times as long", error, reference.name)
         return reference
 
 
 def fingerprint(table: dict[str, int]) -> str:
-    """Return the sha256 of the id-ordered table of pieces: one line `id<TAB>piece` each, the piece as JSON."""
+    """Return the sha256 of the id-ordered table of pieces: a line `id<TAB>piece` for each, with the piece as JSON."""
     ordered = sorted(table.items(), key=lambda item: item[1])
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()
 
 
 def _special_id(folder: Path, kind: str, table: dict[str, int], reference: ReferenceEngine) -> int | None:
-    """Return the id of BOS or EOS from tokenizer_config.json, else from tokenizer.model; None if it has none.
+    """Return the id of BOS or EOS from tokenizer_config.json, else from tokenizer.model; None if neither has one.
 
     kind: `bos` or `eos`. Raises ValueError if the token is not in the table.
     """

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-RENEW_AFTER = 32_000_000  # characters after which gigatoken is reloaded, since its cache of words is unbounded
-NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # changed by every normalisation except the identity
+RELOAD_AFTER = 32_000_000  # characters after which gigatoken is reloaded, since its cache of words grows without limit
+NORMALISER_PROBE = "  Ａ ﬁ①\t e\u0301  x\n"  # every normalisation except the identity changes it
 
 
 @dataclass
 class EncodedText:
     """An encoded text.
 
-    ids: (tokens,) integers, without BOS and EOS. ends: computes the end of each token in the text, (tokens,) int32, in
-    characters; tokens that share a character have the same end.
+    ids: (tokens,) integers, without BOS and EOS. ends: a function that computes the end of each token in the text,
+    (tokens,) int32, in characters; tokens that share a character have the same end.
     """
 
     ids: np.ndarray
@@ -47,11 +47,12 @@ class SentencePieceEngine:
         self.table = {piece: i for i, piece in enumerate(pieces)}
         values = [int(piece[3:5], 16) if self.model.is_byte(i) else -1 for i, piece in enumerate(pieces)]
         # Characters per piece: of the byte pieces of a character, the first counts 1 and the others 0.
-        begun = [len(p) if v < 0 else int(not 0x80 <= v < 0xC0) for p, v in zip(pieces, values, strict=True)]
-        self._characters = np.array(begun, dtype=np.int32)
-        plain = NORMALISER_PROBE.replace(" ", "▁")
-        normal = self.model.normalize(NORMALISER_PROBE)
-        self._prefix = {plain: 0, "▁" + plain: 1}.get(normal, -1)  # -1: pieces differ from the text's characters
+        characters = [len(p) if v < 0 else int(not 0x80 <= v < 0xC0) for p, v in zip(pieces, values, strict=True)]
+        self._characters = np.array(characters, dtype=np.int32)
+        unchanged = NORMALISER_PROBE.replace(" ", "▁")
+        normalised = self.model.normalize(NORMALISER_PROBE)
+        # Characters that the model puts before a text; -1: the model also changes the text
+        self._prefix_length = {unchanged: 0, "▁" + unchanged: 1}.get(normalised, -1)
 
     def encode(self, text: str) -> EncodedText:
         ids = self.model.encode(text, return_type="numpy")
@@ -60,9 +61,9 @@ class SentencePieceEngine:
     def ends(self, text: str, ids: np.ndarray) -> np.ndarray:
         """Return the ends of the tokens `ids` of a text (see EncodedText)."""
         ends = self._characters[ids].cumsum(dtype=np.int32)
-        if self._prefix < 0 or not len(ids) or ends[-1] != len(text) + self._prefix:
+        if self._prefix_length < 0 or not len(ids) or ends[-1] != len(text) + self._prefix_length:
             return token_ends(self.model.encode(text, return_type="offset_mapping")["offsets"], len(text))
-        ends -= self._prefix
+        ends -= self._prefix_length
         return ends
 
     def decode(self, ids: np.ndarray) -> str:
@@ -83,7 +84,7 @@ class TokenizersEngine:
             raise ValueError(f"{path} is not a tokenizer.json ({error}); get or build it again") from None
         self.model.no_truncation()
         self.model.no_padding()
-        self.model.post_processor = None  # the post-processor would add BOS and trim offsets
+        self.model.post_processor = None  # it would add BOS and trim offsets
         self.model.encode_special_tokens = True
         self.table = self.model.get_vocab(with_added_tokens=True)
 
@@ -101,7 +102,7 @@ class TokenizersEngine:
 
 ReferenceEngine = SentencePieceEngine | TokenizersEngine
 
-PROBES = (  # gigatoken is used only if it encodes these texts like the reference engine
+PROBE_TEXTS = (  # gigatoken is used only if it gives the ids of the reference engine for these texts
     "", " ", "  two  spaces ", "line\n\n\tnext\r\n", "<s> </s> <unk> <0x41> ▁x", "3.14 2026-11-21 １２", "a" * 50,
     "\x00\x7f\u00a0\u3000", "山水 與 カナ 한글 e\u0301 ﬁ①", "🤖👩\u200d👧 \U0001f1e9\U0001f1ea", "if x:\n    y()\n",
     "It's WE'RE don’t", "<|endoftext|> <|im_start|>user <tool_call> [INST]",
@@ -109,9 +110,9 @@ PROBES = (  # gigatoken is used only if it encodes these texts like the referenc
 
 
 class GigatokenEngine:
-    """Encodes with gigatoken, faster and with the same ids; decodes with the reference engine.
+    """Encodes with gigatoken, which is faster and gives the same ids; decodes with the reference engine.
 
-    Raises ValueError if gigatoken cannot read the model or gives other ids for a probe.
+    Raises ValueError if gigatoken cannot read the model, or gives other ids for one of PROBE_TEXTS.
     """
 
     name = "gigatoken"
@@ -119,27 +120,27 @@ class GigatokenEngine:
     def __init__(self, path: Path, reference: ReferenceEngine) -> None:
         self.reference, self.table = reference, reference.table
         try:
-            self._definition = _definition(path)
-            self._renew()
+            self._tokenizer_json = _tokenizer_json(path)
+            self._reload()
         except Exception as error:  # gigatoken raises many classes
             raise ValueError(f"gigatoken cannot read {path} ({error})") from None
-        for probe in PROBES:
+        for probe in PROBE_TEXTS:
             if not np.array_equal(self.encode(probe).ids, reference.encode(probe).ids):
                 raise ValueError(f"gigatoken gives other ids than {reference.name} with {path}, for {probe!r}")
         pieces = self.fast.vocab
         self._bytes = np.array([len(pieces.get(i, b"")) for i in range(max(pieces) + 1)])
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         import gigatoken
 
         self.fast: Any = None  # frees the old tokenizer before the new one is created
-        self.fast = gigatoken.Tokenizer.from_json(self._definition)
-        self._seen = 0
+        self.fast = gigatoken.Tokenizer.from_json(self._tokenizer_json)
+        self._encoded_characters = 0
 
     def encode(self, text: str) -> EncodedText:
-        if self._seen > RENEW_AFTER:
-            self._renew()
-        self._seen += len(text)
+        if self._encoded_characters > RELOAD_AFTER:
+            self._reload()
+        self._encoded_characters += len(text)
         ids = self.fast.encode(text)
         return EncodedText(ids, lambda: self._ends(text, ids))
 
@@ -149,14 +150,17 @@ class GigatokenEngine:
         ends, data = self._bytes[ids].cumsum(), np.frombuffer(text.encode(), dtype=np.uint8)
         if not len(ids) or ends[-1] != len(data):  # the tokenizer normalises this text
             return self.reference.ends(text, ids)
-        return ((data & 0xC0) != 0x80).cumsum(dtype=np.int32)[ends - 1]  # number of characters begun by each byte
+        return ((data & 0xC0) != 0x80).cumsum(dtype=np.int32)[ends - 1]  # counts the bytes that begin a character
 
     def decode(self, ids: np.ndarray) -> str:
         return self.reference.decode(ids)
 
 
-def _definition(path: Path) -> str:
-    """Return a tokenizer.json for gigatoken without control tokens, so that their spelling is encoded as text."""
+def _tokenizer_json(path: Path) -> str:
+    """Return a tokenizer.json for gigatoken without control tokens, so that their spelling is encoded as text.
+
+    path: a tokenizer.model or tokenizer.json.
+    """
     import gigatoken
 
     if path.suffix == ".model":
@@ -176,6 +180,7 @@ def token_ends(offsets: list[tuple[int, int]], characters: int) -> np.ndarray:
     offsets: (start, end) of each token in the text, in characters. characters: the length of the text.
     """
     pairs = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-    begins = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])  # the next token begins another character
-    ends = np.where(np.append(begins, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))
+    # whether the next token begins another character
+    is_last = (pairs[1:, 0] > pairs[:-1, 0]) & (pairs[1:, 0] >= pairs[:-1, 1])
+    ends = np.where(np.append(is_last, True), np.append(pairs[1:, 0], np.int32(characters)), np.int32(characters))
     return np.minimum.accumulate(ends[::-1])[::-1][: len(pairs)]

@@ -37,9 +37,10 @@ def check_launch(args: PretrainingArguments) -> None:
 
 
 def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
-    """Return the tokens of a packed sequence; block_size: the value of --block_size.
+    """Check that a corpus and --block_size fit the base; return the block size, also if `block_size` is 0 (default).
 
-    Raises ValueError if the corpus does not fit the base's tokenizer or vocabulary, or block_size exceeds its context.
+    Raises ValueError if the corpus has another tokenizer or a larger vocabulary than the base, or block_size exceeds
+    the context length of the base.
     """
     from corpus_tokenizer.document_encoder import fingerprint
     from tokenizers import Tokenizer
@@ -48,22 +49,22 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     pieces = Tokenizer.from_file(f"{base}/tokenizer.json").get_vocab(with_added_tokens=True)
     if fingerprint(pieces) != corpus.fingerprint:
         raise ValueError(
-            f"{corpus.prefix} was written with another tokenizer than that of {base}; "
+            f"{corpus.prefix} was not written with the tokenizer of {base}; "
             f"write it again: python pretrain/preprocess.py --mode write --tokenizer_path {base} …"
         )
     if corpus.vocab_size > config["vocab_size"]:
         raise ValueError(
-            f"{corpus.prefix} may hold ids up to {corpus.vocab_size - 1}, and {base} has {config['vocab_size']} "
+            f"{corpus.prefix} may have ids up to {corpus.vocab_size - 1}, but {base} has {config['vocab_size']} "
             "embeddings; use another checkpoint, or enlarge its embeddings"
         )
     context = config.get("max_position_embeddings", max(LONGEST_BLOCK, block_size))
     if block_size > context:
-        raise ValueError(f"--block_size {block_size} is over the context of {base}, {context}; lower it")
+        raise ValueError(f"--block_size {block_size} is more than the context of {base}, {context} tokens; lower it")
     return block_size or min(context, LONGEST_BLOCK)
 
 
 def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
-    """Return the seconds per token at the peak FLOP/s of all GPUs; 0 if the peak or the architecture is not known.
+    """Return the time per token at the peak FLOP/s of all GPUs, in seconds; 0 if peak or architecture is not known.
 
     Attention is counted within samples only, since the samples of a packed sequence do not attend to each other.
     """
@@ -84,8 +85,11 @@ def seconds_per_token(args: PretrainingArguments, corpus: Corpus) -> float:
 def source_weights(
     args: PretrainingArguments, sequences: PackedSequences
 ) -> tuple[SourceGroups, dict[str, Any], list[str]]:
-    """Return source groups, the weight of each, and notices; raises ValueError if options do not fit the corpus."""
-    by_name, by_type = (SourceGroups.of(sequences, "train", by_type=by_type) for by_type in (False, True))
+    """Return the source groups, the weight of each, and notices for the user.
+
+    Raises ValueError if the options do not fit the corpus.
+    """
+    by_name, by_type = (SourceGroups.of_split(sequences, "train", by_type=by_type) for by_type in (False, True))
     if not args.global_batch_distributed:
         names = {pair.partition("=")[0].strip() for pair in args.source_weights.split(",")}
         groups = by_type if names & {*by_type.names} and not names & {*by_name.names} else by_name
@@ -103,7 +107,8 @@ def source_weights(
     batch = args.per_device_train_batch_size * args.world_size
     notice = (
         f"--global_batch_distributed {args.global_batch_distributed} sums to {sum(weights.values())}, but "
-        f"{args.world_size} ranks x {args.per_device_train_batch_size} sequences are {batch}; it is used as proportions"
+        f"{args.world_size} ranks x {args.per_device_train_batch_size} sequences are {batch}; its numbers are used as "
+        "proportions"
     )
     return by_type, weights, [notice] if sum(weights.values()) != batch else []
 
@@ -117,19 +122,19 @@ def pack_corpus(args: PretrainingArguments, corpus: Corpus, packing: Packing) ->
         sequences = open_packed_sequences(corpus, packing, Path(str(args.output_dir)))
     if sequences.train_count < args.world_size:
         raise ValueError(
-            f"there are {sequences.train_count} sequences of {packing.block_size} tokens for {args.world_size} ranks; "
-            "start fewer ranks, lower --block_size, or use a larger corpus"
+            f"the corpus has fewer training sequences of {packing.block_size} tokens ({sequences.train_count}) than "
+            f"ranks ({args.world_size}); start fewer ranks, lower --block_size, or use a larger corpus"
         )
     return sequences
 
 
 def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any], global_batch: int) -> int:
-    """Return the number of steps that train `epochs` times as many sequences as all groups with a weight have."""
+    """Return the number of steps in `epochs` epochs; an epoch has as many sequences as all groups with a weight."""
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
 def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
-    """Return the settings that must be equal to resume a run; see RunState."""
+    """Return the settings that must be equal in a run and in the run that resumes it; see RunState."""
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,
@@ -146,9 +151,9 @@ def start_point(
 ) -> tuple[StartPoint, Schedule]:
     """Return where the run starts or resumes, and its schedule from there on.
 
-    Raises ValueError if the checkpoint belongs to a run with other settings, unless accept_changes is True. In that
-    case, the saved schedule continues in a new phase if only weights or the global batch differ, and `schedule` starts
-    from its beginning if corpus, packing, seed or the list of sources differ.
+    Raises ValueError if the checkpoint belongs to a run with other settings and accept_changes is False. If it is True
+    and only the weights or the global batch differ, the schedule of the checkpoint continues with a new phase. If
+    corpus, packing, seed or the list of sources differ, `schedule` starts at its beginning.
     """
     if not checkpoint:
         return StartPoint(), schedule

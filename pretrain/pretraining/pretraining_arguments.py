@@ -1,4 +1,7 @@
-"""The command line of train.py: its own options and all options of Trainer; published option names are translated."""
+"""Parse and check the options of train.py: PretrainingOptions and all options of Trainer.
+
+Published option names that are no longer valid are translated.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     without_effect={
         "overwrite_output_dir": "a folder that holds a finished model is never overwritten",
         "save_safetensors": "weights are always written as safetensors",
-        "use_fast_tokenizer": "there is one tokenizer, and it is exact",
+        "use_fast_tokenizer": "the exact tokenizer is always used",
         "sharded_ddp": "use --deepspeed",
         "group_by_length": "samples are packed, so there is no padding to reduce",
     },

@@ -35,11 +35,11 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where the run starts or resumes: after `step` steps, at global sequence index `index`, after `tokens` tokens."""
+    """Where the run starts or resumes."""
 
-    step: int = 0
-    index: int = 0
-    tokens: int = 0
+    step: int = 0  # steps before it
+    index: int = 0  # global index of the next sequence
+    tokens: int = 0  # trained tokens before it
 
 
 class PretrainingTrainer(SourceTrainer):
@@ -50,7 +50,7 @@ class PretrainingTrainer(SourceTrainer):
         held_out: the sequences for evaluation, or None.
         identity: the settings that must be equal to resume this run; see RunState.
         start: where the run starts or resumes.
-        seconds_per_token: seconds per token at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
+        seconds_per_token: time per token at the peak FLOP/s of all GPUs, for MFU; 0 if not known.
         more: arguments of SourceTrainer and Trainer.
     """
 
@@ -112,32 +112,33 @@ class PretrainingTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return (loss sum of this micro batch / tokens of the step) x ranks; gradients are averaged over ranks."""
+        """Return (summed loss of this micro batch / tokens of the step) x ranks; gradients are averaged over ranks."""
         sources, labels = inputs.pop("sources"), inputs["labels"]
-        if self.args.use_liger_kernel:  # its fused loss does not return losses by token
+        if self.args.use_liger_kernel:  # its fused loss does not return the loss of each token
             inputs |= self._attention_arguments(inputs)
             loss = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch).loss
             losses = torch.zeros_like(labels, dtype=torch.float32)
         else:
             losses = token_losses(self._logits(model, inputs), labels)
             loss = losses.sum() / num_items_in_batch
-        self._add(self.meter, losses, labels, sources)
+        self._add_losses(self.meter, losses, labels, sources)
         return loss * self.args.world_size
 
     def _attention_arguments(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that keep the samples of packed sequences apart; removes segments from `inputs`."""
         segments = inputs.pop("segments", None)
         return attention_arguments(attention_of(self.model), segments, inputs["input_ids"].device) if segments else {}
 
     def _logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the model's logits, (sequences, tokens, vocabulary), and remove the labels from `inputs`."""
+        """Return the logits of the model, (sequences, tokens, vocabulary); removes labels from `inputs`."""
         del inputs["labels"]
-        more = self._attention_arguments(inputs)
-        return model(**inputs, **more, use_cache=False).logits
+        attention = self._attention_arguments(inputs)
+        return model(**inputs, **attention, use_cache=False).logits
 
-    def _add(
+    def _add_losses(
         self, meter: LossMeter, losses: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, weight: float = 1
     ) -> None:
-        """Add losses to a meter. losses, labels: (sequences, tokens); sources: (sequences,)."""
+        """Add losses by source to a meter. losses, labels: (sequences, tokens). sources: (sequences,)."""
         meter.add(losses.double().sum(1), labels[:, 1:].ne(IGNORED).sum(1), sources, weight)
 
     def epochs(self) -> float:
@@ -160,20 +161,20 @@ class PretrainingTrainer(SourceTrainer):
         return entry
 
     def measure_held_out(self, meter: LossMeter) -> None:
-        """Add the losses of every world_size-th batch.
+        """Add the losses of this rank's batches, which are every world_size-th one.
 
         A rank with fewer batches repeats one with weight 0, since ZeRO-3 needs all ranks in every forward pass.
         """
         assert self.held_out is not None
         args, size, total = self.args, self.args.per_device_eval_batch_size, len(self.held_out)
         batches = [list(range(at, min(at + size, total))) for at in range(0, total, size)]
-        mine = range(args.process_index, -(-len(batches) // args.world_size) * args.world_size, args.world_size)
-        loader = self._loader(self.held_out, [batches[number % len(batches)] for number in mine])
-        for number, batch in zip(mine, loader, strict=True):
+        numbers = range(args.process_index, -(-len(batches) // args.world_size) * args.world_size, args.world_size)
+        loader = self._loader(self.held_out, [batches[number % len(batches)] for number in numbers])
+        for number, batch in zip(numbers, loader, strict=True):
             inputs = send_to_device(batch, args.device)
             sources, labels = inputs.pop("sources"), inputs["labels"]
             losses = token_losses(self._logits(self.model_wrapped, inputs), labels)
-            self._add(meter, losses, labels, sources, weight=number < len(batches))
+            self._add_losses(meter, losses, labels, sources, weight=number < len(batches))
 
     def held_out_metrics(self, losses: MeanLosses) -> dict[str, float]:
         return {f"perplexity_{name}": math.exp(min(loss, 700)) for name, loss in losses.by_source.items()}

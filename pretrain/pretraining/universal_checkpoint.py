@@ -1,8 +1,8 @@
 """Resume from a DeepSpeed checkpoint with another number of ranks, by converting it to a universal checkpoint.
 
-A ZeRO checkpoint holds one part of the optimizer state for each rank, so only the same number of ranks can load it. For
-another number, the checkpoint is converted in its folder and loaded, and the converted files are removed. The ZeRO
-stage must be the same. This is the only file that relies on DeepSpeed's internals:
+A ZeRO checkpoint has one part of the optimizer state for each rank, so only the same number of ranks can load it. For
+another number, the checkpoint is converted in its folder, and the converted files are removed after they are loaded.
+The ZeRO stage must be the same. Only this file relies on DeepSpeed's internals:
 
 | name | reason |
 | --- | --- |
@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus_files.corpus import require_space
+from corpus_files.corpus import check_free_space
 from rank_group.ranks import wait_for_ranks
 from transformers import TrainerCallback
 
 from pretraining.pretraining_arguments import PretrainingArguments
 
 LATEST = "latest_universal"  # the file from which DeepSpeed reads the name of the universal checkpoint
-PEAK = 2.5  # disk space of a conversion / size of the checkpoint, measured with 68 million parameters in float32
+SPACE_FACTOR = 2.5  # disk space of a conversion / size of the checkpoint; measured: 68 million parameters, float32
 
 
-def writers(checkpoint: Path) -> int:
+def count_writer_ranks(checkpoint: Path) -> int:
     """Return the number of ranks that wrote the optimizer state; 0 if the run did not use DeepSpeed.
 
     Raises ValueError if the file of a rank is missing.
@@ -47,12 +47,12 @@ def writers(checkpoint: Path) -> int:
 def convert(checkpoint: Path) -> None:
     """Write a universal checkpoint into the folder of a checkpoint, `latest_universal` last; one rank calls it.
 
-    The converter runs in a separate process, since it does not release memory, and with relative paths, since it uses
-    the folder as a regular expression. Raises ValueError if it fails or the disk has too little space.
+    The converter runs in a separate process, since it does not release its memory, and with relative paths, since it
+    uses the path of the folder as a regular expression. Raises ValueError if it fails or the disk has too little space.
     """
-    discard(checkpoint)
+    remove_converted(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-    require_space(checkpoint / LATEST, int(PEAK * size))
+    check_free_space(checkpoint / LATEST, int(SPACE_FACTOR * size))
     tag = (checkpoint / "latest").read_text().strip()
     partial = _partial(checkpoint)
     partial.mkdir()
@@ -64,11 +64,11 @@ def convert(checkpoint: Path) -> None:
     done = subprocess.run(command, cwd=checkpoint, capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(partial, ignore_errors=True)
-        why = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ValueError(
-            f"{checkpoint} could not be converted for another number of ranks ({why}); resume with the same number"
+            f"{checkpoint} could not be converted for another number of ranks ({reason}); resume with the same number"
         )
-    _drop_shard(folder / "zero/optimizer_state.pt")
+    _remove_shard_of_rank_0(folder / "zero/optimizer_state.pt")
     folder.replace(checkpoint / folder.name)
     (partial / LATEST).replace(checkpoint / LATEST)
     partial.rmdir()
@@ -79,7 +79,7 @@ def _partial(checkpoint: Path) -> Path:
 
 
 def _optimizer_state(file: Path) -> dict[str, Any]:
-    """Read the part of the converted state that is not stored in one file per parameter."""
+    """Read the part of a converted optimizer state that is not stored by parameter."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -87,19 +87,19 @@ def _optimizer_state(file: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
-def _drop_shard(file: Path) -> None:
-    """Remove rank 0's share of the optimizer state, which stage 3 writes into the file that every rank reads."""
+def _remove_shard_of_rank_0(file: Path) -> None:
+    """Remove rank 0's part of the optimizer state, which stage 3 also writes into the file that every rank reads."""
     state = _optimizer_state(file)
     inner = state.get("optimizer_state_dict")
     if inner is None:  # stages 1 and 2
         return
-    inner["state"] = {key: {"step": held["step"]} for key, held in inner["state"].items()}
+    inner["state"] = {key: {"step": values["step"]} for key, values in inner["state"].items()}
     state.pop("fp32_flat_groups", None)
     torch.save(state, file.with_suffix(".partial"))
     file.with_suffix(".partial").replace(file)
 
 
-def discard(checkpoint: Path) -> None:
+def remove_converted(checkpoint: Path) -> None:
     """Remove the files that `convert` wrote, even if they are incomplete."""
     (checkpoint / LATEST).unlink(missing_ok=True)
     for folder in (_partial(checkpoint), *checkpoint.glob("global_step*_universal")):
@@ -122,24 +122,24 @@ class RepairUniversalState(TrainerCallback):
             optimizer = optimizer.optimizer
         folder = self.checkpoint / (self.checkpoint / LATEST).read_text().strip()
         saved = _optimizer_state(folder / "zero/optimizer_state.pt")
-        for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-            group.update({key: value for key, value in kept.items() if key != "params"})
+        for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({key: value for key, value in saved_group.items() if key != "params"})
         on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        for parameter, held in optimizer.state.items():
-            if torch.is_tensor(held.get("step")):
-                held["step"] = held["step"].to(parameter.device if on_device else "cpu", copy=True)
+        for parameter, values in optimizer.state.items():
+            if torch.is_tensor(values.get("step")):
+                values["step"] = values["step"].to(parameter.device if on_device else "cpu", copy=True)
         wait_for_ranks()
         if args.process_index == 0:
-            discard(self.checkpoint)
+            remove_converted(self.checkpoint)
 
 
 def prepare(args: PretrainingArguments, checkpoint: Path) -> list[TrainerCallback]:
     """Convert the checkpoint if another number of ranks wrote it; return the callbacks that Trainer then needs.
 
-    Every rank calls it before Trainer is created. Raises ValueError if a run with DeepSpeed is resumed without it or
-    vice versa, since Trainer would start with a new optimizer state.
+    Every rank calls this function before Trainer is created. Raises ValueError if a run with DeepSpeed is resumed
+    without DeepSpeed or vice versa, since Trainer would start with a new optimizer state.
     """
-    ranks = writers(checkpoint)
+    ranks = count_writer_ranks(checkpoint)
     if bool(ranks) != bool(args.deepspeed):
         raise ValueError(
             f"{checkpoint} was written {'with' if ranks else 'without'} --deepspeed; resume it the same way"

@@ -1,4 +1,4 @@
-"""Packed sequences of a corpus: computed once for each source and stored beside the corpus.
+"""Pack the samples of a corpus into sequences, source by source, and store the sequences beside the corpus.
 
     <prefix>.rows-4096/           sequences of at most 4096 tokens; other settings are appended to the name
         samples.npy               (samples,) int64, sample indices in the order of the sequences
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from corpus_files.corpus import Corpus
 
-CHUNK = 1 << 22  # samples packed at a time; larger chunks take more memory and hardly fill sequences better
-VERSION = 3  # version of algorithm and files; a folder of another version is replaced
+CHUNK_SAMPLES = 1 << 22  # samples packed together; more take more memory and hardly fill the sequences better
+VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
 
 
 def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
@@ -30,20 +30,20 @@ def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
     lengths: (samples,) int32, each from 1 to block_size.
     """
     order = np.argsort(-lengths, kind="stable")
-    with_space: list[list[int]] = [[] for _ in range(block_size + 1)]  # sequence indices by number of free tokens
+    sequences_by_space: list[list[int]] = [[] for _ in range(block_size + 1)]  # index: number of free tokens
     spaces = count = 0  # spaces: bit s is set if a sequence has s free tokens
     chosen = []
     for length in lengths[order].tolist():
         fitting = spaces >> length
         if fitting:
-            space = length + (fitting & -fitting).bit_length() - 1  # the least space that fits: the lowest set bit
-            sequence = with_space[space].pop()
-            spaces ^= 0 if with_space[space] else 1 << space
+            space = length + (fitting & -fitting).bit_length() - 1  # the lowest set bit is the least space that fits
+            sequence = sequences_by_space[space].pop()
+            spaces ^= 0 if sequences_by_space[space] else 1 << space
         else:
             space, sequence, count = block_size, count, count + 1
         chosen.append(sequence)
         if space > length:
-            with_space[space - length].append(sequence)
+            sequences_by_space[space - length].append(sequence)
             spaces |= 1 << (space - length)
     sequence_of = np.empty(len(lengths), dtype=np.int64)
     sequence_of[order] = chosen
@@ -51,9 +51,10 @@ def best_fit_decreasing(lengths: np.ndarray, block_size: int) -> np.ndarray:
 
 
 def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
-    """Return whether each sample is held out, (samples,) bool: whole documents, a fraction of each source.
+    """Return whether each sample is held out, (samples,) bool.
 
-    With a fraction above 0, a source of two or more documents has at least one held-out and one training document.
+    fraction: the share of each source's documents that is held out. Above 0, a source of two or more documents has at
+    least one held-out and one training document.
     """
     chosen = np.zeros(len(corpus.documents) - 1, dtype=bool)
     for source in corpus.sources:
@@ -67,19 +68,16 @@ def held_out_samples(corpus: Corpus, fraction: float, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packing:
-    """Settings of packing.
+    """Settings of packing."""
 
-    block_size: most tokens of a sequence. packed: False: one sample per sequence. eval_fraction: the share of each
-    source's documents that is held out. seed: chooses the held-out documents.
-    """
-
-    block_size: int
-    packed: bool = True
-    eval_fraction: float = 0.0
-    seed: int = 0
+    block_size: int  # maximum tokens of a sequence
+    packed: bool = True  # False: one sample per sequence
+    eval_fraction: float = 0.0  # share of each source's documents that is held out
+    seed: int = 0  # chooses the held-out documents
 
     @property
     def folder_suffix(self) -> str:
+        """The part of the folder's name that follows the corpus prefix: rows-4096, rows-4096-single, …."""
         words = [f"rows-{self.block_size}"] + ([] if self.packed else ["single"])
         return "-".join(words + ([f"without-{self.eval_fraction:g}-{self.seed}"] if self.eval_fraction else []))
 
@@ -88,7 +86,7 @@ class PackedSequences:
     """The packed sequences of a corpus, memory-mapped: item i is the sample indices of sequence i, (n,) int64.
 
     Attributes:
-        sources: for each source, {name, type, train, held_out}; the last two are ranges [from, to) of sequences.
+        sources: for each source, {name, type, train, held_out}; the last two are ranges [start, end) of sequences.
         tokens, held_out_tokens: the number of tokens in training and in held-out sequences.
         packing: the settings.
     """
@@ -118,40 +116,42 @@ class PackedSequences:
 
     @property
     def efficiency(self) -> float:
-        """The share of token positions in training sequences that hold a token."""
+        """The share of positions in training sequences that have a token, not padding."""
         return self.tokens / max(1, self.train_count * self.packing.block_size)
 
 
 def open_packed_sequences(corpus: Corpus, packing: Packing, fallback: Path) -> PackedSequences:
-    """Open the stored sequences of a corpus, or pack and store them beside it, or in `fallback` if that is read-only.
+    """Open the stored sequences of a corpus; if there are none, pack the samples and store the sequences.
 
-    Raises ValueError if a sample is longer than a sequence.
+    They are stored beside the corpus, or in the folder `fallback` if the corpus is read-only. Raises ValueError if a
+    sample is longer than a sequence.
     """
     longest = int(corpus.lengths.max())
     if longest > packing.block_size:
         raise ValueError(
-            f"{corpus.prefix} holds samples of up to {longest} tokens, over --block_size {packing.block_size}; "
+            f"{corpus.prefix} has samples of up to {longest} tokens, more than --block_size {packing.block_size}; "
             f"write it again with --seq_length {packing.block_size}, or raise --block_size"
         )
-    beside = Path(f"{corpus.prefix}.{packing.folder_suffix}")
-    other = fallback / beside.name
-    for folder in (beside, other):
+    beside_corpus = Path(f"{corpus.prefix}.{packing.folder_suffix}")
+    in_fallback = fallback / beside_corpus.name
+    for folder in (beside_corpus, in_fallback):
         if _matches(folder, corpus, packing):
             return PackedSequences(folder)
     try:
-        _write(corpus, packing, beside)
+        _write(corpus, packing, beside_corpus)
     except PermissionError:
-        _write(corpus, packing, other)
-        return PackedSequences(other)
-    return PackedSequences(beside)
+        _write(corpus, packing, in_fallback)
+        return PackedSequences(in_fallback)
+    return PackedSequences(beside_corpus)
 
 
 def _identity(corpus: Corpus, packing: Packing) -> dict[str, Any]:
+    """Return the entries of rows.json on which the sequences depend."""
     return {"version": VERSION, "corpus": corpus.sidecar["sha256"], "packing": asdict(packing)}
 
 
 def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
-    """Return whether a folder holds the sequences of this corpus with these settings."""
+    """Return whether a folder has the sequences of this corpus with these settings."""
     try:
         record = json.loads((folder / "rows.json").read_text())
     except (OSError, ValueError):
@@ -160,12 +160,12 @@ def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
 
 
 def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Pack into a temporary folder and rename it; safe if other processes do the same concurrently."""
+    """Pack into a temporary folder and rename it; several processes may do so at the same time."""
     partial = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         _pack(corpus, packing, partial)
-        shutil.rmtree(folder, ignore_errors=True)  # packed from another corpus with this prefix
+        shutil.rmtree(folder, ignore_errors=True)  # it was packed from another corpus with this prefix
         try:
             partial.rename(folder)
         except OSError:
@@ -176,7 +176,7 @@ def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
 
 
 def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Pack a corpus, source by source, and write the three files."""
+    """Pack a corpus, source by source, and write the three files to a folder."""
     is_held_out = held_out_samples(corpus, packing.eval_fraction, packing.seed)
     samples = np.lib.format.open_memmap(folder / "samples.npy", "w+", np.int64, (len(corpus),))
     starts: list[np.ndarray] = [np.zeros(1, np.int64)]
@@ -187,8 +187,8 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
         span = np.arange(source["start"], source["end"])
         for split, chosen in (("train", span[~is_held_out[span]]), ("held_out", span[is_held_out[span]])):
             first = count
-            for begin in range(0, len(chosen), CHUNK):
-                chunk = chosen[begin : begin + CHUNK]
+            for begin in range(0, len(chosen), CHUNK_SAMPLES):
+                chunk = chosen[begin : begin + CHUNK_SAMPLES]
                 order, ends = _pack_chunk(corpus.lengths[chunk], packing)
                 samples[written : written + len(chunk)] = chunk[order]
                 starts.append(written + ends)
@@ -204,7 +204,11 @@ def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
 
 
 def _pack_chunk(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
-    """Return sample indices ordered by sequence, (samples,), and the end of each sequence in them, (sequences,)."""
+    """Pack the samples of a chunk; lengths: (samples,), tokens of each.
+
+    Returns the indices of the samples in the order of the sequences, (samples,), and the end of each sequence in them,
+    (sequences,).
+    """
     if not packing.packed:
         return np.arange(len(lengths)), np.arange(1, len(lengths) + 1)
     sequence_of = best_fit_decreasing(lengths, packing.block_size)

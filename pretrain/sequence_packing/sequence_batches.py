@@ -1,7 +1,7 @@
 """Datasets and batches of packed sequences; with --no_packing, a sequence is one padded sample.
 
-Packed samples do not attend to each other: positions restart at each sample and no attention mask is passed
-(packed_attention/). The first token of a sample has no label, since no token of the sample precedes it.
+Packed samples do not attend to each other: positions restart at each sample, and no attention mask is passed (see
+packed_attention/). The first token of a sample has no label, since no token of the sample precedes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,26 +20,22 @@ IGNORED = -100  # the label of a position without loss
 
 
 class PackedSequence(NamedTuple):
-    """The ids of each sample, (tokens,) uint16 or int32, and the index of the sequence's source group."""
+    """A sequence as an item of a dataset."""
 
-    samples: list[np.ndarray]
-    group: int
+    samples: list[np.ndarray]  # ids of each sample, (tokens,) uint16 or int32
+    group: int  # index of the source group
 
 
 @dataclass(frozen=True)
 class SourceGroups:
-    """The groups that source weights refer to: each source, or all sources of a type together.
-
-    names: names of the groups. ranges: for each group, ranges [from, to) of sequence indices. by_type: True if a group
-    is a type.
-    """
+    """The groups that source weights name: each source, or all sources of a type together."""
 
     names: list[str]
-    ranges: list[list[tuple[int, int]]]
-    by_type: bool
+    ranges: list[list[tuple[int, int]]]  # for each group, ranges [start, end) of sequence indices
+    by_type: bool  # whether a group has all sources of a type
 
     @classmethod
-    def of(cls, packed: PackedSequences, split: str, by_type: bool = False) -> "SourceGroups":
+    def of_split(cls, packed: PackedSequences, split: str, by_type: bool = False) -> "SourceGroups":
         """Return the groups of the training sequences (split "train") or of the held-out ones ("held_out")."""
         found: dict[str, list[tuple[int, int]]] = {}
         for source in packed.sources:
@@ -55,17 +51,17 @@ class SourceGroups:
             for name, ranges in zip(self.names, self.ranges, strict=True)
         }
 
-    def sequence_index(self, group: int, place: int) -> int:
-        """Return the index among all packed sequences of a place within a group."""
+    def sequence_index(self, group: int, index: int) -> int:
+        """Return the index among all packed sequences of the sequence with an index within its group."""
         for first, last in self.ranges[group]:
-            if place < last - first:
-                return first + place
-            place -= last - first
-        raise IndexError(f"source {self.names[group]} has no sequence at this place")
+            if index < last - first:
+                return first + index
+            index -= last - first
+        raise IndexError(f"source {self.names[group]} has no sequence with this index")
 
 
 class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
-    """Training dataset: item i is the i-th sequence of the schedule. length: number of sequences of the whole run."""
+    """Training dataset: item i is the i-th sequence of the schedule. length: the number of sequences of the run."""
 
     def __init__(
         self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups, schedule: Schedule, length: int
@@ -81,13 +77,15 @@ class ScheduledSequences(torch.utils.data.Dataset[PackedSequence]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[PackedSequence]:
         """Return several items; PyTorch's data loader calls it for all items of a batch."""
-        groups, places = self.schedule.locate(np.asarray(indices, dtype=np.int64))
-        pairs = zip(groups.tolist(), places.tolist(), strict=True)
-        return [_read(self.corpus, self.packed, self.groups.sequence_index(*pair), pair[0]) for pair in pairs]
+        groups, within_group = self.schedule.locate(np.asarray(indices, dtype=np.int64))
+        return [
+            _read_sequence(self.corpus, self.packed, self.groups.sequence_index(group, index), group)
+            for group, index in zip(groups.tolist(), within_group.tolist(), strict=True)
+        ]
 
 
 class HeldOutSequences(torch.utils.data.Dataset[PackedSequence]):
-    """The sequences that are never trained on, group by group."""
+    """Evaluation dataset: the held-out sequences, group by group."""
 
     def __init__(self, corpus: Corpus, packed: PackedSequences, groups: SourceGroups) -> None:
         self.corpus, self.packed = corpus, packed
@@ -102,23 +100,23 @@ class HeldOutSequences(torch.utils.data.Dataset[PackedSequence]):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> PackedSequence:
-        return _read(self.corpus, self.packed, *self.indices[number])
+        return _read_sequence(self.corpus, self.packed, *self.indices[number])
 
 
-def _read(corpus: Corpus, packed: PackedSequences, index: int, group: int) -> PackedSequence:
+def _read_sequence(corpus: Corpus, packed: PackedSequences, index: int, group: int) -> PackedSequence:
     return PackedSequence([corpus[sample] for sample in packed[index]], group)
 
 
 @dataclass(frozen=True)
 class RankBatchSampler:
-    """Batch sampler of one rank: yields `count` micro batches as lists of global sequence indices.
+    """Batch sampler of one rank: yields micro batches as lists of global sequence indices.
 
-    Of each `micro_batch` x `ranks` consecutive indices from `first` on, rank r takes the r-th `micro_batch`.
+    From `first` on, the indices are divided into groups of `ranks` micro batches; rank r takes the r-th of each group.
     """
 
-    first: int
-    count: int
-    micro_batch: int
+    first: int  # the global index at which the run starts or resumes
+    count: int  # micro batches of this rank
+    micro_batch: int  # sequences of a micro batch
     rank: int
     ranks: int
 
@@ -135,14 +133,12 @@ class RankBatchSampler:
 class Collator:
     """Makes a batch of sequences: input_ids and labels, (sequences, tokens) int64, and sources, (sequences,) int64.
 
-    Packed batches also have position_ids, (sequences, tokens) int64, and segments, which for each sequence are its
-    samples and its padding. Other batches have attention_mask, (sequences, tokens) int64, and are padded to their
-    longest sample. block_size: tokens of a packed sequence. pad_id: the id of padding; padding has no label, but a
-    sample's token with this id has one.
+    Packed batches also have position_ids, (sequences, tokens) int64, and segments: the samples and the padding of each
+    sequence. Other batches have attention_mask, (sequences, tokens) int64, and are padded to their longest sample.
     """
 
-    block_size: int
-    pad_id: int
+    block_size: int  # tokens of a packed sequence
+    pad_id: int  # id of padding, which has no label; a token of a sample that has this id keeps its label
     packed: bool = True
 
     def __call__(self, sequences: list[PackedSequence]) -> dict[str, Any]:

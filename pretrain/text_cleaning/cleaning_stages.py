@@ -1,4 +1,4 @@
-"""The stages of cleaning: filter the documents, find duplicates, and write all but the later ones of duplicates.
+"""The stages of cleaning: filter documents, find duplicates, keep the first document of each set, write the result.
 
 The number of tasks depends only on the input, not on the number of workers.
 """

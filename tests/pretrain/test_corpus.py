@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TOKENIZER, Documents, write_corpus
-from corpus_files.corpus import Corpus, CorpusWriter, files, require_space, verify
+from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, files, verify
 from corpus_files.corpus_merging import merge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,15 +94,15 @@ def cut(path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: cut(f["bin"], 10), "a.bin has 10 bytes where its index says 24 .* truncated"),
+        (lambda f: cut(f["bin"], 10), "a.bin has 10 bytes, but 24 according to its index .* truncated"),
         (lambda f: f["bin"].write_bytes(b""), "is an empty corpus"),
-        (lambda f: cut(f["idx"], 60), "a.idx has 60 bytes where its header says 114; it is truncated"),
+        (lambda f: cut(f["idx"], 60), "a.idx has 60 bytes, but 114 according to its header; it is truncated"),
         (lambda f: cut(f["idx"], 20), "does not begin with Megatron's magic"),
         (lambda f: f["idx"].write_bytes(b"TNTIDX" + bytes(200)), "does not begin with Megatron's magic MMIDIDX"),
         (lambda f: f["idx"].write_bytes(f["idx"].read_bytes().replace(b"\x01", b"\x07", 1)), "has version 7"),
         (lambda f: f["json"].unlink(), "a.json is missing beside .*a.idx: .*copy it too"),
         (lambda f: f["json"].write_text("{}"), "is not a corpus sidecar"),
-        (lambda f: f["bin"].unlink(), "a.bin does not exist, though .*a.json does"),
+        (lambda f: f["bin"].unlink(), "a.bin does not exist beside .*a.json; copy all files of the corpus"),
     ],
 )  # fmt: skip
 def test_damaged_corpus_raises_error_with_file_and_reason(tmp_path: Path, damage: object, message: str) -> None:
@@ -175,7 +175,7 @@ def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     for other in (tmp_path / "b", c):
         with pytest.raises(ValueError, match=f"{other} has tokenizer .* write one of them again"):
             merge([str(a), str(other)], [0, 1], tmp_path / "m")
-    with pytest.raises(ValueError, match="2 corpora but 1 types"):
+    with pytest.raises(ValueError, match="types: 1, corpora: 2; --merge_path_type"):
         merge([str(a), str(a)], [0], tmp_path / "m")
     assert not list(tmp_path.glob("m*"))
 
@@ -183,7 +183,7 @@ def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
 def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "a", 10) as writer:
         writer.add(np.array([1, 2]), np.array([2]), np.array([1]))
-        writer.drop({"line": 4, "reason": "no text"})
+        writer.add_dropped({"line": 4, "reason": "no text"})
         writer.finish([{"name": "a", "type": 0, "start": 0, "end": 1}], TOKENIZER, {}, {}, 8)
     merge([str(tmp_path / "a")], None, tmp_path / "b")
     assert json.loads((tmp_path / "b.dropped.jsonl").read_text()) == {
@@ -192,6 +192,6 @@ def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
     assert Corpus(tmp_path / "b").sidecar["dropped"] == 1
 
 
-def test_require_space_refuses_a_disk_without_room(tmp_path: Path) -> None:
+def test_check_free_space_refuses_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs about 1000000000\.00 GB, .* free space there"):
-        require_space(tmp_path / "not/yet/there", 10**18)
+        check_free_space(tmp_path / "not/yet/there", 10**18)

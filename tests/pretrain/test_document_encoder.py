@@ -162,8 +162,8 @@ def test_model_that_gigatoken_cannot_read_is_encoded_by_sentencepiece(
         load_encoder(tmp_path, "gigatoken")
 
 
-def test_renewed_cache_gives_equal_ids(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_engines, "RENEW_AFTER", 100)
+def test_reloaded_gigatoken_gives_equal_ids(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_engines, "RELOAD_AFTER", 100)
     encoder, texts = load_encoder(tiny_tokenizer), small_texts()
     assert isinstance(encoder.engine, tokenizer_engines.GigatokenEngine)
     first = encoder.engine.fast

@@ -105,5 +105,5 @@ def test_sequences_of_a_read_only_corpus_are_stored_in_the_output_folder(
 
 
 def test_samples_longer_than_a_sequence_are_refused(two_sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="over --block_size 16; write it again with --seq_length 16"):
+    with pytest.raises(ValueError, match="more than --block_size 16; write it again with --seq_length 16"):
         open_packed_sequences(Corpus(two_sources), Packing(16), tmp_path)

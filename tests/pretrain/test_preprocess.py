@@ -37,7 +37,7 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
     truth = [*texts, "one", "two", "three", "four", "five"]
     assert document_ids(corpus) == [[1, *oracle.encode(text), 2] for text in truth]
     assert corpus.lengths.max() <= 64
-    assert f"{len(truth)} documents" in done.stdout and "1 documents dropped" in done.stdout
+    assert f"{len(truth)} documents" in done.stdout and ", 1 document dropped, " in done.stdout
     dropped = [json.loads(line) for line in (tmp_path / "out/all.dropped.jsonl").open()]
     assert dropped == [{"file": str(tmp_path / "b.txt"), "line": 3, "reason": "no text", "text": ""}]
     assert corpus.sources == [
@@ -51,12 +51,8 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
 
 def test_samples_end_at_sentence_ends_and_are_balanced(tmp_path: Path, tiny_tokenizer: Path) -> None:
     text = "".join(small_texts(200))
-    build_corpus(
-        [str(rows(tmp_path / "a.jsonl", [text]))],
-        str(tmp_path / "a"),
-        str(tiny_tokenizer),
-        CorpusSettings(seq_length=128),
-    )
+    source = rows(tmp_path / "a.jsonl", [text])
+    build_corpus([str(source)], str(tmp_path / "a"), str(tiny_tokenizer), CorpusSettings(seq_length=128))
     corpus = Corpus(tmp_path / "a")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     ends, at = set(sentence_ends(text)), ""

@@ -34,7 +34,7 @@ def test_permutations_look_random() -> None:
     """Values are uniform at every place, neighbours are uncorrelated, and keys give different orders."""
     size, keys = 1000, 400
     places = np.tile(np.arange(size), keys)
-    names = np.repeat([sampler.key_of(seed, "x") for seed in range(keys)], size).astype(np.uint64)
+    names = np.repeat([sampler.source_key(seed, "x") for seed in range(keys)], size).astype(np.uint64)
     orders = permute(places, np.full(size * keys, size), names).reshape(keys, size)
     tenths = np.array([np.bincount(orders[:, place] // 100, minlength=10) for place in range(size)])
     chi_squared = ((tenths - keys / 10) ** 2 / (keys / 10)).sum(1)
@@ -129,7 +129,7 @@ def test_source_weights_are_parsed_or_refused() -> None:
     warm = parse_weights("temperature=0.5", sizes)
     assert float(warm["zh"] / warm["en"]) == pytest.approx(8**0.5, rel=1e-6)
     for given_, message in (
-        ("zh=0.6", "does not name en"),
+        ("zh=0.6", "gives en no weight"),
         ("zh=1,de=2", "no source de"),
         ("zh", "neither"),
         ("temperature=0", "above 0"),

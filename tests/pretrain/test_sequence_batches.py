@@ -103,7 +103,7 @@ def make_trainer(
     )  # fmt: skip
     packing = Packing(args.block_size, packed)
     sequences = open_packed_sequences(corpus, packing, tmp_path)
-    groups = SourceGroups.of(sequences, "train")
+    groups = SourceGroups.of_split(sequences, "train")
     schedule = Schedule(groups.sizes, groups.sizes, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     segment_attention.register()

@@ -36,7 +36,7 @@ def uninterrupted(
     """The result of a ZeRO-3 run of six steps on two ranks, with its checkpoints."""
     output = tmp_path_factory.mktemp("uninterrupted") / "trained"
     printed = launch.to_the_end(*options(tiny_checkpoint, small_corpus, output, *SAVING))
-    assert "8 sequences a step on 2 ranks (cpu), 6 steps" in printed
+    assert "8 sequences per step on 2 ranks (cpu), 6 steps" in printed
     assert "step 6/6 | loss" in printed
     return output
 
