@@ -42,7 +42,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     check_base(Path(args.base_model), "--base_model", args.trust_remote_code)
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
-        raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of rows")
+        raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of examples")
     default = sources[0].path.parent / "extraction.json"
     if not args.extraction_path and default.is_file():
         args.extraction_path = str(default)
@@ -68,8 +68,8 @@ def check_output(args: "TuningArguments") -> Path | None:
 @user_errors_in_turn()
 def main(argv: list[str]) -> int:
     """Parse and check the options, then train; return the exit status."""
-    load_module = partial(import_module, "instruction_tuning.tuning_arguments")  # imports torch
-    if text := help_text(argv, TuningOptions, lambda: load_module().TuningArguments, __doc__ or "", "finetune.py"):
+    arguments_module = partial(import_module, "instruction_tuning.tuning_arguments")  # imports torch
+    if text := help_text(argv, TuningOptions, lambda: arguments_module().TuningArguments, __doc__ or "", "finetune.py"):
         print(text)
         return 0
     from instruction_tuning.tuning_arguments import parse
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
-    """Encode the data, load the model, train and save; return 0, or 143 after SIGTERM."""
+    """Encode the data, load the model, train and save the result; return 0, or 143 after SIGTERM."""
     from answer_generation.answer_scorer import AnswerScorer
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start

@@ -9,8 +9,8 @@ of other types are dropped and counted. Every sentence becomes one example, whic
 
 If the wording names the types ({schema}), an answer lists every type, with an empty list for a type without items:
     {"person": ["Ann Lee"], "place": []}    {"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}
-Otherwise it lists only the types that have items. The wording, the shape of the answer and the usual length of the
-sentences ("text_characters", by which a server splits long text) are added to extraction.json beside the examples.
+Otherwise it lists only the types that have items. extraction.json beside the examples records the wording, the shape of
+the answer, and the usual length of a sentence ("text_characters"), at which a server splits long text.
 """
 
 from command_line.fire_commands import run
@@ -35,14 +35,14 @@ def check_target(target: Path, inputs: list[str]) -> None:
 
 def write_together(files: dict[Path, str]) -> None:
     """Write all files under temporary names, and rename them when the last one is complete."""
-    scratch = {path: path.with_name(f"{path.name}.partial") for path in files}
+    partials = {path: path.with_name(f"{path.name}.partial") for path in files}
     try:
         for path, text in files.items():
-            scratch[path].write_text(text, encoding="utf-8")
-        for path, partial in scratch.items():
+            partials[path].write_text(text, encoding="utf-8")
+        for path, partial in partials.items():
             partial.replace(path)
     finally:
-        for partial in scratch.values():
+        for partial in partials.values():
             partial.unlink(missing_ok=True)
 
 
@@ -59,7 +59,7 @@ def main(
     Args:
         annotations: JSON list or JSONL of {"sentence", "entity_list"} or {"sentence", "relation_list"}.
         output: the file to write.
-        types: JSON list of the types to ask for, or lists by kind and language; default: the annotated types.
+        types: JSON file of the types to ask for: a list, or lists by kind and language; default: the annotated types.
         task: ner (entities) or re (relations).
         language: en, zh, or auto: zh if a fifth or more of the letters of a sentence are Chinese characters, else en.
         wording: an extraction.json whose wording is used instead of the default.
@@ -68,14 +68,14 @@ def main(
     extraction = target.with_name("extraction.json")
     check_target(target, [annotations, types, wording])
     annotated = read_annotations(annotations, task, language)
-    known = read_types(types, task) if types else None
-    questions = make_questions(annotated, task, known, read_wording(wording, task))
+    types_by_language = read_types(types, task) if types else None
+    questions = make_questions(annotated, task, types_by_language, read_wording(wording, task))
     record = updated_extraction(extraction, task, questions)
     examples, counts = build_examples(annotated, task, questions)
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     write_together({target: lines, extraction: json.dumps(record, ensure_ascii=False, indent=2) + "\n"})
-    summary = ", ".join(f"{language} (types: {len(question.types)})" for language, question in questions.items())
-    print(f"{target}: {task} asked in {summary}; wording in {extraction}\n{counts}")
+    languages = ", ".join(f"{language} (types: {len(question.types)})" for language, question in questions.items())
+    print(f"{target}: task {task}, instructions in {languages}; their wording is in {extraction}\n{counts}")
 
 
 if __name__ == "__main__":

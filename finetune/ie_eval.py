@@ -3,8 +3,9 @@
     python finetune/ie_eval.py --predictions predictions.jsonl
     python finetune/ie_eval.py --predictions predictions.jsonl --gold heldout.jsonl --output scores.json
 
-`predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it. The correct answer is the
-"output" of the row, or of the same row of `gold`. extraction_metrics/answer_scores.py describes the matching.
+A row of `predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it. The correct
+answer is the "output" of the row, or of the same row of `gold`. extraction_metrics/answer_scores.py describes how
+answers are compared.
 """
 
 from command_line.fire_commands import run

@@ -4,8 +4,8 @@
     python finetune/ie_run.py --base_model B --lora_weights adapters/ie --data_path D --output P --batch_size 64 --fp16
 
 The output has the rows in the order of the file, each with the answer under "prediction"; finetune/ie_eval.py scores
-them. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; the prompt of a base model
-without a template is the bare instruction.
+the answers. Prompts are rendered with the chat template of the adapter or checkpoint, as in tuning; if a base model has
+no template, the prompt is only the instruction.
 """
 
 from command_line.fire_commands import run
@@ -57,7 +57,7 @@ def main(
         prompt_template_name: a name in finetune/templates, or a path; default: the template of the checkpoint.
         batch_size: prompts per batch.
         max_new_tokens: maximum tokens per answer.
-        limit: number of rows to answer, 0 for all.
+        limit: answer only the first `limit` rows; 0: all.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folder of base_model.
@@ -80,8 +80,8 @@ def main(
     encoder = PromptEncoder(tokenizer, template)
     if not encoder.template:
         print(
-            f"note: {lora_weights or base_model} has no chat template, so instructions are given as plain text; for a "
-            "tuned model, give the template that it was tuned with: --prompt_template_name alpaca",
+            f"note: {lora_weights or base_model} has no chat template, so a prompt is only the instruction; for a "
+            "tuned model, name the template that it was tuned with, such as --prompt_template_name alpaca",
             file=sys.stderr,
         )
     prompts = encoder.prompts([prompt_messages(row) for row in rows])

@@ -1,4 +1,4 @@
-"""Generate answers to the held-out examples during training and score them as extraction (--eval_generate)."""
+"""Generate answers to the held-out examples during training, and score them as extractions (--eval_generate)."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from answer_generation.batched_generation import generate_answers
 
 
 class AnswerScorer:
-    """Prompts and correct answers of the held-out examples; called with a trainer, it returns scores of its answers.
+    """Scores the answers of a model in training to the held-out examples; call it with the trainer.
 
     Raises ValueError if a correct answer is not an extraction answer.
     """
@@ -26,37 +26,37 @@ class AnswerScorer:
         wrong = next((text for text in self.gold if parse_answer(text) is None), None)
         if wrong is not None:
             raise ValueError(
-                f"--eval_generate scores JSON objects of lists, and a held-out answer is {wrong[:60]!r}; remove the "
-                "option, or hold out extraction examples only"
+                "--eval_generate scores answers that are JSON objects of lists, but a held-out answer is "
+                f"{wrong[:60]!r}; remove the option, or hold out only extraction examples"
             )
 
     def __call__(self, trainer: Any) -> dict[str, float]:
-        """Return `flat_scores` of all examples; all ranks must call it, in evaluation mode."""
+        """Return `scores_by_name` of all examples; all ranks must call it, with the model in evaluation mode."""
         rank, ranks = trainer.args.process_index, trainer.args.world_size
         mine = range(rank, len(self.prompts), ranks)
-        filled = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
+        padded = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
         attention = attention_of(trainer.base_model)
         if attention == NAME:
             trainer.base_model.set_attn_implementation("sdpa")  # which supports padding
         with trainer.compute_loss_context_manager():
             answers = generate_answers(
                 trainer.accelerator.unwrap_model(trainer.model), self.encoder,
-                [self.prompts[index] for index in filled], self.batch_size, self.max_new_tokens,
+                [self.prompts[index] for index in padded], self.batch_size, self.max_new_tokens,
             )  # fmt: skip
         trainer.base_model.set_attn_implementation(attention)
         answered = dict(gather_object(list(zip(mine, answers, strict=False))))
-        return flat_scores([(answered[index], gold) for index, gold in enumerate(self.gold)])
+        return scores_by_name([(answered[index], gold) for index, gold in enumerate(self.gold)])
 
 
-def flat_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Return the scores of (prediction, correct answer) pairs by name.
+def scores_by_name(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the scores of (prediction, correct answer) pairs: name -> score.
 
-    f1: over entities and triples. parsed, exact: shares of answers.
+    f1 is over entities and triples together; parsed and exact are shares of answers.
     """
     scores = score_answers(pairs)
-    both = [sum(scores[task][key] for task in TASKS) for key in ("correct", "predicted", "gold")]
-    flat = {"f1": precision_recall_f1(*both)["f1"], "parsed": scores["parsed"], "exact": scores["exact"]}
+    counts = [sum(scores[task][key] for task in TASKS) for key in ("correct", "predicted", "gold")]
+    by_name = {"f1": precision_recall_f1(*counts)["f1"], "parsed": scores["parsed"], "exact": scores["exact"]}
     for task in TASKS:
         if scores[task]["gold"]:
-            flat |= {f"{task}_{key}": scores[task][key] for key in ("precision", "recall", "f1")}
-    return flat
+            by_name |= {f"{task}_{key}": scores[task][key] for key in ("precision", "recall", "f1")}
+    return by_name

@@ -8,10 +8,10 @@ from chat_prompts.prompt_encoding import PromptEncoder
 def generate_answers(
     model: Any, encoder: PromptEncoder, prompts: list[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[str]:
-    """Return the greedy continuation of each prompt (token ids) as text, up to EOS or the template's end of turn.
+    """Return the greedy continuation of each prompt as text, up to EOS or the end of turn of the template.
 
-    Prompts of similar length are answered together, the longest first, so that running out of memory shows at once. The
-    attention mask is computed from the lengths, so any id can be the pad id.
+    prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that too little memory
+    shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence

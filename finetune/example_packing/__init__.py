@@ -1,1 +1,1 @@
-"""Select the examples of each training step, and pack or pad them. Read example_batches.py first."""
+"""Select the examples of each training step, and pack them into sequences. Read example_batches.py first."""

@@ -1,10 +1,10 @@
-"""Build the micro batches of a step: packed sequences if attention keeps examples apart, else single examples.
+"""Build the micro batches of a step: packed sequences if the attention keeps examples apart, else single examples.
 
-The layout changes the speed of a step only, not its examples or its loss, which is the mean over their supervised
-tokens. A packed sequence holds examples one after another, without padding or mask, with positions that restart. Common
-first tokens may be computed once (shared_prefixes.py). The output matrix is applied only at positions whose next token
-has a label: it has 2 % of LLaMA-2 7B's weights and a quarter of Qwen2.5-0.5B's, and the logits are the largest tensor
-of a step.
+The layout affects only the speed of a step, not its examples or its loss, which is the mean over their supervised
+tokens. A packed sequence has examples one after another, without padding or mask, and positions restart at each.
+Shared prefixes may be computed once (shared_prefixes.py). The output matrix is applied only at positions whose next
+token has a label: it has 2 % of LLaMA-2 7B's weights and a quarter of Qwen2.5-0.5B's, and the logits are the largest
+tensor of a step.
 """
 
 from collections.abc import Sequence
@@ -24,21 +24,19 @@ IGNORED = -100  # the label that torch's cross entropy ignores
 
 @dataclass
 class BatchLayout:
-    """How the examples of a step become micro batches.
+    """How the examples of a step become micro batches."""
 
-    packed: several examples in a sequence, else one. capacity: maximum tokens of a packed sequence. share_prefixes:
-    compute common first tokens in a packed sequence once. pad_id: any token id. multiple: lengths are rounded up to a
-    multiple of this number, for GPUs; the padding has no labels and follows all examples.
-    """
-
-    packed: bool
-    capacity: int
-    pad_id: int
-    share_prefixes: bool = False
-    multiple: int = 1
+    packed: bool  # several examples per sequence, else one
+    capacity: int  # maximum tokens of a packed sequence
+    pad_id: int  # any token id
+    share_prefixes: bool = False  # compute the shared prefixes in a packed sequence once
+    multiple: int = 1  # lengths are padded to a multiple of it, for GPUs; padding has no labels and comes last
 
     def divide(self, examples: ExampleSources, members: np.ndarray, ranks: int) -> list[list[list[PrefixGroup]]]:
-        """Return the micro batches of each rank for the examples `members`; equally many, the last may be empty."""
+        """Divide the examples `members` into micro batches; return those of each rank.
+
+        All ranks have the same number of micro batches; the last one of a rank may be empty.
+        """
         groups = [PrefixGroup(members.tolist(), 0)]
         if self.packed and self.share_prefixes:
             encoded = [examples[index] for index in members.tolist()]
@@ -52,8 +50,8 @@ class BatchLayout:
     def tensors(self, examples: ExampleSources, micro: Sequence[PrefixGroup], filler: int) -> dict[str, Any]:
         """Return the tensors of a micro batch; if it is empty, those of the example `filler` without labels.
 
-        input_ids, position_ids (1, tokens); segments: shared prefixes, remainders of examples, whole examples; keep
-        (kept,): positions whose next token has a label; targets (1, kept): these labels; sources (1, kept).
+        input_ids, position_ids: (1, tokens). segments: shared prefixes, remainders of examples, whole examples. keep:
+        (kept,), the positions whose next token has a label. targets: (1, kept), these labels. sources: (1, kept).
         """
         segments: list[Segment] = []
         parts: list[tuple[np.ndarray, np.ndarray, int, int]] = []  # ids, labels, first position, source
@@ -95,7 +93,7 @@ def labels_of(ids: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 class StepDataset(Dataset[dict[str, Any]]):
-    """Item n is this rank's share of step n; see `rank_share`. Ranks do not communicate."""
+    """Item n is this rank's share of step n; see `rank_share`. The ranks need not communicate."""
 
     def __init__(self, examples: ExampleSources, order: EpochOrder, layout: BatchLayout, rank: int, ranks: int) -> None:
         self.examples, self.order, self.layout, self.rank, self.ranks = examples, order, layout, rank, ranks
@@ -107,7 +105,10 @@ class StepDataset(Dataset[dict[str, Any]]):
 def rank_share(
     examples: ExampleSources, members: np.ndarray, layout: BatchLayout, rank: int, ranks: int
 ) -> dict[str, Any]:
-    """Return a rank's "micro_batches" of the examples, and "supervised" and "tokens", counted over all ranks."""
+    """Return {"micro_batches", "supervised", "tokens"} of a step: this rank's micro batches, and counts over all ranks.
+
+    members: indices of the examples of all ranks. supervised: tokens with a label.
+    """
     mine = layout.divide(examples, members, ranks)[rank]
     return {
         "micro_batches": [layout.tensors(examples, micro, int(members[0])) for micro in mine],

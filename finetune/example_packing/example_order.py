@@ -11,10 +11,11 @@ from instruction_data.tokenized_examples import CachedExamples
 
 
 class ExampleSources:
-    """The examples of several sources under common indices.
+    """The examples of several sources, numbered one source after another.
 
     Attributes:
-        lengths, supervised, sources: (examples,) int64: tokens, tokens with a label, index of the source.
+        lengths, supervised: (examples,) int64, tokens of each example, and tokens with a label.
+        sources: (examples,) int64, index of the source of each example.
     """
 
     def __init__(self, parts: Sequence[CachedExamples]) -> None:
@@ -45,18 +46,18 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
     count = round(size * total) if 0 < size < 1 else int(size)
     if count >= total > 0:
         raise ValueError(
-            f"--val_set_size {size:g} leaves none of {total} examples to train on; give fewer, or a fraction (0.1)"
+            f"--val_set_size {size:g} leaves no training example of {total}; give a smaller number, or a fraction (0.1)"
         )
     shuffled = np.random.default_rng([seed, 1]).permutation(total)
-    rank = np.empty(total)  # position of an example within its source, 0 to 1
+    position = np.empty(total)  # of an example within its shuffled source, 0 to 1
     for source in np.unique(sources):
         members = shuffled[sources[shuffled] == source]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(np.argsort(rank, kind="stable")[:count])
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.argsort(position, kind="stable")[:count])
 
 
 def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
-    """Parse proportions `zh=2,en=1`; raises ValueError unless each source, and no other, has a positive number."""
+    """Parse proportions such as `zh=2,en=1`; raises ValueError unless exactly the sources have positive numbers."""
     weights = {}
     for word in text.split(","):
         name, _, number = word.strip().partition("=")
@@ -70,9 +71,12 @@ def parse_mix(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def epoch_sizes(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Return examples per epoch of each source: in these proportions, and at least all examples of each source."""
-    longest = max(sizes[name] / weights[name] for name in sizes)
-    return {name: max(sizes[name], round(longest * weights[name])) for name in sizes}
+    """Return the examples per epoch of each source: in proportion to `weights`, and no fewer than the source has.
+
+    sizes: the number of examples of each source.
+    """
+    scale = max(sizes[name] / weights[name] for name in sizes)
+    return {name: max(sizes[name], round(scale * weights[name])) for name in sizes}
 
 
 class EpochOrder:
@@ -80,8 +84,8 @@ class EpochOrder:
 
     Args:
         by_source: indices of the examples of each source.
-        per_epoch: examples of each source in an epoch; a source with fewer examples repeats after all were used.
-        batch_size: examples of a step.
+        per_epoch: examples of each source in an epoch; a source with fewer examples starts again after its last one.
+        batch_size: examples per step.
         shuffle: draw a random order; else the examples keep the order of their files.
     """
 
@@ -94,23 +98,26 @@ class EpochOrder:
         self._cached: dict[int, np.ndarray] = {}  # the most recently used epoch
 
     def step(self, number: int) -> np.ndarray:
-        """Return the example indices of a step, counted over all epochs; the last step of an epoch may have fewer."""
+        """Return the example indices of a step; the last step of an epoch may have fewer than batch_size.
+
+        number: counts the steps over all epochs.
+        """
         epoch, step = divmod(number, self.steps)
         return self.epoch(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def epoch(self, number: int) -> np.ndarray:
-        """Return the indices of the examples of an epoch, in order."""
+        """Return the example indices of an epoch, in order."""
         if number not in self._cached:
             # Each source continues where the previous epoch ended.
-            parts = [self._of_source(source, number * count, count) for source, count in enumerate(self.per_epoch)]
+            parts = [self._source_examples(i, number * count, count) for i, count in enumerate(self.per_epoch)]
             self._cached = {number: self._shuffled(np.concatenate(parts), 2, number)}
         return self._cached[number]
 
     def _shuffled(self, members: np.ndarray, *key: int) -> np.ndarray:
         return np.random.default_rng([self.seed, *key]).permutation(members) if self.shuffle else members
 
-    def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
-        """Return `count` examples of a source from position `start` on, counted over repeated passes."""
+    def _source_examples(self, source: int, start: int, count: int) -> np.ndarray:
+        """Return the indices of `count` examples of a source; start: the number of its examples used before."""
         members = self.by_source[source]
         if not count:
             return members[:0]

@@ -1,1 +1,1 @@
-"""Convert annotations to extraction examples, and instruction rows to token ids. Read tokenized_examples.py first."""
+"""Convert annotations to extraction examples, and examples to token ids. Read tokenized_examples.py first."""

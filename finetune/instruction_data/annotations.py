@@ -16,12 +16,12 @@ TYPES_FORM = 'a JSON list of types, or {"entity": {"en": [...]}, "relation": {"e
 
 
 class AnnotationKeys(NamedTuple):
-    """The keys of a task: its list in an annotation, the label and names of an item, its lists in a types file."""
+    """The keys of a task in annotations and in a types file."""
 
-    items: str
-    label: str
-    names: tuple[str, ...]
-    types: str
+    items: str  # list of items of an annotation
+    label: str  # type or relation of an item
+    names: tuple[str, ...]  # names in an item
+    types: str  # lists of types in a types file
 
 
 TASKS = {
@@ -56,9 +56,9 @@ def read_annotations(path: str, task: str, language: str = "auto") -> list[Annot
     for location, entry in iterate_objects(path):
         sentence: Any = entry.get("sentence")
         items: Any = entry.get(keys.items)
-        errors = [missing_text(entry, "sentence")]
+        errors = [missing_text_error(entry, "sentence")]
         if isinstance(items, list):
-            errors += [missing_text(item, keys.label, *keys.names) for item in items]
+            errors += [missing_text_error(item, keys.label, *keys.names) for item in items]
         else:
             errors.append(f"has no list under {keys.items!r} (keys: {', '.join(entry)})")
         if any(errors):
@@ -70,8 +70,8 @@ def read_annotations(path: str, task: str, language: str = "auto") -> list[Annot
     return annotations
 
 
-def missing_text(entry: Any, *keys: str) -> str:
-    """Return a message if an entry does not have text under each of the keys, else ""."""
+def missing_text_error(entry: Any, *keys: str) -> str:
+    """Return an error message if an entry does not have text under each of the keys, else ""."""
     if not isinstance(entry, dict):
         return f"has {json.dumps(entry)[:40]}, which is not a JSON object"
     missing = next((key for key in keys if not isinstance(entry.get(key), str) or not entry[key].strip()), None)
@@ -91,5 +91,5 @@ def read_types(path: str, task: str) -> dict[str, list[str]]:
     for language, types in by_language.items():
         if not isinstance(types, list) or not all(isinstance(name, str) and name.strip() for name in types):
             where = f" under {kind!r}, {language!r}" if isinstance(content, dict) else ""
-            raise ValueError(f"{path} holds no list of names{where}; --types takes {TYPES_FORM}")
+            raise ValueError(f"{path} has no list of names{where}; --types takes {TYPES_FORM}")
     return {language: list(dict.fromkeys(types)) for language, types in by_language.items()}

@@ -1,4 +1,4 @@
-"""Turn annotated sentences into extraction examples: instruction, sentence and the correct answer as JSON."""
+"""Convert annotated sentences to extraction examples: instruction, sentence, and the correct answer as JSON."""
 
 import json
 from collections import Counter
@@ -48,7 +48,7 @@ def build_examples(
     others = f" ({most_common(other_types)})" if other_types else ""
     return examples, (
         f"examples: {most_common(Counter(annotation.language for annotation in annotations))}, {empty} of them without "
-        f"any item\nitems: {kept} kept, {not_in_sentence} of them not in the sentence as written\n"
+        f"any item\nitems: {kept} kept, {not_in_sentence} of them with a name that is not in the sentence\n"
         f"dropped: {other_types.total()} of a type that is not in the list{others}, {repeated} repeated in one sentence"
     )
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from json_rows.row_files import read_json
 
-from instruction_data.annotations import Annotation, missing_text
+from instruction_data.annotations import Annotation, missing_text_error
 
 SEPARATORS = {"en": ", ", "zh": "、"}  # between the types in an instruction
 SHAPES: dict[str, dict[str, list[Any]]] = {
@@ -43,11 +43,14 @@ class ExtractionQuestion(NamedTuple):
 
 
 def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return "tasks" of an extraction.json, task -> language -> {"instruction", ...}; raises ValueError if invalid."""
+    """Return "tasks" in the content of an extraction.json: task -> language -> {"instruction", ...}.
+
+    Raises ValueError if the content is invalid; path: the file, for the message.
+    """
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if isinstance(tasks, dict) and all(isinstance(languages, dict) for languages in tasks.values()):
         entries = [entry for languages in tasks.values() for entry in languages.values()]
-        if not any(missing_text(entry, "instruction") for entry in entries):
+        if not any(missing_text_error(entry, "instruction") for entry in entries):
             return tasks
     expected = '{"tasks": {"ner": {"en": {"instruction": …}}}}'
     raise ValueError(f"{path} is not an extraction.json of the form {expected}; repair it or name another file")
@@ -56,7 +59,7 @@ def tasks_of(path: str | Path, content: Any) -> dict[str, dict[str, dict[str, An
 def answer_form(task: str, wording: str) -> dict[str, Any]:
     """Return the description of an answer in extraction.json: its shape, and whether it lists types without items.
 
-    It lists them only if the instruction names all types.
+    An answer lists types without items only if the wording names the types ({schema}).
     """
     return {"shape": SHAPES[task], "absent": "empty list" if "{schema}" in wording else "left out"}
 
@@ -73,8 +76,8 @@ def read_wording(path: str, task: str) -> dict[str, str]:
         form = answer_form(task, entry["instruction"])
         if entry.get("answer", form) != form:
             raise ValueError(
-                f"{path} describes another answer for {task} in {language} than this wording gets; "
-                f"remove its answer, or set it to {json.dumps(form)}"
+                f'{path} has an "answer" for {task} in {language} that does not fit its instruction; '
+                f"remove it, or set it to {json.dumps(form)}"
             )
     return {language: entry["instruction"] for language, entry in entries.items()}
 
@@ -84,7 +87,8 @@ def make_questions(
 ) -> dict[str, ExtractionQuestion]:
     """Return language -> question for the annotations; raises ValueError if types or wording are missing.
 
-    types: language -> types to ask for; None: the annotated types, in the order of their first occurrence.
+    types: language -> types to ask for; None: the annotated types, in the order of their first occurrence. wording: the
+    result of `read_wording`.
     """
     questions = {}
     for language in sorted({annotation.language for annotation in annotations}):
@@ -108,8 +112,8 @@ def make_questions(
 def updated_extraction(path: Path, task: str, questions: dict[str, ExtractionQuestion]) -> dict[str, Any]:
     """Return the content of the extraction.json at `path`, which may not exist, with this task and its languages.
 
-    The file's usual length of a sentence is kept, so that building a test set does not change that of the training set.
-    Raises ValueError if the file has another wording for this task.
+    The usual length of a sentence in the file is kept, since it comes from the training set and the examples may be a
+    test set. Raises ValueError if the file has another wording for this task.
     """
     content = read_json(path) if path.exists() else {"tasks": {}}
     tasks = tasks_of(path, content)

@@ -1,8 +1,8 @@
-"""Tokenise instruction rows once into a cache of examples, and map the examples into memory for training.
+"""Tokenise instruction rows once into a cache of examples, and memory-map the examples for training.
 
 <cache>/<key>.arrow is an Arrow file with a record for each row of the data file; see EncodedRow. The ids are uint16
 where the vocabulary allows, else int32. The key is a hash of the file's bytes, the tokenizer, the template and the
-settings, so changed input is encoded anew. Rows are read and written in chunks, so memory does not grow with the file.
+settings, so changed input is encoded again. Rows are read and written in chunks, so memory does not grow with the file.
 """
 
 import hashlib
@@ -28,30 +28,26 @@ VERSION = 4  # of the cache format
 
 
 class EncodedRow(NamedTuple):
-    """An encoded row.
-
-    ids: token ids. spans: the supervised parts, [start, end, start, end, …]. supervised: tokens with a label; the first
-    token of an example has none, since no token predicts it. dropped: why the row is not an example, else None.
-    """
+    """An encoded row."""
 
     ids: list[int]
-    spans: list[int]
-    supervised: int = 0
+    spans: list[int]  # the supervised parts of the ids: [start, end, start, end, …]
+    supervised: int = 0  # tokens with a label; the first token of an example has none, since no token predicts it
     truncated: bool = False
-    dropped: str | None = None
+    dropped: str | None = None  # the reason if the row is not an example
 
 
 class EncodingSettings(NamedTuple):
-    """Settings that change ids or spans. cutoff: maximum tokens of an example."""
+    """The settings on which ids and spans depend."""
 
-    cutoff: int
+    cutoff: int  # maximum tokens of an example
     train_on_inputs: bool = False
 
 
 def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
-    """Return a conversation as an example of at most `cutoff` tokens; a row is dropped if no token of an answer fits.
+    """Return a conversation as an example of at most `cutoff` tokens; it is dropped if no token of an answer fits.
 
-    Space for the end of an answer is reserved: a truncated example ends in the same tokens as its last answer.
+    A truncated example also ends with the tokens that end an answer.
     """
     if not any(turn.answer for turn in turns):
         return EncodedRow([], [], dropped="the answer is empty")

@@ -1,1 +1,1 @@
-"""A tuning run: options, model and adapter, data, Trainer, result folder. Read instruction_trainer.py first."""
+"""Tune a model: options, model and adapter, data, Trainer, result folder. Read instruction_trainer.py first."""

@@ -9,8 +9,8 @@ Besides documented options, two attributes are changed (tests/finetune/test_adap
 
 | attribute | function | reason |
 | --- | --- | --- |
-| `PeftModel.save_pretrained` | save_adapter_only | Trainer calls it without save_embedding_layers, whose default also |
-| | | stores the base's embedding or output matrix if the adapter targets it |
+| `PeftModel.save_pretrained` | save_adapter_only | Trainer calls it without save_embedding_layers; by default it then |
+| | | also stores the base's embedding or output matrix if the adapter targets it |
 | `Linear4bit.support_avx512bf16_for_cpu` | keep_training_layout | in evaluation mode on a CPU, bitsandbytes packs |
 | | | 4-bit weights into a layout without a backward pass |
 """
@@ -40,7 +40,7 @@ def load_model(args: TuningArguments) -> Any:
     """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError
-    if tensors of the checkpoint are missing or unknown, or --lora_target_modules names no module of it.
+    if tensors of the checkpoint are missing or unknown, or if --lora_target_modules has a name that the model lacks.
     """
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     dtype = torch.float32 if args.method == "full" else half
@@ -77,7 +77,7 @@ def requested_attention(args: TuningArguments) -> str | None:
 def add_adapter(model: Any, args: TuningArguments) -> Any:
     """Return the model with a new LoRA adapter whose weights are float32, except under DeepSpeed.
 
-    Raises ValueError if --lora_target_modules or --lora_modules_to_save names no module of the model.
+    Raises ValueError if --lora_target_modules or --lora_modules_to_save has a name that the model lacks.
     """
     names = args.lora_target_modules
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
@@ -112,14 +112,14 @@ def save_adapter_only(model: Any) -> None:
 
 
 def keep_training_layout(model: Any) -> None:
-    """Keep 4-bit weights on a CPU in the layout that training needs."""
+    """Make bitsandbytes keep 4-bit weights on a CPU in the layout that training needs."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def check_adapter_file(file: Path) -> None:
-    """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B is before the first step."""
+    """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B before the first step."""
     for name, weight in sorted(load_file(file).items()):
         state = "not finite" if not weight.isfinite().all() else "" if weight.any() else "zero"
         if state:

@@ -1,9 +1,9 @@
-"""Trainer for instruction tuning: one step per item of the data loader, loss by supervised token, held-out scores.
+"""Trainer for instruction tuning: mean loss over the supervised tokens of a step, and scores of held-out answers.
 
-An item of the data loader contains this rank's micro batches of one step. The loss of a step is the mean over the
-supervised tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on
-how the batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log,
-checks after each step, evaluation, checkpoints.
+An item of the data loader has this rank's micro batches of one step. The loss of a step is the mean over the supervised
+tokens of the global batch. Every rank knows their number in advance, so loss and gradient do not depend on how the
+batch is divided into micro batches and ranks. training_loop/ has the parts that pretraining also uses: log, checks
+after each step, evaluation, checkpoints.
 """
 
 import math
@@ -35,8 +35,9 @@ class InstructionTrainer(SourceTrainer):
 
     Args:
         data: examples, their order, and the held-out examples.
-        layout: how examples become micro batches; set to one example per sequence if attention mixes packed ones.
-        identity: settings that must be equal to resume this run; see RunState.
+        layout: how examples become micro batches; it is changed to one example per sequence if the attention of the
+            model mixes the examples of a packed sequence.
+        identity: the settings that must be equal to resume this run; see RunState.
         more: arguments of SourceTrainer and Trainer.
     """
 
@@ -80,13 +81,16 @@ class InstructionTrainer(SourceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return summed loss / supervised tokens of the step x ranks; the ranks then average the gradients."""
+        """Return (summed loss of this micro batch / supervised tokens of the step) x ranks.
+
+        Gradients are averaged over ranks.
+        """
         losses, targets, sources = self.token_losses(model, inputs)
         self.meter.add(losses, targets.ne(IGNORED), sources)
         return losses.sum() / num_items_in_batch * self.args.world_size
 
     def token_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return losses of the kept positions (0 without a target), targets and sources, each (sequences, kept)."""
+        """Return the losses at the kept positions (0 without a target), targets and sources, each (1, kept)."""
         keep, targets = inputs["keep"], inputs["targets"]
         arguments = {"input_ids": inputs["input_ids"], "logits_to_keep": keep, "use_cache": False}
         if self.layout.packed:
@@ -107,7 +111,7 @@ class InstructionTrainer(SourceTrainer):
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
     def before_training(self) -> None:
-        """Compute examples one by one if the attention of this model mixes packed examples.
+        """Change the layout to one example per sequence if the attention of this model mixes packed examples.
 
         Raises ValueError if --fsdp has no effect.
         """
@@ -146,10 +150,10 @@ class InstructionTrainer(SourceTrainer):
     def measure_held_out(self, meter: LossMeter) -> None:
         args, examples = self.args, self.data.examples
         layout = replace(self.layout, capacity=args.per_device_eval_batch_size * args.cutoff_len)
-        together = args.per_device_eval_batch_size * args.world_size * 8  # examples that are packed at once
+        chunk = args.per_device_eval_batch_size * args.world_size * 8  # examples that are packed together
         members = np.array(sorted(self.data.held_out, key=lambda index: -examples.lengths[index]))
-        for start in range(0, len(members), together):
-            share = rank_share(examples, members[start : start + together], layout, args.process_index, args.world_size)
+        for start in range(0, len(members), chunk):
+            share = rank_share(examples, members[start : start + chunk], layout, args.process_index, args.world_size)
             for micro_batch in share["micro_batches"]:
                 batch = send_to_device(micro_batch, args.device)
                 losses, targets, sources = self.token_losses(self.model_wrapped, batch)
@@ -166,7 +170,7 @@ class InstructionTrainer(SourceTrainer):
 
 
 def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
-    """Return the settings that must be equal for a run to resume another one; see RunState.
+    """Return the settings that must be equal in a run and in the run that resumes it; see RunState.
 
     The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.
     """
@@ -182,7 +186,7 @@ def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run; sets --max_steps, and converts strategies with the value "epoch" to steps."""
+    """Return the trainer of a run; sets --max_steps, and counts logging, evaluation and saving in steps."""
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)
     for event in ("logging", "eval", "save"):
@@ -192,11 +196,11 @@ def make_trainer(
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
     config = model.config.get_text_config().to_dict()
     dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
-    dropouts += [args.lora_dropout] if args.method != "full" else []  # examples would share that of their prefix
+    dropouts += [args.lora_dropout] if args.method != "full" else []
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        share_prefixes=args.share_prefixes and not any(dropouts),
+        share_prefixes=args.share_prefixes and not any(dropouts),  # examples would share the dropout of their prefix
         pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
         multiple=1 if args.device.type == "cpu" else 8,
     )

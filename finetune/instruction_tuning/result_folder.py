@@ -20,10 +20,10 @@ def sha256(path: str) -> str:
 def add_stop_ids(model: Any, ids: list[int]) -> bool:
     """Add ids that end generation to the model's generation config; return whether any of them is new."""
     config = model.generation_config
-    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    new = [index for index in ids if index not in own]
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    new = [index for index in ids if index not in known]
     if new:
-        config.eos_token_id = [*(index for index in own if index is not None), *new]
+        config.eos_token_id = [*(index for index in known if index is not None), *new]
     return bool(new)
 
 
@@ -32,7 +32,7 @@ def complete_result(
 ) -> None:
     """Check the adapter in a folder and add tokenizer.model, extraction.json, run.json and training_curves.png.
 
-    new_stop_ids: whether the generation config differs from the base's, so that an adapter needs its own.
+    new_stop_ids: whether `add_stop_ids` changed the generation config, so that an adapter needs a copy of it.
     """
     if args.method != "full":
         if new_stop_ids:

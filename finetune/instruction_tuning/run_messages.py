@@ -1,4 +1,4 @@
-"""Text to print before and after training: counts, decoded examples, a summary of the run, the next commands."""
+"""The text printed before and after training: counts, decoded examples, a summary, and the next commands."""
 
 import shlex
 from collections import Counter
@@ -13,40 +13,40 @@ from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
 
 SHOWN = 400  # characters of each part of a decoded example
-RULE = "─" * 40
+SEPARATOR = "─" * 40
 
 
 def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
     """Return the lines to print before training: counts, proportions, and three decoded examples."""
     examples, order = data.examples, data.order
-    sources = len(order.per_epoch)  # followed by the parts of --eval_data_path
+    sources = len(order.per_epoch)  # the parts after these are those of --eval_data_path
     training, held_out = examples.parts[:sources], examples.parts[sources:]
-    lines = [counts([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
-    lines.append(counts(training) + (f"; {len(data.held_out)} examples held out" if data.held_out else ""))
+    lines = [counts_text([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
+    lines.append(counts_text(training) + (f"; {len(data.held_out)} examples held out" if data.held_out else ""))
     if args.mix:
         sizes = zip(examples.names, order.per_epoch, strict=False)
         lines.append("an epoch: " + ", ".join(f"{size} examples of {name}" for name, size in sizes))
     for index in order.epoch(0)[:3] if args.show_rows else ():
-        lines += [RULE, decoded_example(tokenizer, *examples[int(index)])]
-    return "\n".join([*lines, RULE])
+        lines += [SEPARATOR, decoded_example(tokenizer, *examples[int(index)])]
+    return "\n".join([*lines, SEPARATOR])
 
 
-def counts(parts: Sequence[CachedExamples], name: str = "") -> str:
-    """Return lines that begin with `name` and have the counts of examples and tokens."""
+def counts_text(parts: Sequence[CachedExamples], name: str = "") -> str:
+    """Return two lines with the numbers of examples and tokens, each of which begins with `name`."""
     dropped = sum((part.dropped for part in parts), Counter[str]())
     reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common())
     lengths, supervised = np.concatenate([(part.lengths, part.supervised) for part in parts], axis=1)
-    half, most, longest = np.quantile(lengths, [0.5, 0.9, 1], method="higher")
+    median, high, longest = np.quantile(lengths, [0.5, 0.9, 1], method="higher")
     return (
         f"{name}examples: {len(lengths)} kept, {sum(part.truncated for part in parts)} of them truncated, "
         f"{dropped.total()} dropped" + (f" ({reasons})" if reasons else "") + f"\n{name}tokens: {lengths.sum()}, "
-        f"{supervised.sum() / lengths.sum():.1%} of them supervised; by example: median {half}, 90 % up to {most}, "
+        f"{supervised.sum() / lengths.sum():.1%} of them supervised; per example: median {median}, 90 % up to {high}, "
         f"longest {longest}"
     )
 
 
 def decoded_example(tokenizer: Any, ids: np.ndarray, spans: np.ndarray) -> str:
-    """Return an example as text with its supervised parts in ⟦ ⟧; the middle of long parts is left out."""
+    """Return an example as text with its supervised parts in ⟦ ⟧; the middle of long parts is omitted."""
     pieces, at = [], 0
     for start, end in [*spans.tolist(), (len(ids), len(ids))]:
         for part, marks in ((ids[at:start], ("", "")), (ids[start:end], ("⟦", "⟧"))):
@@ -60,7 +60,7 @@ def decoded_example(tokenizer: Any, ids: np.ndarray, spans: np.ndarray) -> str:
 
 
 def run_summary(args: TuningArguments, trainer: Any) -> str:
-    """Return one line with the numbers of weights, steps, examples and ranks."""
+    """Return a line with the numbers of weights, steps, examples and ranks."""
     sizes = [
         (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in trainer.model.parameters()
     ]
@@ -88,7 +88,7 @@ def untied_notice(args: TuningArguments, model: Any) -> str:
 
 
 def next_commands(args: TuningArguments) -> str:
-    """Return the commands to try and to serve the result."""
+    """Return the commands that try and serve the result."""
     output, base = shlex.quote((args.output_dir or "").rstrip("/")), shlex.quote(args.base_model)
     trust = " --trust_remote_code" if args.trust_remote_code else ""
     demo = "try it: python examples/generate_lora.py --base_model"

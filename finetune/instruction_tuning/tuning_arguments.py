@@ -19,7 +19,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
         "overwrite_output_dir": "an output folder is never overwritten",
         "save_safetensors": "weights are always written as safetensors",
         "group_by_length": "examples are packed, so there is no padding to reduce",
-        "packing": "examples are packed if the attention keeps them apart",
+        "packing": "examples are packed if the attention of the model keeps them apart",
         "wandb_project": "set WANDB_PROJECT in the environment, and give --report_to wandb",
         "wandb_watch": "set WANDB_WATCH in the environment",
         "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
@@ -45,7 +45,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} is too small; it must be at least {least}")
         ranks = launched_ranks()
-        self.gradient_accumulation_steps = accumulation(
+        self.gradient_accumulation_steps = accumulation_steps(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
         )
         self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
@@ -58,12 +58,12 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError("wandb is not installed; pip install wandb, or remove --report_to wandb")
         join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # otherwise Trainer runs CPU ranks side by side without averaging their gradients
+            self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks
         super().__post_init__()
         if is_deepspeed_zero3_enabled() and (self.load_in or self.lora_init != "default"):
             option = f"--load_in {self.load_in}" if self.load_in else f"--lora_init {self.lora_init}"
             raise ValueError(
-                f"ZeRO-3 partitions the weights that {option} needs complete; use ZeRO-2 or no --deepspeed"
+                f"{option} needs whole weights, but ZeRO-3 partitions them; use ZeRO-2, or remove --deepspeed"
             )
         if self.world_size != ranks:
             raise ValueError(f"{ranks} ranks were launched, but Trainer sees {self.world_size}; launch with torchrun")
@@ -85,7 +85,7 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
-        """Set defaults: evaluate once an epoch if examples are held out; with a metric, use the best checkpoint."""
+        """Set defaults: evaluate once per epoch if examples are held out; with a metric, use the best checkpoint."""
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
             self.eval_strategy = "epoch"
         if self.eval_generate and self.metric_for_best_model is None:
@@ -95,29 +95,29 @@ class TuningArguments(TuningOptions, TrainingArguments):
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
 
 
-def accumulation(batch: int | None, micro: int, given: int, ranks: int) -> int:
+def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) -> int:
     """Return the micro batches per rank and step: the global batch / (micro batch x ranks).
 
-    batch: --batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises ValueError, which proposes sizes,
-    if the global batch is not divisible.
+    batch: --batch_size. micro: --micro_batch_size. given: --gradient_accumulation_steps, 0 if not given. Raises
+    ValueError if the global batch is not divisible; the message proposes sizes.
     """
     if micro < 1 or (batch is not None and batch < 1):
         raise ValueError(f"--batch_size {batch} and --micro_batch_size {micro} must be at least 1")
     if batch and given:
         raise ValueError("--batch_size and --gradient_accumulation_steps exclude each other; give one of the two")
-    together = micro * ranks
+    per_forward_pass = micro * ranks
     if batch is None:
-        batch = given * together if given else max(128 // together, 1) * together
-    if batch % together:
-        below, above = batch // together * together, -(-batch // together) * together
+        batch = (given or max(128 // per_forward_pass, 1)) * per_forward_pass
+    if batch % per_forward_pass:
+        below, above = batch // per_forward_pass * per_forward_pass, -(-batch // per_forward_pass) * per_forward_pass
         sizes = " or ".join(str(size) for size in (below, above) if size)
         dividing = next((size for size in range(micro, 0, -1) if batch % (size * ranks) == 0), 0)
         other = f", or --micro_batch_size {dividing}" if dividing else ""
         raise ValueError(
-            f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} ranks; "
+            f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} rank{'s' * (ranks > 1)}; "
             f"take --batch_size {sizes}{other}"
         )
-    return batch // together
+    return batch // per_forward_pass
 
 
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:

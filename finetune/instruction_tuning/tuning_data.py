@@ -24,9 +24,10 @@ class TuningData:
 
 
 def encode_sources(args: TuningArguments, encoder: PromptEncoder, sources: list[Source]) -> list[CachedExamples]:
-    """Return the examples of all sources; one rank of each machine encodes the missing ones, the others wait.
+    """Return the examples of all sources from the cache.
 
-    Raises ValueError if no row of a source can be used.
+    One rank of each machine encodes those that are not in the cache, while the others wait. Raises ValueError if no row
+    of a source can be used.
     """
     cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
     settings = EncodingSettings(args.cutoff_len, args.train_on_inputs)
@@ -39,12 +40,21 @@ def encode_sources(args: TuningArguments, encoder: PromptEncoder, sources: list[
     return parts
 
 
-def split_and_order(args: TuningArguments, parts: list[CachedExamples], extra: list[CachedExamples]) -> TuningData:
-    """Return the data of a run; held out are all examples of `extra` or, if it is empty, a part of `parts`."""
-    examples = ExampleSources([*parts, *extra])
+def split_and_order(
+    args: TuningArguments, parts: list[CachedExamples], held_out_parts: list[CachedExamples]
+) -> TuningData:
+    """Return the data of a run.
+
+    parts: the examples of --data_path. held_out_parts: the held-out examples of --eval_data_path; if there are none,
+    --val_set_size selects held-out examples from `parts`.
+    """
+    examples = ExampleSources([*parts, *held_out_parts])
     count = int(examples.offsets[len(parts)])
     seed = args.seed if args.data_seed is None else args.data_seed
-    held_out = np.arange(count, len(examples)) if extra else held_out_indices(examples.sources, args.val_set_size, seed)
+    if held_out_parts:
+        held_out = np.arange(count, len(examples))
+    else:
+        held_out = held_out_indices(examples.sources, args.val_set_size, seed)
     training = np.setdiff1d(np.arange(count), held_out)
     by_source = [training[examples.sources[training] == number] for number in range(len(parts))]
     sizes = {part.name: len(members) for part, members in zip(parts, by_source, strict=True)}
@@ -55,7 +65,7 @@ def split_and_order(args: TuningArguments, parts: list[CachedExamples], extra: l
 
 
 def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRow]:
-    """Return the row of each held-out example; the rows are read again from their files."""
+    """Read the rows of the held-out examples again from their files."""
     rows = []
     held_out = np.array(data.held_out)
     for source_index, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):

@@ -25,13 +25,13 @@ class TuningOptions:
         "or alpaca if it has none",
     )
     extraction_path: str = option("", "extraction.json to copy into the result; default: the one beside the data")
-    cutoff_len: int = option(512, "maximum tokens of an example, its end included")
+    cutoff_len: int = option(512, "maximum tokens of an example")
     train_on_inputs: bool = option(False, "supervise the prompt too, not only the answer")
     val_set_size: float = option(0.0, "examples held out for eval_loss: a count, or a fraction below 1")
     batch_size: int | None = option(
         None, "global batch: micro batch x accumulation x ranks; 128 unless --gradient_accumulation_steps is given"
     )
-    share_prefixes: bool = option(True, "compute common first tokens of packed examples once (not with FlashAttention)")
+    share_prefixes: bool = option(True, "compute the shared prefix of packed examples once (not with FlashAttention)")
     trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
     attn_implementation: str = option("", "attention of transformers; default: FlashAttention if installed, else sdpa")
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
@@ -57,17 +57,17 @@ class TuningOptions:
     num_train_epochs: float = option(3.0, "passes over the data", "--num_epochs")
     learning_rate: float = option(3e-4, "peak learning rate")
     warmup_steps: float = option(0.03, "steps of linear warm-up; below 1: a share of all steps")
-    logging_steps: float = option(10, "log every so many steps; below 1: a share of all steps")
+    logging_steps: float = option(10, "steps between log entries; below 1: a share of all steps")
     logging_first_step: bool = option(True, "log the first step too")
-    save_steps: float = option(200, "save a checkpoint to resume from every so many steps")
+    save_steps: float = option(200, "steps between checkpoints; below 1: a share of all steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
     train_sampling_strategy: str = option(
         "random", "order of the examples: a new random order for each epoch, or the order of the files",
         choices=["random", "sequential"],
     )  # fmt: skip
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
-        "tensorboard", "where the log is also written: tensorboard, wandb, none"
+        "tensorboard", "also log to: tensorboard, wandb, none"
     )
-    logging_nan_inf_filter: bool = option(False, "replace NaN in the logged loss (off, since NaN ends the run)")
-    remove_unused_columns: bool = option(False, "off, since a step has no columns")
-    ddp_find_unused_parameters: bool | None = option(False, "every adapter weight takes part in every step")
+    logging_nan_inf_filter: bool = option(False, "hide non-finite losses in the log")
+    remove_unused_columns: bool = option(False, "off, since the items of the data loader have no columns")
+    ddp_find_unused_parameters: bool | None = option(False, "off, since all trained weights get gradients in each step")

@@ -10,11 +10,11 @@ fail() { echo "error: $*" >&2; exit 2; }
     || fail "BASE_MODEL (checkpoint folder), DATA_PATH (instruction data) and OUTPUT_DIR (new folder) must be set; the first lines of $0 show an example"
 gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true)
 # GPUs have bf16 from compute capability 8.0 on; V100 has 7.0.
-precise=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
+detected=$([ "$gpus" = 0 ] && echo fp32 || nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
     | awk 'NR == 1 {print ($1 >= 8 ? "bf16" : "fp16")}')
 
 GPUS=${GPUS:-$((gpus > 0 ? gpus : 1))}          # ranks on this machine
-PRECISION=${PRECISION:-$precise}                # bf16 (Ampere and later), fp16 (V100), fp32
+PRECISION=${PRECISION:-$detected}               # bf16 (Ampere and later), fp16 (V100), fp32
 METHOD=${METHOD:-lora}                          # lora, qlora, full
 # Full tuning partitions weights, gradients and optimizer states among the ranks (ZeRO-3); an adapter does not need it.
 CONFIG=${CONFIG:-$([ "$METHOD" != full ] || echo "pretrain/configs/zero3$([ "$PRECISION" != fp16 ] || echo -fp16).json")}
@@ -22,7 +22,7 @@ CONFIG=${CONFIG:-$([ "$METHOD" != full ] || echo "pretrain/configs/zero3$([ "$PR
 case "$PRECISION" in bf16 | fp16 | fp32) ;; *) fail "PRECISION=$PRECISION is not bf16, fp16 or fp32" ;; esac
 [[ $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS is not a positive number of ranks"
 [ -f "$BASE_MODEL/config.json" ] || fail "BASE_MODEL=$BASE_MODEL is not a checkpoint folder: it has no config.json"
-[ -z "$CONFIG" ] || [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG does not exist; pretrain/configs has some"
+[ -z "$CONFIG" ] || [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG does not exist; name a file of pretrain/configs"
 
 bin=${VENV:-.venv}/bin
 [ ! -d "$bin" ] || PATH=$(cd "$bin" && pwd):$PATH

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from answer_generation import answer_scorer
-from answer_generation.answer_scorer import AnswerScorer, flat_scores
+from answer_generation.answer_scorer import AnswerScorer, scores_by_name
 from chat_prompts.prompt_encoding import PromptEncoder
 from instruction_data.named_templates import load_template
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ PERSON, PLACE = '{"person": ["Ann"]}', '{"person": [], "place": ["Oslo"]}'
 
 def test_f1_is_over_entities_and_triples_together() -> None:
     triple = '{"born in": [{"subject": "Ann", "object": "Oslo"}]}'
-    found = flat_scores([(PERSON, PERSON), ("{}", PLACE), ("no", triple), (triple, triple)])
+    found = scores_by_name([(PERSON, PERSON), ("{}", PLACE), ("no", triple), (triple, triple)])
     assert found["f1"] == pytest.approx(2 * 2 / (2 + 4))
     assert (found["entity_f1"], found["triple_f1"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (found["parsed"], found["exact"]) == (0.75, 0.5)
@@ -30,7 +30,7 @@ def test_f1_is_over_entities_and_triples_together() -> None:
 def test_held_out_answers_that_are_not_extraction_are_refused(tiny_checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
-    with pytest.raises(ValueError, match="--eval_generate scores JSON objects of lists, and a held-out answer is 'b'"):
+    with pytest.raises(ValueError, match="JSON objects of lists, but a held-out answer is 'b'; remove the option"):
         AnswerScorer(PromptEncoder(tokenizer), [{"instruction": "a", "output": "b"}], 4, 8)
 
 

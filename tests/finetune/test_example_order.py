@@ -48,7 +48,7 @@ def test_held_out_examples_are_proportional_and_reproducible() -> None:
     assert np.bincount(sources[held_out]).tolist() == [9, 1]
     assert held_out_indices(sources, 20, seed=3).tolist() == held_out_indices(sources, 20, seed=3).tolist()
     assert len(held_out_indices(sources, 0, seed=3)) == 0
-    with pytest.raises(ValueError, match="2000 leaves none of 100 examples"):
+    with pytest.raises(ValueError, match="2000 leaves no training example of 100"):
         held_out_indices(sources, 2000, seed=3)
 
 

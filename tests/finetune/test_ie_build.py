@@ -169,7 +169,7 @@ def test_kept_and_dropped_items_are_counted(tmp_path: Path, capsys: pytest.Captu
     ]  # fmt: skip
     assert capsys.readouterr().out.split("\n")[1:-1] == [
         "examples: en 2, zh 1, 2 of them without any item",
-        "items: 3 kept, 1 of them not in the sentence as written",
+        "items: 3 kept, 1 of them with a name that is not in the sentence",
         "dropped: 1 of a type that is not in the list (else 1), 1 repeated in one sentence",
     ]
 
@@ -267,8 +267,8 @@ def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        ("person", "holds no list of names; --types takes"),
-        ([1], "holds no list of names; --types takes"),
+        ("person", "has no list of names; --types takes"),
+        ([1], "has no list of names; --types takes"),
         ([], "no types are known for the sentences in en"),
         ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
         ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
@@ -290,7 +290,7 @@ def test_error_for_invalid_types_names_the_file(tmp_path: Path, types: Any, mess
         ({"tasks": {"ner": {"zh": {"instruction": "抽取实体。"}}}}, "no instruction for ner in en"),
         (
             {"tasks": {"ner": {"en": {"instruction": "{schema}?", "answer": {"shape": {}, "absent": "left out"}}}}},
-            "describes another answer for ner in en",
+            'has an "answer" for ner in en that does not fit its instruction',
         ),
     ],
 )

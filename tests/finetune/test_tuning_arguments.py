@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from instruction_tuning.tuning_arguments import PUBLISHED, TuningArguments, accumulation, parse
+from instruction_tuning.tuning_arguments import PUBLISHED, TuningArguments, accumulation_steps, parse
 from resumable_checkpoints.complete_checkpoints import resume_point
 from training_loop.trainer_options import translate
 
@@ -23,14 +23,14 @@ NEEDED = ["--base_model", "b", "--data_path", "d", "--output_dir", "o"]
 def test_accumulation_times_micro_batches_is_the_global_batch(
     batch: int | None, micro: int, given: int, ranks: int, expected: int
 ) -> None:
-    assert accumulation(batch, micro, given, ranks) == expected
+    assert accumulation_steps(batch, micro, given, ranks) == expected
 
 
 @pytest.mark.parametrize(
     ("batch", "micro", "given", "ranks", "message"),
     [
-        (100, 8, 0, 1, "take --batch_size 96 or 104, or --micro_batch_size 5"),
-        (12, 4, 0, 8, "take --batch_size 32$"),
+        (100, 8, 0, 1, "x 1 rank; take --batch_size 96 or 104, or --micro_batch_size 5"),
+        (12, 4, 0, 8, "x 8 ranks; take --batch_size 32$"),
         (16, 4, 4, 1, "exclude each other"),
         (0, 4, 0, 1, "at least 1"),
     ],
@@ -39,7 +39,7 @@ def test_error_for_indivisible_batch_proposes_divisible_sizes(
     batch: int, micro: int, given: int, ranks: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        accumulation(batch, micro, given, ranks)
+        accumulation_steps(batch, micro, given, ranks)
 
 
 @pytest.mark.parametrize(
