@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 MODEL = """
 from pathlib import Path
@@ -60,3 +61,21 @@ def with_own_tokenizer(base: Path, folder: Path) -> Path:
 
 def change(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2))
+
+
+def compare_nf4(base: str, quantised: str) -> None:
+    """Assert that a quantised folder has the logits of its base quantised by loading; needs bitsandbytes."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=["lm_head"],
+    )  # fmt: skip
+    found = []
+    for folder, settings in ((base, {"quantization_config": config}), (quantised, {})):
+        options: dict[str, Any] = {"trust_remote_code": True, "device_map": {"": "cpu"}, **settings}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        with torch.inference_mode():
+            found.append(model.eval()(torch.arange(10, 40)[None]).logits)
+    torch.testing.assert_close(found[1], found[0])

@@ -17,6 +17,7 @@ from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
+from model_code.own_code import OwnCodeError, from_folder
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
 # An instruction and an input with template syntax, format syntax, both scripts and several lines.
@@ -30,11 +31,12 @@ def check_template(folder: Path, template: Path, trust_remote_code: bool) -> Non
     ValueError if rendering fails or changes a text, FileNotFoundError without a tokenizer.
     """
     from chat_prompts.prompt_encoding import PromptEncoder, one_turn
-    from model_code.own_code import from_folder
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
+    logging.set_verbosity_error()  # a model type that transformers does not know is no fault of a template
     encoder = PromptEncoder(from_folder(AutoTokenizer, folder, trust_remote_code))
     for given in ("", INPUT):
         try:
@@ -73,7 +75,10 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
         write_templates({}, folder)  # removes a template in tokenizer_config.json, which could contradict the new one
         shutil.copyfile(template, folder / TEMPLATE)
         write_exact_tokenizer(folder)
-        check_template(folder, template, trust_remote_code)
+        try:
+            check_template(folder, template, trust_remote_code)
+        except OwnCodeError as error:
+            raise OwnCodeError(str(error).replace(str(folder), str(model))) from None
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 

@@ -329,6 +329,7 @@ def test_quantize_names_missing_weights(model: Path, tmp_path: Path) -> None:
 
 def test_quantize_refuses_missing_data_and_missing_template(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = {"data_path": "none.jsonl", "eval_path": "", "samples": 4, "eval_samples": 4, "max_length": 64, "seed": 1}
+    options["trust_remote_code"] = False
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; give a \.json"):
         quantization_inputs.read_data(model, True, options)
     rows = written(tmp_path / "rows.jsonl", ROWS)

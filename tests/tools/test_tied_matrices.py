@@ -115,6 +115,24 @@ def test_identical_output_matrix_of_a_tied_base_is_stored_once(
     torch.testing.assert_close(logits(load(out)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["exact", "additive"])
+def test_recovered_model_answers_with_its_own_output_matrix(
+    two_matrices: Path, tmp_path: Path, run_tool: RunTool, kind: str
+) -> None:
+    """Base and tuned model are marked as tied, and each stores an output matrix of its own."""
+    state = load_file(two_matrices / "model.safetensors")
+    tuned = shutil.copytree(two_matrices, tmp_path / "tuned")
+    changed = {name: weight * 1.25 if weight.ndim > 1 else weight for name, weight in state.items()}
+    save_file(changed, tuned / "model.safetensors", {"format": "pt"})
+    diff, out = tmp_path / "diff", tmp_path / "out"
+    more = ("--exact=False",) if kind == "additive" else ()
+    tool = "tools/weight_diff.py"
+    run_tool(tool, "make_diff", "--path_raw", two_matrices, "--path_tuned", tuned, "--path_diff", diff, *more)
+    run_tool(tool, "recover", "--path_raw", two_matrices, "--path_diff", diff, "--path_tuned", out)
+    torch.testing.assert_close(logits(load(out)), logits(load(tuned)), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits(load(out)), logits(load(two_matrices)), atol=1e-3)
+
+
 def test_own_output_matrix_is_exported_to_gguf(two_matrices: Path, tied_base: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     export_gguf.main(str(two_matrices), str(tmp_path / "two.gguf"), "f32")
