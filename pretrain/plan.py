@@ -3,17 +3,19 @@
     python pretrain/plan.py --model base --gpus 1 --gpu_memory 24
     python pretrain/plan.py --model checkpoints/llama-13b --gpus 24 --gpu_memory 32 --gpu v100 --block_size 1024
 
-Memory is estimated from config.json alone (pretraining/memory_estimate.py). A GB is 1e9 bytes.
+Memory is estimated from config.json alone (memory_estimate/), in GiB: a card of "32 GB" has 32 GiB.
 """
 
 from command_line.command_errors import run_command
+from command_line.option_values import value_of
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
 from pathlib import Path
 
+from memory_estimate.model_shape import parameter_count, read_shape
+from memory_estimate.training_memory import GIB
 from pretraining.hardware_plan import (
-    GB,
     STEP_TOKENS,
     Machine,
     Workload,
@@ -25,17 +27,29 @@ from pretraining.hardware_plan import (
     recipe_command,
     recommend,
 )
-from pretraining.memory_estimate import LONGEST_BLOCK, SPEEDS, parameter_count, read_shape
+from pretraining.pretraining_options import LONGEST_BLOCK
+from pretraining.training_speed import SPEEDS
+
+
+def gib(text: str) -> float:
+    """Parse an option of type GiB: a number above 0."""
+    try:
+        size: float = value_of("", text, float)
+    except ValueError:
+        size = 0.0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB above 0")
+    return size
 
 
 def make_parser() -> StrictParser:
     parser = StrictParser(__doc__ or "")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder, or a config.json")
     parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes")
-    parser.add_argument("--gpu_memory", type=at_least(1), required=True, metavar="GB", help="memory of a GPU")
+    parser.add_argument("--gpu_memory", type=gib, required=True, metavar="GIB", help="memory of a GPU")
     parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="default: 8")
     parser.add_argument("--gpu", choices=sorted(SPEEDS), default="", help="for an estimate of the speed")
-    parser.add_argument("--host_memory", type=at_least(1), default=0, metavar="GB", help="memory of a node")
+    parser.add_argument("--host_memory", type=gib, default=0.0, metavar="GIB", help="memory of a node")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="", help="default: bf16; fp16 on V100")
     parser.add_argument(
         "--block_size", type=at_least(2), default=0, metavar="N",
@@ -63,7 +77,7 @@ def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
     block = args.block_size or min(shape.context, LONGEST_BLOCK)
     precision = args.precision or ("fp16" if args.gpu == "v100" else "bf16")
     load = Workload(shape, block, precision, args.global_batch)
-    return load, Machine(gpus, per_node, args.gpu_memory * GB, args.host_memory * GB)
+    return load, Machine(gpus, per_node, args.gpu_memory * GIB, args.host_memory * GIB)
 
 
 def main() -> None:
@@ -74,7 +88,7 @@ def main() -> None:
     best = recommend(plans, load.block)
     billions = parameter_count(load.shape) / 1e9
     size = f"{billions:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
-    print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory} GB, nodes: {machine.nodes}\n")
+    print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory:g} GiB, nodes: {machine.nodes}\n")
     print(f"{format_table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")
     if best is None:
         raise ValueError(describe_shortage(load, machine, plans))

@@ -329,7 +329,7 @@ def test_tokenizer_and_template_are_taken_as_sets_everywhere(
     rendered = reference.apply_chat_template(messages, chat_template=template, tokenize=False) if template else text
     expected = [1, *reference(str(rendered).removeprefix("<s>"), add_special_tokens=False).input_ids]
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    served = adapter_prompt_encoder(str(adapter), PromptEncoder(load_tokenizer(base)))
+    served = adapter_prompt_encoder(str(adapter), PromptEncoder(load_tokenizer(base, False)))
     prompts = {
         "demo": model_loading.load(str(base), str(adapter)).encoder.prompt(messages),
         "ie_run": PromptEncoder(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 INDEX, SINGLE, BIN = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
 READERS: dict[str, Callable[[Path], object]] = {
-    "trainers": lambda folder: check_base(folder, "--base"),
+    "trainers": lambda folder: check_base(folder, "--base", False),
     "demos": lambda folder: check_folders(str(folder)),
     "server": lambda folder: check_model(str(folder)),
     "tools": read_weights,

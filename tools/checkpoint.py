@@ -1,10 +1,11 @@
-"""Seal a checkpoint folder, verify its seal, show its content, compare two.
+"""Seal a checkpoint folder, verify its seal, show its content, compare two, estimate the GPU memory of its uses.
 
     python tools/checkpoint.py seal checkpoints/tuned --parents checkpoints/base,checkpoints/adapter
     python tools/checkpoint.py verify checkpoints/tuned      # exit status 2 names the first file that differs
     python tools/checkpoint.py verify checkpoints/zhixi      # recovered from a published diff: also its published MD5
     python tools/checkpoint.py show checkpoints/tuned
     python tools/checkpoint.py compare checkpoints/tuned checkpoints/recovered      # exit status 0 if equal, else 1
+    python tools/checkpoint.py memory checkpoints/base --gpu_memory 24      # needs config.json only
 
 The seal is checkpoint.json (tools/CHECKPOINT.md): size and BLAKE3 of every file, BLAKE3 of every tensor, the parents,
 and one fingerprint of the weights that does not depend on how they are sharded.
@@ -21,6 +22,7 @@ from checkpoint_seals.published_recovery import verify_published
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from checkpoint_seals.seal_writer import ALL_FILES, hashed_weights, kind_of, write_seal
 from checkpoint_seals.weight_comparison import compare_weights
+from memory_advice.memory_table import memory_table
 
 
 def seal(folder: str, parents: tuple[str, ...] = ()) -> None:
@@ -92,5 +94,17 @@ def compare(first: str, second: str) -> None:
         sys.exit(1)
 
 
+def memory(folder: str, gpu_memory: float | None = None) -> None:
+    """Print the GPU memory that demos, server and tuning need with a model, in 16, 8 and 4 bits; an estimate.
+
+    Args:
+        folder: a checkpoint folder, a config.json, or a size: 1B, 7B, 13B, 70B (LLaMA).
+        gpu_memory: memory of the card in GiB; adds what fits on it.
+    """
+    if gpu_memory is not None and gpu_memory <= 0:
+        raise ValueError(f"--gpu_memory {gpu_memory:g} is not above 0; give the card's GiB, for example 24")
+    print(memory_table(folder, gpu_memory or 0.0))
+
+
 if __name__ == "__main__":
-    run({"seal": seal, "verify": verify, "show": show, "compare": compare})
+    run({"seal": seal, "verify": verify, "show": show, "compare": compare, "memory": memory})

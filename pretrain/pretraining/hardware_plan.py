@@ -1,6 +1,6 @@
 """Plan a training run: the DeepSpeed configuration and the micro batch that fit a machine.
 
-Memory, traffic and operations are estimated by memory_estimate.py; the command is pretrain/plan.py.
+memory_estimate/ estimates memory, training_speed.py traffic and operations; the command is pretrain/plan.py.
 """
 
 import shlex
@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.memory_estimate import (
-    SPEEDS,
-    Shape,
+from memory_estimate.model_shape import Shape, parameter_count
+from memory_estimate.training_memory import (
+    GIB,
+    MEMORY_SHARE,
     buffer_bytes,
-    flops_per_token,
     host_bytes,
-    parameter_count,
-    sent_bytes,
     sequence_bytes,
     state_bytes,
     step_bytes,
 )
 
-GB = 1e9
-MEMORY_SHARE = 0.92  # share of GPU memory to plan with; CUDA, NCCL and fragmentation need the rest
+from pretraining.training_speed import SPEEDS, flops_per_token, sent_bytes
+
 USEFUL_TOKENS = 2048  # tokens of the smallest micro batch that keeps a GPU busy
 STEP_TOKENS = 2**19  # tokens of a global batch, without --global_batch
 MOST_GPUS = 4096  # most GPUs that `describe_shortage` tries
@@ -142,10 +140,10 @@ def describe_shortage(load: Workload, machine: Machine, plans: Sequence[ConfigPl
     lacking = []
     if closest.memory > allowed:
         lacking.append(
-            f"{(closest.memory - allowed) / GB:,.1f} GB on each GPU for one sequence of {load.block:,} tokens"
+            f"{(closest.memory - allowed) / GIB:,.1f} GiB on each GPU for one sequence of {load.block:,} tokens"
         )
     if closest.host_bytes > host:
-        lacking.append(f"{(closest.host_bytes - host) / GB:,.0f} GB of host memory on a node")
+        lacking.append(f"{(closest.host_bytes - host) / GIB:,.0f} GiB of host memory on a node")
     line = f"no configuration fits: {closest.config} comes closest and lacks {' and '.join(lacking)}"
     within = range(machine.gpus + 1, machine.per_node)
     for gpus in [*within, *range(machine.per_node, MOST_GPUS + 1, machine.per_node)]:
@@ -180,28 +178,29 @@ def format_table(plans: Sequence[ConfigPlan], load: Workload, machine: Machine, 
     A line has the memory with activations kept and recomputed, and the traffic and speed of the better of both.
     """
     lines = [
-        f"{'':<23}  {'GB on a GPU':^14}  {'kept':^13}  {'recomputed':^13}  host GB  GB sent  tokens",
-        f"{'configuration':<23}  {'states':>6} {'buffers':>7}" + f"  {'GB a seq':>8} {'seqs':>4}" * 2
-        + "   a node   a step     a s",
+        f"{'':<23}  {'GiB on a GPU':^14}  {'kept':^14}  {'recomputed':^14}  host GiB  GiB sent  tokens",
+        f"{'configuration':<23}  {'states':>6} {'buffers':>7}" + f"  {'GiB a seq':>9} {'seqs':>4}" * 2
+        + "    a node    a step     a s",
     ]  # fmt: skip
     for kept, recomputed in zip(plans[::2], plans[1::2], strict=True):
         sizes = "".join(
-            f"  {plan.sequence_bytes / GB:>8.2f} {plan.largest_micro_batch or '-':>4}" for plan in (kept, recomputed)
+            f"  {plan.sequence_bytes / GIB:>9.2f} {plan.largest_micro_batch or '-':>4}" for plan in (kept, recomputed)
         )
         best = recommend([kept, recomputed], load.block)
-        sent = f"{best.sent_bytes / GB:,.0f}" if best else "-"
+        sent = f"{best.sent_bytes / GIB:,.0f}" if best else "-"
         speed = f"{tokens_per_second(best, load, machine.gpus, gpu):,.0f}" if best and gpu else "-"
-        memory = f"{kept.state_bytes / GB:>6.1f} {kept.buffer_bytes / GB:>7.1f}"
-        lines.append(f"{kept.config:<23}  {memory}{sizes}  {kept.host_bytes / GB:>7,.0f}  {sent:>7} {speed:>7}")
+        memory = f"{kept.state_bytes / GIB:>6.1f} {kept.buffer_bytes / GIB:>7.1f}"
+        lines.append(f"{kept.config:<23}  {memory}{sizes}  {kept.host_bytes / GIB:>8,.0f}  {sent:>8} {speed:>7}")
     return "\n".join(lines)
 
 
 def assumptions(gpu: str) -> str:
     """Return the meaning of the columns and the assumptions of the estimate."""
     text = f"""\
-states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GB a seq: activations and logits
+states: weights, gradients, Adam, 16 bytes a parameter, partitioned by the ZeRO stage. GiB a seq: activations and logits
 of a packed sequence, kept or recomputed (--gradient_checkpointing True, as in the recipes). seqs: the largest micro
-batch in {MEMORY_SHARE:.0%} of the memory; - is none. host: while loading, and for offloading. sent: by a GPU."""
+batch in {MEMORY_SHARE:.0%} of the memory, - if none; the rest is for CUDA, NCCL and fragmentation. host: while loading,
+and for offloading. sent: by a GPU."""
     if not gpu:
         return f"{text}\ntokens per second: give --gpu for an estimate."
     peak, share = SPEEDS[gpu]
@@ -214,4 +213,4 @@ def describe_plan(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
     """Return the recommended plan as one line."""
     sequences, way = plan.micro_batch * plan.accumulation * machine.gpus, "recomputed" if plan.recompute else "kept"
     batch = f"{sequences:,} sequences = {sequences * load.block:,} tokens a step"
-    return f"Recommended: {plan.config}, activations {way}, {plan.memory / GB:.1f} GB on a GPU at the peak, {batch}:"
+    return f"Recommended: {plan.config}, activations {way}, peak {plan.memory / GIB:.1f} GiB a GPU, {batch}:"

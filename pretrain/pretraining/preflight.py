@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
+from memory_estimate.model_shape import read_shape
 from resumable_checkpoints.complete_checkpoints import step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule, parse_weights
 from sequence_packing.sequence_batches import SourceGroups
 
-from pretraining.memory_estimate import LONGEST_BLOCK, SPEEDS, flops_per_token, read_shape
 from pretraining.pretraining_arguments import PretrainingArguments
+from pretraining.pretraining_options import LONGEST_BLOCK
 from pretraining.pretraining_trainer import StartPoint
+from pretraining.training_speed import SPEEDS, flops_per_token
 
 BATCH = "global batch (--per_device_train_batch_size x --gradient_accumulation_steps x ranks)"
 WEIGHTS = "--source_weights"

@@ -130,3 +130,21 @@ def test_vllm_sets_the_attributes_of_the_application_that_are_read() -> None:
     text = "\n".join(source.read_text() for source in [*launchers.rglob("*.py"), generate])
     for name in ("args", "engine_client", "server", "openai_serving_completion", "openai_serving_models"):
         assert re.search(rf"\bstate\.{name} = ", text), name
+
+
+@pytest.mark.parametrize("gib", [24, 69, 70, 141, 180])
+def test_memory_advice_assumes_vllms_defaults_for_a_card(monkeypatch: pytest.MonkeyPatch, gib: int) -> None:
+    from memory_advice.gpu_uses import SERVER_BATCHES
+    from memory_estimate.training_memory import GIB, MEMORY_SHARE
+    from vllm.engine import arg_utils
+
+    card = SimpleNamespace(
+        get_device_total_memory=lambda: gib * GIB, get_device_name=lambda: "card", is_tpu=bool, is_cpu=bool
+    )
+    monkeypatch.setattr(arg_utils, "current_platform", card)
+    tokens, requests = (
+        next(number for context, number in defaults.items() if context and context.name == "OPENAI_API_SERVER")
+        for defaults in arg_utils.EngineArgs.get_batch_defaults(1)
+    )
+    assert (tokens, requests) == next(row[1:] for row in SERVER_BATCHES if gib >= row[0])
+    assert inspect.signature(arg_utils.EngineArgs).parameters["gpu_memory_utilization"].default == MEMORY_SHARE

@@ -12,10 +12,17 @@ import torch
 from conftest import REPOSITORY, RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretraining import hardware_plan, memory_estimate
-from pretraining.hardware_plan import GB, Machine, Workload
-from pretraining.memory_estimate import Shape
-from transformers import LlamaConfig, LlamaForCausalLM
+from live_memory import LiveMemory, drop_gradients
+from memory_estimate import model_shape, training_memory
+from memory_estimate.model_shape import Shape, parameter_count
+from memory_estimate.training_memory import GIB
+from packed_attention import segment_attention
+from packed_attention.segment_attention import Segment
+from pretraining import hardware_plan, training_speed
+from pretraining.hardware_plan import Machine, Workload
+from pretraining.pretraining_trainer import token_losses
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 CONFIGS = sorted((REPOSITORY / "pretrain/configs").glob("*.json"))
 LLAMA_7B = Shape(32000, 4096, 11008, 32, 32, 32, 128, 2048)
@@ -34,96 +41,132 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return file
 
 
+SMALL = {
+    "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3, "num_attention_heads": 8,
+}  # fmt: skip
+
+
+def real_parameter_count(folder: Path) -> int:
+    """Parameters of the model that transformers builds from the config.json of a folder."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        {"num_attention_heads": 32},
         {"num_key_value_heads": 2},
+        {"num_key_value_heads": 8, "tie_word_embeddings": True},
         {"num_key_value_heads": 1, "head_dim": 48},
-        {"tie_word_embeddings": True},
-        {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
-        {"vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-         "num_attention_heads": 40},
+        {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
     ],
-    ids=lambda changes: "-".join(changes) or "plain",
+    ids=lambda changes: "-".join(changes),
+)
+def test_parameter_count_equals_that_of_the_real_model(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | SMALL | changes))
+    shape = model_shape.read_shape(tmp_path)
+    assert parameter_count(shape) == real_parameter_count(tmp_path)
+    assert shape.context == AutoConfig.from_pretrained(tmp_path).max_position_embeddings
+
+
+def test_null_as_key_value_heads_is_one_for_each_head(tmp_path: Path) -> None:
+    for kind in ("llama", "qwen2"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "num_key_value_heads": None} | SMALL))
+        assert parameter_count(model_shape.read_shape(tmp_path)) == real_parameter_count(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "sizes", "more"),
+    [
+        # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size
+        (6_738_415_616, "llama", (4096, 11008, 32, 32, 32, 32000), {}),  # LLaMA-7B
+        (13_015_864_320, "llama", (5120, 13824, 40, 40, 40, 32000), {}),  # LLaMA-13B
+        (68_976_648_192, "llama", (8192, 28672, 80, 64, 8, 32000), {}),  # Llama-2-70B
+        (1_235_814_400, "llama", (2048, 8192, 16, 32, 8, 128256), {"tie_word_embeddings": True}),  # Llama-3.2-1B
+        (7_241_732_096, "mistral", (4096, 14336, 32, 32, 8, 32000), {}),  # Mistral-7B-v0.1
+        (7_615_616_512, "qwen2", (3584, 18944, 28, 28, 4, 152064), {}),  # Qwen2-7B
+        (494_032_768, "qwen2", (896, 4864, 24, 14, 2, 151936), {"tie_word_embeddings": True}),  # Qwen2-0.5B
+        (8_190_735_360, "qwen3", (4096, 12288, 36, 32, 8, 151936), {"head_dim": 128}),  # Qwen3-8B
+        (596_049_920, "qwen3", (1024, 3072, 28, 16, 8, 151936), {"head_dim": 128, "tie_word_embeddings": True}),
+    ],
 )  # fmt: skip
-def test_parameter_count_equals_that_of_the_real_model(tmp_path: Path, changes: dict[str, Any]) -> None:
-    small = {
-        "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-    }  # fmt: skip
-    config = LlamaConfig(**(small | changes))
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    config.save_pretrained(tmp_path)
-    shape = memory_estimate.read_shape(tmp_path)
-    assert memory_estimate.parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
+def test_parameter_count_equals_that_of_published_models(
+    tmp_path: Path, parameters: int, kind: str, sizes: tuple[int, ...], more: dict[str, Any]
+) -> None:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = dict(zip((*names, "vocab_size"), sizes, strict=True)) | {"model_type": kind} | more
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert parameter_count(model_shape.read_shape(tmp_path)) == parameters == real_parameter_count(tmp_path)
 
 
-def kept_bytes(config: LlamaConfig, sequences: int, tokens: int, recompute: bool) -> int:
-    """Bytes that autograd keeps of a real forward pass over padded sequences, without the parameters."""
-    model: Any = LlamaForCausalLM(config)
-    model.to(torch.bfloat16).train()
-    if recompute:
-        model.gradient_checkpointing_enable()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+def measured_step(config: dict[str, Any], rows: int, tokens: int, recompute: bool) -> int:
+    """Peak bytes of a forward and backward pass of the real model with the trainer's loss, without weights.
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    mask = torch.ones(sequences, tokens, dtype=torch.long)
-    mask[-1, tokens // 2 :] = 0
-    ids = torch.randint(config.vocab_size, mask.shape)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids, attention_mask=mask)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    Gradients are freed at once. Fake tensors compute no values.
+    """
+    segment_attention.register()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16).train()
+        model.set_attn_implementation(segment_attention.NAME)
+        if recompute:
+            model.gradient_checkpointing_enable()
+        drop_gradients(model)
+        ids = torch.zeros(rows, tokens, dtype=torch.long)
+        with LiveMemory(without=model.parameters()) as memory:
+            segments = [[Segment(tokens)]] * rows
+            losses = token_losses(model(input_ids=ids, use_cache=False, segments=segments).logits, ids)
+            losses.sum().backward()
+    return memory.peak
 
 
-@pytest.mark.parametrize("kv_heads", [8, 2])
-def test_activation_bytes_equal_those_that_the_real_model_keeps(tmp_path: Path, kv_heads: int) -> None:
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=8,
-        num_key_value_heads=kv_heads,
-    )  # fmt: skip
-    config.save_pretrained(tmp_path)
-    shape = memory_estimate.read_shape(tmp_path)
-    # After the forward pass only the log-softmax of the logits is kept, and with recomputing no layer's activations.
-    logits, layer = 512 * 6 * 1000, 512 * memory_estimate.layer_bytes(shape, 256)
-    expected = 2 * memory_estimate.sequence_bytes(shape, 256, recompute=False) - logits
-    assert kept_bytes(config, 2, 256, recompute=False) == pytest.approx(expected, rel=0.01)
-    expected = 2 * memory_estimate.sequence_bytes(shape, 256, recompute=True) - logits - layer
-    assert kept_bytes(config, 2, 256, recompute=True) == pytest.approx(expected, rel=0.05)
+MEASURED: dict[str, dict[str, Any]] = {
+    "llama-13b": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824,
+        "num_hidden_layers": 2, "num_attention_heads": 40, "num_key_value_heads": 40,
+    },
+    "small-vocabulary": SMALL | {"model_type": "llama", "num_key_value_heads": 8, "intermediate_size": 1024},
+    "qwen2": SMALL | {"model_type": "qwen2", "vocab_size": 20000, "num_key_value_heads": 2},
+    "qwen3": SMALL | {"model_type": "qwen3", "num_key_value_heads": 4, "head_dim": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_activation_bytes_equal_the_peak_of_the_real_model_and_loss(tmp_path: Path, name: str, recompute: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MEASURED[name]))
+    estimate = 4 * training_memory.sequence_bytes(model_shape.read_shape(tmp_path), 1024, recompute)
+    assert measured_step(MEASURED[name], 4, 1024, recompute) == pytest.approx(estimate, rel=0.02)
 
 
 def test_state_bytes_equal_published_figures() -> None:
-    parameters = memory_estimate.parameter_count(LLAMA_7B)
+    parameters = parameter_count(LLAMA_7B)
     assert parameters == 6_738_415_616  # what the published checkpoint has
-    assert memory_estimate.state_bytes("zero3", parameters, 1) == pytest.approx(107.8 * GB, rel=1e-3)
-    assert memory_estimate.state_bytes("zero3", parameters, 24) == pytest.approx(107.8 * GB / 24, rel=1e-3)
+    assert training_memory.state_bytes("zero3", parameters, 1) == pytest.approx(107.8e9, rel=1e-3)
+    assert training_memory.state_bytes("zero3", parameters, 24) == pytest.approx(107.8e9 / 24, rel=1e-3)
     # Figure 1 of the ZeRO paper: 7.5 billion parameters on 64 GPUs.
     for config, published in {"zero1": 31.4, "zero2": 16.6, "zero3": 1.9}.items():
-        assert round(memory_estimate.state_bytes(config, 7_500_000_000, 64) / GB, 1) == published
-    assert memory_estimate.state_bytes("zero3-offload-optimizer", parameters, 8) == 2 * parameters / 8
-    assert memory_estimate.state_bytes("zero3-offload-all", parameters, 8) == 0
+        assert round(training_memory.state_bytes(config, 7_500_000_000, 64) / 1e9, 1) == published
+    assert training_memory.state_bytes("zero3-offload-optimizer", parameters, 8) == 2 * parameters / 8
+    assert training_memory.state_bytes("zero3-offload-all", parameters, 8) == 0
 
 
 def test_sent_bytes_equal_the_papers_and_grow_with_accumulation() -> None:
     def elements(config: str, accumulation: int) -> float:
-        return memory_estimate.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
+        return training_speed.sent_bytes(config, 1000, 2, accumulation) / 2 / 1000 * 2
 
     assert [elements("zero1", steps) for steps in (1, 4)] == [3, 3]
     assert [elements("zero2", steps) for steps in (1, 4)] == [3, 9]
     assert [elements("zero3", steps) for steps in (1, 4)] == [3, 12]
-    assert memory_estimate.sent_bytes("zero3", 1000, 1, 4) == 0
+    assert training_speed.sent_bytes("zero3", 1000, 1, 4) == 0
 
 
 def recommended(
     shape: Shape, gpus: int, gigabytes: float, block: int, precision: str = "bf16"
 ) -> hardware_plan.ConfigPlan | None:
-    machine = Machine(gpus, 8, gigabytes * GB)
+    machine = Machine(gpus, 8, gigabytes * GIB)
     return hardware_plan.recommend(hardware_plan.make_plans(Workload(shape, block, precision), machine), block)
 
 
@@ -131,35 +174,52 @@ def test_simplest_configuration_that_fits_is_recommended() -> None:
     def chosen(shape: Shape, gpus: int, gigabytes: float) -> tuple[str, bool]:
         best = recommended(shape, gpus, gigabytes, 2048)
         assert best is not None
-        assert best.memory <= gigabytes * GB
+        assert best.memory <= gigabytes * GIB
         return best.config, best.recompute
 
     small = Shape(32000, 768, 2048, 12, 12, 12, 64, 2048)
     assert chosen(small, 8, 80) == ("zero1", False)
     assert chosen(small, 1, 4) == ("zero1", True)
     assert chosen(LLAMA_7B, 8, 80)[0] == "zero1"
-    assert chosen(LLAMA_13B, 8, 80)[0] == "zero2"
+    assert chosen(LLAMA_13B, 8, 64)[0] == "zero2"
     assert chosen(LLAMA_13B, 8, 48)[0] == "zero3"
     assert chosen(LLAMA_13B, 2, 40)[0] == "zero3-offload-optimizer"
     assert chosen(LLAMA_13B, 1, 24)[0] == "zero3-offload-all"
 
 
-def test_llama_13b_on_24_v100_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_script: RunScript) -> None:
+def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_script: RunScript) -> None:
+    # LLaMA-13B on 24 V100 of 32 GB, 1024 tokens, 20 x 3 x 24 = 1440 sequences a step (KnowLM's README, section 3.2).
     write_config(tmp_path)
     options = ["--model", tmp_path, "--gpus", 24, "--gpu_memory", 32, "--gpu", "v100", "--block_size", 1024]
-    options += ["--global_batch", 504]
-    done = run_script("pretrain/plan.py", *options)
+    done = run_script("pretrain/plan.py", *options, "--global_batch", 1440)
     assert all(len(line) <= 120 for line in done.stdout.splitlines()[1:-1])
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"MODEL={tmp_path} DATA=")
-    assert "PRECISION=fp16 CONFIG=pretrain/configs/zero3-fp16.json MICRO_BATCH=7 ACCUMULATION=3 bash " in last
+    assert "PRECISION=fp16 CONFIG=pretrain/configs/zero3-fp16.json MICRO_BATCH=20 ACCUMULATION=3 bash " in last
     assert last.endswith("pretrain/scripts/train_multinode.sh --block_size 1024")
-    assert f"{memory_estimate.parameter_count(LLAMA_13B) / 1e9:.2f} billion parameters" in done.stdout
-    workload, machine = Workload(LLAMA_13B, 1024, "fp16", 504), Machine(24, 8, 32 * GB)
-    best = hardware_plan.recommend(hardware_plan.make_plans(workload, machine), 1024)
-    assert best is not None
-    assert best.state_bytes + best.buffer_bytes + best.micro_batch * best.sequence_bytes < 32 * GB
-    assert best.micro_batch * best.accumulation * 24 == 504
+    assert "13.02 billion parameters, fp16, sequences of 1,024 tokens; 24 GPUs of 32 GiB" in done.stdout
+    # The published configuration kept weights and optimizer in host memory (pretrain/configs/config.json).
+    plans = hardware_plan.make_plans(Workload(LLAMA_13B, 1024, "fp16", 1440), Machine(24, 8, 32 * GIB))
+    fitting = {plan.config: plan.largest_micro_batch for plan in plans if plan.recompute}
+    assert fitting == {
+        "zero1": 0, "zero2": 0, "zero3-fp16": 23, "zero3-offload-optimizer": 32, "zero3-offload-all": 33,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["11", "15.7", "141"])
+def test_any_size_of_a_card_is_taken_as_gib(tmp_path: Path, run_script: RunScript, size: str) -> None:
+    write_config(tmp_path, num_hidden_layers=2, hidden_size=256, num_attention_heads=4, intermediate_size=688)
+    done = run_script("pretrain/plan.py", "--model", tmp_path, "--gpus", 1, "--gpu_memory", size)
+    assert f"; 1 GPUs of {size} GiB, nodes: 1" in done.stdout
+    parameters = 2 * 32000 * 256 + 2 * (4 * 256**2 + 3 * 256 * 688 + 2 * 256) + 256
+    states = f"{16 * parameters / 2**30:.1f}"
+    assert f"zero1                    {states:>6} " in done.stdout
+    # A sequence of 2048 tokens, recomputed: inputs of 2 layers, the final norm, 12 bytes for each of the logits.
+    sequence = 2048 * (2 * 2 * 256 + 8 * 256 + 12 * 32000)
+    fixed = 16 * parameters + 4e8 + 2 * 32000 * 256
+    largest = int((0.92 * float(size) * 2**30 - fixed) // sequence)
+    row = next(line for line in done.stdout.splitlines() if line.startswith("zero1 "))
+    assert row.split()[5:7] == [f"{sequence / 2**30:.2f}", str(largest)]
 
 
 def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_script: RunScript) -> None:
@@ -174,7 +234,10 @@ def test_config_file_is_enough_and_one_node_uses_train_sh(tmp_path: Path, run_sc
     ("options", "message"),
     [
         (["--gpus", 2, "--gpu_memory", 24, "--host_memory", 64], "16 such GPUs are enough, with zero3"),
-        (["--gpus", 8, "--gpu_memory", 24, "--host_memory", 64], "lacks 287 GB of host memory on a node; 16 such GPUs"),
+        (
+            ["--gpus", 8, "--gpu_memory", 24, "--host_memory", 64],
+            "lacks 263 GiB of host memory on a node; 16 such GPUs",
+        ),
         (["--gpus", 1, "--gpu_memory", 4], "no number of such GPUs is enough; lower --block_size"),
     ],
 )
@@ -192,8 +255,11 @@ def test_too_small_machine_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"--model": "nowhere"}, "nowhere does not exist; --model takes"),
+        ({}, {"--model": "nowhere"}, "nowhere does not exist; give a checkpoint folder"),
         ({}, {"--gpus": "0"}, "'0' is not a whole number of 1 or more"),
+        ({}, {"--gpu_memory": "0"}, "--gpu_memory: '0' is not a number of GiB above 0"),
+        ({}, {"--gpu_memory": "80GB"}, "--gpu_memory: '80GB' is not a number of GiB above 0"),
+        ({}, {"--host_memory": "-1"}, "--host_memory: '-1' is not a number of GiB above 0"),
         ({}, {"--gpus": "12"}, "is not a multiple of 8 GPUs a node"),
         ({}, {"--gpu": "tpu"}, "invalid choice: 'tpu'"),
         ({}, {"--gpu": "v100", "--precision": "bf16"}, "a V100 does not compute in bf16"),
@@ -220,7 +286,7 @@ def test_damaged_config_is_named(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
-            memory_estimate.read_shape(tmp_path)
+            model_shape.read_shape(tmp_path)
 
 
 def test_plan_imports_no_heavy_package() -> None:
@@ -261,14 +327,14 @@ def test_more_gpus_never_need_more_memory_and_longer_sequences_never_less(
 def test_recommended_plan_fits_and_divides_the_global_batch(
     shape: Shape, gpus: int, gigabytes: int, block: int, per_gpu: int
 ) -> None:
-    load, machine = Workload(shape, block, "bf16", per_gpu * gpus), Machine(gpus, 1, gigabytes * GB)
+    load, machine = Workload(shape, block, "bf16", per_gpu * gpus), Machine(gpus, 1, gigabytes * GIB)
     best = hardware_plan.recommend(hardware_plan.make_plans(load, machine), block)
     if best is None:
         assert hardware_plan.describe_shortage(load, machine, hardware_plan.make_plans(load, machine)).startswith(
             "no configuration fits: "
         )
         return
-    assert best.memory <= hardware_plan.MEMORY_SHARE * gigabytes * GB
+    assert best.memory <= training_memory.MEMORY_SHARE * gigabytes * GIB
     assert 1 <= best.micro_batch <= best.largest_micro_batch
     assert not per_gpu or best.micro_batch * best.accumulation == per_gpu
 
@@ -290,15 +356,15 @@ def test_configuration_keys_are_known_to_deepspeed(file: Path) -> None:
     DeepSpeedBF16Config(**config["bf16"] | {"enabled": True})
     fp16 = DeepSpeedFP16Config(**config["fp16"] | {"enabled": True})
     assert (fp16.loss_scale, fp16.initial_scale_power) == (0, 16)
-    assert zero.reduce_bucket_size == memory_estimate.BUCKET
+    assert zero.reduce_bucket_size == training_memory.BUCKET
     if zero.stage == 3:
-        assert zero.max_live_parameters == zero.sub_group_size == memory_estimate.LIVE
-        assert zero.prefetch_bucket_size == memory_estimate.BUCKET
+        assert zero.max_live_parameters == zero.sub_group_size == training_memory.LIVE
+        assert zero.prefetch_bucket_size == training_memory.BUCKET
         assert zero.gather_16bit_weights_on_model_save
 
 
 def test_every_configuration_file_is_planned() -> None:
-    load, machine = Workload(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GB)
+    load, machine = Workload(LLAMA_7B, 2048, "bf16"), Machine(8, 8, 80 * GIB)
     names = {each.config for each in hardware_plan.make_plans(load, machine)}
     names |= {each.config for each in hardware_plan.make_plans(Workload(LLAMA_7B, 2048, "fp16"), machine)}
     assert names == {file.stem for file in CONFIGS}

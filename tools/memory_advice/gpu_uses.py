@@ -1,0 +1,112 @@
+"""The GPU memory of each use of a model: demo, server, LoRA, QLoRA and full tuning, in 16, 8 and 4 bits.
+
+Training uses the arithmetic of pretrain/plan.py (memory_estimate/). Only the linear layers of the layers are quantised;
+embedding, norms, biases and output matrix keep 16 bits, as in quantize.py, bitsandbytes and vLLM.
+"""
+
+from typing import NamedTuple
+
+from memory_estimate.model_shape import Shape, linear_count, linear_layers, parameter_count
+from memory_estimate.training_memory import (
+    buffer_bytes,
+    layer_bytes,
+    logits_bytes,
+    sequence_bytes,
+    state_bytes,
+    step_bytes,
+)
+
+CONVERSATION = 2048  # tokens of a demo's prompt and answer, if the context is not shorter
+RANK, EXAMPLES, LENGTH = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
+NODE, OFFLOAD = 8, "zero3-offload-optimizer"  # GPUs of a node, and DeepSpeed configuration, for full tuning
+# vLLM's max_num_batched_tokens and max_num_seqs by GiB of the card (vllm/engine/arg_utils.py, 0.32).
+SERVER_BATCHES = ((160, 16384, 1024), (70, 8192, 1024), (0, 2048, 256))
+# Bits per weight with scales: NF4 with double quantisation (Dettmers et al. 2023, section 3), GPTQ with a 16-bit scale
+# for 128 weights. In 8 bits, each output has a float32 scale.
+NF4_BITS, GPTQ_BITS = 4 + 8 / 64 + 32 / (64 * 256), 4 + 16 / 128
+
+
+class GpuUse(NamedTuple):
+    """A use of a model on one GPU.
+
+    fixed: bytes besides the KV cache. cached: tokens of the KV cache, 0 in training. is_server: whether the KV cache
+    takes the rest of the memory.
+    """
+
+    name: str
+    bits: int
+    fixed: float
+    cached: int = 0
+    is_server: bool = False
+
+
+def weight_bytes(shape: Shape, bits: float, other: int = 2) -> float:
+    """Return the bytes of the weights. bits: per weight of the linear layers. other: bytes of each other parameter."""
+    linear = linear_count(shape)
+    scales = 4 * shape.layers * sum(outputs for _, outputs in linear_layers(shape)) if bits == 8 else 0
+    return linear * bits / 8 + scales + other * (parameter_count(shape) - linear)
+
+
+def cache_bytes(shape: Shape) -> int:
+    """Return the bytes of a token in the KV cache: keys and values of each layer in 16 bits."""
+    return 2 * 2 * shape.layers * shape.key
+
+
+def prompt_bytes(shape: Shape, tokens: int) -> int:
+    """Return the peak bytes of the activations while `tokens` tokens of prompts are computed.
+
+    In the MLP, bytes per element: residual, input and its norm in float32, 2 + 2 + 4; gate, up projection and their
+    product, 2 each.
+    """
+    return tokens * (8 * shape.hidden + 6 * shape.intermediate)
+
+
+def inference_uses(shape: Shape, card: float) -> list[GpuUse]:
+    """Return the uses of the demos and the server. card: GiB; 0 if not known."""
+    tokens = min(CONVERSATION, shape.context)
+    _, batched, requests = next(row for row in SERVER_BATCHES if card >= row[0])
+    demo = prompt_bytes(shape, tokens)
+    server = prompt_bytes(shape, batched) + requests * 12 * shape.vocabulary  # logits and their sampling in float32
+    demos = (("", 16, 16), (" --load_8bit", 8, 8), (" after quantize.py --method nf4", 4, NF4_BITS))
+    quantised = ((" after quantize.py --method fp8", 8, 8), (" after quantize.py --method gptq", 4, GPTQ_BITS))
+    uses = [GpuUse(f"demo{way}", bits, weight_bytes(shape, exact) + demo, tokens) for way, bits, exact in demos]
+    return uses + [
+        GpuUse(f"server{way}", bits, weight_bytes(shape, exact) + server, shape.context, is_server=True)
+        for way, bits, exact in (("", 16, 16), *quantised)
+    ]
+
+
+def adapter_bytes(shape: Shape, bits: float) -> float:
+    """Return the peak bytes of LoRA tuning as in lora.sh and qlora.sh, with gradient checkpointing.
+
+    The adapter is on all linear layers; its weights, gradients and Adam are float32. It copies its inputs to float32: 4
+    bytes per element of MLP and hidden state more than in `sequence_bytes`. If the base is quantised, PEFT converts all
+    other weights to float32, and so the inputs of the layers; autocast then copies the output matrix to 16 bits, and a
+    quantised matrix is multiplied in 16 bits.
+    """
+    quantised, hidden = bits < 16, shape.hidden
+    factors = RANK * shape.layers * sum(sum(sizes) for sizes in linear_layers(shape))
+    copies = 2 * hidden * (shape.vocabulary + shape.intermediate) if quantised else 0
+    backward = layer_bytes(shape) + 8 * shape.intermediate + 6 * hidden
+    inputs = shape.layers * (4 if quantised else 2) * hidden
+    activations = EXAMPLES * LENGTH * (inputs + max(logits_bytes(shape), backward))
+    return weight_bytes(shape, bits, other=4 if quantised else 2) + 16 * factors + copies + activations
+
+
+def full_bytes(shape: Shape, config: str, gpus: int) -> float:
+    """Return the peak bytes per GPU of full.sh with a DeepSpeed configuration, with gradient checkpointing."""
+    parameters = parameter_count(shape)
+    running = buffer_bytes(config, shape) + sequence_bytes(shape, EXAMPLES * LENGTH, recompute=True)
+    return state_bytes(config, parameters, gpus) + max(running, step_bytes(config, parameters, gpus))
+
+
+def tuning_uses(shape: Shape) -> list[GpuUse]:
+    """Return the uses of the recipes of finetune/scripts."""
+    return [
+        GpuUse("lora.sh", 16, adapter_bytes(shape, 16)),
+        GpuUse("lora.sh --load_in 8bit", 8, adapter_bytes(shape, 8)),
+        GpuUse("qlora.sh", 4, adapter_bytes(shape, NF4_BITS)),
+        GpuUse("full.sh, 1 GPU", 16, full_bytes(shape, "zero3", 1)),
+        GpuUse(f"full.sh, each of {NODE} GPUs", 16, full_bytes(shape, "zero3", NODE)),
+        GpuUse(f"full.sh, each of {NODE} GPUs, {OFFLOAD}", 16, full_bytes(shape, OFFLOAD, NODE)),
+    ]

@@ -1,0 +1,88 @@
+"""The table of `checkpoint.py memory`: what each use of a model needs, and whether it fits a card."""
+
+from pathlib import Path
+
+from checkpoint_io.checkpoint_folders import read_json
+from memory_estimate.model_shape import Shape, parameter_count, read_shape
+from memory_estimate.training_memory import GIB, MEMORY_SHARE, host_bytes
+
+from memory_advice.gpu_uses import (
+    CONVERSATION,
+    EXAMPLES,
+    LENGTH,
+    NODE,
+    OFFLOAD,
+    RANK,
+    GpuUse,
+    cache_bytes,
+    inference_uses,
+    tuning_uses,
+)
+
+# Shapes of Llama-3.2-1B, LLaMA-7B, LLaMA-13B and Llama-2-70B, for the names 1B, 7B, 13B and 70B.
+PUBLISHED_SHAPES = {
+    "1B": Shape(128256, 2048, 8192, 16, 32, 8, 64, 131072, tied=True),
+    "7B": Shape(32000, 4096, 11008, 32, 32, 32, 128, 2048),
+    "13B": Shape(32000, 5120, 13824, 40, 40, 40, 128, 2048),
+    "70B": Shape(32000, 8192, 28672, 80, 64, 8, 128, 4096),
+}
+CACHE_BLOCK = 16  # tokens of a block of vLLM's KV cache
+
+
+def shape_of(folder: str) -> Shape:
+    """Return the shape of a checkpoint folder, a config.json or a name of PUBLISHED_SHAPES.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    if folder in PUBLISHED_SHAPES and not Path(folder).exists():
+        return PUBLISHED_SHAPES[folder]
+    try:
+        return read_shape(Path(folder))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or one of {', '.join(PUBLISHED_SHAPES)}") from None
+
+
+def is_quantised(folder: str) -> bool:
+    """Return whether the config.json of a folder that `shape_of` accepted says that the weights are quantised."""
+    path = Path(folder)
+    file = path / "config.json" if path.is_dir() else path
+    return file.exists() and "quantization_config" in read_json(file)
+
+
+def answer(use: GpuUse, shape: Shape, card: float) -> str:
+    """Return whether a use fits a card of `card` GiB; for the server, also the tokens that its KV cache holds."""
+    left = MEMORY_SHARE * card * GIB - use.fixed
+    tokens = int(left // (CACHE_BLOCK * cache_bytes(shape))) * CACHE_BLOCK
+    if not use.is_server:
+        return "yes" if left >= use.cached * cache_bytes(shape) else "no"
+    if tokens < CACHE_BLOCK:
+        return "no"
+    fits = tokens >= use.cached
+    return f"yes, {tokens:,} tokens of KV cache" if fits else f"with --max-model-len {tokens}"
+
+
+def memory_table(folder: str, card: float) -> str:
+    """Return the table. folder: see `shape_of`. card: GiB; 0: without the column that says what fits."""
+    shape = shape_of(folder)
+    parameters, per_token = parameter_count(shape), cache_bytes(shape)
+    rows = [("use", "bits", "needs GiB", f"card of {card:g} GiB" if card else "")]
+    for use in (*inference_uses(shape, card), *tuning_uses(shape)):
+        needed = (use.fixed + use.cached * per_token) / MEMORY_SHARE / GIB
+        rows.append((use.name, str(use.bits), f"{needed:.1f}", answer(use, shape, card) if card else ""))
+    lines = [f"{name:<48}  {bits:>4}  {needed:>9}  {fits}".rstrip() for name, bits, needed, fits in rows]
+    conversation, host = min(CONVERSATION, shape.context), host_bytes(OFFLOAD, parameters, NODE, 1) / GIB
+    lines = [
+        f"{folder}: {parameters / 1e9:.2f} billion parameters, context of {shape.context:,} tokens, "
+        f"{per_token / 2**10:,.0f} KiB of KV cache a token",
+        "",
+        *lines,
+        "",
+        f"Estimates. CUDA, NCCL and fragmentation take {1 - MEMORY_SHARE:.0%} of a card.",
+        f"Demo: prompt and answer of {conversation:,} tokens.",
+        "Server: a request of the whole context; the KV cache takes the rest of the card.",
+        f"Tuning: activations recomputed, --micro_batch_size {EXAMPLES} --cutoff_len {LENGTH} --lora_r {RANK};",
+        f"{OFFLOAD} takes {host:,.0f} GiB of host memory. More on full tuning: pretrain/plan.py.",
+    ]
+    if is_quantised(folder):
+        lines.insert(1, f"{folder} is already quantised; the rows are those of the model before quantisation")
+    return "\n".join(lines)
