@@ -7,7 +7,7 @@ Memory is estimated from config.json alone (memory_estimate/), in GiB: a card of
 """
 
 from command_line.command_errors import run_command
-from command_line.option_values import value_of
+from command_line.option_values import parse_value
 from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
@@ -34,7 +34,7 @@ from pretraining.training_speed import SPEEDS
 def gib(text: str) -> float:
     """Parse an option of type GiB: a number above 0."""
     try:
-        size: float = value_of("", text, float)
+        size: float = parse_value("", text, float)
     except ValueError:
         size = 0.0
     if size <= 0:

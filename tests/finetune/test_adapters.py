@@ -121,11 +121,11 @@ def test_loraplus_gives_b_a_larger_learning_rate(tmp_path: Path, tiny_checkpoint
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "o", *STEPS, "--loraplus_lr_ratio", 16)
-    trainer.create_optimizer()
+    optimizer = trainer.create_optimizer()
     names = {id(weight): name for name, weight in trainer.model.named_parameters()}
     rates = {
         names[id(weight)].split("lora_")[1][0]: group["lr"]
-        for group in trainer.optimizer.param_groups
+        for group in optimizer.param_groups
         for weight in group["params"]
     }
     assert rates["B"] == pytest.approx(16 * rates["A"])

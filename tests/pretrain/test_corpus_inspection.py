@@ -16,8 +16,8 @@ SCRIPT = "pretrain/preprocess.py"
 def test_read_prints_statistics_of_each_source(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
     for name, text in (("en", "A cat. " * 40), ("zh", "山水人家。")):
         texts = [text, text[:7]]
-        source = rows(tmp_path / f"{name}.jsonl", texts)
-        build_corpus([str(source)], str(tmp_path / name), str(tiny_tokenizer), CorpusSettings(seq_length=32))
+        file = rows(tmp_path / f"{name}.jsonl", texts)
+        build_corpus([str(file)], str(tmp_path / name), str(tiny_tokenizer), CorpusSettings(seq_length=32))
     merge([str(tmp_path / "en"), str(tmp_path / "zh")], [0, 1], tmp_path / "all")
     corpus = Corpus(tmp_path / "all")
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "all").stdout

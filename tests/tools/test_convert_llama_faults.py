@@ -90,7 +90,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "nor the folder above has tokenizer.model"),
     "damaged tokenizer": (
-        lambda f: [(f / "tokenizer.model").write_bytes(b"x"), seal(f)],
+        lambda f: (f / "tokenizer.model").write_bytes(b"x") and seal(f),
         "tokenizer.model is not a SentencePiece model",
     ),
     "no params.json": (lambda f: (f / "params.json").unlink(), "has neither params.json nor auto/params.json"),

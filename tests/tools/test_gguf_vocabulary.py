@@ -60,8 +60,8 @@ def test_gguf_ids_equal_those_of_sentencepiece(make: Make, serve: Serve, tmp_pat
         assert ids_of(ask, text) == oracle.encode(text), text
     assert ids_of(ask, "<s>山</s>", special=True, add=True) == [1, 1, *oracle.encode("山"), 2]
     messages = [{"role": "user", "content": "Name {{ a }} {%river%}."}]
-    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
-    assert ask("/apply-template", {"messages": messages})["prompt"] == str(text).removeprefix("<s>")  # it adds BOS
+    prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False)
+    assert ask("/apply-template", {"messages": messages})["prompt"] == str(prompt).removeprefix("<s>")  # it adds BOS
 
 
 def test_gguf_ids_equal_llama_2_ids_on_real_documents(
