@@ -22,7 +22,7 @@ from own_code_models import change, with_own_model, with_own_tokenizer
 from pretraining_runs import options, train_here
 from quantization import quantization_inputs, quantization_methods
 from safetensors.torch import load_file
-from server_launch import launch_adapters
+from server_launch import launch_adapters, launch_checks
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 from tuning_runs import command
 
@@ -94,6 +94,7 @@ MODEL_COMMANDS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "ie_run": lambda model, out, data: ie_run.load(str(model), "", "float32"),
     "demos": lambda model, out, data: model_loading.load(str(model)),
     "quantize": lambda model, out, data: quantization_methods.linear_layers(model),
+    "server": lambda model, out, data: launch_checks.check_own_code(model),
 }
 TOKENIZER_COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "set_template": lambda folder, out: set_template.main(str(folder), str(ALPACA), str(out)),
@@ -130,13 +131,21 @@ def test_trusted_code_gives_its_logits_in_demos_and_ie_run(
 
 @pytest.mark.parametrize("stage", ["finetune", "pretrain"])
 def test_trusted_code_is_trained_and_goes_with_the_result(
-    own_model: Path, tmp_path: Path, rows_file: Path, two_sources: Path, half_logits: torch.Tensor, stage: str
+    own_model: Path,
+    tmp_path: Path,
+    rows_file: Path,
+    two_sources: Path,
+    half_logits: torch.Tensor,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
 ) -> None:
     """Code of model and tokenizer; with a learning rate of 0 the result has the logits of the base."""
     base, out = with_own_tokenizer(own_model, tmp_path / "both"), tmp_path / "out"
     trust = ("--learning_rate", 0, "--trust_remote_code", "True")
     if stage == "finetune":
         finetune.main(command(base, rows_file, out, *STEPS, "--method", "full", *trust))
+        demo = f"try it: python examples/generate_lora.py --base_model {out} --interactive --trust_remote_code"
+        assert capsys.readouterr().out.splitlines()[-1] == demo
     else:
         train_here(*options(base, two_sources, out, "--save_strategy", "no", "--max_steps", 1, *trust))
     (tmp_path / "executed").unlink()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from adapter_checks.base_fit import EMBEDDING, OUTPUT
 from instruction_data.tokenized_examples import CachedExamples
+from model_code.own_code import code_files
 
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
@@ -88,16 +89,18 @@ def untied_notice(args: TuningArguments, model: Any) -> str:
 
 
 def next_commands(args: TuningArguments) -> str:
-    """Return the commands that try and serve the result."""
-    output, base = shlex.quote((args.output_dir or "").rstrip("/")), shlex.quote(args.base_model)
-    trust = " --trust_remote_code" if args.trust_remote_code else ""
-    demo = "try it: python examples/generate_lora.py --base_model"
-    serve = "python inference/launch_vllm.py --port 8090 --model"
+    """Return the commands that try and serve the result.
+
+    vLLM may not run the Python code of a model as it is, so serving is not among the commands for such a model.
+    """
+    folder = (args.output_dir or "").rstrip("/")
+    output, merged, base = shlex.quote(folder), shlex.quote(f"{folder}-merged"), shlex.quote(args.base_model)
+    demo, serve = "try it: python examples/generate_lora.py --base_model", "python inference/launch_vllm.py --port 8090"
+    merge = f"python tools/weight_diff.py merge --path_zhixi {base} --path_lora {output} --path_sfted {merged}"
+    own_code = args.trust_remote_code and bool(code_files(args.base_model))
+    trust = " --trust_remote_code" * own_code
     if args.method == "full":
-        return f"{demo} {output} --interactive{trust}\nserve it: {serve} {output}{trust}"
-    merged = shlex.quote(f"{(args.output_dir or '').rstrip('/')}-merged")
-    return (
-        f"{demo} {base} --lora_weights {output} --interactive{trust}\n"
-        f"merge and serve it: python tools/weight_diff.py merge --path_zhixi {base} --path_lora {output} "
-        f"--path_sfted {merged} && {serve} {merged}{trust}"
+        return f"{demo} {output} --interactive{trust}" + f"\nserve it: {serve} --model {output}" * (not own_code)
+    return f"{demo} {base} --lora_weights {output} --interactive{trust}\n" + (
+        f"merge it: {merge}" if own_code else f"merge and serve it: {merge} && {serve} --model {merged}"
     )

@@ -15,7 +15,7 @@ from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_adapters import check_adapters, preset_adapters
-from server_launch.launch_checks import check_model, check_port
+from server_launch.launch_checks import check_model, check_own_code, check_port
 from server_launch.launch_presets import preset_for_cpu, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
@@ -111,6 +111,8 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
     if not args.model:
         raise ValueError(MODEL_MISSING)
     is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    if is_local and Path(args.model).is_dir() and not args.trust_remote_code:
+        check_own_code(Path(args.model))
     tokenizer = Path(args.tokenizer or args.model)
     if tokenizer.is_dir() and not args.skip_tokenizer_init:
         exact = exact_tokenizer_folder(tokenizer)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
+from model_code.own_code import refusal
 from model_weights.weight_files import weight_files
+from vllm_bridge.vllm_imports import from_vllm
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -39,6 +41,20 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
     if tokenizer and not any((folder / name).is_file() for name in tokenizers):
         raise FileNotFoundError(f"{model} has no tokenizer.json; copy the base's tokenizer files into it")
     return True
+
+
+def check_own_code(folder: Path) -> None:
+    """Raise ValueError if the model's configuration needs Python code of the folder; vLLM has its own for some models.
+
+    vLLM would log three errors and raise a fourth of several lines.
+    """
+    config = read_config(folder / "config.json")
+    if "AutoConfig" not in config.get("auto_map", {}):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if not any(config.get("model_type") in known for known in (CONFIG_MAPPING, from_vllm("_CONFIG_REGISTRY"))):
+        raise refusal(folder)
 
 
 def merge_remedy(adapter: str) -> str:

@@ -20,6 +20,7 @@ MODULES = {
     "SamplingParams": "vllm.sampling_params",
     "ServeSubcommand": "vllm.entrypoints.cli.serve",
     "UsageContext": "vllm.usage.usage_lib",
+    "_CONFIG_REGISTRY": "vllm.transformers_utils.config",
     "cli_env_setup": "vllm.entrypoints.serve.utils.api_utils",
     "configure_logging_from_args": "vllm.logger",
     "create_error_response": "vllm.entrypoints.serve.exception_handling.error_response",

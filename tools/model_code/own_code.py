@@ -25,10 +25,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise OwnCodeError(
-            f"{folder} needs its own Python code ({', '.join(code_files(folder))}), which is not executed by default; "
-            "read it, and if you trust it, give --trust_remote_code"
-        ) from None
+        raise refusal(folder) from None
     except (ImportError, AttributeError, TypeError) as error:
         if not (trust_remote_code and code_files(folder)):
             raise
@@ -36,6 +33,14 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
             f"the Python code in {folder} failed ({type(error).__name__}: {error}); install the packages or the "
             "version of transformers that it needs"
         ) from error
+
+
+def refusal(folder: str | Path) -> OwnCodeError:
+    """Return the error for a folder that needs its own code."""
+    return OwnCodeError(
+        f"{folder} needs its own Python code ({', '.join(code_files(folder))}), which is not executed by default; read "
+        "it, and if you trust it, give --trust_remote_code"
+    )
 
 
 def code_files(folder: str | Path) -> list[str]:
