@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_files.corpus import Corpus
-from memory_estimate.model_shape import read_shape
+from memory_estimate.model_shape import DEFAULTS, read_shape
 from resumable_checkpoints.complete_checkpoints import step_of
 from resumable_checkpoints.run_state import RunState, check_same_run, differences
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
@@ -59,7 +59,8 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
             f"{corpus.prefix} may have ids up to {corpus.vocab_size - 1}, but {base} has {config['vocab_size']} "
             "embeddings; use another checkpoint, or enlarge its embeddings"
         )
-    context = config.get("max_position_embeddings", max(LONGEST_BLOCK, block_size))
+    *_, default = DEFAULTS.get(config.get("model_type"), (None, None, max(LONGEST_BLOCK, block_size)))
+    context = config.get("max_position_embeddings") or default
     if block_size > context:
         raise ValueError(f"--block_size {block_size} is more than the context of {base}, {context} tokens; lower it")
     return block_size or min(context, LONGEST_BLOCK)

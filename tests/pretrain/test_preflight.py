@@ -1,5 +1,7 @@
 """preflight.py: source weights, number of sequences, and where a run starts or resumes."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +16,7 @@ from pretraining.pretraining_trainer import StartPoint
 from resumable_checkpoints.run_state import RunState
 from sequence_packing.packed_sequences import PackedSequences, Packing, open_packed_sequences
 from sequence_packing.sampler import Schedule
+from transformers import AutoConfig
 
 
 @pytest.fixture
@@ -43,6 +46,19 @@ def test_global_batch_distributed_is_read_as_proportions(sequences: PackedSequen
         preflight.source_weights(options(global_batch_distributed="[5,3]", source_weights="0=1,1=1"), sequences)
     with pytest.raises(ValueError, match="is not a list of 2 numbers"):
         preflight.source_weights(options(global_batch_distributed="[5,x]"), sequences)
+
+
+def test_context_of_a_config_without_it_is_that_of_transformers(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (base / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(base).max_position_embeddings == 2048
+    assert preflight.check_corpus(Corpus(small_corpus), str(base), 0) == 2048
+    with pytest.raises(ValueError, match=r"--block_size 4096 is over the context of .*, 2048"):
+        preflight.check_corpus(Corpus(small_corpus), str(base), 4096)
 
 
 def test_more_ranks_than_sequences_are_refused(two_sources: Path, tmp_path: Path) -> None:
