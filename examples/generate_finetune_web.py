@@ -10,7 +10,7 @@ from command_line.fire_commands import run
 
 import logging
 
-from demo_pages import console, model_loading, text_generation, web_page
+from demo_pages import case_files, console, model_loading, text_generation, web_page
 
 
 def main(
@@ -37,7 +37,7 @@ def main(
         trust_remote_code: execute the Python code in the folder of base_model.
         options: initial decoding settings of the page; see the options of generate_finetune.py.
     """
-    release = console.read_cases("pretraining")["decoding"]
+    release = case_files.read_cases("pretraining").decoding
     start = console.check_decoding(release | {"num_beams": 1}, options)  # one beam streams the text as it grows
     web_page.check_address(server_name, server_port)
     checkpoint = model_loading.load(

@@ -4,6 +4,7 @@
     python examples/generate_lora.py --base_model quickstart/recovered --lora_weights quickstart/adapter --interactive
     python examples/generate_lora.py --base_model checkpoints/13b --lora_weights checkpoints/lora --load_8bit \\
         --run_general_cases
+    python examples/generate_lora.py --base_model quickstart/merged --cases mine.jsonl --output answers.jsonl
 
 Prompts are rendered with the chat template of the adapter or checkpoint.
 """
@@ -13,7 +14,7 @@ from command_line.fire_commands import run
 import logging
 
 from chat_prompts.prompt_encoding import one_turn
-from demo_pages import console, model_loading, text_generation
+from demo_pages import case_files, console, model_loading, text_generation
 
 
 def main(
@@ -24,31 +25,43 @@ def main(
     run_ie_cases: bool = False,
     run_general_cases: bool = False,
     interactive: bool = False,
+    cases: str = "",
+    output: str = "",
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
     trust_remote_code: bool = False,
     **options: object,
 ) -> None:
-    """Print the model's answers to one suite of examples/cases, or to typed instructions.
+    """Print the model's answers to one suite of examples/cases, to a file of cases, or to typed instructions.
 
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
         lora_weights: a LoRA adapter of base_model, likewise.
         template_path: chat template to use instead of the folder's: a Jinja file, or an alpaca prompt file (.json).
         load_8bit: 8-bit weights; needs an NVIDIA GPU and bitsandbytes.
-        run_ie_cases: extraction, cases/ie.json.
+        run_ie_cases: extraction, cases/ie.json: the four published instructions, then schemas.
         run_general_cases: general instructions, cases/general.json.
         interactive: read instructions from the keyboard: a line for the instruction, one for its input (may be empty).
+        cases: a file of your own cases, JSON or JSONL, such as {"instruction": "…", "input": "…"} a line; see
+            examples/README.md.
+        output: a new file for the answers, one JSON line for each case.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; needs multi_gpu.
         trust_remote_code: execute the Python code in the folder of base_model.
         options: decoding: --max_new_tokens, --num_beams (1 streams the text as it grows), --repetition_penalty,
-            --do_sample, --temperature, --top_p, --top_k.
+            --do_sample, --temperature, --top_p, --top_k, --seed (the same answer each time), and --preset precise or
+            creative, which sets them as the published advice says; the other options take precedence.
     """
-    if [run_ie_cases, run_general_cases, interactive].count(True) != 1:
-        raise ValueError("give exactly one of --run_ie_cases, --run_general_cases and --interactive")
-    suite = {"decoding": {}} if interactive else console.read_cases("ie" if run_ie_cases else "general")
-    decoding = console.check_decoding(suite["decoding"], options)
+    if [run_ie_cases, run_general_cases, bool(cases), interactive].count(True) != 1:
+        raise ValueError("give exactly one of --run_ie_cases, --run_general_cases, --cases and --interactive")
+    if interactive and output:
+        raise ValueError("--interactive writes no --output; remove one of them")
+    suite = case_files.Suite([], [], {}, "")
+    if not interactive:
+        name = "ie" if run_ie_cases else "general"
+        suite = case_files.read_suite(cases) if cases else case_files.read_cases(name)
+    decoding = console.check_decoding(suite.decoding, options)
+    case_files.check_output(output)
     checkpoint = model_loading.load(
         base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path, trust_remote_code
     )
@@ -59,7 +72,7 @@ def main(
             checkpoint, decoding, labels, lambda encoder, *texts: encoder.prompt(one_turn(*texts))
         )
     else:
-        console.run_cases(checkpoint, suite, options)
+        console.run_cases(checkpoint, suite, options, output)
 
 
 if __name__ == "__main__":

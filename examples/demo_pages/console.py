@@ -1,40 +1,24 @@
 """Terminal demos: run a file of cases, or answer lines typed by the user."""
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from chat_prompts.prompt_encoding import one_turn
 
-from demo_pages.extraction_prompts import extraction_instruction, read_answer
+from demo_pages.case_files import Suite, answers_file, case_text, case_title
+from demo_pages.extraction_prompts import read_answer
 from demo_pages.model_loading import Checkpoint
 from demo_pages.text_generation import Decoding, GeneratedText, resolve_decoding, stream
-
-
-def read_cases(name: str) -> dict[str, Any]:
-    """Return the suite examples/cases/<name>.json: {"decoding": {…}, "cases": [{…}]}."""
-    path = Path(__file__).parent.parent / "cases" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def case_text(case: dict[str, Any], extraction: dict[str, Any]) -> tuple[str, str, bool]:
-    """Return (text or instruction, input, whether it is an instruction). extraction: the model's extraction.json."""
-    if "task" in case:
-        instruction = extraction_instruction(case["task"], case["schema"], case["language"], extraction)
-        return instruction, case["text"], True
-    if "instruction" in case:
-        return case["instruction"], case.get("input", ""), True
-    return case["text"], "", False
 
 
 def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
     """Return the suite's decoding settings, overridden by the user's; logs a warning on options without effect."""
     decoding = resolve_decoding(suite, given)
-    unused = [name for name in ("temperature", "top_p", "top_k") if name in given]
+    unused = [name for name in ("temperature", "top_p", "top_k", "seed") if name in given]
     if unused and not decoding.do_sample:
         logging.warning("--%s has no effect without --do_sample", ", --".join(unused))
     return decoding
@@ -51,25 +35,41 @@ def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
         )
 
 
-def run_cases(checkpoint: Checkpoint, suite: dict[str, Any], given: Mapping[str, Any]) -> None:
+def run_cases(checkpoint: Checkpoint, suite: Suite, given: Mapping[str, Any], output: str = "") -> None:
     """Print every case of a suite with the model's answer, which is streamed if num_beams is 1.
 
-    given: the user's decoding options, which take precedence over those of the case and of the suite.
+    given: the user's decoding options, which take precedence over those of the case and of the suite. output: a file
+    for the answers, one JSON line for each case. Raises ValueError before the first answer if a case has no prompt.
     """
-    cases, encoder = suite["cases"], checkpoint.encoder
-    for number, case in enumerate(cases, 1):
-        text, input, is_instruction = case_text(case, checkpoint.extraction)
-        print(f"\n[{number}/{len(cases)}] {case.get('group') or '{task} ({language})'.format(**case)}")
-        print("\n".join(f"> {line}" for line in [*text.splitlines(), *input.splitlines()]))
-        decoding = resolve_decoding(suite["decoding"] | case.get("decoding", {}), given)
+    encoder, texts = checkpoint.encoder, []
+    for place, case in zip(suite.places, suite.cases, strict=True):
         try:
-            ids = encoder.prompt(one_turn(text, input)) if is_instruction else encoder.plain(text)
-            answer = print_answer(stream(checkpoint, ids, decoding))
-        except ValueError as error:  # for example, the prompt is longer than the model's context
-            print(f"  (not answered: {error})")
-            continue
-        if "task" in case:
-            print("  does not parse as JSON" if read_answer(answer.text) is None else "  parses as JSON")
+            texts.append(case_text(case, checkpoint.extraction))
+        except ValueError as error:
+            raise ValueError(f"{place} cannot be asked: {error}") from None
+    if suite.source:
+        print(f"Published answers: {suite.source}")
+    with answers_file(output) as write:
+        for number, (case, (text, input, is_instruction)) in enumerate(zip(suite.cases, texts, strict=True), 1):
+            print(f"\n[{number}/{len(texts)}] {case_title(case)}")
+            print("\n".join(f"> {line}" for line in [*text.splitlines(), *input.splitlines()]))
+            decoding = resolve_decoding(suite.decoding | case.get("decoding", {}), given)
+            row = {**case, "prompt": "", "decoding": asdict(decoding)}
+            try:
+                ids = encoder.prompt(one_turn(text, input)) if is_instruction else encoder.plain(text)
+                row["prompt"] = encoder.tokenizer.decode(ids)
+                answer = print_answer(stream(checkpoint, ids, decoding))
+            except ValueError as error:  # for example, the prompt is longer than the model's context
+                print(f"  (not answered: {error})")
+                write(row | {"answer": None, "error": str(error)})
+                continue
+            write(
+                row | {"answer": answer.text, "ending": answer.ending, "new_tokens": answer.new_tokens, "error": None}
+            )
+            if "task" in case:
+                print("  does not parse as JSON" if read_answer(answer.text) is None else "  parses as JSON")
+    if output:
+        print(f"\n{output}: {len(texts)} row{'s' * (len(texts) != 1)}")
 
 
 def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from demo_pages.model_loading import Checkpoint
 
@@ -20,6 +20,7 @@ class Decoding:
     temperature: float = 0.4  # below 1 sharpens the distribution
     top_p: float = 0.75  # probability mass of the candidates (nucleus sampling)
     top_k: int = 40  # number of candidates; 0: all
+    seed: int | None = None  # of the sampling of each answer; None: a new one each time
 
     def __post_init__(self) -> None:
         in_range = {
@@ -29,13 +30,26 @@ class Decoding:
             "temperature": self.temperature > 0,
             "top_p": 0 < self.top_p <= 1,
             "top_k": self.top_k >= 0,
+            "seed": self.seed is None or 0 <= self.seed < 2**63,
         }
         for name, fits in in_range.items():
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; see Decoding in text_generation.py")
 
 
-OPTIONS = get_type_hints(Decoding)  # name -> type
+# The published advice (README of github.com/zjunlp/KnowLM, section 1.2) in figures. Precise, "beam search with a
+# moderate num_beam": the decoding of most published extraction and general cases. Creative, "sampling with a relatively
+# higher top_k or top_p, and possibly a higher temperature": the advice has no figures; these lie above the defaults of
+# the published page (0.4, 0.75, 40), with the repetition penalty of the published creative case.
+PRESETS: dict[str, dict[str, Any]] = {
+    "precise": {"num_beams": 4, "repetition_penalty": 1.3, "do_sample": False},
+    "creative": {
+        "num_beams": 1, "repetition_penalty": 1.1, "do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 100,
+    },
+}  # fmt: skip
+SETTINGS: dict[str, Any] = get_type_hints(Decoding)  # name -> type
+OPTIONS: dict[str, Any] = {**SETTINGS, "preset": Literal["precise", "creative"]}  # of the commands
+REPEATS, REPEATED_TOKENS = 3, 24  # smallest repetition at the end of an answer that is reported
 
 
 class GeneratedText(NamedTuple):
@@ -43,18 +57,35 @@ class GeneratedText(NamedTuple):
 
     text: str
     new_tokens: int
-    ending: str  # "" while it runs, then "complete" (end token) or "length" (max_new_tokens or context reached)
+    # "" while it runs, then "complete" (end token), "length" (max_new_tokens or context reached) or "repeating" (the
+    # same, and the last tokens are one sequence over and over), the three endings of the published cases
+    ending: str
 
 
 def resolve_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decoding:
-    """Return the decoding settings of a suite of cases, overridden by the user's options.
+    """Return the decoding settings of a suite of cases, overridden by the user's preset, then by the user's options.
 
-    Raises ValueError on a name that Decoding does not have and on a value out of range.
+    Raises ValueError on a name that Decoding does not have and on a value of another type or out of range.
     """
-    settings = {**suite, **given}
-    if unknown := sorted(settings.keys() - OPTIONS.keys()):
-        raise ValueError(f"there is no decoding setting {unknown[0]}; the settings are {', '.join(OPTIONS)}")
-    return Decoding(**{name: OPTIONS[name](value) for name, value in settings.items()})
+    options = dict(given)
+    settings = {**suite, **PRESETS.get(options.pop("preset", ""), {}), **options}
+    if unknown := sorted(settings.keys() - SETTINGS.keys()):
+        raise ValueError(f"there is no decoding setting {unknown[0]}; the settings are {', '.join(SETTINGS)}")
+    return Decoding(**{name: setting_value(name, value) for name, value in settings.items()})
+
+
+def setting_value(name: str, value: Any) -> Any:
+    """Return the value of a setting in its type; raises ValueError if it has another one."""
+    kind = SETTINGS[name]
+    if kind is bool and isinstance(value, bool):
+        return value
+    if name == "seed" and value is None:
+        return None
+    if kind is not bool and isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+        if kind is float or number.is_integer():
+            return number if kind is float else int(value)
+    raise ValueError(f"{name} takes {'true or false' if kind is bool else 'a number'}, not {value!r}")
 
 
 def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
@@ -73,6 +104,7 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding
             f"the prompt has {len(ids)} tokens, the model accepts 1 to {context - 1}; change the length of the text"
         )
     arguments = asdict(decoding) | {"max_new_tokens": min(decoding.max_new_tokens, room)}
+    del arguments["seed"]
     if not decoding.do_sample:
         arguments |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     own = model.generation_config.eos_token_id
@@ -123,6 +155,8 @@ def stream(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Iterat
     def generate_answer() -> None:
         prompt = torch.tensor([ids], device=model.device)  # (1, tokens) int64
         try:
+            if decoding.do_sample and decoding.seed is not None:
+                torch.manual_seed(decoding.seed)  # for each answer, so that answers before it have no effect
             with torch.inference_mode():
                 output = model.generate(
                     prompt, attention_mask=torch.ones_like(prompt), generation_config=config,
@@ -150,7 +184,20 @@ def stream(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Iterat
 def finished_text(tokenizer: Any, ids: list[int], new: list[int], config: Any) -> GeneratedText:
     """Return the finished text, without the end token and the padding of shorter beams."""
     end = next((at for at, token in enumerate(new) if token in (config.eos_token_id or [])), None)
-    return GeneratedText(decode_new(tokenizer, ids, new[:end]), len(new[:end]), "length" if end is None else "complete")
+    ending = "complete" if end is not None else "repeating" if repeated_tokens(new) else "length"
+    return GeneratedText(decode_new(tokenizer, ids, new[:end]), len(new[:end]), ending)
+
+
+def repeated_tokens(ids: list[int]) -> int:
+    """Return how many tokens at the end are one sequence over and over: REPEATS times, REPEATED_TOKENS or more; else 0.
+
+    Repetitions with changes, such as a counter, are not found.
+    """
+    for period in range(1, len(ids) // REPEATS + 1):
+        same = next((at for at in range(len(ids) - period) if ids[-1 - at] != ids[-1 - at - period]), len(ids) - period)
+        if same + period >= max(REPEATS * period, REPEATED_TOKENS):
+            return same + period
+    return 0
 
 
 def generate(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> GeneratedText:

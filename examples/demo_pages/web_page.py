@@ -18,13 +18,13 @@ from chat_prompts.prompt_encoding import one_turn
 from text_language.language_detection import language_of
 
 from demo_pages import extraction_prompts, text_generation
-from demo_pages.console import read_cases
+from demo_pages.case_files import read_cases
 from demo_pages.model_loading import Checkpoint
-from demo_pages.text_generation import Decoding
+from demo_pages.text_generation import PRESETS, Decoding
 
 Language = Literal["en", "zh"]
 LABELS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("web_labels.json").read_text(encoding="utf-8"))
-SAMPLING = ("temperature", "top_p", "top_k")  # settings without effect unless do_sample is set
+SAMPLING = ("temperature", "top_p", "top_k", "seed")  # settings without effect unless do_sample is set
 SLIDERS = {  # setting -> minimum, maximum, step
     "max_new_tokens": (1, 2048, 1), "num_beams": (1, 8, 1), "repetition_penalty": (1.0, 2.0, 0.05),
     "temperature": (0.05, 2.0, 0.05), "top_p": (0.05, 1.0, 0.05), "top_k": (0, 200, 1),
@@ -131,16 +131,18 @@ def continuation_inputs(gr: Any, labels: dict[str, str]) -> list[tuple[Any, list
     """Add the text box of continuation. Returns [(button, boxes, function that makes the prompt ids)]."""
     beginning = text_box(gr, labels, "beginning", 10)
     generate = gr.Button(labels["run"], variant="primary")
-    add_examples(gr, labels, [beginning], [[case["text"]] for case in read_cases("pretraining")["cases"]])
+    add_examples(gr, labels, [beginning], [[case["text"]] for case in read_cases("pretraining").cases])
     return [(generate, [beginning], continuation_ids)]
 
 
 def instruction_inputs(gr: Any, labels: dict[str, str]) -> list[tuple[Any, list[Any], Callable[..., list[int]]]]:
     """Add the tabs of instruction and extraction. Returns [(button, boxes, function that makes the prompt ids)]."""
+    extractions = read_cases("ie").cases
     with gr.Tab(labels["instruction_tab"]):
         instruction, input = text_box(gr, labels, "instruction", 3), text_box(gr, labels, "input", 5)
         generate = gr.Button(labels["run"], variant="primary")
-        rows = [[case["instruction"], case.get("input", "")] for case in read_cases("general")["cases"]]
+        cases = read_cases("general").cases + [case for case in extractions if "instruction" in case]
+        rows = [[case["instruction"], case.get("input", "")] for case in cases]
         add_examples(gr, labels, [instruction, input], rows)
     with gr.Tab(labels["extraction_tab"]):
         choices = [(labels[task], task) for task in extraction_prompts.TASKS]
@@ -149,7 +151,8 @@ def instruction_inputs(gr: Any, labels: dict[str, str]) -> list[tuple[Any, list[
         extract = gr.Button(labels["extract"], variant="primary")
         rows = [
             [case["task"], extraction_prompts.schema_text(case["schema"]), case["text"]]
-            for case in read_cases("ie")["cases"]
+            for case in extractions
+            if "task" in case
         ]
         add_examples(gr, labels, [task, schema, source], rows, label_from=1)
     return [(generate, [instruction, input], instruction_ids), (extract, [task, schema, source], extraction_ids)]
@@ -168,18 +171,30 @@ def add_examples(gr: Any, labels: dict[str, str], boxes: list[Any], rows: list[l
 
 
 def decoding_settings(gr: Any, labels: dict[str, str], start: Decoding) -> dict[str, Any]:
-    """Return one control for each field of Decoding; the controls of SAMPLING are disabled without do_sample."""
+    """Return one control for each field of Decoding; the controls of SAMPLING are disabled without do_sample.
+
+    A button for each preset sets its settings.
+    """
     controls: dict[str, Any] = {}
     with gr.Accordion(labels["decoding"], open=False):
+        with gr.Row():
+            presets = [(gr.Button(labels[name], size="sm", elem_id=name), name) for name in PRESETS]
         for name, value in asdict(start).items():
             if name == "do_sample":
                 controls[name] = gr.Checkbox(value, label=labels[name], elem_id=name)
+                continue
+            if name == "seed":
+                number = {"label": labels[name], "elem_id": name, "interactive": start.do_sample}
+                controls[name] = gr.Number(value, precision=0, minimum=0, **number)
                 continue
             minimum, maximum, step = SLIDERS[name]
             controls[name] = gr.Slider(
                 min(minimum, value), max(maximum, value), value, step=step, label=labels[name], elem_id=name,
                 interactive=name not in SAMPLING or start.do_sample,
             )  # fmt: skip
+    for button, preset in presets:
+        values = PRESETS[preset]
+        button.click(partial(list, values.values()), None, [controls[name] for name in values], queue=False)
     sampling = [controls[name] for name in SAMPLING]
     controls["do_sample"].change(
         lambda on: [gr.update(interactive=on)] * len(sampling), controls["do_sample"], sampling, queue=False

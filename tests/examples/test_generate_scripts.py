@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_prompts.prompt_encoding import one_turn
 from conftest import RunScript
-from demo_pages import model_loading, text_generation
+from demo_pages import case_files, console, model_loading, text_generation
 from demo_pages.text_generation import Decoding
 from hub_server import Hub, serving
 
@@ -47,12 +50,17 @@ def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript)
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
 
 
-def test_extraction_cases_use_the_wording_of_the_checkpoint(instructed_checkpoint: Path, run_script: RunScript) -> None:
-    done = run_script(
-        "examples/generate_lora.py", "--base_model", instructed_checkpoint, "--run_ie_cases", "--max_new_tokens", 6
-    )
-    assert done.stdout.count("tokens in") == 6
-    assert "[1/6] ner (en)\n> List: person, place, organisation\n> On Monday" in done.stdout
+def test_extraction_cases_use_the_wording_of_the_checkpoint(
+    instructed_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    """The four published instructions are asked as they are; they need a longer context than the tiny checkpoint's."""
+    folder = shutil.copytree(instructed_checkpoint, tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run_script("examples/generate_lora.py", "--base_model", folder, "--run_ie_cases", "--max_new_tokens", 6)
+    assert done.stdout.count("tokens in") == 10
+    assert "section 2.2" in done.stdout.partition("[1/10] published: events as tuples\n> 我将给你个输入")[0]
+    assert "[5/10] ner (en)\n> List: person, place, organisation\n> On Monday" in done.stdout
     assert "> 抽取实体。\n" in done.stdout
     assert "> Find the relations of these kinds that the input states: works for, founded, based in." in done.stdout
     assert done.stdout.count("does not parse as JSON") == 6
@@ -105,6 +113,71 @@ def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
     ]
 
 
+def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+    """JSONL with every form of case; each row has the prompt that the model read, the answer and the decoding used."""
+    cases: list[dict[str, Any]] = [
+        {"instruction": "Translate.", "input": "山水", "id": 7},
+        {"text": "Ann was born in", "decoding": {"num_beams": 2}},
+        {"task": "ner", "schema": ["person"], "text": "Ann Lee was born in Oslo."},
+        {"text": "too long " * 600},
+    ]
+    file, output = tmp_path / "mine.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+    arguments = ("--base_model", instructed_checkpoint, "--cases", file, "--max_new_tokens", 6)
+    done = run_script("examples/generate_lora.py", *arguments, "--output", output)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    loaded = model_loading.load(str(instructed_checkpoint))
+    ids = [
+        loaded.encoder.prompt(one_turn("Translate.", "山水")),
+        loaded.encoder.plain("Ann was born in"),
+        loaded.encoder.prompt(one_turn("List: person", "Ann Lee was born in Oslo.")),
+    ]
+    for row, case, prompt, beams in zip(rows, cases, ids, (1, 2, 1), strict=False):
+        answer = text_generation.generate(loaded, prompt, Decoding(6, beams))
+        assert row == case | {
+            "prompt": loaded.tokenizer.decode(prompt), "answer": answer.text, "ending": answer.ending,
+            "new_tokens": answer.new_tokens, "error": None, "decoding": asdict(Decoding(6, beams)),
+        }  # fmt: skip
+    assert rows[3]["answer"] is None
+    assert rows[3]["error"].startswith("the prompt has")
+    assert f"{output}: 4 rows" in done.stdout
+    assert [name.name for name in tmp_path.iterdir() if "partial" in name.name] == []
+    first = output.read_bytes()
+    run_script("examples/generate_lora.py", *arguments, "--output", output, status=2)
+    assert output.read_bytes() == first
+
+
+def test_sampled_answers_of_a_seed_do_not_depend_on_other_cases(
+    tiny_checkpoint: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    """The creative preset with a seed: equal answers for a case alone and after another; another seed changes them."""
+    texts = ["Ann was born in", "山水"]
+    answers = {}
+    for name, asked, seed in (("both", texts, 5), ("second", texts[1:], 5), ("other", texts[1:], 6)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"text": text} for text in asked]), encoding="utf-8")
+        output = tmp_path / f"{name}.jsonl"
+        run_script(
+            "examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--cases", tmp_path / f"{name}.json",
+            "--preset", "creative", "--seed", seed, "--max_new_tokens", 12, "--output", output,
+        )  # fmt: skip
+        row = json.loads(output.read_text(encoding="utf-8").splitlines()[-1])
+        answers[name] = row["answer"]
+        assert row["decoding"] == asdict(Decoding(12, 1, 1.1, True, 0.9, 0.95, 100, seed))
+    assert answers["both"] == answers["second"] != answers["other"]
+
+
+def test_interrupted_run_leaves_no_file_of_answers(instructed_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    loaded = model_loading.load(str(instructed_checkpoint))
+    suite = case_files.Suite([{"text": "Ann"}, {"text": "Bo"}], ["1", "2"], {"max_new_tokens": 2}, "")
+    with pytest.raises(KeyboardInterrupt), case_files.answers_file(str(output)) as write:
+        write({"answer": "one"})
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    console.run_cases(loaded, suite, {}, str(output))
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -123,9 +196,18 @@ def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
         (
             "lora",
             ("--base_model", "CHECKPOINT"),
-            "exactly one of --run_ie_cases, --run_general_cases and --interactive",
+            "exactly one of --run_ie_cases, --run_general_cases, --cases and --interactive",
         ),
         ("lora", ("--base_model", "CHECKPOINT", "--run_ie_cases", "--interactive"), "exactly one of"),
+        (
+            "lora",
+            ("--base_model", "CHECKPOINT", "--interactive", "--output", "a.jsonl"),
+            "--interactive writes no --output",
+        ),
+        ("finetune", ("--base_model", "CHECKPOINT", "--interactive", "--cases", "a.jsonl"), "reads no --cases"),
+        ("finetune", ("--base_model", "CHECKPOINT", "--cases", "none.jsonl"), "none.jsonl does not exist"),
+        ("lora", ("--base_model", "CHECKPOINT", "--run_ie_cases", "--output", "README.md"), "README.md exists; choose"),
+        ("lora", ("--base_model", "CHECKPOINT", "--run_ie_cases", "--preset", "wild"), "one of precise, creative"),
         ("lora", ("--base_model", "ADAPTER", "--run_ie_cases"), "is an adapter; give it as --lora_weights"),
         (
             "lora",

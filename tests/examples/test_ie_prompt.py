@@ -75,10 +75,10 @@ def test_items_are_read_from_answers() -> None:
 def test_every_case_has_an_instruction_in_the_language_of_its_text(repository: Path) -> None:
     suites = {
         name: json.loads((repository / f"examples/cases/{name}.json").read_text())["cases"]
-        for name in ("pretraining", "general", "ie")
+        for name in ("pretraining", "general", "ie", "editing")
     }
-    assert [len(cases) for cases in suites.values()] == [17, 8, 6]
-    for case in suites["ie"]:
+    assert [len(cases) for cases in suites.values()] == [17, 8, 10, 1]
+    for case in suites["ie"][4:]:
         instruction = extraction_instruction(case["task"], case["schema"], case["language"])
         assert language_of(case["text"]) == language_of(instruction) == case["language"]
 
@@ -90,6 +90,26 @@ def test_published_cases_equal_the_published_prompts(repository: Path, shared_da
         ours = [(case["group"], case[key], case["published_ending"]) for case in cases]
         theirs = [(c["group"], c["prompt"], c["published_ending"]) for c in published if c["suite"] == suite]
         assert ours == theirs
+
+
+def test_published_extraction_cases_ask_four_forms_of_one_sentence(repository: Path) -> None:
+    """With the published decoding; answers and their documents are named, not copied."""
+    suite = json.loads((repository / "examples/cases/ie.json").read_text())
+    cases = suite["cases"][:4]
+    asked = [
+        "(事件触发词,事件类型,[(事件论元,论元角色)])",
+        "（实体，实体类型）",
+        "JSON字符串",
+        '"输入中包含的关系三元组是：',
+    ]
+    assert all(form in case["instruction"] for form, case in zip(asked, cases, strict=True))
+    assert len({case["input"] for case in cases}) == 1
+    assert cases[0]["input"].startswith("John昨天在纽约的咖啡馆见到了他的朋友Merry。")
+    assert [case["decoding"]["num_beams"] for case in cases] == [4, 2, 4, 4]
+    assert {case["decoding"]["repetition_penalty"] for case in cases} == {1.3}
+    for name, section in (("pretraining", "2.1"), ("ie", "2.2"), ("general", "2.3"), ("editing", "2.4")):
+        source = json.loads((repository / f"examples/cases/{name}.json").read_text())["source"]
+        assert source.startswith(f"https://github.com/zjunlp/KnowLM/blob/main/README.md, section {section}")
 
 
 def test_command_prints_one_instruction_row(run_script: RunScript, tmp_path: Path) -> None:

@@ -187,12 +187,49 @@ def test_exception_of_generation_is_raised_in_the_caller(base: Checkpoint) -> No
         text_generation.generate(base, [10**6], Decoding(max_new_tokens=2))
 
 
+def test_answer_that_repeats_itself_up_to_the_limit_is_marked(base: Checkpoint) -> None:
+    """Three times and 24 tokens at least; an answer that ends by itself is complete."""
+    config = text_generation.generation_config(base, [1], Decoding(max_new_tokens=64))
+    config.eos_token_id = [2]
+    endings = {
+        "repeating": ([300, *[301, 302, 303] * 8], [400, *[500] * 24], [*range(300, 320)] * 3),
+        "length": ([301, 302, 303] * 7, [500] * 23, [*range(300, 320)] * 2, [300]),
+        "complete": ([*[301, 302, 303] * 8, 2],),
+    }
+    for ending, answers in endings.items():
+        for new in answers:
+            assert text_generation.finished_text(base.tokenizer, [1], new, config).ending == ending
+    assert text_generation.repeated_tokens([300, *[301, 302, 303] * 8]) == 24
+
+
+def test_preset_replaces_the_suite_and_options_replace_the_preset() -> None:
+    suite = {"num_beams": 3, "repetition_penalty": 1.6, "max_new_tokens": 9}
+    assert text_generation.resolve_decoding(suite, {"preset": "precise"}) == Decoding(9, 4, 1.3)
+    creative = text_generation.resolve_decoding(suite, {"preset": "creative", "top_k": 7, "seed": 1})
+    assert creative == Decoding(9, 1, 1.1, True, 0.9, 0.95, 7, 1)
+
+
+def test_sampling_with_a_seed_gives_the_same_answer_each_time(base: Checkpoint) -> None:
+    """Equal to transformers' after the same seed."""
+    ids = base.encoder.plain("Ann")
+    first, again, other = (
+        text_generation.generate(base, ids, Decoding(16, do_sample=True, temperature=1.5, seed=seed))
+        for seed in (4, 4, 5)
+    )
+    assert first == again != other
+    config = text_generation.generation_config(base, ids, Decoding(16, do_sample=True, temperature=1.5))
+    torch.manual_seed(4)
+    new = base.model.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :].tolist()
+    assert text_generation.finished_text(base.tokenizer, ids, new, config) == first
+
+
 def test_decoding_options_replace_those_of_the_suite_and_are_checked() -> None:
     suite = {"num_beams": 3, "repetition_penalty": 1.6}
     assert text_generation.resolve_decoding(suite, {"num_beams": 1, "max_new_tokens": 1e2}) == Decoding(100, 1, 1.6)
     invalid: list[tuple[dict[str, object], str]] = [
         ({"num_beam": 2}, "there is no decoding setting num_beam; the settings are max_new_tokens, num_beams"),
         ({"num_beams": "three"}, "'three'"),
+        ({"seed": -1}, "seed=-1 is out of range"),
         ({"temperature": 0}, "temperature=0.0 is out of range"),
         ({"top_p": 1.5}, "top_p=1.5 is out of range"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range"),

@@ -175,6 +175,22 @@ def test_sampling_settings_are_disabled_without_sampling(pretrained_demo: str, p
     page.wait_for_function("!document.querySelector('#temperature input[type=number]').disabled")
 
 
+def test_preset_buttons_set_the_decoding(pretrained_demo: str, page: Any) -> None:
+    page.goto(pretrained_demo)
+    page.get_by_text("解码设置").click()
+    page.get_by_role("button", name="创意：随机采样").click()
+    page.wait_for_function("!document.querySelector('#temperature input[type=number]').disabled")
+    values = {
+        name: page.locator(f"#{name} input[type=number]").input_value() for name in ("num_beams", "top_p", "top_k")
+    }
+    assert values == {"num_beams": "1", "top_p": "0.95", "top_k": "100"}
+    assert page.locator("#seed input").is_enabled()
+    page.get_by_role("button", name="精确：4 束搜索").click()
+    page.wait_for_function("document.querySelector('#temperature input[type=number]').disabled")
+    assert page.locator("#num_beams input[type=number]").input_value() == "4"
+    assert page.locator("#repetition_penalty input[type=number]").input_value() == "1.3"
+
+
 def test_port_in_use_is_refused_with_one_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -203,7 +219,7 @@ def test_cancelled_request_ends_the_generation_thread(tiny_checkpoint: Path) -> 
     blocks = web_page.build_page(base, False, Decoding(500, num_beams=8), "en")
     _, address, _ = blocks.queue().launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
     try:
-        settings = [500, 8, 1.0, False, 0.4, 0.75, 40]
+        settings = [500, 8, 1.0, False, 0.4, 0.75, 40, None]
         job = client.Client(address, verbose=False).submit(
             "Ann was born in", *settings, fn_index=generate_index(blocks)
         )
