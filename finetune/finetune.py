@@ -92,6 +92,7 @@ def main(argv: list[str]) -> int:
 def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | None, is_main: bool) -> int:
     """Encode the data, load the model, train and save the result; return 0, or 143 after SIGTERM."""
     from answer_generation.answer_scorer import AnswerScorer
+    from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, run_identity
@@ -128,6 +129,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
         scorer = AnswerScorer(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
     model = load_model(args)
+    correct_model_ids(model, tokenizer, args.base_model)
     new_stop_ids = add_stop_ids(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
         save_pissa_start(model, output, bool(checkpoint))

@@ -24,6 +24,7 @@ from command_line.strict_parsers import StrictParser, at_least
 
 import argparse
 import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,6 +49,7 @@ REQUIRED_OPTIONS = {  # required options by mode
     "prune": ["read_path_prefix", "sample_ids", "new_path_prefix"],
     "import": ["read_path_prefix", "tokenizer_path", "new_path_prefix"],
 }
+PUBLISHED_TOKENIZER = "tokenizer.model"  # the published default of --tokenizer_path, in the current folder
 
 
 def parser() -> StrictParser:
@@ -61,7 +63,7 @@ def parser() -> StrictParser:
     w.add_argument(
         "--tokenizer_path",
         metavar="T",
-        help="tokenizer or checkpoint folder (default with --mode read: the recorded one)",
+        help="tokenizer or checkpoint folder, or its tokenizer.model (default with --mode read: the recorded one)",
     )
     w.add_argument(
         "--language", type=language_code, choices=LANGUAGES, default="auto",
@@ -107,6 +109,9 @@ def parser() -> StrictParser:
 
 def run(options: argparse.Namespace) -> None:
     """Run the mode of a parsed command line; raises ValueError or OSError."""
+    if options.mode == "write" and not options.tokenizer_path and Path(PUBLISHED_TOKENIZER).is_file():
+        print(f"notice: --tokenizer_path is not given; {PUBLISHED_TOKENIZER} in this folder is used", file=sys.stderr)
+        options.tokenizer_path = PUBLISHED_TOKENIZER
     for name in REQUIRED_OPTIONS[options.mode]:
         if not getattr(options, name):
             raise ValueError(f"--mode {options.mode} needs --{name}; see --help")

@@ -33,6 +33,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     or if the attention backend is not available.
     """
     import torch
+    from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from model_code.own_code import from_folder
     from packed_attention import segment_attention
@@ -60,7 +61,9 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
             f"{len(wrong)}, such as {wrong[0]}; download it again"
         )
     folder = exact_tokenizer_folder(args.model_name_or_path)
-    return model, from_folder(AutoTokenizer, folder, args.trust_remote_code)
+    tokenizer = from_folder(AutoTokenizer, folder, args.trust_remote_code)
+    correct_model_ids(model, tokenizer, args.model_name_or_path)
+    return model, tokenizer
 
 
 def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
@@ -134,13 +137,17 @@ def arguments_class() -> type:
 
 def finish(trainer: Any, folder: Path) -> None:
     """Add run.json and training_curves.png to a saved model, and copy small files of the base."""
+    from exact_tokenizers.special_ids import has_old_ids
+    from exact_tokenizers.tokenizer_folders import read_object
     from training_loop.run_folders import copy_if_there, copy_model_code, run_record
     from training_loop.training_log import draw_curves
 
     args = trainer.args
-    for name in ("tokenizer.model", "generation_config.json"):
-        copy_if_there(Path(args.model_name_or_path, name), folder / name)
-    copy_model_code(Path(args.model_name_or_path), folder)
+    base = Path(args.model_name_or_path)
+    copy_if_there(base / "tokenizer.model", folder / "tokenizer.model")
+    if not has_old_ids(read_object(base / "generation_config.json")):  # else the corrected one is saved already
+        copy_if_there(base / "generation_config.json", folder / "generation_config.json")
+    copy_model_code(base, folder)
     data = {args.data_path: trainer.sequences.corpus.sidecar["sha256"]}
     (folder / "run.json").write_text(run_record("pretrain/train.py", args, ["deepspeed"], data=data))
     draw_curves(trainer.state.log_history, folder / "training_curves.png", args.data_path)

@@ -16,7 +16,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into output_dir.
 
     Args:
-        tokenizer_model: the SentencePiece model.
+        tokenizer_model: the SentencePiece model, or the folder of its file tokenizer.model.
         output_dir: a new folder, or a checkpoint folder without a seal; its added tokens, the roles of its tokens, and
             the other settings of its tokenizer are kept.
         check_path: additional text to compare on: .jsonl with a `text` key, or one text per line.
@@ -25,6 +25,8 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     from exact_tokenizers import sentencepiece_bpe
     from tokenizer_files import tokenizer_check
 
+    if Path(tokenizer_model).is_dir():
+        tokenizer_model = str(Path(tokenizer_model, "tokenizer.model"))
     proto = sentencepiece_bpe.read_sentencepiece_model(tokenizer_model)
     tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
     reference = sentencepiece.SentencePieceProcessor(model_file=tokenizer_model)

@@ -5,6 +5,7 @@ from typing import Any
 
 from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import read_adapter_for_base
+from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from model_code.own_code import OwnCodeError, from_folder
 from model_weights.weight_files import weight_files
@@ -63,6 +64,7 @@ def load_checkpoint(
     model = load_base(AutoModelForCausalLM, base_model, trust_remote_code, **options)
     exact = exact_tokenizer_folder(tokenizer_folder(base_model, lora_weights))
     tokenizer = from_folder(AutoTokenizer, exact, trust_remote_code)
+    correct_model_ids(model, tokenizer, base_model)
     if lora_weights:
         model = attach_adapter(model, lora_weights, base_model, merge)
     embeddings = model.get_input_embeddings().weight.shape[0]

@@ -52,10 +52,15 @@ def make_model(
     rope_theta: float = 10000.0,
     seed: int = 0,
 ) -> None:
-    """Write a randomly initialised float32 LLaMA with the tokenizer of tokenizer_path to the new folder output_dir."""
+    """Write a randomly initialised float32 LLaMA with a tokenizer to the new folder output_dir.
+
+    tokenizer_path: the tokenizer's folder, or its tokenizer.model.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    if Path(tokenizer_path).name == "tokenizer.model":
+        tokenizer_path = str(Path(tokenizer_path).parent)
     if not Path(tokenizer_path, "tokenizer.json").is_file():
         raise FileNotFoundError(
             f"{tokenizer_path} has no tokenizer.json; build it: python tools/build_tokenizer.py "

@@ -9,6 +9,7 @@ from chat_prompts.template_files import folder_template, read_template
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
+SAME_AS_ALPACA = ("qwen", "chatglm3")  # published names of files with alpaca's prompts
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")  # usual spelling of a control token
 
 
@@ -17,6 +18,7 @@ def load_template(name: str) -> str:
 
     Raises ValueError, which lists the known templates, if there is none.
     """
+    name = DEFAULT_TEMPLATE if name in SAME_AS_ALPACA else name
     known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
     path = TEMPLATES / f"{name}.jinja" if name in known else Path(name)
     if not path.is_file():
@@ -48,6 +50,8 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
                 f"--prompt_template_name {name} is not the template of {resumed}; remove it to resume that run"
             )
         origin = f"{resumed}/chat_template.jinja" if before else name
+        if name in SAME_AS_ALPACA:
+            origin = f"{DEFAULT_TEMPLATE}, which the published template {name} is equal to"
     elif own:
         template, origin = own, f"the base's own, in {base}"
     else:

@@ -27,6 +27,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     renamed={"wandb_run_name": "run_name"},
     flags={"adafactor": ("optim", "adafactor")},
 )
+DEFAULT_OUTPUT = "checkpoint"
 
 
 @dataclass
@@ -121,5 +122,12 @@ def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) ->
 
 
 def parse(argv: list[str], description: str) -> tuple[TuningArguments, list[str]]:
-    """Return (options, notices to print); raises ValueError on unknown, abbreviated or invalid options."""
-    return trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)
+    """Return (options, notices to print); raises ValueError on unknown, abbreviated or invalid options.
+
+    Without --output_dir, it is `checkpoint`, as in the published script.
+    """
+    if any(word.partition("=")[0] in ("--output_dir", "--output-dir") for word in argv):
+        return trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)
+    argv = [*argv, "--output_dir", DEFAULT_OUTPUT]
+    args, notices = trainer_options.parse(TuningArguments, argv, description, "finetune.py", PUBLISHED)
+    return args, [*notices, f"--output_dir is not given; the result is written to {DEFAULT_OUTPUT}"]

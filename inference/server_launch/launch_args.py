@@ -114,9 +114,14 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
     if is_local and Path(args.model).is_dir() and not args.trust_remote_code:
         check_own_code(Path(args.model))
     tokenizer = Path(args.tokenizer or args.model)
+    if tokenizer.name == "tokenizer.model" and tokenizer.is_file():
+        tokenizer = tokenizer.parent
+        args.tokenizer = str(tokenizer)
     if tokenizer.is_dir() and not args.skip_tokenizer_init:
         exact = exact_tokenizer_folder(tokenizer)
         args.tokenizer = args.tokenizer if exact == tokenizer else str(exact)
+        if args.generation_config == "auto" and exact != tokenizer and (exact / "config.json").is_file():
+            args.generation_config = str(exact)  # with the tokenizer's BOS and EOS instead of old ids
     notes = preset_adapters(args)
     if from_vllm("current_platform").is_cpu():
         config = read_config(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}

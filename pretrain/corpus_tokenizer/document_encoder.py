@@ -77,15 +77,19 @@ class DocumentEncoder:
 
 
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
-    """Open the tokenizer of a tokenizer or checkpoint folder.
+    """Open the tokenizer of a tokenizer or checkpoint folder, or of the folder of a file tokenizer.model.
 
     engine: `reference` is SentencePiece, or tokenizers if there is no tokenizer.model; `auto` is gigatoken if it gives
     the same ids as the reference, else the reference with a warning; `gigatoken` raises ValueError instead of warning.
     Raises FileNotFoundError if the folder has no tokenizer, ValueError if its files are damaged or incomplete.
     """
+    if Path(folder).name == "tokenizer.model" and Path(folder).is_file():
+        folder = Path(folder).parent
     model, tokenizer_json = Path(folder, "tokenizer.model"), Path(folder, "tokenizer.json")
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; --tokenizer_path takes a tokenizer or checkpoint folder")
+        raise FileNotFoundError(
+            f"{folder} is not a folder; --tokenizer_path takes a tokenizer or checkpoint folder, or its tokenizer.model"
+        )
     if not model.is_file() and not tokenizer_json.is_file():
         raise FileNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json; name a tokenizer's folder")
     converted = TokenizersEngine(tokenizer_json) if tokenizer_json.is_file() else None
@@ -139,7 +143,7 @@ def _special_id(folder: Path, kind: str, table: dict[str, int], reference: Refer
     token = json.loads(path.read_text(encoding="utf-8")).get(f"{kind}_token") if path.is_file() else None
     if isinstance(token, dict):
         token = token["content"]
-    if token is not None:
+    if token:  # "" in folders of 2023
         if token not in table:
             raise ValueError(f"{path} names {token!r} as {kind}_token, which the tokenizer lacks; correct it")
         return table[token]

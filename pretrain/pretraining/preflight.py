@@ -45,10 +45,14 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     the context length of the base.
     """
     from corpus_tokenizer.document_encoder import fingerprint
+    from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
-    pieces = Tokenizer.from_file(f"{base}/tokenizer.json").get_vocab(with_added_tokens=True)
+    table = exact_tokenizer_folder(base) / "tokenizer.json"
+    if not table.is_file():
+        raise FileNotFoundError(f"{base} has no tokenizer.json, its tokenizer.model is not SentencePiece's; add it")
+    pieces = Tokenizer.from_file(str(table)).get_vocab(with_added_tokens=True)
     if fingerprint(pieces) != corpus.fingerprint:
         raise ValueError(
             f"{corpus.prefix} was not written with the tokenizer of {base}; "

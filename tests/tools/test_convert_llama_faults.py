@@ -25,6 +25,11 @@ class Code:
         return Path.touch, (self.witness,)
 
 
+def damage_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(b"x")
+    seal(folder)
+
+
 WQ = "layers.0.attention.wq.weight"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "last file missing": (
@@ -90,7 +95,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "nor the folder above has tokenizer.model"),
     "damaged tokenizer": (
-        lambda f: (f / "tokenizer.model").write_bytes(b"x") and seal(f),
+        damage_tokenizer,
         "tokenizer.model is not a SentencePiece model",
     ),
     "no params.json": (lambda f: (f / "params.json").unlink(), "has neither params.json nor auto/params.json"),

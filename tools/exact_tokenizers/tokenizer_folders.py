@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exact_tokenizers.special_ids import corrected_ids, has_old_ids, print_notice
+
 if TYPE_CHECKING:  # imported where needed, since commands import this module before they parse their options
     from tokenizers import AddedToken, Tokenizer
 
@@ -31,13 +33,19 @@ TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 def exact_tokenizer_folder(folder: str | Path) -> Path:
     """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
 
-    This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) that holds the tokenizer and
-    the chat template. Raises ValueError or FileNotFoundError if the files are damaged or contradict each other.
+    This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) that holds the tokenizer, the
+    chat template, and corrected configurations if those of the folder are old (special_ids.py). Raises ValueError or
+    FileNotFoundError if the files are damaged or contradict each other.
     """
     source = Path(folder)
-    if not is_read_inexactly(source):
+    is_inexact = is_read_inexactly(source)
+    if not is_inexact and not old_configurations(source):
         return source
-    files = exact_tokenizer_files(source)
+    files = exact_tokenizer_files(source) if is_inexact else stored_texts(source)
+    corrected = corrected_configurations(source, files)
+    if not is_inexact and not corrected:
+        return source
+    files |= corrected
     for path in sorted(found for pattern in TEMPLATES for found in source.glob(pattern)):
         files[path.relative_to(source).as_posix()] = path.read_text(encoding="utf-8")
     key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
@@ -56,11 +64,15 @@ def exact_tokenizer_folder(folder: str | Path) -> Path:
 def write_exact_tokenizer(folder: Path) -> bool:
     """Write an exact tokenizer into a folder that transformers would read inexactly; return True if files were written.
 
-    Raises as `exact_tokenizer_folder`.
+    Old BOS and EOS ids in its configurations are replaced (special_ids.py). Raises as `exact_tokenizer_folder`.
     """
-    if not is_read_inexactly(folder):
+    is_inexact = is_read_inexactly(folder)
+    files = exact_tokenizer_files(folder) if is_inexact else {}
+    if old_configurations(folder):
+        files |= corrected_configurations(folder, files or stored_texts(folder))
+    write_files(folder, files)
+    if not is_inexact:
         return False
-    write_files(folder, exact_tokenizer_files(folder))
     for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
         (folder / name).unlink(missing_ok=True)
     return True
@@ -146,6 +158,36 @@ def named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     mapped = {} if "added_tokens_decoder" in config else read_object(folder / "special_tokens_map.json")
     return {**config, **{role: token for role, token in mapped.items() if token}}
+
+
+def stored_texts(folder: Path) -> dict[str, str]:
+    """Return name -> content of the tokenizer files of the generic class in a folder."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+
+
+def old_configurations(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return name -> content of the folder's configurations that have old BOS and EOS ids (special_ids.py)."""
+    found = {name: read_object(folder / name) for name in ("config.json", "generation_config.json")}
+    return {name: content for name, content in found.items() if has_old_ids(content)}
+
+
+def corrected_configurations(folder: Path, tokenizer_files: Mapping[str, str]) -> dict[str, str]:
+    """Return name -> content of the folder's old configurations with the tokenizer's ids; prints a notice.
+
+    tokenizer_files: the contents of tokenizer.json and tokenizer_config.json; without these, nothing is corrected.
+    """
+    old, names = old_configurations(folder), ("tokenizer.json", "tokenizer_config.json")
+    if not old or not all(name in tokenizer_files for name in names):
+        return {}
+    from tokenizers import Tokenizer
+
+    tokenizer, roles = Tokenizer.from_str(tokenizer_files[names[0]]), json.loads(tokenizer_files[names[1]])
+    bos, eos = (tokenizer.token_to_id(token_text(roles.get(role))) for role in ("bos_token", "eos_token"))
+    replaced = {name: corrected_ids(content, bos, eos) for name, content in old.items()}
+    if any(replaced.values()):
+        print_notice(str(folder).removesuffix(".partial"), bos, eos)
+    return {name: json.dumps(old[name] | ids, indent=2) + "\n" for name, ids in replaced.items() if ids}
 
 
 def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedToken"]:

@@ -21,6 +21,7 @@ from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's to
     USER_DEFINED,
     read_sentencepiece_model,
 )
+from exact_tokenizers.special_ids import corrected_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens
 from tokenizer_files.llama_tokenizer import PATTERN
 
@@ -204,9 +205,10 @@ def set_special_ids(vocabulary: GgufVocabulary, folder: Path) -> None:
     names = named_tokens(folder, read_optional_json(folder / "tokenizer_config.json"))
     numbers = read_optional_json(folder / "config.json") | read_optional_json(folder / "generation_config.json")
     ids, special = {token: index for index, token in enumerate(vocabulary.tokens)}, vocabulary.special_ids
+    numbers |= corrected_ids(numbers, special.get("bos"), special.get("eos"))
     for role in ("bos", "eos", "unk", "pad"):
         name = names.get(f"{role}_token")
-        name = name.get("content") if isinstance(name, Mapping) else name
+        name = (name.get("content") if isinstance(name, Mapping) else name) or None  # "" in folders of 2023
         if name is not None and name not in ids:
             raise ValueError(f"{folder}: {role}_token is {name!r}, which the tokenizer does not have; correct it")
         value: Any = numbers.get(f"{role}_token_id")  # a number, a list or None

@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from exact_tokenizers.special_ids import correct_model_ids, has_old_ids
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from model_code.own_code import from_folder
 
 OUTPUT = "lm_head"
@@ -103,7 +105,7 @@ def load_model(
     transformers would initialise them at random.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
     loading: Any = from_folder(
@@ -114,6 +116,8 @@ def load_model(
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise ValueError(f"{folder}: weights are missing or have another shape, such as {wrong[0]}; download it again")
+    if has_old_ids(model.config.to_dict()):
+        correct_model_ids(model, from_folder(AutoTokenizer, exact_tokenizer_folder(folder), trust_remote_code), folder)
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_seals.seal_check import SEAL
-from exact_tokenizers.tokenizer_folders import exact_tokenizer_files, read_object
+from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_tokenizer_files, read_object
 from json_rows.row_files import iterate_texts
 from tokenizers import Tokenizer
 
@@ -53,6 +53,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
                 shutil.copyfile(target / name, partial / name)
         shutil.copyfile(model, partial / "tokenizer.model")
         files = exact_tokenizer_files(partial)
+        files |= corrected_configurations(target, files)
         tokenizer = Tokenizer.from_str(files["tokenizer.json"])
         config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
         rows = read_object(config).get("vocab_size")
