@@ -19,7 +19,7 @@ from typing import Any
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
-from chat_prompts.template_files import folder_template
+from chat_prompts.template_files import folder_template, missing_template
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, prompt_messages
 
@@ -79,11 +79,8 @@ def main(
     model, tokenizer = load(base_model, lora_weights, dtype, trust_remote_code)
     encoder = PromptEncoder(tokenizer, template)
     if not encoder.template:
-        print(
-            f"note: {lora_weights or base_model} has no chat template, so a prompt is only the instruction; for a "
-            "tuned model, name the template that it was tuned with, such as --prompt_template_name alpaca",
-            file=sys.stderr,
-        )
+        warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
+        print(f"note: {warning}", file=sys.stderr)
     prompts = encoder.prompts([prompt_messages(row) for row in rows])
     answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from chat_prompts.prompt_encoding import one_turn
+from chat_prompts.template_files import missing_template
 
 from demo_pages.case_files import Suite, answers_file, case_text, case_title
 from demo_pages.extraction_prompts import read_answer
@@ -27,12 +28,9 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
 def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
     """Log a warning if the checkpoint has no chat template, since instructions are then sent as plain text."""
     if not checkpoint.encoder.template:
-        logging.warning(
-            "%s has no chat template, so instructions are sent as plain text; for a tuned model, give the template "
-            "that it was tuned with: --template_path finetune/templates/alpaca.jinja; for a pretrained model, use "
-            "examples/generate_finetune.py",
-            folder,
-        )
+        option = "--template_path finetune/templates/alpaca.jinja"
+        advice = "for a pretrained model, use examples/generate_finetune.py"
+        logging.warning("%s; %s", missing_template(folder, option), advice)
 
 
 def run_cases(checkpoint: Checkpoint, suite: Suite, given: Mapping[str, Any], output: str = "") -> None:

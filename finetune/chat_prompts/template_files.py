@@ -79,3 +79,19 @@ def folder_template(*folders: str | Path) -> str | None:
     """Return the main chat template of the first folder that has one; None if none has one. A folder may be ""."""
     found = (read_templates(folder).get("default") for folder in folders if folder)
     return next(filter(None, found), None)
+
+
+def missing_template(folder: str | Path, option: str) -> str:
+    """Return a warning for a checkpoint or adapter folder without a chat template, with the command that adds one.
+
+    option: the option of the calling command that gives a template, for example --template_path FILE.
+    """
+    command = (
+        f", or add it: python tools/set_template.py --model_path {folder} --template_path "
+        "finetune/templates/alpaca.jinja --output_dir NEW"
+    )
+    has_tokenizer = Path(folder, "tokenizer_config.json").is_file()  # which set_template.py renders the template with
+    return (
+        f"{folder} has no chat template, so instructions are sent as plain text. A tuned model needs the template "
+        f"that it was tuned with: {option}{command if has_tokenizer else ''}"
+    )

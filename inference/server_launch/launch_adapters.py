@@ -14,7 +14,7 @@ from typing import Any, get_args
 from adapter_checks import base_fit
 from adapter_checks.adapter_folder import AdapterFolder
 from chat_prompts.prompt_encoding import PromptEncoder
-from chat_prompts.template_files import folder_template
+from chat_prompts.template_files import folder_template, missing_template
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from extraction.extraction_form import read_extraction
 from model_code.own_code import OwnCodeError, from_folder
@@ -108,16 +108,16 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
         return []
     template = from_vllm("load_chat_template")(args.chat_template)
     base = PromptEncoder(load_tokenizer(args.tokenizer or args.model, args.trust_remote_code), template)
-    notes = [] if base.template else [
-        f"{args.model} has no chat template, so /generate and /extract send instructions as plain text; for a tuned "
-        "model, give the template that it was tuned with: --template-path finetune/templates/alpaca.jinja"
-    ]  # fmt: skip
+    option = "--template_path finetune/templates/alpaca.jinja"
+    notes = [] if base.template else [missing_template(args.model, option)]
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
     check_rendering(base, place, "correct it, or give another with --template_path")
     for module in args.lora_modules or ():
         encoder = adapter_prompt_encoder(module.path, base, args.trust_remote_code)
         read_extraction(module.path)
         check_rendering(encoder, module.path, "correct its chat_template.jinja")
+        if not encoder.template:
+            notes.append(f"adapter {module.name}: {missing_template(module.path, option)}")
         if template and encoder.template != template:
             notes.append(f"adapter {module.name} keeps its own chat template; --template_path is for the base")
     return notes

@@ -79,7 +79,10 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
     assert text_generation.generate(tuned, ids, Decoding(10)).text in done.stdout
     general = run_script("examples/generate_lora.py", *arguments, "--run_general_cases", "--num_beams", 1)
     assert general.stdout.count("tokens in") == 8
+    template = "--template_path finetune/templates/alpaca.jinja"
+    remedy = f"python tools/set_template.py --model_path {tiny_checkpoint} {template} --output_dir NEW"
     assert "has no chat template, so instructions are sent as plain text" in general.stderr
+    assert f"{template}, or add it: {remedy}; for a pretrained model" in general.stderr
 
 
 def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(

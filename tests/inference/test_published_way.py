@@ -16,6 +16,8 @@ from chat_prompts.prompt_encoding import one_turn
 from conftest import REPOSITORY, RunScript
 from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
+from extraction.extraction_form import extraction_prompt
+from extraction.extraction_schema import check_schema
 from hub_server import Hub, serving
 from original_llama import TINY, random_state, write_original
 from transformers import AutoModelForCausalLM
@@ -29,8 +31,10 @@ EARLY_TOKENIZER = {
     "special_tokens_map.json": {},
 }  # fmt: skip
 PROMPT = (REPOSITORY.parent / "shared/data/templates/alpaca.json", "prompt_input")
+ALPACA_NAME = "finetune/templates/alpaca.jinja"
+ALPACA = REPOSITORY / ALPACA_NAME
 ROW = {"instruction": "Name  the {entities} <s>.", "input": "  Two  spaces, 山水。", "output": ""}
-EXTRACTION = {"task": "ner", "text": "Ann is here.", "schema": ["person"], "max_tokens": 40}
+EXTRACTION: dict[str, Any] = {"task": "ner", "text": "Ann is here.", "schema": ["person"], "max_tokens": 40}
 pytestmark = pytest.mark.integration
 
 
@@ -124,13 +128,20 @@ def published(
     yield Published(root / "base", root / "recovered", root / "adapter", root / "merged", tuned, logits, oracle)
 
 
-def expected_prompt(published: Published) -> list[int]:
-    """Return BOS and SentencePiece's ids of the published alpaca prompt for ROW."""
+def expected_prompt(
+    published: Published, instruction: str = ROW["instruction"], input: str = ROW["input"]
+) -> list[int]:
+    """Return BOS and SentencePiece's ids of the published alpaca prompt."""
     path, name = PROMPT
     if not path.is_file():
         pytest.skip("the published prompt file is not here")
-    text = json.loads(path.read_text(encoding="utf-8"))[name].format(**ROW)
+    text = json.loads(path.read_text(encoding="utf-8"))[name].format(instruction=instruction, input=input)
     return [1, *published.oracle.encode(text)]
+
+
+def greedy(published: Published, ids: list[int], tokens: int) -> str:
+    """Return the recovered model's answer to a prompt, computed by transformers."""
+    return text_generation.generate(model_loading.load(str(published.recovered)), ids, Decoding(tokens)).text
 
 
 def test_recovered_and_merged_models_have_the_original_logits(published: Published) -> None:
@@ -152,33 +163,67 @@ def test_demo_asks_with_the_ids_of_the_published_prompt(published: Published, wa
         torch.testing.assert_close(checkpoint.model(IDS).logits, published.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_ie_run_and_server_give_the_demos_answers(
+@pytest.mark.parametrize("template", [ALPACA, PROMPT[0]], ids=["Jinja", "JSON"])
+def test_template_file_gives_a_model_without_one_the_published_prompt(
+    published: Published, run_script: RunScript, tmp_path: Path, template: Path
+) -> None:
+    """In a demo and in ie_run.py; without the option, the prompt is plain text, and a warning has the remedy."""
+    expected = expected_prompt(published)
+    checkpoint = model_loading.load(str(published.recovered), template_path=str(template))
+    assert checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"])) == expected
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    command = ("finetune/ie_run.py", "--base_model", published.recovered, "--data_path", rows, "--output", out,
+               "--max_new_tokens", 8)  # fmt: skip
+    assert "chat template" not in run_script(*command, "--prompt_template_name", template).stderr
+    assert json.loads(out.read_text())["prediction"] == greedy(published, expected, 8)
+    if template == ALPACA:
+        warning = run_script(*command).stderr
+        remedy = (
+            f"python tools/set_template.py --model_path {published.recovered} --template_path {ALPACA_NAME} --output"
+        )
+        assert f"note: {published.recovered} has no chat template, so instructions are given as plain text" in warning
+        assert f": --prompt_template_name alpaca, or add it: {remedy}" in warning
+
+
+def test_server_with_a_template_file_and_ie_run_give_the_demos_answers(
     published: Published, start_server: Any, run_script: RunScript, tmp_path: Path
 ) -> None:
-    """The recovered base is served without a template, which a note says; the adapter beside it has its own."""
+    """The recovered base is served with --template_path; the adapter beside it has its own template."""
     checkpoint = model_loading.load(str(published.merged))
     prompt = checkpoint.encoder.prompt(one_turn(ROW["instruction"], ROW["input"]))
     answer = text_generation.generate(checkpoint, prompt, Decoding(8)).text
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
     run_script(
         "finetune/ie_run.py", "--base_model", published.recovered, "--lora_weights", published.adapter, "--data_path",
-        tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl", "--max_new_tokens", 8,
+        rows, "--output", tmp_path / "out.jsonl", "--max_new_tokens", 8,
     )  # fmt: skip
     assert json.loads((tmp_path / "out.jsonl").read_text())["prediction"] == answer
 
-    server = start_server(published.recovered, "--dtype", "float32", "--lora-modules", f"ie={published.adapter}")
-    assert f"{published.recovered} has no chat template, so /generate and /extract send" in server.log.read_text()
-    body = {**ROW, "model": "ie", "parameters": {"temperature": 0, "max_tokens": 8}}
-    body.pop("output")
-    assert server.post("/generate", body)[1]["generated_text"] == answer
+    server = start_server(
+        published.recovered, "--dtype", "float32", "--template_path", ALPACA, "--lora-modules",
+        f"ie={published.adapter}",
+    )  # fmt: skip
+    assert "has no chat template" not in server.log.read_text()
+    body = {"instruction": ROW["instruction"], "input": ROW["input"], "parameters": {"temperature": 0, "max_tokens": 8}}
+    assert server.post("/generate", body | {"model": "ie"})[1]["generated_text"] == answer
+    expected, before = expected_prompt(published), server.metric_sum("prompt_tokens_total")
+    of_base = server.post("/generate", body)[1]["generated_text"]
+    assert server.metric_sum("prompt_tokens_total") - before == len(expected)
+    completion = {"prompt": expected, "temperature": 0, "max_tokens": 8, "model": str(published.recovered)}
+    assert of_base == server.post("/v1/completions", completion)[1]["choices"][0]["text"]
+    options = ("--url", server.url, "--temperature", 0, "--max_tokens", 8)
+    run_script("inference/batch.py", "--input", rows, "--output", tmp_path / "batch.jsonl", *options)
+    assert json.loads((tmp_path / "batch.jsonl").read_text())["generated_text"] == of_base
+
     status, tokens = server.post("/tokenize", {"prompt": "  Two  spaces", "add_special_tokens": True})
     assert (status, tokens["tokens"]) == (200, [1, *published.oracle.encode("  Two  spaces")])
+    types = check_schema("ner", EXTRACTION["schema"])
+    asked = extraction_prompt("ner", types, EXTRACTION["text"], "auto", {}).instruction
     for model in ({}, {"model": "ie"}):
+        before = server.metric_sum("prompt_tokens_total")
         status, extracted = server.post("/extract", EXTRACTION | model)
         assert (status, extracted["error"]) == (200, None)
-
-    base = AutoModelForCausalLM.from_pretrained(published.recovered, dtype=torch.float32).eval()
-    plain = [1, *published.oracle.encode("Two  words")]
-    ids = base.generate(torch.tensor([plain]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=2)
-    text = published.oracle.decode(ids[0, len(plain) :].tolist())
-    assert server.generate("Two  words", temperature=0, max_tokens=6)["generated_text"].strip() == text.strip()
+        expected = expected_prompt(published, asked, EXTRACTION["text"])
+        assert server.metric_sum("prompt_tokens_total") - before == len(expected)

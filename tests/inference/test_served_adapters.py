@@ -176,6 +176,21 @@ def test_stream_of_an_adapter_equals_its_answer(adapter_server: Any, envelopes: 
     )
 
 
+def test_base_without_a_template_is_served_with_a_warning(adapter_server: Any, world: World) -> None:
+    """/generate (above) and /extract take its plain text; the adapters have templates of their own."""
+    warning = (
+        f"note: {world.base} has no chat template, so instructions are given as plain text. A tuned model needs the "
+        "template that it was tuned with: --template_path finetune/templates/alpaca.jinja, or add it: python "
+        f"tools/set_template.py --model_path {world.base} --template_path finetune/templates/alpaca.jinja "
+        "--output_dir NEW\n"
+    )
+    log = adapter_server.log.read_text()
+    assert log.count("has no chat template") == log.count(warning) == 1
+    request = {"task": "ner", "text": "Ann is here.", "schema": ["person"], "max_tokens": 40}
+    status, answer = adapter_server.post("/extract", request)
+    assert (status, answer["error"]) == (200, None)
+
+
 def test_models_route_lists_base_and_adapters(adapter_server: Any, world: World) -> None:
     with urllib.request.urlopen(f"{adapter_server.url}/v1/models", timeout=60) as listed:
         assert {"a", "b", str(world.base)} <= {model["id"] for model in json.load(listed)["data"]}
