@@ -99,7 +99,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from instruction_tuning.result_folder import add_stop_ids, complete_result
     from instruction_tuning.run_messages import next_commands, preview, run_summary, untied_notice
     from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
-    from model_code.own_code import from_folder
+    from model_folders.own_code import from_folder
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
     from training_loop.run_folders import save_result

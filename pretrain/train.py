@@ -35,7 +35,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     import torch
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-    from model_code.own_code import from_folder
+    from model_folders.own_code import from_folder
     from packed_attention import segment_attention
     from training_loop.run_folders import tying_options
     from transformers import AutoModelForCausalLM, AutoTokenizer

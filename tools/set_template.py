@@ -17,7 +17,7 @@ from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
-from model_code.own_code import OwnCodeError, from_folder
+from model_folders.own_code import OwnCodeError, from_folder
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
 # An instruction and an input with template syntax, format syntax, both scripts and several lines.

@@ -7,8 +7,8 @@ from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import read_adapter_for_base
 from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-from model_code.own_code import OwnCodeError, from_folder
-from model_weights.weight_files import weight_files
+from model_folders.own_code import OwnCodeError, from_folder
+from model_folders.weight_files import weight_files
 
 from adapter_loading.adapter_attachment import attach_adapter
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from adapter_checks.base_fit import EMBEDDING, OUTPUT
 from instruction_data.tokenized_examples import CachedExamples
-from model_code.own_code import code_files
+from model_folders.own_code import code_files
 
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData

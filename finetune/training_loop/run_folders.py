@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from model_code.own_code import from_folder
-from model_weights.weight_files import weight_files
+from model_folders.own_code import from_folder
+from model_folders.weight_files import weight_files
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:

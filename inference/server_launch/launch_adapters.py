@@ -17,7 +17,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, missing_template
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from extraction.extraction_form import read_extraction
-from model_code.own_code import OwnCodeError, from_folder
+from model_folders.own_code import OwnCodeError, from_folder
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_checks import merge_remedy

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
-from model_code.own_code import refusal
-from model_weights.weight_files import weight_files
+from model_folders.own_code import refusal
+from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -19,7 +19,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 from blake3 import blake3
-from model_weights.weight_files import weight_files
+from model_folders.weight_files import weight_files
 from tqdm import tqdm
 
 from checkpoint_io.bit_patterns import FLOATS

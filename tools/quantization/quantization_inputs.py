@@ -17,7 +17,7 @@ from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import hash_file, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
-from model_code.own_code import from_folder
+from model_folders.own_code import from_folder
 
 from quantization.quantization_methods import ENVIRONMENT, METHODS
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from exact_tokenizers.special_ids import correct_model_ids, has_old_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-from model_code.own_code import from_folder
+from model_folders.own_code import from_folder
 
 OUTPUT = "lm_head"
 GROUPS = (128, 64, 32)  # group sizes for which vLLM has kernels, best compression first
