@@ -97,6 +97,15 @@ def server_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def model_configuration(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a folder, with transformers' values for keys that it does not have."""
+    from transformers import CONFIG_MAPPING
+
+    config = read_config(folder / "config.json")
+    kind = config.get("model_type")
+    return CONFIG_MAPPING[kind].from_dict(config).to_dict() if kind in CONFIG_MAPPING else config
+
+
 def parse_server_args(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
     """Parse the server's command line into the namespace that `vllm serve` takes, and set the presets.
 
@@ -124,7 +133,7 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
             args.generation_config = str(exact)  # with the tokenizer's BOS and EOS instead of old ids
     notes = preset_adapters(args)
     if from_vllm("current_platform").is_cpu():
-        config = read_config(Path(args.model, "config.json")) if is_local and Path(args.model).is_dir() else {}
+        config = model_configuration(Path(args.model)) if is_local and Path(args.model).is_dir() else {}
         notes += preset_for_cpu(args, config, os.environ)
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:

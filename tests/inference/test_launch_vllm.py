@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import RunScript, free_port
+from server_launch.launch_args import model_configuration
 from server_launch.launch_checks import check_model, check_port
 from server_launch.launch_presets import (
     bind_cores,
@@ -41,6 +42,22 @@ def test_kv_cache_holds_one_context() -> None:
     assert kv_cache_gib(LLAMA_2_7B, context=1024) == 1
     assert kv_cache_gib({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}) == 1
     assert kv_cache_gib({}) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "gib"),
+    [  # bytes: 2 matrices x layers x key-value heads x width of a head x 4 bytes x tokens
+        ({"model_type": "qwen3", "hidden_size": 1024, "num_key_value_heads": 8}, 32768, 8),
+        ({"model_type": "mistral", "hidden_size": 4096}, 131072, 32),
+        ({"model_type": "llama", "hidden_size": 4096}, 2048, 2),
+    ],
+)
+def test_kv_cache_uses_the_defaults_of_transformers_for_missing_keys(
+    tmp_path: Path, config: dict[str, Any], context: int, gib: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 32, "num_hidden_layers": 32}))
+    assert kv_cache_gib(model_configuration(tmp_path)) == gib
+    assert model_configuration(tmp_path)["max_position_embeddings"] == context
 
 
 def test_bind_cores_divides_cores_evenly() -> None:
