@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from adapter_loading.checkpoint_loading import check_folders
+from changed_weights import nudged, variant
 from checkpoint_io.tensors import check_complete, read_weights
-from model_folders import nudged, variant
 from model_folders.weight_files import weight_files
 from safetensors.torch import load_file, save_file
 from server_launch.launch_checks import check_model

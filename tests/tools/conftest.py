@@ -9,13 +9,13 @@ import convert_llama
 import download
 import pytest
 import torch
+from changed_weights import nudged, variant
 from conftest import small_texts
 from hub_download import hub_files
 from hub_server import CHUNK, DIFF, LORA, Hub, serving
 from huggingface_hub import file_download
 from in_process import RunTool, run_in_process
 from llama_cpp_server import Ask, Make, Serve, started, write_model
-from model_folders import nudged, variant
 from original_llama import TINY, State, random_state, write_original, write_ranks_table
 from original_llama import Make as MakeOriginal
 from safetensors.torch import load_file

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from changed_weights import additive, left_behind, variant
 from hub_download import model_registry
 from in_process import RunTool
-from model_folders import additive, left_behind, variant
 from safetensors.torch import load_file
 from weight_diffs import additive_diff
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_weights import additive
 from checkpoint_io.published_models import published_repository
 from conftest import REPOSITORY
 from download import PUBLISHED
 from hub_download import model_registry
 from hub_download.model_registry import registry, template_of
 from in_process import RunTool
-from model_folders import additive
 from safetensors.torch import load_file
 
 ALPACA = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="utf-8")

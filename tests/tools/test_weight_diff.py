@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import weight_diff
+from changed_weights import additive, bytes_of, left_behind, nudged, variant
 from checkpoint_io import checkpoint_folders
 from checkpoint_seals.seal_writer import hashed_weights
 from conftest import RunScript
 from in_process import RunTool
-from model_folders import additive, bytes_of, left_behind, nudged, variant
 from safetensors.torch import load_file, save_file
 
 SCRIPT = "tools/weight_diff.py"
