@@ -147,7 +147,13 @@ def test_trusted_code_is_trained_and_goes_with_the_result(
         demo = f"try it: python examples/generate_lora.py --base_model {out} --interactive --trust_remote_code"
         assert capsys.readouterr().out.splitlines()[-1] == demo
     else:
+        (base / "additional_chat_templates").mkdir()
+        for name in ("chat_template.jinja", "additional_chat_templates/tool.jinja"):
+            (base / name).write_text(f"{name} {{{{ messages[0].content }}}}")
         train_here(*options(base, two_sources, out, "--save_strategy", "no", "--max_steps", 1, *trust))
+        for name in ("chat_template.jinja", "additional_chat_templates/tool.jinja"):
+            assert (out / name).read_text() == (base / name).read_text()
+        assert (out / "additional_chat_templates").stat().st_mode & 0o100  # a folder that can be entered
     (tmp_path / "executed").unlink()
     with pytest.raises(ValueError, match=f"^{out}" + REFUSAL.format("modeling_own.py, tokenization_own.py")):
         model_loading.load(str(out))
