@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ Make = Callable[..., Path]
 
 
 def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **settings: object) -> Path:
-    """Write a checkpoint folder with random weights. kind: the configuration class in transformers."""
+    """Write a checkpoint folder with random weights; Qwen 2 and 3 get a byte-level tokenizer, as transformers expects.
+
+    kind: the configuration class in transformers.
+    """
     import torch
     import transformers
 
@@ -30,9 +34,48 @@ def write_model(folder: Path, tokenizer: Path, kind: str = "LlamaConfig", **sett
             if parameter.ndim == 1:  # norms start as ones and biases as zeros, which would hide errors
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    for file in tokenizer.iterdir():
-        shutil.copy(file, folder)
+    if kind.startswith("Qwen"):
+        write_byte_level_tokenizer(folder, "qwen2")
+    else:
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
     return folder
+
+
+@cache
+def byte_level_tokenizer(name: str) -> Any:
+    """Return a `tokenizers` object of 800 rows at most that splits text like a pre-tokenizer of llama.cpp (name)."""
+    from conftest import small_texts
+    from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer
+
+    pattern, (_, ignore_merges, _) = next(item for item in PRE_TOKENIZERS.items() if item[1][0] == name)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(small_texts(), trainer)
+    tokenizer.add_tokens([AddedToken("<tool 山>", normalized=False)])
+    tokenizer.add_special_tokens(["<|begin|>", "<|eot_id|>", "<|endoftext|>"])  # Qwen2 requires the last
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    else:
+        begin = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=begin)
+    return tokenizer
+
+
+def write_byte_level_tokenizer(folder: Path, name: str) -> None:
+    """Replace a folder's tokenizer by that of `byte_level_tokenizer`."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    byte_level_tokenizer(name).save(str(folder / "tokenizer.json"))
+    roles = {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>"}}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def started(llama: Any, file: Path) -> tuple[Any, Ask]:
@@ -45,7 +88,7 @@ def started(llama: Any, file: Path) -> tuple[Any, Ask]:
     options = llama.CommonParams()
     options.model.path, options.n_ctx, options.n_parallel = str(file), 512, 1
     options.warmup, options.verbosity = False, -1
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 2
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1  # several would wait for each other
     options.cache_type_k = options.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server, session = llama.Server(options), requests.Session()

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import export_gguf
 import pytest
 from conftest import REPOSITORY, small_texts
 from exact_tokenizers.sentencepiece_bpe import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from gguf_files.gguf_vocabulary import PRE_TOKENIZERS
 from in_process import RunTool
-from llama_cpp_server import TEMPLATE, Make, Serve, edit, ids_of, keys
+from llama_cpp_server import TEMPLATE, Make, Serve, byte_level_tokenizer, edit, ids_of, keys, write_byte_level_tokenizer
 from tokenizer_files.tokenizer_check import HARD_TEXTS
 
 pytest.importorskip("gguf")
@@ -129,44 +127,10 @@ def test_added_tokens_are_written_and_rows_without_token_padded(
     assert 802 in ids_of(ask, "a < x 1> b")
 
 
-@pytest.fixture
-def byte_level(tmp_path: Path) -> Callable[[str], Any]:
-    """byte_level(llama.cpp's name): a `tokenizers` object that splits text in that way, of 800 rows."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
-
-    def trained(name: str) -> Tokenizer:
-        pattern, (_, ignore_merges, _) = next(item for item in PRE_TOKENIZERS.items() if item[1][0] == name)
-        tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-        split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator(small_texts(), trainer)
-        tokenizer.add_tokens([AddedToken("<tool 山>", normalized=False)])
-        tokenizer.add_special_tokens(["<|begin|>", "<|eot_id|>", "<|endoftext|>"])  # Qwen2 requires the last
-        if name == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
-        else:
-            begin = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
-            tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=begin)
-        return tokenizer
-
-    return trained
-
-
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2"])
-def test_gguf_ids_equal_those_of_byte_level_tokenizers(
-    make: Make, serve: Serve, tmp_path: Path, byte_level: Callable[[str], Any], name: str
-) -> None:
-    folder, tokenizer = make("Qwen2Config" if name == "qwen2" else "LlamaConfig"), byte_level(name)
-    (folder / "tokenizer.model").unlink()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    roles = {"bos_token": "<|begin|>", "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>"}}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+def test_gguf_ids_equal_those_of_byte_level_tokenizers(make: Make, serve: Serve, tmp_path: Path, name: str) -> None:
+    folder, tokenizer = make("Qwen2Config" if name == "qwen2" else "LlamaConfig"), byte_level_tokenizer(name)
+    write_byte_level_tokenizer(folder, name)
     export_gguf.main(str(folder), str(tmp_path / "model.gguf"), "q8_0")
     found = keys(tmp_path / "model.gguf")
     assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", name)
@@ -218,7 +182,7 @@ def test_export_refuses_tokenizer_files_that_contradict_each_other(
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_level: Callable[[str], Any]) -> None:
+def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path) -> None:
     def refused(folder: Path, message: str, error: type[Exception] = ValueError) -> None:
         with pytest.raises(error, match=re.escape(message)):
             export_gguf.main(str(folder), str(tmp_path / "out.gguf"), "f32")
@@ -238,7 +202,7 @@ def test_export_refuses_unsupported_tokenizers(make: Make, tmp_path: Path, byte_
     (folder / "tokenizer.model").unlink()
     refused(folder, "was made from a SentencePiece model; copy its tokenizer.model into the same folder")
     edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None, unk_token=None)
-    cut = byte_level("llama-bpe")
+    cut = byte_level_tokenizer("llama-bpe")
     for change, message in (
         ({"normalizer": {"type": "NFKC"}}, "normalizer NFKC is not supported by llama.cpp's llama-bpe"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "['ByteLevel']"),
