@@ -83,7 +83,7 @@ def test_incomplete_folder_is_refused_with_one_line(
     config = json.loads((copies["short"] / "config.json").read_text())
     (copies["short"] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     cases = [
-        ((tmp_path / "none",), "none does not exist; --base_model takes a checkpoint folder"),
+        ((tmp_path / "none",), "none is not a folder; --base_model takes a folder, or OWNER/NAME"),
         ((tiny_tokenizer,), "has no config.json; --base_model takes a checkpoint folder"),
         ((adapter,), "is an adapter; give it as --lora_weights"),
         ((copies["bare"],), "bare has no weights"),
