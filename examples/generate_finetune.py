@@ -20,9 +20,9 @@ from demo_pages import case_files, console, model_loading, text_generation
 
 def main(
     base_model: str,
-    interactive: bool = False,
     cases: str = "",
     output: str = "",
+    interactive: bool = False,
     multi_gpu: bool = False,
     allocate: list[int] | None = None,
     trust_remote_code: bool = False,
@@ -32,9 +32,9 @@ def main(
 
     Args:
         base_model: a checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION of a hub, downloaded once.
-        interactive: read prompts from the keyboard, one per line.
         cases: a file of your own cases, JSON or JSONL, such as {"text": "…"} a line; see examples/README.md.
         output: a new file for the answers, one JSON line for each case.
+        interactive: read prompts from the keyboard, one per line.
         multi_gpu: spread the model over this machine's GPUs.
         allocate: GiB that each GPU may use, in order; with multi_gpu.
         trust_remote_code: execute the Python code in the folder of base_model.

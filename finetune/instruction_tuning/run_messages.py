@@ -3,10 +3,12 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from adapter_checks.base_fit import EMBEDDING, OUTPUT
+from exact_tokenizers.tokenizer_folders import read_object
 from instruction_data.tokenized_examples import CachedExamples
 from model_folders.own_code import code_files
 
@@ -91,16 +93,21 @@ def untied_notice(args: TuningArguments, model: Any) -> str:
 def next_commands(args: TuningArguments) -> str:
     """Return the commands that try and serve the result.
 
-    vLLM may not run the Python code of a model as it is, so serving is not among the commands for such a model.
+    vLLM may not run the Python code of a model as it is, so serving is not among the commands for such a model. An
+    adapter of a quantised base cannot be merged.
     """
     folder = (args.output_dir or "").rstrip("/")
     output, merged, base = shlex.quote(folder), shlex.quote(f"{folder}-merged"), shlex.quote(args.base_model)
     demo, serve = "try it: python examples/generate_lora.py --base_model", "python inference/launch_vllm.py --port 8090"
-    merge = f"python tools/weight_diff.py merge --path_zhixi {base} --path_lora {output} --path_sfted {merged}"
+    is_quantised = "quantization_config" in read_object(Path(args.base_model, "config.json"))
+    whole = "ORIGINAL" if is_quantised else base
+    merge = f"python tools/weight_diff.py merge --path_zhixi {whole} --path_lora {output} --path_sfted {merged}"
     own_code = args.trust_remote_code and bool(code_files(args.base_model))
     trust = " --trust_remote_code" * own_code
     if args.method == "full":
         return f"{demo} {output} --interactive{trust}" + f"\nserve it: {serve} --model {output}" * (not own_code)
-    return f"{demo} {base} --lora_weights {output} --interactive{trust}\n" + (
-        f"merge it: {merge}" if own_code else f"merge and serve it: {merge} && {serve} --model {merged}"
-    )
+    demo += f" {base} --lora_weights {output} --interactive{trust}"
+    if is_quantised:
+        return f"{demo}\nmerge it into ORIGINAL, the base before quantisation: {merge}"
+    served = f"merge and serve it: {merge} && {serve} --model {merged}"
+    return f"{demo}\n" + (f"merge it: {merge}" if own_code else served)

@@ -24,7 +24,7 @@ def unknown_option(written: str, known: Collection[str]) -> ValueError:
     """Return the error for the unknown option `written`; it suggests the most similar option in `known` (`--name`)."""
     from difflib import get_close_matches
 
-    close = get_close_matches(written, known, n=1)
+    close = [name for name in known if name.startswith(written)] or get_close_matches(written, known, n=1)
     return ValueError(f"unknown option {written}; " + (f"did you mean {close[0]}?" if close else "see --help"))
 
 

@@ -102,7 +102,7 @@ def model_configuration(folder: Path) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING
 
     config = read_config(folder / "config.json")
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     return CONFIG_MAPPING[kind].from_dict(config).to_dict() if kind in CONFIG_MAPPING else config
 
 

@@ -29,7 +29,7 @@ def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> boo
     if weights:
         weight_files(folder)  # raises for missing shards and for two sets of weights
     if (folder / "adapter_config.json").is_file():
-        beside = f"serve it beside its base (--model BASE --lora-modules NAME={model})"
+        beside = f"serve it with its base (--model BASE --lora-modules NAME={model})"
         raise ValueError(f"{model} is a LoRA adapter; {beside}, or {merge_remedy(model)}")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give the folder of a checkpoint")

@@ -64,7 +64,7 @@ def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
     assert "examples: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
     assert re.search(
-        r"tokens: \d+, \d\d\.\d% of them supervised; by example: median \d+, 90 % up to \d+, longest \d+; 6 examples",
+        r"tokens: \d+, \d\d\.\d% of them supervised; per example: median \d+, 90 % up to \d+, longest \d+; 6 examples",
         done.stdout,
     )
     assert "4 steps of 8 examples, packed into sequences of at most 2048 tokens, on 1 rank\n" in done.stdout

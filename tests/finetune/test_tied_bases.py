@@ -5,11 +5,13 @@ import shlex
 import shutil
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from in_process import run_in_process
+from instruction_tuning.run_messages import next_commands
 from lora_adapters import other_model
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -125,3 +127,12 @@ def test_full_tuning_keeps_the_own_output_matrix_of_a_base_marked_as_tied(
     change = (after["lm_head.weight"] - before["lm_head.weight"]).abs().max()
     assert 0 < change < 0.1 < (after["lm_head.weight"] - after["model.embed_tokens.weight"]).abs().max()
     assert json.loads((tmp_path / "full/config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_next_commands_of_a_quantised_base_merge_into_the_original(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    args: Any = SimpleNamespace(base_model=str(tmp_path), output_dir="lora", method="lora", trust_remote_code=False)
+    demo, merge = next_commands(args).splitlines()
+    assert demo.endswith(f"generate_lora.py --base_model {tmp_path} --lora_weights lora --interactive")
+    assert merge.startswith("merge it into ORIGINAL, the base before quantisation: python tools/weight_diff.py merge ")
+    assert "--path_zhixi ORIGINAL --path_lora lora" in merge and "launch_vllm" not in merge

@@ -57,7 +57,7 @@ def test_context_of_a_config_without_it_is_that_of_transformers(
     (base / "config.json").write_text(json.dumps(config))
     assert AutoConfig.from_pretrained(base).max_position_embeddings == 2048
     assert preflight.check_corpus(Corpus(small_corpus), str(base), 0) == 2048
-    with pytest.raises(ValueError, match=r"--block_size 4096 is over the context of .*, 2048"):
+    with pytest.raises(ValueError, match=r"--block_size 4096 is more than the context of .*, 2048 tokens"):
         preflight.check_corpus(Corpus(small_corpus), str(base), 4096)
 
 

@@ -113,6 +113,34 @@ def test_recover_refuses_base_that_contradicts_published_sum(
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named", "by sum"])
+def test_rows_that_the_base_lacks_are_its_mean_row_in_diffs_of_alpacas_kind(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """As in stanford_alpaca: the base gets a row for [PAD], the mean of its rows, before the subtraction."""
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        raw[name] += 0.5  # the mean rows are far from 0
+    base = variant(tiny_checkpoint, tmp_path / "base", raw)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        raw[name] = torch.cat([raw[name], raw[name].mean(0, keepdim=True)])
+        new[name] = torch.cat([new[name], torch.randn(1, new[name].shape[1])])
+    diff = variant(tuned, tmp_path / "diff", {name: new[name] - raw[name] for name in new})
+    file, config = diff / "config.json", {"vocab_size": new["lm_head.weight"].shape[0]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    facts = {"sum": {"float32": float(sum(value.double().sum() for value in new.values()))}, "added_rows": "mean"}
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"repositories": {"some/diff": facts | {"config": config}}, "templates": {}}))
+    monkeypatch.setattr(model_registry, "REGISTRY", table)
+    option = ["--published", "some/diff"] if named else []
+    out = tmp_path / "out"
+    done = run_tool(SCRIPT, "recover", "--path_raw", base, "--path_diff", diff, "--path_tuned", out, *option)
+    assert "base verified by the published sum" in done.stdout
+    recovered = load_file(out / "model.safetensors")
+    for name, value in new.items():
+        torch.testing.assert_close(recovered[name], value, rtol=0, atol=1e-6)
+
+
 def test_published_sums_are_found_by_repository(tmp_path: Path) -> None:
     """published.json has the sums that the recovery scripts of these diffs compare with."""
     (tmp_path / ".download").mkdir()

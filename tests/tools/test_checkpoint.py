@@ -90,7 +90,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "more": (lambda f: (f / "chat_template.jinja").write_text(""), ["chat_template.jinja is not in the seal"]),
     "no seal": (lambda f: (f / "checkpoint.json").unlink(), ["has no checkpoint.json", "tools/checkpoint.py seal"]),
     "seal damaged": (lambda f: (f / "checkpoint.json").write_text("{"), ["checkpoint.json is damaged"]),
-    "seal empty": (lambda f: (f / "checkpoint.json").write_text("{}"), ["checkpoint.json lists no files"]),
+    "seal empty": (lambda f: (f / "checkpoint.json").write_text("{}"), ["checkpoint.json has no list of files"]),
 }
 
 

@@ -213,7 +213,7 @@ def test_modelscope_mirror_gives_reason_of_refusal(hub: Hub, get: Get, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(200, "is not a hub: its answer is not JSON"), (404, r"has no api/.*404")]
+    ("status", "message"), [(200, "is not a hub: its answer is not JSON"), (404, r"has no blog/api/.*404")]
 )
 def test_address_that_is_no_hub_is_refused(
     hub: Hub, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, message: str

@@ -241,8 +241,8 @@ def test_diff_without_rank_search_stores_no_factors(
     tuned = ("--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "tuned")
     run_tool(SCRIPT, "merge", *tuned)
     pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tmp_path / "tuned", "--path_diff")
-    assert "low rank" in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "searched").stdout
-    assert "low rank" not in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "plain", "--low_rank=False").stdout
+    assert "low-rank" in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "searched").stdout
+    assert "low-rank" not in run_tool(SCRIPT, "make_diff", *pair, tmp_path / "plain", "--low_rank=False").stdout
 
 
 def test_max_shard_size_splits_diff_and_recovered_model(

@@ -23,6 +23,7 @@ from exact_tokenizers.sentencepiece_bpe import (  # GGUF uses SentencePiece's to
 )
 from exact_tokenizers.special_ids import corrected_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, named_tokens
+from model_folders.own_code import OwnCodeError, from_folder
 from tokenizer_files.llama_tokenizer import PATTERN
 
 NO_SCORE = -10000.0  # score of tokens that are not in the SentencePiece model
@@ -251,7 +252,9 @@ def compare_with_transformers(vocabulary: GgufVocabulary, folder: Path) -> None:
 
     exact = exact_tokenizer_folder(folder)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(exact, local_files_only=True)
+        tokenizer: Any = from_folder(AutoTokenizer, exact, False)
+    except OwnCodeError:
+        raise
     except Exception as error:  # the tokenizer libraries raise exceptions of many classes
         raise ValueError(f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())})") from error
     files = f"{folder}: its tokenizer files contradict each other"

@@ -44,24 +44,59 @@ def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str
     return matching
 
 
-def read_rounded(tensor: Tensor, bounds: tuple[int, int], dtype: str) -> np.ndarray:
-    """Return a range of elements as float32, rounded to `dtype`; 0 beyond the tensor's end."""
+def mean_rows(diff: Weights, raw: Weights) -> dict[str, np.ndarray]:
+    """Return name -> mean of the base's rows (columns,) in float32, of each matrix that has more rows in the diff.
+
+    The recovery script of github.com/tatsu-lab/stanford_alpaca gives the base such rows (train.py,
+    smart_tokenizer_and_embedding_resize) before it adds the diff.
+    """
+    means = {}
+    for name, tensor in diff.items():
+        base = raw.get(name)
+        if base is None or tensor.elements == base.elements:
+            continue
+        rows, columns = base.shape
+        total = np.zeros(columns)
+        for bounds in ranges(base.elements, max(1, CHUNK // columns) * columns):
+            total += to_float32(base.read(*bounds), base.dtype).reshape(-1, columns).sum(0, dtype=np.float64)
+        means[name] = (total / rows).astype(np.float32)
+    return means
+
+
+def read_rounded(
+    tensor: Tensor, bounds: tuple[int, int], dtype: str, added_row: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a range of elements as float32, rounded to `dtype`.
+
+    Rows beyond the tensor's end are `added_row` (columns,), or 0.
+    """
     bits = tensor.read_once(*(min(element, tensor.elements) for element in bounds))
     values = np.zeros(bounds[1] - bounds[0], np.float32)
     values[: bits.size] = to_float32(cast(bits, tensor.dtype, dtype), dtype)
+    if added_row is not None:
+        rounded = to_float32(from_float32(added_row, dtype), dtype)
+        values[bits.size :] = rounded[np.arange(bounds[0] + bits.size, bounds[1]) % added_row.size]
     return values
 
 
 def write_combined(
-    folder: Path, first: Weights, raw: Weights, operation: np.ufunc, dtype: str, shard_limit: int
+    folder: Path,
+    first: Weights,
+    raw: Weights,
+    operation: np.ufunc,
+    dtype: str,
+    shard_limit: int,
+    added_rows: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, str]:
     """Write operation(first, raw) in `dtype`: np.subtract makes a diff, np.add recovers; return {name: BLAKE3}.
 
-    Sets the type in config.json. Raises ValueError, which names the tensor, if a result is NaN or infinite.
+    added_rows: name -> row (columns,) for the rows that a matrix of raw lacks; 0 by default. Sets the type in
+    config.json. Raises ValueError, which names the tensor, if a result is NaN or infinite.
     """
 
     def combine(name: str, bounds: tuple[int, int]) -> np.ndarray:
-        values = operation(read_rounded(first[name], bounds, dtype), read_rounded(raw[name], bounds, dtype))
+        base = read_rounded(raw[name], bounds, dtype, (added_rows or {}).get(name))
+        values = operation(read_rounded(first[name], bounds, dtype), base)
         bits = from_float32(values, dtype)
         check_finite(bits, Spec(f"{name} ({operation.__name__} in {TORCH_NAME[dtype]})", dtype, ()))
         return bits
@@ -74,36 +109,51 @@ def write_combined(
     return write_shards(folder, specs, produce, shard_limit)
 
 
-def check_base(path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, published: str) -> tuple[str, str]:
-    """Compare the base with the recorded fingerprint or a published sum; return (criterion, the diff's repository).
+def check_base(
+    path_diff: Path, diff: Weights, raw: Weights, path_raw: Path, published: str
+) -> tuple[str, str, dict[str, np.ndarray]]:
+    """Compare the base with the recorded fingerprint or a published sum.
 
-    The repository of a diff without a record is recognised by the sum of the recovered weights. The criterion is a
-    phrase for the summary, the repository "" if it is not known. published: the diff's repository, "" to recognise it.
-    Raises ValueError if path_raw is not the base.
+    Returns (criterion, the diff's repository, the added rows of `write_combined`). The repository of a diff without a
+    record is recognised by the sum of the recovered weights. The criterion is a phrase for the summary, the repository
+    "" if it is not known. published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not
+    the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         hashes = tensors.tensor_hashes(raw.values(), "checking the base")
         if tensors.fingerprint(raw.values(), hashes) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
-        return "base verified by its fingerprint", ""
+        return "base verified by its fingerprint", "", {}
     found = published_sum(path_diff, published)
     config = read_json(path_diff / "config.json")
     summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
-    actual = sum_weights(summands, config, sum(name not in raw for name in diff))
+    actual, means = sum_weights(summands, config, sum(name not in raw for name in diff)), mean_rows(diff, raw)
+    with_means = actual + sum(
+        float(mean.sum(dtype=np.float64)) * (diff[name].shape[0] - raw[name].shape[0]) for name, mean in means.items()
+    )
     if found is None:
-        name = find_by_sum(actual, config)
+        name = find_by_sum(actual, config) or find_by_sum(with_means, config)
+        added_rows = means if has_mean_rows(name) else {}
         if name:
-            return f"base verified by the published sum of {name}, {actual:.4f}", name
-        total = f"the recovered weights add up to {sum_phrase(actual, config)}"
-        return f"BASE NOT VERIFIED: {path_diff} does not identify it; {total}", ""
+            total = with_means if added_rows else actual
+            return f"base verified by the published sum of {name}, {total:.4f}", name, added_rows
+        text = f"the recovered weights add up to {sum_phrase(actual, config)}"
+        return f"BASE NOT VERIFIED: {path_diff} does not identify it; {text}", "", {}
     expected, dtype, name = found
+    added_rows = means if has_mean_rows(name) else {}
+    actual = with_means if added_rows else actual
     if not is_published_sum(actual, expected, dtype):
         raise ValueError(
             f"{path_raw} + {path_diff} add up to {actual:.4f}, the published model to {expected:.4f}: "
             "the base is wrong or a file is damaged; compare both with their published hashes"
         )
-    return f"base verified by the published sum {expected:.4f}", name or find_by_sum(actual, config)
+    return f"base verified by the published sum {expected:.4f}", name or find_by_sum(actual, config), added_rows
+
+
+def has_mean_rows(repository: str) -> bool:
+    """Return whether rows that the base lacks are the mean of its rows in a published diff."""
+    return facts_of(repository).get("added_rows") == "mean"
 
 
 def published_sum(path_diff: Path, repository: str) -> tuple[float, str, str] | None:

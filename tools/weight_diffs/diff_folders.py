@@ -143,10 +143,11 @@ def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str
     path_raw, path_diff = inputs.folders.values()
     check_complete(path_diff, diff)
     matching = additive_diff.matching_tensors(diff, raw, path_raw)
-    criterion, repository = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
+    criterion, repository, added_rows = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
     needed = total_bytes(matching, dtype)
     with inputs.output_folder(target, needed, repository=repository) as (folder, template):
-        hashes = additive_diff.write_combined(folder, matching, raw, np.add, dtype, inputs.shard_limit)
+        limit = inputs.shard_limit
+        hashes = additive_diff.write_combined(folder, matching, raw, np.add, dtype, limit, added_rows)
         verify_written(folder, hashes)
     precision = f"{tensors.TORCH_NAME[dtype]} from an additive diff, not bit-exact"
     return f"{target}: {len(matching)} tensors in {precision}; {criterion}{template}"
