@@ -31,6 +31,7 @@ PUBLISHED = {  # the 13B models: the base as a difference from LLaMA's weights, 
     "lora": "zjunlp/zhixi-13b-lora",
 }
 KINDS = ("model", "dataset", "space")
+NOT_TUNED = "none: not instruction-tuned"
 
 
 def main(
@@ -86,9 +87,9 @@ def list_published() -> None:
         print(f"{title}:")
         for name, facts in registry()[key].items():
             page = facts.get("facts", facts["source"])
-            stated = [f"{fact} {facts.get(fact, f'not stated in {page}')}" for fact in ("licence", "size")]
-            template = [f"template {facts.get('template', 'none in published.json')}"] if key == "repositories" else []
-            print(f"  {name}\n      {facts['what']}\n      {'; '.join(stated + template)}")
+            shown = ("licence", "size", "template") if key == "repositories" else ("licence", "size")
+            stated = [f"{fact} {facts.get(fact, f'not stated in {page}') or NOT_TUNED}" for fact in shown]
+            print(f"  {name}\n      {facts['what']}\n      {'; '.join(stated)}")
             print(f"      from {'; '.join(dict.fromkeys([facts['source'], page]))}")
     print("Download: python tools/download.py --specify --repo_name OWNER/NAME --download_path FOLDER")
 

@@ -22,11 +22,12 @@ ALPACA = (REPOSITORY / "finetune/templates/alpaca.jinja").read_text(encoding="ut
 def test_registry_is_complete() -> None:
     known = registry()
     assert set(PUBLISHED.values()) <= known["repositories"].keys()
-    assert known["templates"] == {"alpaca": ALPACA}  # the file that tuning uses
+    assert known["templates"]["alpaca"] == ALPACA  # the file that tuning uses
+    named = {facts["template"] for facts in known["repositories"].values() if "template" in facts}
+    assert named == known["templates"].keys() | {""}
     for name, facts in known["repositories"].items():
         assert facts["what"], name
         assert facts["source"], name
-        assert facts.get("template", "alpaca") in known["templates"], name
         for hashes in (facts.get("md5", {}), facts.get("recovered_md5", {})):
             assert all(len(bytes.fromhex(value)) == 16 for value in hashes.values()), name
     assert template_of("zjunlp/zhixi-13b-lora") == template_of("ZJUNLP/Zhixi-13b-lora") == ALPACA
@@ -41,6 +42,12 @@ def test_list_prints_licence_size_template_and_sources(run_tool: RunTool) -> Non
         "      licence apache-2.0; size 251 MB; template alpaca",
         "      from README.md of github.com/zjunlp/KnowLM, July 2023; huggingface.co/zjunlp/zhixi-13b-lora",
     ]
+    for name, template in {
+        "zhixi-13b-diff": "none: not instruction-tuned",
+        "OneKE": "iepile_llama2_zh",
+        "OceanGPT-7b": "not stated in huggingface.co/zjunlp/OceanGPT-7b-v0.1",
+    }.items():
+        assert lines[lines.index(f"  zjunlp/{name}") + 2].endswith(f"; template {template}")
     at = lines.index("  zjunlp/KnowEdit")
     assert lines[at + 2] == "      licence mit; size not stated in huggingface.co/datasets/zjunlp/KnowEdit"
     known = registry()
@@ -96,7 +103,11 @@ def test_folder_is_recognised_by_a_record_of_its_name(tmp_path: Path, record: st
 def test_merging_a_published_adapter_adds_its_template(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, own: bool
 ) -> None:
-    """Its own template takes precedence, here inside tokenizer_config.json, and is written as a file."""
+    """Its own template takes precedence, here inside tokenizer_config.json, and is written as a file. It does not get
+    its base's template.
+    """
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("base")
     folder, out = shutil.copytree(adapter, tmp_path / "lora"), tmp_path / "merged"
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / ".download").mkdir()
@@ -104,9 +115,7 @@ def test_merging_a_published_adapter_adds_its_template(
     if own:
         config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": "own"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    done = run_tool(
-        "tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", folder, "--path_sfted", out
-    )
+    done = run_tool("tools/weight_diff.py", "merge", "--path_zhixi", base, "--path_lora", folder, "--path_sfted", out)
     assert ("; chat_template.jinja added, which zjunlp/zhixi-13b-lora was tuned on\n" in done.stdout) is not own
     assert (out / "chat_template.jinja").read_text() == ("own" if own else ALPACA)
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
@@ -145,8 +154,8 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
 ) -> None:
     """They do not tell LLaMA from the models tuned from it: a note says what was seen and how to add a template."""
     lora = shutil.copytree(adapter, tmp_path / "lora", ignore=shutil.ignore_patterns("chat_template.jinja"))
-    facts = {"config": SHAPE, "template": "alpaca"}
-    set_registry(tmp_path / "table.json", {"some/tuned": facts, "some/base": {"config": SHAPE}}, monkeypatch)
+    facts, pretrained = {"config": SHAPE, "template": "alpaca"}, {"config": SHAPE, "template": ""}
+    set_registry(tmp_path / "table.json", {"some/tuned": facts, "some/base": pretrained, "some/chat": {}}, monkeypatch)
     command = ("tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", lora, "--path_sfted")
     done = run_tool(*command, tmp_path / "out")
     assert not (tmp_path / "out/chat_template.jinja").exists()
@@ -158,5 +167,6 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     run_tool(*done.stdout.splitlines()[1].split(": python ")[1].replace("NEW", str(tmp_path / "new")).split())
     assert (tmp_path / "new/chat_template.jinja").read_text() == ALPACA
     (lora / ".download").mkdir()
-    (lora / ".download/note.json").write_text('{"repository": "some/base"}')  # pretrained: needs no template
-    assert "note: " not in run_tool(*command, tmp_path / "known").stdout
+    for name, needs_template in {"some/base": False, "some/chat": True}.items():  # the latter's is not stated
+        (lora / ".download/note.json").write_text(json.dumps({"repository": name}))
+        assert ("note: " in run_tool(*command, tmp_path / name[5:]).stdout) is needs_template

@@ -31,7 +31,7 @@ def published_repository(folder: Path, fact: str) -> str:
     digest = cache(md5)
     for name, facts in registry()["repositories"].items():
         hashes = facts.get("recovered_md5" if fact == "recovered_md5" else "md5", {})
-        has_all = fact in facts and bool(hashes) and all((folder / file).is_file() for file in hashes)
+        has_all = bool(facts.get(fact) and hashes) and all((folder / file).is_file() for file in hashes)
         if has_all and all(digest(folder / file) == value for file, value in hashes.items()):
             return str(name)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chat_prompts.template_files import TEMPLATE, TEMPLATES, read_templates
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
-from hub_download.model_registry import registry, template_of
+from hub_download.model_registry import facts_of, registry, template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from checkpoint_io.published_models import has_config, published_repository
@@ -43,24 +43,34 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
     chosen = next(folder for folder in reversed(sources) if has_tokenizer(folder))
     copy_matching(chosen, target, TOKENIZER_FILES)
     copy_sentencepiece_model(sources, target)
-    templates, phrase = next((found for found in map(read_templates, reversed(sources)) if found), {}), ""
-    if not templates:
-        names = [published_repository(folder, "template") for folder in reversed(sources)]
-        names = [repository or names[0], *names[1:]]
-        name = next(filter(template_of, names), "")
-        templates = {"default": template_of(name)} if name else {}
-        phrase = f"; {TEMPLATE} added, which {name} was tuned on" if name else ""
-        phrase = phrase or ("" if names[0] else missing_template(target))
+    templates, phrase = choose_templates(sources, repository)
     write_templates(templates, target)
     write_exact_tokenizer(target)
-    return phrase
+    return missing_template(target) if phrase is None else phrase
+
+
+def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str, str], str | None]:
+    """Return the templates of the last source that has some or is a published model tuned on one, and the phrase.
+
+    An adapter that was published without its template thus does not get its base's. The phrase is None if no source
+    has a template, unless the last is a published pretrained model.
+    """
+    names: list[str] = []
+    for folder in reversed(sources):
+        if templates := read_templates(folder):
+            return templates, ""
+        names.append((not names and repository) or published_repository(folder, "template"))
+        if template := template_of(names[-1]):
+            return {"default": template}, f"; {TEMPLATE} added, which {names[-1]} was tuned on"
+    return {}, "" if facts_of(names[0]).get("template") == "" else None
 
 
 def missing_template(target: Path) -> str:
     """Return a further line of the summary: target has no template, what its config.json fits, how to add one."""
     config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
     known = registry()["repositories"].items()
-    similar = [name for name, facts in known if {"template", "config"} <= set(facts) and has_config(facts, config)]
+    tuned = [(name, facts) for name, facts in known if facts.get("template") and "config" in facts]
+    similar = [name for name, facts in tuned if has_config(facts, config)]
     seen = f"its config.json fits {' and '.join(similar)}, but also others" if similar else "its origin is unknown"
     folder = str(target).removesuffix(".partial")
     return (
