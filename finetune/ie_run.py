@@ -80,7 +80,7 @@ def main(
     encoder = PromptEncoder(tokenizer, template)
     if not encoder.template:
         warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
-        print(f"note: {warning}", file=sys.stderr)
+        print(f"notice: {warning}", file=sys.stderr)
     prompts = encoder.prompts([prompt_messages(row) for row in rows])
     answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from server_guard.process_supervisor import supervise
 from server_launch.launch_adapters import check_prompts
-from server_launch.launch_args import note, parse_server_args, precheck
+from server_launch.launch_args import parse_server_args, precheck, print_notice
 from server_launch.launch_presets import translate_former_options
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     arguments, notices = translate_former_options(arguments)
     for notice in notices:
-        note(notice)
+        print_notice(notice)
     if not any(argument.startswith("--help=") for argument in arguments):
         precheck(arguments)
     from_vllm("cli_env_setup")()
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     serve = from_vllm("ServeSubcommand")()
     serve.validate(args)
     for line in check_prompts(args):
-        note(line)
+        print_notice(line)
     serve.cmd(args)
 
 

@@ -11,7 +11,7 @@ Files are downloaded to the folder DOWNLOAD_PATH.partial and compared with the s
 folder is renamed when all files are correct. The same command resumes an interrupted download, even within a file. In a
 finished folder it replaces missing and damaged files, provided that .download/note.json names the same repository and
 commit; other folders are not changed. Mirrors, tokens and proxies are set by the hub client's variables:
-HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… An endpoint that does not have the hub's API is asked for ModelScope's
+HF_ENDPOINT=https://… HF_TOKEN=… HTTPS_PROXY=… If the endpoint does not have the hub's API, ModelScope's is tried
 (--endpoint https://www.modelscope.cn --repo_name ZJUNLP/NAME).
 """
 
@@ -85,12 +85,12 @@ def list_published() -> None:
     """Print the models and data sets of the published documents: content, licence, size, prompt template, sources."""
     for title, key in (("Models", "repositories"), ("Data sets (--repo_type dataset)", "datasets")):
         print(f"{title}:")
-        for name, facts in registry()[key].items():
-            page = facts.get("facts", facts["source"])
+        for name, entry in registry()[key].items():
+            page = entry.get("facts", entry["source"])
             shown = ("licence", "size", "template") if key == "repositories" else ("licence", "size")
-            stated = [f"{fact} {facts.get(fact, f'not stated in {page}') or NOT_TUNED}" for fact in shown]
-            print(f"  {name}\n      {facts['what']}\n      {'; '.join(stated)}")
-            print(f"      from {'; '.join(dict.fromkeys([facts['source'], page]))}")
+            stated = [f"{fact} {entry.get(fact, f'not stated in {page}') or NOT_TUNED}" for fact in shown]
+            print(f"  {name}\n      {entry['what']}\n      {'; '.join(stated)}")
+            print(f"      from {'; '.join(dict.fromkeys([entry['source'], page]))}")
     print("Download: python tools/download.py --specify --repo_name OWNER/NAME --download_path FOLDER")
 
 

@@ -6,7 +6,7 @@
 #   bash tools/setup.sh --cpu|--gpu  use this list instead of looking for a GPU
 #
 # VENV=folder sets the environment's folder, PYTHON=python3.11 the interpreter. pip uses its own configuration (on a CPU
-# machine, configure PyTorch's CPU builds; otherwise torch installs several gigabytes of CUDA libraries).
+# machine, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds; otherwise torch installs gigabytes of CUDA libraries).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

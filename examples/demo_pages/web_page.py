@@ -1,6 +1,6 @@
 """The Gradio page of generate_finetune_web.py and generate_lora_web.py: a tab in English and one in Chinese.
 
-The page does not load data from other machines or send data to them.
+The page loads no data from other machines and sends none to them, except with --share_gradio (Gradio's tunnel).
 """
 
 import json

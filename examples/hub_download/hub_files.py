@@ -19,11 +19,11 @@ from typing import TypeVar
 from tqdm import tqdm
 
 WORKERS = 4  # concurrent downloads; daemon threads, which Ctrl-C ends
-DAMAGED_TRIES = 3  # attempts to download a file whose bytes differ from the published ones
-TRIES = 8  # attempts to make a request
+DAMAGED_ATTEMPTS = 3  # attempts to download a file whose bytes differ from the published ones
+ATTEMPTS = 8  # attempts to make a request
 FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
-LONGEST_BACKOFF = 60.0  # seconds
-TRY_AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP status codes
+LONGEST_PAUSE = 60.0  # seconds
+RETRIED_STATUSES = {408, 425, 429, *range(500, 600)}  # HTTP status codes
 
 Result = TypeVar("Result")
 
@@ -60,16 +60,16 @@ def requested_pause(headers: Mapping[str, str]) -> float:
 def with_retries(request: Callable[[], Result], label: str, retried: type[Exception]) -> Result:
     """Return the result of `request`; repeat it after temporary errors of type `retried`, with growing pauses.
 
-    Raises the error if it is not temporary, or after TRIES attempts.
+    Raises the error if it is not temporary, or after ATTEMPTS attempts.
     """
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         try:
             return request()
         except retried as error:
             response = getattr(error, "response", None)
-            if attempt + 1 == TRIES or (response is not None and response.status_code not in TRY_AGAIN):
+            if attempt + 1 == ATTEMPTS or (response is not None and response.status_code not in RETRIED_STATUSES):
                 raise
-            reason, seconds = first_line(error), min(FIRST_PAUSE * 2**attempt, LONGEST_BACKOFF)
+            reason, seconds = first_line(error), min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
             if response is not None:
                 reason, seconds = f"HTTP {response.status_code}", max(requested_pause(response.headers), seconds)
         notice(f"{label}: {reason}; retrying in {seconds:.0f} s")
@@ -113,11 +113,11 @@ def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str]) ->
                 http_get(file.url, handle, resume_size=size, headers=dict(headers), displayed_filename=file.name)
             os.fsync(handle.fileno())
 
-    for attempt in range(DAMAGED_TRIES):
+    for attempt in range(DAMAGED_ATTEMPTS):
         with_retries(receive_rest, file.name, errors.HTTPError)
         if matches_published(path, file):
             return True
         path.unlink()
-        remedy = "downloading it again" if attempt + 1 < DAMAGED_TRIES else "giving up"
+        remedy = "downloading it again" if attempt + 1 < DAMAGED_ATTEMPTS else "giving up"
         notice(f"{file.name} arrived damaged: its size or hash is not as published; {remedy}")
     return False

@@ -27,7 +27,7 @@ def list_files(source: RepositorySource) -> tuple[str, list[RemoteFile]]:
         files = {file.name: file for file in listed}
         names = select_files(list(files), source)
         check_names(names, source.repo)
-        return commit, [add_missing_facts(files[name]) for name in names]
+        return commit, [add_missing_metadata(files[name]) for name in names]
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: offline mode
         raise ValueError(explain_hub_error(error, source)) from error
 
@@ -68,9 +68,7 @@ def check_names(names: list[str], repo: str) -> None:
     for name in names:
         parts = name.split("/")
         if UNSAFE.search(name) or {"", ".", ".."} & set(parts) or parts[0].lower() == NOTE.split("/")[0]:
-            raise ValueError(
-                f"{repo} has a file {name!r}, which could be written outside the folder; nothing was downloaded"
-            )
+            raise ValueError(f"{repo} has a file {name!r}, which is an unsafe file name; nothing was downloaded")
 
 
 def select_files(names: list[str], source: RepositorySource) -> list[str]:
@@ -93,8 +91,8 @@ def select_files(names: list[str], source: RepositorySource) -> list[str]:
     return kept
 
 
-def add_missing_facts(file: RemoteFile) -> RemoteFile:
-    """Return the file; size and hash that a mirror's listing lacks are those of a HEAD request."""
+def add_missing_metadata(file: RemoteFile) -> RemoteFile:
+    """Return the file with size and hash; values missing from the listing are read with a HEAD request."""
     from huggingface_hub import get_hf_file_metadata
 
     if file.size >= 0 and file.hash:

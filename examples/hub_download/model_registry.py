@@ -1,8 +1,8 @@
 """Published models and data sets (published.json) and the prompt templates that the models were tuned on.
 
 Repositories published in 2023 contain no chat template file. With another prompt than its own, a model answers
-nonsense. An entry's licence and size are those on the page that its key `facts` names; a missing key is not stated
-there.
+nonsense. The key `facts` of an entry names the page that states its licence and size; a missing key means that the page
+does not state it.
 """
 
 import json
@@ -18,13 +18,13 @@ def registry() -> dict[str, Any]:
     return content
 
 
-def facts_of(repository: str) -> dict[str, Any]:
+def entry_of(repository: str) -> dict[str, Any]:
     """Return the registry's entry of a repository, {} if there is none; mirrors differ in upper and lower case."""
     entries = registry()["repositories"].items()
-    return next((facts for name, facts in entries if name.lower() == repository.lower()), {})
+    return next((entry for name, entry in entries if name.lower() == repository.lower()), {})
 
 
 def template_of(repository: str) -> str:
     """Return the Jinja source of the template that a published model was tuned on; "" if it is not known."""
-    name = facts_of(repository).get("template", "")
+    name = entry_of(repository).get("template", "")
     return registry()["templates"][name] if name else ""

@@ -36,28 +36,28 @@ def locked_folder(partial: Path, run: str) -> Iterator[None]:
         yield
 
 
-def record_part(folder: Path, part: str, facts: Mapping[str, Any]) -> None:
+def record_part(folder: Path, part: str, values: Mapping[str, Any]) -> None:
     """Record that a part is finished; do nothing in a folder without a journal."""
     if (folder / JOURNAL).is_file():
         with (folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([part, facts]) + "\n")
+            file.write(json.dumps([part, values]) + "\n")
 
 
 def finished_parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return {part: recorded facts} in recording order, up to the first truncated line."""
+    """Return {part: recorded values} in recording order, up to the first truncated line."""
     lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()[1:] if (folder / JOURNAL).is_file() else []
     parts = {}
     for line in lines:
         try:
-            name, facts = json.loads(line)
+            name, values = json.loads(line)
         except ValueError:
             break
-        parts[name] = facts
+        parts[name] = values
     return parts
 
 
 def run_identity(script: str, options: Mapping[str, object], folders: Iterable[Path]) -> str:
-    """Return one line that identifies a command and its input: options, and size and time of every input file."""
+    """Return a line that identifies a run: script, options; name, size and modification time of every input file."""
     inputs = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for folder in folders for file in sorted(folder.iterdir()) if file.is_file()

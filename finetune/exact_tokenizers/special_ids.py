@@ -1,8 +1,8 @@
 """BOS and EOS ids of old configurations.
 
 The first conversions of LLaMA (before transformers 4.28, tokenizer class LLaMATokenizer) have bos_token_id 0 and
-eos_token_id 1 in config.json and generation_config.json. SentencePiece's model, with which LLaMA was trained, has <unk>
-0, <s> 1 and </s> 2. Generation would end at BOS, and tuned models would be saved with the wrong ids.
+eos_token_id 1 in config.json and generation_config.json. LLaMA's tokenizer has <unk> 0, <s> 1 and </s> 2. With the old
+ids, generation stops at BOS instead of EOS, and tuned models are saved with the wrong ids.
 """
 
 import os
@@ -21,7 +21,7 @@ def has_old_ids(config: Mapping[str, Any]) -> bool:
 
 
 def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -> dict[str, int | None]:
-    """Return the entries that replace those of an old configuration; {} if it is right.
+    """Return corrected entries for an old configuration; {} if no correction is needed.
 
     bos, eos: the tokenizer's ids. A negative pad_token_id, which is not an id, becomes None.
     """
@@ -47,7 +47,7 @@ def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
 
 @cache
 def print_notice(folder: str | Path, bos: int | None, eos: int | None) -> None:
-    """Print that a folder's ids are replaced: once in each process, and only on the first rank."""
+    """Print, only on the first rank, that a folder's ids are replaced; once for each folder and pair of ids."""
     if os.environ.get("RANK", "0") == "0":
         ids = "bos_token_id 0 and eos_token_id 1, as old conversions have"
         print(f"notice: {folder} has {ids}; the tokenizer's {bos} and {eos} are used", file=sys.stderr)

@@ -119,7 +119,7 @@ def keep_training_layout(model: Any) -> None:
 
 
 def check_adapter_file(file: Path) -> None:
-    """Raise ValueError if a tensor of a trained adapter is not finite, or zero as lora_B before the first step."""
+    """Raise ValueError if a tensor of a trained adapter is not finite, or all zeros (the initial value of lora_B)."""
     for name, weight in sorted(load_file(file).items()):
         state = "not finite" if not weight.isfinite().all() else "" if weight.any() else "zero"
         if state:

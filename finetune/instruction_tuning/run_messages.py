@@ -93,7 +93,7 @@ def untied_notice(args: TuningArguments, model: Any) -> str:
 def next_commands(args: TuningArguments) -> str:
     """Return the commands that try and serve the result.
 
-    vLLM may not run the Python code of a model as it is, so serving is not among the commands for such a model. An
+    For a model with its own Python code, no serving command is given, because vLLM may not support that code. An
     adapter of a quantised base cannot be merged.
     """
     folder = (args.output_dir or "").rstrip("/")

@@ -33,7 +33,9 @@ class TuningOptions:
     )
     share_prefixes: bool = option(True, "compute the shared prefix of packed examples once (not with FlashAttention)")
     trust_remote_code: bool = option(False, "execute the Python code in the folder of --base_model")
-    attn_implementation: str = option("", "attention of transformers; default: FlashAttention if installed, else sdpa")
+    attn_implementation: str = option(
+        "", "attention of transformers; default: FlashAttention if installed, on a GPU in 16 bits; else sdpa"
+    )
     load_in: Literal["", "8bit", "4bit"] = option("", "load the frozen base in 8 or 4 bits (bitsandbytes)")
     eval_generate: bool = option(False, "generate answers to the held-out examples at each evaluation, and score them")
     eval_max_new_tokens: int = option(256, "maximum tokens of a generated answer")

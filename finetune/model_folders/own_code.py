@@ -25,7 +25,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise refusal(folder) from None
+        raise own_code_error(folder) from None
     except (ImportError, AttributeError, TypeError) as error:
         if not (trust_remote_code and code_files(folder)):
             raise
@@ -35,7 +35,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         ) from error
 
 
-def refusal(folder: str | Path) -> OwnCodeError:
+def own_code_error(folder: str | Path) -> OwnCodeError:
     """Return the error for a folder that needs its own code."""
     return OwnCodeError(
         f"{folder} needs its own Python code ({', '.join(code_files(folder))}), which is not executed by default; read "

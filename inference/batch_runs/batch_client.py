@@ -16,7 +16,7 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 3600  # longest time without a byte from the server; longer than any answer should take
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further one; 15.5 s in all
-LONGEST_WAIT = 600  # seconds; limit of a Retry-After, and of the time since the last answer
+LONGEST_PAUSE = 600  # seconds; limit of a Retry-After, and of the time since the last answer
 BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
 RESUME = "the written lines are kept; run the same command again to resume"
@@ -90,7 +90,7 @@ class BatchClient:
         return RowAnswer(text, tokens, error)
 
     async def request_with_retries(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Send a request, again while the server is busy or fails; return the status and body of the response.
+        """Send a request, and repeat it while the server is busy or fails; return the response's status and body.
 
         After the last attempt, a response with status 500 is returned, too; any other failure, or a server that is busy
         for too long, raises ServerUnavailableError. Raises ValueError if the key is not accepted.
@@ -121,11 +121,13 @@ class BatchClient:
     def wait_for_busy_server(self, retry_after: str) -> None:
         """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
 
-        Raises ServerUnavailableError if the delay or the time since the last answer exceeds LONGEST_WAIT.
+        Raises ServerUnavailableError if the delay or the time since the last answer exceeds LONGEST_PAUSE.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
-        if seconds > LONGEST_WAIT or now - self.last_answer > LONGEST_WAIT:
+        if now - self.last_answer > LONGEST_PAUSE:
+            raise ServerUnavailableError(f"{self.url} has been busy for {LONGEST_PAUSE} s; {RESUME}")
+        if seconds > LONGEST_PAUSE:
             raise ServerUnavailableError(f"{self.url} is busy for {seconds} s more; {RESUME}")
         self.resume_at = max(self.resume_at, now + seconds)
 

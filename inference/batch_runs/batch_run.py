@@ -71,7 +71,7 @@ def run_batch(
         rows = read_rows(source, before, served_model, settings["parameters"])
         if first := next(rows, None):
             if before:
-                print(f"note: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
+                print(f"notice: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
             answer_rows(chain([first], rows), progress)
             progress.bar.close()
         done, failed = file.finish()

@@ -51,8 +51,8 @@ def continuations(
     best = nlargest(count, candidates, key=lambda candidate: candidate[0])
     if best[-1][0] < not_found:
         raise ValueError(
-            f"beam search with repetition_penalty {penalty} needs more log probabilities of a token than the server's "
-            "--max-logprobs; raise it, or lower num_beams"
+            f"beam search with repetition_penalty {penalty} needs more than --max-logprobs log probabilities per step; "
+            "restart the server with a larger value, or lower num_beams"
         )
     return [Beam([*beam.ids, token], score) for score, token, beam in best]
 
@@ -70,8 +70,8 @@ async def beam_search(
     count = max(2, 1 + len(ends)) * settings.num_beams
     if count > max_logprobs:
         raise ValueError(
-            f"num_beams {settings.num_beams} needs {count} log probabilities of a token, more than the server's "
-            f"--max-logprobs {max_logprobs}; lower num_beams"
+            f"num_beams {settings.num_beams} needs {count} log probabilities per step, more than --max-logprobs "
+            f"{max_logprobs}; restart the server with a larger value, or lower num_beams"
         )
     for length in range(1, settings.max_tokens + 1):
         present = [len({*prompt, *beam.ids}) if settings.repetition_penalty != 1 else 0 for beam in beams]

@@ -28,7 +28,7 @@ from routes.served_models import ServedModel, complete, run_in_thread_if_long, r
 
 MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
-WINDOW_SHARE = 1 / 3  # largest share of a window in the context after the instruction; the rest is for the answer
+WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
 CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other requests are served, too
 
 

@@ -51,7 +51,7 @@ def check_adapters(
 def preset_adapters(args: argparse.Namespace) -> list[str]:
     """Set vLLM's LoRA options that the user did not give (None) for the adapters of --lora-modules.
 
-    Returns notes to print. Raises ValueError or FileNotFoundError for an adapter that vLLM does not load, and for
+    Returns notices to print. Raises ValueError or FileNotFoundError for an adapter that vLLM does not load, and for
     options that contradict the adapters.
     """
     if not args.lora_modules:
@@ -78,12 +78,12 @@ def preset_adapters(args: argparse.Namespace) -> list[str]:
     options = [
         "--" + option.replace("_", "-") + ("" if value is True else f" {value}") for option, value in presets.items()
     ]
-    notes = [f"adapters {', '.join(adapters)}: {' '.join(options)}"] if options else []
+    notices = [f"adapters {', '.join(adapters)}: {' '.join(options)}"] if options else []
     for name, adapter in adapters.items():
         tuned_on = adapter.config.get("base_model_name_or_path")
         if tuned_on and Path(tuned_on).name != Path(args.model).resolve().name:
-            notes.append(f"adapter {name} was tuned on {tuned_on}; {args.model} should be that model")
-    return notes
+            notices.append(f"adapter {name} was tuned on {tuned_on}; {args.model} should be that model")
+    return notices
 
 
 def largest_rank(name: str, adapter: AdapterFolder) -> int:
@@ -99,7 +99,7 @@ def largest_rank(name: str, adapter: AdapterFolder) -> int:
 
 
 def check_prompts(args: argparse.Namespace) -> list[str]:
-    """Render a prompt with the base and with each adapter; return notes on missing and ignored chat templates.
+    """Render a prompt with the base and with each adapter; return notices on missing and ignored chat templates.
 
     Raises ValueError if a tokenizer cannot be read, if the ids of an adapter's tokenizer differ from the base's, if a
     template cannot be rendered, or if an adapter's extraction.json is invalid. A base on the hub is not checked.
@@ -109,7 +109,7 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
     template = from_vllm("load_chat_template")(args.chat_template)
     base = PromptEncoder(load_tokenizer(args.tokenizer or args.model, args.trust_remote_code), template)
     option = "--template_path finetune/templates/alpaca.jinja"
-    notes = [] if base.template else [missing_template(args.model, option)]
+    notices = [] if base.template else [missing_template(args.model, option)]
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
     check_rendering(base, place, "correct it, or give another with --template_path")
     for module in args.lora_modules or ():
@@ -117,10 +117,10 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
         read_extraction(module.path)
         check_rendering(encoder, module.path, "correct its chat_template.jinja")
         if not encoder.template:
-            notes.append(f"adapter {module.name}: {missing_template(module.path, option)}")
+            notices.append(f"adapter {module.name}: {missing_template(module.path, option)}")
         if template and encoder.template != template:
-            notes.append(f"adapter {module.name} keeps its own chat template; --template_path is for the base")
-    return notes
+            notices.append(f"adapter {module.name} keeps its own chat template; --template_path is for the base")
+    return notices
 
 
 def check_rendering(encoder: Any, place: str, remedy: str) -> None:

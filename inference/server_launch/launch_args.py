@@ -28,8 +28,8 @@ MODEL_MISSING = "--model is missing; give a checkpoint folder (or a hub name)"
 PRESET_OPTIONS = ("dtype", "enforce_eager", "compilation_config", "optimization_level", "max_lora_rank", "max_loras")
 
 
-def note(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr, flush=True)
+def print_notice(line: str) -> None:
+    print(f"notice: {line}", file=sys.stderr, flush=True)
 
 
 def precheck(arguments: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def precheck(arguments: Sequence[str]) -> None:
         if Path(args.tokenizer or model).exists():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
-        note(f"{model} is not a local folder; vLLM will download the model of this name from the hub")
+        print_notice(f"{model} is not a local folder; vLLM will download the model of this name from the hub")
     modules = args.lora_modules or [[]]
     if len(modules) > 1:  # vLLM would use the last occurrence only
         raise ValueError("--lora-modules is given twice; give it once with all adapters: a=FOLDER b=FOLDER")
@@ -131,16 +131,16 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
         args.tokenizer = args.tokenizer if exact == tokenizer else str(exact)
         if args.generation_config == "auto" and exact != tokenizer and (exact / "config.json").is_file():
             args.generation_config = str(exact)  # with the tokenizer's BOS and EOS instead of old ids
-    notes = preset_adapters(args)
+    notices = preset_adapters(args)
     if from_vllm("current_platform").is_cpu():
         config = model_configuration(Path(args.model)) if is_local and Path(args.model).is_dir() else {}
-        notes += preset_for_cpu(args, config, os.environ)
+        notices += preset_for_cpu(args, config, os.environ)
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")
     if not args.uds:
         check_port(args.host or "", args.port)
-    for line in notes + preset_safety(args, os.environ):
-        note(line)
+    for line in notices + preset_safety(args, os.environ):
+        print_notice(line)
     args.subparser = "serve"
     return args

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
-from model_folders.own_code import refusal
+from model_folders.own_code import own_code_error
 from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -54,7 +54,7 @@ def check_own_code(folder: Path) -> None:
     from transformers import CONFIG_MAPPING
 
     if not any(config.get("model_type") in known for known in (CONFIG_MAPPING, from_vllm("_CONFIG_REGISTRY"))):
-        raise refusal(folder)
+        raise own_code_error(folder)
 
 
 def merge_remedy(adapter: str) -> str:

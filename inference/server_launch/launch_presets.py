@@ -126,44 +126,44 @@ def preset_for_cpu(
 ) -> list[str]:
     """Set the options and environment variables that a machine without a GPU needs and the user did not give.
 
-    config: the checkpoint's config.json. Returns notes to print. Raises ValueError for options that need a GPU.
+    config: the checkpoint's config.json. Returns notices to print. Raises ValueError for options that need a GPU.
     """
     check_heads(config)
     check_gpu_options(args, config)
-    notes = []
+    notices = []
     compiling = ("enforce_eager", "compilation_config", "optimization_level")
     # Pipelines need compilation: without it, vLLM 0.32 skips the step that allocates a pipeline's buffers.
     if args.pipeline_parallel_size == 1 and all(getattr(args, name) is None for name in compiling):
         args.enforce_eager = True
-        notes.append("no GPU: --enforce-eager, to start without compilation (--no-enforce-eager compiles)")
+        notices.append("no GPU: --enforce-eager, to start without compilation (--no-enforce-eager compiles)")
     stored = config.get("dtype", config.get("torch_dtype"))
     if args.dtype is None and stored == "float32" and quantization_format(config) != "pack-quantized":
         args.dtype = "float32"
-        notes.append("no GPU: --dtype float32, the checkpoint's (auto would round it to bfloat16)")
+        notices.append("no GPU: --dtype float32, the checkpoint's (auto would round it to bfloat16)")
     context = args.max_model_len if args.max_model_len and args.max_model_len > 0 else None
     if args.enable_chunked_prefill is None:
         if (args.max_num_batched_tokens or math.inf) >= (context or config.get("max_position_embeddings", 0)):
             args.enable_chunked_prefill = False
-            notes.append("no GPU: --no-enable-chunked-prefill; with it, a request with a seed can crash the engine")
+            notices.append("no GPU: --no-enable-chunked-prefill; with it, a request with a seed can crash the engine")
         else:
-            notes.append(
+            notices.append(
                 "no GPU: a request with a seed can crash the engine; --max-num-batched-tokens is below the context"
             )
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
         gib = environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib(config, context))
-        notes.append(f"no GPU: {gib} GiB for the KV cache (VLLM_CPU_KVCACHE_SPACE sets it)")
+        notices.append(f"no GPU: {gib} GiB for the KV cache (VLLM_CPU_KVCACHE_SPACE sets it)")
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     numa_nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
     if ranks > numa_nodes and args.nnodes == 1 and "VLLM_CPU_OMP_THREADS_BIND" not in environment:
         cores = environment["VLLM_CPU_OMP_THREADS_BIND"] = bind_cores(sorted(os.sched_getaffinity(0)), ranks)
-        notes.append(f"no GPU: {ranks} processes on the cores {cores} (VLLM_CPU_OMP_THREADS_BIND sets them)")
+        notices.append(f"no GPU: {ranks} processes on the cores {cores} (VLLM_CPU_OMP_THREADS_BIND sets them)")
     if args.enable_lora:
         args.worker_cls = CPU_ADAPTER_WORKER
-    return notes
+    return notices
 
 
 def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str]) -> list[str]:
-    """Add the middleware and the safe defaults to args and environment; return notes to print.
+    """Add the middleware and the safe defaults to args and environment; return notices to print.
 
     Raises ValueError for an invalid limit or key, and for options that bypass the guard.
     """
@@ -180,17 +180,17 @@ def preset_safety(args: argparse.Namespace, environment: MutableMapping[str, str
         raise ValueError("--grpc and VLLM_USE_RUST_FRONTEND bypass keys, limits and /generate; remove them")
     args.middleware = [*args.middleware, ROUTES, GUARD]  # the last is the outermost
     environment.setdefault("FORWARDED_ALLOW_IPS", "")  # clients cannot choose their address with X-Forwarded-For
-    notes = []
+    notices = []
     if args.max_num_queued_reqs is None:
         sequences = args.data_parallel_size * (args.max_num_seqs or default_max_num_seqs(args))
         args.max_num_queued_reqs = QUEUE_FACTOR * sequences
-        notes.append(f"--max-num-queued-reqs {args.max_num_queued_reqs}: further requests get status 503")
+        notices.append(f"--max-num-queued-reqs {args.max_num_queued_reqs}: further requests get status 503")
     if not keys and not args.uds and not is_loopback(args.host or ""):
         host = args.host or "all addresses"
-        notes.append(f"--host {host}: no key is required (VLLM_API_KEY=KEY requires one)")
+        notices.append(f"--host {host}: no key is required (VLLM_API_KEY=KEY requires one)")
     if (args.limit_requests or args.limit_tokens) and (args.api_server_count or args.data_parallel_size) > 1:
-        notes.append("each API process counts separately; a client can use up the limits once in each process")
-    return notes
+        notices.append("each API process counts separately; a client can use up the limits once in each process")
+    return notices
 
 
 def is_loopback(host: str) -> bool:

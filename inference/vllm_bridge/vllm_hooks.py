@@ -31,7 +31,7 @@ PRIVATE_API = {
     # token limits: no middleware sees the tokens of an answer whose client has disconnected
     "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
-    # routes and offline engine: requests are validated, sampled and answered as by /v1/completions
+    # routes: requests are validated, sampled and answered as by /v1/completions
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
     # server_guard/, launching

@@ -24,7 +24,8 @@ from corpus_building import documents
 from corpus_building.documents import Shard
 from corpus_building.samples import CorpusSettings, add_documents
 
-BYTES_PER_TOKEN = 8  # upper bound for real text: the estimate of the needed disk space must not be too high
+# At least the real ratio, so the disk space is underestimated rather than overestimated.
+BYTES_PER_TOKEN = 8
 SHARD_BYTES = 16_000_000  # input of one shard, about a second of work; a killed worker loses the work of its shard
 TASKS_PER_WORKER = 4  # on a cluster: few, since each task loads the tokenizer, but enough to balance the load
 DOCUMENTS_PER_BATCH = 64  # documents added to the corpus at a time

@@ -41,7 +41,7 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """The number of bytes in the file."""
+        """The number of bytes in the range."""
         return self.end - self.start
 
 

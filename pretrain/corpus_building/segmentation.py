@@ -17,7 +17,7 @@ from math import ceil, floor, inf, sqrt
 import numpy as np
 from sentence_ends.sentence_boundaries import clause_ends, sentence_ends, sentence_ends_between, word_ends
 
-_FIRST_DEVIATION = 16  # tokens; sentence ends are first searched this close to the even division
+_FIRST_DISTANCE = 16  # tokens; sentence ends are first searched this close to the even division
 _MANY_SAMPLES = 16  # from this number on, the whole text is searched once, since each window may have to search it
 
 
@@ -64,23 +64,22 @@ def _cuts_at_sentence_ends(text: str, tokens: _TokenOffsets, limit: int, languag
     """Return the best cuts at sentence ends into ceil(tokens / limit) samples; None if there is no such division.
 
     In every division of T tokens into n samples of at most L tokens, the k-th cut lies between T - (n - k) L and k L;
-    these windows are disjoint. If the sum of squared lengths is T^2 / n + e, the k-th cut is at most
-    sqrt(e k (n - k) / n) from k T / n, because the two sides of a cut at x contribute at least
-    x^2 / k + (T - x)^2 / (n - k). Sentence ends are therefore searched near k T / n first; e of the division found
-    there bounds how far the best cuts can be from k T / n.
+    these windows are disjoint. Let e be the sum of squared lengths minus its minimum T^2 / n. The two sides of a cut at
+    x contribute at least x^2 / k + (T - x)^2 / (n - k), so |x - k T / n| <= sqrt(e k (n - k) / n). Sentence ends are
+    first searched near k T / n; e of the division found there bounds the search for the best cuts.
     """
     total, count = tokens.total, -(-tokens.total // limit)
     known = tokens.offsets_at(sentence_ends(text, language)) if count >= _MANY_SAMPLES else None
-    deviation = _FIRST_DEVIATION * sqrt(count) if known is None else total  # a first estimate of sqrt(e)
+    bound = _FIRST_DISTANCE * sqrt(count) if known is None else total  # a first estimate of sqrt(e)
     while True:
-        windows = _cut_windows(total, count, limit, deviation)
+        windows = _cut_windows(total, count, limit, bound)
         offsets = _sentence_ends_in_windows(text, tokens, windows, language) if known is None else known
         candidates = _candidates_in_windows(offsets, windows)
-        found = _deviation_of_nearest_cuts(candidates, total, limit)
-        if found is not None and found <= deviation:
-            candidates = _candidates_in_windows(offsets, _cut_windows(total, count, limit, found))
-        elif found is not None or deviation < total:
-            deviation = found or 8 * deviation
+        root_excess = _root_excess_of_nearest_cuts(candidates, total, limit)
+        if root_excess is not None and root_excess <= bound:
+            candidates = _candidates_in_windows(offsets, _cut_windows(total, count, limit, root_excess))
+        elif root_excess is not None or bound < total:
+            bound = root_excess or 8 * bound
             continue
         return _best_cuts([[0], *candidates, [total]], limit)
 
@@ -95,11 +94,14 @@ def _sentence_ends_in_windows(
     return tokens.offsets_at(positions)
 
 
-def _cut_windows(total: int, count: int, limit: int, deviation: float) -> list[tuple[int, int]]:
-    """Return the first and last offset of each cut, in divisions with e <= deviation^2 (`_cuts_at_sentence_ends`)."""
+def _cut_windows(total: int, count: int, limit: int, root_excess: float) -> list[tuple[int, int]]:
+    """Return the first and last offset of each cut, in divisions whose sqrt(e) is at most `root_excess`.
+
+    root_excess: square root of the excess sum of squares; see `_cuts_at_sentence_ends`.
+    """
     windows = []
     for k in range(1, count):
-        even, reach = k * total / count, deviation * sqrt(k * (count - k) / count)
+        even, reach = k * total / count, root_excess * sqrt(k * (count - k) / count)
         low, high = max(total - (count - k) * limit, ceil(even - reach)), min(k * limit, floor(even + reach))
         windows.append((max(low, 1), min(high, total - 1)))
     return windows
@@ -110,7 +112,7 @@ def _candidates_in_windows(offsets: list[int], windows: list[tuple[int, int]]) -
     return [offsets[bisect_left(offsets, low) : bisect_right(offsets, high)] for low, high in windows]
 
 
-def _deviation_of_nearest_cuts(candidates: list[list[int]], total: int, limit: int) -> float | None:
+def _root_excess_of_nearest_cuts(candidates: list[list[int]], total: int, limit: int) -> float | None:
     """Return sqrt(e) of the division at the candidates nearest to the even division; None if it is not possible.
 
     See `_cuts_at_sentence_ends`. candidates: of each cut, in ascending order.

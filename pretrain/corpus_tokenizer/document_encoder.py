@@ -1,7 +1,7 @@
 """Encode documents with the tokenizer of a folder, and compare some of the results with other engines.
 
-A corpus must have the same ids as tuning and serving. Therefore the first 10 documents of every shard, and then every
-500th, are also encoded by the reference engine and by the folder's tokenizer.json.
+A corpus must have the same ids as tuning and serving. Therefore the first 1,000 characters of the first 10 documents of
+every shard, and then of every 500th, are also encoded by the reference engine and by the folder's tokenizer.json.
 """
 
 import hashlib

@@ -2,8 +2,8 @@
 
 transformers 5 ignores parts of tokenizer.json if the tokenizer class is LlamaTokenizer, and builds its own tokenizer if
 there is only a tokenizer.model. Texts that begin with a space or contain two spaces in a row then get other ids than
-from SentencePiece, on which the model was trained. transformers reads its generic tokenizer class exactly, so such a
-folder gets tokenizer files of that class: in a cache when it is read, or in the folder itself when a tool writes it.
+from SentencePiece, on which the model was trained. transformers reads its generic tokenizer class correctly. So this
+module writes tokenizer files of that class: into a cache for input folders, and into the folder for outputs.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where needed, since commands import this module be
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class in transformers 4 and 5
 INEXACT = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Settings of the classes in INEXACT that the generic class does not have.
 DROPPED = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "sp_model_kwargs",
            "special_tokens_map_file", "tokenizer_file", "use_fast", "use_default_system_prompt", "backend")  # fmt: skip
@@ -113,9 +113,9 @@ def is_rank_table(model: Path) -> bool:
 def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 
-    The ids are those of tokenizer.model or, without it, of tokenizer.json. Added tokens, BOS, EOS and other roles of
-    tokens, and all other settings are kept. Raises ValueError, which names the files, if they are damaged or contradict
-    each other.
+    The ids are those of tokenizer.model or, without it, of tokenizer.json. Added tokens, BOS, EOS and other
+    special tokens, and all other settings are kept. Raises ValueError, which names the files, if they are damaged or
+    contradict each other.
     """
     from exact_tokenizers import sentencepiece_bpe
 
@@ -126,7 +126,11 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     if model.is_file() and not is_rank_table(model):
         proto = sentencepiece_bpe.read_sentencepiece_model(model)
         tokenizer = sentencepiece_bpe.build_fast_tokenizer(proto)
-        roles = {role: text for role, text in sentencepiece_bpe.tokenizer_config(proto).items() if role in ROLES}
+        roles = {
+            role: text
+            for role, text in sentencepiece_bpe.tokenizer_config(proto).items()
+            if role in SPECIAL_TOKEN_NAMES
+        }
         if stored.is_file() and not has_same_pieces(stored, model):
             raise ValueError(
                 f"{stored} and {model} are different tokenizers; remove the file that does not belong to this model"
@@ -134,7 +138,7 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     else:
         tokenizer = read_tokenizer(stored)
     named = named_tokens(folder, config)
-    roles |= {role: text for role in ROLES if (text := token_text(named.get(role)))}
+    roles |= {role: text for role in SPECIAL_TOKEN_NAMES if (text := token_text(named.get(role)))}
     add_tokens(tokenizer, tokens, folder)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     missing = sorted({text for text in roles.values() if text not in vocabulary})
@@ -142,7 +146,7 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
     set_bos_and_eos(tokenizer, roles, config)
     additional = named.get("additional_special_tokens") or []
-    kept = {name: value for name, value in config.items() if name not in (*DROPPED, *ROLES)}
+    kept = {name: value for name, value in config.items() if name not in (*DROPPED, *SPECIAL_TOKEN_NAMES)}
     kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
     if additional:
         kept["additional_special_tokens"] = [token_text(token) for token in additional]

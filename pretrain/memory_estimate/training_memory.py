@@ -9,19 +9,27 @@ GIB = 2**30  # bytes; a card that is sold with "32 GB" has 32 GiB
 # Share of a card's memory to plan with, vLLM's default (gpu_memory_utilization): CUDA's context, NCCL, workspaces of
 # kernels and fragmentation take the rest.
 MEMORY_SHARE = 0.92
-BUCKET = 5e7  # elements; reduce_bucket_size and stage3_prefetch_bucket_size in pretrain/configs/*.json
-LIVE = 1e9  # elements; stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
-PINNED = 1.5  # bytes of pinned host memory per requested byte: additional_buffer_factor in zero/stage3.py
+BUCKET_ELEMENTS = 5e7  # reduce_bucket_size and stage3_prefetch_bucket_size in pretrain/configs/*.json
+MAX_LIVE_PARAMETERS = 1e9  # stage3_max_live_parameters and sub_group_size, DeepSpeed's defaults
+PINNED_OVERHEAD = 1.5  # pinned host bytes per requested byte: additional_buffer_factor in zero/stage3.py
 
 
 def layer_bytes(shape: Shape) -> int:
     """Return the bytes per token that one layer keeps for the backward pass.
 
     Counted as in Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), for packed
-    sequences in transformers 5. Bytes per element: two norms that compute in float32, 4 + 2 + 2 each; queries and
-    attention output, 2 + 2 + 2 (the output is copied from segments to the sequence); keys and values, 2 each; row sums
-    of attention, 4 per head; gate, activated gate, up projection and their product, 2 each; norms of queries and keys,
-    4 + 2 and a float32 factor per head. There is no dropout, and SDPA and flash attention keep no scores.
+    sequences in transformers 5. There is no dropout, and SDPA and flash attention keep no scores.
+
+    tensors                                   bytes per element    reason
+    inputs and outputs of the two norms       4 + 2 + 2            computed in float32
+    factors of the two norms                  4 per token          float32
+    queries                                   2
+    attention output                          2 + 2                copied from segments to the sequence
+    keys, values                              2 each
+    row sums of attention                     4 per head           float32
+    gate, activated gate, up, product         2 each
+    norms of queries and keys (Qwen3)         4 + 2                computed in float32
+    factors of these norms                    4 per head           float32
     """
     kept = 16 * shape.hidden + 6 * shape.query + 4 * shape.key + 8 * shape.intermediate + 4 * shape.heads + 8
     return kept + shape.qk_norm * (6 * (shape.query + shape.key) + 4 * (shape.heads + shape.kv_heads))
@@ -62,18 +70,18 @@ def state_bytes(config: str, parameters: int, gpus: int) -> float:
 
 def buffer_bytes(config: str, shape: Shape) -> float:
     """Return the bytes per GPU of buffers: buckets, the largest gradient, and gathered weights under stage 3."""
-    gathered = min(parameter_count(shape), LIVE) if config.startswith("zero3") else 0
-    return 8 * BUCKET + 2 * shape.vocabulary * shape.hidden + 2 * gathered
+    gathered = min(parameter_count(shape), MAX_LIVE_PARAMETERS) if config.startswith("zero3") else 0
+    return 8 * BUCKET_ELEMENTS + 2 * shape.vocabulary * shape.hidden + 2 * gathered
 
 
 def step_bytes(config: str, parameters: int, gpus: int) -> float:
     """Return the bytes per GPU of float32 gradients during Adam's step, when activations are freed.
 
-    Stage 3 converts `LIVE` elements at a time; an offloaded optimizer runs on the host.
+    Stage 3 converts `MAX_LIVE_PARAMETERS` elements at a time; an offloaded optimizer runs on the host.
     """
     if "offload" in config:
         return 0.0
-    return min(4 * parameters / gpus, 4 * LIVE if config.startswith("zero3") else float("inf"))
+    return min(4 * parameters / gpus, 4 * MAX_LIVE_PARAMETERS if config.startswith("zero3") else float("inf"))
 
 
 def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
@@ -86,4 +94,4 @@ def host_bytes(config: str, parameters: int, gpus: int, nodes: int) -> float:
     if config in ("zero1", "zero2"):
         return 4.0 * parameters * gpus / nodes
     offloaded = 0 if "offload" not in config else 20 if config.endswith("all") else 18
-    return max(2.0 * parameters, PINNED * offloaded * parameters / nodes)
+    return max(2.0 * parameters, PINNED_OVERHEAD * offloaded * parameters / nodes)

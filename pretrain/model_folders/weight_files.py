@@ -13,7 +13,8 @@ from exact_tokenizers.tokenizer_folders import read_object
 SETS = ("model.safetensors", "pytorch_model.bin")  # each as one file or as shards with an index
 ADAPTER = "adapter_config.json"
 NO_WEIGHTS = ("training_args.bin", "optimizer.bin")  # .bin files that vLLM does not read
-CONSOLIDATED = "consolidated"  # Mistral's own layout, which published folders have beside the other one
+# Prefix of weight files in Mistral's own layout; published folders have them besides model*.safetensors.
+CONSOLIDATED = "consolidated"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -48,7 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def files_of_vllm(folder: Path, listed: list[str]) -> list[str]:
-    """Return the names of the files that vLLM reads. listed: the shards in the index of the set of transformers."""
+    """Return the names of the files that vLLM reads. listed: shards named by the index that transformers reads."""
     stored = [file.name for file in folder.glob("*.safetensors") if not file.name.startswith(CONSOLIDATED)]
     if stored:
         return listed if (folder / f"{SETS[0]}.index.json").is_file() else stored

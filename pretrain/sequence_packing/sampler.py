@@ -4,7 +4,7 @@ The global index counts the packed sequences of a run over all ranks. A periodic
 index, and the number of sequences of that source before it. A permutation that depends on seed, source and epoch maps
 this number to a sequence of the source. So the order does not depend on the number of ranks, a run can resume at any
 index without reading the previous sequences, memory does not grow with the corpus, and each epoch of a source has
-another order. In this module, a source is a source or a type of the corpus, depending on what the weights name.
+another order. If the weights name types of the corpus, each type is treated as one source here.
 """
 
 import hashlib

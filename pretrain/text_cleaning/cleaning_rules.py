@@ -96,8 +96,9 @@ SHORT_TEXT_THRESHOLDS: dict[str, dict[str, Any]] = {
     "gopher_quality": {"min_stop_words": None},
     "gopher_repetition": {"top_n_grams": ()},
 }
-# A document is dropped if it has `entries` different phrases of a word list that make up `share` of its characters, or
-# `mentions` of any phrases that make up `share_of_few`.
+# A document is dropped if it has at least `entries` different phrases of a word list, and the phrases take at least
+# `share` of its characters; or if it has at least `mentions` occurrences of any phrases, and they take at least
+# `share_of_few`. The names are those in report.json.
 HARM_LIMITS = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)  # FineWeb's; finds similarities from about 0.72
 SHINGLES_PER_PASS = 1024  # the 112 hashes of each of so many shingles fit in the CPU's cache

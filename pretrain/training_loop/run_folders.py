@@ -37,8 +37,8 @@ def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
 def tying_options(base: Path) -> dict[str, bool]:
     """Return options of from_pretrained: tie_word_embeddings=False if embedding and output matrix differ, else none.
 
-    For a base that config.json marks as tied, transformers 5 compares the two matrices. Under ZeRO-3 it compares the
-    empty placeholders of their partitions, and would drop the output matrix.
+    For a base that config.json marks as tied, transformers 5 compares the two matrices. Under ZeRO-3 it would compare
+    empty placeholders, find them equal, and drop the output matrix.
     """
     with suppress(Exception):  # loading the model reports damaged files
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))

@@ -172,6 +172,15 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
     assert names(tmp_path) == ["in.jsonl"]
 
 
+def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
+    with (
+        pretended(always((429, {"Retry-After": "1"}, envelope(error="no")))) as url,
+        pytest.raises(batch_client.ServerUnavailableError, match="has been busy for 1 s; the written lines are kept"),
+    ):
+        batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(tmp_path / "out.jsonl"), url=url)
+
+
 def test_slow_row_limits_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that arrive early wait in memory, so their number is limited."""
     monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)

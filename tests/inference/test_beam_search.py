@@ -71,7 +71,7 @@ def test_answer_that_the_log_probabilities_do_not_decide_is_refused() -> None:
     """Both tokens found are in the prompt: halved in likelihood, they may fall behind tokens that were not found."""
     found = [{7: -0.5, 8: -1.0}]
     assert [beam.ids for beam in continuations([1], [Beam([], 0.0)], found, 2.0, 2)] == [[7], [8]]
-    with pytest.raises(ValueError, match="--max-logprobs; raise it, or lower num_beams"):
+    with pytest.raises(ValueError, match="needs more than --max-logprobs log probabilities per step"):
         continuations([7, 8], [Beam([], 0.0)], found, 2.0, 2)
     with pytest.raises(ValueError, match="num_beams 11 needs 22 log probabilities"):
         asyncio.run(beam_search([1], BeamSettings(11, 3), [], 20, None))  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(num_beams=0), 422, "parameters.num_beams: input should be greater than or equal to 1"),
         (with_parameters(num_beams=4, stop="x"), 400, "beam search would ignore stop; remove them or num_beams"),
         (with_parameters(num_beams=4) | {"stream": True}, 400, "beam search cannot stream"),
-        (with_parameters(num_beams=200), 400, "num_beams 200 needs 400 log probabilities of a token"),
+        (with_parameters(num_beams=200), 400, "num_beams 200 needs 400 log probabilities per step"),
         (with_parameters(num_beams=4, repetition_penalty=0.5), 400, "with num_beams, give 1 or more"),
         (with_parameters(structured_outputs={"regexp": "a"}), 422, "unknown field of structured_outputs regexp"),
         (with_parameters(seed=2**70), 422, "seed: input should be less than"),

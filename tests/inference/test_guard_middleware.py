@@ -135,7 +135,7 @@ def test_every_route_of_vllms_application_requires_a_key(repository: Path, tiny_
         assert error.startswith(expected)
     assert f"--max-num-queued-reqs {4 * 128}: further requests get" in done.stderr or "no GPU" not in done.stderr
     assert done.stderr.count("no key is required") == 1
-    assert "note: --host 0.0.0.0: no key is required" in done.stderr
+    assert "notice: --host 0.0.0.0: no key is required" in done.stderr
 
 
 @pytest.mark.parametrize(

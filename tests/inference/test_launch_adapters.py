@@ -256,7 +256,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
             assert isinstance(results[name], str) and expected in results[name], results[name]
         else:
             assert tuple(results[name][0].values())[:4] == expected, results[name]
-    assert "note: adapters a: --enable-lora --max-lora-rank 16 --max-loras 1\n" in results["one"][1]
+    assert "notice: adapters a: --enable-lora --max-lora-rank 16 --max-loras 1\n" in results["one"][1]
     assert "a7, a8: --enable-lora\n" in results["given"][1]
     without = [line.partition(" has no chat template, ")[0] for line in results["one"][2]]
     assert without == [str(tiny_checkpoint), f"adapter a: {adapter}"]

@@ -258,8 +258,8 @@ def test_published_command_serves_a_base_model_and_exits_cleanly(start_server: A
         "--tensor-parallel-size", parallel,
     )  # fmt: skip
     log = server.log.read_text()
-    assert log.startswith("note: --use-np-weights is no longer needed")
-    assert "note: no GPU: --enforce-eager" in log or "no GPU" not in log
+    assert log.startswith("notice: --use-np-weights is no longer needed")
+    assert "notice: no GPU: --enforce-eager" in log or "no GPU" not in log
     answer = server.generate("The capital of", temperature=0, max_tokens=8, ignore_eos=True)
     assert answer["num_output_tokens_cf"] == 8
     assert server.generate("The capital of", "Norway", max_tokens=4)["error"] is None

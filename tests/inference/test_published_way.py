@@ -182,7 +182,7 @@ def test_template_file_gives_a_model_without_one_the_published_prompt(
         remedy = (
             f"python tools/set_template.py --model_path {published.recovered} --template_path {ALPACA_NAME} --output"
         )
-        assert f"note: {published.recovered} has no chat template, so instructions are sent as plain text" in warning
+        assert f"notice: {published.recovered} has no chat template, so instructions are sent as plain text" in warning
         assert f": --prompt_template_name alpaca, or add it: {remedy}" in warning
 
 

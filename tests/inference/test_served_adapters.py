@@ -179,7 +179,7 @@ def test_stream_of_an_adapter_equals_its_answer(adapter_server: Any, envelopes: 
 def test_base_without_a_template_is_served_with_a_warning(adapter_server: Any, world: World) -> None:
     """/generate (above) and /extract take its plain text; the adapters have templates of their own."""
     warning = (
-        f"note: {world.base} has no chat template, so instructions are sent as plain text. A tuned model needs the "
+        f"notice: {world.base} has no chat template, so instructions are sent as plain text. A tuned model needs the "
         "template that it was tuned with: --template_path finetune/templates/alpaca.jinja, or add it: python "
         f"tools/set_template.py --model_path {world.base} --template_path finetune/templates/alpaca.jinja "
         "--output_dir NEW\n"

@@ -356,10 +356,10 @@ def test_configuration_keys_are_known_to_deepspeed(file: Path) -> None:
     DeepSpeedBF16Config(**config["bf16"] | {"enabled": True})
     fp16 = DeepSpeedFP16Config(**config["fp16"] | {"enabled": True})
     assert (fp16.loss_scale, fp16.initial_scale_power) == (0, 16)
-    assert zero.reduce_bucket_size == training_memory.BUCKET
+    assert zero.reduce_bucket_size == training_memory.BUCKET_ELEMENTS
     if zero.stage == 3:
-        assert zero.max_live_parameters == zero.sub_group_size == training_memory.LIVE
-        assert zero.prefetch_bucket_size == training_memory.BUCKET
+        assert zero.max_live_parameters == zero.sub_group_size == training_memory.MAX_LIVE_PARAMETERS
+        assert zero.prefetch_bucket_size == training_memory.BUCKET_ELEMENTS
         assert zero.gather_16bit_weights_on_model_save
 
 

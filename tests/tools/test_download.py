@@ -225,7 +225,7 @@ def test_wider_pattern_adds_files_to_finished_folder(hub: Hub, get: Get, tmp_pat
 )  # fmt: skip
 def test_names_that_lead_out_of_the_folder_are_refused(hub: Hub, get: Get, tmp_path: Path, name: str) -> None:
     hub.repositories["some/thing"][name] = b"evil"
-    with pytest.raises(ValueError, match="which could be written outside the folder; nothing was downloaded"):
+    with pytest.raises(ValueError, match="which is an unsafe file name; nothing was downloaded"):
         get(tmp_path / "in/thing")
     assert not list(tmp_path.iterdir())
     assert not hub.requests

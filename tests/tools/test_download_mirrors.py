@@ -50,11 +50,11 @@ def test_busy_hub_is_retried(hub: Hub, get: Get, tmp_path: Path, status: int) ->
 
 
 def test_hub_that_stays_busy_ends_run(hub: Hub, get: Get, tmp_path: Path) -> None:
-    hub.faults[LARGE] = [Fault(status=503)] * hub_files.TRIES
+    hub.faults[LARGE] = [Fault(status=503)] * hub_files.ATTEMPTS
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); .*; \d of 3 files.* resumes"):
         get(tmp_path / "thing")
-    assert [request for request in hub.requests if request[0] == LARGE] == [(LARGE, "")] * hub_files.TRIES
-    hub.faults[API] = [Fault(status=503)] * hub_files.TRIES
+    assert [request for request in hub.requests if request[0] == LARGE] == [(LARGE, "")] * hub_files.ATTEMPTS
+    hub.faults[API] = [Fault(status=503)] * hub_files.ATTEMPTS
     with pytest.raises(ValueError, match=r"does not deliver some/thing \(HTTP 503\); try again later"):
         get(tmp_path / "thing")
 

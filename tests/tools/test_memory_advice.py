@@ -195,7 +195,7 @@ def test_config_alone_is_enough_and_a_quantised_checkpoint_is_named(tmp_path: Pa
     assert shown.replace(str(file), str(tmp_path)) == run_tool(SCRIPT, "memory", tmp_path).stdout
     file.write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     lines = run_tool(SCRIPT, "memory", tmp_path).stdout.splitlines()
-    assert lines[1] == f"{tmp_path} is already quantised; the rows are those of the model before quantisation"
+    assert lines[1] == f"{tmp_path} is already quantised; the rows estimate the unquantised model"
 
 
 @pytest.mark.parametrize(

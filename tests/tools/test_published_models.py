@@ -152,7 +152,7 @@ def test_recovered_model_is_recognised_by_its_sum_and_gets_its_template(
 def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     tiny_checkpoint: Path, adapter: Path, tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They do not tell LLaMA from the models tuned from it: a note says what was seen and how to add a template."""
+    """They do not tell LLaMA from the models tuned from it: a notice says what was seen and how to add a template."""
     lora = shutil.copytree(adapter, tmp_path / "lora", ignore=shutil.ignore_patterns("chat_template.jinja"))
     facts, pretrained = {"config": SHAPE, "template": "alpaca"}, {"config": SHAPE, "template": ""}
     set_registry(tmp_path / "table.json", {"some/tuned": facts, "some/base": pretrained, "some/chat": {}}, monkeypatch)
@@ -160,8 +160,8 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     done = run_tool(*command, tmp_path / "out")
     assert not (tmp_path / "out/chat_template.jinja").exists()
     assert done.stdout.splitlines()[1] == (
-        f"note: {tmp_path}/out has no chat_template.jinja (its config.json fits some/tuned, but also others). A model "
-        f"that was tuned on a template needs it: python tools/set_template.py --model_path {tmp_path}/out "
+        f"notice: {tmp_path}/out has no chat_template.jinja (its config.json fits some/tuned, but also others). A "
+        f"model that was tuned on a template needs it: python tools/set_template.py --model_path {tmp_path}/out "
         "--template_path finetune/templates/alpaca.jinja --output_dir NEW"
     )
     run_tool(*done.stdout.splitlines()[1].split(": python ")[1].replace("NEW", str(tmp_path / "new")).split())
@@ -169,4 +169,4 @@ def test_configuration_and_tokenizer_of_llama_never_add_a_template(
     (lora / ".download").mkdir()
     for name, needs_template in {"some/base": False, "some/chat": True}.items():  # the latter's is not stated
         (lora / ".download/note.json").write_text(json.dumps({"repository": name}))
-        assert ("note: " in run_tool(*command, tmp_path / name[5:]).stdout) is needs_template
+        assert ("notice: " in run_tool(*command, tmp_path / name[5:]).stdout) is needs_template

@@ -177,8 +177,8 @@ def test_verify_compares_the_sum_and_says_why_not_the_md5(
     assert "is not the model recovered with some/diff: its weights add up to 5.40" in error
     (other / "run.json").unlink()
     error = run_tool(SCRIPT, "verify", other, status=2).stderr
-    assert "has no seal and is no published model that is known: its weights add up to 5.40" in error
-    assert "some/diff to -3.5951, some/diff-fp16 to -9.5951; seal the original" in error
+    assert "has no seal and matches no published model: the weights add up to 5.40" in error
+    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951); seal the original" in error
     assert (
         "no MD5 list of none; it has those of some/diff"
         in run_tool(SCRIPT, "verify", target, "--published", "none", status=2).stderr
@@ -219,7 +219,7 @@ def test_wrong_base_is_refused_or_reported(
     out = run_tool(*command, "--path_diff", folders[dtype]).stdout
     assert "BASE NOT VERIFIED: " in out
     assert "the recovered weights add up to 16.40" in out
-    assert "some/diff to -3.5951, some/diff-fp16 to -9.5951" in out
+    assert "(some/diff: -3.5951, some/diff-fp16: -9.5951)" in out
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hub_download.model_registry import facts_of, registry
+from hub_download.model_registry import entry_of, registry
 from hub_download.repository_source import NOTE
 
 from checkpoint_io.checkpoint_folders import read_json
@@ -17,26 +17,26 @@ CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # of the hub client
 REMOTE = re.compile(r"url = \S+?://[^/\s]+/([\w.-]+/[\w.-]+?)(?:\.git)?/?\s")  # of a clone, in .git/config
 
 
-def published_repository(folder: Path, fact: str) -> str:
+def published_repository(folder: Path, key: str) -> str:
     """Return the name of the published repository that a folder is a copy of; "" if it is not known.
 
-    The name is that of a record (`recorded_repository`), else that of the repository whose published files the folder
-    has. fact: key of an entry; only repositories that have it are compared. A model that was saved by transformers
-    names its origin in config.json; it may have been tuned since, so only its template is taken from there.
+    Sources in order: a record of the origin (`recorded_repository`), the MD5 of the files, and, if `key` is "template",
+    `_name_or_path` in config.json. That last name is used for nothing else, because the model may have been tuned after
+    it was loaded. key: only registry entries that have this key are compared.
 
     LLaMA's shape and tokenizer do not identify a model: the published 13B models have those of LLaMA-13B itself.
     """
     if name := recorded_repository(folder):
         return name
     digest = cache(md5)
-    for name, facts in registry()["repositories"].items():
-        hashes = facts.get("recovered_md5" if fact == "recovered_md5" else "md5", {})
-        has_all = bool(facts.get(fact) and hashes) and all((folder / file).is_file() for file in hashes)
+    for name, entry in registry()["repositories"].items():
+        hashes = entry.get("recovered_md5" if key == "recovered_md5" else "md5", {})
+        has_all = bool(entry.get(key) and hashes) and all((folder / file).is_file() for file in hashes)
         if has_all and all(digest(folder / file) == value for file, value in hashes.items()):
             return str(name)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     origin = str(config.get("_name_or_path"))
-    return origin if fact == "template" and facts_of(origin) else ""
+    return origin if key == "template" and entry_of(origin) else ""
 
 
 def recorded_repository(folder: Path) -> str:
@@ -54,12 +54,12 @@ def recorded_repository(folder: Path) -> str:
         found = remote[1]
     elif run.is_file() and (record := read_json(run)).get("script") == RECOVER:
         found = str(record.get("arguments", {}).get("published", ""))
-    return found if facts_of(found) else ""
+    return found if entry_of(found) else ""
 
 
-def has_config(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def has_config(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Return whether a config.json has the values of a registry entry's "config"; True if the entry has none."""
-    return all(config.get(key) == value for key, value in facts.get("config", {}).items())
+    return all(config.get(key) == value for key, value in entry.get("config", {}).items())
 
 
 def md5(file: Path) -> str:

@@ -13,8 +13,8 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import has_config
 from checkpoint_io.tensors import CHUNK, Tensor, ranges
 
-# The difference of a sum in float64 from the published one of float32 or float16 weights; a wrong base is off by
-# thousands. The published sums of the 13B model differ by 6.1 in float16 and float32.
+# Allowed difference between our float64 sum and the published sum, by type of the published weights. A wrong base
+# differs by thousands. The published sums of the 13B model differ by 6.1 in float16 and float32.
 TOLERANCE = {"float32": 0.5, "float16": 8.0}
 FREQUENCIES = "rotary_emb.inv_freq"  # stored in checkpoints until 2023, although computed from the configuration
 
@@ -25,20 +25,20 @@ def is_published_sum(total: float, expected: float, dtype: str) -> bool:
 
 
 def find_by_sum(total: float, config: Mapping[str, Any]) -> str:
-    """Return the diff whose recovered weights have this sum and whose config.json has these values, "" if none."""
-    for name, facts in registry()["repositories"].items():
-        sums = facts.get("sum", {}) if has_config(facts, config) else {}
+    """Return the published diff whose recovered weights have this sum and whose entry fits `config`; "" if none."""
+    for name, entry in registry()["repositories"].items():
+        sums = entry.get("sum", {}) if has_config(entry, config) else {}
         if any(is_published_sum(total, expected, dtype) for dtype, expected in sums.items()):
             return str(name)
     return ""
 
 
 def sum_phrase(total: float, config: Mapping[str, Any]) -> str:
-    """Return a sum, compared with those of the published models that have the same configuration."""
+    """Return a sum as text, with the published sums of models of the same configuration: "3.1 (NAME: 3.2)"."""
     known = registry()["repositories"].items()
-    similar = [(name, facts["sum"]) for name, facts in known if "sum" in facts and has_config(facts, config)]
-    others = ", ".join(f"{name} to {next(iter(sums.values())):.4f}" for name, sums in similar)
-    return f"{total:.4f}" + (f", {others}" if others else "")
+    similar = [(name, entry["sum"]) for name, entry in known if "sum" in entry and has_config(entry, config)]
+    others = ", ".join(f"{name}: {next(iter(sums.values())):.4f}" for name, sums in similar)
+    return f"{total:.4f}" + (f" ({others})" if others else "")
 
 
 def sum_weights(tensors: Iterable[Tensor], config: Mapping[str, Any], layers: int) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chat_prompts.template_files import TEMPLATE, TEMPLATES, read_templates
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
-from hub_download.model_registry import facts_of, registry, template_of
+from hub_download.model_registry import entry_of, registry, template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from checkpoint_io.published_models import has_config, published_repository
@@ -26,13 +26,13 @@ OTHER_FILES = ("generation_config.json", "extraction.json", "*.py")
 
 
 def copy_small_files(sources: Sequence[Path], target: Path, repository: str = "") -> str:
-    """Copy the small files of one or more checkpoint folders to the new folder target; return a phrase on its template.
+    """Copy the small files of checkpoint folders to the new folder target; return text on its template for the summary.
 
     sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files, and a
-    published model without a chat template gets the template that it was tuned on. repository: the published model
-    that the last source is, if its weights identified it. The phrase is for the summary, "" if the sources have a
-    template or are a published pretrained model. Raises ValueError if files contradict each other, FileNotFoundError if
-    no folder has a tokenizer.
+    published model without a chat template gets the template that it was tuned on. repository: name of the published
+    model in the last source, if known from its weights; "" otherwise. The text is "" if a template was copied or none
+    is needed (a published pretrained model). Raises ValueError if files contradict each other, FileNotFoundError if no
+    folder has a tokenizer.
     """
     check_tokenizer(*sources)
     for source in sources:
@@ -50,10 +50,10 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
 
 
 def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str, str], str | None]:
-    """Return the templates of the last source that has some or is a published model tuned on one, and the phrase.
+    """Return the templates of the last source that has some or is a published model tuned on one, and a phrase.
 
-    An adapter that was published without its template thus does not get its base's. The phrase is None if no source
-    has a template, unless the last is a published pretrained model.
+    So a published adapter without a template file gets its own published template, not the base's. The phrase is None
+    if no template was found and the last source is not a published pretrained model.
     """
     names: list[str] = []
     for folder in reversed(sources):
@@ -62,19 +62,19 @@ def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str
         names.append((not names and repository) or published_repository(folder, "template"))
         if template := template_of(names[-1]):
             return {"default": template}, f"; {TEMPLATE} added, which {names[-1]} was tuned on"
-    return {}, "" if facts_of(names[0]).get("template") == "" else None
+    return {}, "" if entry_of(names[0]).get("template") == "" else None
 
 
 def missing_template(target: Path) -> str:
     """Return a further line of the summary: target has no template, what its config.json fits, how to add one."""
     config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
     known = registry()["repositories"].items()
-    tuned = [(name, facts) for name, facts in known if facts.get("template") and "config" in facts]
-    similar = [name for name, facts in tuned if has_config(facts, config)]
+    tuned = [(name, entry) for name, entry in known if entry.get("template") and "config" in entry]
+    similar = [name for name, entry in tuned if has_config(entry, config)]
     seen = f"its config.json fits {' and '.join(similar)}, but also others" if similar else "its origin is unknown"
     folder = str(target).removesuffix(".partial")
     return (
-        f"\nnote: {folder} has no {TEMPLATE} ({seen}). A model that was tuned on a template needs it: python "
+        f"\nnotice: {folder} has no {TEMPLATE} ({seen}). A model that was tuned on a template needs it: python "
         f"tools/set_template.py --model_path {folder} --template_path finetune/templates/alpaca.jinja --output_dir NEW"
     )
 

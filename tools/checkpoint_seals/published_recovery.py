@@ -16,7 +16,7 @@ from checkpoint_io.published_models import has_config, published_repository
 from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
 from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import TORCH_NAME, Tensor, progress, read_weights
-from hub_download.model_registry import REGISTRY, facts_of, registry
+from hub_download.model_registry import REGISTRY, entry_of, registry
 
 from checkpoint_seals.seal_check import hash_files
 from checkpoint_seals.torch_archives import archive_md5
@@ -32,22 +32,22 @@ LAYER = (
 def verify_published(folder: Path, published: str, identify: bool) -> str:
     """Compare a folder with the MD5 lists, else with the sum of a published model; return a report of one line.
 
-    Returns "" if the folder is not known. published: the repository, or that of the diff that the folder was recovered
-    from; "" to recognise it, with identify also by the sum of its weights. Raises ValueError, which names the file and
-    its tensors, for other weights.
+    Returns "" if the folder is not known. published: repository of the model, or of the diff that it was recovered
+    from; "" to detect it. identify: if detection by files fails, also compare the sum of the weights. Raises
+    ValueError, which names the file and its tensors, for other weights.
     """
-    lists = {name: facts for name, facts in registry()["repositories"].items() if facts.keys() & set(LISTS)}
-    if published and not facts_of(published).keys() & set(LISTS):
+    lists = {name: entry for name, entry in registry()["repositories"].items() if entry.keys() & set(LISTS)}
+    if published and not entry_of(published).keys() & set(LISTS):
         raise ValueError(f"{REGISTRY.name} has no MD5 list of {published}; it has those of {', '.join(lists)}")
     name = published or published_repository(folder, "md5") or published_repository(folder, "recovered_md5")
-    facts = facts_of(name)
-    candidates = [facts[key] for key in LISTS if key in facts]
+    entry = entry_of(name)
+    candidates = [entry[key] for key in LISTS if key in entry]
     if stored := [table for table in candidates if all((folder / file).is_file() for file in table)]:
         return compare_stored(folder, name, stored)
     if not name and identify:
         name = identify_by_sum(folder, lists.values())
-        facts = facts_of(name)
-    return compare_recovered(folder, name, facts) if "recovered_md5" in facts else ""
+        entry = entry_of(name)
+    return compare_recovered(folder, name, entry) if "recovered_md5" in entry else ""
 
 
 def identify_by_sum(folder: Path, candidates: Iterable[Mapping[str, Any]]) -> str:
@@ -56,13 +56,13 @@ def identify_by_sum(folder: Path, candidates: Iterable[Mapping[str, Any]]) -> st
     Raises ValueError if it is, but the sum of the weights is not the published one.
     """
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if not any({"recovered_md5", "config"} <= facts.keys() and has_config(facts, config) for facts in candidates):
+    if not any({"recovered_md5", "config"} <= entry.keys() and has_config(entry, config) for entry in candidates):
         return ""
     total = weights_sum(read_weights(folder), config)
     if name := find_by_sum(total, config):
         return name
     raise ValueError(
-        f"{folder} has no seal and is no published model that is known: its weights add up to "
+        f"{folder} has no seal and matches no published model: the weights add up to "
         f"{sum_phrase(total, config)}; seal the original: python tools/checkpoint.py seal {folder}"
     )
 
@@ -80,18 +80,19 @@ def compare_stored(folder: Path, name: str, tables: Sequence[Mapping[str, str]])
     return f"{folder}: all {len(table)} files with the MD5 published for {name}"
 
 
-def compare_recovered(folder: Path, name: str, facts: Mapping[str, Any]) -> str:
+def compare_recovered(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
     """Rebuild the published .bin files from a folder's tensors and compare their MD5, else compare the sum of weights.
 
     Returns the report, which says why the MD5 cannot be compared if only the sum is as published.
     """
-    weights, config, table = read_weights(folder), read_json(folder / "config.json"), facts["recovered_md5"]
-    if not has_config(facts, config):
+    weights, config, table = read_weights(folder), read_json(folder / "config.json"), entry["recovered_md5"]
+    if not has_config(entry, config):
         raise ValueError(f"{folder} is not the model recovered with {name}: its config.json has other sizes")
-    (dtype, expected), *_ = facts["sum"].items()
+    (dtype, expected), *_ = entry["sum"].items()
     reason = layout_difference(weights, config, dtype)
     if not reason:
-        variants = [split(tensors, parse_size(facts["recovered_shard_size"])) for tensors in layouts(weights, config)]
+        limit = parse_size(entry["recovered_shard_size"])
+        variants = [split(tensors, limit) for tensors in published_tensor_lists(weights, config)]
         wrong = different_files(list(zip(*variants, strict=True)), table, folder.name)
         if not wrong:
             return f"{folder}: all {len(table)} files, rebuilt as .bin, with the MD5 published for {name}"
@@ -127,8 +128,8 @@ def ordered_names(config: Mapping[str, Any]) -> list[str]:
     return ["model.embed_tokens.weight", *layers, "model.norm.weight", "lm_head.weight"]
 
 
-def layouts(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[list[Tensor]]:
-    """Return the tensors of the published files in their order, once for each value that the frequencies may have.
+def published_tensor_lists(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[list[Tensor]]:
+    """Return two lists of the published tensors in file order: with float16-rounded and with exact rotary frequencies.
 
     transformers 4.28 stored the rotary frequencies in float32, rounded to float16 if the base had been converted with
     it. Frequencies in the folder are used as they are.
@@ -162,9 +163,9 @@ def split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
 def different_files(
     variants: Sequence[Sequence[Sequence[Tensor]]], table: Mapping[str, str], label: str
 ) -> dict[str, Sequence[Tensor]]:
-    """Return {file: its tensors} of the files of `table` that have their MD5 with no variant of their tensors.
+    """Return {file: tensors} for the files whose published MD5 no variant reproduces.
 
-    variants: for each file, in order.
+    variants: for each file of `table`, in the same order, alternative lists of its tensors.
     """
 
     def is_equal(file: str) -> bool:

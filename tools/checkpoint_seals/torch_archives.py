@@ -1,9 +1,9 @@
 """Hash the file that torch.save wrote before PyTorch 2.1, without writing it.
 
-The file is a zip archive of the records data.pkl, data/0, data/1, … (in the order of their names) and version.
-PyTorch 2.1 added the records byteorder and .data/serialization_id. Each record is stored uncompressed and begins at a
-multiple of 64 bytes; its CRC-32 follows it. Sources: torch/serialization.py and caffe2/serialize/inline_container.cc of
-PyTorch 1.13, and its miniz.c for the zip structures, which are always in ZIP64 form.
+The file is a zip archive with the records data.pkl, then data/0, data/1, … in string order, then version. PyTorch 2.1
+added the records byteorder and .data/serialization_id. Each record is stored uncompressed and begins at a multiple of
+64 bytes; its CRC-32 follows it. The end records are always in ZIP64 form, other structures only for offsets from
+2^32 - 1 on. Sources: torch/serialization.py, caffe2/serialize/inline_container.cc and miniz.c of PyTorch 1.13.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from zlib import crc32
 from checkpoint_io.tensors import BLOCK, Tensor
 
 ALIGNMENT = 64  # bytes
-LIMIT = 2**32 - 1  # larger offsets are in ZIP64 fields
+LIMIT = 2**32 - 1  # offsets from this on are in ZIP64 fields
 FLAGS = 0x0808  # sizes and CRC-32 follow the record; the name is UTF-8
 EMPTY_FLAGS = 0x0800  # an empty record has no sizes behind it
 STORAGE = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote_plus
 
-from hub_download.hub_files import TRY_AGAIN, RemoteFile, with_retries
+from hub_download.hub_files import RETRIED_STATUSES, RemoteFile, with_retries
 from hub_download.repository_source import TIMEOUT, RepositorySource, valid_hash
 
 SEGMENTS = {"model": "models", "dataset": "datasets", "space": "studios"}
@@ -71,7 +71,7 @@ def request_object(address: str, parameters: dict[str, str | int]) -> dict[str, 
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     response = get_session().get(address, params=parameters, headers=build_hf_headers(), timeout=TIMEOUT)
-    if response.status_code in TRY_AGAIN:
+    if response.status_code in RETRIED_STATUSES:
         hf_raise_for_status(response)
     try:
         content = response.json()

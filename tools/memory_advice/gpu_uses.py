@@ -1,7 +1,7 @@
 """The GPU memory of each use of a model: demo, server, LoRA, QLoRA and full tuning, in 16, 8 and 4 bits.
 
-Training uses the arithmetic of pretrain/plan.py (memory_estimate/). Only the linear layers of the layers are quantised;
-embedding, norms, biases and output matrix keep 16 bits, as in quantize.py, bitsandbytes and vLLM.
+Training uses the arithmetic of pretrain/plan.py (memory_estimate/). Only the linear layers of the decoder
+blocks are quantised; embedding, norms, biases and output matrix keep 16 bits, as in quantize.py, bitsandbytes and vLLM.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from memory_estimate.training_memory import (
 )
 
 CONVERSATION = 2048  # tokens of a demo's prompt and answer, if the context is not shorter
-RANK, EXAMPLES, LENGTH = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
-NODE, OFFLOAD = 8, "zero3-offload-optimizer"  # GPUs of a node, and DeepSpeed configuration, for full tuning
+LORA_RANK, MICRO_BATCH, CUTOFF = 16, 4, 512  # finetune.py's --lora_r, --micro_batch_size and --cutoff_len
+GPUS_PER_NODE, OFFLOAD_CONFIG = 8, "zero3-offload-optimizer"  # for full tuning; the configuration is DeepSpeed's
 # vLLM's max_num_batched_tokens and max_num_seqs by GiB of the card (vllm/engine/arg_utils.py, 0.32).
 SERVER_BATCHES = ((160, 16384, 1024), (70, 8192, 1024), (0, 2048, 256))
 # Bits per weight with scales: NF4 with double quantisation (Dettmers et al. 2023, section 3), GPTQ with a 16-bit scale
@@ -79,24 +79,24 @@ def inference_uses(shape: Shape, card: float) -> list[GpuUse]:
 def adapter_bytes(shape: Shape, bits: float) -> float:
     """Return the peak bytes of LoRA tuning as in lora.sh and qlora.sh, with gradient checkpointing.
 
-    The adapter is on all linear layers; its weights, gradients and Adam are float32. It copies its inputs to float32: 4
-    bytes per element of MLP and hidden state more than in `sequence_bytes`. If the base is quantised, PEFT converts all
-    other weights to float32, and so the inputs of the layers; autocast then copies the output matrix to 16 bits, and a
-    quantised matrix is multiplied in 16 bits.
+    The adapter is on all linear layers; its weights, gradients and Adam are float32. PEFT casts the adapter's inputs to
+    float32, which adds 4 bytes per element of the MLP and of the hidden state to `sequence_bytes`. With a quantised
+    base it also converts all other weights to float32, so the stored block inputs are float32; autocast then copies the
+    output matrix to 16 bits, and a quantised matrix is multiplied in 16 bits.
     """
     quantised, hidden = bits < 16, shape.hidden
-    factors = RANK * shape.layers * sum(sum(sizes) for sizes in linear_layers(shape))
+    factors = LORA_RANK * shape.layers * sum(sum(sizes) for sizes in linear_layers(shape))
     copies = 2 * hidden * (shape.vocabulary + shape.intermediate) if quantised else 0
     backward = layer_bytes(shape) + 8 * shape.intermediate + 6 * hidden
     inputs = shape.layers * (4 if quantised else 2) * hidden
-    activations = EXAMPLES * LENGTH * (inputs + max(logits_bytes(shape), backward))
+    activations = MICRO_BATCH * CUTOFF * (inputs + max(logits_bytes(shape), backward))
     return weight_bytes(shape, bits, other=4 if quantised else 2) + 16 * factors + copies + activations
 
 
 def full_bytes(shape: Shape, config: str, gpus: int) -> float:
     """Return the peak bytes per GPU of full.sh with a DeepSpeed configuration, with gradient checkpointing."""
     parameters = parameter_count(shape)
-    running = buffer_bytes(config, shape) + sequence_bytes(shape, EXAMPLES * LENGTH, recompute=True)
+    running = buffer_bytes(config, shape) + sequence_bytes(shape, MICRO_BATCH * CUTOFF, recompute=True)
     return state_bytes(config, parameters, gpus) + max(running, step_bytes(config, parameters, gpus))
 
 
@@ -107,6 +107,10 @@ def tuning_uses(shape: Shape) -> list[GpuUse]:
         GpuUse("lora.sh --load_in 8bit", 8, adapter_bytes(shape, 8)),
         GpuUse("qlora.sh", 4, adapter_bytes(shape, NF4_BITS)),
         GpuUse("full.sh, 1 GPU", 16, full_bytes(shape, "zero3", 1)),
-        GpuUse(f"full.sh, each of {NODE} GPUs", 16, full_bytes(shape, "zero3", NODE)),
-        GpuUse(f"full.sh, each of {NODE} GPUs, {OFFLOAD}", 16, full_bytes(shape, OFFLOAD, NODE)),
+        GpuUse(f"full.sh, each of {GPUS_PER_NODE} GPUs", 16, full_bytes(shape, "zero3", GPUS_PER_NODE)),
+        GpuUse(
+            f"full.sh, each of {GPUS_PER_NODE} GPUs, {OFFLOAD_CONFIG}",
+            16,
+            full_bytes(shape, OFFLOAD_CONFIG, GPUS_PER_NODE),
+        ),
     ]

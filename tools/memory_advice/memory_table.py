@@ -8,11 +8,11 @@ from memory_estimate.training_memory import GIB, MEMORY_SHARE, host_bytes
 
 from memory_advice.gpu_uses import (
     CONVERSATION,
-    EXAMPLES,
-    LENGTH,
-    NODE,
-    OFFLOAD,
-    RANK,
+    CUTOFF,
+    GPUS_PER_NODE,
+    LORA_RANK,
+    MICRO_BATCH,
+    OFFLOAD_CONFIG,
     GpuUse,
     cache_bytes,
     inference_uses,
@@ -49,7 +49,7 @@ def is_quantised(folder: str) -> bool:
     return file.exists() and "quantization_config" in read_json(file)
 
 
-def answer(use: GpuUse, shape: Shape, card: float) -> str:
+def describe_fit(use: GpuUse, shape: Shape, card: float) -> str:
     """Return whether a use fits a card of `card` GiB; for the server, also the tokens that its KV cache holds."""
     left = MEMORY_SHARE * card * GIB - use.fixed
     tokens = int(left // (CACHE_BLOCK * cache_bytes(shape))) * CACHE_BLOCK
@@ -68,9 +68,10 @@ def memory_table(folder: str, card: float) -> str:
     rows = [("use", "bits", "needs GiB", f"card of {card:g} GiB" if card else "")]
     for use in (*inference_uses(shape, card), *tuning_uses(shape)):
         needed = (use.fixed + use.cached * per_token) / MEMORY_SHARE / GIB
-        rows.append((use.name, str(use.bits), f"{needed:.1f}", answer(use, shape, card) if card else ""))
+        rows.append((use.name, str(use.bits), f"{needed:.1f}", describe_fit(use, shape, card) if card else ""))
     lines = [f"{name:<48}  {bits:>4}  {needed:>9}  {fits}".rstrip() for name, bits, needed, fits in rows]
-    conversation, host = min(CONVERSATION, shape.context), host_bytes(OFFLOAD, parameters, NODE, 1) / GIB
+    conversation = min(CONVERSATION, shape.context)
+    host = host_bytes(OFFLOAD_CONFIG, parameters, GPUS_PER_NODE, 1) / GIB
     lines = [
         f"{folder}: {parameters / 1e9:.2f} billion parameters, context of {shape.context:,} tokens, "
         f"{per_token / 2**10:,.0f} KiB of KV cache a token",
@@ -80,9 +81,9 @@ def memory_table(folder: str, card: float) -> str:
         f"Estimates. CUDA, NCCL and fragmentation take {1 - MEMORY_SHARE:.0%} of a card.",
         f"Demo: prompt and answer of {conversation:,} tokens.",
         "Server: a request of the whole context; the KV cache takes the rest of the card.",
-        f"Tuning: activations recomputed, --micro_batch_size {EXAMPLES} --cutoff_len {LENGTH} --lora_r {RANK};",
-        f"{OFFLOAD} takes {host:,.0f} GiB of host memory. More on full tuning: pretrain/plan.py.",
+        f"Tuning: activations recomputed, --micro_batch_size {MICRO_BATCH} --cutoff_len {CUTOFF} --lora_r {LORA_RANK};",
+        f"{OFFLOAD_CONFIG} takes {host:,.0f} GiB of host memory. More on full tuning: pretrain/plan.py.",
     ]
     if is_quantised(folder):
-        lines.insert(1, f"{folder} is already quantised; the rows are those of the model before quantisation")
+        lines.insert(1, f"{folder} is already quantised; the rows estimate the unquantised model")
     return "\n".join(lines)

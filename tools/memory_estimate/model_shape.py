@@ -81,14 +81,14 @@ def read_shape(path: Path) -> Shape:
 
 
 def linear_layers(shape: Shape) -> list[tuple[int, int]]:
-    """Return (inputs, outputs) of the seven linear layers of each layer: query, key, value, output, gate, up, down."""
+    """Return (inputs, outputs) of a decoder block's linear layers: query, key, value, output, gate, up, down."""
     hidden, query, key, intermediate = shape.hidden, shape.query, shape.key, shape.intermediate
     attention = [(hidden, query), (hidden, key), (hidden, key), (query, hidden)]
     return [*attention, (hidden, intermediate), (hidden, intermediate), (intermediate, hidden)]
 
 
 def linear_count(shape: Shape) -> int:
-    """Return the number of weights of the linear layers of all layers, without biases and the output matrix."""
+    """Return the number of weights of the linear layers of all blocks, without biases and the output matrix."""
     return shape.layers * sum(inputs * outputs for inputs, outputs in linear_layers(shape))
 
 

@@ -17,7 +17,7 @@ from checkpoint_io.published_models import published_repository
 from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
 from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
-from hub_download.model_registry import REGISTRY, facts_of, registry
+from hub_download.model_registry import REGISTRY, entry_of, registry
 
 from weight_diffs.exact_diff import find_base_tensor
 
@@ -114,10 +114,11 @@ def check_base(
 ) -> tuple[str, str, dict[str, np.ndarray]]:
     """Compare the base with the recorded fingerprint or a published sum.
 
-    Returns (criterion, the diff's repository, the added rows of `write_combined`). The repository of a diff without a
-    record is recognised by the sum of the recovered weights. The criterion is a phrase for the summary, the repository
-    "" if it is not known. published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not
-    the base.
+    Returns three values:
+        criterion: phrase for the summary that says how the base was verified, or that it was not.
+        repository: the diff's repository, also recognised by the sum of the recovered weights; "" if unknown.
+        added_rows: as for `write_combined`; {} if these rows are 0.
+    published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
@@ -152,8 +153,8 @@ def check_base(
 
 
 def has_mean_rows(repository: str) -> bool:
-    """Return whether rows that the base lacks are the mean of its rows in a published diff."""
-    return facts_of(repository).get("added_rows") == "mean"
+    """Return whether recovering this published diff initialises added rows with the mean of the base's rows."""
+    return entry_of(repository).get("added_rows") == "mean"
 
 
 def published_sum(path_diff: Path, repository: str) -> tuple[float, str, str] | None:
@@ -163,8 +164,8 @@ def published_sum(path_diff: Path, repository: str) -> tuple[float, str, str] | 
     """
     if (path_diff / SUM_FILE).is_file():
         return float((path_diff / SUM_FILE).read_text()), "float32", repository
-    sums = {name: facts["sum"] for name, facts in registry()["repositories"].items() if "sum" in facts}
-    if repository and "sum" not in facts_of(repository):
+    sums = {name: entry["sum"] for name, entry in registry()["repositories"].items() if "sum" in entry}
+    if repository and "sum" not in entry_of(repository):
         raise ValueError(f"{REGISTRY.name} has no sum for {repository}; it has {', '.join(sums)}")
     name = repository or published_repository(path_diff, "sum")
-    return next(((value, dtype, name) for dtype, value in facts_of(name).get("sum", {}).items()), None)
+    return next(((value, dtype, name) for dtype, value in entry_of(name).get("sum", {}).items()), None)

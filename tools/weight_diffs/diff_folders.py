@@ -37,9 +37,9 @@ class DiffInputs:
     ) -> Iterator[tuple[Path, str]]:
         """Yield the new folder `target` with configuration, tokenizer and template; write run.json at the end.
 
-        Also yields a phrase on the template for the summary. needed: bytes that will be written. The files come from
-        the second input folder; if it has no tokenizer, files that it lacks come from the base. adapters: further input
-        folders. repository: the published diff that the second folder is, "" if unknown; run.json records it.
+        Also yields text on the template for the summary. needed: bytes that will be written. Small files come from the
+        second input folder and, if that has no tokenizer, also from the base. adapters: further input folders.
+        repository: name of the published diff in the second folder, "" if unknown; run.json records it.
         """
         raw, other = self.folders.values()
         command = "recover" if "diff" in self.folders else "make_diff"

@@ -30,7 +30,7 @@ def print_report(folder: Path) -> None:
 
 
 def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
-    """Return the facts of an exact diff, the unit of its changes, and the changes."""
+    """Return the properties of an exact diff, the unit of its changes, and the changes."""
     diff = read_diff(folder)
     specs = {name: entry.spec(name) for name, entry in diff.entries.items()}
     size = sum(payload.nbytes for payload in diff.payloads.values())
@@ -55,7 +55,7 @@ def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
 
 
 def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
-    """Return the facts of an additive diff, the unit of its changes, and the changes."""
+    """Return the properties of an additive diff, the unit of its changes, and the changes."""
     tensors = read_weights(folder)
     record = read_json(folder / DIFF_RECORD) if (folder / DIFF_RECORD).is_file() else {}
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
