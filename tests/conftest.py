@@ -31,8 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only the tests without a server, ranks or a browser")
 
 
-# Expensive fixtures. Tests that share one of them run sequentially in one process, before all other tests.
-SHARED = ("extensions", "server", "checkpoints")  # the quick start uses the fixture extensions
+# Expensive fixtures. Tests that share one of them run sequentially in one process, before all other tests. The files
+# with integration tests follow.
+SHARED = ("short_quickstart", "server", "checkpoints")
 # Fixtures that start a server, DeepSpeed ranks or a browser; tests that use one are integration tests.
 STARTS_PROCESSES = ("extensions", "start_server", "browser", "short_quickstart", "checkpoints")
 
@@ -42,14 +43,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def group(item: pytest.Item) -> str:
         return next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
 
-    groups = {item: group(item) for item in items}
-    items.sort(key=lambda item: SHARED.index(groups[item]) if groups[item] in SHARED else len(SHARED))
+    groups, slowest_first = {item: group(item) for item in items}, dict.fromkeys(SHARED)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; bash tests/run.sh --slow runs it"))
         if any(name in getattr(item, "fixturenames", ()) for name in STARTS_PROCESSES):
             item.add_marker(pytest.mark.integration)
+        if item.get_closest_marker("integration"):
+            slowest_first.setdefault(groups[item])
+    order = {name: number for number, name in enumerate(slowest_first)}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
     if config.getoption("--fast"):
         items[:] = [item for item in items if not {"slow", "integration"} & {mark.name for mark in item.iter_markers()}]
     yield
@@ -171,7 +175,7 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory, run_script: RunScript,
 
 @pytest.fixture(scope="session")
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for DeepSpeed's compiled extensions, shared by all tests."""
+    """The folder for DeepSpeed's compiled extensions; runs on CPUs compile none."""
     return tmp_path_factory.mktemp("extensions")
 
 

@@ -28,7 +28,7 @@ if [ $# = 0 ] || [ "$*" = "--slow" ] || [ "$*" = "--fast" ]; then
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" check -q # not the files that runs wrote into the repository
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" format --check
     [ "$*" = "--fast" ] || types
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two processes; tests that share an expensive fixture run in one of them
-    set -- -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # three processes on two cores, since servers and ranks wait; tests that share an expensive fixture run in one of them
+    set -- -n 3 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
 fi
 exec "$bin/python" -m pytest "$@"

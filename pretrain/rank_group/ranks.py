@@ -5,7 +5,6 @@ launcher there is one rank, and the functions here do not wait.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,35 +22,28 @@ def is_first() -> bool:
 
 
 def join_ranks(deepspeed_config: Any) -> None:
-    """Initialise DeepSpeed's process group; does nothing without a launcher or without `deepspeed_config`.
+    """Initialise DeepSpeed's process group; does nothing without `deepspeed_config`, or without a launcher.
 
     Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
     rank. Without an accelerator it also sets ACCELERATE_USE_DEEPSPEED, which accelerate then requires. Raises
     ValueError if the ranks cannot connect.
     """
-    if not deepspeed_config or "LOCAL_RANK" not in os.environ:
+    if not deepspeed_config:
         return
     import deepspeed
 
+    is_on_cpu = not torch.accelerator.is_available()
+    if is_on_cpu:  # DeepSpeed would compile this operation for minutes; only its inference uses it
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "LOCAL_RANK" not in os.environ:
+        return
     try:
         deepspeed.init_distributed()
     except distributed.DistNetworkError:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(f"ranks cannot connect to {address}; if another run uses it, give --master_port N") from None
-    if not torch.accelerator.is_available():
+    if is_on_cpu:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        _unlink_shared_memory()
-
-
-def _unlink_shared_memory() -> None:
-    """Unlink DeepSpeed's CPU buffers in /dev/shm, about 60 MB a rank, which would otherwise remain after the run.
-
-    After the barrier all ranks have opened the buffers, so the file names are no longer needed.
-    """
-    distributed.barrier()
-    port, rank = os.environ.get("MASTER_PORT"), os.environ.get("RANK")
-    for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_{rank}"):
-        file.unlink(missing_ok=True)
 
 
 def wait_for_ranks() -> None:
