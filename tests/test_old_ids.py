@@ -135,22 +135,26 @@ PARSE = """
 import json, sys
 from server_launch.launch_args import parse_server_args
 from vllm.transformers_utils.config import try_get_generation_config
-args = parse_server_args(sys.argv[1:])
-generation = try_get_generation_config(args.generation_config, trust_remote_code=False)
-print(json.dumps([generation.eos_token_id, args.tokenizer]))
+for arguments in json.loads(sys.argv[1]):
+    args = parse_server_args(arguments)
+    generation = try_get_generation_config(args.generation_config, trust_remote_code=False)
+    print(json.dumps([generation.eos_token_id, args.tokenizer]))
 """
 
 
 @pytest.mark.integration
 def test_server_ends_at_eos_of_the_tokenizer(old: Path) -> None:
     """Without generation_config.json, vLLM takes the ids of config.json. --tokenizer also takes tokenizer.model."""
-    for name, more in (("generation_config.json", ()), ("", ("--tokenizer", str(old / "tokenizer.model")))):
-        done = subprocess.run(
-            [sys.executable, "-c", PARSE, "--model", str(old), "--port", str(free_port()), *more],
-            cwd=REPOSITORY / "inference", capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        eos, tokenizer = json.loads(done.stdout.splitlines()[-1])
+    bare = shutil.copytree(old, old.parent / "bare")
+    (bare / "generation_config.json").unlink()
+    port = ["--port", str(free_port())]
+    lines = [["--model", str(old), *port], ["--model", str(bare), *port, "--tokenizer", str(bare / "tokenizer.model")]]
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, json.dumps(lines)], cwd=REPOSITORY / "inference", capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    for line in done.stdout.splitlines()[-2:]:
+        eos, tokenizer = json.loads(line)
         assert eos == 2
         assert tokenizer.startswith(f"{old.parent}/cache/knowlm/tokenizers/")
-        assert NOTICE in done.stderr
-        (old / name).unlink() if name else None
+    assert done.stderr.count(NOTICE) == 2

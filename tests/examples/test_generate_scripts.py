@@ -14,15 +14,14 @@ from conftest import RunScript
 from demo_pages import case_files, console, model_loading, text_generation
 from demo_pages.text_generation import Decoding
 from hub_server import Hub, serving
+from in_process import run_in_process
 
 pytestmark = pytest.mark.integration
 
 
-def test_pretraining_cases_are_decoded_as_published(
-    tiny_checkpoint: Path, repository: Path, run_script: RunScript
-) -> None:
+def test_pretraining_cases_are_decoded_as_published(tiny_checkpoint: Path, repository: Path) -> None:
     """All 17, with 3 beams and penalty 1.6; the first answer equals that of transformers."""
-    done = run_script("examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--max_new_tokens", 8)
+    done = run_in_process("examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--max_new_tokens", 8)
     assert done.stdout.count("tokens in") == 17
     assert done.stdout.count("[17/17] reasoning") == 1
     case = json.loads((repository / "examples/cases/pretraining.json").read_text())["cases"][0]
@@ -50,14 +49,12 @@ def test_typed_lines_are_continued(tiny_checkpoint: Path, run_script: RunScript)
     assert done.stderr.count("--temperature has no effect without --do_sample") == 1
 
 
-def test_extraction_cases_use_the_wording_of_the_checkpoint(
-    instructed_checkpoint: Path, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_extraction_cases_use_the_wording_of_the_checkpoint(instructed_checkpoint: Path, tmp_path: Path) -> None:
     """The four published instructions are asked as they are; they need a longer context than the tiny checkpoint's."""
     folder = shutil.copytree(instructed_checkpoint, tmp_path / "long")
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2048}
     (folder / "config.json").write_text(json.dumps(config))
-    done = run_script("examples/generate_lora.py", "--base_model", folder, "--run_ie_cases", "--max_new_tokens", 6)
+    done = run_in_process("examples/generate_lora.py", "--base_model", folder, "--run_ie_cases", "--max_new_tokens", 6)
     assert done.stdout.count("tokens in") == 10
     assert "section 2.2" in done.stdout.partition("[1/10] published: events as tuples\n> 我将给你个输入")[0]
     assert "[5/10] ner (en)\n> List: person, place, organisation\n> On Monday" in done.stdout
@@ -116,7 +113,7 @@ def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
     ]
 
 
-def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, run_script: RunScript, tmp_path: Path) -> None:
+def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, tmp_path: Path) -> None:
     """JSONL with every form of case; each row has the prompt that the model read, the answer and the decoding used."""
     cases: list[dict[str, Any]] = [
         {"instruction": "Translate.", "input": "山水", "id": 7},
@@ -127,7 +124,7 @@ def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, run_scr
     file, output = tmp_path / "mine.jsonl", tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
     arguments = ("--base_model", instructed_checkpoint, "--cases", file, "--max_new_tokens", 6)
-    done = run_script("examples/generate_lora.py", *arguments, "--output", output)
+    done = run_in_process("examples/generate_lora.py", *arguments, "--output", output)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     loaded = model_loading.load(str(instructed_checkpoint))
     ids = [
@@ -146,20 +143,18 @@ def test_own_cases_are_answered_into_a_file(instructed_checkpoint: Path, run_scr
     assert f"{output}: 4 rows" in done.stdout
     assert [name.name for name in tmp_path.iterdir() if "partial" in name.name] == []
     first = output.read_bytes()
-    run_script("examples/generate_lora.py", *arguments, "--output", output, status=2)
+    run_in_process("examples/generate_lora.py", *arguments, "--output", output, status=2)
     assert output.read_bytes() == first
 
 
-def test_sampled_answers_of_a_seed_do_not_depend_on_other_cases(
-    tiny_checkpoint: Path, run_script: RunScript, tmp_path: Path
-) -> None:
+def test_sampled_answers_of_a_seed_do_not_depend_on_other_cases(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The creative preset with a seed: equal answers for a case alone and after another; another seed changes them."""
     texts = ["Ann was born in", "山水"]
     answers = {}
     for name, asked, seed in (("both", texts, 5), ("second", texts[1:], 5), ("other", texts[1:], 6)):
         (tmp_path / f"{name}.json").write_text(json.dumps([{"text": text} for text in asked]), encoding="utf-8")
         output = tmp_path / f"{name}.jsonl"
-        run_script(
+        run_in_process(
             "examples/generate_finetune.py", "--base_model", tiny_checkpoint, "--cases", tmp_path / f"{name}.json",
             "--preset", "creative", "--seed", seed, "--max_new_tokens", 12, "--output", output,
         )  # fmt: skip

@@ -19,6 +19,7 @@ from demo_pages.text_generation import Decoding
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_schema import check_schema
 from hub_server import Hub, serving
+from in_process import run_in_process
 from original_llama import TINY, random_state, write_original
 from transformers import AutoModelForCausalLM
 
@@ -165,7 +166,7 @@ def test_demo_asks_with_the_ids_of_the_published_prompt(published: Published, wa
 
 @pytest.mark.parametrize("template", [ALPACA, PROMPT[0]], ids=["Jinja", "JSON"])
 def test_template_file_gives_a_model_without_one_the_published_prompt(
-    published: Published, run_script: RunScript, tmp_path: Path, template: Path
+    published: Published, tmp_path: Path, template: Path
 ) -> None:
     """In a demo and in ie_run.py; without the option, the prompt is plain text, and a warning has the remedy."""
     expected = expected_prompt(published)
@@ -175,10 +176,10 @@ def test_template_file_gives_a_model_without_one_the_published_prompt(
     rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
     command = ("finetune/ie_run.py", "--base_model", published.recovered, "--data_path", rows, "--output", out,
                "--max_new_tokens", 8)  # fmt: skip
-    assert "chat template" not in run_script(*command, "--prompt_template_name", template).stderr
+    assert "chat template" not in run_in_process(*command, "--prompt_template_name", template).stderr
     assert json.loads(out.read_text())["prediction"] == greedy(published, expected, 8)
     if template == ALPACA:
-        warning = run_script(*command).stderr
+        warning = run_in_process(*command).stderr
         remedy = (
             f"python tools/set_template.py --model_path {published.recovered} --template_path {ALPACA_NAME} --output"
         )
@@ -195,7 +196,7 @@ def test_server_with_a_template_file_and_ie_run_give_the_demos_answers(
     answer = text_generation.generate(checkpoint, prompt, Decoding(8)).text
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
-    run_script(
+    run_in_process(
         "finetune/ie_run.py", "--base_model", published.recovered, "--lora_weights", published.adapter, "--data_path",
         rows, "--output", tmp_path / "out.jsonl", "--max_new_tokens", 8,
     )  # fmt: skip
