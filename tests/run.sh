@@ -27,8 +27,15 @@ fi
 if [ $# = 0 ] || [ "$*" = "--slow" ] || [ "$*" = "--fast" ]; then
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" check -q # not the files that runs wrote into the repository
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" format --check
-    [ "$*" = "--fast" ] || types
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # three processes on two cores, since servers and ranks wait; tests that share an expensive fixture run in one of them
-    set -- -n 3 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    # Three processes on two cores, since servers and ranks wait; tests that share an expensive fixture run in one of
+    # them. Types are checked at the same time; their errors are printed at the end.
+    processes=3 errors=$(mktemp) types_job=""
+    if [ "$*" = "--fast" ]; then processes=2; else types > "$errors" 2>&1 & types_job=$!; fi
+    status=0
+    "$bin/python" -m pytest -n $processes --dist loadgroup --no-loadscope-reorder --durations=15 "$@" || status=$?
+    [ -z "$types_job" ] || wait "$types_job" || { status=1; echo "types:"; cat "$errors"; }
+    rm "$errors"
+    exit "$status"
 fi
 exec "$bin/python" -m pytest "$@"

@@ -71,6 +71,7 @@ def half_logits(tiny_checkpoint: Path) -> torch.Tensor:
     return logits(AutoModelForCausalLM.from_pretrained(tiny_checkpoint)) / 2
 
 
+@pytest.mark.integration
 def test_own_code_is_refused_with_one_line_with_a_terminal_on_standard_input(
     own_model: Path, tmp_path: Path, rows_file: Path
 ) -> None:

@@ -191,6 +191,7 @@ def test_preset_buttons_set_the_decoding(pretrained_demo: str, page: Any) -> Non
     assert page.locator("#repetition_penalty input[type=number]").input_value() == "1.3"
 
 
+@pytest.mark.integration
 def test_port_in_use_is_refused_with_one_line(tiny_checkpoint: Path, run_script: RunScript) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -19,6 +19,8 @@ from tuning_runs import SMALL, command
 
 import finetune
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def tuned(

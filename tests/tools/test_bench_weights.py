@@ -7,7 +7,7 @@ import bench_weights
 import pytest
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_benchmark_round_prints_ratios_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_weights.main(size="tiny", rounds=1, contenders=["plain_add"], folder=str(tmp_path))
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

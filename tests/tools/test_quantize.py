@@ -199,7 +199,7 @@ def test_choose_group_returns_largest_group_that_fits_all_layers(model: Path) ->
 
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
-@pytest.mark.parametrize("method", ["nf4", pytest.param("bnb8", marks=pytest.mark.integration)])
+@pytest.mark.parametrize("method", ["nf4", pytest.param("bnb8", marks=pytest.mark.slow)])
 @pytest.mark.integration
 def test_bitsandbytes_folders_are_complete(model: Path, tmp_path: Path, run_script: RunScript, method: str) -> None:
     """One with scores, one without."""

@@ -260,7 +260,7 @@ def test_max_shard_size_splits_diff_and_recovered_model(
     assert run_tool("tools/checkpoint.py", "compare", tmp_path / "back", tuned).stdout.startswith("equal: ")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_diff_memory_does_not_grow_with_model(tmp_path: Path) -> None:
     """Diff, recovery and merging of 200 MB stay below 64 MiB of their own memory and 256 MiB resident."""
     from bench_weights import make_models, run_command
