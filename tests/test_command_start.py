@@ -110,6 +110,7 @@ def cpu_seconds(process: "subprocess.Popen[str]") -> float:
     ],
     ids=lambda arguments: Path(arguments[0]).stem,
 )
+@pytest.mark.integration
 def test_interrupt_while_a_command_starts_is_one_line(
     tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], seconds: float
 ) -> None:

@@ -56,6 +56,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("folder", "command", "refused"), COMMANDS, ids=lambda value: value.partition(" --")[0])
+@pytest.mark.integration
 def test_options_of_published_command_are_accepted(
     repository: Path, tmp_path: Path, run_script: RunScript, folder: str, command: str, refused: str
 ) -> None:
@@ -79,6 +80,7 @@ def test_published_templates_of_other_bases_have_the_prompts_of_alpaca() -> None
     assert load_template("qwen") == load_template("chatglm3") == load_template("alpaca")
 
 
+@pytest.mark.integration
 def test_corpus_is_written_with_tokenizer_model_of_current_folder(
     tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
 ) -> None:

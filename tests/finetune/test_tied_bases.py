@@ -72,6 +72,7 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("base", "change"), [*(("tied", change) for change in CHANGES), ("untied", "output"), ("untied", "embedding")]
 )
+@pytest.mark.integration
 def test_next_commands_work_and_untying_is_announced_before_training(
     tmp_path: Path,
     tied_checkpoint: Path,

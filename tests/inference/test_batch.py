@@ -210,6 +210,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
         ("--input in.jsonl --output o --url http://h -- --dtype half", "--url uses a server that is already running"),
     ],
 )  # fmt: skip
+@pytest.mark.integration
 def test_wrong_options_give_one_error_line(run_script: RunScript, tmp_path: Path, options: str, message: str) -> None:
     (tmp_path / "in.jsonl").write_text('{"instruction": "Name a city."}\n')
     done = run_script(SCRIPT, *options.split(), status=2, cwd=tmp_path)
