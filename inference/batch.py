@@ -94,7 +94,8 @@ def main(
         raise ValueError(f"--{'output' if input else 'input'} is missing; --help lists the options")
     source, target = Path(input), Path(output)
     if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist; --input takes a .json, .jsonl or .parquet file")
+        fault = "is a folder" if source.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{source} {fault}; --input takes a .json, .jsonl or .parquet file")
     if target.resolve() == source.resolve():
         raise ValueError(f"--output {target} is the input; choose another file")
     if not model and not url:

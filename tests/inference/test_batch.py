@@ -198,6 +198,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
     [
         ("--input in.jsonl", "--output is missing"),
         ("--input none --output o --url u", "none does not exist; --input takes a .json"),
+        ("--input . --output o --url u", ". is a folder; --input takes a .json"),
         ("--input in.jsonl --output in.jsonl --url u", "--output in.jsonl is the input"),
         ("--input in.jsonl --output o", "no model is given; give a checkpoint folder with --model"),
         ("--input in.jsonl --output no/o --model M", "no does not exist; create this folder for --output no/o"),
