@@ -117,6 +117,8 @@ def test_template_file_is_beside_the_exact_tokenizer(make_folder: MakeFolder) ->
         ),
         ({"special_tokens_map": {"pad_token": "<pad>"}}, "the special token '<pad>' has no id"),
         ({"tokenizer_config": []}, "is damaged"),
+        ({"tokenizer_config": {"added_tokens_decoder": ["<a>"]}}, "added_tokens_decoder is not an object"),
+        ({"special_tokens_map": {"bos_token": ["<s>"]}}, r"the special token \['<s>'\] is not text"),
     ],
 )
 def test_contradicting_tokenizer_files_are_refused(

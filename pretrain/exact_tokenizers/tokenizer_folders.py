@@ -204,7 +204,12 @@ def stored_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, "AddedTo
     tokens: dict[int, AddedToken] = {}
     for text, index in read_object(folder / "added_tokens.json").items():
         tokens[int(index)] = AddedToken(text, special=text in special, normalized=False)
-    listed = [(int(index), entry) for index, entry in config.get("added_tokens_decoder", {}).items()]
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise ValueError(
+            f"{folder}/tokenizer_config.json: added_tokens_decoder is not an object; download its tokenizer files again"
+        )
+    listed = [(int(index), entry) for index, entry in decoder.items()]
     listed += [(entry["id"], entry) for entry in read_object(folder / "tokenizer.json").get("added_tokens", [])]
     for index, entry in listed:
         flags = {name: bool(entry.get(name)) for name in ("special", "lstrip", "rstrip", "single_word")}
@@ -263,8 +268,14 @@ def set_bos_and_eos(tokenizer: "Tokenizer", roles: Mapping[str, str], config: Ma
 
 
 def token_text(token: Any) -> str:
-    """Return the text of a token, which files store as a string or as an object with `content`."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""
+    """Return the text of a token, which files store as a string or as an object with `content`; "" if it is not set.
+
+    Raises ValueError for anything else.
+    """
+    text = (token.get("content") if isinstance(token, dict) else token) or ""
+    if not isinstance(text, str):
+        raise ValueError(f"the special token {text!r} is not text; download the tokenizer files again")
+    return text
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def test_recover_refuses_other_base_of_additive_diff(
     out = ("--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
     done = run_tool(SCRIPT, "recover", "--path_raw", wrong, *out, status=2)
     assert f"{wrong} is not the base of {tmp_path / 'diff'}" in done.stderr
+    done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, "--published", "some/diff", status=2)
+    assert "diff.json identifies the base of this diff; omit --published" in done.stderr
     assert left_behind(tmp_path) == []
 
 

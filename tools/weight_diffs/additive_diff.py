@@ -121,6 +121,8 @@ def check_base(
     published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not the base.
     """
     if (path_diff / DIFF_RECORD).is_file():
+        if published:
+            raise ValueError(f"{path_diff / DIFF_RECORD} identifies the base of this diff; omit --published")
         recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         hashes = tensors.tensor_hashes(raw.values(), "checking the base")
         if tensors.fingerprint(raw.values(), hashes) != recorded:
