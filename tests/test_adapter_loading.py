@@ -11,12 +11,14 @@ import ie_run
 import pytest
 import torch
 from adapter_checks.base_fit import read_adapter_for_base
+from adapter_loading.adapter_attachment import attach_adapter
 from adapter_loading.checkpoint_loading import load_checkpoint
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 from demo_pages import model_loading
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from server_launch.launch_adapters import adapter_prompt_encoder, check_adapters, load_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -342,3 +344,27 @@ def test_tokenizer_and_template_are_taken_as_sets_everywhere(
     assert merged.chat_template == template
     stored = json.loads((tmp_path / "merged/tokenizer_config.json").read_text())
     assert "chat_template" not in stored  # one place, which nothing contradicts
+
+
+def test_adapter_with_grown_vocabulary_as_peft_stores_it_is_attached_and_merged(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """PEFT also stores the modules before training and a second copy of the trained ones, which are not changes."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    rows = model.get_input_embeddings().weight.shape[0] + 4
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    settings = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    trained = get_peft_model(model, settings).eval()
+    for name, weight in trained.named_parameters():
+        if "modules_to_save" in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+    trained.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    assert any("original_module" in name for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
+    ids = torch.tensor([[1, 5, rows - 1, 7]])
+    expected = trained(ids).logits
+    options = ("--path_lora", tmp_path / "adapter", "--path_sfted", tmp_path / "merged")
+    run_in_process("tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, *options)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    attached = attach_adapter(base, tmp_path / "adapter", tiny_checkpoint).eval()
+    for answering in (attached, AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()):
+        torch.testing.assert_close(answering(ids).logits, expected, rtol=1e-5, atol=1e-5)

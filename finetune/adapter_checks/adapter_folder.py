@@ -5,7 +5,7 @@ Tensor names and the rules of rank_pattern follow PEFT (peft/utils/save_and_load
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
     """Return module -> kind -> shape for the tensors of an adapter file; raises ValueError on other tensors."""
     parts: dict[str, Shapes] = {}
     for name, shape in shapes.items():
+        if is_copy(name, shapes):
+            continue
         match = PART.fullmatch(name)
         if match is None or "lora_" in match[1]:
             raise ValueError(f"{file} contains {name}, which is not a tensor of a LoRA adapter; copy it again")
@@ -96,6 +98,16 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
     if not parts:
         raise ValueError(f"{file} contains no tensors; copy or train the adapter again")
     return parts
+
+
+def is_copy(name: str, names: Container[str]) -> bool:
+    """Return whether a tensor repeats a module of modules_to_save, or is the module before training.
+
+    PEFT stores these beside `<module>.weight` if the vocabulary has grown (save_embedding_layers in
+    get_peft_model_state_dict), and does not load them.
+    """
+    module, _, kind = name.removesuffix(".weight").rpartition(".")
+    return kind in ("modules_to_save", "original_module") and f"{module}.weight" in names
 
 
 def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adapter_checks.adapter_folder import matching_value
+from adapter_checks.adapter_folder import is_copy, matching_value
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
@@ -83,6 +83,8 @@ def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
     """Return {base tensor name: update} for an adapter's tensors; ValueError for an unsupported tensor."""
     updates: dict[str, TensorUpdate] = {}
     for name, tensor in tensors.items():
+        if is_copy(name, tensors):
+            continue
         match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_\w+|base_layer|weight|bias)(?:\.weight)?", name)
         module, part = match.groups() if match and tensor.dtype in FLOATS else ("", "")
         update = updates.setdefault(module + (".bias" if part == "bias" else ".weight"), TensorUpdate())
