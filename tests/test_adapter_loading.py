@@ -350,7 +350,7 @@ def test_adapter_with_grown_vocabulary_as_peft_stores_it_is_attached_and_merged(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """PEFT also stores the modules before training and a second copy of the trained ones, which are not changes."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     rows = model.get_input_embeddings().weight.shape[0] + 4
     model.resize_token_embeddings(rows, mean_resizing=False)
     settings = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
