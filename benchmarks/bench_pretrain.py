@@ -93,7 +93,7 @@ def random_base(folder: Path, shape: dict[str, Any], dtype: str) -> None:
 def random_corpus(prefix: Path, base: Path, documents: int, median: float, block_size: int) -> np.ndarray:
     """Write a corpus of two sources with random ids and lognormal lengths; return lengths in tokens, (samples,)."""
     from corpus_files.corpus import Corpus, CorpusWriter
-    from corpus_tokenizer.document_encoder import fingerprint
+    from corpus_tokenizer.document_encoder import vocabulary_fingerprint
     from tokenizers import Tokenizer
 
     table = Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab(with_added_tokens=True)
@@ -111,7 +111,7 @@ def random_corpus(prefix: Path, base: Path, documents: int, median: float, block
     ]
     with CorpusWriter(prefix, len(table)) as writer:
         writer.add(ids, lengths, samples)
-        tokenizer = {"fingerprint": fingerprint(table), "vocab_size": len(table)}
+        tokenizer = {"fingerprint": vocabulary_fingerprint(table), "vocab_size": len(table)}
         writer.finish(sources, tokenizer, {}, {}, block_size)
     return Corpus(prefix).lengths
 

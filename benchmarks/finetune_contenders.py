@@ -160,7 +160,7 @@ def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = 
     """Train with finetune.py's functions; more_arguments: further command-line arguments of finetune.py."""
     from chat_prompts.prompt_encoding import PromptEncoder
     from instruction_data.data_sources import find_sources
-    from instruction_tuning.adapters import load_model
+    from instruction_tuning.adapters import load_model_to_tune
     from instruction_tuning.instruction_trainer import make_trainer
     from instruction_tuning.tuning_arguments import parse
     from instruction_tuning.tuning_data import encode_sources, split_and_order
@@ -176,7 +176,8 @@ def run_ours(scratch: Path, settings: Settings, more_arguments: Sequence[str] = 
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(args.base_model))
     data = split_and_order(args, encode_sources(args, encoder, find_sources(args.data_path)), [])
     set_seed(args.seed)
-    return train_and_measure(make_trainer(args, load_model(args), encoder.tokenizer, data, {}), settings["warm_up"])
+    trainer = make_trainer(args, load_model_to_tune(args), encoder.tokenizer, data, {})
+    return train_and_measure(trainer, settings["warm_up"])
 
 
 def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> dict[str, float]:

@@ -50,7 +50,7 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
         read_json(args.extraction_path, "--extraction_path takes an extraction.json")
 
 
-def check_output(args: "TuningArguments") -> Path | None:
+def check_output_dir(args: "TuningArguments") -> Path | None:
     """Return the checkpoint to resume from, or None; raises ValueError if the output folder has other files."""
     from resumable_checkpoints.complete_checkpoints import list_checkpoints, resume_point
 
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         print(f"notice: {notice}", file=sys.stderr)
     sources = find_sources(args.data_path)
     check_inputs(args, sources)
-    checkpoint = check_output(args)
+    checkpoint = check_output_dir(args)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     status = train(args, sources, checkpoint, is_first())
@@ -94,8 +94,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from answer_generation.answer_scorer import AnswerScorer
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-    from instruction_tuning.adapters import PISSA_START, load_model, save_pissa_start
-    from instruction_tuning.instruction_trainer import make_trainer, run_identity
+    from instruction_tuning.adapters import PISSA_START, load_model_to_tune, save_pissa_start
+    from instruction_tuning.instruction_trainer import make_trainer, tuning_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
     from instruction_tuning.run_messages import next_commands, preview, run_summary, untied_notice
     from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
@@ -116,7 +116,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
         print(f"prompt template: {origin}")
     held_out = [Source("held_out", Path(args.eval_data_path))] if args.eval_data_path else []
     data = split_and_order(args, encode_sources(args, encoder, sources), encode_sources(args, encoder, held_out))
-    identity = run_identity(args, data)
+    identity = tuning_identity(args, data)
     if checkpoint:
         check_same_run(checkpoint, identity, "give the same options, or start in a new folder")
     if is_main:
@@ -128,7 +128,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
         rows = held_out_rows(data, sources + held_out)
         scorer = AnswerScorer(encoder, rows, args.per_device_eval_batch_size, args.eval_max_new_tokens)
     set_seed(args.seed)
-    model = load_model(args)
+    model = load_model_to_tune(args)
     correct_model_ids(model, tokenizer, args.base_model)
     new_stop_ids = add_stop_ids(model, encoder.stop_ids)
     if args.lora_init.startswith("pissa") and is_main:
@@ -149,7 +149,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
         best = trainer.state.best_global_step if args.load_best_model_at_end else None
         selected = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
         seconds = result.metrics["train_runtime"]
-        print(f"{output}: {result.global_step} steps in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
+        steps = f"{result.global_step} step{'s' * (result.global_step != 1)}"
+        print(f"{output}: {steps} in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
         print(next_commands(args))
     return 0
 

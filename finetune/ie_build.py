@@ -24,7 +24,7 @@ from instruction_data.extraction_examples import build_examples
 from instruction_data.extraction_wording import make_questions, read_wording, updated_extraction
 
 
-def check_target(target: Path, inputs: list[str]) -> None:
+def check_examples_file(target: Path, inputs: list[str]) -> None:
     """Raise FileNotFoundError or ValueError if the examples cannot be written or would replace one of the inputs."""
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
@@ -66,7 +66,7 @@ def main(
     """
     target = Path(output)
     extraction = target.with_name("extraction.json")
-    check_target(target, [annotations, types, wording])
+    check_examples_file(target, [annotations, types, wording])
     annotated = read_annotations(annotations, task, language)
     types_by_language = read_types(types, task) if types else None
     questions = make_questions(annotated, task, types_by_language, read_wording(wording, task))

@@ -24,7 +24,7 @@ from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import iterate_instructions, prompt_messages
 
 
-def load(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Return (model, tokenizer), on the first GPU or the CPU; raises ValueError if adapter and base do not fit."""
     import torch
 
@@ -76,7 +76,7 @@ def main(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     dtype = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-    model, tokenizer = load(base_model, lora_weights, dtype, trust_remote_code)
+    model, tokenizer = load_merged(base_model, lora_weights, dtype, trust_remote_code)
     encoder = PromptEncoder(tokenizer, template)
     if not encoder.template:
         warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
@@ -88,7 +88,7 @@ def main(
         for row, text in zip(rows, answers, strict=True):
             lines.write(json.dumps({**row, "prediction": text}, ensure_ascii=False) + "\n")
     scratch.replace(target)
-    print(f"{target}: {len(rows)} answers")
+    print(f"{target}: {len(rows)} answer{'s' * (len(rows) != 1)}")
 
 
 if __name__ == "__main__":

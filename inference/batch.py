@@ -13,7 +13,7 @@ A row that fails does not stop the run. The same command resumes an interrupted 
 failed, which out.failed.jsonl lists; 2 if an option is wrong or the run did not finish; 130 after Ctrl-C or SIGTERM.
 """
 
-from command_line.command_errors import resumable, run_command, unknown_option
+from command_line.command_errors import run_command, unknown_option
 from command_line.fire_commands import call
 
 import json
@@ -22,12 +22,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batch_runs.batch_run import connect_to_server, prepare_new_server, run_batch
-from pydantic import ValidationError
-from routes.sampling_parameters import Parameters
 from server_guard.process_supervisor import SERVING, notify_supervisor, supervise
 
 CONCURRENCY = 32  # requests at a time to a running server
@@ -50,6 +48,9 @@ def option_value(text: str) -> Any:
 
 def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     """Return the sampling parameters of the command line; raises ValueError for unknown names and invalid values."""
+    from pydantic import ValidationError
+    from routes.sampling_parameters import Parameters
+
     for name in given:
         if name not in Parameters.model_fields:
             raise unknown_option(f"--{name}", [f"--{known}" for known in (*OPTIONS, *Parameters.model_fields)])
@@ -106,18 +107,17 @@ def main(
         raise ValueError("--api_key is for a running server; remove it, or give --url")
     if concurrency < 0:
         raise ValueError(f"--concurrency takes a whole number of 0 or more, not {concurrency}")
+    from batch_runs.batch_run import connect_to_server, prepare_new_server, run_batch
+
     # asyncio.run cancels all tasks on Ctrl-C only with Python's default handler; otherwise, tasks log tracebacks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if url:
         key = api_key or os.environ.get("KNOWLM_API_KEY", "")
-        settings, answer_rows = connect_to_server(url, key, concurrency or CONCURRENCY, model)
+        connect = partial(connect_to_server, url, key, concurrency or CONCURRENCY, model)
     else:
         engine_options, concurrency = shlex.split(engine), concurrency or NEW_SERVER_CONCURRENCY
-        settings, answer_rows = prepare_new_server(model, template_path, engine_options, concurrency)
-    with resumable("the same command resumes the run"):
-        settings |= {"parameters": given}
-        failed = run_batch(source, target, settings, overwrite, answer_rows, served_model=model if url else "")
-    if failed:
+        connect = partial(prepare_new_server, model, template_path, engine_options, concurrency)
+    if run_batch(source, target, given, overwrite, connect, served_model=model if url else ""):
         sys.exit(1)
 
 

@@ -17,6 +17,7 @@ Published options that vLLM no longer has are replaced or dropped with a notice.
 
 from command_line.command_errors import run_command
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> None:
         print_notice(notice)
     if not any(argument.startswith("--help=") for argument in arguments):
         precheck(arguments)
+    # On CPUs, an import of vLLM logs that Triton is not used; an error of the user is to be the only line.
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))
     from_vllm("configure_logging_from_args")(args)

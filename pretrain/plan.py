@@ -62,7 +62,7 @@ def make_parser() -> StrictParser:
     return parser
 
 
-def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
+def read_plan_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
     """Return the workload and the machine; raises ValueError if options contradict each other or the model's config."""
     shape, gpus, per_node = read_shape(args.model), args.gpus, args.gpus_per_node
     if gpus > per_node and gpus % per_node:
@@ -83,12 +83,13 @@ def read_options(args: argparse.Namespace) -> tuple[Workload, Machine]:
 def main() -> None:
     """Print the plans and the recommended command; raises ValueError if no configuration fits."""
     args = make_parser().parse_args()
-    load, machine = read_options(args)
+    load, machine = read_plan_options(args)
     plans = make_plans(load, machine)
     best = recommend(plans, load.block)
     billions = parameter_count(load.shape) / 1e9
     size = f"{billions:.2f} billion parameters, {load.precision}, sequences of {load.block:,} tokens"
-    print(f"{args.model}: {size}; {machine.gpus} GPUs of {args.gpu_memory:g} GiB, nodes: {machine.nodes}\n")
+    gpus = f"{machine.gpus} GPU{'s' * (machine.gpus != 1)} of {args.gpu_memory:g} GiB"
+    print(f"{args.model}: {size}; {gpus}, nodes: {machine.nodes}\n")
     print(f"{format_table(plans, load, machine, args.gpu)}\n\n{assumptions(args.gpu)}\n")
     if best is None:
         raise ValueError(describe_shortage(load, machine, plans))

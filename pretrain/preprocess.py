@@ -32,10 +32,10 @@ from cluster_jobs.job_commands import add_executor_options, executor_options, ru
 from corpus_building.corpus_build import SHARD_BYTES, build_corpus
 from corpus_building.documents import add_input_options
 from corpus_building.samples import CorpusSettings
-from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus import Corpus, verify_corpus
 from corpus_files.corpus_import import import_corpus
-from corpus_files.corpus_inspection import decoded_samples, summary
-from corpus_files.corpus_merging import merge
+from corpus_files.corpus_inspection import corpus_summary, decoded_samples
+from corpus_files.corpus_merging import merge_corpora
 from corpus_files.corpus_pruning import prune
 from corpus_tokenizer.document_encoder import ENGINES
 from sentence_ends.sentence_boundaries import LANGUAGES
@@ -132,19 +132,19 @@ def run(options: argparse.Namespace) -> None:
     elif options.mode == "merge":
         prefixes = parse_value("--merge_path_prefix", options.merge_path_prefix, list[str])
         types = parse_value("--merge_path_type", options.merge_path_type or [], list[int]) or None
-        merge(prefixes, types, new_prefix, options.overwrite)
+        merge_corpora(prefixes, types, new_prefix, options.overwrite)
     elif options.mode == "prune":
         prune(prefix, options.sample_ids, new_prefix, options.overwrite)
     elif options.mode == "import":
         import_corpus(prefix, options.tokenizer_path, new_prefix, options.overwrite)
     elif options.mode == "verify":
-        print(f"{summary(verify(prefix))}\nfiles, index and ids agree with the sidecar")
+        print(f"{corpus_summary(verify_corpus(prefix))}\nfiles, index and ids agree with the sidecar")
         return
     else:
         shown = decoded_samples(Corpus(prefix), options.tokenizer_path, options.show) if options.show else ()
-        print("\n".join([summary(Corpus(prefix)), *shown]))
+        print("\n".join([corpus_summary(Corpus(prefix)), *shown]))
         return
-    print(summary(Corpus(new_prefix)))
+    print(corpus_summary(Corpus(new_prefix)))
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     Returns the trainer, and the checkpoint to resume from (None for a new run). Raises ValueError or OSError if the
     options do not fit the corpus, the base or the checkpoint.
     """
-    from corpus_files.corpus import Corpus
+    from corpus_files.corpus import Corpus, counted
     from pretraining import preflight, universal_checkpoint
     from pretraining.pretraining_arguments import parse
     from pretraining.pretraining_trainer import PretrainingTrainer
@@ -98,7 +98,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     groups, weights, weight_notices = preflight.source_weights(args, sequences)
     schedule = Schedule(groups.sizes, weights, args.seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    identity = preflight.run_identity(corpus, packing, batch, schedule)
+    identity = preflight.pretraining_identity(corpus, packing, batch, schedule)
     start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
@@ -106,10 +106,10 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
         print(
-            f"{args.data_path}: {len(corpus)} samples, {corpus.sidecar['tokens']} tokens in {sequences.train_count} "
-            f"sequences of {args.block_size} ({sequences.efficiency:.1%} full); {batch} sequences per step on "
-            f"{args.world_size} rank{'s' * (args.world_size > 1)} ({args.device.type}), {args.max_steps} steps"
-            + (f" from {checkpoint}" if checkpoint else ""),
+            f"{args.data_path}: {counted(len(corpus), 'sample')}, {counted(corpus.sidecar['tokens'], 'token')} in "
+            f"{counted(sequences.train_count, 'sequence')} of {args.block_size} ({sequences.efficiency:.1%} full); "
+            f"{counted(batch, 'sequence')} per step on {counted(args.world_size, 'rank')} ({args.device.type}), "
+            f"{counted(args.max_steps, 'step')}" + (f" from {checkpoint}" if checkpoint else ""),
             flush=True,
         )
     if args.disable_tqdm:
@@ -160,6 +160,7 @@ def main(argv: list[str]) -> int:
         print(text)
         return 0
     trainer, checkpoint = make_trainer(argv)
+    from corpus_files.corpus import counted
     from rank_group.ranks import leave_ranks
     from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
@@ -171,7 +172,8 @@ def main(argv: list[str]) -> int:
         if args.should_save:
             seconds = result.metrics["train_runtime"]
             time = f"{seconds:.0f} s{f' since {checkpoint.name}' if checkpoint else ''}"
-            print(f"{args.output_dir}: {result.global_step} steps in {time}, loss {result.training_loss:.4f}")
+            steps = counted(result.global_step, "step")
+            print(f"{args.output_dir}: {steps} in {time}, loss {result.training_loss:.4f}")
     leave_ranks()
     return STOPPED if trainer.stopped else 0
 

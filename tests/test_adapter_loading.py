@@ -64,7 +64,7 @@ def check_same_logits(base: Path, adapter: Path) -> None:
     expected = logits_by_peft(base, adapter)
     torch.testing.assert_close(logits_of(model_loading.load(str(base), str(adapter)).model), expected)
     torch.testing.assert_close(
-        logits_of(ie_run.load(str(base), str(adapter), "float32")[0].cpu()), expected, rtol=1e-4, atol=1e-5
+        logits_of(ie_run.load_merged(str(base), str(adapter), "float32")[0].cpu()), expected, rtol=1e-4, atol=1e-5
     )
     assert (logits_of(AutoModelForCausalLM.from_pretrained(base)) - expected).abs().max() > 1e-3
 
@@ -335,7 +335,7 @@ def test_tokenizer_and_template_are_taken_as_sets_everywhere(
     prompts = {
         "demo": model_loading.load(str(base), str(adapter)).encoder.prompt(messages),
         "ie_run": PromptEncoder(
-            ie_run.load(str(base), str(adapter), "float32")[1], folder_template(adapter, base)
+            ie_run.load_merged(str(base), str(adapter), "float32")[1], folder_template(adapter, base)
         ).prompt(messages),
         "server": served.prompt(messages),
         "merged": PromptEncoder(merged).prompt(messages),

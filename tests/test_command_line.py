@@ -116,6 +116,10 @@ def test_option_is_read_by_the_type_of_its_parameter(
         (["--zzzz", "1"], "unknown option --zzzz; see --help"),
         (["--samples"], "--samples needs a value; one that begins with - is written --samples=-VALUE"),
         (["--output", "--fast"], "--output needs a value; one that begins with - is written --output=-VALUE"),
+        (["--samples", "1", "--samples=2"], "--samples is given twice, as '1' and as '2'; give it once"),
+        (["--output", "a", "--fast", "--output", "a"], "--output is given twice, as 'a' and as 'a'; give it once"),
+        (["--fast", "--nofast"], "--fast is given twice, as 'True' and as 'False'; give it once"),
+        (["--", "--trace"], "Python Fire's own options, which follow --, are not accepted; remove -- and all after it"),
         (["out", "1", "0.5", "True", "a", "1", "a", "more"], "unexpected value 'more'; see --help"),
     ],
 )
@@ -264,12 +268,17 @@ def test_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]
 def test_strict_parser_takes_no_abbreviations_and_raises_one_line() -> None:
     parser = StrictParser("a description")
     parser.add_argument("--samples", type=at_least(1))
+    parser.add_argument("--names", nargs="+")
+    parser.add_argument("--fast", action="store_true")
+    assert parser.parse_args(["--fast", "--names", "a", "b", "--fast"]).names == ["a", "b"]
     assert parser.parse_args(["--samples", "2"]).samples == 2
     for arguments, message in (
         (["--sample", "2"], "unknown option --sample; did you mean --samples?"),
         (["--samples", "0"], "--samples: '0' is not a whole number of 1 or more; see --help"),
         (["--samples", "1_0"], "--samples: '1_0' is not a whole number of 1 or more; see --help"),
         (["x"], "unrecognized arguments: x; see --help"),
+        (["--samples", "2", "--samples=3"], "--samples is given twice, as '2' and as '3'; give it once"),
+        (["--names", "a", "b", "--names", "c"], "--names is given twice, as 'a b' and as 'c'; give it once"),
     ):
         with pytest.raises(ValueError) as error:
             parser.parse_args(arguments)
@@ -327,6 +336,9 @@ def test_revision_that_looks_like_a_number_is_asked_for_as_it_is(run_script: Run
     [
         ("tools/checkpoint.py", ["show", "--folde", "x"], "unknown option --folde; did you mean --folder?"),
         ("tools/checkpoint.py", ["-f", "x"], "unknown command '-f'; give one of seal, verify, show, compare"),
+        ("tools/checkpoint.py", ["show", "x", "--", "--trace"], "Python Fire's own options, which follow --, are not"),
+        ("inference/batch.py", ["--url", "u", "--input", "a", "--input", "b"], "--input is given twice, as 'a' and as"),
+        ("pretrain/plan.py", ["--gpus", "1", "--gpus", "2"], "--gpus is given twice, as '1' and as '2'; give it once"),
         ("examples/make_demo.py", ["world", "--people", "x"], "--output_dir is missing; see --help"),
         ("examples/make_demo.py", ["world", "o", "--people", "x"], "--people takes a whole number, not 'x'"),
         ("examples/generate_lora.py", ["--base", "x"], "unknown option --base; did you mean --base_model?"),

@@ -92,7 +92,7 @@ def test_own_code_is_refused_with_one_line_with_a_terminal_on_standard_input(
 
 MODEL_COMMANDS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "train": lambda model, out, data: train.make_trainer(list(map(str, options(model, data, out)))),
-    "ie_run": lambda model, out, data: ie_run.load(str(model), "", "float32"),
+    "ie_run": lambda model, out, data: ie_run.load_merged(str(model), "", "float32"),
     "demos": lambda model, out, data: model_loading.load(str(model)),
     "quantize": lambda model, out, data: quantization_methods.linear_layers(model),
     "server": lambda model, out, data: launch_checks.check_own_code(model),
@@ -125,7 +125,7 @@ def test_trusted_code_gives_its_logits_in_demos_and_ie_run(
 ) -> None:
     demo = model_loading.load(str(own_model), trust_remote_code=True).model
     assert (tmp_path / "executed").read_text() == "executed"
-    model, _ = ie_run.load(str(own_model), "", "float32", trust_remote_code=True)
+    model, _ = ie_run.load_merged(str(own_model), "", "float32", trust_remote_code=True)
     for loaded in (demo, model):
         torch.testing.assert_close(logits(loaded), half_logits)
 

@@ -13,7 +13,7 @@ from changed_weights import nudged, variant
 from checkpoint_io.tensors import check_complete, read_weights
 from model_folders.weight_files import weight_files
 from safetensors.torch import load_file, save_file
-from server_launch.launch_checks import check_model
+from server_launch.launch_checks import check_served_model
 from training_loop.run_folders import check_base
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +21,7 @@ INDEX, SINGLE, BIN = "model.safetensors.index.json", "model.safetensors", "pytor
 READERS: dict[str, Callable[[Path], object]] = {
     "trainers": lambda folder: check_base(folder, "--base", False),
     "demos": lambda folder: check_folders(str(folder)),
-    "server": lambda folder: check_model(str(folder)),
+    "server": lambda folder: check_served_model(str(folder)),
     "tools": read_weights,
 }
 

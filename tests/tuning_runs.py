@@ -13,7 +13,7 @@ from instruction_data.tokenized_examples import (
     encode_rows,
     open_examples,
 )
-from instruction_tuning.adapters import load_model
+from instruction_tuning.adapters import load_model_to_tune
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
 from instruction_tuning.tuning_data import split_and_order
@@ -44,4 +44,4 @@ def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: obje
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
     parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
-    return make_trainer(args, load_model(args), tokenizer, split_and_order(args, parts, []), {})
+    return make_trainer(args, load_model_to_tune(args), tokenizer, split_and_order(args, parts, []), {})

@@ -34,7 +34,8 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     compared = tokenizer_check.check_equal_ids(tokenizer, reference, texts)
     written = tokenizer_check.write_tokenizer_files(Path(output_dir), Path(tokenizer_model))
     print(
-        f"{output_dir}: {written.get_vocab_size()} pieces, equal to SentencePiece on {compared} texts, "
+        f"{output_dir}: {written.get_vocab_size()} pieces, equal to SentencePiece on {compared} "
+        f"text{'s' * (compared != 1)}, "
         f"fingerprint {tokenizer_check.fingerprint(written)[:16]}"
     )
 

@@ -55,7 +55,7 @@ def check_all_loaded(adapted: Any, adapter: AdapterFolder, base: str | Path) -> 
     if different:
         module, kind = different[0]
         raise ValueError(
-            f"{adapter.path} does not fit {base}: {len(different)} tensors are missing or unexpected ({kind} of "
+            f"{adapter.path} does not fit {base}: missing or unexpected tensors: {len(different)} ({kind} of "
             f"{module}, for example); {REMEDY}"
         )
 

@@ -79,7 +79,8 @@ def print_answer(states: Iterator[GeneratedText]) -> GeneratedText:
             written = answer.text
     if written != answer.text:  # the finished text differs from the streamed one
         print(f"\n{answer.text}", end="")
-    print(f"\n  ({answer.ending}: {answer.new_tokens} tokens in {time.perf_counter() - began:.1f} s)", flush=True)
+    tokens = f"{answer.new_tokens} token{'s' * (answer.new_tokens != 1)}"
+    print(f"\n  ({answer.ending}: {tokens} in {time.perf_counter() - began:.1f} s)", flush=True)
     return answer
 
 

@@ -97,7 +97,7 @@ def load_base(architecture: Any, base_model: str, trust_remote_code: bool = Fals
     )
     if faulty:
         raise ValueError(
-            f"{base_model}: {len(faulty)} tensors are missing, unknown or of another shape ({faulty[0]}, for example); "
+            f"{base_model}: tensors missing, unknown or of another shape: {len(faulty)} ({faulty[0]}, for example); "
             "download or copy it again"
         )
     return model

@@ -28,6 +28,11 @@ def unknown_option(written: str, known: Collection[str]) -> ValueError:
     return ValueError(f"unknown option {written}; " + (f"did you mean {close[0]}?" if close else "see --help"))
 
 
+def repeated_option(option: str, first: str, second: str) -> ValueError:
+    """Return the error for an option that is given twice; option: its name as `--name`; first, second: its values."""
+    return ValueError(f"{option} is given twice, as {first!r} and as {second!r}; give it once")
+
+
 @contextmanager
 def resumable(remedy: str) -> Iterator[None]:
     """Context manager for resumable work: on Ctrl-C, the command prints "interrupted" followed by `remedy`."""

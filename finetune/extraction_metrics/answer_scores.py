@@ -99,4 +99,4 @@ def scores_table(scores: dict[str, Any]) -> str:
             f"{score['correct']:10d}{score['predicted']:10d}{score['gold']:10d}"
         )
     shares = f"{scores['exact']:.1%} exactly right, {scores['parsed']:.1%} of answers parse"
-    return "\n".join([*lines, f"{scores['examples']} examples, {shares}"])
+    return "\n".join([*lines, f"{scores['examples']} example{'s' * (scores['examples'] != 1)}, {shares}"])

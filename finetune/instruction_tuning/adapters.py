@@ -36,7 +36,7 @@ from instruction_tuning.tuning_arguments import TuningArguments
 PISSA_START = "pissa_start.safetensors"  # initial tensors of a PiSSA adapter, in the output folder until the run ends
 
 
-def load_model(args: TuningArguments) -> Any:
+def load_model_to_tune(args: TuningArguments) -> Any:
     """Return the base in the precision of the run, with a new adapter unless all weights are tuned.
 
     A frozen base needs no float32 master weights, so it is loaded in the half precision of the run. Raises ValueError

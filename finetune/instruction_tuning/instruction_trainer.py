@@ -169,7 +169,7 @@ class InstructionTrainer(SourceTrainer):
         return RunState(self.identity, {"step": self.state.global_step, "ranks": self.args.world_size})
 
 
-def run_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
+def tuning_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
     """Return the settings that must be equal in a run and in the run that resumes it; see RunState.
 
     The cache key of a source depends on its file, tokenizer, template, --cutoff_len and --train_on_inputs.

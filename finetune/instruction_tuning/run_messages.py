@@ -25,10 +25,10 @@ def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
     sources = len(order.per_epoch)  # the parts after these are those of --eval_data_path
     training, held_out = examples.parts[:sources], examples.parts[sources:]
     lines = [counts_text([part], f"{part.name}: ") for part in (training if sources > 1 else []) + held_out]
-    lines.append(counts_text(training) + (f"; {len(data.held_out)} examples held out" if data.held_out else ""))
+    lines.append(counts_text(training) + (f"; held out: {len(data.held_out)}" if data.held_out else ""))
     if args.mix:
         sizes = zip(examples.names, order.per_epoch, strict=False)
-        lines.append("an epoch: " + ", ".join(f"{size} examples of {name}" for name, size in sizes))
+        lines.append("examples of an epoch: " + ", ".join(f"{size} of {name}" for name, size in sizes))
     for index in order.epoch(0)[:3] if args.show_rows else ():
         lines += [SEPARATOR, decoded_example(tokenizer, *examples[int(index)])]
     return "\n".join([*lines, SEPARATOR])
@@ -71,8 +71,8 @@ def run_summary(args: TuningArguments, trainer: Any) -> str:
     micro = f"packed into sequences of at most {layout.capacity} tokens" if layout.packed else "one at a time"
     return (
         f"tuning {sum(size for size, tuned in sizes if tuned)} of {sum(size for size, _ in sizes)} weights on "
-        f"{args.device}: {args.max_steps} steps of {args.batch_size} examples, {micro}, on {args.world_size} "
-        f"rank{'s' * (args.world_size > 1)}"
+        f"{args.device}: {args.max_steps} step{'s' * (args.max_steps != 1)} of {args.batch_size} "
+        f"example{'s' * (args.batch_size != 1)}, {micro}, on {args.world_size} rank{'s' * (args.world_size > 1)}"
     )
 
 

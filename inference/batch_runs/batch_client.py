@@ -19,11 +19,6 @@ FIRST_PAUSE = 0.5  # seconds after the first failure, doubled after each further
 LONGEST_PAUSE = 600  # seconds; limit of a Retry-After, and of the time since the last answer
 BUSY_STATUSES = (429, 503)
 UNAUTHORIZED_STATUSES = (401, 403)
-RESUME = "the written lines are kept; run the same command again to resume"
-
-
-class ServerUnavailableError(ConnectionError):
-    """The server does not answer, or has been busy for too long."""
 
 
 class BatchClient:
@@ -63,8 +58,11 @@ class BatchClient:
 
         Raises ValueError if the response is not vLLM's list of models, and the errors of request_with_retries.
         """
-        async with self.connect() as self.session:
-            status, body = await self.request_with_retries("GET", "/v1/models", None)
+        try:
+            async with self.connect() as self.session:
+                status, body = await self.request_with_retries("GET", "/v1/models", None)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; start the server, or give another --url") from None
         try:
             cards = json.loads(body)["data"]
             bases = [card["id"] for card in cards if not card.get("parent")]
@@ -93,7 +91,7 @@ class BatchClient:
         """Send a request, and repeat it while the server is busy or fails; return the response's status and body.
 
         After the last attempt, a response with status 500 is returned, too; any other failure, or a server that is busy
-        for too long, raises ServerUnavailableError. Raises ValueError if the key is not accepted.
+        for too long, raises ConnectionError. Raises ValueError if the key is not accepted.
         """
         failures = 0
         while True:
@@ -115,20 +113,20 @@ class BatchClient:
                 if status == 500:  # the server runs; this request may be the cause
                     return status, content
                 reason = f"status {status}" if status else reason
-                raise ServerUnavailableError(f"{self.url} does not answer ({reason}); {RESUME}")
+                raise ConnectionError(f"{self.url} does not answer ({reason})")
             await asyncio.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
     def wait_for_busy_server(self, retry_after: str) -> None:
         """Delay the requests of all workers by Retry-After seconds, or by 1 s if the header is missing.
 
-        Raises ServerUnavailableError if the delay or the time since the last answer exceeds LONGEST_PAUSE.
+        Raises ConnectionError if the delay or the time since the last answer exceeds LONGEST_PAUSE.
         """
         seconds = max(1, int(retry_after)) if retry_after.isdecimal() else 1
         now = time.monotonic()
         if now - self.last_answer > LONGEST_PAUSE:
-            raise ServerUnavailableError(f"{self.url} has been busy for {LONGEST_PAUSE} s; {RESUME}")
+            raise ConnectionError(f"{self.url} has been busy for {LONGEST_PAUSE} s")
         if seconds > LONGEST_PAUSE:
-            raise ServerUnavailableError(f"{self.url} is busy for {seconds} s more; {RESUME}")
+            raise ConnectionError(f"{self.url} is busy for {seconds} s more")
         self.resume_at = max(self.resume_at, now + seconds)
 
     async def answer(self, rows: Iterator[BatchRow], progress: BatchProgress) -> None:

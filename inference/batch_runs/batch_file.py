@@ -23,6 +23,17 @@ LOCK_SECONDS = 2
 SHOWN_CHARACTERS = 200  # of a setting's value in an error message
 
 
+def check_answers_path(output: Path, overwrite: bool) -> None:
+    """Raise FileNotFoundError if the output's folder does not exist.
+
+    Without `overwrite`, raise FileExistsError if the output exists.
+    """
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent} does not exist; create this folder for --output {output}")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
+
+
 class AnswerFile:
     """The output of a new or resumed run. A context manager; an error before the first line removes its files."""
 
@@ -30,17 +41,13 @@ class AnswerFile:
         """Open the partial output, and lock it.
 
         settings: all settings that determine the answers, as JSON values; overwrite: replace the files of another run.
-        Raises FileNotFoundError if the output's folder does not exist. Without `overwrite`, raises FileExistsError if
-        the output exists, and ValueError if the partial output belongs to another run. Raises ValueError if another
-        process is writing it.
+        Raises the errors of check_answers_path, and ValueError if another process is writing the partial output or,
+        without `overwrite`, if it belongs to another run.
         """
         self.output = output
         self.partial, self.settings_file = Path(f"{output}.partial"), Path(f"{output}.partial.json")
         self.failures_file = output.with_suffix(".failed.jsonl")
-        if not output.parent.is_dir():
-            raise FileNotFoundError(f"{output.parent} does not exist; create this folder for --output {output}")
-        if output.exists() and not overwrite:
-            raise FileExistsError(f"{output} exists; choose another --output, or replace it with --overwrite")
+        check_answers_path(output, overwrite)
         self.waiting: dict[int, bytes] = {}  # line number -> line
         self.lines = 0  # complete lines in the file
         self.file = self.partial.open("a+b")
@@ -111,6 +118,12 @@ class AnswerFile:
             except OSError as error:
                 reason = f"{self.partial} cannot be written ({error.strerror})"
                 raise ValueError(f"{reason}; free space, and run the same command again to resume") from None
+
+    def kept_lines(self) -> str:
+        """Return what an interrupted run leaves on disk, for its message."""
+        if not self.lines:
+            return "nothing is written"
+        return f"{self.partial} ends with line {self.lines}; the same command resumes the run"
 
     def is_full(self) -> bool:
         """Return whether MAX_WAITING_LINES lines are waiting; no further row should be started then."""

@@ -13,7 +13,7 @@ from chat_prompts.template_files import read_template
 from server_launch.launch_args import precheck
 
 from batch_runs.batch_client import BatchClient
-from batch_runs.batch_file import AnswerFile, BatchProgress
+from batch_runs.batch_file import AnswerFile, BatchProgress, check_answers_path
 from batch_runs.batch_rows import BatchRow, read_rows
 from batch_runs.batch_server import started_server
 
@@ -54,36 +54,49 @@ def without_speed_options(options: list[str]) -> list[str]:
 
 
 AnswerRows = Callable[[Iterator[BatchRow], BatchProgress], None]  # answers the rows and writes the answers
+ServerConnection = tuple[dict[str, Any], AnswerRows]  # (settings that determine the server's answers, its AnswerRows)
 
 
 def run_batch(
-    source: Path, target: Path, settings: Mapping[str, Any], overwrite: bool, answer_rows: AnswerRows, served_model: str
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    overwrite: bool,
+    connect: Callable[[], ServerConnection],
+    served_model: str,
 ) -> int:
     """Answer the rows that have no answer yet, rename the output, print a summary; return the number of failed rows.
 
-    settings: all settings that determine the answers, except the input; "parameters" has the defaults for all rows.
-    served_model: the model for rows without "model".
+    The input is read to its end before `connect` contacts or prepares the server. parameters: defaults for all rows.
+    served_model: the model for rows without "model". An interruption, and an error of the server's connection, says
+    which lines are kept.
     """
     digest, count = hash_and_count(source)
-    with AnswerFile(target, {"input": digest, **settings}, overwrite) as file:
+    check_answers_path(target, overwrite)
+    settings, answer_rows = connect()
+    with AnswerFile(target, {"input": digest, **settings, "parameters": parameters}, overwrite) as file:
         before = file.lines
         progress = BatchProgress(file, count)
-        rows = read_rows(source, before, served_model, settings["parameters"])
+        rows = read_rows(source, before, served_model, parameters)
         if first := next(rows, None):
             if before:
-                print(f"notice: {file.partial} has {before} lines; resuming after them", file=sys.stderr)
-            answer_rows(chain([first], rows), progress)
+                print(f"notice: resuming {file.partial} after line {before}", file=sys.stderr)
+            try:
+                answer_rows(chain([first], rows), progress)
+            except ConnectionError as error:
+                raise ConnectionError(f"{error}; {file.kept_lines()}") from None
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"interrupted; {file.kept_lines()}") from None
             progress.bar.close()
         done, failed = file.finish()
     earlier = f" ({before} from an earlier run)" if before else ""
     failures = f" ({file.failures_file})" if failed else ""
-    print(f"{target}: {done} rows{earlier}, {failed} failed{failures}, {progress.seconds:.1f} s, {progress.rate()}")
+    rows_done = f"{done} row{'s' * (done != 1)}{earlier}"
+    print(f"{target}: {rows_done}, {failed} failed{failures}, {progress.seconds:.1f} s, {progress.rate()}")
     return failed
 
 
-def prepare_new_server(
-    model: str, template_path: str, options: list[str], concurrency: int
-) -> tuple[dict[str, Any], AnswerRows]:
+def prepare_new_server(model: str, template_path: str, options: list[str], concurrency: int) -> ServerConnection:
     """Return the settings that determine a new server's answers, and a function that starts it and answers rows.
 
     options: of launch_vllm.py; concurrency: requests at a time. Raises ValueError or FileNotFoundError if the template
@@ -99,7 +112,7 @@ def prepare_new_server(
     return {"model": model_identity(model), "template": template, "engine": without_speed_options(options)}, answer_rows
 
 
-def connect_to_server(url: str, key: str, concurrency: int, model: str) -> tuple[dict[str, Any], AnswerRows]:
+def connect_to_server(url: str, key: str, concurrency: int, model: str) -> ServerConnection:
     """Return the settings that determine a running server's answers, and a function that answers rows.
 
     Raises ValueError if the server does not serve the model, and the errors of BatchClient.models.

@@ -35,7 +35,7 @@ class ExtractedItem(NamedTuple):
     arguments: tuple[tuple[str, str], ...] = ()  # (role, name) of an event's arguments
 
 
-def parse_answer(text: str) -> tuple[dict[str, Any], bool]:
+def parse_partial_answer(text: str) -> tuple[dict[str, Any], bool]:
     """Return (the answer as a dict, whether the answer is complete).
 
     A truncated answer is kept up to its last complete item. The values of a repeated key are joined into one list. A
@@ -88,7 +88,7 @@ def merge_answers(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the response's "entities" (ner), "triples" (re, spo) or "events" (ee).
 
-    answers: (window [start, end) in characters, answer from parse_answer) for each window.
+    answers: (window [start, end) in characters, answer from parse_partial_answer) for each window.
     """
     offsets: dict[ExtractedItem, dict[str, set[Span]]] = {}
     window_end: dict[ExtractedItem, int] = {}  # end of the first window with the item

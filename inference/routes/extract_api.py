@@ -15,7 +15,7 @@ from typing import Any, Literal
 from chat_prompts.prompt_encoding import one_turn
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_grammar import answer_grammar
-from extraction.extraction_results import Span, merge_answers, parse_answer
+from extraction.extraction_results import Span, merge_answers, parse_partial_answer
 from extraction.extraction_schema import EXAMPLES, check_schema
 from extraction.text_windows import split_into_windows
 from fastapi import APIRouter, Request, Response
@@ -127,7 +127,7 @@ def extract_router() -> APIRouter:
                 ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
                 max_tokens = min(limit, model.context - len(ids))
                 completion = await complete(raw_request, model, ids, max_tokens=max_tokens, **fields)
-            answer, is_complete = parse_answer(completion.choices[0].text)
+            answer, is_complete = parse_partial_answer(completion.choices[0].text)
             return answer, is_complete, len(ids), completion.usage.completion_tokens
 
         results = await run_together(map(ask, spans))

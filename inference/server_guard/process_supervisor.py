@@ -16,6 +16,8 @@
   signals but the first. After the last response, the server's processes get CLEAN_UP_SECONDS to exit.
 """
 
+from command_line.interrupts import print_line
+
 import math
 import os
 import secrets
@@ -60,11 +62,17 @@ def supervise() -> None:
     )
     status = wait_for_server(server, awaited)
     kill_marked(line)
-    os._exit(status)
+    with suppress(ChildProcessError):
+        os.waitpid(server, os.WNOHANG)  # a parent that never waits, such as a container's, would keep the killed server
+    if status == -signal.SIGINT:
+        print_line("interrupted")
+    os._exit(status if status >= 0 else 128 - status)
 
 
 def wait_for_server(server: int, awaited: Sequence[int]) -> int:
-    """Forward signals to the server until it ends or has to be killed; return the exit status as a shell reports it.
+    """Forward signals to the server until it ends or has to be killed.
+
+    Returns the server's exit status as a shell reports it, or -N if signal N came and the server has to be killed.
 
     server: its process id; awaited: the blocked signals that are handled here.
     """
@@ -89,7 +97,7 @@ def wait_for_server(server: int, awaited: Sequence[int]) -> int:
             os.kill(server, number)
             signalled_at = time.monotonic()
         elif number and time.monotonic() - signalled_at > SAME_SIGNAL_SECONDS:
-            return 128 + number
+            return -number
         elif time.monotonic() > deadline:
             return 0
 

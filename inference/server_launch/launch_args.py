@@ -15,8 +15,8 @@ from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_launch.launch_adapters import check_adapters, preset_adapters
-from server_launch.launch_checks import check_model, check_own_code, check_port
-from server_launch.launch_presets import preset_for_cpu, preset_safety
+from server_launch.launch_checks import check_own_code, check_port, check_served_model
+from server_launch.launch_presets import check_devices, local_processes, preset_for_cpu, preset_safety
 
 DEFAULT_HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 600
@@ -58,7 +58,7 @@ def precheck(arguments: Sequence[str]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not model:
         return
-    if check_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
+    if check_served_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
         if Path(args.tokenizer or model).exists():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
@@ -119,7 +119,7 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
     args.model = args.model_tag = args.model_tag or args.model
     if not args.model:
         raise ValueError(MODEL_MISSING)
-    is_local = check_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
+    is_local = check_served_model(args.model, args.load_format == "auto", tokenizer=not args.tokenizer)
     if is_local and Path(args.model).is_dir() and not args.trust_remote_code:
         check_own_code(Path(args.model))
     tokenizer = Path(args.tokenizer or args.model)
@@ -132,9 +132,13 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
         if args.generation_config == "auto" and exact != tokenizer and (exact / "config.json").is_file():
             args.generation_config = str(exact)  # with the tokenizer's BOS and EOS instead of old ids
     notices = preset_adapters(args)
-    if from_vllm("current_platform").is_cpu():
+    platform: Any = from_vllm("current_platform")
+    backends = (args.distributed_executor_backend, args.data_parallel_backend)
+    if platform.is_cpu():
         config = model_configuration(Path(args.model)) if is_local and Path(args.model).is_dir() else {}
         notices += preset_for_cpu(args, config, os.environ)
+    elif platform.is_cuda_alike() and args.nnodes == 1 and "ray" not in backends:
+        check_devices(local_processes(args), platform.device_count(), "GPU")  # vLLM would fail in a started engine
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")

@@ -14,7 +14,7 @@ from vllm_bridge.vllm_imports import from_vllm
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def check_model(model: str, weights: bool = True, tokenizer: bool = True) -> bool:
+def check_served_model(model: str, weights: bool = True, tokenizer: bool = True) -> bool:
     """Check a checkpoint folder; return whether `model` is a local folder or file, False for a name on the hub.
 
     weights, tokenizer: whether the folder must have them. Raises FileNotFoundError or ValueError.

@@ -74,16 +74,28 @@ def kv_cache_gib(config: Mapping[str, Any], context: int | None = None) -> int:
     return max(1, math.ceil(bytes_per_token * (context or config.get("max_position_embeddings", 0)) / GIB))
 
 
+def local_processes(args: argparse.Namespace) -> int:
+    """Return how many processes with a model, or a part of it, this machine runs: one for each core list or GPU."""
+    one_copy = args.data_parallel_external_lb or args.data_parallel_rank is not None
+    copies = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
+    return (1 if one_copy else copies) * args.tensor_parallel_size * args.pipeline_parallel_size
+
+
+def check_devices(processes: int, devices: int, kind: str) -> None:
+    """Raise ValueError if a machine has fewer cores or GPUs than processes; kind: "core" or "GPU"."""
+    if devices < processes:
+        raise ValueError(
+            f"{processes} processes (data x tensor x pipeline parallel size) need {processes} {kind}s, this machine "
+            f"has {devices}; lower --data-parallel-size, --tensor-parallel-size or --pipeline-parallel-size"
+        )
+
+
 def bind_cores(cores: Sequence[int], ranks: int) -> str:
     """Return VLLM_CPU_OMP_THREADS_BIND (0,1|2,3) for `ranks` processes that share `cores` evenly.
 
     Raises ValueError if there are fewer cores than processes.
     """
-    if len(cores) < ranks:
-        raise ValueError(
-            f"{ranks} processes (tensor x pipeline parallel size) need {ranks} cores, this machine has {len(cores)}; "
-            "lower --tensor-parallel-size or --pipeline-parallel-size"
-        )
+    check_devices(ranks, len(cores), "core")
     shares = [cores[len(cores) * rank // ranks : len(cores) * (rank + 1) // ranks] for rank in range(ranks)]
     return "|".join(",".join(map(str, share)) for share in shares)
 
@@ -152,7 +164,7 @@ def preset_for_cpu(
     if args.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
         gib = environment["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib(config, context))
         notices.append(f"no GPU: {gib} GiB for the KV cache (VLLM_CPU_KVCACHE_SPACE sets it)")
-    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    ranks = local_processes(args)
     numa_nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
     if ranks > numa_nodes and args.nnodes == 1 and "VLLM_CPU_OMP_THREADS_BIND" not in environment:
         cores = environment["VLLM_CPU_OMP_THREADS_BIND"] = bind_cores(sorted(os.sched_getaffinity(0)), ranks)

@@ -4,12 +4,10 @@ executor = make(options, steps, tasks, workers, folder)    # depends=...: the ex
 run(executor)                                              # skips tasks that an earlier run finished
 """
 
-import importlib.util
 import logging
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -30,7 +28,6 @@ from datatrove.utils.logging import logger
 from tqdm import tqdm
 
 STAGE = Path(__file__).resolve().parent.parent  # pretrain/, on the PYTHONPATH of workers on other machines
-RAY = "ray==2.60.0"
 
 
 def disable_datatrove_log() -> None:
@@ -51,13 +48,11 @@ def make(
 
     pipeline: datatrove steps, or functions of (data, rank, world_size); task r of n gets rank r and world_size n.
     logging_dir: folder of logs and completion markers, on a disk shared by all machines. depends: the executor whose
-    tasks must finish first (Slurm only). Raises ValueError if sbatch or Ray is not installed.
+    tasks must finish first (Slurm only). Raises ConnectionError if Ray does not answer.
     """
     disable_datatrove_log()
     folder, steps = str(Path(logging_dir).resolve()), list(pipeline)
     if options.executor == "slurm":
-        if not shutil.which("sbatch"):
-            raise ValueError("--executor slurm: sbatch was not found; submit from a login node, or use local")
         return SlurmExecutor(
             steps, tasks=tasks, workers=min(workers, tasks), logging_dir=folder, depends=depends, job_name=job_name,
             time=options.slurm_time, partition=options.slurm_partition, mem_per_cpu_gb=options.slurm_memory_gb,
@@ -77,7 +72,8 @@ def make(
 def run(executor: PipelineExecutor) -> None:
     """Run the unfinished tasks of a stage; on Slurm, submit them and the stages that the stage depends on.
 
-    If a task fails, raises the exception of the task (local), or ValueError with its message (Ray).
+    If a task fails, raises the exception of the task (local), or its message as ValueError if it is one, else as
+    ChildProcessError (Ray). Raises ChildProcessError if a worker process was killed.
     """
     executor.run()
     if isinstance(executor, SlurmPipelineExecutor):
@@ -85,8 +81,8 @@ def run(executor: PipelineExecutor) -> None:
     if unfinished := executor.get_incomplete_ranks(skip_completed=True):
         log = Path(executor.logging_dir.resolve_paths(f"logs/task_{unfinished[0]:05d}.log"))
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
-        reason = lines[-1].partition("Error: ")[2] if lines else ""
-        raise ValueError(
+        kind, _, reason = lines[-1].partition("Error: ") if lines else ("", "", "")
+        raise (ValueError if kind == "Value" else ChildProcessError)(
             reason or f"tasks that did not finish: {len(unfinished)}; read {log}, then repeat the command to resume"
         )
 
@@ -98,8 +94,6 @@ def _environment() -> str:
 
 
 def _start_ray(address: str, workers: int) -> None:
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError(f"--executor ray: Ray is not installed; pip install {RAY}")
     import ray
 
     if ray.is_initialized():
@@ -113,7 +107,7 @@ def _start_ray(address: str, workers: int) -> None:
             **local_options,
         )  # fmt: skip
     except ConnectionError as error:
-        raise ValueError(f"--ray_address {address}: Ray does not answer ({error}); start it: ray start") from None
+        raise ConnectionError(f"--ray_address {address}: Ray does not answer ({error}); start it: ray start") from None
 
 
 class SlurmExecutor(SlurmPipelineExecutor):
@@ -135,7 +129,7 @@ class LocalExecutor(LocalPipelineExecutor):
         self.job_name = job_name
 
     def run(self) -> None:
-        """Run the unfinished tasks; raises the exception of a failed task, or ValueError if a worker was killed."""
+        """Run the unfinished tasks; raises the exception of a failed task; ChildProcessError if a worker was killed."""
         unfinished = self.get_incomplete_ranks()
         # forked processes share the memory of the steps
         pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("fork"), _init_worker, (self,))
@@ -147,7 +141,7 @@ class LocalExecutor(LocalPipelineExecutor):
             ):
                 future.result()
         except BrokenProcessPool:
-            raise ValueError(
+            raise ChildProcessError(
                 f"a worker process was killed, perhaps for lack of memory; use fewer than {self.workers} workers "
                 "(finished tasks are kept for the next run)"
             ) from None

@@ -4,13 +4,16 @@ from command_line.command_errors import run_command
 from command_line.strict_parsers import at_least
 
 import argparse
+import importlib.util
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
+RAY = "ray==2.60.0"
 EXECUTORS = ("local", "slurm", "ray")
 
 
@@ -53,7 +56,10 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
-    """Return the executor options of a parsed command line; raises ValueError on an invalid one."""
+    """Return the executor options of a parsed command line.
+
+    Raises ValueError on an invalid option, and if the executor's sbatch or Ray is not installed.
+    """
     values = {field.name: getattr(arguments, field.name) for field in fields(ExecutorOptions)}
     values["slurm_option"] = tuple(values["slurm_option"])
     for option in values["slurm_option"]:
@@ -62,4 +68,8 @@ def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
     options = ExecutorOptions(**values)
     if options.executor == "slurm" and not options.slurm_partition:
         raise ValueError("--executor slurm needs --slurm_partition; `sinfo` lists them")
+    if options.executor == "slurm" and not shutil.which("sbatch"):
+        raise ValueError("--executor slurm: sbatch was not found; submit from a login node, or use local")
+    if options.executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError(f"--executor ray: Ray is not installed; pip install {RAY}")
     return options

@@ -334,7 +334,7 @@ class CorpusWriter:
         return digest.hexdigest()
 
 
-def verify(prefix: str | Path) -> Corpus:
+def verify_corpus(prefix: str | Path) -> Corpus:
     """Compare all bytes of a corpus with its sidecar and return it; raises ValueError at the first difference."""
     corpus = Corpus(prefix)
     for ending in ("bin", "idx"):

@@ -11,7 +11,7 @@ from corpus_files.corpus import Corpus, counted
 SHOWN_CHARACTERS = 200  # displayed characters of a sample
 
 
-def summary(corpus: Corpus) -> str:
+def corpus_summary(corpus: Corpus) -> str:
     """Return a line about the corpus and a table of its sources, with lengths in tokens."""
     sidecar = corpus.sidecar
     lines = [

@@ -7,7 +7,7 @@ from typing import Any
 from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, corpus_bytes, dropped_records
 
 
-def merge(
+def merge_corpora(
     prefixes: Sequence[str], types: Sequence[int] | None, new_prefix: str | Path, overwrite: bool = False
 ) -> dict[str, Any]:
     """Concatenate corpora into a new one; return its sidecar.

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from corpus_files.corpus import CHUNK_TOKENS, CorpusWriter, check_free_space, corpus_bytes, dropped_records, verify
+from corpus_files.corpus import (
+    CHUNK_TOKENS,
+    CorpusWriter,
+    check_free_space,
+    corpus_bytes,
+    dropped_records,
+    verify_corpus,
+)
 
 
 def read_sample_ids(path: str | Path, samples: int) -> np.ndarray:
@@ -39,7 +46,7 @@ def prune(prefix: str | Path, ids_path: str | Path, new_prefix: str | Path, over
     removed samples and the number of documents that were removed with it; the settings in the sidecar record the list.
     Raises ValueError if the old corpus differs from its sidecar.
     """
-    corpus = verify(prefix)
+    corpus = verify_corpus(prefix)
     removed = read_sample_ids(ids_path, len(corpus))
     check_free_space(new_prefix, corpus_bytes(prefix))
     is_kept = np.ones(len(corpus), dtype=bool)

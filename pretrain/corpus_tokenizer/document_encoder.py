@@ -110,7 +110,7 @@ def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
     return DocumentEncoder(
-        folder=str(folder), engine=chosen, checkers=checkers, fingerprint=fingerprint(table),
+        folder=str(folder), engine=chosen, checkers=checkers, fingerprint=vocabulary_fingerprint(table),
         vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _choose_engine(path: Path, reference: ReferenceEngine, engine: str) -> Engin
         return reference
 
 
-def fingerprint(table: dict[str, int]) -> str:
+def vocabulary_fingerprint(table: dict[str, int]) -> str:
     """Return the sha256 of the id-ordered table of pieces: a line `id<TAB>piece` for each, with the piece as JSON."""
     ordered = sorted(table.items(), key=lambda item: item[1])
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in ordered).encode()).hexdigest()

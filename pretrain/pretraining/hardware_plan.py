@@ -97,7 +97,7 @@ def divide_batch(largest: int, gpus: int, load: Workload) -> tuple[int, int]:
     return -(-share // accumulation), accumulation
 
 
-def make_plan(config: str, recompute: bool, load: Workload, machine: Machine) -> ConfigPlan:
+def make_config_plan(config: str, recompute: bool, load: Workload, machine: Machine) -> ConfigPlan:
     """Estimate the memory of a configuration and the largest micro batch that fits."""
     parameters, gpus = parameter_count(load.shape), machine.gpus
     states, buffers = state_bytes(config, parameters, gpus), buffer_bytes(config, load.shape)
@@ -116,7 +116,7 @@ def make_plans(load: Workload, machine: Machine) -> list[ConfigPlan]:
     """Return the plans of all configurations, simplest first: each with activations kept, then recomputed."""
     stage_3 = "zero3-fp16" if load.precision == "fp16" else "zero3"
     names = ("zero1", "zero2", stage_3, "zero3-offload-optimizer", "zero3-offload-all")
-    return [make_plan(name, recompute, load, machine) for name in names for recompute in (False, True)]
+    return [make_config_plan(name, recompute, load, machine) for name in names for recompute in (False, True)]
 
 
 def recommend(plans: Sequence[ConfigPlan], block: int) -> ConfigPlan | None:
@@ -212,5 +212,5 @@ communication and offloading are assumed to take no time."""
 def describe_plan(plan: ConfigPlan, load: Workload, machine: Machine) -> str:
     """Return the recommended plan as one line."""
     sequences, way = plan.micro_batch * plan.accumulation * machine.gpus, "recomputed" if plan.recompute else "kept"
-    batch = f"{sequences:,} sequences = {sequences * load.block:,} tokens a step"
+    batch = f"{sequences:,} sequence{'s' * (sequences != 1)} = {sequences * load.block:,} tokens a step"
     return f"Recommended: {plan.config}, activations {way}, peak {plan.memory / GIB:.1f} GiB a GPU, {batch}:"

@@ -44,7 +44,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     Raises ValueError if the corpus has another tokenizer or a larger vocabulary than the base, or block_size exceeds
     the context length of the base.
     """
-    from corpus_tokenizer.document_encoder import fingerprint
+    from corpus_tokenizer.document_encoder import vocabulary_fingerprint
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from tokenizers import Tokenizer
 
@@ -53,7 +53,7 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     if not table.is_file():
         raise FileNotFoundError(f"{base} has no tokenizer.json, its tokenizer.model is not SentencePiece's; add it")
     pieces = Tokenizer.from_file(str(table)).get_vocab(with_added_tokens=True)
-    if fingerprint(pieces) != corpus.fingerprint:
+    if vocabulary_fingerprint(pieces) != corpus.fingerprint:
         raise ValueError(
             f"{corpus.prefix} was not written with the tokenizer of {base}; "
             f"write it again: python pretrain/preprocess.py --mode write --tokenizer_path {base} …"
@@ -140,7 +140,7 @@ def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any]
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
-def run_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
+def pretraining_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
     """Return the settings that must be equal in a run and in the run that resumes it; see RunState."""
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus_files.corpus import counted
 from datatrove.pipeline.base import PipelineStep
 
 from text_cleaning.cleaning_io import CleaningPlan
@@ -185,7 +186,7 @@ def to_markdown(report: dict[str, Any], examples: ShownDocuments) -> str:
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     lines = [
         "# Dropped documents\n",
-        f"{totals['read']:,} documents read ({totals['bytes_read'] / 1e6:,.1f} MB), {totals['kept']:,} kept "
+        f"{counted(totals['read'], 'document')} read ({totals['bytes_read'] / 1e6:,.1f} MB), {totals['kept']:,} kept "
         f"({totals['bytes_kept'] / 1e6:,.1f} MB), {totals['dropped']:,} dropped. dropped.jsonl lists all dropped "
         "documents; report.json has the settings and thresholds.\n",
         "| file | read | kept | dropped | MB read | MB kept |\n| --- | ---: | ---: | ---: | ---: | ---: |",

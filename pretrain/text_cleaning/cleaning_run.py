@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs import executors
-from cluster_jobs.job_commands import executor_options
+from cluster_jobs.job_commands import ExecutorOptions, executor_options
 from corpus_building import documents
 from corpus_building.documents import TextSource
 from datatrove.executor.base import PipelineExecutor
@@ -20,7 +20,7 @@ from text_cleaning.cleaning_rules import read_word_lists
 from text_cleaning.cleaning_stages import CleaningStage, stages
 
 
-def make_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
+def make_cleaning_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
     """Return the plan of a parsed command line.
 
     Raises ValueError or FileNotFoundError if input or options are invalid.
@@ -58,7 +58,7 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     run.write_text(json.dumps(record), encoding="utf-8")
 
 
-def check_target(target: Path, overwrite: bool) -> None:
+def check_output_folder(target: Path, overwrite: bool) -> None:
     """Raise ValueError if the output folder exists, and may not be replaced or was not written by clean.py."""
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; name another --output_dir, or replace it with --overwrite")
@@ -67,32 +67,47 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError."""
+    """Run the stages for a parsed command line; return a summary line. Raises ValueError or OSError.
+
+    Finished tasks are kept for the next run, except after a ValueError: the input or the options have to change, and
+    with other input or options the run starts again.
+    """
     executors.disable_datatrove_log()
     execution = executor_options(options)
     target = Path(options.output_dir).resolve()
-    check_target(target, options.overwrite)
+    check_output_folder(target, options.overwrite)
     folder = target.with_name(f"{target.name}.partial")
-    plan = make_plan(options, folder)
+    plan = make_cleaning_plan(options, folder)
     prepare_folder(folder, plan, options.samples)
+    try:
+        with resumable("finished tasks are kept, and the same command resumes"):
+            run_stages(plan, execution, target, options)
+    except BaseException as error:
+        if isinstance(error, ValueError) or not any(folder.glob("logs/*/completions/*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if execution.executor == "slurm":
+        return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {folder / 'logs'}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return cleaning_summary(target)
+
+
+def run_stages(plan: CleaningPlan, execution: ExecutorOptions, target: Path, options: argparse.Namespace) -> None:
+    """Run the stages in order and write the result to `target`; on Slurm, submit them."""
     previous: PipelineExecutor | None = None
-    with resumable("finished tasks are kept, and the same command resumes"):
-        for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
-            previous = executors.make(
-                execution, stage.steps, stage.tasks, options.num_workers, folder / "logs" / stage.name,
-                depends=previous if execution.executor == "slurm" else None, job_name=f"clean-{stage.name}",
-            )  # fmt: skip
-            if execution.executor != "slurm":
-                executors.run(previous)
+    for stage in [*stages(plan), CleaningStage("report", [WriteReport(plan, target, options.samples)], 1)]:
+        previous = executors.make(
+            execution, stage.steps, stage.tasks, options.num_workers, plan.folder / "logs" / stage.name,
+            depends=previous if execution.executor == "slurm" else None, job_name=f"clean-{stage.name}",
+        )  # fmt: skip
+        if execution.executor != "slurm":
+            executors.run(previous)
     if execution.executor == "slurm":
         assert previous is not None
         executors.run(previous)  # submits all stages
-        return f"submitted; {target} is complete when the last job, clean-report, has ended; logs: {folder / 'logs'}"
-    shutil.rmtree(folder, ignore_errors=True)
-    return summary(target)
 
 
-def summary(target: Path) -> str:
+def cleaning_summary(target: Path) -> str:
     """Return one line with the counts of the result."""
     totals: dict[str, Any] = json.loads((target / REPORT / "report.json").read_text(encoding="utf-8"))["totals"]
     return (

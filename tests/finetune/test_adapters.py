@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import RunScript
 from instruction_data.named_templates import load_template
-from instruction_tuning.adapters import load_model, save_adapter_only, save_pissa_start
+from instruction_tuning.adapters import load_model_to_tune, save_adapter_only, save_pissa_start
 from instruction_tuning.tuning_arguments import parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -142,7 +142,7 @@ def test_resumed_pissa_run_ends_with_the_same_adapter(tmp_path: Path, tiny_check
         finetune.main(again)
     args, _ = parse(command(tiny_checkpoint, rows_file, tmp_path / "x", *more), "")
     torch.manual_seed(args.seed)
-    save_pissa_start(load_model(args), broken, resumed=False)  # the file that an interrupted run leaves
+    save_pissa_start(load_model_to_tune(args), broken, resumed=False)  # the file that an interrupted run leaves
     finetune.main(again)
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -66,7 +66,7 @@ def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     done, folder = tuned
     assert "examples: 60 kept, 0 of them truncated, 0 dropped" in done.stdout
     assert re.search(
-        r"tokens: \d+, \d\d\.\d% of them supervised; per example: median \d+, 90 % up to \d+, longest \d+; 6 examples",
+        r"tokens: \d+, \d\d\.\d% of them supervised; per example: median \d+, 90 % up to \d+, longest \d+; held out: 6",
         done.stdout,
     )
     assert "4 steps of 8 examples, packed into sequences of at most 2048 tokens, on 1 rank\n" in done.stdout
@@ -151,7 +151,7 @@ def test_base_with_missing_or_unknown_weights_is_refused(
         weights | {"x.weight": weights[lost].clone()},
     ):
         save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=r"1 tensors are missing, unknown or of another shape \(.*, for example\)"):
+        with pytest.raises(ValueError, match=r"tensors missing, unknown or of another shape: 1 \(.*, for example\)"):
             finetune.main(command(broken, rows_file, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

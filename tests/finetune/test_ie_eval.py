@@ -100,7 +100,7 @@ def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunSc
     scores = json.loads(target.read_text())
     assert (scores["entity"]["precision"], scores["entity"]["recall"], scores["exact"]) == (1, 0.5, 0)
     assert "entity      1.0000    0.5000    0.6667" in done.stdout
-    assert "1 examples, 0.0% exactly right, 100.0% of answers parse" in done.stdout
+    assert "1 example, 0.0% exactly right, 100.0% of answers parse" in done.stdout
 
 
 def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunScript) -> None:
@@ -112,7 +112,7 @@ def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunS
         (("--predictions", tmp_path / "gone"), "gone does not exist"),
         (("--predictions", two), "no text under 'prediction'"),
         (("--predictions", empty), "holds no rows"),
-        (("--predictions", one, "--gold", two), "has 1 rows"),
+        (("--predictions", one, "--gold", two), "have different numbers of rows, 1 and 2; give two files with"),
         (("--predictions", one, "--gold", other), "has another instruction"),
         (("--predictions", one, "--golden", other), "unknown option --golden"),
     ):

@@ -32,7 +32,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[dict[str, str]]) -> None:
-    model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     encoder = PromptEncoder(tokenizer)
     prompts = encoder.prompts([prompt_messages(row) for row in rows[:9]])
     assert len({len(prompt) for prompt in prompts}) > 3
@@ -42,7 +42,7 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[di
 
 
 def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
-    model, tokenizer = ie_run.load(str(tiny_checkpoint), "", "float32")
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     prompts = PromptEncoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
     whole = generate_answers(model, PromptEncoder(tokenizer), prompts, 2, 8)
     ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=8, do_sample=False)[0, len(prompts[0]) :].tolist()
@@ -66,12 +66,12 @@ def test_adapter_changes_the_answers_and_sets_the_template(
     assert [{k: v for k, v in row.items() if k != "prediction"} for row in written] == list(
         iterate_instructions(rows_file)
     )[:10]
-    model, tokenizer = ie_run.load(str(tiny_checkpoint), str(adapter), "float32")
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), str(adapter), "float32")
     prompts = PromptEncoder(tokenizer).prompts([prompt_messages(row) for row in written])
     assert tokenizer.decode(prompts[0][1:]).startswith("### Instruction:")
     answers = [row["prediction"] for row in written]
     assert generate_answers(model, PromptEncoder(tokenizer), prompts, 32, 6) == answers
-    base, _ = ie_run.load(str(tiny_checkpoint), "", "float32")
+    base, _ = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     assert generate_answers(base, PromptEncoder(tokenizer), prompts, 32, 6) != answers
 
 
@@ -81,7 +81,7 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
     first = sorted(tensors)[0]
     save_file({k: v for k, v in tensors.items() if k != first}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="has only one of lora_A and lora_B for"):
-        ie_run.load(str(tiny_checkpoint), str(tmp_path), "float32")
+        ie_run.load_merged(str(tiny_checkpoint), str(tmp_path), "float32")
 
 
 @pytest.mark.parametrize(

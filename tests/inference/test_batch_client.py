@@ -138,7 +138,13 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
             raise ConnectionResetError
         return 200, {}, envelope("x")
 
-    with pretended(dies) as url, pytest.raises(batch_client.ServerUnavailableError, match="does not answer"):
+    with (
+        pretended(dies) as url,
+        pytest.raises(
+            ConnectionError,
+            match=r"does not answer \(.*\); .*out.jsonl.partial ends with line 10; the same command resumes the run$",
+        ),
+    ):
         batch.main(str(source), str(output), url=url, concurrency=2, temperature="0")
     kept = (tmp_path / "out.jsonl.partial").read_bytes()
     assert kept.count(b"\n") == 10
@@ -155,14 +161,34 @@ def test_run_ends_when_the_server_is_gone_and_can_be_resumed(
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
+def test_input_and_output_are_checked_before_the_server_is_contacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing listens at the URL, so a request would be the error."""
+    monkeypatch.setattr(batch_client, "FIRST_PAUSE", 0.001)
+    rows, cut, empty = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "cut.json", tmp_path / "empty.jsonl"
+    cut.write_text('[{"instruction": "a"}')
+    empty.write_text("")
+    (finished := tmp_path / "finished.jsonl").write_text("{}\n")
+    for source, output, message in (
+        (cut, tmp_path / "o", "cut.json:1, row 2 is not JSON"),
+        (empty, tmp_path / "o", "empty.jsonl"),
+        (rows, finished, "finished.jsonl exists; choose another --output"),
+        (rows, tmp_path / "o", r"127.0.0.1:9 does not answer \(.*\); start the server, or give another --url$"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            batch.main(str(source), str(output), url="http://127.0.0.1:9")
+    assert names(tmp_path) == ["cut.json", "empty.jsonl", "finished.jsonl", "in.jsonl"]
+
+
 def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
     replies: list[tuple[Reply, type[Exception], str]] = [
         ((401, {}, envelope(error="no")), ValueError, "does not accept the key"),
         (
             (429, {"Retry-After": "86400"}, envelope(error="no")),
-            batch_client.ServerUnavailableError,
-            "busy for 86400 s more",
+            ConnectionError,
+            "busy for 86400 s more; nothing is written$",
         ),
         ((200, {}, {"answer": 42}), ValueError, "does not answer in the format of launch_vllm.py"),
     ]
@@ -176,7 +202,7 @@ def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
     with (
         pretended(always((429, {"Retry-After": "1"}, envelope(error="no")))) as url,
-        pytest.raises(batch_client.ServerUnavailableError, match="has been busy for 1 s; the written lines are kept"),
+        pytest.raises(ConnectionError, match=r"has been busy for 1 s; nothing is written$"),
     ):
         batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(tmp_path / "out.jsonl"), url=url)
 

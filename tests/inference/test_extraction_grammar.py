@@ -14,7 +14,7 @@ import xgrammar
 from conftest import RunScript
 from extraction.extraction_form import AnswerForm, answer_form
 from extraction.extraction_grammar import answer_grammar
-from extraction.extraction_results import parse_answer
+from extraction.extraction_results import parse_partial_answer
 from extraction.extraction_schema import SchemaType, check_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,7 +149,7 @@ def test_grammar_admits_every_valid_answer(judge: Judge) -> None:
         joined: dict[str, list[Any]] = {}
         for key, value in pairs:
             joined.setdefault(key, []).extend(value)
-        assert parse_answer(answer) == (joined, True)
+        assert parse_partial_answer(answer) == (joined, True)
         if len(joined) == len(pairs):
             assert answer == json.dumps(joined, ensure_ascii=False)
 
@@ -207,7 +207,7 @@ def test_random_tokens_under_the_grammar_form_answers(judge: Judge) -> None:
             ids.append(draw.choice(ends if ends and draw.random() < 0.4 else allowed))
             assert matcher.accept_token(ids[-1])
         text = b"".join(spelled[token] for token in ids).decode(errors="replace")
-        answer, complete = parse_answer(text)
+        answer, complete = parse_partial_answer(text)
         assert complete == matcher.is_terminated()
         assert set(answer) <= set(form.types_by_key(types))
         if complete:
@@ -235,10 +235,10 @@ def test_prefix_of_an_answer_is_parsed_up_to_its_last_complete_item() -> None:
     def holds(data: st.DataObject) -> None:
         form, types = data.draw(forms_and_types())
         answer = dumps(data.draw(answers(form, types)))
-        whole, _ = parse_answer(answer)
+        whole, _ = parse_partial_answer(answer)
         before = 0
         for end in range(len(answer)):
-            kept, complete = parse_answer(answer[:end])
+            kept, complete = parse_partial_answer(answer[:end])
             assert not complete
             assert all(items == whole[key][: len(items)] for key, items in kept.items())
             count = sum(map(len, kept.values()))
@@ -251,11 +251,11 @@ def test_prefix_of_an_answer_is_parsed_up_to_its_last_complete_item() -> None:
 
 def test_parse_answer_keeps_complete_items_of_cut_answers() -> None:
     cut = '{"born in": [{"subject": "A", "object": "[\\"{"}, {"subject": "B'
-    assert parse_answer(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
-    assert parse_answer('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)
-    assert parse_answer('{"person": ["Ann"], "pla') == ({"person": ["Ann"]}, False)
-    assert parse_answer(' {"person": []}\n') == ({"person": []}, True)
-    assert parse_answer('{"cut": [{"arguments": {"time": "May", "time": ["June"]}}]}')[0] == {
+    assert parse_partial_answer(cut) == ({"born in": [{"subject": "A", "object": '["{'}]}, False)
+    assert parse_partial_answer('{"person": ["Ann", "Bo"') == ({"person": ["Ann", "Bo"]}, False)
+    assert parse_partial_answer('{"person": ["Ann"], "pla') == ({"person": ["Ann"]}, False)
+    assert parse_partial_answer(' {"person": []}\n') == ({"person": []}, True)
+    assert parse_partial_answer('{"cut": [{"arguments": {"time": "May", "time": ["June"]}}]}')[0] == {
         "cut": [{"arguments": {"time": ["May", "June"]}}]
     }
     for other in (
@@ -270,7 +270,7 @@ def test_parse_answer_keeps_complete_items_of_cut_answers() -> None:
         '{"a": [' * 100_000,
         '{"a": ["' + "x" * 10**6,
     ):
-        assert parse_answer(other)[0] in ({}, {"a": []})
+        assert parse_partial_answer(other)[0] in ({}, {"a": []})
 
 
 def test_grammar_begins_with_the_templates_white_space(judge: Judge) -> None:
@@ -303,7 +303,7 @@ def test_grammar_admits_published_answers(judge: Judge, shared_data: Path, name:
     for row in map(json.loads, rows):
         types = check_schema(task, schema_of(json.loads(row["instruction"])["schema"]))
         assert judge.accepts(answer_grammar(form, types), row["output"]), row["output"]
-        assert parse_answer(row["output"]) == (json.loads(row["output"]), True)
+        assert parse_partial_answer(row["output"]) == (json.loads(row["output"]), True)
         nonempty += any(json.loads(row["output"]).values())
     assert nonempty
 

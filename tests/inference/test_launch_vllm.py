@@ -14,16 +14,22 @@ from typing import Any
 import pytest
 from conftest import RunScript, free_port
 from server_launch.launch_args import model_configuration
-from server_launch.launch_checks import check_model, check_port
+from server_launch.launch_checks import check_port, check_served_model
 from server_launch.launch_presets import (
     bind_cores,
+    check_devices,
     check_heads,
     kv_cache_gib,
+    local_processes,
     preset_for_cpu,
     translate_former_options,
 )
 
 LAUNCHER = "inference/launch_vllm.py"
+ONE_COPY = {
+    "data_parallel_size": 1, "data_parallel_size_local": None, "data_parallel_rank": None,
+    "data_parallel_external_lb": False,
+}  # fmt: skip
 LLAMA_2_7B = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "max_position_embeddings": 4096}
 
 
@@ -67,12 +73,28 @@ def test_bind_cores_divides_cores_evenly() -> None:
         bind_cores([0, 1], 4)
 
 
+def test_processes_of_this_machine_are_copies_times_parts() -> None:
+    two_by_three = {"tensor_parallel_size": 2, "pipeline_parallel_size": 3} | ONE_COPY
+    for given, processes in (
+        ({}, 6),
+        ({"data_parallel_size": 4}, 24),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 2}, 12),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 0}, 0),
+        ({"data_parallel_size": 4, "data_parallel_rank": 3}, 6),
+        ({"data_parallel_size": 4, "data_parallel_external_lb": True}, 6),
+    ):
+        assert local_processes(argparse.Namespace(**two_by_three | given)) == processes
+    with pytest.raises(ValueError, match=r"^8 processes .* need 8 GPUs, this machine has 1; lower --data"):
+        check_devices(8, 1, "GPU")
+    check_devices(8, 8, "GPU")
+
+
 def test_cpu_presets_keep_the_users_options() -> None:
     left_open = dict.fromkeys(
         ("enforce_eager", "compilation_config", "optimization_level", "dtype", "kv_cache_memory_bytes", "max_model_len",
          "enable_lora", "distributed_executor_backend", "enable_chunked_prefill", "max_num_batched_tokens")
     ) | {"worker_cls": "auto"}  # fmt: skip
-    one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1}
+    one = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "nnodes": 1} | ONE_COPY
     args, environment = argparse.Namespace(**left_open, **one), dict[str, str]()
     expected = preset_for_cpu(args, LLAMA_2_7B | {"dtype": "float32"}, environment)
     assert (args.enforce_eager, args.dtype, environment) == (True, "float32", {"VLLM_CPU_KVCACHE_SPACE": "4"})
@@ -100,12 +122,12 @@ def test_check_heads_refuses_widths_without_a_cpu_kernel() -> None:
 
 def test_check_model_distinguishes_hub_names_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert check_model("org/name") is False
+    assert check_served_model("org/name") is False
     (tmp_path / "org").mkdir()
     with pytest.raises(FileNotFoundError, match="org/name does not exist"):
-        check_model("org/name")
+        check_served_model("org/name")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        check_model("./name")
+        check_served_model("./name")
 
 
 def broken(kind: str, checkpoint: Path, folder: Path) -> Path:
@@ -196,16 +218,16 @@ import json, sys
 from launch_vllm import main
 from server_launch.launch_args import parse_server_args
 *lines, unservable = json.load(sys.stdin)
+try:
+    main(unservable)
+except ValueError as error:
+    print(json.dumps(str(error)))
 for line in lines:
     try:
         settings = vars(parse_server_args(line))
         print(json.dumps({name: settings[name] for name in ("host", "port", "dtype", "chat_template", "max_num_seqs")}))
     except ValueError as error:
         print(json.dumps(str(error)))
-try:
-    main(unservable)
-except ValueError as error:
-    print(json.dumps(str(error)))
 """
 
 
@@ -228,6 +250,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
         [*options, "--port=x"],
         ["--port", str(free_port())],
         [*options, "--tensor-parallel-size", "4096"],
+        [*options, "--data-parallel-size", "4096"],
         [*options, "--template_path", str(template)],
     ]
     done = subprocess.run(
@@ -235,16 +258,19 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
         env=os.environ | {"PYTHONPATH": str(repository / "inference")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours, vllms, from_file, *errors = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
+    # A user's error is the only line of the command; vLLM's import would log a line about Triton before it.
+    assert all(line.startswith("notice: ") for line in done.stderr.splitlines()), done.stderr
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
+    unrendered, ours, vllms, from_file, *errors = printed
     assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", own.read_text(), 5)
     assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
     assert from_file["max_num_seqs"] == 3
-    abbreviated, misspelt, port, model, *parallel, unrendered = errors
+    abbreviated, misspelt, port, model, *parallel = errors
     assert abbreviated.startswith("unknown option --max-num-batched; did you mean --max-num-batched-tokens?")
     assert misspelt.startswith("unknown option --prot; did you mean --port?")
     assert port == "--port: invalid int value: 'x'; see --help"
     assert model.startswith("--model is missing; ")
-    assert not parallel or "4096 processes" in parallel[0]  # a GPU machine counts its devices later
+    assert len(parallel) == 2 and all(line.startswith("4096 processes (data x tensor x pipel") for line in parallel)
     assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")
     assert unrendered.endswith("correct it, or give another with --template_path")
 

@@ -113,10 +113,11 @@ def test_ended_server_leaves_no_process_and_passes_its_status_on(launch: Any) ->
     assert launch("fails").ended(within=5)[0] == 3
 
 
-def test_signal_before_serving_ends_the_server_at_once(launch: Any) -> None:
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted\n")])
+def test_signal_before_serving_ends_the_server_at_once(launch: Any, number: signal.Signals, line: str) -> None:
     launcher = launch()
-    launcher.process.terminate()
-    assert launcher.ended(within=5) == (128 + signal.SIGTERM, "")
+    launcher.process.send_signal(number)
+    assert launcher.ended(within=5) == (128 + number, line)
 
 
 def test_first_signal_is_passed_on_and_second_one_kills(launch: Any) -> None:

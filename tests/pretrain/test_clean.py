@@ -180,13 +180,24 @@ def test_unreadable_line_is_an_error_or_is_dropped_with_on_error_skip(tmp_path: 
             SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--num_workers", workers, status=2
         )
         assert stopped.stderr == f"error: {source}:3 has int under 'text', not text; correct or remove that line\n"
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out", "--on_error", "skip")
     assert len(kept(tmp_path / "out")) == 2
     assert [(d["line"], d["reason"]) for d in dropped(tmp_path / "out")] == [
         (3, "unreadable"), (4, "no text"), (5, "unreadable"), (6, "unreadable"),
     ]  # fmt: skip
     assert "is not UTF-8" in dropped(tmp_path / "out")[3]["text"]
+
+
+@pytest.mark.integration
+def test_wrong_line_of_a_later_task_leaves_nothing_of_the_run(tmp_path: Path, run_script: RunScript) -> None:
+    """The tasks before it have finished; with the corrected file, all tasks would be different ones."""
+    (tmp_path / "a.txt").write_text("x" * 1_500_000)
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"txt": "three"}\n')
+    sources, out = (tmp_path / "a.txt", tmp_path / "b.jsonl"), tmp_path / "out"
+    stopped = run_script(SCRIPT, "--file_path", *sources, "--output_dir", out, "--task_megabytes", 1, status=2)
+    assert stopped.stderr.startswith(f"error: {tmp_path}/b.jsonl:3 has no key 'text'; ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.jsonl"]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TOKENIZER, Documents, write_corpus
-from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, files, verify
-from corpus_files.corpus_merging import merge
+from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, files, verify_corpus
+from corpus_files.corpus_merging import merge_corpora
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,12 +31,12 @@ def test_files_have_megatrons_layout_to_the_byte(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"a.bin", "a.idx", "a.json"}
-    assert verify(prefix).sidecar["documents"] == 3
+    assert verify_corpus(prefix).sidecar["documents"] == 3
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_535, "uint16"), (65_536, "int32"), (151_936, "int32")])
 def test_dtype_follows_the_size_of_the_vocabulary(tmp_path: Path, vocab_size: int, dtype: str) -> None:
-    corpus = verify(write_corpus(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
+    corpus = verify_corpus(write_corpus(tmp_path / "a", [[[0, vocab_size - 1]]], vocab_size=vocab_size))
     assert corpus[0].tolist() == [0, vocab_size - 1]
     assert corpus[0].dtype == dtype == corpus.sidecar["dtype"]
 
@@ -47,7 +47,7 @@ def test_written_samples_and_documents_are_read_unchanged(tmp_path: Path) -> Non
     @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.lists(sample, min_size=1, max_size=4), min_size=1, max_size=6))
     def round_trip(documents: Documents) -> None:
-        corpus = verify(write_corpus(tmp_path / "a", documents, overwrite=True))
+        corpus = verify_corpus(write_corpus(tmp_path / "a", documents, overwrite=True))
         samples = list(chain(*documents))
         assert [ids.tolist() for ids in corpus] == samples
         assert corpus.lengths.tolist() == [len(s) for s in samples] and len(corpus) == len(samples)
@@ -117,9 +117,9 @@ def test_verify_and_merge_refuse_a_flipped_bit(tmp_path: Path) -> None:
     data[5] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in the sidecar"):
-        verify(tmp_path / "a")
+        verify_corpus(tmp_path / "a")
     with pytest.raises(ValueError, match=r"a\.bin differs from the sha256 in its sidecar"):
-        merge([str(tmp_path / "a")], None, tmp_path / "b")
+        merge_corpora([str(tmp_path / "a")], None, tmp_path / "b")
     assert not list(tmp_path.glob("b*"))
 
 
@@ -139,30 +139,30 @@ def test_failed_writer_keeps_the_old_corpus_and_leaves_no_file(tmp_path: Path) -
         write_corpus(tmp_path / "a", DOCUMENTS)
     with pytest.raises(ValueError, match="do not fit a vocabulary of 32000"):
         write_corpus(tmp_path / "a", [[[32000]]], overwrite=True)
-    assert len(verify(tmp_path / "a")) == 4
+    assert len(verify_corpus(tmp_path / "a")) == 4
     write_corpus(tmp_path / "a", [[[4, 4]]], overwrite=True)
-    assert len(verify(tmp_path / "a")) == 1
+    assert len(verify_corpus(tmp_path / "a")) == 1
     assert {path.name for path in tmp_path.glob("a*")} == {"a.bin", "a.idx", "a.json"}
 
 
 def test_partial_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial/bin").write_bytes(b"old")
-    assert len(verify(write_corpus(tmp_path / "a", DOCUMENTS))) == 4
+    assert len(verify_corpus(write_corpus(tmp_path / "a", DOCUMENTS))) == 4
 
 
 def test_merge_renumbers_sources_and_accepts_merged_corpora(tmp_path: Path) -> None:
     a, b = write_corpus(tmp_path / "a", DOCUMENTS), write_corpus(tmp_path / "b", [[[1, 3, 2]], [[1, 2]]])
-    merge([str(a), str(b)], [0, 1], tmp_path / "ab")
-    merge([str(tmp_path / "ab"), str(a)], None, tmp_path / "aba")
-    whole = verify(tmp_path / "aba")
+    merge_corpora([str(a), str(b)], [0, 1], tmp_path / "ab")
+    merge_corpora([str(tmp_path / "ab"), str(a)], None, tmp_path / "aba")
+    whole = verify_corpus(tmp_path / "aba")
     assert [ids.tolist() for ids in whole] == [ids.tolist() for part in (a, b, a) for ids in Corpus(part)]
     assert [(s["name"], s["type"], s["start"], s["end"]) for s in whole.sources] == [
         ("a", 0, 0, 4), ("b", 1, 4, 6), ("a-2", 0, 6, 10),
     ]  # fmt: skip
     assert whole.documents.tolist() == [0, 2, 3, 4, 5, 6, 8, 9, 10]
     assert [s["tokens"] for s in whole.sources] == [12, 5, 12]
-    merge([str(tmp_path / "aba")], [7], tmp_path / "one")
+    merge_corpora([str(tmp_path / "aba")], [7], tmp_path / "one")
     assert {source["type"] for source in Corpus(tmp_path / "one").sources} == {7}
 
 
@@ -174,9 +174,9 @@ def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     c = write_corpus(tmp_path / "c", DOCUMENTS, vocab_size=70_000)
     for other in (tmp_path / "b", c):
         with pytest.raises(ValueError, match=f"{other} has tokenizer .* write one of them again"):
-            merge([str(a), str(other)], [0, 1], tmp_path / "m")
+            merge_corpora([str(a), str(other)], [0, 1], tmp_path / "m")
     with pytest.raises(ValueError, match="types: 1, corpora: 2; --merge_path_type"):
-        merge([str(a), str(a)], [0], tmp_path / "m")
+        merge_corpora([str(a), str(a)], [0], tmp_path / "m")
     assert not list(tmp_path.glob("m*"))
 
 
@@ -185,7 +185,7 @@ def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
         writer.add(np.array([1, 2]), np.array([2]), np.array([1]))
         writer.add_dropped({"line": 4, "reason": "no text"})
         writer.finish([{"name": "a", "type": 0, "start": 0, "end": 1}], TOKENIZER, {}, {}, 8)
-    merge([str(tmp_path / "a")], None, tmp_path / "b")
+    merge_corpora([str(tmp_path / "a")], None, tmp_path / "b")
     assert json.loads((tmp_path / "b.dropped.jsonl").read_text()) == {
         "corpus": str(tmp_path / "a"), "line": 4, "reason": "no text",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from conftest import REPOSITORY, RunScript, small_texts
 from corpora import document_ids, files_of, rows
 from corpus_building.corpus_build import build_corpus
 from corpus_building.samples import CorpusSettings, choose_samples
-from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus import Corpus, verify_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -309,7 +309,7 @@ def test_num_per_doc_keeps_the_same_samples_for_any_number_of_workers(
             "--tokenizer_path", tiny_tokenizer, "--seq_length", 32, "--num_per_doc", 4, "--seed", seed,
             "--num_workers", workers,
         )  # fmt: skip
-        few = results[name] = verify(tmp_path / name / "few")
+        few = results[name] = verify_corpus(tmp_path / name / "few")
         assert np.diff(few.documents).tolist() == [4, 4, 4, 4, 1]
         for (a, b), (c, d) in zip(pairwise(whole.documents), pairwise(few.documents), strict=True):
             kept, samples = [few[i].tolist() for i in range(c, d)], [whole[i].tolist() for i in range(a, b)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import RunScript
 from corpora import Documents, document_ids, write_corpus
-from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus import Corpus, verify_corpus
 from corpus_files.corpus_import import import_corpus
 
 SCRIPT = "pretrain/preprocess.py"
@@ -43,7 +43,7 @@ def test_import_reads_megatron_dataset(tmp_path: Path, megatron: Any, tiny_token
         builder.add_document(torch.tensor(list(chain(*samples))), [len(sample) for sample in samples])
     builder.finalize(str(tmp_path / "theirs.idx"))
     import_corpus(tmp_path / "theirs", str(tiny_tokenizer), tmp_path / "ours")
-    ours = verify(tmp_path / "ours")
+    ours = verify_corpus(tmp_path / "ours")
     assert [ids.tolist() for ids in ours] == list(chain(*DOCUMENTS))
     assert ours.documents.tolist() == [0, 2, 3, 4] and ours.seq_length == 4
     assert ours.sidecar["settings"]["imported"]["format"] == "megatron"
@@ -67,7 +67,7 @@ def test_import_reads_published_format(tmp_path: Path, run_script: RunScript, ti
         SCRIPT, "--mode", "import", "--read_path_prefix", tmp_path / "old", "--tokenizer_path", tiny_tokenizer,
         "--new_path_prefix", tmp_path / "new",
     )  # fmt: skip
-    corpus = verify(tmp_path / "new")
+    corpus = verify_corpus(tmp_path / "new")
     assert document_ids(corpus) == [list(chain(*document)) for document in DOCUMENTS]
     assert [(s["name"], s["type"], s["start"], s["end"], s["documents"], s["tokens"]) for s in corpus.sources] == [
         ("old-0", 0, 0, 2, 1, 5), ("old-1", 1, 2, 4, 2, 7),
@@ -80,7 +80,7 @@ def test_import_reads_published_format(tmp_path: Path, run_script: RunScript, ti
 def test_import_finds_documents_of_one_and_of_many_samples(tmp_path: Path, tiny_tokenizer: Path) -> None:
     samples = [[1, 5, 2]] * 9000 + [[1, 4]] + [[6, 7]] * 40_000 + [[8, 2]] + [[1, 2]] * 3
     import_corpus(published(tmp_path / "old", samples, [len(samples)]), str(tiny_tokenizer), tmp_path / "new")
-    corpus = verify(tmp_path / "new")
+    corpus = verify_corpus(tmp_path / "new")
     assert np.diff(corpus.documents).tolist() == [1] * 9000 + [40_002] + [1] * 3
     assert corpus.ids.tolist() == list(chain(*samples))
 

@@ -8,7 +8,7 @@ from corpora import rows
 from corpus_building.corpus_build import build_corpus
 from corpus_building.samples import CorpusSettings
 from corpus_files.corpus import Corpus
-from corpus_files.corpus_merging import merge
+from corpus_files.corpus_merging import merge_corpora
 
 SCRIPT = "pretrain/preprocess.py"
 
@@ -18,7 +18,7 @@ def test_read_prints_statistics_of_each_source(tmp_path: Path, run_script: RunSc
         texts = [text, text[:7]]
         file = rows(tmp_path / f"{name}.jsonl", texts)
         build_corpus([str(file)], str(tmp_path / name), str(tiny_tokenizer), CorpusSettings(seq_length=32))
-    merge([str(tmp_path / "en"), str(tmp_path / "zh")], [0, 1], tmp_path / "all")
+    merge_corpora([str(tmp_path / "en"), str(tmp_path / "zh")], [0, 1], tmp_path / "all")
     corpus = Corpus(tmp_path / "all")
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "all").stdout
     for source in corpus.sources:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import RunScript
 from corpora import Documents, document_ids, write_corpus
-from corpus_files.corpus import Corpus, verify
-from corpus_files.corpus_merging import merge
+from corpus_files.corpus import Corpus, verify_corpus
+from corpus_files.corpus_merging import merge_corpora
 from corpus_files.corpus_pruning import prune, read_sample_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def test_pruned_corpus_has_exactly_the_other_samples(tmp_path: Path) -> None:
     def holds(first: Documents, second: Documents, data: st.DataObject) -> None:
         for name, part in (("a", first), ("b", second)):
             write_corpus(tmp_path / name, part, overwrite=True)
-        merge([str(tmp_path / "a"), str(tmp_path / "b")], [0, 1], tmp_path / "ab", overwrite=True)
+        merge_corpora([str(tmp_path / "a"), str(tmp_path / "b")], [0, 1], tmp_path / "ab", overwrite=True)
         samples = list(chain(*first, *second))
         removed = data.draw(st.sets(st.integers(0, len(samples) - 1), min_size=1, max_size=len(samples)))
         (tmp_path / "ids").write_text("\n".join(map(str, removed)))
@@ -35,7 +35,7 @@ def test_pruned_corpus_has_exactly_the_other_samples(tmp_path: Path) -> None:
                 prune(tmp_path / "ab", tmp_path / "ids", tmp_path / "c", overwrite=True)
             return
         prune(tmp_path / "ab", tmp_path / "ids", tmp_path / "c", overwrite=True)
-        corpus = verify(tmp_path / "c")
+        corpus = verify_corpus(tmp_path / "c")
         numbers = iter(range(len(samples)))
         left = [[s for s in document if next(numbers) not in removed] for document in [*first, *second]]
         assert document_ids(corpus) == [list(chain(*document)) for document in left if document]
@@ -65,7 +65,7 @@ def test_prune_records_removed_samples_and_keeps_the_old_corpus(tmp_path: Path, 
         "--new_path_prefix", tmp_path / "b",
     )  # fmt: skip
     assert "151,001 samples" not in done.stdout and "150,994 samples" in done.stdout
-    corpus = verify(tmp_path / "b")
+    corpus = verify_corpus(tmp_path / "b")
     lengths = np.diff(corpus.documents)
     assert len(lengths) == 997 and lengths.max() == 149_998
     pruned = corpus.sidecar["settings"]["pruned"]

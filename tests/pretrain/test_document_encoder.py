@@ -12,7 +12,7 @@ from conftest import small_texts
 from corpora import document_ids, rows
 from corpus_building import corpus_build, segmentation
 from corpus_building.samples import CorpusSettings, bos_and_eos
-from corpus_files.corpus import verify
+from corpus_files.corpus import verify_corpus
 from corpus_tokenizer import document_encoder, tokenizer_engines
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 from hypothesis import given, settings
@@ -229,7 +229,7 @@ def test_corpus_of_large_vocabulary_has_int32_ids(tmp_path: Path) -> None:
     texts = ["The cat. 山 🤖 sat " * 40, "<extra 65999> the end"]
     source = rows(tmp_path / "a.jsonl", texts)
     corpus_build.build_corpus([str(source)], str(tmp_path / "a"), str(folder), CorpusSettings(seq_length=64))
-    corpus, encoder = verify(tmp_path / "a"), load_encoder(folder)
+    corpus, encoder = verify_corpus(tmp_path / "a"), load_encoder(folder)
     assert (
         corpus.dtype == np.int32 and corpus.vocab_size == corpus.ids.max() + 1 > 65_536 and corpus.lengths.max() <= 64
     )

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_jobs import executors
 from cluster_jobs.executors import make, run
-from cluster_jobs.job_commands import ExecutorOptions, add_executor_options, executor_options
+from cluster_jobs.job_commands import RAY, ExecutorOptions, add_executor_options, executor_options
 from conftest import RunScript
 from corpora import files_of, rows
 
@@ -58,11 +57,12 @@ def test_error_of_a_task_is_raised_and_next_run_does_the_rest(tmp_path: Path, wo
 
 
 def test_killed_worker_raises_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a worker process was killed.* use fewer than 2"):
+    with pytest.raises(ChildProcessError, match=r"a worker process was killed.* use fewer than 2"):
         run(make(LOCAL, [Task(tmp_path, 1, "kill")], 6, 2, tmp_path / "logs"))
 
 
-def test_executor_options_are_parsed() -> None:
+def test_executor_options_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     parser = argparse.ArgumentParser()
     add_executor_options(parser)
     assert executor_options(parser.parse_args([])) == LOCAL
@@ -71,13 +71,15 @@ def test_executor_options_are_parsed() -> None:
     assert options == ExecutorOptions("slurm", "cpu", "24:00:00", 8, ("account=a", "qos=long"), "")
 
 
-def test_missing_slurm_or_ray_raises_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_or_ray_raises_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    add_executor_options(parser)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="sbatch was not found"):
-        make(ExecutorOptions("slurm", "cpu"), [], 1, 1, tmp_path)
+        executor_options(parser.parse_args(["--executor", "slurm", "--slurm_partition", "cpu"]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=f"pip install {executors.RAY}"):
-        make(ExecutorOptions("ray"), [], 1, 1, tmp_path)
+    with pytest.raises(ValueError, match=f"pip install {RAY}"):
+        executor_options(parser.parse_args(["--executor", "ray"]))
 
 
 STAND_IN = r"""#!/bin/bash

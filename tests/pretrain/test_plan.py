@@ -210,7 +210,7 @@ def test_published_run_fits_and_is_launched_by_the_recipe(tmp_path: Path, run_sc
 def test_any_size_of_a_card_is_taken_as_gib(tmp_path: Path, run_script: RunScript, size: str) -> None:
     write_config(tmp_path, num_hidden_layers=2, hidden_size=256, num_attention_heads=4, intermediate_size=688)
     done = run_script("pretrain/plan.py", "--model", tmp_path, "--gpus", 1, "--gpu_memory", size)
-    assert f"; 1 GPUs of {size} GiB, nodes: 1" in done.stdout
+    assert f"; 1 GPU of {size} GiB, nodes: 1" in done.stdout
     parameters = 2 * 32000 * 256 + 2 * (4 * 256**2 + 3 * 256 * 688 + 2 * 256) + 256
     states = f"{16 * parameters / 2**30:.1f}"
     assert f"zero1                    {states:>6} " in done.stdout

@@ -10,7 +10,7 @@ from conftest import RunScript, small_texts
 from corpora import document_ids, files_of, rows
 from corpus_building.corpus_build import build_corpus
 from corpus_building.samples import CorpusSettings
-from corpus_files.corpus import Corpus, verify
+from corpus_files.corpus import Corpus, verify_corpus
 from corpus_tokenizer.document_encoder import CHECK_FIRST
 from sentence_ends.sentence_boundaries import sentence_ends
 
@@ -32,7 +32,7 @@ def test_documents_have_sentencepieces_ids_between_bos_and_eos(
         "--save_prefix", tmp_path / "out/all", "--tokenizer_path", tiny_tokenizer, "--seq_length", 64,
         "--text_key", "content",
     )  # fmt: skip
-    corpus = verify(tmp_path / "out/all")
+    corpus = verify_corpus(tmp_path / "out/all")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer / "tokenizer.model"))
     truth = [*texts, "one", "two", "three", "four", "five"]
     assert document_ids(corpus) == [[1, *oracle.encode(text), 2] for text in truth]
@@ -191,7 +191,7 @@ def test_published_command_lines_write_and_merge_five_sources(
     )  # fmt: skip
     shown = run_script(SCRIPT, "--mode", "read", "--read_path_prefix", "data/dataset", cwd=tmp_path).stdout
     assert "dataset5" in shown
-    corpus = verify(tmp_path / "data/dataset")
+    corpus = verify_corpus(tmp_path / "data/dataset")
     assert [(source["name"], source["type"]) for source in corpus.sources] == [
         (f"dataset{number}", kind) for number, kind in enumerate([0, 0, 1, 1, 1], 1)
     ]
@@ -203,7 +203,7 @@ def test_published_command_lines_write_and_merge_five_sources(
         if line.strip()
     ]
     assert document_ids(corpus) == [[1, *oracle.encode(line), 2] for line in lines]
-    english = verify(tmp_path / "data/english")
+    english = verify_corpus(tmp_path / "data/english")
     assert english.sidecar["tokens"] == corpus.sources[0]["tokens"] + corpus.sources[1]["tokens"]
 
 

@@ -6,7 +6,7 @@ text is used. This module checks all arguments before the call, and parses each 
 (option_values.py).
 """
 
-from command_line.command_errors import run_command, unknown_option
+from command_line.command_errors import repeated_option, run_command, unknown_option
 from command_line.option_values import is_bool, parse_value
 
 import inspect
@@ -74,7 +74,7 @@ def read_options(
     Syntax: `--name value`, `--name=value`, `--flag`, `--noflag`; `-` and `_` are equivalent in names; values without a
     name are assigned to the remaining parameters in order. without_effect: option -> reason, for options of the
     original project that are ignored with a notice. Raises ValueError on unknown or missing options, on missing,
-    surplus or invalid values.
+    surplus or invalid values, and on options that are given twice.
     """
     parameters, hints = inspect.signature(function).parameters.values(), get_type_hints(function)
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
@@ -88,18 +88,23 @@ def read_options(
         if not OPTION.match(argument):
             unnamed.append(argument)
             continue
+        if argument == "--":
+            raise ValueError("Python Fire's own options, which follow --, are not accepted; remove -- and all after it")
         written, equals, text = argument.partition("=")
         name = written[2:].replace("-", "_") if written.startswith("--") else ""
         has_value = bool(equals) or (bool(pending) and not OPTION.match(pending[0]))
         negated = name[2:] if name.startswith("no") and not equals else ""
         if is_bool(types.get(negated)) and name not in types and name not in ignored:
-            given[negated] = "False"
+            name, text = negated, "False"
         elif name in types or name in ignored or (takes_any and name):
             if not has_value and name in types and not is_bool(types[name]):
                 raise ValueError(f"{written} needs a value; one that begins with - is written {written}=-VALUE")
-            given[name] = text if equals else pending.popleft() if has_value else "True"
+            text = text if equals else pending.popleft() if has_value else "True"
         else:
             raise unknown_option(written, [f"--{name}" for name in types])
+        if name in given:
+            raise repeated_option(f"--{name}", given[name], text)
+        given[name] = text
     for name in [name for name in given if name in ignored]:
         print(f"notice: --{name} has no effect: {ignored[name]}", file=sys.stderr)
         del given[name]

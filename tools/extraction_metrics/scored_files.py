@@ -25,7 +25,8 @@ def answer_pairs(predictions: str, gold: str = "") -> list[tuple[str, str]]:
     answered, correct = read_rows_with_text(predictions, "prediction"), read_rows_with_text(gold, "output")
     remedy = "give two files with the same rows in the same order"
     if len(answered) != len(correct):
-        raise ValueError(f"{predictions} has {len(answered)} rows, {gold} {len(correct)}; {remedy}")
+        counts = f"{len(answered)} and {len(correct)}"
+        raise ValueError(f"{predictions} and {gold} have different numbers of rows, {counts}; {remedy}")
     pairs = list(zip(answered, correct, strict=True))
     for number, (one, other) in enumerate(pairs, 1):
         for key in ("instruction", "input"):
