@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import read_templates
 from instruction_data.data_sources import Source, find_sources
 from instruction_data.named_templates import choose_template
 from instruction_tuning.tuning_options import TuningOptions
@@ -107,10 +108,13 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from transformers import AutoTokenizer, set_seed
 
     output = Path(args.output_dir or "")
-    tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(args.base_model), args.trust_remote_code)
-    tokenizer.chat_template, origin = choose_template(
+    exact = exact_tokenizer_folder(args.base_model, args.trust_remote_code)
+    tokenizer = from_folder(AutoTokenizer, exact, args.trust_remote_code)
+    template, origin = choose_template(
         args.prompt_template_name, tokenizer, args.base_model, args.resume_from_checkpoint
     )
+    named = read_templates(args.base_model, named_only=True)
+    tokenizer.chat_template = named | {"default": template} if named else template
     encoder = PromptEncoder(tokenizer)
     if is_main:
         print(f"prompt template: {origin}")

@@ -60,7 +60,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
             f"weights of {args.model_name_or_path} that are missing or have another shape than in config.json: "
             f"{len(wrong)}, such as {wrong[0]}; download it again"
         )
-    folder = exact_tokenizer_folder(args.model_name_or_path)
+    folder = exact_tokenizer_folder(args.model_name_or_path, args.trust_remote_code)
     tokenizer = from_folder(AutoTokenizer, folder, args.trust_remote_code)
     correct_model_ids(model, tokenizer, args.model_name_or_path)
     return model, tokenizer

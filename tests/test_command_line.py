@@ -18,7 +18,7 @@ from lora_adapters import make_adapter
 
 TEXTS = [
     "run#2", "2026_11_29", "o,1", "5e61787", "500", "0x10", "1e5", "007", "None", "True", "False", "[a]", "{a}",
-    "{a: 1}", "(1,2)", "'quoted'", '"x', "a b", "", "-", "-1", "a=b", "~", "*", "__import__('os')", "李白",
+    "{a: 1}", "(1,2)", "'quoted'", '"x', "a b", "-", "-1", "a=b", "~", "*", "__import__('os')", "李白",
 ]  # fmt: skip
 
 
@@ -133,6 +133,15 @@ def test_mistake_is_an_error_before_the_command_runs(calls: Calls, arguments: li
 def test_missing_option_is_an_error(calls: Calls) -> None:
     with pytest.raises(ValueError, match=r"^--folder is missing; see --help$"):
         call(calls.command, ["--output", "x"])
+
+
+def test_empty_value_is_an_error_for_a_required_option_only(calls: Calls) -> None:
+    """An empty folder name would be the current folder."""
+    for arguments in (["--folder="], ["--folder", ""], [""]):
+        with pytest.raises(ValueError, match=r"^--folder is empty; see --help$"):
+            call(calls.command, arguments)
+    call(calls.command, ["folder", "--output="])
+    assert [(values["folder"], values["output"]) for values in calls] == [("folder", "")]
 
 
 def test_dashes_in_option_names_are_underscores(calls: Calls) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import sentencepiece
 from adapter_loading.checkpoint_loading import tokenizer_folder
+from chat_models import byte_level
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from conftest import small_texts
+from corpus_tokenizer.document_encoder import load_encoder
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
+from gguf_files.gguf_vocabulary import read_vocabulary
 from tokenizer_files.tokenizer_check import HARD_TEXTS
 from transformers import AutoTokenizer
 
@@ -171,12 +175,82 @@ def test_exact_generic_and_foreign_tokenizers_are_left_alone(
     make_folder: MakeFolder, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     assert exact_tokenizer_folder(tiny_tokenizer) == tiny_tokenizer
-    folder = make_folder("tokenizer.json", tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"})
-    assert exact_tokenizer_folder(folder) == folder
-    own_code = {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(own_code))
+    folder = make_folder("tokenizer.model")
+    byte_level(folder, small_texts())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     assert exact_tokenizer_folder(folder) == folder
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["tokenization_x.X", None]}, ["tokenization_x.X", None]])
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_untrusted_code_of_a_class_that_transformers_has_gets_the_ids_of_sentencepiece(
+    make_folder: MakeFolder, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str], auto_map: Any, name: str
+) -> None:
+    """transformers does not refuse such a folder, but reads it with its own LlamaTokenizer, inexactly."""
+    code = {"tokenizer_class": "LlamaTokenizer", "auto_map": auto_map, "legacy": True}
+    folder = make_folder(name, tokenizer_config=ROLES | code, added_tokens={"<|end|>": 800})
+    assert exact_tokenizer_folder(folder, trust_remote_code=True) == folder
+    assert capsys.readouterr().err == ""
+    exact = exact_tokenizer_folder(folder)
+    exact_tokenizer_folder(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"notice: {folder} has Python code for its tokenizer, which is not executed without --trust_remote_code; "
+        f"{name} is read instead"
+    )
+    assert check_ids(exact, tiny_tokenizer / "tokenizer.model").convert_tokens_to_ids("<|end|>") == 800
+    assert write_exact_tokenizer(folder)
+    assert check_ids(folder, tiny_tokenizer / "tokenizer.model").convert_tokens_to_ids("<|end|>") == 800
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (written["auto_map"], written["legacy"]) == (auto_map, True)  # for those who trust the code
+    assert (folder / "added_tokens.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("qwen2", "PreTrainedTokenizerFast"), ("qwen2", None), ("qwen3", None), ("llama", "Qwen2Tokenizer"),
+     ("qwen3_5", "Qwen2Tokenizer"), ("qwen2", "LlamaTokenizer")],
+)  # fmt: skip
+@pytest.mark.parametrize("names", ["tokenizer.json", "tokenizer.json tokenizer.model"])
+def test_qwen_folder_with_a_tokenizer_made_from_sentencepiece_gets_its_ids(
+    make_folder: MakeFolder, tiny_tokenizer: Path, kind: str, name: str | None, names: str
+) -> None:
+    """transformers would read its pieces as byte-level BPE."""
+    config = ROLES | ({"tokenizer_class": name} if name else {})
+    folder = make_folder(names, tokenizer_config=config, config={"model_type": kind})
+    tokenizer = check_ids(exact_tokenizer_folder(folder), tiny_tokenizer / "tokenizer.model")
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    write_exact_tokenizer(folder)
+    check_ids(exact_tokenizer_folder(folder), tiny_tokenizer / "tokenizer.model")
+
+
+def test_template_that_is_not_utf_8_is_named(make_folder: MakeFolder) -> None:
+    folder = make_folder("tokenizer.model")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("additional_chat_templates/tool.jinja", "chat_template.jinja"):
+        (folder / name).write_bytes("{{ 'é' }}".encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 \(.* at byte 4\); convert it first"):
+            exact_tokenizer_folder(folder)
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "the file is empty"), (b"\x92\x03\x01a", "it has no pieces")])
+def test_tokenizer_model_without_pieces_is_named(make_folder: MakeFolder, content: bytes, reason: str) -> None:
+    folder = make_folder("tokenizer.json tokenizer_config.json tokenizer.model")
+    (folder / "tokenizer.model").write_bytes(content)
+    readers: list[Callable[[Path], Any]] = [exact_tokenizer_folder, write_exact_tokenizer]
+    for read in () if content else readers:  # beside an exact tokenizer.json
+        with pytest.raises(ValueError, match=rf"model is not a SentencePiece model \({reason}\); use the original"):
+            read(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    for read in (*readers, lambda folder: read_vocabulary(folder, 800)):
+        with pytest.raises(ValueError, match=rf"model is not a SentencePiece model \({reason}\); use the original"):
+            read(folder)
+    with pytest.raises(ValueError, match=r"model is not a SentencePiece model \(.*\); (use|get) the original"):
+        load_encoder(folder)
 
 
 def test_demos_accept_a_folder_with_tokenizer_model_alone(make_folder: MakeFolder) -> None:

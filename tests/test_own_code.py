@@ -11,9 +11,11 @@ from typing import Any
 
 import ie_run
 import pytest
+import sentencepiece
 import set_template
 import torch
 import train
+import weight_diff
 from conftest import REPOSITORY, RunScript
 from demo_pages import model_loading
 from in_process import run_in_process
@@ -185,6 +187,34 @@ def test_template_of_a_trusted_tokenizer_is_checked_and_set(own_tokenizer: Path,
     set_template.main(str(own_tokenizer), str(ALPACA), str(tmp_path / "out"), trust_remote_code=True)
     assert (tmp_path / "executed").exists()
     assert (tmp_path / "out/tokenization_own.py").is_file()
+
+
+def test_untrusted_code_of_llamas_tokenizer_class_is_replaced_by_exact_files_in_demos_and_merge(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers would use its LlamaTokenizer, which gives other ids than SentencePiece for two spaces in a row."""
+    folder = with_own_tokenizer(tiny_checkpoint, tmp_path / "model")
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    change(folder / "config.json", model_type="llama")
+    trusted = model_loading.load(str(folder), trust_remote_code=True).tokenizer
+    assert type(trusted).__name__ == "OwnTokenizer"
+    (tmp_path / "executed").unlink()
+    (folder / "tokenizer.json").unlink()
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    text = "  two  spaces 李白"
+    demo = model_loading.load(str(folder)).encoder
+    assert demo.plain(text) == [1, *oracle.encode(text)]
+    notice = f"notice: {folder} has Python code for its tokenizer, which is not executed without --trust_remote_code; "
+    assert capsys.readouterr().err.count(notice + "tokenizer.model is read instead\n") == 1
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    for file in adapter.glob("tokenizer*"):
+        file.unlink()
+    merged = tmp_path / "merged"
+    weight_diff.merge(str(folder), [str(adapter)], str(merged))
+    assert model_loading.load(str(merged)).encoder.plain(text) == [1, *oracle.encode(text)]
+    assert (merged / "tokenizer.json").is_file()
+    assert not (tmp_path / "executed").exists()
+    assert type(model_loading.load(str(merged), trust_remote_code=True).tokenizer).__name__ == "OwnTokenizer"
 
 
 CARRIED = (

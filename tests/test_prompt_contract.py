@@ -1,30 +1,38 @@
 """Tuning, ie_run, demos, server, batch and calibration give the same token ids for the same conversation."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ie_run
 import pytest
+import weight_diff
 from batch_runs.batch_rows import generate_request
 from chat_models import END, PUBLISHED, byte_level, with_markers
 from chat_prompts.prompt_encoding import PromptEncoder
-from conftest import RunScript, small_texts
-from demo_pages import web_page
+from conftest import REPOSITORY, RunScript, small_texts
+from demo_pages import model_loading, web_page
 from demo_pages.model_loading import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import prompt_messages
+from lora_adapters import make_adapter
 from quantization.quantization_inputs import encode_row
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
-from tuning_runs import encoded
+from server_launch.launch_args import precheck
+from tuning_runs import command, encoded
+
+import finetune
 
 SHIPPED = ("alpaca", "alpaca_short", "chatml", "llama-2")
 KINDS = ("llama", "byte-level", "tiny")
 TEMPLATES = {**{name: load_template(name) for name in SHIPPED}, **PUBLISHED}
 Row = dict[str, Any]
+ALPACA = REPOSITORY / "finetune/templates/alpaca.jinja"
 
 
 @pytest.fixture(scope="session")
@@ -183,3 +191,50 @@ def test_all_consumers_give_the_same_ids_for_any_text(tokenizer: Any, template: 
         )
 
     check_conversation()
+
+
+COMMANDS: dict[str, Callable[[Path, Path, Path], Any]] = {
+    "demos": lambda model, out, rows: model_loading.load(str(model)),
+    "ie_run": lambda model, out, rows: ie_run.main(str(model), str(rows), str(out / "answers.jsonl")),
+    "finetune": lambda model, out, rows: finetune.main(command(model, rows, out / "tuned")),
+    "server": lambda model, out, rows: precheck(["--model", str(model)]),
+    "merge": lambda model, out, rows: weight_diff.merge(str(model), [str(out / "adapter")], str(out / "merged")),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_damaged_template_is_refused_before_the_model_is_loaded(
+    tiny_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    rows, model = tmp_path / "rows.jsonl", shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 4)
+    template = model / "chat_template.jinja"
+    if name != "merge":  # which reads the headers of the weights first
+        (model / "model.safetensors").write_bytes(b"not weights")
+    for content, message in (
+        (b"{{ bos_token }}\n{% if x %}", rf"{template}, line 2: the template is not valid Jinja"),
+        (b"\xff\xfe{", rf"{template} is not UTF-8 \(.*\); convert it first"),
+    ):
+        template.write_bytes(content)
+        out = tmp_path / str(len(content))
+        make_adapter(tiny_checkpoint, out / "adapter", target_modules=["q_proj"])
+        with pytest.raises(ValueError, match=message):
+            COMMANDS[name](model, out, rows)
+        if name == "server":  # another template replaces the damaged one
+            precheck(["--model", str(tiny_checkpoint), "--tokenizer", str(model), "--template_path", str(ALPACA)])
+        assert [path.name for path in out.iterdir() if path.name not in ("adapter", "cache")] == []
+
+
+def test_merged_folder_has_named_templates_without_byte_order_mark_and_says_if_none_is_the_main_one(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    named = model / "additional_chat_templates"
+    named.mkdir()
+    (named / "tool_use.jinja").write_text("\ufefftools", encoding="utf-8")
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    weight_diff.merge(str(model), [str(adapter)], str(tmp_path / "merged"))
+    assert (tmp_path / "merged/additional_chat_templates/tool_use.jinja").read_bytes() == b"tools"
+    notice = capsys.readouterr().out
+    assert "has no chat_template.jinja, only tool_use, which transformers uses on request (" in notice
+    assert f"--template_path {named}/tool_use.jinja --output_dir NEW" in notice

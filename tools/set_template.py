@@ -11,12 +11,12 @@ from command_line.fire_commands import run
 import shutil
 from pathlib import Path
 
-from chat_prompts.template_files import TEMPLATE, TEMPLATES
+from chat_prompts.template_files import TEMPLATE, read_template, read_templates
 from checkpoint_io import checkpoint_folders
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
-from exact_tokenizers.tokenizer_folders import write_exact_tokenizer
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
 from model_folders.own_code import OwnCodeError, from_folder
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
@@ -37,7 +37,8 @@ def check_template(folder: Path, template: Path, trust_remote_code: bool) -> Non
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
     logging.set_verbosity_error()  # a model type that transformers does not know is no fault of a template
-    encoder = PromptEncoder(from_folder(AutoTokenizer, folder, trust_remote_code))
+    exact = exact_tokenizer_folder(folder, trust_remote_code)
+    encoder = PromptEncoder(from_folder(AutoTokenizer, exact, trust_remote_code))
     for given in ("", INPUT):
         try:
             text = encoder.text(one_turn(INSTRUCTION, given))
@@ -53,14 +54,16 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
 
     Args:
         model_path: a checkpoint or adapter folder with its tokenizer.
-        template_path: a .jinja file, such as one of finetune/templates/.
+        template_path: a .jinja file, such as one of finetune/templates/, a chat_template.json, or an alpaca prompt file
+            (.json).
         output_dir: a new folder.
         trust_remote_code: execute the Python code of the tokenizer in model_path.
     """
     options = dict(locals())
     model, template = existing_folder(model_path, "--model_path"), Path(template_path)
-    if template.suffix != ".jinja" or not template.is_file():
+    if template.suffix not in (".jinja", ".json") or not template.is_file():
         raise FileNotFoundError(f"{template} is not a .jinja file; finetune/templates/ has some")
+    templates = read_templates(model, named_only=True) | {"default": read_template(template, "--template_path")}
     verify_seal(model)
     visible = (file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith("."))
     files = [file for file in visible if file.name not in (SEAL, TEMPLATE)]
@@ -70,10 +73,7 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     with checkpoint_folders.new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:
             (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
-        if (model / TEMPLATES).is_dir():
-            shutil.copytree(model / TEMPLATES, folder / TEMPLATES)
-        write_templates({}, folder)  # removes a template in tokenizer_config.json, which could contradict the new one
-        shutil.copyfile(template, folder / TEMPLATE)
+        write_templates(templates, folder)  # and removes those in tokenizer_config.json, which could contradict them
         write_exact_tokenizer(folder)
         try:
             check_template(folder, template, trust_remote_code)

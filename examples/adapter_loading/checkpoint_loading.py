@@ -62,7 +62,7 @@ def load_checkpoint(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = load_base(AutoModelForCausalLM, base_model, trust_remote_code, **options)
-    exact = exact_tokenizer_folder(tokenizer_folder(base_model, lora_weights))
+    exact = exact_tokenizer_folder(tokenizer_folder(base_model, lora_weights), trust_remote_code)
     tokenizer = from_folder(AutoTokenizer, exact, trust_remote_code)
     correct_model_ids(model, tokenizer, base_model)
     if lora_weights:

@@ -113,8 +113,9 @@ def read_options(
         raise ValueError(f"unexpected value {unnamed[len(remaining)]!r}; see --help")
     given |= dict(zip(remaining, unnamed, strict=False))
     for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in given:
-            raise ValueError(f"--{parameter.name} is missing; see --help")
+        if parameter.default is parameter.empty and not given.get(parameter.name):  # "" would be the current folder
+            fault = "is empty" if parameter.name in given else "is missing"
+            raise ValueError(f"--{parameter.name} {fault}; see --help")
     return {name: parse_value(f"--{name}", text, types.get(name, str)) for name, text in given.items()}
 
 

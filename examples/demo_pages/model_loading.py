@@ -43,8 +43,8 @@ def load(
     base_model = str(checkpoint_folder(base_model, "--base_model"))
     lora_weights = str(checkpoint_folder(lora_weights, "--lora_weights")) if lora_weights else ""
     check_folders(base_model, lora_weights)
-    own = folder_template(lora_weights, base_model)
-    template = read_template(template_path, "--template_path") if template_path else own
+    given = read_template(template_path, "--template_path") if template_path else None
+    template = given or folder_template(lora_weights, base_model)
     files = [Path(folder, "extraction.json") for folder in (lora_weights, base_model) if folder]
     extraction = next((read_extraction(file) for file in files if file.is_file()), {})
     import torch

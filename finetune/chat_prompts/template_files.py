@@ -1,12 +1,16 @@
 """Read chat templates from files: Jinja, or the alpaca prompt files (JSON) of older repositories."""
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
-from exact_tokenizers.tokenizer_folders import read_object
+from exact_tokenizers.tokenizer_folders import read_object, read_text
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+PROCESSOR_TEMPLATE = "chat_template.json"  # {"chat_template": …} of a processor; not read for a tokenizer
+CONFIG = "tokenizer_config.json"
 
 # A question is rendered by the prompt with or without input; an answer is followed by EOS.
 CONVERSATION = (
@@ -20,18 +24,44 @@ FIELDS = {"instruction": "message.content", "input": "message.input"}
 
 
 def read_template(path: str | Path, option: str) -> str:
-    """Return the Jinja source of a template file: its text, or the translation of an alpaca prompt file (.json).
+    """Return the Jinja source of a template file: its text, or that in a chat_template.json or alpaca prompt file.
 
-    option: the command-line option with the file's name, for messages. Raises FileNotFoundError or ValueError.
+    option: the command-line option with the file's name, for messages. Raises FileNotFoundError, or ValueError with
+    the line of a syntax error.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {option} takes a Jinja file or an alpaca prompt file (.json)")
+    text = read_text(path)
+    if path.suffix == ".json":
+        stored = read_object(path).get("chat_template") if path.name == PROCESSOR_TEMPLATE else None
+        text = stored if isinstance(stored, str) else from_alpaca(text, path)
+    check_syntax(text, path)
+    return text
+
+
+def check_syntax(source: str, place: str | Path) -> None:
+    """Raise ValueError, which names `place` and the line, if transformers could not compile a template.
+
+    The environment has the extensions of _cached_compile_jinja_template (chat_template_utils.py, transformers 5.19).
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2.ext import Extension
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012 - an attribute of jinja2
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-    return from_alpaca(text, path) if path.suffix == ".json" else text
+        Environment(extensions=[GenerationTag, "jinja2.ext.loopcontrols"]).compile(source)
+    except TemplateSyntaxError as error:
+        reason = " ".join(str(error.message).split()).rstrip(".")
+        raise ValueError(
+            f"{place}, line {error.lineno}: the template is not valid Jinja ({reason}); correct it or download it again"
+        ) from None
 
 
 def from_alpaca(text: str, path: str | Path) -> str:
@@ -60,38 +90,79 @@ def _expression(prompt: str) -> str:
     return " + ".join(parts) or '""'
 
 
-def read_templates(folder: str | Path) -> dict[str, str]:
+def template_files(folder: str | Path) -> dict[str, Path]:
+    """Return name -> file of the chat templates of a folder that are files; the main one is `default`."""
+    named = [(path.stem, path) for path in sorted(Path(folder, TEMPLATES).glob("*.jinja"))]
+    return {name: path for name, path in [("default", Path(folder, TEMPLATE)), *named] if path.is_file()}
+
+
+def read_templates(folder: str | Path, named_only: bool = False) -> dict[str, str]:
     """Return name -> Jinja source of the chat templates of a checkpoint or adapter folder; the main one is `default`.
 
-    As in transformers, the template files of a folder replace the templates in its tokenizer_config.json.
+    As in transformers, the template files of a folder replace the templates in its tokenizer_config.json. A byte order
+    mark, which transformers would write into the prompt, is removed. named_only: leave out and do not read the main
+    template. Raises ValueError, which names the file, if a template cannot be read.
     """
-    named = [(path.stem, path) for path in sorted(Path(folder, TEMPLATES).glob("*.jinja"))]
-    files = {name: path for name, path in [("default", Path(folder, TEMPLATE)), *named] if path.is_file()}
-    if files:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-    stored = read_object(Path(folder, "tokenizer_config.json")).get("chat_template") or {}
-    if isinstance(stored, str):
-        return {"default": stored}
-    return {entry["name"]: entry["template"] for entry in stored} if isinstance(stored, list) else dict(stored)
+    if files := template_files(folder):
+        return {name: read_text(path) for name, path in files.items() if not (named_only and name == "default")}
+    stored = read_object(Path(folder, CONFIG)).get("chat_template") or {}
+    entries: Any = [{"name": "default", "template": stored}] if isinstance(stored, str) else stored
+    if isinstance(entries, dict):
+        entries = [{"name": name, "template": text} for name, text in entries.items()]
+    is_list = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    found: dict[Any, Any] = {entry.get("name"): entry.get("template") for entry in entries} if is_list else {None: None}
+    if not all(isinstance(text, str) for pair in found.items() for text in pair):
+        raise ValueError(f"{Path(folder, CONFIG)}: chat_template is neither text nor named templates; correct it")
+    return {name: text.removeprefix("\ufeff") for name, text in found.items() if not (named_only and name == "default")}
+
+
+def has_byte_order_mark(folder: str | Path) -> bool:
+    """Return whether the main chat template of a folder begins with a byte order mark."""
+    file = template_files(folder).get("default")
+    stored = read_object(Path(folder, CONFIG)).get("chat_template")
+    return file.read_bytes().startswith(BOM_UTF8) if file else isinstance(stored, str) and stored.startswith("\ufeff")
+
+
+def checked_templates(folder: str | Path) -> dict[str, str]:
+    """Return the templates of `read_templates`; raises ValueError, with file and line, if one is not valid Jinja."""
+    templates, files = read_templates(folder), template_files(folder)
+    for name, source in templates.items():
+        check_syntax(source, files.get(name) or f"{Path(folder, CONFIG)}, chat_template {name!r}")
+    return templates
 
 
 def folder_template(*folders: str | Path) -> str | None:
-    """Return the main chat template of the first folder that has one; None if none has one. A folder may be ""."""
-    found = (read_templates(folder).get("default") for folder in folders if folder)
+    """Return the main chat template of the first folder that has one; None if none has one. A folder may be "".
+
+    Raises ValueError, with file and line, if a template of that folder cannot be read or is not valid Jinja.
+    """
+    found = (checked_templates(folder).get("default") for folder in folders if folder)
     return next(filter(None, found), None)
 
 
+def other_templates(folder: str | Path) -> tuple[str, Path | None]:
+    """Return a phrase on the templates of a folder without a main one, and the file of one; ("", None) without any."""
+    named, files = read_templates(folder), template_files(folder)
+    if named:
+        names, place = " and ".join(sorted(named)), f" in {CONFIG}" * (not files)
+        return f", only {names}{place}, which transformers uses on request", files.get(min(named))
+    file = Path(folder, PROCESSOR_TEMPLATE)
+    return (f", only {PROCESSOR_TEMPLATE}, which transformers does not read", file) if file.is_file() else ("", None)
+
+
 def missing_template(folder: str | Path, option: str) -> str:
-    """Return a warning for a checkpoint or adapter folder without a chat template, with the command that adds one.
+    """Return a warning for a checkpoint or adapter folder without a main chat template, with the command that adds one.
 
     option: the option of the calling command that gives a template, for example --template_path FILE.
     """
+    others, file = other_templates(folder)
+    option = f"{option.split()[0]} {file}" if file else option
     command = (
         f", or add it: python tools/set_template.py --model_path {folder} --template_path "
-        "finetune/templates/alpaca.jinja --output_dir NEW"
+        f"{file or 'finetune/templates/alpaca.jinja'} --output_dir NEW"
     )
-    has_tokenizer = Path(folder, "tokenizer_config.json").is_file()  # which set_template.py renders the template with
+    has_tokenizer = Path(folder, CONFIG).is_file()  # which set_template.py renders the template with
     return (
-        f"{folder} has no chat template, so instructions are sent as plain text. A tuned model needs the template "
-        f"that it was tuned with: {option}{command if has_tokenizer else ''}"
+        f"{folder} has no chat template{others}, so instructions are sent as plain text. A tuned model needs the "
+        f"template that it was tuned with: {option}{command if has_tokenizer else ''}"
     )

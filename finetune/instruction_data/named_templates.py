@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from chat_prompts.chat_templates import ChatTemplate
-from chat_prompts.template_files import folder_template, read_template
+from chat_prompts.template_files import folder_template, other_templates, read_template
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"  # for a base without a template
@@ -37,9 +37,9 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         base: the base's folder.
         resumed: the checkpoint from which the run resumes; its template is used.
 
-    Raises ValueError if a resumed run names another template, or if a template other than the base's own writes control
-    tokens that the tokenizer lacks; they would be ordinary text, which users can write too. Some published models
-    (Zephyr) were trained with such a template; the description then says so.
+    Raises ValueError if a template is not valid Jinja, if a resumed run names another template, or if a template other
+    than the base's own writes control tokens that the tokenizer lacks; they would be ordinary text, which users can
+    write too. Some published models (Zephyr) were trained with such a template; the description then says so.
     """
     own = ChatTemplate(tokenizer).source
     before = folder_template(resumed) if resumed else None
@@ -53,9 +53,13 @@ def choose_template(name: str, tokenizer: Any, base: str, resumed: str | None = 
         if name in SAME_AS_ALPACA:
             origin = f"{DEFAULT_TEMPLATE}, which the published template {name} is equal to"
     elif own:
+        folder_template(base)  # raises for a syntax error, with file and line
         template, origin = own, f"the base's own, in {base}"
     else:
-        template, origin = load_template(DEFAULT_TEMPLATE), f"{DEFAULT_TEMPLATE}, since {base} has none"
+        template, origin = (
+            load_template(DEFAULT_TEMPLATE),
+            f"{DEFAULT_TEMPLATE}, since {base} has none{other_templates(base)[0]}",
+        )
     missing = set(CONTROL_TOKEN.findall(template)) - set(tokenizer.get_vocab())
     if missing and template == own:
         origin += f"; it writes {min(missing)} as ordinary text, since the tokenizer has no such control token"

@@ -105,7 +105,8 @@ def prepare_new_server(model: str, template_path: str, options: list[str], concu
     template = read_template(template_path, "--template_path") if template_path else None
 
     def answer_rows(rows: Iterator[BatchRow], progress: BatchProgress) -> None:
-        precheck(["--model", model, *options])
+        template_option = ["--template_path", template_path] if template_path else []
+        precheck(["--model", model, *template_option, *options])
         with started_server(model, template_path, options) as path:
             asyncio.run(BatchClient("http://localhost", "", concurrency, path).answer(rows, progress))
 

@@ -6,6 +6,7 @@ Some templates rewrite earlier turns (Mistral moves the system message into the 
 detects this for each conversation.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ Messages = Sequence[dict[str, Any]]
 
 # Marks a position in rendered text. A lone surrogate never occurs in valid text, so no message contains it.
 MARK = "\udfff"
+UNSET_TOKEN = re.compile(r"'(\w+_token)' is undefined")  # of jinja2, for a special token that is not set
 QUESTION = {"role": "user", "content": "a", "input": ""}
 QUESTIONS = ([QUESTION], [{"role": "system", "content": "s", "input": ""}, QUESTION])  # some templates require a system
 
@@ -33,7 +35,8 @@ class ChatTemplate:
         """source: Jinja source; None for the tokenizer's own template."""
         self.tokenizer = tokenizer
         own = tokenizer.chat_template
-        self.source: str | None = source or (own.get("default") if isinstance(own, dict) else own)
+        own = own.get("default") if isinstance(own, dict) else own
+        self.source: str | None = source or (own.removeprefix("\ufeff") if own else None)  # a byte order mark
 
     def render(self, messages: Messages, generate: bool) -> str:
         """Return the text of a conversation; if `generate`, followed by the text that begins an answer.
@@ -46,6 +49,11 @@ class ChatTemplate:
             )
         except Exception as error:  # jinja2's errors, and all errors of expressions in the template
             reason = " ".join(str(error).split()) or type(error).__name__
+            if found := UNSET_TOKEN.search(reason):
+                reason = (
+                    f"it writes {found[1]}, which the tokenizer does not have; use another template, or set it in "
+                    "tokenizer_config.json if the model was trained with such a token"
+                )
             raise ValueError(f"the chat template cannot render these messages: {reason}") from error
 
     def try_render(self, messages: Messages, generate: bool) -> str:

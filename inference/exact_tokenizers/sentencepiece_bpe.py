@@ -25,10 +25,16 @@ def read_sentencepiece_model(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist; --tokenizer_model takes a SentencePiece tokenizer.model")
     messages: Any = sentencepiece_model_pb2  # its classes are created at import
     proto = messages.ModelProto()
+    content, reason = path.read_bytes(), "the file is empty"
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise ValueError(f"{path} is not a SentencePiece model ({error}); use the original tokenizer.model") from None
+        content, reason = b"", str(error)
+    if not content or not proto.pieces:  # the bytes of another file may parse as a message without pieces
+        raise ValueError(
+            f"{path} is not a SentencePiece model ({'it has no pieces' if content else reason}); use the original "
+            "tokenizer.model"
+        )
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     unsupported = {
         "model_type is not BPE": trainer.model_type != trainer.BPE,

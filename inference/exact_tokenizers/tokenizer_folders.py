@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,27 +29,36 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Settings of the classes in INEXACT that the generic class does not have.
 DROPPED = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "sp_model_kwargs",
            "special_tokens_map_file", "tokenizer_file", "use_fast", "use_default_system_prompt", "backend")  # fmt: skip
+QWEN = "qwen"  # transformers reads any tokenizer.json of these model types and classes as byte-level BPE
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 
 
-def exact_tokenizer_folder(folder: str | Path) -> Path:
+def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) -> Path:
     """Return a folder from which AutoTokenizer loads the tokenizer of a checkpoint folder exactly.
 
     This is the folder itself, or a folder in the cache (XDG_CACHE_HOME/knowlm/tokenizers) that holds the tokenizer, the
-    chat template, and corrected configurations if those of the folder are old (special_ids.py). Raises ValueError or
-    FileNotFoundError if the files are damaged or contradict each other.
+    chat template, and corrected configurations if those of the folder are old (special_ids.py). trust_remote_code:
+    whether the tokenizer's own Python code will be executed; if not, and transformers has the class, a notice is
+    printed. Raises ValueError or FileNotFoundError if the files are damaged or contradict each other.
     """
     source = Path(folder)
+    refuse_empty_model(source)
+    files_found = sorted(found for pattern in TEMPLATES for found in source.glob(pattern))
+    templates = {path.relative_to(source).as_posix(): read_text(path) for path in files_found}
+    config = read_object(source / "tokenizer_config.json")
+    if has_own_code(config):
+        if trust_remote_code:
+            return source
+        if config.get("tokenizer_class") in (*INEXACT, *GENERIC):
+            print_own_code_notice(source)
     is_inexact = is_read_inexactly(source)
     if not is_inexact and not old_configurations(source):
         return source
-    files = exact_tokenizer_files(source) if is_inexact else stored_texts(source)
+    files = exact_tokenizer_files(source, keep_own_code=False) if is_inexact else stored_texts(source)
     corrected = corrected_configurations(source, files)
     if not is_inexact and not corrected:
         return source
-    files |= corrected
-    for path in sorted(found for pattern in TEMPLATES for found in source.glob(pattern)):
-        files[path.relative_to(source).as_posix()] = path.read_text(encoding="utf-8")
+    files |= corrected | templates
     key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
     target = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "knowlm/tokenizers", key).expanduser()
     if not target.is_dir():
@@ -66,16 +77,25 @@ def write_exact_tokenizer(folder: Path) -> bool:
 
     Old BOS and EOS ids in its configurations are replaced (special_ids.py). Raises as `exact_tokenizer_folder`.
     """
+    refuse_empty_model(folder)
     is_inexact = is_read_inexactly(folder)
     files = exact_tokenizer_files(folder) if is_inexact else {}
     if old_configurations(folder):
         files |= corrected_configurations(folder, files or stored_texts(folder))
     write_files(folder, files)
-    if not is_inexact:
-        return False
-    for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
-        (folder / name).unlink(missing_ok=True)
-    return True
+    if is_inexact and not has_own_code(read_object(folder / "tokenizer_config.json")):
+        for name in ("special_tokens_map.json", "added_tokens.json"):  # now in the two written files
+            (folder / name).unlink(missing_ok=True)
+    return is_inexact
+
+
+def refuse_empty_model(folder: Path) -> None:
+    """Raise ValueError if tokenizer.model is empty, even if tokenizer.json is read; tools would copy or read it."""
+    model = folder / "tokenizer.model"
+    if model.is_file() and not model.stat().st_size:
+        from exact_tokenizers import sentencepiece_bpe
+
+        sentencepiece_bpe.read_sentencepiece_model(model)
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -85,18 +105,48 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def is_read_inexactly(folder: Path) -> bool:
-    """Return whether transformers would read the tokenizer of a folder inexactly.
+    """Return whether transformers would read the tokenizer of a folder inexactly, without its own code if it has any.
 
-    False for tokenizers with their own code in the folder, and for tokenizers other than SentencePiece's.
+    False for tokenizers other than SentencePiece's. If transformers does not have the class, it refuses the folder.
     """
     config = read_object(folder / "tokenizer_config.json")
-    if "AutoTokenizer" in config.get("auto_map", {}):
-        return False
-    model, is_stored = folder / "tokenizer.model", (folder / "tokenizer.json").is_file()
+    model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
     name = config.get("tokenizer_class") or default_class(folder)
-    if is_stored:
-        return name in INEXACT
+    if stored.is_file():
+        return name in INEXACT or (is_read_as_byte_level(folder, name) and has_byte_fallback(stored))
     return model.is_file() and name in (*INEXACT, *GENERIC, None) and not is_rank_table(model)
+
+
+def has_own_code(config: Mapping[str, Any]) -> bool:
+    """Return whether a tokenizer_config.json names Python code of the folder; before 2023, auto_map was a list."""
+    auto_map = config.get("auto_map") or {}
+    return isinstance(auto_map, list) or "AutoTokenizer" in auto_map
+
+
+@cache
+def print_own_code_notice(folder: Path) -> None:
+    """Print, only on the first rank and once for each folder, that the code of a tokenizer is not executed."""
+    if os.environ.get("RANK", "0") == "0":
+        file = next((name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()), "")
+        fact = "has Python code for its tokenizer, which is not executed without --trust_remote_code"
+        read = f"; {file or 'its vocabulary'} is read instead"
+        print(f"notice: {str(folder).removesuffix('.partial')} {fact}{read}", file=sys.stderr)
+
+
+def is_read_as_byte_level(folder: Path, name: str | None) -> bool:
+    """Return whether transformers may read a tokenizer.json as Qwen's, whatever it contains.
+
+    name: the tokenizer class. For some of Qwen's model types, transformers ignores it
+    (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py, 5.19).
+    """
+    kind = str(read_object(folder / "config.json").get("model_type"))
+    return any(each.lower().startswith(QWEN) for each in (name or "", kind))
+
+
+def has_byte_fallback(stored: Path) -> bool:
+    """Return whether a tokenizer.json was made from a SentencePiece model; a byte-level BPE has no byte fallback."""
+    model = read_object(stored).get("model")
+    return isinstance(model, dict) and bool(model.get("byte_fallback"))
 
 
 def default_class(folder: Path) -> str | None:
@@ -110,12 +160,12 @@ def is_rank_table(model: Path) -> bool:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* 0\r?\n", file.readline(100)) is not None
 
 
-def exact_tokenizer_files(folder: Path) -> dict[str, str]:
+def exact_tokenizer_files(folder: Path, keep_own_code: bool = True) -> dict[str, str]:
     """Return the contents of tokenizer.json and tokenizer_config.json for a folder that transformers reads inexactly.
 
     The ids are those of tokenizer.model or, without it, of tokenizer.json. Added tokens, BOS, EOS and other
-    special tokens, and all other settings are kept. Raises ValueError, which names the files, if they are damaged or
-    contradict each other.
+    special tokens, and all other settings are kept; auto_map and the settings of a tokenizer's own code only if
+    keep_own_code is true. Raises ValueError, which names the files, if they are damaged or contradict each other.
     """
     from exact_tokenizers import sentencepiece_bpe
 
@@ -144,9 +194,11 @@ def exact_tokenizer_files(folder: Path) -> dict[str, str]:
     missing = sorted({text for text in roles.values() if text not in vocabulary})
     if missing:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
-    set_bos_and_eos(tokenizer, roles, config)
+    if model.is_file() or (config.get("tokenizer_class") or default_class(folder)) in INEXACT:
+        set_bos_and_eos(tokenizer, roles, config)  # other classes add what tokenizer.json says
     additional = named.get("additional_special_tokens") or []
-    kept = {name: value for name, value in config.items() if name not in (*DROPPED, *SPECIAL_TOKEN_NAMES)}
+    dropped = () if keep_own_code and has_own_code(config) else (*DROPPED, "auto_map")
+    kept = {name: value for name, value in config.items() if name not in (*dropped, *SPECIAL_TOKEN_NAMES)}
     kept |= {"tokenizer_class": GENERIC[0], "clean_up_tokenization_spaces": False} | roles
     if additional:
         kept["additional_special_tokens"] = [token_text(token) for token in additional]
@@ -167,7 +219,7 @@ def named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def stored_texts(folder: Path) -> dict[str, str]:
     """Return name -> content of the tokenizer files of the generic class in a folder."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+    return {name: read_text(folder / name) for name in names if (folder / name).is_file()}
 
 
 def old_configurations(folder: Path) -> dict[str, dict[str, Any]]:
@@ -276,6 +328,14 @@ def token_text(token: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"the special token {text!r} is not text; download the tokenizer files again")
     return text
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file without a byte order mark; raises ValueError, which names the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

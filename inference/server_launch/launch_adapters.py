@@ -180,7 +180,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        exact = exact_tokenizer_folder(folder)
+        exact = exact_tokenizer_folder(folder, trust_remote_code)
         return from_folder(AutoTokenizer, exact, trust_remote_code, local_files_only=False)
     except OwnCodeError:
         raise

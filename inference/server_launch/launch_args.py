@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_checks.adapter_folder import read_config
-from chat_prompts.template_files import read_template
+from chat_prompts.template_files import folder_template, has_byte_order_mark, read_template
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -39,7 +39,8 @@ def precheck(arguments: Sequence[str]) -> None:
     FileNotFoundError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "config"):
+    names = ("model", "tokenizer", "host", "port", "uds", "load-format", "template-path", "chat-template", "config")
+    for name in names:
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
     for name in ("lora-modules", "served-model-name"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="*", action="append")
@@ -59,6 +60,8 @@ def precheck(arguments: Sequence[str]) -> None:
     if not model:
         return
     if check_served_model(model, weights=not args.load_format, tokenizer=not args.tokenizer):
+        if not (args.template_path or args.chat_template):
+            folder_template(args.tokenizer or model)  # raises for a template that is not valid Jinja
         if Path(args.tokenizer or model).exists():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     else:
@@ -127,7 +130,7 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
         tokenizer = tokenizer.parent
         args.tokenizer = str(tokenizer)
     if tokenizer.is_dir() and not args.skip_tokenizer_init:
-        exact = exact_tokenizer_folder(tokenizer)
+        exact = exact_tokenizer_folder(tokenizer, args.trust_remote_code)
         args.tokenizer = args.tokenizer if exact == tokenizer else str(exact)
         if args.generation_config == "auto" and exact != tokenizer and (exact / "config.json").is_file():
             args.generation_config = str(exact)  # with the tokenizer's BOS and EOS instead of old ids
@@ -142,6 +145,8 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")
+    elif not args.chat_template and has_byte_order_mark(tokenizer):
+        args.chat_template = folder_template(tokenizer)
     if not args.uds:
         check_port(args.host or "", args.port)
     for line in notices + preset_safety(args, os.environ):

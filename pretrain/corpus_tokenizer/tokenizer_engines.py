@@ -39,7 +39,7 @@ class SentencePieceEngine:
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = str(error).strip().splitlines()[-1] if path.stat().st_size else "the file is empty"
             raise ValueError(
                 f"{path} is not a SentencePiece model ({reason}); get the original tokenizer.model"
             ) from None

@@ -35,6 +35,13 @@ def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) ->
     assert choose_template("llama-2", tokenizer, "B") == (load_template("llama-2"), "llama-2")
 
 
+def test_base_with_named_templates_only_is_tuned_with_alpaca_and_they_are_named(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    origin = f"alpaca, since {tmp_path} has none, only tool_use, which transformers uses on request"
+    assert choose_template("", tokenizer, str(tmp_path)) == (load_template("alpaca"), origin)
+
+
 def test_template_whose_tokens_the_tokenizer_lacks_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"chatml writes <\|im_end\|>, which the tokenizer of B does not have"):
         choose_template("chatml", tokenizer, "B")
@@ -60,7 +67,7 @@ def instruct_base(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     """A base with a template of its own and an end-of-turn that is neither EOS nor in its generation config."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("instruct") / "base")
     tokenizer = with_markers(folder)
-    tokenizer.chat_template = PUBLISHED["qwen"]
+    tokenizer.chat_template = {"default": PUBLISHED["qwen"], "tool_use": "tools"}
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
@@ -84,7 +91,8 @@ def test_result_has_the_template_of_the_base_and_stops_at_its_end_of_turn(
     assert done.stdout.count("prompt template: ") == 1
     assert f"prompt template: the base's own, in {instruct_base}" in done.stdout
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert tokenizer.chat_template == PUBLISHED["qwen"]
+    assert tokenizer.chat_template == {"default": PUBLISHED["qwen"], "tool_use": "tools"}
+    assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert GenerationConfig.from_pretrained(instruct_base).eos_token_id == tokenizer.eos_token_id != end
     assert {end, tokenizer.eos_token_id} <= set(GenerationConfig.from_pretrained(out).eos_token_id)
@@ -94,4 +102,5 @@ def test_result_has_the_template_of_the_base_and_stops_at_its_end_of_turn(
             "tools/weight_diff.py", "merge", "--path_zhixi", instruct_base, "--path_lora", out,
             "--path_sfted", tmp_path / "merged",
         )  # fmt: skip
+        assert (tmp_path / "merged/additional_chat_templates/tool_use.jinja").read_text() == "tools"
         assert end in GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id

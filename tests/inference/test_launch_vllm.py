@@ -238,13 +238,16 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     """Several command lines in one process, since importing vLLM takes seconds; none starts an engine."""
     config, template = tmp_path / "serve.yaml", tmp_path / "broken.jinja"
     config.write_text(f"model: {tiny_checkpoint}\nport: {free_port()}\nmax-num-seqs: 3\n")
-    template.write_text("{% for message in messages %}")
+    template.write_text("{{ raise_exception('no') }}")
+    marked = Path(shutil.copytree(tiny_checkpoint, tmp_path / "marked"))
+    (marked / "chat_template.jinja").write_text("\ufeff{{ messages[0].content }}", encoding="utf-8")
     (own := tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
     options = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
     lines = [
         [*options, "--template_path", str(own), "--max_num_seqs", "5"],
         [str(tiny_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
         ["--config", str(config)],
+        ["--model", str(marked), "--port", str(free_port())],
         [*options, "--max-num-batched", "8000"],
         [*options, "--prot", "8090"],
         [*options, "--port=x"],
@@ -261,10 +264,11 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     # A user's error is the only line of the command; vLLM's import would log a line about Triton before it.
     assert all(line.startswith("notice: ") for line in done.stderr.splitlines()), done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines() if line[0] in '{"']
-    unrendered, ours, vllms, from_file, *errors = printed
+    unrendered, ours, vllms, from_file, without_mark, *errors = printed
     assert (ours["host"], ours["chat_template"], ours["max_num_seqs"]) == ("127.0.0.1", own.read_text(), 5)
     assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
     assert from_file["max_num_seqs"] == 3
+    assert (vllms["chat_template"], without_mark["chat_template"]) == (None, "{{ messages[0].content }}")
     abbreviated, misspelt, port, model, *parallel = errors
     assert abbreviated.startswith("unknown option --max-num-batched; did you mean --max-num-batched-tokens?")
     assert misspelt.startswith("unknown option --prot; did you mean --port?")

@@ -256,6 +256,7 @@ def test_too_small_machine_is_one_line_and_status_2(
     ("changes", "options", "message"),
     [
         ({}, {"--model": "nowhere"}, "nowhere does not exist; give a checkpoint folder"),
+        ({}, {"--model": ""}, "--model: is empty; name a folder"),
         ({}, {"--gpus": "0"}, "'0' is not a whole number of 1 or more"),
         ({}, {"--gpu_memory": "0"}, "--gpu_memory: '0' is not a number of GiB above 0"),
         ({}, {"--gpu_memory": "80GB"}, "--gpu_memory: '80GB' is not a number of GiB above 0"),

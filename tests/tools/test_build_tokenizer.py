@@ -94,15 +94,28 @@ def test_build_tokenizer_refuses_unsupported_model_types(
 
 def test_build_tokenizer_errors_name_the_file(tmp_path: Path, run_script: RunScript) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    (tmp_path / "empty").write_bytes(b"")
     for path, expected in (
         (tmp_path / "none", "does not exist"),
         (tmp_path / "tokenizer.model", "not a SentencePiece model"),
+        (tmp_path / "empty", "is not a SentencePiece model (the file is empty); use the original tokenizer.model"),
     ):
         done = run_script(
             "tools/build_tokenizer.py", "--tokenizer_model", path, "--output_dir", tmp_path / "out", status=2
         )
         assert str(path) in done.stderr
         assert expected in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_file_without_text_to_compare_is_refused(
+    tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript, text: str
+) -> None:
+    (tmp_path / "texts.txt").write_text(text)
+    given = ("--tokenizer_model", tiny_tokenizer, "--output_dir", tmp_path / "out")
+    done = run_script("tools/build_tokenizer.py", *given, "--check_path", tmp_path / "texts.txt", status=2)
+    assert done.stderr.startswith(f"error: {tmp_path}/texts.txt has no text to compare")
+    assert not (tmp_path / "out").exists()
 
 
 def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) -> None:

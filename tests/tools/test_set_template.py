@@ -52,8 +52,41 @@ def test_input_is_appended_if_the_template_ignores_it(tiny_checkpoint: Path, tmp
     assert encoder.text(one_turn("Which?", "this")) == "<s>Which?\n\nthis"
 
 
+@pytest.mark.parametrize("stored", ["files", "list"])
+def test_named_templates_are_kept_beside_the_new_one(tiny_checkpoint: Path, tmp_path: Path, stored: str) -> None:
+    """A damaged main template, which is replaced, does not matter."""
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    if stored == "files":
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates/tool_use.jinja").write_text("tools")
+        (model / "chat_template.jinja").write_bytes(b"\xff{{")
+    else:
+        listed = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{"}]
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
+    set_template.main(str(model), str(ALPACA), str(tmp_path / "out"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {
+        "default": ALPACA.read_text(),
+        "tool_use": "tools",
+    }
+    assert "chat_template" not in json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+
+
+def test_template_of_chat_template_json_and_with_a_byte_order_mark_is_written_as_jinja(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    processor, marked = tmp_path / "chat_template.json", tmp_path / "marked.jinja"
+    processor.write_text(json.dumps({"chat_template": "{{ messages[0].content }}!"}))
+    marked.write_text("\ufeff{{ messages[0].content }}!", encoding="utf-8")
+    for file in (processor, marked):
+        set_template.main(str(tiny_checkpoint), str(file), str(tmp_path / file.stem))
+        assert (tmp_path / file.stem / "chat_template.jinja").read_bytes() == b"{{ messages[0].content }}!"
+
+
 BROKEN = {
-    "syntax": ("{{ bos_token", "cannot render"),
+    "syntax": ("\n{{ bos_token", "line 2: the template is not valid Jinja"),
     "refusal": ("{{ raise_exception('no ' + messages[0].role) }}", "cannot render these messages: no user"),
     "unknown name": ("{{ messages[0].content + missing }}", "cannot render"),
     "changed input": ("{{ messages[0].content }}{{ messages[0].input | upper }}", "'input'"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from chat_prompts.template_files import TEMPLATE, TEMPLATES, read_templates
+from chat_prompts.template_files import TEMPLATE, TEMPLATES, checked_templates, other_templates
 from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
 from hub_download.model_registry import entry_of, registry, template_of
 
@@ -46,7 +46,7 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
     templates, phrase = choose_templates(sources, repository)
     write_templates(templates, target)
     write_exact_tokenizer(target)
-    return missing_template(target) if phrase is None else phrase
+    return missing_template(target, sources) if phrase is None else phrase
 
 
 def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str, str], str | None]:
@@ -57,25 +57,31 @@ def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str
     """
     names: list[str] = []
     for folder in reversed(sources):
-        if templates := read_templates(folder):
-            return templates, ""
+        if templates := checked_templates(folder):
+            return templates, "" if "default" in templates else None
         names.append((not names and repository) or published_repository(folder, "template"))
         if template := template_of(names[-1]):
             return {"default": template}, f"; {TEMPLATE} added, which {names[-1]} was tuned on"
     return {}, "" if entry_of(names[0]).get("template") == "" else None
 
 
-def missing_template(target: Path) -> str:
-    """Return a further line of the summary: target has no template, what its config.json fits, how to add one."""
+def missing_template(target: Path, sources: Sequence[Path]) -> str:
+    """Return a further line of the summary: target has no main template, what its config.json fits, how to add one.
+
+    sources: the folders it was made from, which may have other templates.
+    """
     config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
     known = registry()["repositories"].items()
     tuned = [(name, entry) for name, entry in known if entry.get("template") and "config" in entry]
     similar = [name for name, entry in tuned if has_config(entry, config)]
     seen = f"its config.json fits {' and '.join(similar)}, but also others" if similar else "its origin is unknown"
     folder = str(target).removesuffix(".partial")
+    found = (other_templates(source) for source in reversed(sources))
+    others, file = next((pair for pair in found if pair[0]), ("", None))
     return (
-        f"\nnotice: {folder} has no {TEMPLATE} ({seen}). A model that was tuned on a template needs it: python "
-        f"tools/set_template.py --model_path {folder} --template_path finetune/templates/alpaca.jinja --output_dir NEW"
+        f"\nnotice: {folder} has no {TEMPLATE}{others} ({seen}). A model that was tuned on a template needs it: python "
+        f"tools/set_template.py --model_path {folder} --template_path {file or 'finetune/templates/alpaca.jinja'} "
+        "--output_dir NEW"
     )
 
 

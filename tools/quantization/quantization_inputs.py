@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import PromptEncoder
+from chat_prompts.template_files import folder_template
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
 from checkpoint_io.tensors import read_weights
 from checkpoint_seals.seal_check import hash_file, verify_seal
@@ -116,8 +117,9 @@ def read_data(model: Path, calibrated: bool, options: Mapping[str, Any]) -> Quan
     """Read and encode the rows that the options name; ValueError or FileNotFoundError names file and line."""
     from transformers import AutoTokenizer
 
-    tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(model), options["trust_remote_code"])
-    encoder, seed = PromptEncoder(tokenizer), options["seed"]
+    trust, seed = options["trust_remote_code"], options["seed"]
+    tokenizer = from_folder(AutoTokenizer, exact_tokenizer_folder(model, trust), trust)
+    encoder = PromptEncoder(tokenizer, folder_template(model))
     context = read_json(model / "config.json").get("max_position_embeddings") or options["max_length"]
     data, limit = QuantizationData(tokenizer, [], [], []), min(options["max_length"], context)
     if calibrated:

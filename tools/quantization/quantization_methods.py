@@ -117,7 +117,8 @@ def load_model(
     if wrong:
         raise ValueError(f"{folder}: weights are missing or have another shape, such as {wrong[0]}; download it again")
     if has_old_ids(model.config.to_dict()):
-        correct_model_ids(model, from_folder(AutoTokenizer, exact_tokenizer_folder(folder), trust_remote_code), folder)
+        exact = exact_tokenizer_folder(folder, trust_remote_code)
+        correct_model_ids(model, from_folder(AutoTokenizer, exact, trust_remote_code), folder)
     return model.eval()
 
 

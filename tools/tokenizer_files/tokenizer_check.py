@@ -100,7 +100,12 @@ def comparison_texts(check_path: str = "") -> Iterator[str]:
     """Yield HARD_TEXTS, then the texts of the file check_path, or by default sources of Python's standard library."""
     yield from HARD_TEXTS
     if check_path:
-        yield from iterate_texts(check_path)
+        has_text = False
+        for text in iterate_texts(check_path):
+            has_text = has_text or bool(text.strip())
+            yield text
+        if not has_text:
+            raise ValueError(f"{check_path} has no text to compare; --check_path takes lines of text or JSONL rows")
         return
     remaining = LIBRARY_CHARACTERS
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
