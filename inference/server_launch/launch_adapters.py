@@ -99,8 +99,9 @@ def largest_rank(name: str, adapter: AdapterFolder) -> int:
 
 
 def check_prompts(args: argparse.Namespace) -> list[str]:
-    """Render a prompt with the base and with each adapter; return notices on missing and ignored chat templates.
+    """Render a prompt with the base and with each adapter; return notices on missing and ignored files.
 
+    A model with a template but no extraction.json may have been tuned on another wording than the default of /extract.
     Raises ValueError if a tokenizer cannot be read, if the ids of an adapter's tokenizer differ from the base's, if a
     template cannot be rendered, or if an adapter's extraction.json is invalid. A base on the hub is not checked.
     """
@@ -110,16 +111,24 @@ def check_prompts(args: argparse.Namespace) -> list[str]:
     base = PromptEncoder(load_tokenizer(args.tokenizer or args.model, args.trust_remote_code), template)
     option = "--template_path finetune/templates/alpaca.jinja"
     notices = [] if base.template else [missing_template(args.model, option)]
+    extraction = read_extraction(args.model)
+    default_wording = [args.model] if base.template and not extraction else []
     place = args.template_path or args.chat_template or f"{args.model}/chat_template.jinja"
     check_rendering(base, place, "correct it, or give another with --template_path")
     for module in args.lora_modules or ():
         encoder = adapter_prompt_encoder(module.path, base, args.trust_remote_code)
-        read_extraction(module.path)
+        if not (read_extraction(module.path) or extraction) and encoder.template:
+            default_wording.append(f"adapter {module.name}")
         check_rendering(encoder, module.path, "correct its chat_template.jinja")
         if not encoder.template:
             notices.append(f"adapter {module.name}: {missing_template(module.path, option)}")
         if template and encoder.template != template:
             notices.append(f"adapter {module.name} keeps its own chat template; --template_path is for the base")
+    if default_wording:
+        notices.append(
+            f"{', '.join(default_wording)}: no extraction.json, so /extract asks in its default wording. A model tuned "
+            "to extract in another wording needs the extraction.json of its tuning in its folder"
+        )
     return notices
 
 

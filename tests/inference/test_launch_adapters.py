@@ -216,6 +216,8 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
     template.write_text("{{ bos_token }}{{ messages[0].content }}")
     own = shutil.copytree(adapter, tmp_path / "own")
     (own / "chat_template.jinja").write_text("{{ bos_token }}own")
+    worded = shutil.copytree(own, tmp_path / "worded")
+    (worded / "extraction.json").write_text('{"tasks": {"ner": {"en": {"instruction": "List."}}}}')
     (broken := shutil.copytree(adapter, tmp_path / "broken") / "chat_template.jinja").write_text("{% for %}")
     (tasks := shutil.copytree(adapter, tmp_path / "tasks") / "extraction.json").write_text("[]")
     of_kind = {
@@ -231,6 +233,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
         ),
         "none": (model_options[:-1], (None, 16, 1, None)),
         "template": ([*model_options, f"a={own}", "--template_path", str(template)], (True, 16, 1, None)),
+        "worded": ([*model_options, f"a={worded}", "--template_path", str(template)], (True, 16, 1, None)),
         "rank": (
             [*model_options, f"a={adapter}", "--max-lora-rank", "8"],
             "--max-lora-rank 8 is less than the rank 9 of a",
@@ -260,7 +263,10 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
     assert "a7, a8: --enable-lora\n" in results["given"][1]
     without = [line.partition(" has no chat template, ")[0] for line in results["one"][2]]
     assert without == [str(tiny_checkpoint), f"adapter a: {adapter}"]
-    assert results["template"][2] == ["adapter a keeps its own chat template; --template_path is for the base"]
+    kept, wording = results["template"][2]
+    assert kept == "adapter a keeps its own chat template; --template_path is for the base"
+    assert wording.startswith(f"{tiny_checkpoint}, adapter a: no extraction.json, so /extract asks in its default ")
+    assert results["worded"][2] == [kept, wording.replace(", adapter a", "")]
 
 
 @pytest.mark.integration

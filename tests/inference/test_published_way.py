@@ -18,19 +18,12 @@ from demo_pages import model_loading, text_generation
 from demo_pages.text_generation import Decoding
 from extraction.extraction_form import extraction_prompt
 from extraction.extraction_schema import check_schema
-from hub_server import Hub, serving
 from in_process import run_in_process
 from original_llama import TINY, random_state, write_original
+from published_folders import adapter_files, download_all, model_files
 from transformers import AutoModelForCausalLM
 
 DIFF, LORA = "someone/model-13b-diff", "zjunlp/zhixi-13b-lora"
-EARLY_TOKENIZER = {
-    "tokenizer_config.json": {
-        "bos_token": "", "eos_token": "", "unk_token": "", "model_max_length": 10**30,
-        "tokenizer_class": "LlamaTokenizer",
-    },
-    "special_tokens_map.json": {},
-}  # fmt: skip
 PROMPT = (REPOSITORY.parent / "shared/data/templates/alpaca.json", "prompt_input")
 ALPACA_NAME = "finetune/templates/alpaca.jinja"
 ALPACA = REPOSITORY / ALPACA_NAME
@@ -75,10 +68,7 @@ def published(
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
-    early_config = model.config.to_dict() | {
-        "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1,
-        "pad_token_id": -1, "transformers_version": "4.28.0",
-    }  # fmt: skip
+    config = model.config.to_dict()
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -87,46 +77,19 @@ def published(
         logits = model.eval()(IDS).logits
     model.save_pretrained(str(root / "lora"))
 
-    files = {name: json.dumps(content).encode() for name, content in EARLY_TOKENIZER.items()}
-    files["tokenizer.model"] = (tiny_tokenizer / "tokenizer.model").read_bytes()
     difference = {name: value - raw[name] for name, value in tuned.items()}
-    difference |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(16) for n in range(2)}
-    names, weight_map = list(difference), dict[str, str]()
-    for number, part in enumerate((names[:9], names[9:]), 1):
-        file = f"pytorch_model-{number:05d}-of-00002.bin"
-        weight_map |= dict.fromkeys(part, file)
-        torch.save({name: difference[name] for name in part}, root / file)
-        files[file] = (root / file).read_bytes()
-    files["pytorch_model.bin.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
-    files["config.json"] = json.dumps(early_config).encode()
-    lora = json.loads((root / "lora/adapter_config.json").read_text())
-    kept = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
-            "modules_to_save", "peft_type", "r", "target_modules", "task_type")  # fmt: skip
-    from safetensors.torch import load_file
-
-    torch.save(load_file(root / "lora/adapter_model.safetensors"), root / "adapter_model.bin")
-    adapter = {
-        "adapter_config.json": json.dumps({name: lora[name] for name in kept}).encode(),
-        "adapter_model.bin": (root / "adapter_model.bin").read_bytes(),
-    }
-    environment: dict[str, object] = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    hub = Hub({DIFF: files, LORA: adapter})
-    with serving(hub, "hub") as hub.url:
-        for repository, target in ((DIFF, "diff"), (LORA, "adapter")):
-            run_script(
-                "tools/download.py", "--download_path", root / target, "--specify", "--repo_name", repository,
-                "--endpoint", hub.url, env=environment,
-            )  # fmt: skip
+    diff = model_files(difference, config, tiny_tokenizer / "tokenizer.model", is_diff=True)
+    folders = download_all({DIFF: diff, LORA: adapter_files(root / "lora")}, root, run_script)
     run_script(
-        "tools/weight_diff.py", "recover", "--path_raw", root / "base", "--path_diff", root / "diff", "--path_tuned",
+        "tools/weight_diff.py", "recover", "--path_raw", root / "base", "--path_diff", folders[DIFF], "--path_tuned",
         root / "recovered",
     )  # fmt: skip
     run_script(
-        "tools/weight_diff.py", "merge", "--path_zhixi", root / "recovered", "--path_lora", root / "adapter",
+        "tools/weight_diff.py", "merge", "--path_zhixi", root / "recovered", "--path_lora", folders[LORA],
         "--path_sfted", root / "merged",
     )  # fmt: skip
     oracle = sentencepiece.SentencePieceProcessor(str(tiny_tokenizer / "tokenizer.model"))
-    yield Published(root / "base", root / "recovered", root / "adapter", root / "merged", tuned, logits, oracle)
+    yield Published(root / "base", root / "recovered", folders[LORA], root / "merged", tuned, logits, oracle)
 
 
 def expected_prompt(
