@@ -8,6 +8,7 @@ token, as vLLM's does; the engine keeps their prefixes in its cache.
 
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from heapq import nlargest
 from math import inf
 from operator import attrgetter
@@ -16,9 +17,10 @@ from typing import NamedTuple
 from fastapi import HTTPException, Request
 from vllm_bridge.vllm_imports import from_vllm
 
+from routes.concurrency import run_together
 from routes.response_envelope import STOPPED
 from routes.sampling_parameters import BeamSettings
-from routes.served_models import ServedModel, run_together
+from routes.served_models import ServedModel, run_when_admitted
 
 
 class Beam(NamedTuple):
@@ -99,7 +101,10 @@ async def search_answer(request: Request, model: ServedModel, prompt: list[int],
     engine, state = request.app.state.engine_client, request.state
     if "logits" in engine.model_config.logprobs_mode:
         raise ValueError("beam search reads log probabilities; remove num_beams, or --logprobs-mode of the server")
-    engine.check_admission(settings.num_beams)
+    queue = request.app.state.args.max_num_queued_reqs
+    if settings.num_beams > queue:
+        raise ValueError(f"num_beams is {settings.num_beams}, the server accepts {queue} sequences at once; lower it")
+    engine.check_admission(settings.num_beams)  # a full queue is an error now; later steps wait for room
     adapter = request.app.state.openai_serving_models.lora_requests.get(model.name)
     make_params, kind = from_vllm("SamplingParams"), from_vllm("RequestOutputKind").FINAL_ONLY
     state.knowlm_usage = len(prompt)  # read by --limit-tokens, also if the client disconnects
@@ -117,7 +122,8 @@ async def search_answer(request: Request, model: ServedModel, prompt: list[int],
         return {token: entry.logprob for token, entry in completion.logprobs[0].items()}
 
     async def next_tokens(beams: Sequence[Beam], wanted: Sequence[int]) -> list[dict[int, float]]:
-        return await run_together(map(next_of, beams, wanted))
+        steps = [partial(next_of, *each) for each in zip(beams, wanted, strict=True)]
+        return await run_together(map(run_when_admitted, steps))
 
     max_logprobs = engine.model_config.max_logprobs
     limit = engine.model_config.get_vocab_size() if max_logprobs == -1 else max_logprobs

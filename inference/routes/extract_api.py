@@ -8,7 +8,6 @@ The instruction is the one that the model was tuned on (its extraction.json). De
 grammar, so every answer can be parsed and has only types of the schema. A long text is split into windows.
 """
 
-import asyncio
 import json
 from typing import Any, Literal
 
@@ -23,13 +22,16 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from vllm_bridge.vllm_imports import from_vllm
 
-from routes.response_envelope import Text, envelope_route, openapi_responses
-from routes.served_models import ServedModel, complete, run_in_thread_if_long, run_together
+from routes.concurrency import map_concurrently, run_in_thread_if_long
+from routes.request_body import Text
+from routes.response_envelope import envelope_route, openapi_responses
+from routes.served_models import ServedModel, complete, run_when_admitted
 
 MAX_ANSWER_TOKENS = 1024  # per window; a longer answer repeats itself
 WINDOW_TOKENS = 256  # tokens of text per window, if the usual length of the tuning texts is not known
 WINDOW_SHARE = 1 / 3  # maximum share that a window may take of the tokens left after the instruction
-CONCURRENT_WINDOWS = 16  # of one request in the engine, so that other requests are served, too
+CONCURRENT_WINDOWS = 16  # most windows of one request in the engine at the same time
+QUEUE_SHARE = 1 / 2  # maximum share of the engine's queue for the windows of one request, so that others are served
 
 
 class ExtractRequest(BaseModel):
@@ -47,7 +49,7 @@ class ExtractRequest(BaseModel):
     language: Literal["auto", "en", "zh"] | None = Field(
         default=None, description="language of the instruction; auto: that of the text"
     )
-    model: str | None = Field(default=None, description="name of an adapter; default: the base")
+    model: Text | None = Field(default=None, description="name of an adapter; default: the base")
     max_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -106,6 +108,7 @@ def extract_router() -> APIRouter:
     """Return a router with the route /extract."""
     router = APIRouter(route_class=envelope_route(ExtractAnswer, {"": ExtractRequest}))
 
+    @router.post("/extract/", response_model=None, include_in_schema=False)
     @router.post("/extract", response_model=None, responses=openapi_responses(ExtractAnswer))
     @from_vllm("with_cancellation")
     @from_vllm("load_aware_call")
@@ -119,18 +122,19 @@ def extract_router() -> APIRouter:
         grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
         fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
         limit = request.max_tokens or MAX_ANSWER_TOKENS
-        window_slots = asyncio.Semaphore(CONCURRENT_WINDOWS)
+        engine, queue = raw_request.app.state.engine_client, raw_request.app.state.args.max_num_queued_reqs
+        engine.check_admission()  # a full queue is an error now; later windows wait for room
 
         async def ask(span: Span) -> tuple[dict[str, Any], bool, int, int]:
             """Return the answer to a window, whether it is complete, and the numbers of prompt and output tokens."""
-            async with window_slots:
-                ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
-                max_tokens = min(limit, model.context - len(ids))
-                completion = await complete(raw_request, model, ids, max_tokens=max_tokens, **fields)
+            ids = await model.encode_async(one_turn(prompt.instruction, text[slice(*span)]))
+            options = fields | {"max_tokens": min(limit, model.context - len(ids))}
+            completion = await run_when_admitted(lambda: complete(raw_request, model, ids, **options))
             answer, is_complete = parse_partial_answer(completion.choices[0].text)
             return answer, is_complete, len(ids), completion.usage.completion_tokens
 
-        results = await run_together(map(ask, spans))
+        concurrent = min(CONCURRENT_WINDOWS, max(1, int(queue * QUEUE_SHARE)))
+        results = await map_concurrently(ask, spans, concurrent)
         output_tokens = sum(tokens for _, _, _, tokens in results)
         prompt_tokens = sum(tokens for _, _, tokens, _ in results)
         raw_request.state.knowlm_usage = output_tokens + prompt_tokens  # read by --limit-tokens

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.beam_search import search_answer
-from routes.response_envelope import STOPPED, Text, envelope_route, error_response, openapi_responses
+from routes.request_body import MAX_MESSAGES, Text
+from routes.response_envelope import STOPPED, envelope_route, error_response, openapi_responses
 from routes.sampling_parameters import BeamSettings, Parameters, StructuredOutputs, completion_fields
 from routes.served_models import complete
 
@@ -41,9 +42,13 @@ class GenerateRequest(BaseModel):
     instruction: Text | None = Field(default=None, description="the task; this or messages")
     input: Text | None = Field(default=None, description="the text that the instruction refers to")
     messages: list[ChatTurn] | None = Field(
-        default=None, min_length=1, description="a conversation whose last message is the user's"
+        default=None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="a conversation whose last message is the user's",
     )
-    model: str | None = Field(default=None, description="name of an adapter; default: the base")
+    model: Text | None = Field(default=None, description="name of an adapter; default: the base")
     stream: bool | None = Field(default=None, description="respond with server-sent events")
     parameters: Parameters | None = None
 
@@ -61,6 +66,11 @@ class GenerateRequest(BaseModel):
         return self
 
     def conversation(self) -> list[Message]:
+        """Return the messages for the template; raises ValueError if the last one is empty."""
+        last = self if self.messages is None else self.messages[-1]
+        asked = self.instruction if self.messages is None else self.messages[-1].content
+        if not (asked or last.input):
+            raise ValueError("the instruction and its input are empty; send a text")
         if self.messages is None:
             return one_turn(self.instruction or "", self.input or "")
         return [{"role": turn.role, "content": turn.content, "input": turn.input or ""} for turn in self.messages]
@@ -117,6 +127,7 @@ def generate_router() -> APIRouter:
     """
     router = APIRouter(route_class=envelope_route(GenerateAnswer, REQUEST_MODELS))
 
+    @router.post("/generate/", response_model=None, include_in_schema=False)
     @router.post("/generate", response_model=None, responses=openapi_responses(GenerateAnswer, streams=True))
     @from_vllm("with_cancellation")
     @from_vllm("load_aware_call")

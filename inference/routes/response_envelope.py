@@ -2,31 +2,31 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 from vllm_bridge.vllm_imports import from_vllm
 
+from routes.request_body import JsonRequest
+
 MAX_ERRORS = 5  # reported in one response
+MAX_QUOTE = 200  # characters of vLLM's message
+MAX_NAME = 60  # characters of an unknown field's name
 STOPPED = "the server was stopped before the answer was complete; ask again"
 
 logger = logging.getLogger(__name__)
 
 
-def check_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} is half of a surrogate pair; send whole characters") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(check_surrogates)]
+def shorten(message: str) -> str:
+    """Return a message of vLLM on one line; a message that quotes a long input is cut."""
+    line = " ".join(message.split())
+    return line if len(line) <= MAX_QUOTE else f"{line[:MAX_QUOTE]} …"
 
 
 def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> tuple[str, int]:
@@ -42,7 +42,7 @@ def validation_message(errors: Sequence[Any], models: Mapping[str, type[BaseMode
             return f"the body is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}", 400
         if error["type"] == "extra_forbidden":
             parents = [step for step in location[:-1] if not step.isdecimal()]
-            unknown.setdefault(parents[-1] if parents else "", []).append(location[-1])
+            unknown.setdefault(parents[-1] if parents else "", []).append(location[-1][:MAX_NAME])
         elif not location and error["type"] != "value_error":
             example = ", ".join(f'"{name}": …' for name in field_names(models[""]))
             messages.append(f"the body must be an object such as {{{example}}}")
@@ -79,7 +79,7 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
                         f"the content type is {media_type or 'missing'}; send application/json", 415
                     )
                 try:
-                    return await handler(request)
+                    return await handler(JsonRequest(request.scope, request.receive))
                 except (RequestValidationError, ValidationError) as error:
                     return failure_response(*validation_message(error.errors(), models))
                 except HTTPException as error:  # also raised by FastAPI for a body that cannot be decoded
@@ -88,6 +88,15 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
                     return failure_response(*error_response(error, request.url.path))
 
             return handle
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Respond to a request for the route's path; with a method that it does not have, by its envelope."""
+            if self.methods and scope["method"] not in self.methods:
+                allowed = ", ".join(sorted(self.methods))
+                response = failure_response(f"the method is {scope['method']}; send {allowed}", 405)
+                response.headers["allow"] = allowed
+                return await response(scope, receive, send)
+            return await super().handle(scope, receive, send)
 
     return EnvelopeRoute
 
@@ -103,4 +112,4 @@ def error_response(error: Exception, path: str) -> tuple[str, int]:
     details = from_vllm("create_error_response")(error).error
     if details.code == 500:
         logger.exception("POST %s failed", path)
-    return details.message, details.code
+    return shorten(details.message), details.code

@@ -8,6 +8,9 @@ routes at the application's startup.
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from server_guard.error_responses import error_body, route_path
+from starlette.types import Receive, Scope, Send
 
 from routes.extract_api import extract_router
 from routes.generate_api import generate_router
@@ -31,5 +34,16 @@ class RoutesMiddleware:
 
 
 def add_routes(app: FastAPI) -> None:
+    """Add the routes, and the response to unknown paths in the format of vLLM's routes."""
     app.include_router(generate_router())
     app.include_router(extract_router())
+    app.router.default = not_found
+
+
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """ASGI application that responds with status 404; starlette's own response has another format."""
+    if scope["type"] != "http":
+        return await send({"type": "websocket.close", "code": 1000, "reason": "no such route"})
+    path = route_path(scope)
+    message = f"there is no route {path[:60]!r}; see /docs"
+    return await JSONResponse(error_body(path, 404, message), 404)(scope, receive, send)

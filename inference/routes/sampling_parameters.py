@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from routes.request_body import JsonObject, Text, Texts, TokenIds
+
 DEFAULT_MAX_TOKENS = 256
 # Values without effect, which are accepted with beam search.
 NEUTRAL_VALUES = {
@@ -33,17 +35,17 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    json_: dict[str, Any] | None = Field(default=None, alias="json", description="a JSON schema")
-    regex: str | None = None
-    choice: list[str] | None = Field(default=None, min_length=1)
-    grammar: str | None = Field(default=None, description="EBNF")
+    json_: JsonObject | None = Field(default=None, alias="json", description="a JSON schema")
+    regex: Text | None = None
+    choice: Texts | None = Field(default=None, min_length=1)
+    grammar: Text | None = Field(default=None, description="EBNF")
     json_object: Literal[True] | None = Field(default=None, description="any JSON object")
 
 
 class Parameters(BaseModel):
     """Sampling parameters. Absent or null: the checkpoint's default."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     max_tokens: int | None = Field(
         default=None, description=f"longest answer; default {DEFAULT_MAX_TOKENS}, or the rest of the context"
@@ -57,12 +59,12 @@ class Parameters(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Text | Texts | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    bad_words: Texts | None = None
+    allowed_token_ids: TokenIds | None = None
     logit_bias: dict[str, float] | None = None
     structured_outputs: StructuredOutputs | None = None
     n: Literal[1] | None = Field(default=None, description="only 1: the response has one answer")
@@ -70,7 +72,7 @@ class Parameters(BaseModel):
     do_sample: bool | None = Field(default=None, description="false: temperature 0")
     num_beams: int | None = Field(default=None, ge=1, description="above 1: beam search")
     length_penalty: float | None = Field(
-        default=None, description="beam search only; default 1; above 0 prefers longer answers"
+        default=None, ge=-100, le=100, description="beam search only; default 1; above 0 prefers longer answers"
     )
 
 

@@ -6,7 +6,7 @@ files, chat_template.jinja and extraction.json. The base's file is used for each
 
 import asyncio
 from array import array
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from chat_prompts.prompt_encoding import Message, PromptEncoder
@@ -15,11 +15,16 @@ from fastapi import HTTPException, Request
 from server_launch.launch_adapters import adapter_prompt_encoder, check_served_adapter
 from vllm_bridge.vllm_imports import from_vllm
 
-from routes.response_envelope import STOPPED
+from routes.concurrency import run_in_thread_if_long
+from routes.response_envelope import STOPPED, shorten
 
-# Shorter texts are tokenised in the event loop (about a millisecond), longer ones in a thread.
-EVENT_LOOP_CHARACTERS = 8192
+MESSAGE_CHARACTERS = 64  # rendering a message takes as long as tokenising these characters
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts while the engine's queue is full
 ENCODED_CHARACTERS = 2**16  # a longer text is encoded in parts of this length, to limit the memory
+
+
+class EngineBusyError(HTTPException):
+    """Raised if the engine's queue is full; status 503."""
 
 
 class ServedModel(NamedTuple):
@@ -39,6 +44,8 @@ class ServedModel(NamedTuple):
         Raises ValueError if the prompt is empty or leaves no room for an answer. A text with more characters than the
         context can hold is refused without being tokenised.
         """
+        if len(messages) > self.context:
+            raise ValueError(f"the conversation has {len(messages)} messages, the context {self.context} tokens")
         if (characters := text_length(messages)) > self.context * self.longest_piece:
             raise ValueError(f"the text has {characters} characters, too many for a context of {self.context} tokens")
         ids = self.encoder.prompt(messages)
@@ -48,7 +55,8 @@ class ServedModel(NamedTuple):
 
     async def encode_async(self, messages: Sequence[Message]) -> list[int]:
         """Return the result of `encode`; a long text is tokenised in a thread, so that it blocks no other request."""
-        return await run_in_thread_if_long(text_length(messages), self.encode, messages)
+        work = text_length(messages) + MESSAGE_CHARACTERS * len(messages)
+        return await run_in_thread_if_long(work, self.encode, messages)
 
     def token_starts(self, text: str) -> Sequence[int]:
         """Return the offset of each token of a text, in characters; long texts are encoded in parts."""
@@ -70,21 +78,18 @@ def text_length(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) + len(message.get("input", "")) for message in messages)
 
 
-async def run_in_thread_if_long(characters: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return function(*arguments); the call runs in a thread if `characters` exceeds EVENT_LOOP_CHARACTERS."""
-    if characters <= EVENT_LOOP_CHARACTERS:
-        return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+async def run_when_admitted(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Return the result of attempt(); try again while the engine's queue is full, until the caller is cancelled.
 
-
-async def run_together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Return the results of coroutines that run at the same time; the first exception cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in coroutines]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    A request that is served in parts waits like this after its first part: its client could only repeat all parts.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return await attempt()
+        except (EngineBusyError, from_vllm("QueueOverflowError"), from_vllm("MaxQueuedTokensError")):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 class ServedModels:
@@ -119,7 +124,7 @@ class ServedModels:
         request = self.registry.lora_requests.get(name)
         if request is None:
             names = [*(path.name for path in self.registry.base_model_paths), *self.registry.lora_requests]
-            raise HTTPException(404, f"there is no model {name!r}; served: {', '.join(names)}")
+            raise HTTPException(404, f"there is no model {name!r:.60}; served: {', '.join(names)}")
         known, model = self.adapters.get(name, (None, None))
         if model is None or known is not request:
             folder, base = request.lora_path, self.base
@@ -155,7 +160,8 @@ async def complete(request: Request, model: ServedModel, ids: list[int], **field
     if isinstance(result, from_vllm("ErrorResponse")):
         if (task := asyncio.current_task()) and task.cancelling():  # vLLM returns a cancellation as an error
             raise asyncio.CancelledError
-        raise HTTPException(result.error.code, result.error.message)
+        is_busy = result.error.code == 503
+        raise (EngineBusyError if is_busy else HTTPException)(result.error.code, shorten(result.error.message))
     if not fields.get("stream") and result.choices[0].finish_reason == "abort":
         raise HTTPException(503, STOPPED)
     return result

@@ -18,9 +18,9 @@ class RefusedError(Exception):
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:
     """Return the body of an error response in the format of the route at `path`."""
-    if path == "/generate":
+    if path in ("/generate", "/generate/"):
         return {"generated_text": "", "num_output_tokens_cf": 0, "error": message}
-    if path == "/extract":
+    if path in ("/extract", "/extract/"):
         return {"complete": False, "windows": 0, "num_output_tokens_cf": 0, "error": message}
     return {"error": {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}}
 

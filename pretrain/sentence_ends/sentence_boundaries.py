@@ -21,15 +21,15 @@ def _not_after(words: str) -> str:
 # Every pattern begins with a character of _FIRST, which the regular expression engine finds quickly; the rest of the
 # pattern checks the position after it. In every language a sentence ends after a newline and the blank lines that
 # follow; a punctuation mark directly before a newline does not end another one. Quantifiers are possessive, and a run
-# of marks is matched only from its first mark, so that the time is linear in the length of the text. In runs of Chinese
-# and ASCII marks in turns, a match may begin at each Chinese one, so these runs are limited to 500 marks.
+# of marks is matched only from its first mark, so that the time is linear in the length of the text.
 _FIRST = r"[\n.!?。！？…]"
 _NEWLINE = r"(?<=\n)(?:[^\S\n]*+\n)*+"
 _NO_NEWLINE = r"(?![^\S\n]*+\n)"
 _NO_CONTINUATION = r"(?![，、；：。！？…》,;:.!?\]])"  # 《谁？》 is a title, [谁？](…) is the text of a link
 _CHINESE = (
-    r"(?:(?<=[。！？])|(?<=\w…)(?=[…。！？]))(?<![。！？…].)"
-    rf"[。！？!?…]{{0,500}}+[”’」』）】\")]*+{_NO_CONTINUATION}{_NO_NEWLINE}"
+    r"(?<![。！？…!?].)"
+    r"(?:(?<=[。！？])|(?<=[!?])(?=[。！？])|(?<=[!?…])(?=[。！？!?…]*?[!?][。！？])|(?<=\w…)(?=[…。！？]))"
+    rf"[。！？!?…]*+[”’」』）】\")]*+{_NO_CONTINUATION}{_NO_NEWLINE}"
 )
 _TITLES = "Mr Mrs Ms Dr St Mt Jr Sr Lt Prof Gen Col Capt Sgt Maj Gov Sen Rev Hon Ave Blvd Dept Inc Ltd"
 _TERMS = "Fig Figs Eq Eqs Sec vs cf al approx e.g i.e"
@@ -65,6 +65,8 @@ _SENTENCE_ENDS = {
 _CLAUSE_END = re.compile(r"[,;:)\]}](?!\d)|[，；：、。！？—）】》”]")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
+_ALPHANUMERIC = re.compile(r"[^\W_]")
+_BLOCK = 2**16  # characters
 _LONGEST_GAP = 1000  # characters without a letter or digit after which `sentence_ends_between` searches the whole text
 
 
@@ -72,9 +74,17 @@ def sentence_ends(text: str, language: str = "auto") -> list[int]:
     """Return the ends of the sentences of a text: ascending positions in characters.
 
     A position is after the sentence's closing quotation mark or newline. language: `auto` (Chinese and English rules
-    together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that follow).
+    together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that follow). The text is searched
+    in blocks, between which other threads can run: the engine of `re` keeps Python's lock during a search. A block ends
+    after a letter or digit, across which no rule matches; without one in 65,536 characters, it ends anywhere.
     """
-    return [match.end() for match in _SENTENCE_ENDS[language].finditer(text)]
+    pattern, ends, start = _SENTENCE_ENDS[language], [], 0
+    while start < len(text):
+        letter = _ALPHANUMERIC.search(text, start + _BLOCK, start + 2 * _BLOCK)
+        stop = letter.end() if letter else start + 2 * _BLOCK
+        ends += [match.end() for match in pattern.finditer(text, start, stop)]
+        start = stop
+    return ends
 
 
 def sentence_ends_between(text: str, language: str, start: int, stop: int) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,6 +157,26 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
         (with_parameters(top_p=0), 400, "top_p must be in (0, 1]"),
         (with_parameters(do_sample=False, temperature=0.7), 400, "contradict; give one of them"),
         ({"instruction": "word " * 600}, 400, "the context 512"),
+        ({"instruction": "", "input": ""}, 400, "the instruction and its input are empty; send a text"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "the instruction and its input are empty"),
+        (b'{"instruction": "x", "instruction": "y"}', 400, "the body repeats the key 'instruction'; send it once"),
+        (b'{"instruction": "\xff"}', 400, "the body is not UTF-8 at byte 17; send UTF-8"),
+        (b'{"instruction": ' + b"[" * 100_000, 400, "the body is nested too deeply"),
+        (b'{"instruction": ' + b"9" * 5000 + b"}", 400, "the body has a number with thousands of digits"),
+        (b'{"instruction": "x", "parameters": {"logit_bias": {"1": NaN}}}', 400, "the number NaN, which JSON"),
+        (b'{"instruction": "x", "parameters": {"logit_bias": {"1": 1e999}}}', 422, "input should be a finite number"),
+        (b'{"instruction": "x", "parameters": {"stop": "\\ud800"}}', 422, "half of a surrogate pair"),
+        (b'{"instruction": "x", "parameters": {"bad_words": ["\\ud800"]}}', 422, "half of a surrogate pair"),
+        (b'{"instruction": "x", "model": "\\ud800"}', 422, "half of a surrogate pair"),
+        (
+            b'{"instruction": "x", "parameters": {"structured_outputs": {"json": {"a": ["\\ud800"]}}}}',
+            422,
+            "half of a surrogate pair",
+        ),
+        (with_parameters(num_beams=2, length_penalty=1e300), 422, "length_penalty: input should be less than"),
+        (with_parameters(stop=["x"] * 2000), 422, "at most 1024 items"),
+        ({f"field {number}": 1 for number in range(2000)}, 400, "has 2000 keys; send at most 1024"),
+        ({"messages": [{"role": "user", "content": "x"}] * 600}, 400, "has 600 messages, the context 512 tokens"),
     ],
 )
 def test_errors_come_in_the_envelope(server: Any, body: Any, status: int, response: str) -> None:
@@ -170,6 +191,25 @@ def test_other_content_type_is_refused_in_the_envelope(server: Any) -> None:
     status, answer = server.post("/generate", {"instruction": "x"}, content_type="text/plain")
     assert status == 415
     assert answer["error"] == "the content type is text/plain; send application/json"
+
+
+@pytest.mark.parametrize("body", [{"instruction": "x", "model": "n" * 9000}, {"instruction": "x", "u" * 9000: 1}])
+def test_errors_do_not_repeat_long_input(server: Any, body: Any) -> None:
+    status, answer = server.post("/generate", body)
+    assert status in (404, 422)
+    assert "n" * 200 not in answer["error"]
+    assert "u" * 200 not in answer["error"]
+
+
+def test_trailing_slash_and_other_methods_and_unknown_routes_keep_the_envelope(server: Any) -> None:
+    status, answer = server.post("/generate/", with_parameters(max_tokens=2))
+    assert (status, answer["error"]) == (200, None)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.url}/generate")
+    assert (refused.value.code, refused.value.headers["allow"]) == (405, "POST")
+    assert json.load(refused.value) == GenerateAnswer(error="the method is GET; send POST").model_dump()
+    status, answer = server.post("/nowhere", {})
+    assert (status, answer["error"]["message"]) == (404, "there is no route '/nowhere'; see /docs")
 
 
 def test_vllms_own_routes_are_served(server: Any) -> None:

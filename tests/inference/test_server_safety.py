@@ -193,6 +193,25 @@ def test_full_queue_is_answered_with_retry_after(port: int) -> None:
     assert all(error.startswith("The engine is currently busy") for _, error in refused)
 
 
+def test_extract_with_more_windows_than_the_queue_waits_for_room(port: int) -> None:
+    """Twenty windows, while another client's answers take half of the queue."""
+    text = " ".join(f"Ann Lee met number {at} in Oslo." for at in range(20))
+    body = {"text": text, "task": "ner", "schema": ["person"], "language": "en", "max_tokens": 8, "window_tokens": 16}
+    with ThreadPoolExecutor(QUEUE // 2) as pool:
+        others = [pool.submit(Caller(port).request, "/v1/completions", completion(300)) for _ in range(QUEUE // 2)]
+        status, _, answer = Caller(port).request("/extract", body)
+    assert (status, answer["error"]) == (200, None)
+    assert answer["windows"] >= 20
+    assert {other.result()[0] for other in others} == {200}
+
+
+def test_more_beams_than_the_queue_has_places_are_a_clients_error(port: int) -> None:
+    body = {"instruction": "x", "parameters": {"num_beams": QUEUE + 1}}
+    status, headers, answer = Caller(port).request("/generate", body)
+    assert (status, "retry-after" in headers) == (400, False)
+    assert answer["error"] == "num_beams is 9, the server accepts 8 sequences at once; lower it"
+
+
 def test_log_has_no_text_of_requests(guarded: Any, port: int) -> None:
     """Valid and invalid requests, with a marker in bodies, headers and queries."""
     marker = "Kiwetu-Marolo"

@@ -93,7 +93,7 @@ def sent(server: Any, path: str, body: Any) -> int:
                 assert json.loads(content).get("error") is None
             return answer.status
     except urllib.error.HTTPError as error:
-        assert json.load(error)["error" if path != "/nowhere" else "detail"]
+        assert json.load(error)["error"]
         return error.code
 
 

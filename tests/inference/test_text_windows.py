@@ -108,7 +108,7 @@ def test_windows_of_real_text_are_full(language: str, shared_data: Path, tiny_to
     assert sum(lengths) / len(lengths) > 350
 
 
-WORST_CASES = ("He left. ", "a", ".", "e\u0301", "1.\n", " ", "?!", '."', "\n ")
+WORST_CASES = ("He left. ", "a", ".", "e\u0301", "1.\n", " ", "?!", '."', "\n ", "!。", "\U0001f1e6", "a\u200d")
 
 
 @pytest.mark.parametrize("unit", WORST_CASES)
@@ -127,6 +127,27 @@ def test_time_is_linear_for_repeated_marks(unit: str, ending: str) -> None:
     began = time.process_time()
     split_into_windows(text, range(len(text)), 1000)
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("text", ["ab. " * 50_000, "a" * 200_000])
+def test_text_with_too_many_windows_is_refused(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="the text has more than 16384 windows; send it in parts, or raise window_tok"):
+        split_into_windows(text, range(len(text)), 2)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("text", ["One. Two.\n" * 9000, "山。" * 80_000, ". " * 200_000, "!。" * 200_000])
+def test_sentence_ends_of_texts_longer_than_a_block(text: str) -> None:
+    """Texts of more than one block."""
+    whole = sentence_ends(text)
+    assert whole == sorted(set(whole))
+    period = len("One. Two.\n") * 3000
+    if text.startswith("One"):
+        assert whole == [part * 10 + end for part in range(9000) for end in (4, 10)]
+        assert whole[: len(sentence_ends(text[:period]))] == sentence_ends(text[:period])
+    if text.startswith("山"):
+        assert whole == list(range(2, len(text) + 1, 2))
 
 
 def test_two_hundred_thousand_full_stops_take_milliseconds() -> None:
