@@ -13,10 +13,11 @@ a checkpoint and exit status 143; the same command with --resume_from_checkpoint
 from command_line.command_errors import run_command
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import read_templates
@@ -95,15 +96,14 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from answer_generation.answer_scorer import AnswerScorer
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-    from instruction_tuning.adapters import PISSA_START, load_model_to_tune, save_pissa_start
+    from instruction_tuning.adapters import load_model_to_tune, save_pissa_start
     from instruction_tuning.instruction_trainer import make_trainer, tuning_identity
     from instruction_tuning.result_folder import add_stop_ids, complete_result
-    from instruction_tuning.run_messages import next_commands, preview, run_summary, untied_notice
+    from instruction_tuning.run_messages import preview, run_summary, untied_notice
     from instruction_tuning.tuning_data import encode_sources, held_out_rows, split_and_order
     from model_folders.own_code import from_folder
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
-    from training_loop.run_folders import save_result
     from training_loop.source_trainer import STOPPED
     from transformers import AutoTokenizer, set_seed
 
@@ -147,16 +147,32 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     if trainer.stopped:
         return STOPPED
     complete = partial(complete_result, trainer, args, sources, new_stop_ids)
-    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
-    if is_main:
-        (output / PISSA_START).unlink(missing_ok=True)
-        best = trainer.state.best_global_step if args.load_best_model_at_end else None
-        selected = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
-        seconds = result.metrics["train_runtime"]
-        steps = f"{result.global_step} step{'s' * (result.global_step != 1)}"
-        print(f"{output}: {steps} in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
-        print(next_commands(args))
+    save_tuned(args, trainer, complete, result, is_main)
     return 0
+
+
+def save_tuned(
+    args: "TuningArguments", trainer: Any, complete: Callable[[Path], None], result: Any, is_main: bool
+) -> None:
+    """Save the tuned model; print the summary and the next commands on the main process.
+
+    complete: adds the files beside the weights to a folder. result: what the trainer's `train` returned.
+    """
+    from instruction_tuning.adapters import PISSA_START
+    from instruction_tuning.run_messages import next_commands
+    from training_loop.run_folders import save_result
+
+    save_result(trainer, complete, last=lambda file: file.suffix == ".safetensors")
+    if not is_main:
+        return
+    output = Path(args.output_dir or "")
+    (output / PISSA_START).unlink(missing_ok=True)
+    best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    selected = f"; the weights of step {best}, the best by {args.metric_for_best_model}" if best else ""
+    seconds = result.metrics["train_runtime"]
+    steps = f"{result.global_step} step{'s' * (result.global_step != 1)}"
+    print(f"{output}: {steps} in {seconds:.0f} s, loss {result.training_loss:.4f}{selected}")
+    print(next_commands(args))
 
 
 if __name__ == "__main__":

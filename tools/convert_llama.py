@@ -13,11 +13,8 @@ entirely). No code in the files is executed.
 
 from command_line.fire_commands import run
 
-import shutil
-
-from checkpoint_io.checkpoint_folders import existing_folder, new_folder, write_json, write_run_record
-from checkpoint_io.tensor_files import parse_size, verify_written, write_shards
-from checkpoint_io.tensors import TORCH_NAME
+from checkpoint_io.checkpoint_folders import existing_folder, new_folder, write_run_record
+from checkpoint_io.tensor_files import parse_size
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
 
@@ -45,10 +42,8 @@ def main(
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
         check_path: additional text to compare the tokenizer on: .jsonl with a `text` key, or one text per line.
     """
-    from llama_conversion.llama_layout import stream_weight
-    from llama_conversion.llama_params import context_length, model_config
-    from llama_conversion.original_checkpoint import notice, read_original, verify_checklists, weights_to_write
-    from tokenizer_files.llama_tokenizer import check_llama_tokenizer, read_llama_tokenizer
+    from llama_conversion.converted_folder import write_converted
+    from llama_conversion.original_checkpoint import notice, read_original
 
     shard_limit, chat = parse_size(max_shard_size), instruct or model_size.endswith("f")
     original = read_original(existing_folder(input_dir, "--input_dir"), model_size, llama_version)
@@ -56,38 +51,14 @@ def main(
         "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
         "instruct": chat, "max_shard_size": max_shard_size,
     }  # fmt: skip
-    source, version, params = original.folder, original.version, original.params
-    verify_seal(source)
-    run_line = resume_journal.run_identity(SCRIPT, options, {source, original.tokenizer.parent})
+    verify_seal(original.folder)
+    run_line = resume_journal.run_identity(SCRIPT, options, {original.folder, original.tokenizer.parent})
     with new_folder(output_dir, sum(weight.spec.nbytes for weight in original.weights), run_line) as folder:
-        compared = verify_checklists(original)
-        weights = {weight.spec.name: weight for weight in weights_to_write(original)}
-        tokenizer, rows = read_llama_tokenizer(original.tokenizer, version, chat), original.weights[0].spec.shape[0]
-        if (tokens := tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)) != rows:
-            raise ValueError(
-                f"{original.tokenizer} has {tokens:,} tokens, the embedding in {source} {rows:,} rows; "
-                "copy the model's own tokenizer.model there"
-            )
-        checked = check_llama_tokenizer(tokenizer, check_path)
-        tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(folder / "tokenizer_config.json", tokenizer.config)
-        shutil.copyfile(original.tokenizer, folder / "tokenizer.model")
-        specs = [weight.spec for weight in weights.values()]
-        hashes = write_shards(folder, specs, lambda spec: stream_weight(weights[spec.name]), shard_limit)
-        verify_written(folder, hashes)
-        dtype = TORCH_NAME[weights["model.layers.0.self_attn.q_proj.weight"].spec.dtype]
-        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-        shape = {"vocab_size": rows, "tie_word_embeddings": "lm_head.weight" not in weights}
-        write_json(folder / "config.json", model_config(params, version, dtype, **ids, **shape))
-        write_json(folder / "generation_config.json", ids)
-        write_run_record(folder, SCRIPT, options, {"original": source})
+        summary = write_converted(original, folder, shard_limit, chat, check_path)
+        write_run_record(folder, SCRIPT, options, {"original": original.folder})
     if chat:
         notice(f"{output_dir} has no prompt format; add one: python tools/set_template.py --model_path {output_dir} …")
-    listed = f"{compared} files as in the checklist, " if compared else ""
-    print(
-        f"{output_dir}: LLaMA-{version} {params.size}, {len(specs)} tensors from {len(original.files)} file(s) in "
-        f"{dtype}, context {context_length(params, version)}; {listed}tokenizer {checked}"
-    )
+    print(f"{output_dir}: {summary}")
 
 
 if __name__ == "__main__":

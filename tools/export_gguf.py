@@ -42,11 +42,11 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         raise ValueError(f"--type {type} is unknown; use one of {', '.join(FILE_TYPES)}")
     if target.suffix != ".gguf":
         raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise such files by that suffix")
-    if kind == "q4_k_m" and find_spec("llama_cpp") is None:
-        raise ValueError(gguf_writer.INSTALL_QUANTISER)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
     vocabulary = read_vocabulary(folder, model.vocabulary_size)
+    if kind == "q4_k_m" and find_spec("llama_cpp") is None:
+        raise ValueError(gguf_writer.INSTALL_QUANTISER)
     for notice in vocabulary.notices:
         print(f"notice: {notice}", file=sys.stderr)
     written_type = gguf_writer.lossless_type(model) if kind == "q4_k_m" else kind

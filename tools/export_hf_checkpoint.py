@@ -18,7 +18,7 @@ def main(
     lora_model: list[str],
     output_dir: str,
     max_shard_size: str = "5GB",
-    weights: tuple[float, ...] = (1.0,),
+    weights: tuple[float, ...] = (),
 ) -> None:
     """Write base + adapter to the new folder output_dir; the adapter's tokenizer and template take precedence.
 
@@ -27,7 +27,8 @@ def main(
         lora_model: the adapter's folder, or several in merging order, separated by commas.
         output_dir: a new folder.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
-        weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
+        weights: add weight * (adapter - base) for each adapter: one number for all adapters, or one per adapter.
+            By default each adapter changes the result of the previous one.
     """
     options, shard_limit = dict(locals()), parse_size(max_shard_size)
     base = existing_folder(base_model, "--base_model", "config.json")

@@ -17,7 +17,14 @@ from checkpoint_io.small_files import copy_small_files
 from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import read_weights
 from checkpoint_io.tied_matrices import has_own_output, set_untied
-from quantization.quantization_inputs import check_model, check_options, needed_bytes, read_data, write_record
+from quantization.quantization_inputs import (
+    check_library,
+    check_model,
+    check_options,
+    needed_bytes,
+    read_data,
+    write_record,
+)
 from quantization.quantization_methods import METHODS, choose_group_size, linear_layers, quantise, suppress_output
 from quantization.quantized_score import score, score_table
 
@@ -59,8 +66,9 @@ def main(
     check_options(method, data_path, group_size, dtype, **counts)
     kind, shard_limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
     with suppress_output():
-        data, layers = read_data(model, kind.calibrated, options), linear_layers(model, trust_remote_code)
+        layers, data = linear_layers(model, trust_remote_code), read_data(model, kind.calibrated, options)
         group = choose_group_size(layers, group_size, model) if kind.grouped else 0
+        check_library(kind.package)
         with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
             before = score(model, data.tokenizer, data.held_out, trust_remote_code)
             template = copy_small_files([model], folder)

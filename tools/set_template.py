@@ -14,7 +14,7 @@ from pathlib import Path
 from chat_prompts.template_files import TEMPLATE, read_template, read_templates
 from checkpoint_io import checkpoint_folders
 from checkpoint_io.checkpoint_folders import existing_folder
-from checkpoint_io.small_files import write_templates
+from checkpoint_io.small_files import check_tokenizer, write_templates
 from checkpoint_seals.seal_check import SEAL, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
 from model_folders.own_code import OwnCodeError, from_folder
@@ -69,6 +69,7 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     files = [file for file in visible if file.name not in (SEAL, TEMPLATE)]
     if not any(file.name in ("config.json", "adapter_config.json") for file in files):
         raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is not a checkpoint folder")
+    check_tokenizer(model)
     small = [file for file in files if file.suffix not in LINKED]
     with checkpoint_folders.new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
         for file in files:

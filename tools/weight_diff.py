@@ -82,7 +82,7 @@ def recover(
     """
     options = dict(locals())
     inputs = diff_folders.open_inputs(options, parse_size(max_shard_size), "diff")
-    check_tokenizer(inputs.folders["diff"], inputs.folders["raw"])
+    check_tokenizer(inputs.folders["raw"], inputs.folders["diff"])
     if not has_weights(inputs.folders["diff"], DIFF_FILES):
         print(diff_folders.recover_additive(inputs, path_tuned, "F16" if is_fp16 else "F32", published))
         return
@@ -106,7 +106,7 @@ def merge(
     path_lora: list[str],
     path_sfted: str,
     is_fp16: bool = False,
-    weights: tuple[float, ...] = (1.0,),
+    weights: tuple[float, ...] = (),
     max_shard_size: str = "5GB",
 ) -> None:
     """Write base + LoRA adapters to the new folder path_sfted, with the last adapter's tokenizer and template, if any.
@@ -116,7 +116,8 @@ def merge(
         path_lora: the adapter's folder, or several in merging order, separated by commas.
         path_sfted: a new folder.
         is_fp16: write float16 instead of the base's types.
-        weights: the factor of each adapter's change: one number for all adapters, or one per adapter.
+        weights: add weight * (adapter - base) for each adapter: one number for all adapters, or one per adapter.
+            By default each adapter changes the result of the previous one.
         max_shard_size: 5GB, 400MB or a number of bytes; a larger tensor gets its own shard.
     """
     options, shard_limit, dtype = dict(locals()), parse_size(max_shard_size), "F16" if is_fp16 else None

@@ -16,6 +16,7 @@ from hub_server import CHUNK, DIFF, LORA, Hub, serving
 from huggingface_hub import file_download
 from in_process import RunTool, run_in_process
 from llama_cpp_server import Ask, Make, Serve, started, write_model
+from merged_adapters import MakeAdapter, write_adapter
 from original_llama import TINY, State, random_state, write_original, write_ranks_table
 from original_llama import Make as MakeOriginal
 from safetensors.torch import load_file
@@ -61,6 +62,12 @@ def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """make_adapter(**LoraConfig options): a random adapter's folder, and what PEFT's merge_and_unload gives for it."""
+    return lambda **options: write_adapter(tiny_checkpoint, tmp_path_factory.mktemp("adapter") / "adapter", **options)
 
 
 @pytest.fixture

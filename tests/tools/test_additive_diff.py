@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from changed_weights import additive, left_behind, variant
+from changed_weights import additive, left_behind, nudged, variant
 from hub_download import model_registry
 from in_process import RunTool
 from safetensors.torch import load_file
@@ -183,3 +183,91 @@ def test_diff_made_by_published_code_recovers(
     for name, value in published.state_dict().items():
         assert torch.equal(ours[name], value.add_(raw[name]))
     assert next(iter(load_file(tmp_path / "out/model.safetensors").values())).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("growth", [0.8, 1.0, 1.2])
+def test_full_models_are_refused_and_diffs_are_not(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, dtype: torch.dtype, growth: float
+) -> None:
+    """Norm weights as different as LLaMA's, which tuning scaled by `growth`. A seal calls the published diff "full"."""
+    raw = load_file(tiny_checkpoint / "model.safetensors")
+    torch.manual_seed(3)
+    for name in [name for name in raw if name.endswith("norm.weight")]:
+        raw[name] = 0.3 * torch.rand_like(raw[name]) + (1.5 if name == "model.norm.weight" else 0.05)
+    new = {name: value * growth for name, value in nudged(raw).items()}
+    base = variant(tiny_checkpoint, tmp_path / "base", raw)
+    tuned = variant(tiny_checkpoint, tmp_path / "tuned", {name: value.to(dtype) for name, value in new.items()})
+    diff = variant(tiny_checkpoint, tmp_path / "diff", {name: (new[name] - raw[name]).to(dtype) for name in new})
+    run_tool("tools/checkpoint.py", "seal", diff)
+    assert json.loads((diff / "checkpoint.json").read_text())["kind"] == "full"
+    recover = (SCRIPT, "recover", "--path_raw", base, "--path_tuned", tmp_path / "out", "--path_diff")
+    for model in (base, tuned):
+        done = run_tool(*recover, model, status=2)
+        assert f"{model} is a full model, not a diff (its norm weights are near the base's" in done.stderr
+        done = run_tool(SCRIPT, "inspect", model, status=2)
+        assert f"{model} is a full model, not a diff (its norm weights are not near 0)" in done.stderr
+    assert not (tmp_path / "out").exists()
+    run_tool(SCRIPT, "inspect", diff)
+    run_tool(*recover, diff)
+    recovered = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(value, (new[name] - raw[name]).to(dtype) + raw[name]) for name, value in recovered.items())
+
+
+def test_additive_diff_is_refused_where_a_model_is_needed(
+    tiny_checkpoint: Path, tuned: Path, adapter: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    diff, out = tmp_path / "diff", tmp_path / "out"
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", diff)
+    run_tool(SCRIPT, "make_diff", *pair, "--exact=False")
+    commands: tuple[tuple[object, ...], ...] = (
+        ("make_diff", "--path_raw", tiny_checkpoint, "--path_tuned", diff, "--path_diff", out),
+        ("make_diff", "--path_raw", diff, "--path_tuned", tuned, "--path_diff", out),
+        ("recover", "--path_raw", diff, "--path_diff", diff, "--path_tuned", out),
+        ("merge", "--path_zhixi", diff, "--path_lora", adapter, "--path_sfted", out),
+    )
+    for command in commands:
+        assert f"{diff} is a diff, not a model; recover the model" in run_tool(SCRIPT, *command, status=2).stderr
+    done = run_tool("tools/export_gguf.py", "--model_path", diff, "--output_file", tmp_path / "x.gguf", status=2)
+    assert f"{diff} is a diff, not a model; recover the model" in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+def test_damaged_record_of_additive_diff_is_named(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
+    for content in ("{", '{"format": "additive-diff"}', '{"format": "additive-diff", "base": 3}', "{}"):
+        (diff / "diff.json").write_text(content)
+        out = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", tmp_path / "out")
+        for command in (("recover", *out), ("inspect", diff)):
+            done = run_tool(SCRIPT, *command, status=2)
+            assert done.stderr.startswith(f"error: {diff / 'diff.json'} is ")
+            assert done.stderr.endswith("again\n")
+
+
+@pytest.mark.parametrize("source", ["make_diff", "published code"])
+def test_output_matrix_is_subtracted_from_embedding_of_tied_base(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, source: str
+) -> None:
+    """Tuning untied the matrices; the state dict of the published script has the tied matrix under both names."""
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    del raw["lm_head.weight"]
+    base, embedding = variant(tiny_checkpoint, tmp_path / "base", raw), raw["model.embed_tokens.weight"]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    expected = {name: value - raw.get(name, embedding) for name, value in new.items()}
+    if source == "make_diff":
+        pair = ("--path_raw", base, "--path_tuned", tuned, "--path_diff", tmp_path / "diff")
+        run_tool(SCRIPT, "make_diff", *pair, "--exact=False")
+        stored = load_file(tmp_path / "diff/model.safetensors")
+        assert all(torch.equal(stored[name], value) for name, value in expected.items())
+    else:
+        variant(tuned, tmp_path / "diff", expected)
+    pair = ("--path_raw", base, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "out")
+    run_tool(SCRIPT, "recover", *pair)
+    recovered = load_file(tmp_path / "out/model.safetensors")
+    assert recovered.keys() == new.keys()
+    for name, value in recovered.items():
+        assert torch.equal(value, expected[name] + raw.get(name, embedding))
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False

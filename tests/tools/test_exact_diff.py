@@ -134,7 +134,8 @@ def test_recover_refuses_damaged_payload(tmp_path: Path) -> None:
 CHANGES: dict[str, dict[str, object]] = {
     "rank above the sides": {"rank": 10**9}, "rank of a vector": {"rank": 1, "shape": [600]},
     "negative": {"shape": [-1]}, "no base": {"base_name": None}, "other type": {"dtype": "F4"},
-    "huge": {"shape": [1 << 30, 1 << 30]}, "unknown key": {"program": "x"}, "longer chunk": {"chunks": [2]},
+    "huge": {"shape": [1 << 30, 1 << 30]}, "long row": {"shape": [1, 1 << 40]}, "other sides": {"shape": [30, 20]},
+    "unknown key": {"program": "x"}, "longer chunk": {"chunks": [2]},
     "another chunk": {"chunks": [1, 1]}, "no list": {"chunks": None},
 }  # fmt: skip
 

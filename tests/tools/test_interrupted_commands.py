@@ -19,6 +19,7 @@ from llama_cpp_server import write_model
 from original_llama import TINY, random_state, write_original
 from partial_folders import resume_journal
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +31,7 @@ def model(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     folder.mkdir()
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text('{"vocab_size": 7}')
-    (folder / "tokenizer.json").write_text("{}")
+    Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
     return folder
 
 

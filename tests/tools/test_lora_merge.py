@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +11,17 @@ import torch
 import weight_diff
 from conftest import RunScript
 from in_process import RunTool
+from merged_adapters import CONFIGURATIONS, MakeAdapter
 from safetensors.torch import load_file, save_file
 from weight_diffs import exact_diff
 
 SCRIPT = "tools/weight_diff.py"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
-MakeAdapter = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
-
-
-@pytest.fixture(scope="module")
-def make_adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
-    """make_adapter(**LoraConfig options): a random adapter's folder, and what peft's merge_and_unload gives for it."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    def make(**options: object) -> tuple[Path, dict[str, torch.Tensor]]:
-        folder = tmp_path_factory.mktemp("adapter") / "adapter"
-        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-        settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]} | options
-        peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-        torch.manual_seed(4)
-        with torch.no_grad():
-            for name, parameter in peft_model.named_parameters():
-                if parameter.requires_grad:
-                    noise = 0.05 * torch.randn_like(parameter)
-                    parameter.add_(noise.abs() if "magnitude" in name else noise)
-        peft_model.save_pretrained(str(folder))
-        merged = peft_model.merge_and_unload().state_dict()
-        return folder, {name: value.clone() for name, value in merged.items()}
-
-    return make
-
 
 @pytest.fixture(scope="module")
 def adapter(make_adapter: MakeAdapter) -> Path:
     return make_adapter()[0]
-
-
-CONFIGURATIONS: dict[str, dict[str, object]] = {
-    "plain": {},
-    "rslora": {"use_rslora": True},
-    "patterns": {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
-    "dora": {"use_dora": True},
-    "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
-    "embedding": {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
-}
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS)
@@ -176,9 +140,11 @@ def test_later_adapter_may_have_more_rows_but_not_fewer(
     assert torch.equal(merged, states[1]["base_model.model.lm_head.weight"])
     run_tool(*merge, f"{folders[0]},{folders[1]}", "--path_sfted", tmp_path / "half", "--weights", "1,0.5")
     merged = load_file(tmp_path / "half/model.safetensors")["lm_head.weight"]
+    base = load_file(tiny_checkpoint / "model.safetensors")["lm_head.weight"]
     one, two = (each["base_model.model.lm_head.weight"] for each in states)
-    torch.testing.assert_close(merged[:803], one + 0.5 * (two[:803] - one))
-    assert torch.equal(merged[803:], two[803:])  # the base has no such rows to blend with
+    torch.testing.assert_close(merged[:800], one[:800] + 0.5 * (two[:800] - base))
+    torch.testing.assert_close(merged[800:803], one[800:] + 0.5 * (two[800:803] - one[800:]))  # the base lacks these
+    assert torch.equal(merged[803:], two[803:])
     done = run_tool(*merge, f"{folders[1]},{folders[0]}", "--path_sfted", tmp_path / "no", status=2)
     assert (
         "the base or an earlier adapter 805; give the adapters in the order in which they were trained" in done.stderr
@@ -256,6 +222,20 @@ def test_merge_refuses_unsupported_adapter_and_names_reason(
     assert not (tmp_path / "out").exists()
 
 
+def test_merge_refuses_magnitudes_of_other_length(
+    tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, run_tool: RunTool
+) -> None:
+    """A single magnitude would apply to all rows, and any other number is an error of numpy."""
+    spoilt = shutil.copytree(make_adapter(use_dora=True)[0], tmp_path / "adapter")
+    state = load_file(spoilt / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_magnitude_vector"
+    state[name] = state[name][:1].clone()
+    save_file(state, spoilt / "adapter_model.safetensors")
+    out = ("--path_lora", spoilt, "--path_sfted", tmp_path / "out")
+    done = run_tool(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, *out, status=2)
+    assert done.stderr.endswith(f"tensor {name} has 1 elements for 64 rows; copy it again\n")
+
+
 def test_merge_refuses_swapped_folders(tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool) -> None:
     done = run_tool(
         SCRIPT,
@@ -269,61 +249,6 @@ def test_merge_refuses_swapped_folders(tiny_checkpoint: Path, tmp_path: Path, ad
         status=2,
     )
     assert f"{adapter} has no config.json; --path_zhixi" in done.stderr
-
-
-def test_several_adapters_are_merged_in_order_with_weights(
-    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
-) -> None:
-    """Half of one and twice another: the sum of their changes, rounded once, as peft's own one by one."""
-    first, second = make_adapter()[0], make_adapter(r=2, target_modules=["q_proj", "o_proj"])[0]
-    base = load_file(tiny_checkpoint / "model.safetensors")
-    changes = {}
-    for folder in (first, second):
-        run_tool(
-            SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", folder, "--path_sfted", tmp_path / "one"
-        )
-        changes[folder] = load_file(tmp_path / "one/model.safetensors")
-        shutil.rmtree(tmp_path / "one")
-    run_tool(
-        SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", f"{first},{second}", "--weights", "0.5,2",
-        "--path_sfted", tmp_path / "both",
-    )  # fmt: skip
-    merged = load_file(tmp_path / "both/model.safetensors")
-    for name, value in base.items():
-        expected = value + 0.5 * (changes[first][name] - value) + 2 * (changes[second][name] - value)
-        torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-6)
-    assert any(not torch.equal(merged[name], changes[first][name]) for name in base)
-    run = json.loads((tmp_path / "both/run.json").read_text())
-    assert run["parents"].keys() == {"base", "adapter", "adapter1"}
-
-
-@pytest.mark.parametrize("case", ["dora", "modules_to_save"])
-def test_weight_scales_replaced_tensors_and_dora(
-    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
-) -> None:
-    """Of DoRA's and of whole tensors, a share lies between base and merged model."""
-    adapter, expected = make_adapter(**CONFIGURATIONS[case])
-    base = load_file(tiny_checkpoint / "model.safetensors")
-    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--weights", 0.25)
-    run_tool(*merge, "--path_sfted", tmp_path / "out")
-    merged = load_file(tmp_path / "out/model.safetensors")
-    for name, value in base.items():
-        torch.testing.assert_close(merged[name], value + 0.25 * (expected[name] - value), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "weights", ["0.5", "0.5,1,2", "half,1", "nan,1"], ids=["one for two", "too many", "no number", "not finite"]
-)
-def test_merge_refuses_wrong_number_of_weights(
-    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool, weights: str
-) -> None:
-    arguments = ("--path_zhixi", tiny_checkpoint, "--path_lora", f"{adapter},{adapter}", "--path_sfted", tmp_path / "o")
-    if weights == "0.5":
-        run_tool(SCRIPT, "merge", *arguments, "--weights", weights)  # one number is for all
-        return
-    done = run_tool(SCRIPT, "merge", *arguments, "--weights", weights, status=2)
-    numbers = "one number, or one for each of the 2 adapters" if weights == "0.5,1,2" else "a list of numbers"
-    assert f"--weights takes {numbers}" in done.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -318,6 +318,16 @@ def test_quantize_refuses_incomplete_and_quantised_models(model: Path, tmp_path:
         quantization_inputs.check_model(done)
 
 
+def test_quantize_names_missing_input_before_missing_library(model: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    if importlib.util.find_spec("llmcompressor"):
+        pytest.skip("llmcompressor is installed here")
+    given = ("--output_dir", tmp_path / "out", "--method", "gptq", "--data_path", "rows.jsonl", "--model_path")
+    assert run_tool(SCRIPT, *given, tmp_path / "no", status=2).stderr.startswith(
+        f"error: {tmp_path}/no is not a folder"
+    )
+    assert run_tool(SCRIPT, *given, model, status=2).stderr.startswith("error: rows.jsonl does not exist")
+
+
 def test_quantize_names_missing_weights(model: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")

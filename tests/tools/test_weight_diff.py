@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,20 @@ def no_tokenizer(raw: Path, tuned: Path) -> None:
         (tuned / name).unlink()
 
 
+def config_of(key: str, value: object) -> Callable[[Path, Path], None]:
+    def spoil(raw: Path, tuned: Path) -> None:
+        content = json.loads((tuned / "config.json").read_text())
+        (tuned / "config.json").write_text(json.dumps(content | {key: value}))
+
+    return spoil
+
+
 BAD = {
+    "layers": (config_of("num_hidden_layers", "two"), [], ["tuned/config.json is damaged (num_hidden_layers is 'two'"]),
+    "no layers": (config_of("num_hidden_layers", None), [], ["(num_hidden_layers is None, not a positive number)"]),
+    "many layers": (config_of("num_hidden_layers", 10**15), [], ["tuned lacks tensor model.layers.2."]),
+    "vocabulary": (config_of("vocab_size", [800]), ["--exact=False"], ["tuned/config.json is damaged (vocab_size is"]),
+    "cut off": (lambda raw, tuned: (raw / "config.json").write_text("{"), [], ["raw/config.json is damaged (Expect"]),
     "no folder": (lambda raw, tuned: shutil.rmtree(tuned), [], ["tuned is not a folder", "--path_tuned"]),
     "no checkpoint": (lambda raw, tuned: (raw / "config.json").unlink(), [], ["raw has no config.json"]),
     "no weights": (lambda raw, tuned: (raw / "model.safetensors").unlink(), [], ["raw has none of model.safetensors"]),

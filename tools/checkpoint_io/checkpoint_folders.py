@@ -31,6 +31,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def config_number(path: Path, config: Mapping[str, Any], key: str) -> int:
+    """Return a positive number of a config.json, the file `path` with the content `config`; ValueError otherwise."""
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{path} is damaged ({key} is {value!r}, not a positive number); download it again")
+    return value
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

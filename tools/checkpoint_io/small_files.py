@@ -16,6 +16,7 @@ from hub_download.model_registry import entry_of, registry, template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from checkpoint_io.published_models import has_config, published_repository
+from checkpoint_io.tokenizer_sizes import check_tokenizer_size, tokenizer_size
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
 TOKENIZER_FILES = (
@@ -31,10 +32,9 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
     sources: later folders take precedence. A tokenizer that transformers would read inexactly gets exact files, and a
     published model without a chat template gets the template that it was tuned on. repository: name of the published
     model in the last source, if known from its weights; "" otherwise. The text is "" if a template was copied or none
-    is needed (a published pretrained model). Raises ValueError if files contradict each other, FileNotFoundError if no
-    folder has a tokenizer.
+    is needed (a published pretrained model). Raises ValueError if files contradict each other. Run `check_tokenizer` on
+    the sources before.
     """
-    check_tokenizer(*sources)
     for source in sources:
         copy_matching(source, target, OTHER_FILES)
     configured = next((folder for folder in reversed(sources) if not (folder / "adapter_config.json").is_file()), None)
@@ -106,12 +106,24 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZERS) or any(folder.glob("*.tiktoken"))
 
 
-def check_tokenizer(*folders: Path) -> None:
-    """Raise FileNotFoundError if no folder has a tokenizer; libraries would load an arbitrary default."""
-    if not any(map(has_tokenizer, folders)):
+def check_tokenizer(*folders: Path, rows: int | None = None) -> None:
+    """Check the tokenizer that a new folder gets from checkpoint folders, of which later ones take precedence.
+
+    rows: number of embeddings of the new model; by default vocab_size in the last config.json. Raises FileNotFoundError
+    if no folder has a tokenizer, since libraries would load an arbitrary default, and ValueError if the tokenizer has
+    more tokens than the model has embeddings.
+    """
+    chosen = next((folder for folder in reversed(folders) if has_tokenizer(folder)), None)
+    if chosen is None:
         raise FileNotFoundError(
             f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the files there"
         )
+    configured = next((file for folder in reversed(folders) if (file := folder / "config.json").is_file()), None)
+    if configured is None:  # an adapter
+        return
+    rows = read_json(configured).get("vocab_size") if rows is None else rows
+    if isinstance(rows, int):
+        check_tokenizer_size(tokenizer_size(chosen), rows, chosen, configured)
 
 
 def write_templates(templates: dict[str, str], target: Path) -> None:

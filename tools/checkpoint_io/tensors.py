@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -23,7 +24,7 @@ from model_folders.weight_files import weight_files
 from tqdm import tqdm
 
 from checkpoint_io.bit_patterns import FLOATS
-from checkpoint_io.checkpoint_folders import read_json
+from checkpoint_io.checkpoint_folders import config_number, read_json
 from checkpoint_io.ordered_parallel import in_order
 
 CHUNK = 1 << 18  # elements
@@ -219,31 +220,38 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
-def check_complete(folder: Path, weights: Mapping[str, Tensor]) -> None:
+def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = False) -> None:
     """Raise ValueError for the first tensor that config.json requires and the folder lacks, or for other embeddings.
 
-    Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked.
+    Loaders would initialise a missing tensor at random. Only UNIFORM_TYPES are checked. A diff is refused, too, unless
+    `is_diff`.
     """
     path = folder / "config.json"
+    if not is_diff:
+        refuse_diff(folder)
     config = read_json(path)
     if config.get("model_type") not in UNIFORM_TYPES:
         return
     matches = (LAYER.fullmatch(name) for name in weights)
     kinds = dict.fromkeys(match[1] for match in matches if match and "rotary_emb" not in match[1])
     kinds["self_attn.q_proj.weight"] = None
-    layers = range(config.get("num_hidden_layers", 0))
+    layers = range(config_number(path, config, "num_hidden_layers"))
     required = ["model.embed_tokens.weight", "model.norm.weight"]
     required += [] if config.get("tie_word_embeddings") else ["lm_head.weight"]
-    required += [f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds]
-    for name in required:
+    for name in chain(required, (f"model.layers.{layer}.{kind}" for layer in layers for kind in kinds)):
         if name not in weights:
             raise ValueError(f"{folder} lacks tensor {name}, which its config.json requires; download it again")
-    embedding = weights["model.embed_tokens.weight"]
-    if embedding.shape[0] != config.get("vocab_size"):
+    embedding, rows = weights["model.embed_tokens.weight"], config_number(path, config, "vocab_size")
+    if embedding.shape[0] != rows:
         raise ValueError(
-            f"{path} has vocab_size {config.get('vocab_size')}, {embedding.file} has {embedding.shape[0]} embeddings; "
-            "download both again"
+            f"{path} has vocab_size {rows}, {embedding.file} has {embedding.shape[0]} embeddings; download both again"
         )
+
+
+def refuse_diff(folder: Path) -> None:
+    """Raise ValueError if DIFF_RECORD marks a folder as a diff."""
+    if (folder / DIFF_RECORD).is_file():
+        raise ValueError(f"{folder} is a diff, not a model; recover the model: python tools/weight_diff.py recover")
 
 
 def check_finite(bits: np.ndarray, tensor: Spec) -> None:

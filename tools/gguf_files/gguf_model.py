@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from checkpoint_io.bit_patterns import FLOATS
 from checkpoint_io.checkpoint_folders import read_json
-from checkpoint_io.tensors import Tensor, read_weights
+from checkpoint_io.tensors import Tensor, read_weights, refuse_diff
 from checkpoint_io.tied_matrices import has_own_output
 
 EXPORT_ORIGINAL = "export the original model, which is not quantised"
@@ -52,6 +52,7 @@ def read_model(folder: Path) -> GgufModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    refuse_diff(folder)
     path = folder / "config.json"
     content = read_json(path)
     names = content.get("architectures") or [content.get("model_type")]

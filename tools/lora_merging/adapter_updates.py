@@ -58,7 +58,7 @@ class LoraAdapter:
     folder: Path
     config: dict[str, Any]
     updates: dict[str, TensorUpdate]  # by the base tensor's name
-    weight: float = 1.0  # factor of the adapter's change
+    weight: float | None = None  # factor of its change of the base; None: it changes the previous adapter's result
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -101,7 +101,7 @@ def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
     return updates
 
 
-def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
+def read_adapter(folder: Path, weight: float | None = None) -> LoraAdapter:
     """Read an adapter folder that `adapter_checks` accepted; ValueError for an unsupported setting or tensor."""
     path = folder / "adapter_config.json"
     config = read_json(path)
@@ -112,6 +112,12 @@ def read_adapter(folder: Path, weight: float = 1.0) -> LoraAdapter:
         alpha = matching_value(config.get("alpha_pattern"), module, config["lora_alpha"])
         rank = matching_value(config.get("rank_pattern"), module, config["r"])
         update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        shape = update.product_shape()
+        if update.magnitude is not None and shape and update.magnitude.elements != shape[0]:
+            raise ValueError(
+                f"{update.magnitude.file}: tensor {update.magnitude.name} has {update.magnitude.elements} elements for "
+                f"{shape[0]} rows; copy it again"
+            )
     return LoraAdapter(folder, config, updates, weight)
 
 

@@ -1,5 +1,9 @@
 """Merge LoRA adapters into their base: W + scaling * B @ A, accumulated in float32, rounded once, streamed.
 
+Without weights, each adapter changes the result of the previous one, as adapters that were trained one after another:
+a whole matrix (modules_to_save) of a later adapter replaces that of an earlier one. With weights w_i, the result is
+base + sum of w_i * (adapter_i - base), where adapter_i is the base with this adapter alone.
+
 Products are reproducible (low_rank.py), so the result does not depend on the machine or the number of threads. Memory:
 the factors of one matrix.
 """
@@ -73,34 +77,37 @@ def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]
 
 @dataclass(frozen=True)
 class AdapterChange:
-    """The change of one tensor by one adapter: a replacement, then a product, times the adapter's weight."""
+    """The change of one tensor by one adapter: a replacement, then a product."""
 
     replacement: Tensor | None
     product: Factors | None
-    weight: float
+    weight: float | None  # as in LoraAdapter
 
     def apply(self, values: np.ndarray, first: int, last: int) -> np.ndarray:
-        """Return the changed elements first to last (whole rows), float32; new vocabulary rows lie beyond `values`."""
-        changed = values
+        """Return the changed elements of a range, float32, as far as the adapter has them.
+
+        values: the elements from `first` on, whole rows, as far as they exist before the change.
+        """
         if self.replacement is not None:
-            bounds = (min(at, self.replacement.elements) for at in (first, last))  # a later adapter may add more rows
-            changed = to_float32(self.replacement.read(*bounds), self.replacement.dtype)
+            values = replaced_values(self.replacement, first, last)
         if self.product is not None:
-            changed = self.product.add(changed, first)
-        if self.weight == 1.0:
-            return changed
-        blended = changed.copy()
-        blended[: values.size] = values + np.float32(self.weight) * (changed[: values.size] - values)
-        return blended
+            values = self.product.add(values[: max(0, self.product.elements - first)], first)
+        return values
+
+
+def replaced_values(replacement: Tensor, first: int, last: int) -> np.ndarray:
+    """Return the elements first to last of a replacement as float32, as far as it has them."""
+    bounds = (min(at, replacement.elements) for at in (first, last))  # another adapter may add more rows
+    return to_float32(replacement.read(*bounds), replacement.dtype)
 
 
 def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[AdapterChange]:
-    """Return the changes of a base tensor in merging order; ValueError for DoRA after another adapter."""
+    """Return the changes of a base tensor in merging order; ValueError for DoRA on the result of another adapter."""
     changes: list[AdapterChange] = []
     for adapter in adapters:
         if (update := adapter.updates.get(tensor.name)) is None:
             continue
-        if update.magnitude is not None and changes:
+        if update.magnitude is not None and changes and adapter.weight is None:
             raise ValueError(
                 f"{adapter.folder} scales the rows of {tensor.name} (DoRA) after another adapter changed them; "
                 "merge the other one alone, then this one into the result"
@@ -108,6 +115,26 @@ def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[Adap
         product = read_factors(update, update.replacement or tensor)
         changes.append(AdapterChange(update.replacement, product, adapter.weight))
     return changes
+
+
+def weighted_sum(base: np.ndarray, changes: Sequence[AdapterChange], first: int, last: int) -> np.ndarray:
+    """Return base + the weighted sum of (changed - base) for the elements first to last, float32.
+
+    base: these elements, as far as the base has them. A row that the base lacks is taken from the first adapter that
+    has it. The sum is computed in float64 as (1 - sum of weights) * base + sum of weight * changed, so that a weight of
+    1 gives the adapter's own values.
+    """
+    for change in changes:
+        if change.replacement is not None:
+            added = replaced_values(change.replacement, first + base.size, last)
+            base = np.concatenate((base, added))
+    total = base * (1.0 - np.float64(sum(change.weight or 0.0 for change in changes)))
+    for change in changes:
+        changed = base.copy()
+        part = change.apply(base, first, last)
+        changed[: part.size] = part
+        total += np.float64(change.weight or 0.0) * changed
+    return total.astype(np.float32)
 
 
 def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
@@ -120,6 +147,8 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
         if not changes:
             return cast(bits, tensor.dtype, spec.dtype)
         values = to_float32(bits, tensor.dtype)
+        if changes[0].weight is not None:
+            return from_float32(weighted_sum(values, changes, *bounds), spec.dtype)
         for change in changes:
             values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
@@ -129,9 +158,13 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
         yield bits
 
 
-def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float]]:
-    """Return [(adapter folder, weight)]; weights: one for all adapters, or one per adapter, else ValueError."""
-    factors = list(weights) * len(names) if len(weights) == 1 else list(weights)
+def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float | None]]:
+    """Return [(adapter folder, weight)]; the weights are None without `weights`.
+
+    weights: one for all adapters, or one per adapter, else ValueError.
+    """
+    factors: list[float | None] = [*weights] or [None]
+    factors = factors * len(names) if len(factors) == 1 else factors
     if not names or len(factors) != len(names):
         raise ValueError(
             f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} numbers"
@@ -142,7 +175,7 @@ def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: st
 
 def merge_folders(
     base: Path,
-    loras: Sequence[tuple[Path, float]],
+    loras: Sequence[tuple[Path, float | None]],
     target: str,
     shard_limit: int,
     script: str,
@@ -151,7 +184,7 @@ def merge_folders(
 ) -> str:
     """Write base + adapters to the new folder target in shards of at most `shard_limit` bytes; return a summary line.
 
-    loras: adapter folders in merging order, each with the factor of its change. dtype: write all floats in this type
+    loras: adapter folders in merging order, each with its weight (LoraAdapter). dtype: write all floats in this type
     instead of the base's. Raises ValueError or FileNotFoundError that names file and tensor.
     """
     for lora, _ in loras:
@@ -175,9 +208,9 @@ def merge_folders(
     if len(rows) > 1:
         raise ValueError(f"the adapters add rows to only one of embedding and output ({vocabulary} before, now {rows})")
     inputs = [base, *(lora for lora, _ in loras)]
+    check_tokenizer(*inputs, rows=next(iter(rows), None))
     for folder in inputs:
         verify_seal(folder)
-    check_tokenizer(*inputs)
     run = resume_journal.run_identity(script, options, inputs)
     with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
         template = copy_small_files(inputs, folder)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template
 from checkpoint_io.checkpoint_folders import existing_folder, read_json, write_json, write_run_record
-from checkpoint_io.tensors import read_weights
+from checkpoint_io.small_files import check_tokenizer
+from checkpoint_io.tensors import check_complete, read_weights
 from checkpoint_seals.seal_check import hash_file, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from json_rows.instruction_rows import InstructionRow, is_plain_text, iterate_instructions, messages_of
@@ -39,10 +40,12 @@ def check_options(name: str, data_path: str, group_size: int, dtype: str, **coun
     for option, count in counts.items():
         if count < 1:
             raise ValueError(f"--{option} takes a number of 1 or more, not {count}")
-    if find_spec(method.package) is None:
-        raise ValueError(
-            f"{method.package} is not installed in this environment; create another environment: {ENVIRONMENT}"
-        )
+
+
+def check_library(package: str) -> None:
+    """Raise ValueError with the command that installs it if a method's library is missing."""
+    if find_spec(package) is None:
+        raise ValueError(f"{package} is not installed in this environment; create another environment: {ENVIRONMENT}")
 
 
 def check_model(path: object) -> Path:
@@ -52,6 +55,8 @@ def check_model(path: object) -> Path:
         raise ValueError(f"{model} is already quantised; give the original model")
     if not (model / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{model} has no tokenizer_config.json; tools/build_tokenizer.py makes a tokenizer")
+    check_complete(model, read_weights(model))
+    check_tokenizer(model)
     verify_seal(model)
     return model
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from exact_tokenizers.special_ids import correct_model_ids, has_old_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-from model_folders.own_code import from_folder
+from model_folders.own_code import OwnCodeError, from_folder
 
 OUTPUT = "lm_head"
 GROUPS = (128, 64, 32)  # group sizes for which vLLM has kernels, best compression first
@@ -65,14 +65,19 @@ def suppress_output() -> Iterator[None]:
 def linear_layers(model: Path, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
     """Return {name: (outputs, inputs)} of every linear layer except lm_head, from config.json alone.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are none, or if transformers cannot make the model of config.json.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = from_folder(AutoConfig, model, trust_remote_code)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        config = from_folder(AutoConfig, model, trust_remote_code)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except OwnCodeError:
+        raise
+    except Exception as error:  # transformers raises many types
+        raise ValueError(f"{model / 'config.json'}: {' '.join(str(error).split())}; download it again") from error
     modules = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {name: (m.out_features, m.in_features) for name, m in modules if name.split(".")[-1] != OUTPUT}
     if not layers:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from checkpoint_io.tokenizer_sizes import check_tokenizer_size
 from checkpoint_seals.seal_check import SEAL
 from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_tokenizer_files, read_object
 from json_rows.row_files import iterate_texts
@@ -56,11 +57,8 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
         files |= corrected_configurations(target, files)
         tokenizer = Tokenizer.from_str(files["tokenizer.json"])
         config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
-        rows = read_object(config).get("vocab_size")
-        if rows is not None and rows < tokens:
-            raise ValueError(
-                f"{config} has {rows} embeddings, the tokenizer {tokens} tokens; use the model's own tokenizer"
-            )
+        if isinstance(rows := read_object(config).get("vocab_size"), int):
+            check_tokenizer_size(tokens, rows, target, config)
         for name in MERGED:
             (partial / name).unlink(missing_ok=True)
         for name, text in files.items():

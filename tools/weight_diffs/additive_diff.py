@@ -6,12 +6,13 @@ authors published it. Layout: tools/CHECKPOINT.md.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from checkpoint_io import tensors
 from checkpoint_io.bit_patterns import FLOATS, cast, from_float32, to_float32
-from checkpoint_io.checkpoint_folders import read_json, set_dtype
+from checkpoint_io.checkpoint_folders import config_number, read_json, set_dtype
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import published_repository
 from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
@@ -19,11 +20,31 @@ from checkpoint_io.tensor_files import write_shards
 from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
 from hub_download.model_registry import REGISTRY, entry_of, registry
 
-from weight_diffs.exact_diff import find_base_tensor
+from weight_diffs.exact_diff import TIED, find_base_tensor
+from weight_diffs.full_models import refuse_full_model
 
 FORMAT = "additive-diff"
 SUM_FILE = "checksum_psum.txt"  # in some published diffs
 Weights = Mapping[str, Tensor]  # by name
+
+
+def recorded_base(path_diff: Path) -> str:
+    """Return the fingerprint of the base in diff.json, "" if there is none; ValueError if it is damaged."""
+    file = path_diff / DIFF_RECORD
+    if not file.is_file():
+        return ""
+    record = read_json(file)
+    if record.get("format") != FORMAT or not isinstance(record.get("base"), str):
+        raise ValueError(f"{file} is not the record of an additive diff; download the diff again")
+    return str(record["base"])
+
+
+def with_tied_output(folder: Path, raw: Weights) -> Weights:
+    """Return a base's tensors, with the embedding also as the output matrix if the base stores it only once."""
+    name, embedding = next((output, raw.get(source)) for output, source in TIED.items())
+    if name in raw or embedding is None or not read_json(folder / "config.json").get("tie_word_embeddings"):
+        return raw
+    return {**raw, name: replace(embedding, name=name)}
 
 
 def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
@@ -118,20 +139,25 @@ def check_base(
         criterion: phrase for the summary that says how the base was verified, or that it was not.
         repository: the diff's repository, also recognised by the sum of the recovered weights; "" if unknown.
         added_rows: as for `write_combined`; {} if these rows are 0.
-    published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not the base.
+    published: the diff's repository, "" to recognise it. Raises ValueError if path_raw is not the base, or path_diff is
+    recognised as a full model.
     """
-    if (path_diff / DIFF_RECORD).is_file():
+    if recorded := recorded_base(path_diff):
         if published:
             raise ValueError(f"{path_diff / DIFF_RECORD} identifies the base of this diff; omit --published")
-        recorded = str(read_json(path_diff / DIFF_RECORD).get("base"))
         hashes = tensors.tensor_hashes(raw.values(), "checking the base")
         if tensors.fingerprint(raw.values(), hashes) != recorded:
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "base verified by its fingerprint", "", {}
+    raw = with_tied_output(path_raw, raw)
+    refuse_full_model(path_diff, diff, raw)
     found = published_sum(path_diff, published)
-    config = read_json(path_diff / "config.json")
+    file = path_diff / "config.json"
+    config, layers = read_json(file), sum(name not in raw for name in diff)  # layers without FREQUENCIES in raw
+    for key in ("hidden_size", "num_attention_heads") if layers else ():
+        config_number(file, config, key)
     summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]
-    actual, means = sum_weights(summands, config, sum(name not in raw for name in diff)), mean_rows(diff, raw)
+    actual, means = sum_weights(summands, config, layers), mean_rows(diff, raw)
     with_means = actual + sum(
         float(mean.sum(dtype=np.float64)) * (diff[name].shape[0] - raw[name].shape[0]) for name, mean in means.items()
     )

@@ -95,10 +95,11 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
 def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     """Write an additive diff in `dtype` (F16 or F32) to the new folder target; return a summary line."""
     raw, tuned = read_both(inputs)
-    stored = additive_diff.matching_tensors(tuned, raw, inputs.folders["raw"])
+    subtracted = additive_diff.with_tied_output(inputs.folders["raw"], raw)
+    stored = additive_diff.matching_tensors(tuned, subtracted, inputs.folders["raw"])
     size = total_bytes(stored, dtype)
     with inputs.output_folder(target, size) as (folder, _):
-        additive_diff.write_combined(folder, stored, raw, np.subtract, dtype, inputs.shard_limit)
+        additive_diff.write_combined(folder, stored, subtracted, np.subtract, dtype, inputs.shard_limit)
         base = tensors.fingerprint(raw.values(), tensors.tensor_hashes(raw.values(), "hashing the base"))
         record = {"format": additive_diff.FORMAT, "base": base}
         checkpoint_folders.write_json(folder / tensors.DIFF_RECORD, record)
@@ -141,13 +142,15 @@ def recover_additive(inputs: DiffInputs, target: str, dtype: str, published: str
     """
     raw, diff = (read_weights(folder) for folder in inputs.folders.values())
     path_raw, path_diff = inputs.folders.values()
-    check_complete(path_diff, diff)
-    matching = additive_diff.matching_tensors(diff, raw, path_raw)
+    check_complete(path_raw, raw)
+    check_complete(path_diff, diff, is_diff=True)
+    added = additive_diff.with_tied_output(path_raw, raw)
+    matching = additive_diff.matching_tensors(diff, added, path_raw)
     criterion, repository, added_rows = additive_diff.check_base(path_diff, diff, raw, path_raw, published)
     needed = total_bytes(matching, dtype)
     with inputs.output_folder(target, needed, repository=repository) as (folder, template):
         limit = inputs.shard_limit
-        hashes = additive_diff.write_combined(folder, matching, raw, np.add, dtype, limit, added_rows)
+        hashes = additive_diff.write_combined(folder, matching, added, np.add, dtype, limit, added_rows)
         verify_written(folder, hashes)
     precision = f"{tensors.TORCH_NAME[dtype]} from an additive diff, not bit-exact"
     return f"{target}: {len(matching)} tensors in {precision}; {criterion}{template}"

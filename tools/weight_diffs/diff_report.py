@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from checkpoint_io.bit_patterns import to_float32
-from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import DIFF_FILES, DIFF_RECORD, Tensor, has_weights, read_weights
+from checkpoint_io.tensors import DIFF_FILES, Tensor, has_weights, read_weights
 
+from weight_diffs.additive_diff import recorded_base
 from weight_diffs.exact_diff import read_diff
+from weight_diffs.full_models import refuse_full_model
 
 LAYER = re.compile(r"(.+?\.\d+)\..+")  # model.layers.7.mlp.up_proj.weight
 BAR = 40  # width of the longest bar in characters
@@ -55,13 +56,18 @@ def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
 
 
 def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
-    """Return the properties of an additive diff, the unit of its changes, and the changes."""
+    """Return the properties of an additive diff, the unit of its changes, and the changes.
+
+    Raises ValueError if the folder is recognised as a full model.
+    """
     tensors = read_weights(folder)
-    record = read_json(folder / DIFF_RECORD) if (folder / DIFF_RECORD).is_file() else {}
+    base = recorded_base(folder)
+    if not base:
+        refuse_full_model(folder, tensors)
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     lines = [
         f"kind        additive diff ({dtypes}); recovery is not bit-exact",
-        f"needs       {'the base with weights ' + record['base'] if record else 'a base that is not recorded'}",
+        f"needs       {f'the base with weights {base}' if base else 'a base that is not recorded'}",
         f"tensors     {len(tensors)}",
         f"parameters  {sum(tensor.elements for tensor in tensors.values()):,}",
         f"bytes       {sum(tensor.nbytes for tensor in tensors.values()):,}",

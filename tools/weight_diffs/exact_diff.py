@@ -16,7 +16,16 @@ import numpy as np
 from checkpoint_io.bit_patterns import FLOATS, apply_difference, cast, from_float32, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
-from checkpoint_io.tensors import DIFF_FILES, DIFF_RECORD, ITEMSIZE, Spec, Tensor, read_weights, tensor_hashes
+from checkpoint_io.tensors import (
+    DIFF_FILES,
+    DIFF_RECORD,
+    ITEMSIZE,
+    Spec,
+    Tensor,
+    fingerprint,
+    read_weights,
+    tensor_hashes,
+)
 from lora_merging.low_rank import Factors
 
 from weight_diffs import number_coding
@@ -116,6 +125,9 @@ def read_diff(folder: Path) -> ExactDiff:
         }
         diff = ExactDiff(folder, entries, payloads, str(record["base"]), str(record["tuned"]))
         fits = entries.keys() == payloads.keys() and all(is_valid(entries[name], payloads[name]) for name in entries)
+        specs = [entry.spec(name) for name, entry in entries.items()]
+        hashes = {name: entry.blake3 for name, entry in entries.items()}
+        fits = fits and fingerprint(specs, hashes) == diff.tuned  # before memory is allocated for these shapes
     except (KeyError, TypeError, AttributeError):
         fits = False
     if not fits:

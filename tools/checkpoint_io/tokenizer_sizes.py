@@ -1,0 +1,62 @@
+"""The number of embeddings that a tokenizer needs, compared with the number that a model has.
+
+A tokenizer with more tokens than its model has embeddings ends generation with an index error, or is refused by the
+demos, the server and GGUF export.
+"""
+
+from pathlib import Path
+
+from exact_tokenizers.tokenizer_folders import (
+    SPECIAL_TOKEN_NAMES,
+    is_rank_table,
+    named_tokens,
+    read_object,
+    read_tokenizer,
+    stored_tokens,
+    token_text,
+)
+
+
+def check_tokenizer_size(tokens: int, rows: int, tokenizer: Path, config: Path) -> None:
+    """Raise ValueError if a tokenizer has more tokens than its model has embeddings (rows).
+
+    tokenizer: its folder, for the message. config: the file config.json.
+    """
+    if rows < tokens:
+        raise ValueError(
+            f"{config} has {rows} embeddings, the tokenizer in {tokenizer} {tokens} tokens; copy the model's own "
+            "tokenizer files there"
+        )
+
+
+def tokenizer_size(folder: Path) -> int:
+    """Return the highest token id of the tokenizer files in a folder, plus 1.
+
+    Named special tokens without an id count as added, as in transformers. Raises ValueError if a file is damaged.
+    """
+    config = read_object(folder / "tokenizer_config.json")
+    pieces = stored_pieces(folder)
+    added = stored_tokens(folder, config)
+    pieces |= {token.content: index for index, token in added.items()}
+    named = named_tokens(folder, config)
+    roles = [*(named.get(role) for role in SPECIAL_TOKEN_NAMES), *(named.get("additional_special_tokens") or [])]
+    missing = {token_text(token) for token in roles} - {"", *pieces}
+    return max([-1, *pieces.values()]) + 1 + len(missing)
+
+
+def stored_pieces(folder: Path) -> dict[str, int]:
+    """Return piece -> id of the first tokenizer file that a folder has; {} for the tables of tiktoken."""
+    import sentencepiece
+
+    stored, model, listed = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.txt"))
+    if stored.is_file():
+        return read_tokenizer(stored).get_vocab(with_added_tokens=True)
+    if model.is_file() and not is_rank_table(model):
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{model} is damaged ({' '.join(str(error).split())}); download it again") from None
+        return {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
+    if listed.is_file():
+        return {piece: index for index, piece in enumerate(listed.read_text(encoding="utf-8").splitlines())}
+    return dict(read_object(folder / "vocab.json"))
