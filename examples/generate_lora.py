@@ -65,7 +65,7 @@ def main(
     checkpoint = model_loading.load(
         base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path, trust_remote_code
     )
-    console.warn_without_template(checkpoint, lora_weights or base_model)
+    console.warn_of_missing_files(checkpoint, lora_weights or base_model, extracts=run_ie_cases or bool(cases))
     if interactive:
         labels = ("Instruction", "Input (may be empty)")
         console.answer_typed_lines(

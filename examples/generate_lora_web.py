@@ -49,7 +49,7 @@ def main(
     checkpoint = model_loading.load(
         base_model, lora_weights, load_8bit, multi_gpu, allocate, template_path, trust_remote_code
     )
-    console.warn_without_template(checkpoint, lora_weights or base_model)
+    console.warn_of_missing_files(checkpoint, lora_weights or base_model, extracts=True)
     page = web_page.build_page(checkpoint, True, start, language)
     web_page.serve(page, server_name, server_port, share_gradio)
 

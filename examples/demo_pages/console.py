@@ -25,12 +25,21 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
     return decoding
 
 
-def warn_without_template(checkpoint: Checkpoint, folder: str) -> None:
-    """Log a warning if the checkpoint has no chat template, since instructions are then sent as plain text."""
+def warn_of_missing_files(checkpoint: Checkpoint, folder: str, extracts: bool) -> None:
+    """Log a warning if a checkpoint has no chat template or, if it `extracts`, no extraction.json.
+
+    Without a template, instructions are sent as plain text; without extraction.json, extraction has a default wording.
+    """
     if not checkpoint.encoder.template:
         option = "--template_path finetune/templates/alpaca.jinja"
         advice = "for a pretrained model, use examples/generate_finetune.py"
         logging.warning("%s; %s", missing_template(folder, option), advice)
+    elif extracts and not checkpoint.extraction:
+        logging.warning(
+            "%s has no extraction.json, so extraction is asked for in the default wording; a model tuned to extract in "
+            "another wording needs the extraction.json of its tuning in its folder",
+            folder,
+        )
 
 
 def run_cases(checkpoint: Checkpoint, suite: Suite, given: Mapping[str, Any], output: str = "") -> None:

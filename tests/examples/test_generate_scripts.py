@@ -80,6 +80,17 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
     remedy = f"python tools/set_template.py --model_path {tiny_checkpoint} {template} --output_dir NEW"
     assert "has no chat template, so instructions are sent as plain text" in general.stderr
     assert f"{template}, or add it: {remedy}; for a pretrained model" in general.stderr
+    assert "extraction.json" not in done.stderr + general.stderr
+
+
+def test_extraction_cases_without_extraction_json_warn_of_the_default_wording(
+    tiny_checkpoint: Path, adapter: Path, run_script: RunScript, tmp_path: Path
+) -> None:
+    case = {"task": "ner", "language": "en", "schema": ["person"], "text": "Ann Lee was born in Oslo."}
+    (cases := tmp_path / "cases.json").write_text(json.dumps([case]), encoding="utf-8")
+    command = ("--base_model", tiny_checkpoint, "--lora_weights", adapter, "--cases", cases, "--max_new_tokens", 2)
+    done = run_script("examples/generate_lora.py", *command)
+    assert f"WARNING: {adapter} has no extraction.json, so extraction is asked for in the default" in done.stderr
 
 
 def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(
