@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         print_notice(notice)
     if not any(argument.startswith("--help=") for argument in arguments):
         precheck(arguments)
-    # On CPUs, an import of vLLM logs that Triton is not used; an error of the user is to be the only line.
+    # On CPUs, an import of vLLM logs that Triton is not used; a user's error must be the only line.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))

@@ -42,7 +42,7 @@ def gib(text: str) -> float:
     return size
 
 
-def named_path(text: str) -> Path:
+def nonempty_path(text: str) -> Path:
     """Return a path; raises argparse.ArgumentTypeError for "", which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a folder")
@@ -51,7 +51,7 @@ def named_path(text: str) -> Path:
 
 def make_parser() -> StrictParser:
     parser = StrictParser(__doc__ or "")
-    parser.add_argument("--model", type=named_path, required=True, help="a checkpoint folder, or a config.json")
+    parser.add_argument("--model", type=nonempty_path, required=True, help="a checkpoint folder, or a config.json")
     parser.add_argument("--gpus", type=at_least(1), required=True, metavar="N", help="GPUs of all nodes")
     parser.add_argument("--gpu_memory", type=gib, required=True, metavar="GIB", help="memory of a GPU")
     parser.add_argument("--gpus_per_node", type=at_least(1), default=8, metavar="N", help="default: 8")

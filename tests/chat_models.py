@@ -1,4 +1,4 @@
-"""Tokenizers of several kinds, and chat templates modelled on published ones, for the tests of prompts."""
+"""Tokenizers of several kinds, chat templates modelled on published ones, and questions, for the tests of prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+QUESTIONS = [  # (instruction, input)
+    ("Where was Dabe Kilo born?", ""),
+    ("写出首都", "李白生于701年。"),
+    ("  spaces,\n\nlines and {{ braces }} {% x %} %s", "input {0} 🤖"),
+    ("▁ 🤖 ﷺ \u200b a tab\tand\n\nnew lines  ", "naïve ½"),
+]
 MARKERS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
            "<end_of_turn>"]  # fmt: skip
 END = {"chatml": "<|im_end|>", "qwen": "<|im_end|>", "qwen3": "<|im_end|>", "llama-3": "<|eot_id|>",

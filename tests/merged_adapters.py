@@ -1,4 +1,4 @@
-"""Random LoRA adapters of several kinds, and what PEFT merges."""
+"""Random LoRA adapters of several kinds, and the weights that PEFT merges."""
 
 from collections.abc import Callable
 from pathlib import Path

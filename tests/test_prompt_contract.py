@@ -178,11 +178,12 @@ PIECES = [
     "[INST]",
 ]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+TURNS = st.tuples(TEXTS, TEXTS, TEXTS).filter(lambda turn: any(turn[:2]))  # the server refuses an empty question
 
 
 def test_all_consumers_give_the_same_ids_for_any_text(tokenizer: Any, template: str) -> None:
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3))
+    @given(st.lists(TURNS, min_size=1, max_size=3))
     def check_conversation(turns: list[tuple[str, str, str]]) -> None:
         check(
             tokenizer,
@@ -236,5 +237,5 @@ def test_merged_folder_has_named_templates_without_byte_order_mark_and_says_if_n
     weight_diff.merge(str(model), [str(adapter)], str(tmp_path / "merged"))
     assert (tmp_path / "merged/additional_chat_templates/tool_use.jinja").read_bytes() == b"tools"
     notice = capsys.readouterr().out
-    assert "has no chat_template.jinja, only tool_use, which transformers uses on request (" in notice
+    assert "has no chat_template.jinja, only the named template tool_use (" in notice
     assert f"--template_path {named}/tool_use.jinja --output_dir NEW" in notice

@@ -67,7 +67,8 @@ def show(folder: str) -> None:
         types[tensor.dtype] += tensor.elements
     print(f"folder      {path}")
     print(f"kind        {kind_of(path)}")
-    print(f"tensors     {len(tensors)} in {len({tensor.file for tensor in tensors.values()})} file(s)")
+    files = len({tensor.file for tensor in tensors.values()})
+    print(f"tensors     {len(tensors)} in {files} file{'s' * (files != 1)}")
     print(f"parameters  {sum(types.values()):,} ({', '.join(f'{dtype} {count:,}' for dtype, count in types.items())})")
     print(f"bytes       {sum(tensor.nbytes for tensor in tensors.values()):,}")
     print(f"weights     {weights}")

@@ -34,7 +34,7 @@ class StrictParser(OneLineErrorMixin, argparse.ArgumentParser):
         given: dict[str, str] = {}
         for at, word in enumerate(words):
             name, equals, text = word.partition("=")
-            if name in self._option_string_actions and self._option_string_actions[name].nargs != 0:  # no flag
+            if name in self._option_string_actions and self._option_string_actions[name].nargs != 0:  # not a flag
                 values = itertools.takewhile(lambda word: not word.startswith("--"), words[at + 1 :])
                 text = text if equals else " ".join(values)
                 if name in given:

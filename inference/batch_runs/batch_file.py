@@ -120,9 +120,9 @@ class AnswerFile:
                 raise ValueError(f"{reason}; free space, and run the same command again to resume") from None
 
     def kept_lines(self) -> str:
-        """Return what an interrupted run leaves on disk, for its message."""
+        """Return a phrase for the message of an interrupted run: which lines are on disk."""
         if not self.lines:
-            return "nothing is written"
+            return "nothing was written"
         return f"{self.partial} ends with line {self.lines}; the same command resumes the run"
 
     def is_full(self) -> bool:

@@ -6,7 +6,7 @@ every answer, and each piece is encoded separately. These properties hold for ev
 - In a training conversation, the ids before each answer equal the ids of the prompt for this answer, since the ids of
   an answer are appended to those of the prompt. (Encoding them together could merge characters across the boundary.)
 - In tuning, an answer ends in the control token that the template writes after an answer in a rendered history. If the
-  template writes none, the last answer ends in EOS, and earlier answers, whose ids are those of a prompt, have no end.
+  template writes none, the last answer ends in EOS; earlier answers, which are part of the next prompt, have no end.
   `stop_ids` are the tokens on which generation must stop.
 - The text of a message never becomes a control token: the first character of each control token's spelling is replaced
   by a placeholder before rendering and restored before encoding.
@@ -132,8 +132,8 @@ class PromptEncoder:
     def _end_of_turn(self) -> tuple[str, str] | None:
         """The text between an answer and its end-of-turn token, and that token; None if the template writes none.
 
-        A control token that begins the next question is no end: models of such templates end an answer in EOS
-        (Baichuan 2), or in one of several tokens, EOS included (GLM-4).
+        A control token that begins the next question is not an end of turn: models with such templates end an answer
+        in EOS (Baichuan 2), or in one of several tokens that include EOS (GLM-4).
         """
         layout = self.chat_template.answer_layout
         found = self._control.search(layout.suffix) if layout else None

@@ -57,7 +57,7 @@ def skip_space(text: str, start: int) -> int:
 
 
 def finer_ends(text: str, start: int, limit: int, max_tokens: int) -> list[int]:
-    """Return the positions at which a sentence that begins at `start` and ends after `limit` can be split before it.
+    """Return the positions up to `limit` at which a sentence that begins at `start` and ends later can be split.
 
     The positions, `limit` included, are the clause ends, else the word ends, else the boundaries of grapheme clusters,
     else of code points. Raises ValueError if there is none: text[start] alone has too many tokens.

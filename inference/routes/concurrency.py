@@ -1,4 +1,4 @@
-"""Run work beside the event loop, and coroutines beside each other."""
+"""Run functions in threads, and several coroutines at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The JSON body of a request, parsed beside the event loop and within limits, and types of its fields."""
+"""The JSON body of a request, parsed within limits (a long one in a thread), and types of its fields."""
 
 import json
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from routes.concurrency import run_in_thread_if_long
 
 MAX_KEYS = 1024  # of one object; each unknown key would be reported as an error
 MAX_MESSAGES = 2**14  # of a conversation
-MAX_LIST = 1024  # stop strings, words and ids of one parameter
+MAX_LIST = 1024  # texts of one parameter
 
 
 def check_surrogates(text: str) -> str:

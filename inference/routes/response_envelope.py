@@ -90,7 +90,7 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
             return handle
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            """Respond to a request for the route's path; with a method that it does not have, by its envelope."""
+            """Respond to a request for the route's path; to an unsupported method with status 405 in the envelope."""
             if self.methods and scope["method"] not in self.methods:
                 allowed = ", ".join(sorted(self.methods))
                 response = failure_response(f"the method is {scope['method']}; send {allowed}", 405)

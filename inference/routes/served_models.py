@@ -81,7 +81,7 @@ def text_length(messages: Sequence[Message]) -> int:
 async def run_when_admitted(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Return the result of attempt(); try again while the engine's queue is full, until the caller is cancelled.
 
-    A request that is served in parts waits like this after its first part: its client could only repeat all parts.
+    Used for the parts of a request that has been admitted: after an error, its client could only repeat all parts.
     """
     pause = FIRST_PAUSE
     while True:

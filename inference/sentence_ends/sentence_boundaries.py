@@ -75,7 +75,7 @@ def sentence_ends(text: str, language: str = "auto") -> list[int]:
 
     A position is after the sentence's closing quotation mark or newline. language: `auto` (Chinese and English rules
     together), `en`, `zh`, or `code` (each line ends a sentence, with the blank lines that follow). The text is searched
-    in blocks, between which other threads can run: the engine of `re` keeps Python's lock during a search. A block ends
+    in blocks, between which other threads can run, since `re` holds Python's global lock during a search. A block ends
     after a letter or digit, across which no rule matches; without one in 65,536 characters, it ends anywhere.
     """
     pattern, ends, start = _SENTENCE_ENDS[language], [], 0

@@ -63,7 +63,7 @@ def supervise() -> None:
     status = wait_for_server(server, awaited)
     kill_marked(line)
     with suppress(ChildProcessError):
-        os.waitpid(server, os.WNOHANG)  # a parent that never waits, such as a container's, would keep the killed server
+        os.waitpid(server, os.WNOHANG)  # reap the server, since init in a container may not do so
     if status == -signal.SIGINT:
         print_line("interrupted")
     os._exit(status if status >= 0 else 128 - status)

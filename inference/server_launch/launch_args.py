@@ -141,7 +141,7 @@ def parse_server_args(arguments: Sequence[str], description: str = "") -> argpar
         config = model_configuration(Path(args.model)) if is_local and Path(args.model).is_dir() else {}
         notices += preset_for_cpu(args, config, os.environ)
     elif platform.is_cuda_alike() and args.nnodes == 1 and "ray" not in backends:
-        check_devices(local_processes(args), platform.device_count(), "GPU")  # vLLM would fail in a started engine
+        check_devices(local_processes(args), platform.device_count(), "GPU")  # vLLM checks it in the engine
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.template_path:
         args.chat_template = read_template(args.template_path, "--template_path")

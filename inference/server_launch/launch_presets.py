@@ -75,7 +75,7 @@ def kv_cache_gib(config: Mapping[str, Any], context: int | None = None) -> int:
 
 
 def local_processes(args: argparse.Namespace) -> int:
-    """Return how many processes with a model, or a part of it, this machine runs: one for each core list or GPU."""
+    """Return the number of processes of this machine that compute a copy of the model, or a part of a copy."""
     one_copy = args.data_parallel_external_lb or args.data_parallel_rank is not None
     copies = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
     return (1 if one_copy else copies) * args.tensor_parallel_size * args.pipeline_parallel_size

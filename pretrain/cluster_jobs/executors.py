@@ -72,8 +72,8 @@ def make(
 def run(executor: PipelineExecutor) -> None:
     """Run the unfinished tasks of a stage; on Slurm, submit them and the stages that the stage depends on.
 
-    If a task fails, raises the exception of the task (local), or its message as ValueError if it is one, else as
-    ChildProcessError (Ray). Raises ChildProcessError if a worker process was killed.
+    If a task fails, raises the exception of the task (local), or an error with its message (Ray): ValueError if the
+    task raised that, else ChildProcessError. Raises ChildProcessError if a worker process was killed.
     """
     executor.run()
     if isinstance(executor, SlurmPipelineExecutor):

@@ -38,7 +38,7 @@ def test_template_of_the_base_is_kept_unless_another_is_named(tokenizer: Any) ->
 def test_base_with_named_templates_only_is_tuned_with_alpaca_and_they_are_named(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools")
-    origin = f"alpaca, since {tmp_path} has none, only tool_use, which transformers uses on request"
+    origin = f"alpaca, since {tmp_path} has none, only the named template tool_use"
     assert choose_template("", tokenizer, str(tmp_path)) == (load_template("alpaca"), origin)
 
 

@@ -188,7 +188,7 @@ def test_run_ends_on_wrong_key_long_wait_or_foreign_server(tmp_path: Path) -> No
         (
             (429, {"Retry-After": "86400"}, envelope(error="no")),
             ConnectionError,
-            "busy for 86400 s more; nothing is written$",
+            "busy for 86400 s more; nothing was written$",
         ),
         ((200, {}, {"answer": 42}), ValueError, "does not answer in the format of launch_vllm.py"),
     ]
@@ -202,7 +202,7 @@ def test_run_ends_on_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(batch_client, "LONGEST_PAUSE", 1)
     with (
         pretended(always((429, {"Retry-After": "1"}, envelope(error="no")))) as url,
-        pytest.raises(ConnectionError, match=r"has been busy for 1 s; nothing is written$"),
+        pytest.raises(ConnectionError, match=r"has been busy for 1 s; nothing was written$"),
     ):
         batch.main(str(write_rows(tmp_path / "in.jsonl", 3)), str(tmp_path / "out.jsonl"), url=url)
 

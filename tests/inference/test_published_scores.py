@@ -1,7 +1,7 @@
-"""The published way, with a model that extracts: every step keeps the model's bits, ids, logits, answers and F1.
+"""Download, recover, merge and serve a model as published in 2023: ids, logits, answers and F1 equal the original's.
 
-A small LLaMA with LLaMA's own tokenizer is tuned, then an adapter on it, both with finetune.py. They are taken apart
-into folders of 2023 (float16 base and difference, adapter of PEFT 0.3), come back from a hub, and are put together.
+A small LLaMA with LLaMA's own tokenizer is tuned, then an adapter on it, both with finetune.py. They are converted to
+the files of 2023 (float16 base and difference, adapter of PEFT 0.3), downloaded from a local hub, recovered and merged.
 """
 
 import json
@@ -57,7 +57,7 @@ ROWS = extraction_rows(0)
 
 
 class Models(NamedTuple):
-    """The model before it was taken apart, the downloaded folders, and those put together from them."""
+    """The original model, the downloaded folders, and the recovered and merged models."""
 
     base: Path
     tuned: Path
@@ -148,7 +148,7 @@ def models(tokenizer_model: Path, tmp_path_factory: pytest.TempPathFactory, run_
     return Models(base, tuned, adapter, folders, recovered, merged, rows, before)
 
 
-def test_model_extracts_before_it_is_taken_apart(models: Models) -> None:
+def test_original_model_extracts(models: Models) -> None:
     assert f1(models.before) > 0.9
 
 

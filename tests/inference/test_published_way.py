@@ -1,4 +1,4 @@
-"""The published way, on small folders with the layout of 2023: every step keeps the model's ids, logits and answers.
+"""Convert, recover, merge and serve small models with the files of 2023: ids, logits and answers equal the original's.
 
 Original LLaMA -> converted; difference in .bin shards from a hub -> recovered; adapter of PEFT 0.3 from the hub ->
 merged; then demo, ie_run.py and server. The folders have a tokenizer.model, no tokenizer.json and no chat template.

@@ -139,7 +139,6 @@ def test_text_with_too_many_windows_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["One. Two.\n" * 9000, "山。" * 80_000, ". " * 200_000, "!。" * 200_000])
 def test_sentence_ends_of_texts_longer_than_a_block(text: str) -> None:
-    """Texts of more than one block."""
     whole = sentence_ends(text)
     assert whole == sorted(set(whole))
     period = len("One. Two.\n") * 3000

@@ -104,7 +104,7 @@ def test_converted_folder_is_complete(
     out = convert(root)
     printed = capsys.readouterr()
     assert "LLaMA-1 dim 64" in printed.out
-    assert "21 tensors from 2 file(s) in float16, context 2048; 4 files as in the checklist" in printed.out
+    assert "21 tensors from 2 files in float16, context 2048; 4 files as in the checklist" in printed.out
     assert "equal to SentencePiece on" in printed.out
     assert printed.err == ""
     names = {path.name for path in out.iterdir()}

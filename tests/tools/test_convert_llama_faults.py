@@ -34,8 +34,8 @@ WQ = "layers.0.attention.wq.weight"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "last file missing": (
         lambda f: (f / "consolidated.01.pth").unlink(),
-        "consolidated.00.pth: tensor tok_embeddings.weight has the shape [800, 32], but by params.json the shape of "
-        "all 1 file(s) together is [800, 64]; download all files again",
+        "consolidated.00.pth: tensor tok_embeddings.weight has the shape [800, 32], but by params.json the whole "
+        "tensor has [800, 64] (files here: 1); download all files again",
     ),
     "first file missing": (lambda f: (f / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
     "a file too many": (
@@ -64,13 +64,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong shape": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ][:-1].clone()}), 1),
-        f"consolidated.01.pth: tensor {WQ} has the shape [31, 64], but by params.json the shape of all 2 file(s) "
-        "together is [64, 64]",
+        f"consolidated.01.pth: tensor {WQ} has the shape [31, 64], but by params.json the whole tensor has "
+        "[64, 64] (files here: 2)",
     ),
     "another width": (
         lambda f: change_params(f, multiple_of=256),
         "consolidated.00.pth: tensor layers.0.feed_forward.w1.weight has the shape [96, 64], but by params.json the "
-        "shape of all 2 file(s) together is [256, 64]",
+        "whole tensor has [256, 64] (files here: 2)",
     ),
     "integers": (
         lambda f: change(f, lambda part: part.update({WQ: part[WQ].view(torch.int16)}), 0),

@@ -233,7 +233,7 @@ def test_merge_refuses_magnitudes_of_other_length(
     save_file(state, spoilt / "adapter_model.safetensors")
     out = ("--path_lora", spoilt, "--path_sfted", tmp_path / "out")
     done = run_tool(SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, *out, status=2)
-    assert done.stderr.endswith(f"tensor {name} has 1 elements for 64 rows; copy it again\n")
+    assert done.stderr.endswith(f"tensor {name} has length 1, but the matrix has 64 rows; copy it again\n")
 
 
 def test_merge_refuses_swapped_folders(tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool) -> None:

@@ -80,7 +80,7 @@ def test_weight_of_one_equals_merge_without_weight(
 def test_weight_scales_replaced_tensors_and_dora(
     tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter, case: str
 ) -> None:
-    """Of DoRA's and of whole tensors, a share lies between base and merged model."""
+    """The result lies between base and merged model, with DoRA and with whole matrices, too."""
     adapter, expected = make_adapter(**CONFIGURATIONS[case])
     base = load_file(tiny_checkpoint / "model.safetensors")
     merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--weights", 0.25)

@@ -145,7 +145,7 @@ def other_templates(folder: str | Path) -> tuple[str, Path | None]:
     named, files = read_templates(folder), template_files(folder)
     if named:
         names, place = " and ".join(sorted(named)), f" in {CONFIG}" * (not files)
-        return f", only {names}{place}, which transformers uses on request", files.get(min(named))
+        return f", only the named template{'s' * (len(named) != 1)} {names}{place}", files.get(min(named))
     file = Path(folder, PROCESSOR_TEMPLATE)
     return (f", only {PROCESSOR_TEMPLATE}, which transformers does not read", file) if file.is_file() else ("", None)
 

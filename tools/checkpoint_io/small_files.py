@@ -66,9 +66,9 @@ def choose_templates(sources: Sequence[Path], repository: str) -> tuple[dict[str
 
 
 def missing_template(target: Path, sources: Sequence[Path]) -> str:
-    """Return a further line of the summary: target has no main template, what its config.json fits, how to add one.
+    """Return a line for the summary: target has no main template, which models its config.json fits, how to add one.
 
-    sources: the folders it was made from, which may have other templates.
+    sources: the folders that target was made from; they may have other templates.
     """
     config = read_json(target / "config.json") if (target / "config.json").is_file() else {}
     known = registry()["repositories"].items()

@@ -24,8 +24,8 @@ def check_tokenizer_size(tokens: int, rows: int, tokenizer: Path, config: Path) 
     """
     if rows < tokens:
         raise ValueError(
-            f"{config} has {rows} embeddings, the tokenizer in {tokenizer} {tokens} tokens; copy the model's own "
-            "tokenizer files there"
+            f"the tokenizer in {tokenizer} has {tokens} tokens, but the model has {rows} embeddings ({config}); copy "
+            "the model's own tokenizer files to the tokenizer's folder"
         )
 
 

@@ -90,7 +90,7 @@ def write_exact_tokenizer(folder: Path) -> bool:
 
 
 def refuse_empty_model(folder: Path) -> None:
-    """Raise ValueError if tokenizer.model is empty, even if tokenizer.json is read; tools would copy or read it."""
+    """Raise ValueError if tokenizer.model is empty, also beside a tokenizer.json, since tools copy or read it."""
     model = folder / "tokenizer.model"
     if model.is_file() and not model.stat().st_size:
         from exact_tokenizers import sentencepiece_bpe
@@ -195,7 +195,7 @@ def exact_tokenizer_files(folder: Path, keep_own_code: bool = True) -> dict[str,
     if missing:
         raise ValueError(f"{folder}: the special token {missing[0]!r} has no id; download its tokenizer files again")
     if model.is_file() or (config.get("tokenizer_class") or default_class(folder)) in INEXACT:
-        set_bos_and_eos(tokenizer, roles, config)  # other classes add what tokenizer.json says
+        set_bos_and_eos(tokenizer, roles, config)  # other classes follow tokenizer.json
     additional = named.get("additional_special_tokens") or []
     dropped = () if keep_own_code and has_own_code(config) else (*DROPPED, "auto_map")
     kept = {name: value for name, value in config.items() if name not in (*dropped, *SPECIAL_TOKEN_NAMES)}

@@ -35,10 +35,11 @@ def write_converted(
     shape = {"vocab_size": rows, "tie_word_embeddings": "lm_head.weight" not in weights}
     write_json(folder / "config.json", model_config(params, version, dtype, **ids, **shape))
     write_json(folder / "generation_config.json", ids)
-    listed = f"{compared} files as in the checklist, " if compared else ""
+    count = len(original.files)
+    listed = f"{compared} file{'s' * (compared != 1)} as in the checklist, " if compared else ""
     return (
-        f"LLaMA-{version} {params.size}, {len(specs)} tensors from {len(original.files)} file(s) in {dtype}, context "
-        f"{context_length(params, version)}; {listed}tokenizer {checked}"
+        f"LLaMA-{version} {params.size}, {len(specs)} tensors from {count} file{'s' * (count != 1)} in {dtype}, "
+        f"context {context_length(params, version)}; {listed}tokenizer {checked}"
     )
 
 

@@ -134,8 +134,8 @@ def plan_weights(ranks: Ranks, params: LlamaParams, may_be_tied: bool = False) -
         for part in parts:
             if list(part.shape) != part_shape:
                 raise ValueError(
-                    f"{part.file}: tensor {original} has the shape {list(part.shape)}, but by params.json the shape of "
-                    f"all {count} file(s) together is {list(shape)}; download all files again: one is missing or "
+                    f"{part.file}: tensor {original} has the shape {list(part.shape)}, but by params.json the whole "
+                    f"tensor has {list(shape)} (files here: {count}); download all files again: one is missing or "
                     "belongs to another model"
                 )
             if part.dtype not in FLOATS or part.dtype != parts[0].dtype:

@@ -115,8 +115,8 @@ def read_adapter(folder: Path, weight: float | None = None) -> LoraAdapter:
         shape = update.product_shape()
         if update.magnitude is not None and shape and update.magnitude.elements != shape[0]:
             raise ValueError(
-                f"{update.magnitude.file}: tensor {update.magnitude.name} has {update.magnitude.elements} elements for "
-                f"{shape[0]} rows; copy it again"
+                f"{update.magnitude.file}: tensor {update.magnitude.name} has length {update.magnitude.elements}, "
+                f"but the matrix has {shape[0]} rows; copy it again"
             )
     return LoraAdapter(folder, config, updates, weight)
 

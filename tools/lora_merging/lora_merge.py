@@ -84,9 +84,9 @@ class AdapterChange:
     weight: float | None  # as in LoraAdapter
 
     def apply(self, values: np.ndarray, first: int, last: int) -> np.ndarray:
-        """Return the changed elements of a range, float32, as far as the adapter has them.
+        """Return the changed elements first to last as float32; fewer if the adapter has fewer rows.
 
-        values: the elements from `first` on, whole rows, as far as they exist before the change.
+        values: these elements before the change, whole rows; fewer if the tensor has fewer rows.
         """
         if self.replacement is not None:
             values = replaced_values(self.replacement, first, last)
@@ -96,7 +96,7 @@ class AdapterChange:
 
 
 def replaced_values(replacement: Tensor, first: int, last: int) -> np.ndarray:
-    """Return the elements first to last of a replacement as float32, as far as it has them."""
+    """Return the elements first to last of a replacement as float32; fewer if it has fewer rows."""
     bounds = (min(at, replacement.elements) for at in (first, last))  # another adapter may add more rows
     return to_float32(replacement.read(*bounds), replacement.dtype)
 
@@ -120,9 +120,9 @@ def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[Adap
 def weighted_sum(base: np.ndarray, changes: Sequence[AdapterChange], first: int, last: int) -> np.ndarray:
     """Return base + the weighted sum of (changed - base) for the elements first to last, float32.
 
-    base: these elements, as far as the base has them. A row that the base lacks is taken from the first adapter that
-    has it. The sum is computed in float64 as (1 - sum of weights) * base + sum of weight * changed, so that a weight of
-    1 gives the adapter's own values.
+    base: these elements; fewer if the base has fewer rows. A row that the base lacks is taken from the first adapter
+    that has it. The sum is computed in float64 as (1 - sum of weights) * base + sum of weight * changed, so that a
+    weight of 1 gives the adapter's own values.
     """
     for change in changes:
         if change.replacement is not None:

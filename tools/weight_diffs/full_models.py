@@ -4,7 +4,7 @@ A published diff has no record, and a seal only says that a folder is complete, 
 
 - With a base: a diff (tuned - base) is nearer to zero than to the base, a full model is nearer to the base. The first
   SAMPLE elements of every tensor are compared. Norm weights outweigh all others there, and resemble those of the base
-  even in a full model of other origin. A diff would be refused if tuning had multiplied its weights by 1.5.
+  even in a full model of another origin. A diff would be refused if tuning had scaled the base by more than 1.5.
 - Without a base: the mean of the norm weights, whose initial value is 1, is at least NORM_MEAN in a full model.
 """
 
