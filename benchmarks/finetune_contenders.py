@@ -185,6 +185,7 @@ def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> d
     from chat_prompts.prompt_encoding import PromptEncoder
     from datasets import Dataset
     from instruction_data.tokenized_examples import EncodingSettings, encode_rows
+    from json_rows.row_files import Row
     from transformers import AutoTokenizer
 
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(scratch / "base"))
@@ -194,7 +195,7 @@ def run_tokenising(scratch: Path, settings: Settings, min_rows: int = 1500) -> d
     begun = time.process_time()
     data.map(published_encoder(encoder.tokenizer, settings["prompt"], settings["cutoff"]))
     between = time.process_time()
-    list(encode_rows(encoder, rows, EncodingSettings(settings["cutoff"])))
+    list(encode_rows(encoder, (Row("rows.jsonl", row) for row in rows), EncodingSettings(settings["cutoff"])))
     return {"published": len(rows) / (between - begun), "ours": len(rows) / (time.process_time() - between)}
 
 

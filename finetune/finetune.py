@@ -40,9 +40,17 @@ def check_inputs(args: "TuningArguments", sources: list[Source]) -> None:
 
     Sets --extraction_path to the extraction.json beside the data if it is not given.
     """
+    from model_folders.own_code import from_folder
     from training_loop.run_folders import check_base
+    from transformers import AutoConfig
 
     check_base(Path(args.base_model), "--base_model", args.trust_remote_code)
+    config = from_folder(AutoConfig, Path(args.base_model), args.trust_remote_code).get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or args.cutoff_len
+    if args.cutoff_len > context:
+        raise ValueError(
+            f"--cutoff_len {args.cutoff_len} is more than the context of {args.base_model}, {context} tokens; lower it"
+        )
     if args.eval_data_path and not Path(args.eval_data_path).is_file():
         raise FileNotFoundError(f"{args.eval_data_path} does not exist; --eval_data_path takes a file of examples")
     default = sources[0].path.parent / "extraction.json"

@@ -1,11 +1,11 @@
 """Score extraction answers: precision, recall and F1 of entities and triples, shares of exact and parsed answers.
 
     python finetune/ie_eval.py --predictions predictions.jsonl
-    python finetune/ie_eval.py --predictions predictions.jsonl --gold heldout.jsonl --output scores.json
+    python finetune/ie_eval.py --predictions predictions.jsonl --gold heldout.jsonl --lenient --output scores.json
 
-A row of `predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it. The correct
-answer is the "output" of the row, or of the same row of `gold`. extraction_metrics/answer_scores.py describes how
-answers are compared.
+A row of `predictions` has the answer of the model under "prediction", as finetune/ie_run.py writes it, or under
+"generated_text" (inference/batch.py). The correct answer is the "output" of the row or of the same row of `gold`, or
+the last answer of its "messages". extraction_metrics/answer_scores.py describes how answers are compared.
 """
 
 from command_line.fire_commands import run
@@ -13,20 +13,25 @@ from command_line.fire_commands import run
 import json
 from pathlib import Path
 
-from extraction_metrics.answer_scores import score_answers, scores_table
+from extraction_metrics.answer_scores import json_object_in, score_answers, scores_table
 from extraction_metrics.scored_files import answer_pairs
 
 
-def main(predictions: str, gold: str = "", output: str = "") -> None:
+def main(predictions: str, gold: str = "", output: str = "", lenient: bool = False) -> None:
     """Print the scores of a predictions file as a table and, with --output, write them as JSON.
 
     Args:
         predictions: rows with the answer of the model under "prediction".
         gold: the same rows with the correct answers under "output"; default: the "output" of the predictions.
         output: the file for the scores.
+        lenient: also print the scores of the first JSON object in each answer, without code fence and other text.
     """
-    scores = score_answers(answer_pairs(predictions, gold))
+    pairs = answer_pairs(predictions, gold)
+    scores = score_answers(pairs)
     print(scores_table(scores))
+    if lenient:
+        scores["lenient"] = score_answers([(json_object_in(prediction), correct) for prediction, correct in pairs])
+        print(f"\nlenient: only the first JSON object in each answer\n{scores_table(scores['lenient'])}")
     if output:
         scratch = Path(f"{output}.partial")
         scratch.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

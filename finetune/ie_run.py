@@ -14,14 +14,15 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
 from answer_generation.batched_generation import generate_answers
 from chat_prompts.prompt_encoding import PromptEncoder
 from chat_prompts.template_files import folder_template, missing_template
 from instruction_data.named_templates import load_template
-from json_rows.instruction_rows import iterate_instructions, prompt_messages
+from json_rows.instruction_rows import checked_rows, prompt_messages
+from json_rows.row_files import Row
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -34,6 +35,31 @@ def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_cod
     return model.to(device), tokenizer
 
 
+def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
+    """Return the rows without an error, and print the others with `skip`; else raises ValueError at the first error."""
+    for row in rows:
+        if row.content is None and not skip:
+            raise ValueError(f"{row.location} {row.error}")
+        if row.content is None:
+            print(f"notice: skipped {row.location}, which {row.error.partition(';')[0]}", file=sys.stderr)
+    return [row for row in rows if row.content is not None]
+
+
+def encode_prompt(encoder: PromptEncoder, row: Row, most: int) -> tuple[Row, list[int]]:
+    """Return a row and the ids of its prompt; if it cannot be rendered or has more than `most` ids, an error row."""
+    try:
+        ids = encoder.prompt(prompt_messages(row.content or {}))
+    except ValueError as error:
+        return Row(row.location, None, f"cannot be used ({error}); correct it, or give --on_error skip"), []
+    if len(ids) <= most:
+        return row, ids
+    return Row(
+        row.location, None,
+        f"has a prompt of {len(ids)} tokens, and with --max_new_tokens the model has room for {most}; shorten it, "
+        "lower --max_new_tokens, or leave it out with --on_error skip",
+    ), []  # fmt: skip
+
+
 def main(
     base_model: str,
     data_path: str,
@@ -43,6 +69,7 @@ def main(
     batch_size: int = 32,
     max_new_tokens: int = 256,
     limit: int = 0,
+    on_error: Literal["stop", "skip"] = "stop",
     fp16: bool = False,
     bf16: bool = False,
     trust_remote_code: bool = False,
@@ -58,6 +85,7 @@ def main(
         batch_size: prompts per batch.
         max_new_tokens: maximum tokens per answer.
         limit: answer only the first `limit` rows; 0: all.
+        on_error: rows that cannot be read, rendered or answered: stop, or skip them with a notice.
         fp16: compute in float16 (GPU).
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folder of base_model.
@@ -66,7 +94,8 @@ def main(
     template = (
         load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
     )
-    rows = list(islice(iterate_instructions(data_path, answers=False), limit or None))
+    skip = on_error == "skip"
+    rows = usable_rows(list(islice(checked_rows(data_path, answers=False), limit or None)), skip)
     target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
@@ -81,12 +110,16 @@ def main(
     if not encoder.template:
         warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
         print(f"notice: {warning}", file=sys.stderr)
-    prompts = encoder.prompts([prompt_messages(row) for row in rows])
-    answers = generate_answers(model, encoder, prompts, batch_size, max_new_tokens)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    encoded = [encode_prompt(encoder, row, context - max_new_tokens) for row in rows]
+    rows = usable_rows([row for row, _ in encoded], skip)
+    if not rows:
+        raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
+    answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
     scratch = Path(f"{target}.partial")
     with scratch.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):
-            lines.write(json.dumps({**row, "prediction": text}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps({**(row.content or {}), "prediction": text}, ensure_ascii=False) + "\n")
     scratch.replace(target)
     print(f"{target}: {len(rows)} answer{'s' * (len(rows) != 1)}")
 

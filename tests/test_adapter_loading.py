@@ -21,7 +21,7 @@ from lora_adapters import NARROW, make_adapter, other_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from server_launch.launch_adapters import adapter_prompt_encoder, check_adapters, load_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 IDS = torch.arange(10, 40)[None]
 QUICK_START = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -368,3 +368,23 @@ def test_adapter_with_grown_vocabulary_as_peft_stores_it_is_attached_and_merged(
     attached = attach_adapter(base, tmp_path / "adapter", tiny_checkpoint).eval()
     for answering in (attached, AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()):
         torch.testing.assert_close(answering(ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_soft_capping_of_attention_scores_is_kept(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """transformers' sdpa attention omits Gemma 2's soft-capping; its eager attention is the reference."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
+        num_key_value_heads=1, intermediate_size=64, attn_logit_softcapping=0.5, initializer_range=0.3,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    eager, sdpa = (
+        logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name))
+        for name in ("eager", "sdpa")
+    )
+    assert not torch.allclose(eager, sdpa, atol=1e-3)
+    assert torch.equal(logits_of(load_checkpoint(str(tmp_path))[0]), eager)
+    with pytest.raises(ValueError, match="sdpa attention omits its soft-capping"):
+        load_checkpoint(str(tmp_path), attn_implementation="sdpa")

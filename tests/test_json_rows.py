@@ -22,7 +22,8 @@ from json_rows.instruction_rows import iterate_instructions, messages_of, prompt
 from json_rows.row_files import iterate_objects, iterate_rows, iterate_texts, read_json
 from quantization.quantization_inputs import sample_rows
 
-A, B = {"instruction": "a", "output": "山"}, {"instruction": "b", "input": "😀", "output": ""}
+A = {"instruction": "a", "output": '{"山": []}'}
+B = {"instruction": "b", "input": "😀", "output": "{}"}
 
 
 def text(*rows: object, **options: Any) -> str:
@@ -45,11 +46,13 @@ READ: dict[str, str | bytes] = {
     "objects_side_by_side": json.dumps(A) + json.dumps(B),
     "object_then_list": text(A, [B]),
     "byte_order_mark": b"\xef\xbb\xbf" + text(A, B).encode(),
+    "joined_files_with_byte_order_marks": text([A]).encode("utf-8-sig") + text([B], indent=1).encode("utf-8-sig"),
+    "joined_utf16_files": text(A).encode("utf-16") + text(B).encode("utf-16"),
     "utf16": text(A, B, ensure_ascii=False).encode("utf-16"),
     "utf16_big_endian": b"\xfe\xff" + text([A, B], ensure_ascii=False).encode("utf-16-be"),
-    "equal_keys": '{"instruction": "no", "instruction": "a", "output": "山"}\n' + text(B),
-    "gz": gzip.compress(text(A, B).encode()),
-    "zst": zstd(text(A, B).encode()),
+    "equal_keys": '{"instruction": "no", ' + text(A)[1:] + text(B),
+    "gz": gzip.compress(text(A).encode()) + gzip.compress(text([B]).encode()),
+    "zst": zstd(text(A).encode()) + zstd(text([B]).encode()),
 }
 
 
@@ -70,6 +73,12 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "truncated_line": (JSONL + '{"a": "b', "x:2 is not JSON (Unterminated string starting at '\"b'); correct it"),
     "truncated_first_line": ('{"a": \n' + JSONL, "x:1 is not JSON (Expecting ',' delimiter at the end); correct it"),
     "extra_comma": ('{"a": 1},\n', "x:1 is not JSON (extra data at ','); correct it"),
+    "text_after_list": (LIST + "] oops", "x:1 is not JSON (Expecting value at 'oops'); correct it"),
+    "text_after_second_list": (
+        (LIST + "]\n") * 2 + "oops",
+        "x:3 is not JSON (Expecting value at 'oops'); correct it",
+    ),
+    "comma_between_lists": (LIST + "],\n" + LIST + "]", "x:1 is not JSON (Expecting value at ','); correct it"),
     "truncated_list": (LIST, "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
     "comma_before_list_end": (LIST + "\n,]", "x:2, row 2 is not JSON (Expecting value at ']'); correct it"),
     "missing_comma": (LIST + "{}]", "x:1, row 2 is not JSON (',' or the list's end is missing before it); correct it"),
@@ -155,7 +164,7 @@ def test_all_stages_read_the_same_rows(tmp_path: Path, name: str) -> None:
     assert [row.content for row in batch_rows.read_rows(path) if row.content] == [A, B]
     predictions = tmp_path / "p.json"
     predictions.write_text(text([row | {"prediction": "p"} for row in (A, B)]))
-    assert answer_pairs(str(predictions), str(path)) == [("p", "山"), ("p", "")]
+    assert answer_pairs(str(predictions), str(path)) == [("p", '{"山": []}'), ("p", "{}")]
 
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -174,12 +183,46 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         ({"messages": [USER, {**ANSWER, "input": "x"}]}, "an input in a message whose role is not user"),
         ({"messages": [USER], "instruction": "q"}, "has both messages and 'instruction'"),
         ({"messages": [USER], "input": "q"}, "has both messages and 'input'"),
+        ({"messages": [USER], "input": 0}, "has both messages and 'input'"),
+        ({"messages": [USER, ANSWER], "system": "s"}, "has both messages and 'system'"),
+        ({"messages": [USER, ANSWER], "history": [["q", "a"]]}, "has both messages and 'history'"),
+        ({"messages": [{**USER, "input": 0}, ANSWER]}, "whose input is not text"),
+        ({"messages": [{**USER, "input": []}, ANSWER]}, "whose input is not text"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "a message with 'weight', which cannot be used"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "a message with 'tool_calls', which cannot be used"),
+        ({"messages": [USER, {**ANSWER, "reasoning_content": "r"}]}, "a message with 'reasoning_content'"),
+        ({"instruction": "q", "input": 0, "output": "a"}, "has an input that is not text"),
+        ({"instruction": "q", "input": [], "output": "a"}, "has an input that is not text"),
+        ({"instruction": "q", "system": 5, "output": "a"}, "has a system that is not text"),
+        ({"instruction": "q", "history": "x", "output": "a"}, "has a history that is not a list of [question, answer]"),
+        ({"instruction": "q", "history": [["x"]], "output": "a"}, "has a history that is not a list of"),
+        ({"instruction": "q", "history": [["x", 1]], "output": "a"}, "has a history that is not a list of"),
         ({"instruction": None}, "has no text under 'instruction'"),
     ],
 )
 def test_bad_instruction_rows_are_refused(row: dict[str, Any], message: str) -> None:
     assert message in row_error(row, answers=False)
     assert row_error(row, answers=True)
+
+
+def test_system_and_history_of_a_row_are_read() -> None:
+    row = {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["q1", "a1"], ["q2", "a2"]]}
+    assert row_error(row, answers=True) == ""
+    asked = {"role": "user", "content": "q", "input": "i"}
+    before = [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"},
+    ]  # fmt: skip
+    assert messages_of(row) == [*before, asked, ANSWER]
+    assert batch_rows.generate_request(row | {"model": "m"}, "", {}) == {"messages": [*before, asked], "model": "m"}
+    empty = {"instruction": "q", "output": "a", "system": "", "history": []}
+    assert row_error(empty | {"messages": None}, answers=True) == ""
+    assert messages_of(empty) == messages_of({"instruction": "q", "output": "a", "system": None, "history": None})
+    assert batch_rows.generate_request(empty, "", {}) == {"instruction": "q"}
+    kept = {"messages": [USER, {**ANSWER, "weight": 1, "tool_calls": []}], "input": "", "system": None}
+    assert row_error(kept, answers=True) == ""
+    assert row_error({"messages": [USER, ANSWER], "output": "b"}, answers=True) == "has both messages and 'output'"
+    assert row_error({"messages": [USER], "output": "b"}, answers=False) == ""
 
 
 def test_answers_are_demanded_for_tuning_only() -> None:
@@ -190,6 +233,17 @@ def test_answers_are_demanded_for_tuning_only() -> None:
     assert prompt_messages({"messages": [USER, ANSWER, USER]}) == [USER, ANSWER, USER]
     assert prompt_messages({"messages": [USER, ANSWER]}) == [USER]
     assert prompt_messages({"instruction": "q", "output": "a"}) == [{"role": "user", "content": "q", "input": ""}]
+
+
+@pytest.mark.parametrize("indents", [(None, None, None), (1, 1, 1), (None, 1, None)])
+def test_rows_of_all_joined_lists_are_read(tmp_path: Path, indents: tuple[int | None, ...]) -> None:
+    """The lists of `cat a.json b.json c.json`, eight rows each, one after another with and without line ends."""
+    rows = [{"instruction": f"q{number}", "output": "a"} for number in range(24)]
+    lists = [json.dumps(rows[8 * part :][:8], indent=indent) for part, indent in enumerate(indents)]
+    for separator in ("", "\n", " "):
+        (tmp_path / "x.json").write_text(separator.join(lists))
+        assert list(iterate_instructions(tmp_path / "x.json")) == rows
+        assert [row.content for row in batch_rows.read_rows(tmp_path / "x.json")] == rows
 
 
 VALUES = st.recursive(
@@ -271,6 +325,12 @@ def test_sources_are_files_folders_and_names(tmp_path: Path) -> None:
     found = find_sources([str(tmp_path)])
     assert [source.name for source in found] == ["en", "more", "zh"]
     zh, en = tmp_path / "zh.jsonl", tmp_path / "en.json"
+    (tmp_path / "upper").mkdir()
+    for name in ("A.JSONL", "B.Json.GZ", "C.PARQUET", "TYPES.json", "D.parquet.gz"):
+        (tmp_path / "upper" / name).write_text("x")
+    assert [source.path.name for source in find_sources([str(tmp_path / "upper")])] == [
+        "A.JSONL", "B.Json.GZ", "C.PARQUET",
+    ]  # fmt: skip
     assert find_sources([f"{zh},{en}"]) == [Source("zh", zh), Source("en", en)]
     assert find_sources([f"a={zh}", f"b={zh}"]) == [Source("a", zh), Source("b", zh)]
     with pytest.raises(ValueError, match="two sources are called zh; name them"):

@@ -16,15 +16,16 @@ from instruction_data.tokenized_examples import (
 from instruction_tuning.adapters import load_model_to_tune
 from instruction_tuning.instruction_trainer import InstructionTrainer, make_trainer
 from instruction_tuning.tuning_arguments import parse
-from instruction_tuning.tuning_data import split_and_order
+from instruction_tuning.tuning_data import encode_sources, split_and_order
+from json_rows.row_files import Row
 
 SMALL = ["--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--logging_steps", "1", "--seed", "1",
          "--report_to", "none"]  # fmt: skip
 
 
-def encoded(tokenizer: Any, rows: list[dict[str, Any]], cutoff: int, train_on_inputs: bool = False) -> list[EncodedRow]:
-    """Return the encoded rows, dropped ones included."""
-    chunks = encode_rows(PromptEncoder(tokenizer), rows, EncodingSettings(cutoff, train_on_inputs))
+def encoded(tokenizer: Any, rows: list[dict[str, Any]], *settings: Any) -> list[EncodedRow]:
+    """Return the encoded rows, dropped ones included; settings: of EncodingSettings."""
+    chunks = encode_rows(PromptEncoder(tokenizer), [Row("row", row) for row in rows], EncodingSettings(*settings))
     return [row for chunk in chunks for row in chunk]
 
 
@@ -43,5 +44,5 @@ def trainer_of(base: Path, tokenizer: Any, data: Path, output: Path, *more: obje
     """Return finetune.py's trainer with these options, without dropout and checkpoints."""
     args, _ = parse(command(base, data, output, "--lora_dropout", "0", "--save_strategy", "no", *more), "")
     torch.manual_seed(args.seed)
-    parts = [opened(tokenizer, data, Path(args.cache_dir), args.cutoff_len)]
+    parts = encode_sources(args, PromptEncoder(tokenizer), [Source(data.stem, data)])
     return make_trainer(args, load_model_to_tune(args), tokenizer, split_and_order(args, parts, []), {})

@@ -1,7 +1,9 @@
 """Check instruction rows and convert them to conversations, for tuning, inference and calibration alike.
 
-A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}. Other keys of a row
-are kept, other keys of a message are ignored. `input` is optional; in a conversation only user messages may have it.
+A row is {"instruction", "input", "output"} or {"messages": [{"role", "content", "input"}, ...]}. `input` is optional;
+in a conversation only user messages may have it. An {"instruction"} row may also have `system`, the text of a system
+message, and `history`, a list of earlier [question, answer] pairs. Other keys of a row are kept. Other keys of a
+message are ignored, except UNREAD, which change what the message means and are refused.
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from json_rows.row_files import Row, iterate_rows
 
 SHAPE = '{"instruction", "input", "output"} or {"messages"}'
 ROLES = ("system", "user", "assistant")
+EMPTY: tuple[object, ...] = (None, "", [], {})  # values of a key that says nothing
+UNREAD = ("weight", "tool_calls", "function_call", "reasoning_content")  # keys of a message
 
 Message = dict[str, str]
 InstructionRow = dict[str, Any]
@@ -47,14 +51,28 @@ def is_plain_text(row: InstructionRow) -> bool:
 def row_error(row: InstructionRow, answers: bool) -> str:
     """Return why a row is not an instruction row, or ""."""
     if row.get("messages") is not None:
-        for key in ("instruction", "input"):
-            if row.get(key):
+        for key in ("instruction", "input", "system", "history", *(("output",) if answers else ())):
+            if not is_empty(row.get(key)):
                 return f"has both messages and {key!r}"
         return messages_error(row["messages"], answers)
     for key in ("instruction", "output") if answers else ("instruction",):
         if not isinstance(row.get(key), str):
             return f"has no text under {key!r} (keys: {', '.join(map(str, row)) or 'none'})"
-    return "" if row.get("input") is None or isinstance(row["input"], str) else "has an input that is not text"
+    for key in ("input", "system"):
+        if row.get(key) is not None and not isinstance(row[key], str):
+            return f"has {'an' if key == 'input' else 'a'} {key} that is not text"
+    return "" if is_history(row.get("history")) else "has a history that is not a list of [question, answer] pairs"
+
+
+def is_empty(value: object) -> bool:
+    """Return whether a value is absent, or an empty text, list or object; 0 and false are not empty."""
+    return any(type(value) is type(empty) and value == empty for empty in EMPTY)
+
+
+def is_history(value: object) -> bool:
+    """Return whether a value is empty, or a list of pairs of texts."""
+    pairs = value if isinstance(value, list) else [] if is_empty(value) else [None]
+    return all(isinstance(pair, list) and len(pair) == 2 and {*map(type, pair)} == {str} for pair in pairs)
 
 
 def messages_error(messages: object, answers: bool) -> str:
@@ -66,8 +84,12 @@ def messages_error(messages: object, answers: bool) -> str:
             return f"has a message whose role is not one of {', '.join(ROLES)}"
         if not isinstance(message.get("content"), str):
             return "has a message without text under 'content'"
-        if not isinstance(message.get("input") or "", str) or (message.get("input") and message["role"] != "user"):
+        text = message.get("input")
+        if not isinstance(text, str | None) or (text and message["role"] != "user"):
             return "has a message whose input is not text, or an input in a message whose role is not user"
+        for key in UNREAD:
+            if not is_empty(message.get(key)) and (key != "weight" or message[key] != 1):
+                return f"has a message with {key!r}, which cannot be used; remove it"
     question = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not question or question[0]["role"] == "assistant" or question[-1]["role"] != "user":
         return "has messages that do not begin with a question, or whose last answer does not follow a user's message"
@@ -75,10 +97,16 @@ def messages_error(messages: object, answers: bool) -> str:
 
 
 def messages_of(row: InstructionRow) -> list[Message]:
-    """Return the conversation of a row; an {"instruction"} row becomes one user and one assistant message."""
+    """Return the conversation of a row; an {"instruction"} row becomes one user and one assistant message.
+
+    Its `system` and `history` come before these.
+    """
     if row.get("messages") is None:
-        question = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
-        return [question, {"role": "assistant", "content": row.get("output") or ""}]
+        before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        for question, answer in row.get("history") or ():
+            before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        asked = {"role": "user", "content": row["instruction"], "input": row.get("input") or ""}
+        return [*before, asked, {"role": "assistant", "content": row.get("output") or ""}]
     keys = ("role", "content", "input")
     return [{key: message[key] for key in keys if message.get(key) is not None} for message in row["messages"]]
 

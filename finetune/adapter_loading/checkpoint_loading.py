@@ -79,11 +79,19 @@ def load_checkpoint(
 def load_base(architecture: Any, base_model: str, trust_remote_code: bool = False, **options: Any) -> Any:
     """Call from_pretrained on a local folder; raises ValueError if a tensor is missing, unknown or of another shape.
 
-    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail.
+    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail. Its sdpa
+    attention omits the soft-capping of Gemma 2's scores, so such a model gets eager attention by default; sdpa is
+    refused.
     """
     from safetensors import SafetensorError
+    from transformers import AutoConfig
 
     try:
+        config = from_folder(AutoConfig, base_model, trust_remote_code).get_text_config()
+        if getattr(config, "attn_logit_softcapping", None):
+            options["attn_implementation"] = options.get("attn_implementation") or "eager"
+            if options["attn_implementation"].startswith("sdpa"):
+                raise ValueError("sdpa attention omits its soft-capping (attn_logit_softcapping); use eager")
         model, loading_info = from_folder(
             architecture, base_model, trust_remote_code, output_loading_info=True, **options
         )

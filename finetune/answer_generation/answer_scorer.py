@@ -4,7 +4,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from chat_prompts.prompt_encoding import PromptEncoder
-from extraction_metrics.answer_scores import TASKS, parse_answer, precision_recall_f1, score_answers
+from extraction_metrics.answer_scores import TASKS, gold_error, precision_recall_f1, score_answers
 from json_rows.instruction_rows import InstructionRow, messages_of, prompt_messages
 from packed_attention.segment_attention import NAME, attention_of
 
@@ -14,7 +14,7 @@ from answer_generation.batched_generation import generate_answers
 class AnswerScorer:
     """Scores the answers of a model in training to the held-out examples; call it with the trainer.
 
-    Raises ValueError if a correct answer is not an extraction answer.
+    Raises ValueError if a correct answer cannot be scored.
     """
 
     def __init__(
@@ -23,11 +23,10 @@ class AnswerScorer:
         self.encoder, self.batch_size, self.max_new_tokens = encoder, batch_size, max_new_tokens
         self.prompts = encoder.prompts([prompt_messages(row) for row in rows])
         self.gold = [messages_of(row)[-1]["content"] for row in rows]
-        wrong = next((text for text in self.gold if parse_answer(text) is None), None)
-        if wrong is not None:
+        if error := next(filter(None, map(gold_error, self.gold)), ""):
             raise ValueError(
-                "--eval_generate scores answers that are JSON objects of lists, but a held-out answer is "
-                f"{wrong[:60]!r}; remove the option, or hold out only extraction examples"
+                f"--eval_generate scores entities and triples, but a held-out answer {error}; remove the option, or "
+                "hold out only extraction examples"
             )
 
     def __call__(self, trainer: Any) -> dict[str, float]:

@@ -40,10 +40,14 @@ def held_out_indices(sources: np.ndarray, size: float, seed: int) -> np.ndarray:
     """Return the sorted indices of the held-out examples, drawn from each source in proportion.
 
     sources: (examples,), the source of each example. size: a number of examples, or a fraction below 1. Raises
-    ValueError if no example would remain for training.
+    ValueError if no example would remain for training, or if a size above 0 holds out no example.
     """
     total = len(sources)
     count = round(size * total) if 0 < size < 1 else int(size)
+    if size and not count:
+        raise ValueError(
+            f"--val_set_size {size:g} holds out no example of {total}; give a number of examples, or a larger fraction"
+        )
     if count >= total > 0:
         raise ValueError(
             f"--val_set_size {size:g} leaves no training example of {total}; give a smaller number, or a fraction (0.1)"

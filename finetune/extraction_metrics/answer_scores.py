@@ -2,16 +2,21 @@
 
 An answer is a JSON object of lists. Names are entities ({"person": ["Ann Lee"]}). Objects with subject and object are
 triples ({"born in": [{"subject": "Ann Lee", "object": "Oslo"}]}). Counts are summed over all examples (micro average).
-Items are matched as multisets: a repeated item must also be repeated in the correct answer. An answer that does not
-parse has no items.
+Items are matched as multisets: a repeated item must also be repeated in the correct answer.
+
+All items of a prediction count: in an example with one task for this task, otherwise for the task of their own shape.
+The items of JSON in another form count as wrong. Text that is not JSON has no items; it lowers `parsed` and recall.
 """
 
 import json
+import re
 from collections import Counter
+from itertools import islice
 from typing import Any, NamedTuple
 
 TASKS = ("entity", "triple")
 PAIRS = (("subject", "object"), ("head", "tail"))  # keys of a triple in our answers, and in published annotations
+BRACES = 100  # opening braces of an answer at which json_object_in looks for an object
 
 
 class AnswerItem(NamedTuple):
@@ -21,15 +26,54 @@ class AnswerItem(NamedTuple):
     content: tuple[str, ...]
 
 
+class Answer(NamedTuple):
+    """The items of an answer as a multiset, and whether it is a JSON object of lists."""
+
+    items: Counter[AnswerItem]
+    parsed: bool
+
+
 def parse_answer(answer: str) -> Counter[AnswerItem] | None:
     """Return the items of an answer as a multiset; None if it is not a JSON object of lists."""
+    items, parsed = read_answer(answer)
+    return items if parsed else None
+
+
+def read_answer(answer: str) -> Answer:
+    """Return the items of an answer; JSON in another form has items too: each value, or each item of a list.
+
+    Lists under equal keys are joined.
+    """
     try:
-        found = json.loads(answer)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not all(isinstance(items, list) for items in found.values()):
-        return None
-    return Counter(to_item(label, value) for label, items in found.items() for value in items)
+        found = json.loads(answer, object_pairs_hook=_with_joined_lists)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits is a ValueError
+        return Answer(Counter(), False)
+    by_label = found if isinstance(found, dict) else {"": found}
+    parsed = by_label is found and all(isinstance(value, list) for value in found.values())
+    lists = {label: value if isinstance(value, list) else [value] for label, value in by_label.items()}
+    return Answer(Counter(to_item(label, value) for label, items in lists.items() for value in items), parsed)
+
+
+def _with_joined_lists(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        both_lists = isinstance(value, list) and isinstance(found.get(key), list)
+        found[key] = found[key] + value if both_lists else value
+    return found
+
+
+def json_object_in(answer: str) -> str:
+    """Return the first JSON object of lists in an answer, without code fence and other text; "" if there is none."""
+    decoder, end = json.JSONDecoder(), 0
+    for brace in islice(re.finditer(r"\{", answer), BRACES):
+        if brace.start() >= end:
+            try:
+                found, end = decoder.raw_decode(answer, brace.start())
+            except (ValueError, RecursionError):
+                continue
+            if all(isinstance(value, list) for value in found.values()):
+                return answer[brace.start() : end]
+    return ""
 
 
 def to_item(label: str, value: Any) -> AnswerItem:
@@ -46,6 +90,27 @@ def to_item(label: str, value: Any) -> AnswerItem:
     return AnswerItem("other", (label, json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
+def gold_error(output: str) -> str:
+    """Return why a correct answer cannot be scored, or ""."""
+    gold = parse_answer(output)
+    if gold is None:
+        return f"is not a JSON object of lists ({output[:60]!r})"
+    other = next((item for item in gold if item.kind not in TASKS), None)
+    if other is None:
+        return ""
+    label, value = other.content
+    return f"has {value[:60]} under {label[:60]!r}, which is neither a name nor an object with subject and object"
+
+
+def counted_as(item: AnswerItem, gold_kinds: set[str]) -> str:
+    """Return the task for which a predicted item counts; gold_kinds: the tasks of the correct answer."""
+    if len(gold_kinds) == 1:
+        return next(iter(gold_kinds))
+    if item.kind in TASKS:
+        return item.kind
+    return "triple" if item.content[-1].startswith("{") else "entity"
+
+
 def precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, float]:
     """Return precision, recall and F1, with their counts; 0 if the divisor is 0."""
     precision, recall = correct / predicted if predicted else 0.0, correct / gold if gold else 0.0
@@ -55,32 +120,26 @@ def precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, fl
 
 
 def score_answers(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return the scores of (prediction, correct answer) pairs; raises ValueError if a correct answer does not parse.
+    """Return the scores of (prediction, correct answer) pairs.
 
-    In an example with a single task, every predicted item counts for this task, also items of another kind.
+    Raises ValueError if there are no pairs, or if a correct answer cannot be scored.
     """
+    if not pairs:
+        raise ValueError("there are no answers to score; give a file with rows")
     totals = {task: Counter[str]() for task in TASKS}
     parsed = exact = 0
     for number, (prediction, output) in enumerate(pairs, 1):
-        gold, answer = parse_answer(output), parse_answer(prediction)
-        if gold is None:
-            raise ValueError(
-                f"the correct answer of example {number} is not a JSON object of lists ({output[:60]!r}); "
-                "give a file of extraction examples"
-            )
-        parsed += answer is not None
-        exact += answer == gold
-        predicted = answer or Counter[AnswerItem]()
-        # The tasks of an example are the kinds in its correct answer or, if that has no items, in the prediction.
-        kinds = {item.kind for item in gold or predicted}
-        for task in kinds.intersection(TASKS):
-            predicted_items = Counter(
-                {item: n for item, n in predicted.items() if item.kind == task or len(kinds) == 1}
-            )
-            gold_items = Counter({item: n for item, n in gold.items() if item.kind == task})
-            totals[task]["predicted"] += predicted_items.total()
-            totals[task]["gold"] += gold_items.total()
-            totals[task]["correct"] += (predicted_items & gold_items).total()
+        if error := gold_error(output):
+            raise ValueError(f"the correct answer of example {number} {error}; give a file of extraction examples")
+        gold, answer = read_answer(output).items, read_answer(prediction)
+        parsed += answer.parsed
+        exact += answer.parsed and answer.items == gold
+        gold_kinds = {item.kind for item in gold}
+        for item, count in gold.items():
+            totals[item.kind]["gold"] += count
+            totals[item.kind]["correct"] += min(count, answer.items[item]) if answer.parsed else 0
+        for item, count in answer.items.items():
+            totals[counted_as(item, gold_kinds)]["predicted"] += count
     examples = len(pairs)
     by_task = {
         task: precision_recall_f1(totals[task]["correct"], totals[task]["predicted"], totals[task]["gold"])

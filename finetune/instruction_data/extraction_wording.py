@@ -13,6 +13,7 @@ from json_rows.row_files import read_json
 from instruction_data.annotations import Annotation, missing_text_error
 
 SEPARATORS = {"en": ", ", "zh": "、"}  # between the types in an instruction
+AMBIGUOUS = ",，、"  # characters in a type that a reader would take for separators
 SHAPES: dict[str, dict[str, list[Any]]] = {
     "ner": {"<type>": ["<name>"]},
     "re": {"<relation>": [{"subject": "<name>", "object": "<name>"}]},
@@ -85,7 +86,9 @@ def read_wording(path: str, task: str) -> dict[str, str]:
 def make_questions(
     annotations: list[Annotation], task: str, types: dict[str, list[str]] | None, wording: dict[str, str]
 ) -> dict[str, ExtractionQuestion]:
-    """Return language -> question for the annotations; raises ValueError if types or wording are missing.
+    """Return language -> question for the annotations.
+
+    Raises ValueError if types or wording are missing, or if a type in the wording contains a comma.
 
     types: language -> types to ask for; None: the annotated types, in the order of their first occurrence. wording: the
     result of `read_wording`.
@@ -102,6 +105,12 @@ def make_questions(
                 f"the wording has no instruction for {task} in {language}; add it to the file, or remove --wording"
             )
         text = wording[language]
+        unclear = next((name for name in names if "{schema}" in text and set(name) & set(AMBIGUOUS)), None)
+        if unclear is not None:
+            raise ValueError(
+                f"the type {unclear!r} contains a comma, which separates the types of an instruction; rename it in "
+                "--annotations and --types"
+            )
         # str.format would fail on braces in the wording or in the types.
         instruction = text.replace("{schema}", SEPARATORS[language].join(names))
         usual_length = median_low(len(annotation.sentence) for annotation in members)

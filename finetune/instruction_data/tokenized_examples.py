@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.ipc
 from chat_prompts.prompt_encoding import PromptEncoder, Turn
-from json_rows.instruction_rows import InstructionRow, iterate_instructions, messages_of
+from json_rows.instruction_rows import checked_rows, messages_of
+from json_rows.row_files import Row
 from pyarrow.compute import list_value_length
 from tqdm import tqdm
 
 from instruction_data.data_sources import Source
 
 CHUNK = 1000  # rows per call of the tokenizer, which divides a call among the cores
-VERSION = 4  # of the cache format
+VERSION = 5  # of the cache format
 
 
 class EncodedRow(NamedTuple):
@@ -42,30 +43,30 @@ class EncodingSettings(NamedTuple):
 
     cutoff: int  # maximum tokens of an example
     train_on_inputs: bool = False
+    truncate_answers: bool = False  # else a longer example is dropped
+    skip_errors: bool = False  # drop rows that cannot be read or rendered, instead of raising ValueError
 
 
 def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
-    """Return a conversation as an example of at most `cutoff` tokens; it is dropped if no token of an answer fits.
+    """Return a conversation as an example of at most `cutoff` tokens.
 
-    A truncated example also ends with the tokens that end an answer.
+    A longer one is dropped or, with `truncate_answers`, ends within an answer, without the tokens that end an answer;
+    it is dropped if no token of an answer fits.
     """
     if not any(turn.answer for turn in turns):
         return EncodedRow([], [], dropped="the answer is empty")
     ids: list[int] = []
     spans: list[int] = []
-    truncated = False
     for turn in turns:
-        end = turn.end or turns[-1].end
-        room = settings.cutoff - len(ids) - len(turn.prompt) - len(end)
-        truncated = len(turn.answer) > room
-        if truncated and room < 1:
+        room = settings.cutoff - len(ids) - len(turn.prompt)
+        if room < 1:
             break
         spans.append(len(ids) + len(turn.prompt))
-        ids += turn.prompt
-        ids += turn.answer[:room] + end if truncated else turn.answer + turn.end
+        ids += turn.prompt + (turn.answer + turn.end)[:room]
         spans.append(len(ids))
-        if truncated:
-            break
+    truncated = len(ids) < sum(len(part) for turn in turns for part in turn)
+    if truncated and not settings.truncate_answers:
+        return EncodedRow([], [], dropped=f"longer than {settings.cutoff} tokens")
     if not spans:
         return EncodedRow([], [], dropped=f"the prompt leaves no room for the answer in {settings.cutoff} tokens")
     if settings.train_on_inputs:
@@ -74,13 +75,27 @@ def encode_turns(turns: list[Turn], settings: EncodingSettings) -> EncodedRow:
     return EncodedRow(ids, spans, supervised, truncated)
 
 
-def encode_rows(
-    encoder: PromptEncoder, rows: Iterable[InstructionRow], settings: EncodingSettings
-) -> Iterator[list[EncodedRow]]:
-    """Yield the encoded rows in chunks."""
+def encode_rows(encoder: PromptEncoder, rows: Iterable[Row], settings: EncodingSettings) -> Iterator[list[EncodedRow]]:
+    """Yield the encoded rows in chunks; raises ValueError with the place of a row with an error, or drops it."""
     remaining = iter(rows)
     while chunk := list(islice(remaining, CHUNK)):
-        yield [encode_turns(turns, settings) for turns in encoder.turns(map(messages_of, chunk))]
+        yield encode_chunk(encoder, chunk, settings)
+
+
+def encode_chunk(encoder: PromptEncoder, chunk: list[Row], settings: EncodingSettings) -> list[EncodedRow]:
+    """Return the encoded rows of a chunk; see encode_rows. Only if a row has an error, rows are encoded one by one."""
+    error = next((row.error for row in chunk if row.content is None), "")
+    if not error:
+        try:
+            turns = encoder.turns(messages_of(row.content) for row in chunk if row.content is not None)
+            return [encode_turns(each, settings) for each in turns]
+        except ValueError as refused:
+            error = f"cannot be used ({refused}); correct it, or give --on_error skip"
+    if len(chunk) > 1:
+        return [encoded for row in chunk for encoded in encode_chunk(encoder, [row], settings)]
+    if not settings.skip_errors:
+        raise ValueError(f"{chunk[0].location} {error}")
+    return [EncodedRow([], [], dropped=error.partition(";")[0])]
 
 
 class CachedExamples:
@@ -129,12 +144,12 @@ class CachedExamples:
 def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSettings, cache: Path) -> CachedExamples:
     """Return the examples of a file, encoded first if they are not in the cache; several processes may do so at once.
 
-    Raises ValueError with file and line of a row that cannot be read or rendered.
+    Raises ValueError with file and line of a row that cannot be read or rendered, unless `skip_errors` is set.
     """
     file = cache / f"{cache_key(encoder, source.path, settings)}.arrow"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        rows = tqdm(iterate_instructions(source.path), f"tokenising {source.name}", unit=" rows", disable=None)
+        rows = tqdm(checked_rows(source.path, answers=True), f"tokenising {source.name}", unit=" rows", disable=None)
         ids = pyarrow.uint16() if len(encoder.tokenizer) <= 1 << 16 else pyarrow.int32()
         spans = pyarrow.list_(pyarrow.int32())
         types = (pyarrow.list_(ids), spans, pyarrow.int64(), pyarrow.bool_(), pyarrow.string())

@@ -186,9 +186,14 @@ def tuning_identity(args: TuningArguments, data: TuningData) -> dict[str, Any]:
 def make_trainer(
     args: TuningArguments, model: Any, tokenizer: Any, data: TuningData, identity: dict[str, Any], first_step: int = 0
 ) -> InstructionTrainer:
-    """Return the trainer of a run; sets --max_steps, and counts logging, evaluation and saving in steps."""
+    """Return the trainer of a run; sets --max_steps, and counts logging, evaluation and saving in steps.
+
+    A run of one step has no warm-up.
+    """
     if args.max_steps <= 0:
         args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)
+    if args.max_steps == 1:
+        args.warmup_steps = 0  # the first step of a warm-up has the learning rate 0
     for event in ("logging", "eval", "save"):
         if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
             setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)

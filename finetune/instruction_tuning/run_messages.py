@@ -16,6 +16,7 @@ from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
 
 SHOWN = 400  # characters of each part of a decoded example
+REASONS = 5  # reasons for dropped rows
 SEPARATOR = "─" * 40
 
 
@@ -37,7 +38,8 @@ def preview(args: TuningArguments, tokenizer: Any, data: TuningData) -> str:
 def counts_text(parts: Sequence[CachedExamples], name: str = "") -> str:
     """Return two lines with the numbers of examples and tokens, each of which begins with `name`."""
     dropped = sum((part.dropped for part in parts), Counter[str]())
-    reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common())
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in dropped.most_common(REASONS))
+    reasons += "; …" if len(dropped) > REASONS else ""
     lengths, supervised = np.concatenate([(part.lengths, part.supervised) for part in parts], axis=1)
     median, high, longest = np.quantile(lengths, [0.5, 0.9, 1], method="higher")
     return (
@@ -73,6 +75,8 @@ def run_summary(args: TuningArguments, trainer: Any) -> str:
         f"tuning {sum(size for size, tuned in sizes if tuned)} of {sum(size for size, _ in sizes)} weights on "
         f"{args.device}: {args.max_steps} step{'s' * (args.max_steps != 1)} of {args.batch_size} "
         f"example{'s' * (args.batch_size != 1)}, {micro}, on {args.world_size} rank{'s' * (args.world_size > 1)}"
+        + ", without warm-up"
+        * (args.max_steps == 1)
     )
 
 

@@ -9,7 +9,7 @@ from chat_prompts.prompt_encoding import PromptEncoder
 from example_packing.example_order import EpochOrder, ExampleSources, epoch_sizes, held_out_indices, parse_mix
 from instruction_data.data_sources import Source
 from instruction_data.tokenized_examples import CachedExamples, EncodingSettings, open_examples
-from json_rows.instruction_rows import InstructionRow, iterate_instructions
+from json_rows.instruction_rows import InstructionRow, checked_rows
 
 from instruction_tuning.tuning_arguments import TuningArguments
 
@@ -30,7 +30,9 @@ def encode_sources(args: TuningArguments, encoder: PromptEncoder, sources: list[
     of a source can be used.
     """
     cache = Path(args.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "knowlm/rows")).expanduser()
-    settings = EncodingSettings(args.cutoff_len, args.train_on_inputs)
+    settings = EncodingSettings(
+        args.cutoff_len, args.train_on_inputs, args.truncate_answers, skip_errors=args.on_error == "skip"
+    )
     with args.main_process_first(desc="tokenising"):
         parts = [open_examples(encoder, source, settings, cache) for source in sources]
     for part, source in zip(parts, sources, strict=True):
@@ -71,5 +73,6 @@ def held_out_rows(data: TuningData, sources: list[Source]) -> list[InstructionRo
     for source_index, (part, source) in enumerate(zip(data.examples.parts, sources, strict=True)):
         members = held_out[data.examples.sources[held_out] == source_index] - data.examples.offsets[source_index]
         numbers = set(part.row_numbers[members].tolist())
-        rows += [row for number, row in enumerate(iterate_instructions(source.path)) if number in numbers]
+        checked = enumerate(checked_rows(source.path, answers=True))
+        rows += [row.content for number, row in checked if number in numbers and row.content is not None]
     return rows

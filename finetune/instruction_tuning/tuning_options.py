@@ -25,7 +25,9 @@ class TuningOptions:
         "or alpaca if it has none",
     )
     extraction_path: str = option("", "extraction.json to copy into the result; default: the one beside the data")
-    cutoff_len: int = option(512, "maximum tokens of an example")
+    cutoff_len: int = option(512, "maximum tokens of an example; longer ones are dropped and counted")
+    truncate_answers: bool = option(False, "truncate examples longer than --cutoff_len, without EOS, instead")
+    on_error: Literal["stop", "skip"] = option("stop", "rows that cannot be used: stop, or drop and count them")
     train_on_inputs: bool = option(False, "supervise the prompt too, not only the answer")
     val_set_size: float = option(0.0, "examples held out for eval_loss: a count, or a fraction below 1")
     batch_size: int | None = option(

@@ -55,7 +55,8 @@ def generate_request(content: dict[str, Any], model: str, parameters: Mapping[st
     model, parameters: defaults from the command line; the row's own model and parameters take precedence.
     """
     body = {name: content[name] for name in REQUEST_FIELDS if content.get(name) is not None}
-    if "messages" in body:
+    if "messages" in body or content.get("system") or content.get("history"):
+        body = {name: value for name, value in body.items() if name not in ("instruction", "input")}
         body["messages"] = prompt_messages(content)
     if model:
         body.setdefault("model", model)

@@ -41,8 +41,9 @@ def list_files(path: str | Path) -> list[Path]:
 
 def is_row_file(path: Path) -> bool:
     """Return whether a file exists and has the name of a row file."""
-    name = path.with_suffix("") if path.suffix in COMPRESSED else path
-    if name.suffix == ".parquet" and name != path:  # parquet compresses its columns itself
+    lower = Path(path.name.lower())
+    name = lower.with_suffix("") if lower.suffix in COMPRESSED else lower
+    if name.suffix == ".parquet" and name != lower:  # parquet compresses its columns itself
         return False
     return name.suffix in SUFFIXES and name.name not in METADATA_FILES and path.is_file()
 
@@ -55,7 +56,7 @@ def iterate_rows(path: str | Path, blank_lines: bool = False) -> Iterator[Row]:
     """
     is_empty = True
     for file in list_files(path):
-        for row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, blank_lines):
+        for row in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _json_rows(file, blank_lines):
             is_empty = is_empty and row.content is None and not row.error
             yield row
     if is_empty:

@@ -30,8 +30,14 @@ def test_f1_is_over_entities_and_triples_together() -> None:
 def test_held_out_answers_that_are_not_extraction_are_refused(tiny_checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca")
-    with pytest.raises(ValueError, match="JSON objects of lists, but a held-out answer is 'b'; remove the option"):
-        AnswerScorer(PromptEncoder(tokenizer), [{"instruction": "a", "output": "b"}], 4, 8)
+    for output, reason in (
+        ("b", r"is not a JSON object of lists \('b'\)"),
+        ('{"layoff": [{"trigger": "cut"}]}', 'has {"trigger": "cut"} under \'layoff\', which is neither a name nor'),
+    ):
+        with pytest.raises(
+            ValueError, match=f"entities and triples, but a held-out answer {reason}.*; remove the option"
+        ):
+            AnswerScorer(PromptEncoder(tokenizer), [{"instruction": "a", "output": output}], 4, 8)
 
 
 def test_best_checkpoint_by_f1_is_the_result(

@@ -50,6 +50,8 @@ def test_held_out_examples_are_proportional_and_reproducible() -> None:
     assert len(held_out_indices(sources, 0, seed=3)) == 0
     with pytest.raises(ValueError, match="2000 leaves no training example of 100"):
         held_out_indices(sources, 2000, seed=3)
+    with pytest.raises(ValueError, match=r"--val_set_size 0\.01 holds out no example of 24; give a number of examples"):
+        held_out_indices(sources[:24], 0.01, seed=3)
 
 
 @pytest.mark.parametrize("text", ["zh=2", "zh=2,fr=1,en=1", "zh=2,en=0", "zh=2,en", "zh=2,en=nan"])

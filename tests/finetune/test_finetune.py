@@ -77,6 +77,32 @@ def test_run_prints_its_data_progress_and_next_commands(tuned: Any) -> None:
     assert "notice: --evaluation_strategy is now --eval_strategy steps" in done.stderr
 
 
+def test_run_of_one_step_trains_without_warm_up_and_counts_bad_rows(
+    tmp_path: Path, tiny_checkpoint: Path, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 good rows, one with a number as input and one line that is not JSON, in one epoch of one step."""
+    data = tmp_path / "data.jsonl"
+    bad = [json.dumps({"instruction": "q", "input": 0, "output": "a"}), "no JSON"]
+    data.write_text("".join(f"{line}\n" for line in [*map(json.dumps, rows[:24]), *bad]))
+    more = ("--num_epochs", 1, "--batch_size", 24, "--on_error", "skip", "--save_strategy", "no")
+    finetune.main(command(tiny_checkpoint, data, tmp_path / "out", *more))
+    printed = capsys.readouterr().out
+    assert (
+        "examples: 24 kept, 0 of them truncated, 2 dropped (1: has an input that is not text; "
+        "1: is not JSON (Expecting value at 'no JSON'))\n"
+    ) in printed
+    assert (
+        "1 step of 24 examples, packed into sequences of at most 2048 tokens, on 1 rank, without warm-up\n" in printed
+    )
+    [entry] = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()][:1]
+    assert (entry["step"], entry["learning_rate"]) == (1, 0.01)
+    assert all(weight.any() for weight in load_file(tmp_path / "out/adapter_model.safetensors").values())
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["examples"]["data"]["dropped"] == {
+        "has an input that is not text": 1, "is not JSON (Expecting value at 'no JSON')": 1,
+    }  # fmt: skip
+
+
 def test_adapter_on_lm_head_stores_no_copy_of_lm_head(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript
 ) -> None:
@@ -204,10 +230,12 @@ def test_error_for_unusable_input_names_it_and_writes_nothing(
         (command(base, tmp_path / "nothing.jsonl", output), "holds no rows"),
         (command(base, rows_file, full), "exists and is not empty"),
         (command(base, rows_file, output, "--prompt_template_name", "vicuna"), "take one of alpaca, alpaca_short"),
-        (command(base, rows_file, output, "--cutoff_len", "20"), "has no usable row"),
+        (command(base, rows_file, output, "--cutoff_len", "20"), "has no usable row (60 x longer than 20 tokens)"),
+        (command(base, rows_file, output, "--cutoff_len", "513"), f"more than the context of {base}, 512 tokens"),
         (command(base, rows_file, output, "--lora_target_modules", "[q_proj,w_proj]"), "model has no module w_proj"),
         (command(base, rows_file, output, "--extraction_path", "gone.json"), "gone.json does not exist"),
         (command(base, rows_file, output, "--eval_data_path", "gone.jsonl"), "gone.jsonl does not exist"),
+        (command(base, rows_file, output, "--val_set_size", "0.001"), "holds out no example of 60; give a number"),
         (command(base, rows_file, output, "--mix", "zh=1"), "the sources are rows"),
         (command(base, rows_file, output, "--batch_size", "6"), "take --batch_size 4 or 8"),
     ):  # fmt: skip

@@ -270,6 +270,8 @@ def test_error_for_annotations_that_are_not_utf8_names_the_file(tmp_path: Path) 
         ("person", "has no list of names; --types takes"),
         ([1], "has no list of names; --types takes"),
         ([], "no types are known for the sentences in en"),
+        (["person", "city, state"], "the type 'city, state' contains a comma, which separates the types"),
+        (["person", "省、市"], "the type '省、市' contains a comma"),
         ({"relation": {"en": ["born in"]}}, "no lists by language under 'entity'"),
         ({"entity": {"en": "person"}}, "no list of names under 'entity', 'en'"),
         ({"entity": {"zh": ["人物"]}}, "no types are known for the sentences in en"),

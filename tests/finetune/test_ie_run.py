@@ -84,6 +84,46 @@ def test_adapter_without_one_tensor_is_refused(tmp_path: Path, tiny_checkpoint: 
         ie_run.load_merged(str(tiny_checkpoint), str(tmp_path), "float32")
 
 
+MESSAGES = [{"role": "user", "content": "Extract.", "input": "Ann came."}, {"role": "assistant", "content": "{}"}]
+
+
+def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of messages is answered; a number as input, a role that the template lacks and 600 tokens are not."""
+    data, target = tmp_path / "d.jsonl", tmp_path / "p.jsonl"
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"messages": [{**MESSAGES[0], "input": 5}]}, "d.jsonl:2 has a message whose input is not text"),
+        (
+            {"instruction": "q", "system": "s"},
+            "d.jsonl:2 cannot be used (the chat template cannot render these messages: the alpaca",
+        ),
+        ({"instruction": "山 " * 600}, "tokens, and with --max_new_tokens the model has room for 508; shorten it"),
+    ]
+    given: dict[str, Any] = {"base_model": str(tiny_checkpoint), "data_path": str(data), "output": str(target)}
+    given |= {"prompt_template_name": "alpaca", "max_new_tokens": 4}
+    for row, message in bad:
+        data.write_text("".join(json.dumps(each) + "\n" for each in ({"messages": MESSAGES}, row)))
+        with pytest.raises(ValueError, match=r"d\.jsonl:2 ") as caught:
+            ie_run.main(**given)
+        assert message in str(caught.value)
+        assert not target.exists()
+    rows = [{"messages": MESSAGES}, *(row for row, _ in bad), {"instruction": "q"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ie_run.main(**given, on_error="skip")
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [{key: row[key] for key in row if key != "prediction"} for row in written] == [rows[0], rows[4]]
+    notices = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in notices if "skipped" in line] == [f"{data}:{number}," for number in (2, 3, 4)]
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
+    encoder = PromptEncoder(tokenizer, load_template("alpaca"))
+    prompts = encoder.prompts([MESSAGES[:1], [{"role": "user", "content": "q"}]])
+    assert [row["prediction"] for row in written] == generate_answers(model, encoder, prompts, 2, 4)
+    data.write_text(json.dumps(bad[1][0]))
+    with pytest.raises(ValueError, match="has no row that can be answered"):
+        ie_run.main(**given, on_error="skip")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

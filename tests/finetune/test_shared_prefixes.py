@@ -76,7 +76,7 @@ def test_step_with_shared_prefixes_holds_every_example_in_fewer_tokens(
     """Every example can be restored from ids and segments, and the step has fewer tokens than its examples."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = load_template("alpaca_short")
-    more = ("--batch_size", 32, "--micro_batch_size", 4, "--cutoff_len", cutoff)
+    more = ("--batch_size", 32, "--micro_batch_size", 4, "--cutoff_len", cutoff, "--truncate_answers")
     trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", *more)
     assert trainer.layout.share_prefixes
     examples, restored = trainer.data.examples, []

@@ -14,6 +14,7 @@ from instruction_data.data_sources import Source
 from instruction_data.named_templates import load_template
 from instruction_data.tokenized_examples import EncodedRow, EncodingSettings, cache_key, encode_turns, open_examples
 from json_rows.instruction_rows import messages_of
+from json_rows.json_stream import LONE_SURROGATE
 from transformers import AutoTokenizer
 from tuning_runs import encoded, opened
 
@@ -28,10 +29,15 @@ def tokenizer(tiny_tokenizer: Path) -> Any:
 def test_cached_examples_equal_the_encoded_rows(
     tmp_path: Path, tokenizer: Any, rows: list[dict[str, str]], rows_file: Path
 ) -> None:
-    examples = [row for row in encoded(tokenizer, rows, 110) if not row.dropped]
-    kept = opened(tokenizer, rows_file, tmp_path, 110)
-    assert len(kept) == len(examples)
-    assert kept.truncated == sum(example.truncated for example in examples) > 0
+    cutoff = sorted(len(row.ids) for row in encoded(tokenizer, rows, 512))[len(rows) // 2]
+    whole = [row for row in encoded(tokenizer, rows, cutoff) if not row.dropped]
+    dropped = opened(tokenizer, rows_file, tmp_path, cutoff).dropped
+    assert dropped == {f"longer than {cutoff} tokens": len(rows) - len(whole)}
+    settings = EncodingSettings(cutoff, truncate_answers=True)
+    examples = [row for row in encoded(tokenizer, rows, *settings) if not row.dropped]
+    kept = open_examples(PromptEncoder(tokenizer), Source("rows", rows_file), settings, tmp_path)
+    assert len(kept) == len(examples) > len(whole)
+    assert kept.truncated == sum(example.truncated for example in examples) == len(examples) - len(whole)
     for index, example in enumerate(examples):
         ids, spans = kept[index]
         assert ids.tolist() == example.ids
@@ -51,7 +57,9 @@ def test_row_numbers_count_dropped_rows(tmp_path: Path, tokenizer: Any) -> None:
     assert kept.counts() == {
         "kept": 2, "truncated": 0, "dropped": {"the answer is empty": 1}, "tokens": kept.lengths.sum(), "supervised": 4,
     }  # fmt: skip
-    assert len(opened(tokenizer, file, tmp_path / "cache", cutoff=20)) == 0
+    assert opened(tokenizer, file, tmp_path / "cache", cutoff=20).dropped == {
+        "longer than 20 tokens": 2, "the answer is empty": 1,
+    }  # fmt: skip
 
 
 def test_file_is_encoded_again_only_if_content_settings_or_template_change(
@@ -92,26 +100,64 @@ def test_bad_row_is_an_error_with_its_place_and_leaves_no_cache(tmp_path: Path, 
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_every_example_ends_in_a_supervised_eos_even_if_truncated(tokenizer: Any, rows: list[dict[str, str]]) -> None:
+BAD = {
+    '{"messages": [{"role": "user", "content": "q", "input": 5}, {"role": "assistant", "content": "a"}]}':
+        "has a message whose input is not text, or an input in a message whose role is not user",
+    '{"instruction": "\\ud800", "output": "a"}': f"{LONE_SURROGATE.partition(';')[0]}",
+    '{"a": ' * 100_000: "is nested too deep",
+    '{"instruction": "q", "system": "s", "output": "a"}':
+        "the alpaca template knows the roles user and assistant, not system",
+    '{"instruction": "q", "input": 0, "output": "a"}': "has an input that is not text",
+    "no JSON": "is not JSON (Expecting value at 'no JSON')",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_bad_row_stops_with_its_line_or_is_dropped_and_counted(tmp_path: Path, tokenizer: Any, bad: str) -> None:
+    good, file = '{"instruction": "a", "output": "b"}\n', tmp_path / "rows.jsonl"
+    file.write_text(good * 3 + bad + "\n" + good)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4 ") as caught:
+        opened(tokenizer, file, tmp_path / "cache")
+    assert BAD[bad] in str(caught.value)
+    assert not list((tmp_path / "cache").iterdir())
+    settings = EncodingSettings(512, skip_errors=True)
+    kept = open_examples(PromptEncoder(tokenizer), Source("rows", file), settings, tmp_path / "cache")
+    assert kept.row_numbers.tolist() == [0, 1, 2, 4]
+    [(reason, count)] = kept.dropped.items()
+    assert (BAD[bad] in reason, count) == (True, 1)
+
+
+def test_every_whole_example_ends_in_a_supervised_eos(tokenizer: Any, rows: list[dict[str, str]]) -> None:
+    """An example that does not fit is dropped; with truncate_answers it keeps the first tokens, without EOS."""
     eos = tokenizer.eos_token_id
     whole = encoded(tokenizer, rows, 512)
     assert {(example.truncated, example.dropped) for example in whole} == {(False, None)}
-    lengths = sorted(len(example.ids) for example in whole)
-    cutoff = lengths[len(lengths) // 2]
-    cut = [row for row in encoded(tokenizer, rows, cutoff) if not row.dropped]
-    assert {example.truncated for example in cut} == {True, False}
-    for example in [*whole, *cut]:
-        assert example.ids[-1] == eos
-        assert eos not in example.ids[:-1]
+    lengths = [len(example.ids) for example in whole]
+    cutoff = sorted(lengths)[len(lengths) // 2]
+    for example, kept, cut in zip(
+        whole, encoded(tokenizer, rows, cutoff), encoded(tokenizer, rows, cutoff, False, True), strict=True
+    ):
         start, end = example.spans
-        assert start < end - 1  # at least one token of the answer before EOS
-        assert end == len(example.ids)
-    assert max(len(example.ids) for example in cut) == cutoff
+        if end <= cutoff:
+            assert kept == cut == example
+        else:
+            assert kept == EncodedRow([], [], dropped=f"longer than {cutoff} tokens")
+            no_room = f"the prompt leaves no room for the answer in {cutoff} tokens"
+            ids, spans = example.ids[:cutoff], [start, cutoff]
+            expected = (
+                EncodedRow(ids, spans, cutoff - start, True)
+                if start < cutoff
+                else EncodedRow([], [], 0, False, no_room)
+            )
+            assert cut == expected
+            assert eos not in cut.ids
     for row, example in zip(rows, whole, strict=True):
         start, end = example.spans
+        assert end == len(example.ids)
+        assert example.ids.index(eos) == end - 1
         assert tokenizer.decode(example.ids[:end]).endswith(row["output"] + "</s>")
         assert example.ids[:start] == PromptEncoder(tokenizer).prompt(messages_of(row)[:1])
-    everything = encoded(tokenizer, rows, 512, train_on_inputs=True)
+    everything = encoded(tokenizer, rows, 512, True)
     assert [example.spans for example in everything] == [[0, len(example.ids)] for example in whole]
 
 
@@ -121,32 +167,34 @@ def test_rows_without_room_or_answer_are_dropped_and_counted(tokenizer: Any) -> 
         {"instruction": "long " * 200, "output": "yes"},
         {"instruction": "silent", "output": ""},
     ]
-    assert [row.dropped for row in encoded(tokenizer, rows, 200)] == [
-        None, "the prompt leaves no room for the answer in 200 tokens", "the answer is empty",
-    ]  # fmt: skip
+    for truncate, reason in (
+        (False, "longer than 200 tokens"),
+        (True, "the prompt leaves no room for the answer in 200 tokens"),
+    ):
+        dropped = [row.dropped for row in encoded(tokenizer, rows, 200, False, truncate)]
+        assert dropped == [None, reason, "the answer is empty"]
 
 
 @pytest.mark.parametrize(
     ("cutoff", "ids", "spans"),
     [
-        (20, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8, 2], [3, 6, 8, 12]),
-        (10, [1, 1, 1, 7, 7, 2, 3, 3, 8, 2], [3, 6, 8, 10]),
-        (9, [1, 1, 1, 7, 7, 2], [3, 6]),
-        (5, [1, 1, 1, 7, 2], [3, 5]),
+        (12, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8, 2], [3, 6, 8, 12]),
+        (11, [1, 1, 1, 7, 7, 2, 3, 3, 8, 8, 8], [3, 6, 8, 11]),
+        (9, [1, 1, 1, 7, 7, 2, 3, 3, 8], [3, 6, 8, 9]),
+        (8, [1, 1, 1, 7, 7, 2], [3, 6]),
+        (5, [1, 1, 1, 7, 7], [3, 5]),
+        (4, [1, 1, 1, 7], [3, 4]),
+        (3, [], []),
     ],
 )
-def test_truncated_example_keeps_the_end_of_turn(cutoff: int, ids: list[int], spans: list[int]) -> None:
+def test_truncated_example_has_no_end_after_a_cut_answer(cutoff: int, ids: list[int], spans: list[int]) -> None:
     turns = [Turn([1, 1, 1], [7, 7], [2]), Turn([3, 3], [8, 8, 8], [2])]
     supervised = sum(end - start for start, end in zip(spans[::2], spans[1::2], strict=True))
-    assert encode_turns(turns, EncodingSettings(cutoff)) == EncodedRow(ids, spans, supervised, cutoff < 12)
-    assert encode_turns(turns[:1], EncodingSettings(4)).ids == []
-
-
-def test_truncated_earlier_answer_ends_like_the_last_answer() -> None:
-    """If a template writes no end of turn, earlier answers have none and the last one ends in EOS."""
-    turns = [Turn([1], [7, 7, 7], []), Turn([3], [8], [2])]
-    assert encode_turns(turns, EncodingSettings(9)) == ([1, 7, 7, 7, 3, 8, 2], [1, 4, 5, 7], 5, False, None)
-    assert encode_turns(turns, EncodingSettings(4)) == ([1, 7, 7, 2], [1, 4], 3, True, None)
+    reason = None if ids else f"the prompt leaves no room for the answer in {cutoff} tokens"
+    expected = EncodedRow(ids, spans, supervised, bool(ids) and cutoff < 12, reason)
+    assert encode_turns(turns, EncodingSettings(cutoff, truncate_answers=True)) == expected
+    dropped = EncodedRow([], [], dropped=f"longer than {cutoff} tokens")
+    assert encode_turns(turns, EncodingSettings(cutoff)) == (expected if cutoff == 12 else dropped)
 
 
 MEASURE = """

@@ -95,6 +95,8 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
         (["--method", "prefix"], "invalid choice: 'prefix'"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--cutoff_len", "1"], "cutoff_len 1 is too small"),
+        (["--val_set_size", "nan"], "val_set_size nan is not finite"),
+        (["--num_epochs", "inf"], "num_train_epochs inf is not finite"),
         (["--data_path", ""], "--data_path is missing"),
     ],
 )

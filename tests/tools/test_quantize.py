@@ -165,6 +165,7 @@ def test_scores_equal_those_of_transformers_and_scorer(
     alone = loaded.generate(ids, do_sample=False, max_new_tokens=longest + longest // 2 + 16, pad_token_id=0)
     assert pairs[1][0] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
     expected = score_answers(pairs)
+    assert figures["extraction_rows"] == 2
     assert (figures["entity_f1"], figures["triple_f1"]) == (expected["entity"]["f1"], expected["triple"]["f1"])
     scores = score_pairs([(ANSWER, ANSWER), ("{}", ROWS[1]["output"])])
     assert scores == {"entity_f1": 0.0, "triple_f1": 1.0, "exact": 0.5, "parsed": 1.0}
@@ -178,6 +179,8 @@ def test_score_table_has_measured_columns_only() -> None:
         "before     6.28 MB      1.2500      0.5000      0.2500",
         "after      2.48 MB      1.5000      0.4000      0.2000",
     ]
+    counted = quantized_score.score_table(before | {"extraction_rows": 3}, after)
+    assert counted.splitlines()[3] == "F1 and exact: of the 3 rows whose answers are entities or triples"
     sizes = quantized_score.score_table({"bytes": 1_000_000}, {"bytes": 500_000})
     assert sizes.splitlines() == ["           weights", "before     1.00 MB", "after      0.50 MB"]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
 BLOCK_CHARACTERS = 1 << 18  # read at a time
-INLINE_SPACE = re.compile(r"[ \t\r]*")
-WHITESPACE = re.compile(r"[ \t\r\n]*")
+# A byte order mark also stands within a file if files that begin with one were joined.
+INLINE_SPACE = re.compile(r"[ \t\r\ufeff]*")
+WHITESPACE = re.compile(r"[ \t\r\n\ufeff]*")
 READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised on reading a damaged or incomplete file
 LONE_SURROGATE = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
@@ -48,9 +49,10 @@ DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps
 
 def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
     """Return the open file, or for a name that ends in .gz or .zst, a file object that decompresses it."""
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from extraction_metrics.answer_scores import TASKS, parse_answer, score_answers
+from extraction_metrics.answer_scores import TASKS, gold_error, score_answers
 from tqdm import tqdm
 
 from quantization.quantization_inputs import CalibrationExample, weight_bytes
@@ -90,12 +90,13 @@ def score(
     if not math.isfinite(scores["perplexity"]):
         name = str(folder).removesuffix(".partial")
         raise ValueError(f"{name} has no finite perplexity: its values overflow; try another --dtype or --method")
-    extracting = [example for example in examples if parse_answer(example.expected or "") is not None]
+    extracting = [example for example in examples if not gold_error(example.expected or "")]
     if extracting:
         answers = greedy_answers(model, tokenizer, extracting)
         scores |= extraction_scores(
             [(text, str(example.expected)) for example, text in zip(extracting, answers, strict=True)]
         )
+        scores["extraction_rows"] = len(extracting)
     return scores
 
 
@@ -106,4 +107,6 @@ def score_table(before: Scores, after: Scores) -> str:
     for name, figures in (("before", before), ("after", after)):
         size = f"{figures['bytes'] / 1e6:.2f} MB"
         lines.append(f"{name:6}{size:>12}" + "".join(f"{figures[key]:12.4f}" for key, _ in columns))
+    if rows := before.get("extraction_rows"):
+        lines.append(f"F1 and exact: of the {rows:.0f} rows whose answers are entities or triples")
     return "\n".join(lines)
