@@ -8,6 +8,7 @@ from typing import Any
 
 import ie_run
 import pytest
+import torch
 import weight_diff
 from batch_runs.batch_rows import generate_request
 from chat_models import END, PUBLISHED, byte_level, with_markers
@@ -23,6 +24,7 @@ from lora_adapters import make_adapter
 from quantization.quantization_inputs import encode_row
 from routes.generate_api import GenerateRequest
 from routes.served_models import ServedModel
+from safetensors.torch import save_file
 from server_launch.launch_args import precheck
 from tuning_runs import command, encoded
 
@@ -211,7 +213,7 @@ def test_damaged_template_is_refused_before_the_model_is_loaded(
     rows.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 4)
     template = model / "chat_template.jinja"
     if name != "merge":  # which reads the headers of the weights first
-        (model / "model.safetensors").write_bytes(b"not weights")
+        save_file({"not a weight of the model": torch.zeros(1)}, model / "model.safetensors")
     for content, message in (
         (b"{{ bos_token }}\n{% if x %}", rf"{template}, line 2: the template is not valid Jinja"),
         (b"\xff\xfe{", rf"{template} is not UTF-8 \(.*\); convert it first"),

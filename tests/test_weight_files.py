@@ -162,6 +162,36 @@ def test_missing_shard_is_named_with_its_index(sets: Sets) -> None:
             reader(sets.folder)
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476939448\n"
+DAMAGED: dict[str, tuple[str, str, Callable[[Path], object], str]] = {  # parts, file, damage, message
+    "pointer": ("single", SINGLE, lambda file: file.write_text(POINTER), "is a Git LFS pointer instead of the weights"),
+    "cut": ("single", SINGLE, cut, r"is cut off or damaged \(.+\); download it again"),
+    "empty": ("single", SINGLE, lambda file: file.write_bytes(b""), r"is cut off or damaged \(.+\); download it again"),
+    "shard": ("index shards", "model-00002-of-*", lambda file: file.write_text(POINTER), "is a Git LFS pointer"),
+    "bin pointer": ("bin", BIN, lambda file: file.write_text(POINTER), "is a Git LFS pointer instead of the weights"),
+    "bin cut": ("bin", BIN, cut, "is cut off; download it again"),
+    "map": ("index shards", INDEX, lambda file: file.write_text('{"weight_map": ["a"]}'), "weight_map is not an obj"),
+    "name": ("index shards", INDEX, lambda file: file.write_text('{"weight_map": {"a": 5}}'), "lacks 5, which"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_damaged_weights_are_named_by_all_stages(sets: Sets, fault: str) -> None:
+    parts, pattern, damage, message = DAMAGED[fault]
+    sets.add(parts)
+    [file] = sets.folder.glob(pattern)
+    damage(file)
+    for reader in (weight_files, *READERS.values()):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+            reader(sets.folder)
+        assert str(sets.folder) in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
 def test_adapter_folder_with_the_configuration_of_its_base_is_an_adapter(sets: Sets) -> None:
     """Some trainers write config.json beside adapter_config.json."""
     sets.add("adapter")

@@ -20,6 +20,7 @@ from extraction.text_windows import split_into_windows
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from vllm_bridge.vllm_hooks import is_bounded
 from vllm_bridge.vllm_imports import from_vllm
 
 from routes.concurrency import map_concurrently, run_in_thread_if_long
@@ -121,6 +122,7 @@ def extract_router() -> APIRouter:
         spans = await choose_windows(model, prompt.instruction, text, request.window_tokens, prompt.usual_characters)
         grammar = answer_grammar(prompt.form, types, model.encoder.answer_prefix)
         fields = {"structured_outputs": {"grammar": grammar}, "temperature": 0}
+        is_bounded.set(True)  # by the limits of the schema
         limit = request.max_tokens or MAX_ANSWER_TOKENS
         engine, queue = raw_request.app.state.engine_client, raw_request.app.state.args.max_num_queued_reqs
         engine.check_admission()  # a full queue is an error now; later windows wait for room

@@ -15,9 +15,10 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm_bridge.vllm_hooks import TokenUsage, tokens_used
+from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
+from server_guard.body_structure import UNCHECKED_BYTES, structure_error
 from server_guard.error_responses import RefusedError, route_path, send_refusal
 from server_guard.graceful_shutdown import GracefulShutdown
 from server_guard.log_privacy import install_log_filters
@@ -83,12 +84,13 @@ class GuardMiddleware:
         self.shutdown.install(state.server, state.args.shutdown_timeout)
         if not state.args.enable_log_requests:
             install_log_filters()
+        check_constraints(state.engine_client)
         if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)
 
         async def receive_event() -> Message:
             message = await receive()
-            if message["type"] == "lifespan.shutdown":
+            if message["type"] == "lifespan.shutdown" and self.shutdown.draining:  # otherwise the engine has ended
                 notify_supervisor(ALL_ANSWERED)
             return message
 
@@ -151,17 +153,29 @@ class GuardedRequest:
         self.scope, self.app_receive, self.app_send, self.settings = scope, receive, send, settings
         self.task = asyncio.current_task()
         self.remaining = settings.max_body  # bytes
+        self.is_json = not Headers(scope=scope).get("content-type", "").startswith("multipart/")
         self.responded = False  # whether the response has begun
         self.refusal: RefusedError | None = None  # once it is set, the route's messages are dropped
 
     async def receive(self) -> Message:
-        message = await self.app_receive()
-        if message["type"] == "http.request":
-            self.remaining -= len(message.get("body", b""))
+        """Return the next event; the body of a request is one event, after its structure has been checked."""
+        parts = []
+        while True:
+            message = await self.app_receive()
+            if message["type"] != "http.request":
+                return message
+            parts.append(message.get("body", b""))
+            self.remaining -= len(parts[-1])
             if self.remaining < 0:
                 self.refusal = self.settings.body_too_long_error()
                 raise self.refusal
-        return message
+            if not message.get("more_body"):
+                break
+        body = b"".join(parts)
+        if self.is_json and len(body) > UNCHECKED_BYTES and (error := await asyncio.to_thread(structure_error, body)):
+            self.refusal = RefusedError(HTTPStatus.BAD_REQUEST, error)
+            raise self.refusal
+        return {"type": "http.request", "body": body, "more_body": False}
 
     def send(self, message: Message) -> Awaitable[None]:
         if self.refusal:

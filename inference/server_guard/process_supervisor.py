@@ -35,6 +35,7 @@ SERVING, ALL_ANSWERED = (signal.SIGRTMIN, signal.SIGRTMIN + 1) if sys.platform =
 SAME_SIGNAL_SECONDS = 0.5  # `timeout` and others signal a process and then its group; both count as one signal
 TRACKER_SECONDS = 5.0  # given to multiprocessing's resource tracker to unlink the shared memory of killed processes
 CLEAN_UP_SECONDS = 3.0
+ENGINE_ENDED = "the server stopped: its engine or a worker failed or was killed; the log above names the process"
 GIVE_UP_SECONDS = 60.0  # a process cannot be killed while it waits for a device
 
 
@@ -66,13 +67,17 @@ def supervise() -> None:
         os.waitpid(server, os.WNOHANG)  # reap the server, since init in a container may not do so
     if status == -signal.SIGINT:
         print_line("interrupted")
+    if status is None:
+        print_line(ENGINE_ENDED)
+        status = 1
     os._exit(status if status >= 0 else 128 - status)
 
 
-def wait_for_server(server: int, awaited: Sequence[int]) -> int:
+def wait_for_server(server: int, awaited: Sequence[int]) -> int | None:
     """Forward signals to the server until it ends or has to be killed.
 
-    Returns the server's exit status as a shell reports it, or -N if signal N came and the server has to be killed.
+    Returns the server's exit status as a shell reports it, or -N if signal N came and the server has to be killed;
+    None if the server stopped while it was serving.
 
     server: its process id; awaited: the blocked signals that are handled here.
     """
@@ -86,6 +91,8 @@ def wait_for_server(server: int, awaited: Sequence[int]) -> int:
             ended, status = os.waitpid(server, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
+                if code == 0 and serving:  # vLLM's server exits with status 0 if its engine ends
+                    return None
                 return code if code >= 0 else 128 - code
         elif number == SERVING:
             serving += 1

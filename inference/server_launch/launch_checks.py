@@ -11,6 +11,7 @@ from model_folders.own_code import own_code_error
 from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
+LAST_PORT = 65535
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -64,6 +65,8 @@ def merge_remedy(adapter: str) -> str:
 
 def check_port(host: str, port: int) -> None:
     """Raise ValueError if no server can listen at host:port."""
+    if not 0 <= port <= LAST_PORT:
+        raise ValueError(f"port {port} does not exist; give --port a number up to {LAST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

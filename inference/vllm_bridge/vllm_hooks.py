@@ -6,16 +6,21 @@ and classes of vLLM are preferred.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any
+
+from grammar_checks.bounded_process import BoundedProcess, QueueFullError
+from grammar_checks.grammar_checker import MAX_WAITING, TRIAL_MEMORY, TRIAL_SECONDS, GrammarChecker
 
 from vllm_bridge.vllm_imports import from_vllm
 
 PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
 COMPLETION = "vllm.entrypoints.openai.completion"
 AUTHENTICATION = "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware"
+SAMPLING = "vllm.sampling_params:SamplingParams"
 MODELS = "vllm.entrypoints.openai.models.serving:OpenAIServingModels"
 # "module:name(parameters that are passed by position or name)": reason
 PRIVATE_API = {
@@ -31,6 +36,10 @@ PRIVATE_API = {
     # token limits: no middleware sees the tokens of an answer whose client has disconnected
     "vllm.v1.engine.output_processor:OutputProcessor.add_request(request)": "wrapped: the sequences of a request",
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens()": "called: tokens generated so far",
+    # grammars are tried before vLLM converts them on the event loop and compiles them in the engine
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request(request_id, prompt, params)": "wrapped: tries its constraint",
+    f"{SAMPLING}._validate_structured_outputs(model_config, structured_outputs_config, tokenizer)": "called",
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_init(request)": "called: makes the engine's compiler",
     # routes: requests are validated, sampled and answered as by /v1/completions
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
@@ -45,6 +54,49 @@ def default_max_num_seqs(args: argparse.Namespace) -> int:
     world_size = args.tensor_parallel_size * args.pipeline_parallel_size
     _, max_num_seqs = from_vllm("AsyncEngineArgs").get_batch_defaults(world_size)
     return max_num_seqs[from_vllm("UsageContext").OPENAI_API_SERVER]
+
+
+# set while a request has a constraint that is bounded by construction
+is_bounded: ContextVar[bool] = ContextVar("is_bounded", default=False)
+
+
+def check_constraints(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM try the constraint of each request first; forks the process that tries them."""
+    config = engine_client.vllm_config
+    if config.model_config.skip_tokenizer_init:
+        return  # vLLM refuses constraints
+
+    def prepare() -> Callable[[dict[str, Any]], dict[str, Any]]:
+        from vllm_bridge.grammar_trial import prepare_trials
+
+        return prepare_trials(config)
+
+    process = BoundedProcess(prepare, TRIAL_SECONDS, TRIAL_MEMORY, MAX_WAITING)
+    add_request, check = engine_client.add_request, GrammarChecker(process).check
+
+    async def check_and_add(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        constraint = getattr(params, "structured_outputs", None)
+        if constraint is not None and not is_bounded.get():
+            await check_constraint(constraint, check)
+        return await add_request(request_id, prompt, params, *args, **kwargs)
+
+    engine_client.add_request = check_and_add
+
+
+async def check_constraint(constraint: Any, check: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+    """Check vLLM's StructuredOutputsParams and replace its fields by the checked ones.
+
+    Raises vLLM's exceptions for status 400 and 503.
+    """
+    values = {each.name: getattr(constraint, each.name) for each in fields(constraint) if each.init}
+    try:
+        checked = await check({name: value for name, value in values.items() if value not in (None, False)})
+    except QueueFullError:
+        raise from_vllm("QueueOverflowError")() from None
+    except ValueError as error:
+        raise from_vllm("VLLMValidationError")(str(error)) from None
+    for name, value in checked.items():
+        setattr(constraint, name, value)
 
 
 class TokenUsage:

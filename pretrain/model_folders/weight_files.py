@@ -7,6 +7,7 @@ of weights the two libraries therefore load different models.
 """
 
 from pathlib import Path
+from zipfile import is_zipfile
 
 from exact_tokenizers.tokenizer_folders import read_object
 
@@ -15,18 +16,20 @@ ADAPTER = "adapter_config.json"
 NO_WEIGHTS = ("training_args.bin", "optimizer.bin")  # .bin files that vLLM does not read
 # Prefix of weight files in Mistral's own layout; published folders have them besides model*.safetensors.
 CONSOLIDATED = "consolidated"
+LFS_POINTER = b"version https://git-lfs"  # first bytes of the text file that `git clone` without Git LFS leaves
+ZIP = b"PK\3\4"  # first bytes of .bin files since PyTorch 1.6
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files, in sorted order, that transformers and vLLM read a model's weights from; [] without weights.
 
-    Raises FileNotFoundError if a shard is missing or outside the folder. Raises ValueError, which names both files, if
-    the two libraries read different files, or if the folder also has an adapter, which transformers adds to the model
-    and vLLM does not.
+    Raises FileNotFoundError if a shard is missing or outside the folder. Raises ValueError if a file or the index is
+    damaged, if the two libraries read different files, or if the folder also has an adapter, which transformers adds to
+    the model and vLLM does not.
     """
     for name in SETS:
         index = folder / f"{name}.index.json"
-        listed = sorted({str(file) for file in (read_object(index).get("weight_map") or {}).values()})
+        listed = listed_files(index)
         if not index.is_file() and not (folder / name).is_file():
             continue
         files, source = ([name], name) if (folder / name).is_file() else (listed, index.name)
@@ -44,8 +47,39 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} has two sets of weights: transformers reads {source}, vLLM reads {other}; remove the one "
                 "that is not this model's"
             )
+        for file in files:
+            check_weight_file(folder / file)
         return [folder / file for file in files]
     return []
+
+
+def listed_files(index: Path) -> list[str]:
+    """Return the sorted names of the files in an index of shards, [] if there is no index or an empty one."""
+    weight_map = read_object(index).get("weight_map") or {}
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} is damaged (weight_map is not an object of tensors and files); download it again")
+    return sorted(set(map(str, weight_map.values())))
+
+
+def check_weight_file(file: Path) -> None:
+    """Raise ValueError if a file of weights is a Git LFS pointer or is cut off; reads its header only."""
+    with file.open("rb") as stored:
+        head = stored.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
+        remedy = "run `git lfs pull` in its folder, or download it again"
+        raise ValueError(f"{file} is a Git LFS pointer instead of the weights; {remedy}")
+    if file.suffix == ".bin":
+        if head.startswith(ZIP) and not is_zipfile(file):
+            raise ValueError(f"{file} is cut off; download it again")
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is cut off or damaged ({reason}); download it again") from None
 
 
 def files_of_vllm(folder: Path, listed: list[str]) -> list[str]:

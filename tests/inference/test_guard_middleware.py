@@ -11,6 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from server_guard import body_structure
 from server_guard.guard_middleware import GuardMiddleware, api_keys
 
 # Builds the application as the server does, without an engine. Requests each route with its own and other methods, and
@@ -189,3 +192,40 @@ def test_websocket_without_key_is_closed() -> None:
 
 async def never(*_: Any) -> Any:
     pytest.fail("something was read or passed on")
+
+
+def counted(value: Any) -> dict[str, int]:
+    """Return the numbers of objects, lists and elements (both, and the commas between their items)."""
+    objects = lists = commas = 0
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict | list):
+            objects, lists = objects + isinstance(each, dict), lists + isinstance(each, list)
+            commas += max(0, len(each) - 1)
+            pending += each.values() if isinstance(each, dict) else each
+    return {"objects": objects, "lists": lists, "elements": objects + lists + commas}
+
+
+TEXTS = st.text(alphabet='a,[{"\\ 中😀\n')
+VALUES = st.recursive(
+    TEXTS | st.integers(), lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXTS, inner, max_size=5)
+)
+
+
+@given(value=VALUES, ascii_only=st.booleans())
+def test_structure_of_a_body_is_counted_outside_strings(value: Any, ascii_only: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    assert body_structure.count_structure(body) == counted(value)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions"])
+def test_body_of_many_objects_is_refused_on_every_route(server: Any, path: str) -> None:
+    message = '{"role": "user", "content": ""}'
+    body = f'{{"messages": [{", ".join([message] * 200_000)}]}}'.encode()
+    status, answer = server.post(path, body)
+    error = answer["error"] if path == "/generate" else answer["error"]["message"]
+    assert (status, error) == (400, "the body has 200001 objects; send at most 16384 at once")
+    status, answer = server.post(path, b'{"prompt": [' + b"7, " * 300_000 + b"7]}")
+    error = answer["error"] if path == "/generate" else answer["error"]["message"]
+    assert (status, error) == (400, "the body has 300002 elements; send at most 262144 at once")

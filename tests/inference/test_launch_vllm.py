@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import RunScript, free_port
-from server_launch.launch_args import model_configuration
+from server_launch.launch_args import model_configuration, precheck
 from server_launch.launch_checks import check_port, check_served_model
 from server_launch.launch_presets import (
     bind_cores,
@@ -211,6 +211,8 @@ def test_launcher_refuses_a_port_in_use(run_script: RunScript, tiny_checkpoint: 
     assert time.monotonic() - began < 20
     with pytest.raises(ValueError, match=r"cannot listen on 192\.0\.2\.1:80"):
         check_port("192.0.2.1", 80)
+    with pytest.raises(ValueError, match=r"^port 65536 does not exist; give --port a number up to 65535$"):
+        precheck(["--model", "m", "--port", "65536"])
 
 
 PARSE_EACH = """

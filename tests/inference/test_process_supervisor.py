@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_guard.process_supervisor import CLEAN_UP_SECONDS, MARK, SAME_SIGNAL_SECONDS, marked_processes
+from server_guard.process_supervisor import CLEAN_UP_SECONDS, ENGINE_ENDED, MARK, SAME_SIGNAL_SECONDS, marked_processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no supervisor elsewhere")
 
@@ -43,6 +43,8 @@ if "serves" in sys.argv:
     notify_supervisor(SERVING)
 if "fails" in sys.argv:
     sys.exit(3)
+if "stops" in sys.argv:
+    sys.exit(0)
 while True:
     time.sleep(300)
 """
@@ -65,7 +67,7 @@ class Launcher:
         assert self.process.stdout
         server, mark = self.process.stdout.readline().split()
         self.server, self.line, self.trial = int(server), f"{MARK}={mark}".encode(), f"TRIAL={trial}".encode()
-        if "fails" not in words:
+        if not {"fails", "stops"} & set(words):
             assert [self.process.stdout.readline() for _ in range(2)] == ["hidden\n"] * 2
 
     def ended(self, within: float) -> tuple[int, str]:
@@ -111,6 +113,13 @@ def test_ended_server_leaves_no_process_and_passes_its_status_on(launch: Any) ->
     os.kill(killed.server, signal.SIGKILL)
     assert killed.ended(within=5)[0] == 128 + signal.SIGKILL
     assert launch("fails").ended(within=5)[0] == 3
+    assert launch("stops").ended(within=5)[0] == 0
+
+
+def test_server_that_stops_while_it_serves_is_status_1(launch: Any) -> None:
+    """vLLM's server exits with status 0 if its engine is killed."""
+    status, written = launch("serves", "stops").ended(within=5)
+    assert (status, written.splitlines()[-1]) == (1, ENGINE_ENDED)
 
 
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted\n")])

@@ -1,7 +1,9 @@
 """Adapters and their base in one server: adapters answer like merged models, and the base is unchanged."""
 
 import json
+import os
 import shutil
+import signal
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
+from guarded_server import gone_within
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
+from server_guard.process_supervisor import ENGINE_ENDED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = [
@@ -256,3 +260,16 @@ def test_end_token_of_an_adapter_ends_its_answers(
     status, answer = adapter_server.post("/generate", body(1, "ends") | {"parameters": parameters})
     assert status == 200
     assert 1 <= answer["num_output_tokens_cf"] < TOKENS
+
+
+def test_killed_engine_ends_the_launcher_with_status_1(adapter_server: Any) -> None:
+    """The last test of this file, since it ends the server."""
+    [engine] = [
+        pid
+        for pid in adapter_server.process_ids()
+        if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    ]
+    os.kill(engine, signal.SIGKILL)
+    assert adapter_server.process.wait(60) == 1
+    assert adapter_server.log.read_text().splitlines()[-1] == ENGINE_ENDED
+    gone_within(adapter_server, 5)

@@ -1,0 +1,187 @@
+"""Delays that the worst bodies of 8 MiB cause: of /health, and of a neighbour's short /generate.
+
+    python benchmarks/bench_worst_bodies.py
+    python benchmarks/bench_worst_bodies.py --model runs/merged --only choices                           # some bodies
+
+Sends each body to a server that inference/launch_vllm.py starts, while one client polls /health every 50 ms and another
+sends short requests to /generate one after the other. Prints a Markdown table: route and body, status of the response,
+seconds until it, longest time until /health answers, and longest time of a neighbour's request; the first row is the
+server without such a body. Without --model, the model is a random LLaMA of two layers.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from measurements import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "inference"))
+
+from command_line.fire_commands import run
+
+import aiohttp
+from batch_runs.batch_server import started_server
+from bench_serve import make_checkpoint
+
+BYTES = 8 * 2**20 - 1024
+POLL_SECONDS = 0.05
+QUIET_SECONDS = 5.0  # measured without and after a body
+LONGEST_SECONDS = 15.0  # a text of 8 MiB has thousands of windows
+NEIGHBOUR = json.dumps({"instruction": "Name a city.", "parameters": {"max_tokens": 8, "temperature": 0}}).encode()
+
+
+class WorstBody(NamedTuple):
+    path: str
+    name: str
+    content: bytes
+
+
+def filled(before: str, unit: str, after: str) -> bytes:
+    """Return a body of 8 MiB that repeats a unit; its last comma is dropped."""
+    count = (BYTES - len(before.encode()) - len(after.encode())) // len(unit.encode())
+    return (before + (unit * count).removesuffix(",") + after).encode()
+
+
+def extract_body(text: str) -> bytes:
+    return filled('{"task": "ner", "schema": ["person"], "text": "', text, '"}')
+
+
+def worst_bodies() -> Iterator[WorstBody]:
+    """Yield bodies that make parsing, validation, rendering, tokenising, splitting or compiling as slow as they can."""
+    message = '{"role":"user","content":""},'
+    yield WorstBody(
+        "/extract", "`.` × 8 M, then x", filled('{"task": "ner", "schema": ["person"], "text": "', ".", 'x"}')
+    )
+    yield WorstBody("/extract", "`!。` runs", extract_body("!。"))
+    yield WorstBody("/extract", "spaces", extract_body(" "))
+    yield WorstBody("/extract", "quotation marks", extract_body("”"))
+    yield WorstBody("/extract", "characters of 4 bytes", extract_body("😀"))
+    yield WorstBody("/generate", "text of one letter", filled('{"instruction": "', "a", '"}'))
+    yield WorstBody("/generate", "escapes", filled('{"instruction": "', "\\u4e00", '"}'))
+    yield WorstBody("/generate", "unknown keys", ("{" + ",".join(f'"k{at}":0' for at in range(700_000)) + "}").encode())
+    routes: dict[str, tuple[str, str]] = {
+        "/generate": ('{"instruction": "x"', "}"),
+        "/v1/completions": ('{"prompt": "x", "max_tokens": 4', "}"),
+        "/v1/chat/completions": ('{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4', "}"),
+        "/v1/responses": ('{"input": "x", "max_output_tokens": 16', "}"),
+    }
+    for path, (start, end) in routes.items():
+        yield WorstBody(path, "`[`", b"[" * BYTES)
+        yield WorstBody(path, "unknown field of empty objects", filled(f'{start}, "unknown": [', "{},", f"]{end}"))
+        yield WorstBody(path, "unknown field of numbers", filled(f'{start}, "unknown": [', "1,", f"]{end}"))
+        yield WorstBody(path, "logit_bias", f'{start}, "logit_bias": {biases()}{end}'.encode())
+        choices = json.dumps([f"number {at}" for at in range(300_000)])
+        yield WorstBody(
+            path, "300,000 choices", f'{start}, "structured_outputs": {{"choice": {choices}}}{end}'.encode()
+        )
+    yield WorstBody("/generate", "250,000 empty messages", filled('{"messages": [', message, "]}"))
+    yield WorstBody("/generate", "16,000 messages", ('{"messages": [' + (message * 16_000)[:-1] + "]}").encode())
+    yield WorstBody("/v1/chat/completions", "250,000 empty messages", filled('{"messages": [', message, "]}"))
+    few = '{"messages": [' + (message * 16_000)[:-1] + '], "max_tokens": 4}'
+    yield WorstBody("/v1/chat/completions", "16,000 messages", few.encode())
+    yield WorstBody(
+        "/v1/chat/completions", "one long message", filled('{"messages": [{"role": "user", "content": "', "a ", '"}]}')
+    )
+    yield WorstBody("/v1/completions", "token ids", filled('{"max_tokens": 4, "prompt": [', "7,", "]}"))
+    yield WorstBody("/v1/completions", "260,000 token ids", ('{"prompt": [' + ("7," * 260_000)[:-1] + "]}").encode())
+    yield WorstBody("/v1/completions", "one long text", filled('{"max_tokens": 4, "prompt": "', "a ", '"}'))
+    yield WorstBody("/v1/completions", "16,000 prompts", ('{"prompt": [' + ('"a",' * 16_000)[:-1] + "]}").encode())
+    yield WorstBody("/v1/responses", "one long text", filled('{"input": "', "a ", '"}'))
+    ambiguous = {"prompt": "x", "structured_outputs": {"grammar": "root ::= s\ns ::= s s s | s s | [a-z]"}}
+    yield WorstBody("/v1/completions", "ambiguous grammar", json.dumps(ambiguous).encode())
+    nested = {"instruction": "x", "parameters": {"structured_outputs": {"regex": ".*" * 4000}}}
+    yield WorstBody("/generate", "8,000 characters of `.*`", json.dumps(nested).encode())
+    draw = random.Random(0)
+    names = ["".join(draw.choices("abcdefghij", k=140)) for _ in range(400)]
+    yield WorstBody("/extract", "largest schema", json.dumps({"task": "ner", "schema": names, "text": "x"}).encode())
+
+
+def biases() -> str:
+    return "{" + ",".join(f'"{at}":1' for at in range(600_000)) + "}"
+
+
+class Measured(NamedTuple):
+    status: int
+    seconds: float
+    health: float  # longest seconds until /health answered
+    neighbour: float  # longest seconds of a neighbour's request
+
+
+async def repeat_until(stop: asyncio.Event, call: Callable[[], Awaitable[float]], pause: float) -> float:
+    """Return the longest of the seconds that `call` returned until `stop` was set."""
+    longest = 0.0
+    while not stop.is_set():
+        longest = max(longest, await call())
+        await asyncio.sleep(pause)
+    return longest
+
+
+async def measure(session: aiohttp.ClientSession, body: WorstBody | None) -> Measured:
+    """Send a body (None: none) beside the other clients; they go on for a few seconds after its response."""
+
+    async def timed(method: str, path: str, content: bytes | None = None) -> float:
+        began = time.perf_counter()
+        headers = {"Content-Type": "application/json"}
+        async with session.request(method, path, data=content, headers=headers) as answer:
+            await answer.read()
+        return time.perf_counter() - began
+
+    stop = asyncio.Event()
+    health = asyncio.create_task(repeat_until(stop, lambda: timed("GET", "/health"), POLL_SECONDS))
+    neighbour = asyncio.create_task(repeat_until(stop, lambda: timed("POST", "/generate", NEIGHBOUR), 0.0))
+    await asyncio.sleep(0.5)
+    began, status = time.perf_counter(), 0
+    if body:
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS):
+                async with session.post(
+                    body.path, data=body.content, headers={"Content-Type": "application/json"}
+                ) as answer:
+                    await answer.read()
+                    status = answer.status
+        except TimeoutError:
+            pass  # status 0
+    seconds = time.perf_counter() - began
+    await asyncio.sleep(QUIET_SECONDS if body is None else 1.0)
+    stop.set()
+    return Measured(status, seconds, await health, await neighbour)
+
+
+async def measure_all(socket_file: str, only: str) -> None:
+    connector = aiohttp.UnixConnector(socket_file, limit=0)
+    async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+        await measure(session, None)
+        print("| route | body | status | response | `/health` | neighbour |\n|---|---|---|---|---|---|")
+        for body in (None, *worst_bodies()):
+            if body and only not in f"{body.path} {body.name}":
+                continue
+            found = await measure(session, body)
+            path, name = (f"`{body.path}`", body.name) if body else ("", "none")
+            status, response = (found.status or "open", f"{found.seconds:.1f} s") if body else ("", "")
+            print(
+                f"| {path} | {name} | {status} | {response} | {found.health:.2f} s | {found.neighbour:.2f} s |",
+                flush=True,
+            )
+
+
+def main(model: str = "", only: str = "") -> None:
+    """Measure the delays; see the top of this file.
+
+    Args:
+        model: a checkpoint folder; without it, a random model is made.
+        only: measure only the bodies whose route and name have this text.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        served = model or str(make_checkpoint(Path(folder), hidden_size=64, layers=2))
+        with started_server(served, "", ("--max-body-mib", "8", "--max-num-queued-reqs", "1024")) as socket_file:
+            asyncio.run(measure_all(socket_file, only))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""Try a constraint as vLLM's engine would use it: convert, compile, and generate a random answer with it.
+
+vLLM's engine has one backend for all requests: the one of the first constrained request. With the backend "auto", a
+constraint that xgrammar refuses is validated by another backend and then fails in xgrammar's, so it is refused here.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from grammar_checks.unicode_classes import expand_unicode_classes
+
+from vllm_bridge.vllm_imports import from_vllm
+
+TRIAL_TOKENS = 512
+MAX_CONVERSION_SECONDS = 0.2  # vLLM converts a constraint on the event loop
+MAX_STEP_SECONDS = 0.03  # the engine computes the allowed tokens between two steps of all requests
+LOG_PREFIX = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # time and source line in xgrammar's messages
+
+
+def prepare_trials(vllm_config: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the function that tries a constraint: fields of StructuredOutputsParams -> the fields for the engine.
+
+    It raises ValueError if the constraint is refused.
+    """
+    os.environ["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = "0"  # vLLM's limit of elapsed time depends on the other processes
+    manager = from_vllm("StructuredOutputManager")(vllm_config)
+    manager._use_async_grammar_compilation = False
+    backend = vllm_config.structured_outputs_config.backend
+    backend = "xgrammar" if backend == "auto" else backend
+    settings = replace(vllm_config.structured_outputs_config, backend=backend)
+    warm_up(manager, backend)
+    allowed = manager.backend.allocate_token_bitmask(1)
+    avoided = np.array(manager.tokenizer.all_special_ids)  # an end token would shorten the trial
+
+    def try_constraint(fields: dict[str, Any]) -> dict[str, Any]:
+        if regex := fields.get("regex"):
+            fields = fields | {"regex": expand_unicode_classes(regex)}
+        make_params = from_vllm("StructuredOutputsParams")
+        params = from_vllm("SamplingParams")(structured_outputs=make_params(**fields))
+        try:
+            began = time.process_time()
+            params._validate_structured_outputs(vllm_config.model_config, settings, manager.tokenizer)
+            check_seconds("converting it", time.process_time() - began, MAX_CONVERSION_SECONDS)
+            kind, spec = from_vllm("get_structured_output_key")(params.structured_outputs)
+            grammar = manager.backend.compile_grammar(kind, spec)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(compiler_message(error)) from None
+        generate(grammar, allowed, avoided)
+        return fields
+
+    return try_constraint
+
+
+def warm_up(manager: Any, backend: str) -> None:
+    """Create the manager's backend, which reads the vocabulary."""
+    params = from_vllm("StructuredOutputsParams")(json_object=True)
+    params._backend = backend
+    request = SimpleNamespace(
+        request_id="trial",
+        sampling_params=SimpleNamespace(structured_outputs=params, all_stop_token_ids=set()),
+        structured_output_request=from_vllm("StructuredOutputRequest")(params),
+    )
+    manager.grammar_init(request)
+
+
+def generate(grammar: Any, allowed: Any, avoided: Any) -> None:
+    """Generate a random answer of at most TRIAL_TOKENS tokens.
+
+    allowed: int32 bit mask of the vocabulary, one row; avoided: ids that are used only if no other is allowed. Raises
+    ValueError if no token is allowed at some point, or if a step takes too long.
+    """
+    random = np.random.default_rng(0)
+    for count in range(TRIAL_TOKENS):
+        began = time.thread_time()
+        grammar.fill_bitmask(allowed, 0)
+        seconds = time.thread_time() - began
+        tokens = np.flatnonzero(np.unpackbits(allowed.numpy()[0].view(np.uint8), bitorder="little"))
+        if not len(tokens):
+            raise ValueError(f"after {count} tokens, it allows neither a token nor the end; no answer satisfies it")
+        preferred = np.setdiff1d(tokens, avoided)
+        began = time.thread_time()
+        grammar.accept_tokens("trial", [int(random.choice(preferred if len(preferred) else tokens))])
+        check_seconds("finding the allowed tokens", seconds + time.thread_time() - began, MAX_STEP_SECONDS)
+        if grammar.is_terminated():
+            break
+
+
+def check_seconds(work: str, seconds: float, limit: float) -> None:
+    if seconds > limit:
+        raise ValueError(f"{work} takes more than {limit:g} s; send a simpler constraint")
+
+
+def compiler_message(error: Exception) -> str:
+    """Return the message of a compiler on one line, without places in its source."""
+    message = LOG_PREFIX.sub("", f"{error}" if error.__cause__ is None else f"{error.__cause__}")
+    if "Check failed" in message:
+        return "the grammar compiler cannot build it; a repeat in a pattern has at most 128 copies"
+    return " ".join(message.split())[:200]
