@@ -80,6 +80,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     from sequence_packing.packed_sequences import Packing
     from sequence_packing.sampler import Schedule
     from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
+    from training_loop.resumed_settings import check_steps
     from training_loop.run_folders import check_base
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
@@ -102,6 +103,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
+    check_steps(args.max_steps, start.step)
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from json_rows.compressed_files import COMPRESSED
 from json_rows.json_stream import INLINE_SPACE, WHITESPACE, InvalidJsonError, TextWindow, encoding_error
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-COMPRESSED = (".gz", ".zst")
 METADATA_FILES = ("extraction.json", "types.json", "run.json")  # without rows, in the same folders as row files
 PARQUET_ROWS = 1024  # rows read at a time
 

@@ -66,7 +66,7 @@ def prepare_folder_of_shards(
     Writes run.json, from which `run_task` reads the shards, the tokenizer and the settings.
     """
     plan = folder / "run.json"
-    identity = {"tokenizer": encoder.fingerprint, "settings": asdict(settings) | {"engine": ""}}
+    identity = {"tokenizer": encoder.identity, "settings": asdict(settings) | {"engine": ""}}
     try:
         is_same_run = json.loads(plan.read_text()).items() >= identity.items()
     except (OSError, ValueError):

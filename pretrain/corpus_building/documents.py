@@ -19,7 +19,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_rows.json_stream import LONE_SURROGATE, READ_ERRORS, decompressed_file, syntax_error
+from json_rows.compressed_files import COMPRESSED, READ_ERRORS, decompressed_file
+from json_rows.json_stream import LONE_SURROGATE, syntax_error
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
 COMPRESSION_RATIOS = {".gz": 3, ".zst": 3, ".parquet": 2}  # lower bound of text size / file size
@@ -92,11 +93,11 @@ def parse_text_template(text: str) -> str:
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """Return the files that match paths and globs, in order, without duplicates.
+    """Return the files that match paths and globs, in order, each once: `a.jsonl` and `./a.jsonl` are one file.
 
     Raises FileNotFoundError if a pattern matches no file, ValueError if a match is not a file or has another suffix.
     """
-    found: dict[str, None] = {}
+    found: dict[Path, str] = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute, too)
         if not paths:
@@ -106,19 +107,24 @@ def find_files(patterns: list[str]) -> list[str]:
                 raise ValueError(f"{path} is not a file; name files, or all files of a folder: '{path}/*.jsonl'")
             if file_format(path) not in SUFFIXES:
                 raise ValueError(f"{path} is not {', '.join(SUFFIXES)}, or text with .gz or .zst; convert or rename it")
-            found[path] = None
-    return list(found)
+            found.setdefault(Path(path).resolve(), path)
+    return list(found.values())
 
 
 def file_format(path: str) -> str:
     """Return the suffix that determines the format; for .gz and .zst the suffix before it, or .jsonl."""
-    name = Path(path)
-    return (Path(name.stem).suffix or ".jsonl") if name.suffix in (".gz", ".zst") else name.suffix
+    name = Path(path.lower())
+    return (Path(name.stem).suffix or ".jsonl") if name.suffix in COMPRESSED else name.suffix
+
+
+def compression_ratio(path: str) -> int | None:
+    """Return a lower bound of text size / file size, None for a file that is not compressed."""
+    return COMPRESSION_RATIOS.get(Path(path).suffix.lower())
 
 
 def text_bytes(path: str) -> int:
     """Return a lower bound of the bytes of text in a file."""
-    return Path(path).stat().st_size * COMPRESSION_RATIOS.get(Path(path).suffix, 1)
+    return Path(path).stat().st_size * (compression_ratio(path) or 1)
 
 
 def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
@@ -126,8 +132,8 @@ def plan_shards(paths: list[str], shard_bytes: int) -> list[Shard]:
     shards = []
     for path in paths:
         size, modified = Path(path).stat().st_size, Path(path).stat().st_mtime_ns
-        is_divisible = Path(path).suffix not in COMPRESSION_RATIOS
-        step = max(1, max(shard_bytes, -(-size // MAX_SHARDS_PER_FILE)) if is_divisible else size)
+        largest = size if compression_ratio(path) else max(shard_bytes, -(-size // MAX_SHARDS_PER_FILE))
+        step = max(1, largest)
         shards += [Shard(path, size, modified, at, min(at + step, size)) for at in range(0, size, step)]
     return shards
 
@@ -139,7 +145,7 @@ def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) 
     if a line is not UTF-8, is not a JSON object or lacks a field, or if the file is damaged. If source.on_error is
     `skip`, yields a TextRow with the error instead; the rest of a damaged file is one TextRow.
     """
-    is_parquet, is_text = shard.path.endswith(".parquet"), file_format(shard.path) == ".txt"
+    is_parquet, is_text = (file_format(shard.path) == suffix for suffix in (".parquet", ".txt"))
     with Path(shard.path).open("rb", BUFFER_BYTES) as raw:
         columns = None if all_columns else source.fields
         lines = _read_parquet_rows(raw, columns) if is_parquet else _read_lines(shard, raw)
@@ -162,7 +168,7 @@ def read_documents(shard: Shard, source: TextSource, all_columns: bool = False) 
 
 def _read_lines(shard: Shard, raw: Any) -> Iterator[bytes]:
     """Yield the lines that begin in a shard."""
-    at, end = _seek_first_line(shard, raw), inf if Path(shard.path).suffix in COMPRESSION_RATIOS else shard.end
+    at, end = _seek_first_line(shard, raw), inf if compression_ratio(shard.path) else shard.end
     for line in decompressed_file(raw, Path(shard.path)):
         if at >= end:
             return
@@ -188,25 +194,45 @@ def _count_lines_before(shard: Shard) -> int:
     return lines
 
 
-def _read_parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .parquet file; raises OSError if the file is damaged.
+def _read_parquet_rows(raw: Any, columns: list[str] | None) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of a .parquet file, None for a row that is not UTF-8; raises OSError at the first damaged row.
 
     columns: the columns to read, of which some may not exist; None: all.
     """
     from pyarrow import ArrowException, parquet
 
+    yielded = 0
+    for size in (PARQUET_ROWS, 1):  # the second pass yields the rows before the damage in the batch that failed
+        try:
+            at = 0
+            for batch in parquet.ParquetFile(raw).iter_batches(batch_size=size, columns=columns):
+                for row in _rows_of_batch(batch)[max(0, yielded - at) :]:
+                    yield row
+                    yielded += 1
+                at += batch.num_rows
+            return
+        except (ArrowException, OSError) as error:
+            failure = OSError(str(error))
+    raise failure
+
+
+def _rows_of_batch(batch: Any) -> list[dict[str, Any] | None]:
+    """Return the rows of a pyarrow.RecordBatch, None for a row that is not UTF-8."""
     try:
-        for batch in parquet.ParquetFile(raw).iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-            yield from batch.to_pylist()
-    except ArrowException as error:
-        raise OSError(str(error)) from None
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [None]
+        return [row for number in range(batch.num_rows) for row in _rows_of_batch(batch.slice(number, 1))]
 
 
 def _parse_line(line: Any, source: TextSource, is_text: bool, is_first: bool) -> tuple[str, dict[str, Any]]:
     """Return `text` and `content` of a TextRow; raises ValueError if the line is unreadable.
 
-    line: bytes, or the dict of a .parquet row. is_text: the file is .txt. is_first: the file begins with this line.
+    line: bytes, or a row of `_read_parquet_rows`. is_text: the file is .txt. is_first: the file begins with this line.
     """
+    if line is None:
+        raise ValueError("is not UTF-8; write the file again")
     if isinstance(line, dict):
         return _text_of_row(line, source), line
     text = _decode_line(line, is_first)
@@ -219,11 +245,14 @@ def _parse_line(line: Any, source: TextSource, is_text: bool, is_first: bool) ->
 
 
 def _decode_line(line: bytes, is_first: bool) -> str:
-    """Return a line as text, without a byte order mark; raises ValueError if it is not UTF-8."""
+    """Return a line as text, without a byte order mark, which also begins later lines of files that were joined.
+
+    Raises ValueError if the line is not UTF-8.
+    """
     if is_first and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("is UTF-16, which cannot be divided into shards; convert the file to UTF-8")
     try:
-        return line.decode("utf-8-sig" if is_first else "utf-8")
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file to UTF-8") from None
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from corpus_tokenizer.tokenizer_identity import identity_differences
+
 from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, corpus_bytes, dropped_records
 
 
@@ -26,10 +28,13 @@ def merge_corpora(
     corpora = [Corpus(prefix) for prefix in prefixes]
     first = corpora[0]
     for other in corpora[1:]:
-        if (other.fingerprint, other.dtype) != (first.fingerprint, first.dtype):
+        different = identity_differences(first.sidecar["tokenizer"], other.sidecar["tokenizer"])
+        if other.dtype != first.dtype:
+            different = ", ".join(filter(None, [different, f"dtype ({first.dtype.name} and {other.dtype.name})"]))
+        if different:
             raise ValueError(
-                f"{other.prefix} has tokenizer {other.fingerprint[:16]} in {other.dtype.name}, {first.prefix} has "
-                f"{first.fingerprint[:16]} in {first.dtype.name}; write one of them again with the other's tokenizer"
+                f"the tokenizers of {first.prefix} and {other.prefix} have different {different}; write one of them "
+                "again with the other's tokenizer"
             )
     check_free_space(new_prefix, sum(corpus_bytes(corpus.prefix) for corpus in corpora))
     with CorpusWriter(new_prefix, first.vocab_size, overwrite) as writer:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from corpus_tokenizer.tokenizer_engines import (
     SentencePieceEngine,
     TokenizersEngine,
 )
+from corpus_tokenizer.tokenizer_identity import ids_sha256
 
 logger = logging.getLogger("document_encoder")
 
@@ -38,6 +40,7 @@ class DocumentEncoder:
         engine: the engine that encodes.
         checkers: the engines for comparison, each with the error message for other ids, in which {text} is replaced.
         fingerprint: sha256 of the id-ordered table of pieces.
+        reference: the engine whose ids identify the tokenizer; see tokenizer_identity.py.
         vocab_size: the largest id + 1.
         bos_id: None if the tokenizer has no BOS.
         checked: the number of texts compared so far.
@@ -47,6 +50,7 @@ class DocumentEncoder:
     engine: Engine
     checkers: list[tuple[Engine, str]]
     fingerprint: str
+    reference: ReferenceEngine
     vocab_size: int
     bos_id: int | None
     eos_id: int
@@ -68,12 +72,17 @@ class DocumentEncoder:
             self.checked += 1
         return encoded
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the ids of a document; see tokenizer_identity.py."""
+        return {
+            "fingerprint": self.fingerprint, "ids_sha256": ids_sha256(self.reference),
+            "bos_id": self.bos_id, "eos_id": self.eos_id,
+        }  # fmt: skip
+
     def sidecar_entry(self) -> dict[str, Any]:
         """Return the description of the tokenizer for the sidecar of a corpus."""
-        return {
-            "fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "bos_id": self.bos_id,
-            "eos_id": self.eos_id, "engine": self.engine.name,
-        }  # fmt: skip
+        return self.identity | {"vocab_size": self.vocab_size, "engine": self.engine.name}
 
 
 def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
@@ -105,13 +114,14 @@ def load_encoder(folder: str | Path, engine: str = "auto") -> DocumentEncoder:
         build = f"python tools/build_tokenizer.py --tokenizer_model {model} --output_dir {folder}"
         message = f"{tokenizer_json} gives other ids than its tokenizer.model for {{text}}; build an exact one: {build}"
         checkers.append((converted, message))
-    table = (converted or reference).table
+    identifying = converted or reference
+    table = identifying.table
     bos_id, eos_id = (_special_id(Path(folder), kind, table, reference) for kind in ("bos", "eos"))
     if eos_id is None:
         raise ValueError(f'{folder} names no end-of-text token; add "eos_token" to its tokenizer_config.json')
     return DocumentEncoder(
         folder=str(folder), engine=chosen, checkers=checkers, fingerprint=vocabulary_fingerprint(table),
-        vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
+        reference=identifying, vocab_size=max(table.values()) + 1, bos_id=bos_id, eos_id=eos_id,
     )  # fmt: skip
 
 

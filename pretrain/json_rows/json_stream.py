@@ -5,21 +5,20 @@ value is parsed again, so time is linear in the file size and memory in the size
 """
 
 import codecs
-import gzip
 import io
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
+
+from json_rows.compressed_files import READ_ERRORS, decompressed_file
 
 BLOCK_CHARACTERS = 1 << 18  # read at a time
 # A byte order mark also stands within a file if files that begin with one were joined.
 INLINE_SPACE = re.compile(r"[ \t\r\ufeff]*")
 WHITESPACE = re.compile(r"[ \t\r\n\ufeff]*")
-READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, OSError)  # raised on reading a damaged or incomplete file
 LONE_SURROGATE = "has half a surrogate pair (\\ud800 to \\udfff), which is not a character; correct it"
 
 
@@ -45,18 +44,6 @@ def _finite(digits: str) -> float:
 
 
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # keeps the last of duplicate keys
-
-
-def decompressed_file(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return the open file, or for a name that ends in .gz or .zst, a file object that decompresses it."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # has the methods of BinaryIO
-    if suffix == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"))
-    return file
 
 
 def text_file(file: BinaryIO, path: Path) -> TextIO:

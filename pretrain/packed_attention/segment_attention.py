@@ -6,7 +6,8 @@ segment: for n equal segments, 1/n of the scores.
 """
 
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "sdpa_by_segment"  # the value of --attn_implementation
+# Keywords that do not change the result of causal attention without caches; transformers passes them to every backend.
+WITHOUT_EFFECT = {
+    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+    "num_items_in_batch", "logits_to_keep", "deterministic", "is_causal",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)  # not a tuple: Trainer would traverse it
@@ -42,23 +48,56 @@ def attend_by_segment(
     """Attention function for transformers; returns (sequences, tokens, heads, width) and None for attention weights.
 
     query: (sequences, heads, tokens, width). key, value: the same, possibly with fewer heads. segments: the segments of
-    each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included.
+    each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included. more:
+    if SDPA does not implement one of them, such as softcap (Gemma 2) or s_aux (GPT-OSS), the eager attention of the
+    model does; raises ValueError if that is impossible.
     """
+    special = {name: more[name] for name in more if name not in WITHOUT_EFFECT and more[name] is not None}
+    if more.get("is_causal") is False:
+        special["is_causal"] = False
+    if segments is None and special and attention_mask is None and query.shape[2] == key.shape[2]:
+        segments = [[Segment(query.shape[2])]] * len(query)
     if segments is None:
         more |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    eager = _eager_attention(module, special, query.shape[2]) if special else None
     attended = [
-        _attend(q[None], k[None], v[None], of, scaling, dropout, sliding_window)
+        _attend(q[None], k[None], v[None], of, scaling, dropout, sliding_window, eager)
         for q, k, v, of in zip(query, key, value, segments, strict=True)
     ]
     return torch.cat(attended).transpose(1, 2).contiguous(), None
 
 
+def _eager_attention(module: torch.nn.Module, special: dict[str, Any], tokens: int) -> Callable[..., torch.Tensor]:
+    """Return the attention of the module's own modeling file, with these keywords; its signature is that of SDPA.
+
+    Raises ValueError if there is none, or if a keyword holds values for each token, which segments would have to cut.
+    """
+    attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    per_token = any(isinstance(value, torch.Tensor) and tokens in value.shape for value in special.values())
+    if attention is None or per_token or "is_causal" in special:
+        raise ValueError(
+            f"{NAME} does not implement {', '.join(special)}, which {type(module).__name__} passes to its attention; "
+            "give --attn_implementation eager"
+        )
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, dropout: float, scale: float | None
+    ) -> torch.Tensor:
+        additive = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        output: torch.Tensor
+        output, _ = attention(module, q, k, v, additive[None, None], scaling=scale, dropout=dropout, **special)
+        return output.transpose(1, 2)  # (1, heads, tokens, width)
+
+    return attend
+
+
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Sequence[Segment],
-    scaling: float | None, dropout: float, window: int | None,
+    scaling: float | None, dropout: float, window: int | None, eager: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Return the attention output of one sequence, (1, heads, tokens, width)."""
+    """Return the attention output of one sequence, (1, heads, tokens, width). eager: used instead of SDPA."""
     lengths = [segment.length for segment in segments]
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     attended = []
@@ -68,6 +107,9 @@ def _attend(
             before = lengths[parent]
             k, v = torch.cat([keys[parent], k], 2), torch.cat([values[parent], v], 2)
         near = window if window is not None and before + segment.length > window else None
+        if eager is not None:
+            attended.append(eager(q, k, v, _mask(segment.length, before, near, q.device), dropout, scaling))
+            continue
         mask = _mask(segment.length, before, near, q.device) if near or before else None
         attended.append(
             scaled_dot_product_attention(

@@ -44,18 +44,18 @@ def check_corpus(corpus: Corpus, base: str, block_size: int) -> int:
     Raises ValueError if the corpus has another tokenizer or a larger vocabulary than the base, or block_size exceeds
     the context length of the base.
     """
-    from corpus_tokenizer.document_encoder import vocabulary_fingerprint
+    from corpus_tokenizer.document_encoder import load_encoder
+    from corpus_tokenizer.tokenizer_identity import identity_differences
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
-    from tokenizers import Tokenizer
 
     config = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
-    table = exact_tokenizer_folder(base) / "tokenizer.json"
-    if not table.is_file():
+    folder = exact_tokenizer_folder(base)
+    if not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{base} has no tokenizer.json, its tokenizer.model is not SentencePiece's; add it")
-    pieces = Tokenizer.from_file(str(table)).get_vocab(with_added_tokens=True)
-    if vocabulary_fingerprint(pieces) != corpus.fingerprint:
+    different = identity_differences(corpus.sidecar["tokenizer"], load_encoder(folder, "reference").identity)
+    if different:
         raise ValueError(
-            f"{corpus.prefix} was not written with the tokenizer of {base}; "
+            f"{corpus.prefix} was not written with the tokenizer of {base}, which has different {different}; "
             f"write it again: python pretrain/preprocess.py --mode write --tokenizer_path {base} …"
         )
     if corpus.vocab_size > config["vocab_size"]:

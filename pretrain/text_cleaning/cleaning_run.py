@@ -26,7 +26,7 @@ def make_cleaning_plan(options: argparse.Namespace, folder: Path) -> CleaningPla
     Raises ValueError or FileNotFoundError if input or options are invalid.
     """
     paths = [str(Path(path).resolve()) for path in documents.find_files(options.file_path)]
-    shards = documents.plan_shards(list(dict.fromkeys(paths)), options.task_megabytes * 1_000_000)
+    shards = documents.plan_shards(paths, options.task_megabytes * 1_000_000)
     if not shards:
         raise ValueError(f"{', '.join(options.file_path)}: all files are empty; name files with text")
     word_lists = {} if "harm" in options.skip else read_word_lists(Path(options.word_lists))

@@ -9,8 +9,10 @@ and options, the following members are used (a test asserts that each exists, ha
 | `set_initial_training_values` | the loader of a resumed run is shorter than the run |
 | `get_train_dataloader`, `get_batch_samples` | own order and packing; time spent waiting for data |
 | `training_step`, `compute_loss`, `loss_is_scaled_for_ga` | the loss is the mean over the tokens of a step |
+| `create_scheduler` | settings of the command line, before a checkpoint replaces them |
 | `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; LoRA+ |
 | `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
+| `LambdaLR.base_lrs`, `lr_lambdas`, `_last_lr` | resumed_settings.py: the rate of the new command line |
 | `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
 | `PreTrainedModel.save_pretrained`, `all_tied_weights_keys` | tied matrices are stored once under ZeRO-1 and 2 too |
 | `PreTrainedConfig._attn_implementation` | segment_attention.py: no public attribute names the attention in use |
@@ -31,6 +33,7 @@ from resumable_checkpoints.run_state import CheckpointCompletion, RunState
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from training_loop import resumed_settings
 from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.training_log import TrainingLog
 
@@ -53,6 +56,7 @@ class StepControl(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         state.compute_steps(args, state.max_steps)  # replaces logging, evaluation and saving steps of the checkpoint
+        self.trainer.use_own_settings()
         self.trainer.before_training()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -101,6 +105,7 @@ class SourceTrainer(Trainer):
         **more: Any,
     ) -> None:
         config, args = more["model"].config, more["args"]
+        resumed_settings.check_steps(args.max_steps, first_step)
         use_cache = config.use_cache
         if args.n_gpu > 1:
             args._n_gpu = 1
@@ -148,6 +153,18 @@ class SourceTrainer(Trainer):
         """Return Trainer's step counts for one epoch of all steps, since the loader of a resumed run is shorter."""
         steps, items = args.max_steps, args.max_steps * self.batch
         return 1, steps, items, items, self.batch, steps * args.gradient_accumulation_steps, steps
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        self._settings = resumed_settings.group_settings(self.optimizer)
+        return schedule
+
+    def use_own_settings(self) -> None:
+        """In a resumed run, replace the settings of the checkpoint by those of the command line, with notices."""
+        if self.first_step:
+            for notice in resumed_settings.apply_settings(self.optimizer, self.lr_scheduler, self._settings):
+                if self.args.should_save:
+                    print(f"notice: {notice}", file=sys.stderr)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -136,6 +136,8 @@ def test_resumed_run_writes_the_same_adapter_to_the_byte(
         finetune.main(
             command(tiny_checkpoint, rows_file, tmp_path / "whole", *more, *again, "--seed", 2, "--lora_r", 8)
         )
+    with pytest.raises(ValueError, match="the checkpoint has 10 steps, the run only 2; give more --max_steps"):
+        finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "broken", *more, *again, "--max_steps", "2"))
     with pytest.raises(ValueError, match="is not complete"):
         finetune.main(command(tiny_checkpoint, rows_file, tmp_path / "x", "--resume_from_checkpoint", str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):

@@ -8,9 +8,11 @@ import torch
 from instruction_data.named_templates import load_template
 from instruction_tuning.adapters import check_adapter_file
 from packed_attention import segment_attention
+from packed_attention.segment_attention import Segment
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention
 from tuning_runs import trainer_of
 
 
@@ -119,6 +121,14 @@ def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
     assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.examples, trainer.data.order.step(0)), rel=2e-6)
+
+
+def test_attention_by_segment_refuses_a_keyword_that_it_cannot_apply() -> None:
+    query, segments = torch.zeros(1, 2, 6, 8), [[Segment(2), Segment(4)]]
+    module = LlamaAttention(LlamaConfig(**SIZES), layer_idx=0)
+    for keyword in ({"position_bias": torch.zeros(1, 2, 6, 6)}, {"is_causal": False}):
+        with pytest.raises(ValueError, match=f"does not implement {next(iter(keyword))}, which LlamaAttention passes"):
+            segment_attention.attend_by_segment(module, query, query, query, None, segments=segments, **keyword)
 
 
 def test_model_that_mixes_packed_examples_computes_them_one_by_one(

@@ -169,11 +169,12 @@ def test_merge_renumbers_sources_and_accepts_merged_corpora(tmp_path: Path) -> N
 def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     a = write_corpus(tmp_path / "a", DOCUMENTS)
     sidecar = json.loads(files(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())
-    sidecar["tokenizer"]["fingerprint"] = "0" * 64
+    sidecar["tokenizer"] |= {"fingerprint": "0" * 64, "eos_id": 5}
     (tmp_path / "b.json").write_text(json.dumps(sidecar))
     c = write_corpus(tmp_path / "c", DOCUMENTS, vocab_size=70_000)
-    for other in (tmp_path / "b", c):
-        with pytest.raises(ValueError, match=f"{other} has tokenizer .* write one of them again"):
+    pieces = r"pieces \(ffffffffffffffff and 0000000000000000\), EOS \(2 and 5\)"
+    for other, different in ((tmp_path / "b", pieces), (c, r"dtype \(uint16 and int32\)")):
+        with pytest.raises(ValueError, match=f"and {other} have different {different}; write one of them again"):
             merge_corpora([str(a), str(other)], [0, 1], tmp_path / "m")
     with pytest.raises(ValueError, match="types: 1, corpora: 2; --merge_path_type"):
         merge_corpora([str(a), str(a)], [0], tmp_path / "m")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from corpus_building.samples import CorpusSettings, bos_and_eos
 from corpus_files.corpus import verify_corpus
 from corpus_tokenizer import document_encoder, tokenizer_engines
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
+from corpus_tokenizer.tokenizer_identity import identity_differences
+from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import tokenizer_check
@@ -85,6 +88,56 @@ def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_onl
     encoders = [load_encoder(folder) for folder in (tiny_tokenizer, json_only, model_only)]
     assert {encoder.fingerprint for encoder in encoders} == {truth}
     assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
+
+
+def test_identity_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, shared_data: Path) -> None:
+    """The published LLaMA-2 tokenizer: tokenizer.model, and the exact tokenizer.json that is made of it."""
+    model = shared_data / "llama"
+    for one, other in ((tiny_tokenizer, json_only), (model, exact_tokenizer_folder(model))):
+        assert load_encoder(one).identity == load_encoder(other).identity
+        assert not identity_differences(load_encoder(one).identity, load_encoder(other).identity)
+
+
+def changed_merges(definition: Any, config: Any) -> None:
+    definition["model"]["merges"].reverse()
+
+
+def changed_normaliser(definition: Any, config: Any) -> None:
+    definition["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, definition["normalizer"]]}
+
+
+def changed_pre_tokeniser(definition: Any, config: Any) -> None:
+    definition["pre_tokenizer"] = {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}
+
+
+def changed_eos(definition: Any, config: Any) -> None:
+    config["eos_token"] = "<unk>"
+
+
+def without_bos(definition: Any, config: Any) -> None:
+    config["bos_token"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "different"),
+    [
+        (changed_merges, "ids for the same text"),
+        (changed_normaliser, "ids for the same text"),
+        (changed_pre_tokeniser, "ids for the same text"),
+        (changed_eos, "EOS (2 and 0)"),
+        (without_bos, "BOS (1 and none)"),
+    ],
+)
+def test_identity_names_what_is_different_with_equal_pieces(
+    json_only: Path, tiny_tokenizer: Path, change: Callable[[Any, Any], None], different: str
+) -> None:
+    contents = [json.loads((json_only / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")]
+    change(*contents)
+    for name, content in zip(("tokenizer.json", "tokenizer_config.json"), contents, strict=True):
+        (json_only / name).write_text(json.dumps(content))
+    one, other = load_encoder(tiny_tokenizer), load_encoder(json_only)
+    assert one.fingerprint == other.fingerprint
+    assert identity_differences(one.identity, other.identity).startswith(different)
 
 
 def test_tokenizer_json_with_other_ids_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:

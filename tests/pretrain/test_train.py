@@ -251,6 +251,29 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     assert_same_run(whole, resumed)
 
 
+def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a rate of almost zero, the weights stay those of the checkpoint."""
+    run = tmp_path / "run"
+    train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3))
+    (run / "config.json").unlink()
+    shutil.rmtree(run / "checkpoint-6")
+    with pytest.raises(ValueError, match="the checkpoint has 3 steps, the run only 2; give more --max_steps"):
+        train_here(*options(tiny_checkpoint, small_corpus, run, *RESUME, "--max_steps", 2))
+    changes = ["--learning_rate", "1e-9", "--weight_decay", 0.5, "--adam_beta1", 0.8, "--lr_scheduler_type", "linear"]
+    train_here(*options(tiny_checkpoint, small_corpus, run, "--save_steps", 3, "--warmup_steps", 0, *RESUME, *changes))
+    notices = capsys.readouterr().err
+    assert "notice: --learning_rate was 0.01 and is 1e-09 from this step on\n" in notices
+    assert "--weight_decay was 0.1 and is 0.5" in notices and "--adam_beta1 and --adam_beta2 was (0.9, 0.95)" in notices
+    before, after = load_file(run / "checkpoint-3/model.safetensors"), load_file(run / "model.safetensors")
+    assert max((after[name] - before[name]).abs().max() for name in before) < 1e-7
+    rates = [entry["learning_rate"] for entry in read_log(run) if entry["step"] > 3 and "loss" in entry]
+    assert rates == pytest.approx([1e-9 * (6 - step) / 6 for step in (3, 4, 5)])
+    (group, *_) = torch.load(run / "checkpoint-6/optimizer.pt", weights_only=True)["param_groups"]
+    assert (group["weight_decay"], group["betas"]) == (0.5, (0.8, 0.95))
+
+
 @pytest.mark.slow
 def test_one_rank_resumes_the_run_of_two(
     tmp_path: Path, launch: Launch, tiny_checkpoint: Path, small_corpus: Path, uninterrupted: Path

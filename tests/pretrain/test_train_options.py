@@ -72,6 +72,12 @@ def test_corpus_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint:
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="was not written with the tokenizer of"):
         train_here(*options(base, small_corpus, tmp_path / "trained"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_checkpoint / name, base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<unk>"}))
+    with pytest.raises(ValueError, match=r"which has different EOS \(2 and 0\); write it again"):
+        train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 
 def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:

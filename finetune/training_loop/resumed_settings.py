@@ -1,0 +1,58 @@
+"""Let a resumed run use the options of its own command line; checkpoints restore the optimizer's and the schedule's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+# setting of a parameter group -> options that decide it
+OPTIONS = {
+    "initial_lr": "--learning_rate",
+    "weight_decay": "--weight_decay",
+    "betas": "--adam_beta1 and --adam_beta2",
+    "eps": "--adam_epsilon",
+}
+
+
+def check_steps(max_steps: int, steps_done: int) -> None:
+    """Raise ValueError if the checkpoint to resume from has more steps than the run."""
+    if max_steps < steps_done:
+        raise ValueError(
+            f"the checkpoint has {steps_done} steps, the run only {max_steps}; give more --max_steps or "
+            "--num_train_epochs, or name an earlier checkpoint with --resume_from_checkpoint"
+        )
+
+
+def group_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the settings of each parameter group, without parameters and state."""
+    return [{name: group[name] for name in OPTIONS if name in group} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Any, schedule: Any, wanted: Sequence[dict[str, Any]]) -> list[str]:
+    """Replace the settings that a checkpoint restored; return a notice for each option that has another value.
+
+    The learning rate of the next step becomes that of the new schedule. wanted: the result of `group_settings` before
+    the checkpoint was loaded.
+    """
+    notices: dict[str, str] = {}
+    for group, settings in zip(optimizer.param_groups, wanted, strict=True):
+        for name, value in settings.items():
+            before = group.get(name)
+            if before is not None and _values(before) != _values(value):
+                notices.setdefault(name, f"{OPTIONS[name]} was {before} and is {value} from this step on")
+            group[name] = value
+    if hasattr(schedule, "lr_lambdas"):
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        rates = [
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
+    else:
+        notices["lr"] = f"the learning rate of the checkpoint is used, as {type(schedule).__name__} adapts it"
+    return list(notices.values())
+
+
+def _values(setting: Any) -> list[float]:
+    """Return the numbers of a setting, which some optimizers store as tensors or lists."""
+    return [float(value) for value in (setting if isinstance(setting, list | tuple) else [setting])]

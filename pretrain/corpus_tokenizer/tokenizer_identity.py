@@ -1,0 +1,42 @@
+"""Decide whether two tokenizers give a document the same ids: pieces, BOS, EOS, and the ids of many texts.
+
+The texts stand for merges, normaliser, pre-tokeniser and added tokens. These have many notations in tokenizer.json and
+another one in tokenizer.model, so their notation cannot be compared.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from corpus_tokenizer.tokenizer_engines import NORMALISER_PROBE, PROBE_TEXTS, ReferenceEngine
+
+PIECES_PER_TEXT = 64
+PARTS = {"fingerprint": "pieces", "bos_id": "BOS", "eos_id": "EOS", "ids_sha256": "ids for the same text"}
+
+
+def ids_sha256(engine: ReferenceEngine) -> str:
+    """Return the sha256 of the ids (int32) of PROBE_TEXTS and of all pieces, in the order of their ids, as text.
+
+    Pieces next to each other can be merged in several ways, so another order of merges gives other ids.
+    """
+    pieces = [piece.replace("▁", " ") for piece in sorted(engine.table, key=engine.table.__getitem__)]
+    texts = ["".join(pieces[at : at + PIECES_PER_TEXT]) for at in range(0, len(pieces), PIECES_PER_TEXT)]
+    digest = hashlib.sha256()
+    for text in (*PROBE_TEXTS, NORMALISER_PROBE, *texts):
+        digest.update(np.asarray(engine.encode(text).ids, dtype="<i4").tobytes() + b"\xff")
+    return digest.hexdigest()
+
+
+def identity_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return which parts of two tokenizer entries of sidecars differ, "" if none: "BOS (1 and none), pieces".
+
+    A part that one of them lacks is not compared; older corpora have no ids_sha256.
+    """
+    differences = []
+    for key, part in PARTS.items():
+        if key in one and key in other and one[key] != other[key]:
+            values = " and ".join("none" if entry[key] is None else str(entry[key])[:16] for entry in (one, other))
+            differences.append(f"{part} ({values})")
+    return ", ".join(differences)
