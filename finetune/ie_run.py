@@ -45,19 +45,16 @@ def usable_rows(rows: list[Row], skip: bool) -> list[Row]:
     return [row for row in rows if row.content is not None]
 
 
-def encode_prompt(encoder: PromptEncoder, row: Row, most: int) -> tuple[Row, list[int]]:
-    """Return a row and the ids of its prompt; if it cannot be rendered or has more than `most` ids, an error row."""
+def encode_prompt(encoder: PromptEncoder, row: Row, context: int) -> tuple[Row, list[int]]:
+    """Return a row and the ids of its prompt; if it cannot be rendered or fills the context, an error row."""
     try:
         ids = encoder.prompt(prompt_messages(row.content or {}))
     except ValueError as error:
         return Row(row.location, None, f"cannot be used ({error}); correct it, or give --on_error skip"), []
-    if len(ids) <= most:
+    if len(ids) < context:
         return row, ids
-    return Row(
-        row.location, None,
-        f"has a prompt of {len(ids)} tokens, and with --max_new_tokens the model has room for {most}; shorten it, "
-        "lower --max_new_tokens, or leave it out with --on_error skip",
-    ), []  # fmt: skip
+    fact = f"has a prompt of {len(ids)} tokens, but the model has only {context} positions"
+    return Row(row.location, None, f"{fact}; shorten it, or leave it out with --on_error skip"), []
 
 
 def main(
@@ -111,7 +108,7 @@ def main(
         warning = missing_template(lora_weights or base_model, "--prompt_template_name alpaca")
         print(f"notice: {warning}", file=sys.stderr)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    encoded = [encode_prompt(encoder, row, context - max_new_tokens) for row in rows]
+    encoded = [encode_prompt(encoder, row, context) for row in rows]
     rows = usable_rows([row for row, _ in encoded], skip)
     if not rows:
         raise ValueError(f"{data_path} has no row that can be answered; correct the rows")

@@ -125,7 +125,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
     measured = outcome(lambda: encode_row(PromptEncoder(tokenizer), {"messages": talk}, Path("model")))
     if isinstance(prompts[-1], str):  # the template refuses such a conversation in every consumer
         assert prompts[-1].startswith(CANNOT_RENDER)
-        assert example.startswith(CANNOT_RENDER)
+        assert CANNOT_RENDER in example
         assert CANNOT_RENDER in measured
         return
     assert measured.prompt == prompts[-1]
@@ -137,7 +137,7 @@ def check(tokenizer: Any, talk: list[dict[str, str]], template: str) -> None:
         instruction = GenerateRequest.model_validate({"instruction": content, "input": context}).conversation()
         assert ServedModel(None, demo.encoder, {}, 10**6, 100, []).encode(instruction) == prompts[0]
     if isinstance(example, str):  # only if the ids of an earlier turn cannot match
-        assert example.startswith(REWRITES)
+        assert REWRITES in example
         assert len(places) > 1
         thinks = any("</think>" in message["content"] for message in talk)
         assert thinks if template == "qwen3" else (template, talk[0]) == ("mistral-v3", SYSTEM)

@@ -11,8 +11,11 @@ def generate_answers(
     """Return the greedy continuation of each prompt as text, up to EOS or the end of turn of the template.
 
     prompts: token ids of each. Prompts of similar length are in one batch, the longest first, so that too little memory
-    shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id.
+    shows in the first batch. The attention mask is computed from the lengths, so any id can be the pad id. An answer
+    also ends where the positions of the model do; prompts that leave less than max_new_tokens are answered one by one.
     """
+    import sys
+
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from tqdm import tqdm
@@ -24,11 +27,15 @@ def generate_answers(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends),
         bos_token_id=encoder.tokenizer.bos_token_id,
     )  # fmt: skip
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     bar = tqdm(total=len(prompts), desc="answering", unit="example", disable=None, leave=False)
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        settings.max_new_tokens = min(max_new_tokens, context - len(prompts[order[start]]))
+        members = order[start : start + (batch_size if settings.max_new_tokens == max_new_tokens else 1)]
+        start += len(members)
         ids = [torch.tensor(prompts[index], device=model.device) for index in members]
         padded = pad_sequence(ids, batch_first=True, padding_value=min(ends), padding_side="left")
         mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True, padding_side="left")

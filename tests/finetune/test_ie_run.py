@@ -41,6 +41,18 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint: Path, rows: list[di
     assert all(alone)
 
 
+def test_answer_ends_where_the_positions_of_the_model_do(tiny_checkpoint: Path) -> None:
+    """A long prompt, which leaves 4 tokens, is answered beside short ones as alone."""
+    model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
+    encoder = PromptEncoder(tokenizer)
+    model.generation_config.eos_token_id = encoder.tokenizer.eos_token_id
+    prompts = [list(range(10, 20)), [1, *[30] * 507], list(range(40, 45))]
+    alone = [generate_answers(model, encoder, [prompt], 1, 12)[0] for prompt in prompts]
+    assert generate_answers(model, encoder, prompts, 3, 12) == alone
+    ids = model.generate(torch.tensor([prompts[1]]), max_new_tokens=4, do_sample=False)[0, 508:]
+    assert alone[1] == tokenizer.decode(ids, skip_special_tokens=True)
+
+
 def test_answer_ends_before_eos(tiny_checkpoint: Path) -> None:
     model, tokenizer = ie_run.load_merged(str(tiny_checkpoint), "", "float32")
     prompts = PromptEncoder(tokenizer).prompts([[{"role": "user", "content": text}] for text in ("Ann", "Bo was born")])
@@ -98,7 +110,7 @@ def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
             {"instruction": "q", "system": "s"},
             "d.jsonl:2 cannot be used (the chat template cannot render these messages: the alpaca",
         ),
-        ({"instruction": "山 " * 600}, "tokens, and with --max_new_tokens the model has room for 508; shorten it"),
+        ({"instruction": "山 " * 600}, "tokens, but the model has only 512 positions; shorten it"),
     ]
     given: dict[str, Any] = {"base_model": str(tiny_checkpoint), "data_path": str(data), "output": str(target)}
     given |= {"prompt_template_name": "alpaca", "max_new_tokens": 4}
