@@ -11,7 +11,6 @@ server without such a body. Without --model, the model is a random LLaMA of two 
 
 import asyncio
 import json
-import random
 import sys
 import tempfile
 import time
@@ -97,9 +96,6 @@ def worst_bodies() -> Iterator[WorstBody]:
     yield WorstBody("/v1/completions", "ambiguous grammar", json.dumps(ambiguous).encode())
     nested = {"instruction": "x", "parameters": {"structured_outputs": {"regex": ".*" * 4000}}}
     yield WorstBody("/generate", "8,000 characters of `.*`", json.dumps(nested).encode())
-    draw = random.Random(0)
-    names = ["".join(draw.choices("abcdefghij", k=140)) for _ in range(400)]
-    yield WorstBody("/extract", "largest schema", json.dumps({"task": "ner", "schema": names, "text": "x"}).encode())
 
 
 def biases() -> str:

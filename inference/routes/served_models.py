@@ -20,7 +20,7 @@ from routes.response_envelope import STOPPED, shorten
 
 MESSAGE_CHARACTERS = 64  # rendering a message takes as long as tokenising these characters
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts while the engine's queue is full
-ENCODED_CHARACTERS = 2**16  # a longer text is encoded in parts of this length, to limit the memory
+ENCODED_CHARACTERS = 2**12  # a longer text is encoded in parts of this length: offsets are copied while the GIL is held
 
 
 class EngineBusyError(HTTPException):
