@@ -9,16 +9,19 @@ from pathlib import Path
 from conftest import REPOSITORY
 
 
-def stop_by_sigterm(script: str, *options: object) -> tuple[int, str]:
-    """Run a script and send it SIGTERM after its first logged step; return exit status and stderr."""
+def stop_by_sigterm(script: str, *options: object, after: str = "step ", group: bool = False) -> tuple[int, str]:
+    """Run a script and send it SIGTERM after a line that begins with `after`; return exit status and stderr.
+
+    group: send it to all processes of its group, as systemd, `timeout` and Slurm do.
+    """
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / script), *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True, cwd=REPOSITORY, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout
     for line in process.stdout:
-        if line.startswith("step "):
-            process.send_signal(signal.SIGTERM)
+        if line.startswith(after):
+            (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
             break
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors

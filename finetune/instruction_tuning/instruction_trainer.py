@@ -23,7 +23,7 @@ from packed_attention.segment_attention import attention_arguments, attention_of
 from resumable_checkpoints.run_state import RunState
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
-from training_loop.source_trainer import SourceTrainer
+from training_loop.source_trainer import SourceTrainer, leave_signals_to_parent
 from transformers.trainer_utils import IntervalStrategy
 
 from instruction_tuning.tuning_arguments import TuningArguments
@@ -58,6 +58,7 @@ class InstructionTrainer(SourceTrainer):
             steps, batch_size=None, sampler=range(self.first_step, args.max_steps),
             num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else starting the loader would advance dropout's generator
         )  # fmt: skip
 
@@ -202,11 +203,12 @@ def make_trainer(
     config = model.config.get_text_config().to_dict()
     dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     dropouts += [args.lora_dropout] if args.method != "full" else []
+    ids, rows = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0), model.get_input_embeddings().num_embeddings
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
         share_prefixes=args.share_prefixes and not any(dropouts),  # examples would share the dropout of their prefix
-        pad_id=next(index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if index is not None),
+        pad_id=next(index for index in ids if index is not None and index < rows),
         multiple=1 if args.device.type == "cpu" else 8,
     )
     return InstructionTrainer(

@@ -57,8 +57,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
         self._plan_evaluation()
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        if "wandb" in (self.report_to or ()) and importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb is not installed; pip install wandb, or remove --report_to wandb")
         join_ranks(self.deepspeed)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks

@@ -7,22 +7,38 @@ delayed rank therefore prints its error only if no earlier rank failed.
 """
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
+
+
+def stop_before_first_step(*_: object) -> NoReturn:
+    """Signal handler of SIGTERM until the first step: print a line, leave no lock of a build, and end the process."""
+    if locks := sys.modules.get("rank_group.extension_locks"):
+        locks.release_all()
+    if not int(os.environ.get("RANK", "0")):
+        line = "stopped by SIGTERM before the first step, without a checkpoint; start it again with the same command"
+        print(line, file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGTERM)
 
 
 @contextmanager
 def user_errors_in_turn() -> Iterator[None]:
     """Delay ValueError and OSError on all ranks but rank 0, so that the command prints its error line once.
 
-    Also serves as a decorator.
+    SIGTERM calls `stop_before_first_step`, until the trainer handles it. Also serves as a decorator.
     """
+    before = signal.signal(signal.SIGTERM, stop_before_first_step)
     try:
         yield
     except (ValueError, OSError):
         if int(os.environ.get("RANK", "0")):
             time.sleep(GRACE * (2 if int(os.environ.get("LOCAL_RANK", "0")) else 1))
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,7 @@ A launcher (torchrun, deepspeed, accelerate launch) passes each rank's number in
 launcher there is one rank, and the functions here do not wait.
 """
 
+import importlib.util
 import os
 from typing import Any
 
@@ -22,20 +23,27 @@ def is_first() -> bool:
 
 
 def join_ranks(deepspeed_config: Any) -> None:
-    """Initialise DeepSpeed's process group; does nothing without `deepspeed_config`, or without a launcher.
+    """Initialise DeepSpeed's process group; does nothing without `deepspeed_config`.
 
     Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
     rank. Without an accelerator it also sets ACCELERATE_USE_DEEPSPEED, which accelerate then requires. Raises
-    ValueError if the ranks cannot connect.
+    ValueError if the ranks cannot connect, or were not started by a launcher.
     """
     if not deepspeed_config:
         return
     import deepspeed
 
+    from rank_group import extension_locks
+
+    extension_locks.install()
     is_on_cpu = not torch.accelerator.is_available()
     if is_on_cpu:  # DeepSpeed would compile this operation for minutes; only its inference uses it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "LOCAL_RANK" not in os.environ:
+        if importlib.util.find_spec("mpi4py") is None:  # else DeepSpeed finds the ranks of mpirun
+            raise ValueError(
+                "--deepspeed needs a launcher, also for one rank: deepspeed --num_gpus 1 SCRIPT …, or torchrun"
+            )
         return
     try:
         deepspeed.init_distributed()

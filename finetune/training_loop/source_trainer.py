@@ -23,11 +23,13 @@ and options, the following members are used (a test asserts that each exists, ha
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rank_group.rank_errors import stop_before_first_step
 from rank_group.ranks import sum_over_ranks
 from resumable_checkpoints.run_state import CheckpointCompletion, RunState
 from torch.utils.data import DataLoader
@@ -39,6 +41,12 @@ from training_loop.training_log import TrainingLog
 
 STOPPED = 128 + signal.SIGTERM  # exit status after SIGTERM, as in shells
 RESUME = "the same command with --resume_from_checkpoint True resumes the run"
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Initialise a worker of a data loader: systemd, `timeout` and Slurm signal all processes of a group."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ProgressBar(ProgressCallback):
@@ -56,8 +64,10 @@ class StepControl(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         state.compute_steps(args, state.max_steps)  # replaces logging, evaluation and saving steps of the checkpoint
+        self.trainer.check_weights()
         self.trainer.use_own_settings()
         self.trainer.before_training()
+        self.trainer.has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.trainer.check_step(control)
@@ -117,6 +127,7 @@ class SourceTrainer(Trainer):
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
+        self.has_begun = False  # the first step, after model and optimizer are prepared
         self._nonfinite_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)  # in this step
         self._bad_steps = 0  # consecutive
         self._logged_at, self._logged_step = time.perf_counter(), first_step
@@ -232,6 +243,15 @@ class SourceTrainer(Trainer):
         finite = [getattr(weight, "ds_tensor", weight).detach().isfinite().all() for weight in trained]
         return bool(sum_over_ranks((~torch.stack(finite).all()).int().to(self.args.device)) > 0)
 
+    def check_weights(self) -> None:
+        """Raise ValueError if a weight is not finite before the first step, frozen weights included."""
+        bad = [name for name, weight in self.model.named_parameters()
+               if not getattr(weight, "ds_tensor", weight).detach().isfinite().all()]  # fmt: skip
+        if sum_over_ranks(torch.tensor(len(bad), device=self.args.device)) > 0:
+            where = f"the checkpoint of step {self.first_step}" if self.first_step else "the base"
+            example = f", such as {bad[0]}" if bad else ""
+            raise ValueError(f"{where} has weights that are not finite (NaN or infinite){example}; get it again")
+
     def _nonfinite_error(self, fact: str) -> ValueError:
         return ValueError(
             f"{fact} step {self.state.global_step}; lower --learning_rate (or use --bf16, not --fp16) and resume from "
@@ -244,11 +264,14 @@ class SourceTrainer(Trainer):
         SIGTERM ends the run after the current step with a checkpoint and sets `stopped`. Raises ValueError if losses or
         weights are not finite.
         """
-        before = signal.signal(signal.SIGTERM, self._request_stop)
+        signal.signal(signal.SIGTERM, self._request_stop)
         try:
             result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # ends the loader's workers, for which Python would wait
+            raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.has_nonfinite_weights():
             raise self._nonfinite_error("weights are not finite after")
         if self.stopped and self.args.should_save:
@@ -257,4 +280,6 @@ class SourceTrainer(Trainer):
 
     def _request_stop(self, *_: object) -> None:
         """Signal handler of SIGTERM, which clusters send before they end a job."""
+        if not self.has_begun:
+            stop_before_first_step()
         self.stop_requested = True

@@ -147,7 +147,7 @@ class LocalExecutor(LocalPipelineExecutor):
             ) from None
         finally:
             for process in multiprocessing.active_children():
-                process.terminate()  # idle, or running a task whose result is no longer needed
+                process.kill()  # idle, or running a task whose result is no longer needed
             pool.shutdown(cancel_futures=True)
 
 
@@ -158,8 +158,8 @@ def _init_worker(executor: LocalExecutor) -> None:
     global _executor
     _executor = executor
     disable_datatrove_log()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent process handles them and ends its workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

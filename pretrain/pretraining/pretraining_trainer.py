@@ -18,7 +18,7 @@ from sequence_packing.sequence_batches import IGNORED, HeldOutSequences, RankBat
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
-from training_loop.source_trainer import SourceTrainer
+from training_loop.source_trainer import SourceTrainer, leave_signals_to_parent
 
 from pretraining.pretraining_arguments import PretrainingArguments
 
@@ -90,8 +90,7 @@ class PretrainingTrainer(SourceTrainer):
         return DataLoader(
             sequences, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_num_workers > 0,
-            prefetch_factor=args.dataloader_prefetch_factor,
+            prefetch_factor=args.dataloader_prefetch_factor, worker_init_fn=leave_signals_to_parent,
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:

@@ -80,7 +80,7 @@ def keep_newest(output: Path, limit: int | None, best: str | None = None) -> Non
     """Remove all but the newest `limit` complete checkpoints (None or 0: keep all); `best` is always kept."""
     complete = list_complete(output)
     for checkpoint in complete[: -limit or None] if limit else ():
-        if checkpoint != Path(best or ""):
+        if not best or checkpoint.resolve() != Path(best).resolve():
             remove(checkpoint)
 
 

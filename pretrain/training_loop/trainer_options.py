@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from training_loop.option_checks import check_effects, check_requirements
+
 Options = TypeVar("Options")
 TRANSFORMERS_RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -83,8 +85,11 @@ def parse(
 ) -> tuple[Options, list[str]]:
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, deprecated)
-    namespace = _parser(options, description, prog).parse_args(translated)
-    return options(**vars(namespace)), notices
+    given = vars(_parser(options, description, prog).parse_args(translated))
+    check_effects(options, given)
+    args = options(**given)
+    check_requirements(args)
+    return args, notices
 
 
 def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], description: str, prog: str) -> str:

@@ -123,6 +123,18 @@ def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.examples, trainer.data.order.step(0)), rel=2e-6)
 
 
+def test_pad_token_without_an_embedding_is_not_used_for_padding(
+    tmp_path: Path, tiny_checkpoint: Path, rows_file: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = load_template("alpaca")
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    trainer = trainer_of(tiny_checkpoint, tokenizer, rows_file, tmp_path / "out", "--max_steps", 1)
+    assert (tokenizer.pad_token_id, trainer.layout.pad_id) == (trainer.model.config.vocab_size, 2)
+    trainer.layout.packed = False
+    trainer.train()
+
+
 def test_attention_by_segment_refuses_a_keyword_that_it_cannot_apply() -> None:
     query, segments = torch.zeros(1, 2, 6, 8), [[Segment(2), Segment(4)]]
     module = LlamaAttention(LlamaConfig(**SIZES), layer_idx=0)

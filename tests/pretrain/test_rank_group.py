@@ -1,12 +1,17 @@
 """rank_group/: a user error of one or of all ranks ends the run with one error line."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_port
 from launches import Launch
+from rank_group import extension_locks
+from rank_group.extension_locks import OwnedBaton
+from torch.utils.cpp_extension import load
 
 
 def test_error_of_all_ranks_is_one_line_and_status_2(tmp_path: Path, extensions: Path) -> None:
@@ -24,3 +29,66 @@ def test_error_of_one_rank_ends_the_rank_that_waits_for_it() -> None:
     assert done.returncode != 0
     assert done.stderr.count("error: rank 1 has no data") == 1
     assert "exitcode  : 2" in done.stderr
+
+
+HOLD_LOCK = """
+import signal, sys, time
+sys.path.insert(0, "pretrain")
+from rank_group.extension_locks import OwnedBaton
+from rank_group.rank_errors import stop_before_first_step
+signal.signal(signal.SIGTERM, stop_before_first_step)
+assert OwnedBaton(sys.argv[1]).try_acquire()
+print("locked", flush=True)
+time.sleep(100)
+"""
+
+
+def lock_in_another_process(lock: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(lock)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_lock_of_a_killed_build_is_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running owner keeps its lock, SIGTERM removes it, and a lock of an unknown owner counts until it is old."""
+    lock = tmp_path / "cpu_adam/lock"
+    owner = lock_in_another_process(lock)
+    assert not OwnedBaton(str(lock)).try_acquire()
+    owner.kill()
+    owner.wait()
+    with pytest.raises(ValueError, match=rf"the build of cpu_adam ended without a result .*remove {lock}"):
+        OwnedBaton(str(lock)).wait()
+    assert "waiting for the build of cpu_adam by process" in capsys.readouterr().err
+    baton = OwnedBaton(str(lock))
+    assert baton.try_acquire() and f"notice: {lock} was left by a build that was killed" in capsys.readouterr().err
+    baton.release()
+    assert not lock.exists()
+    owner = lock_in_another_process(lock)
+    owner.terminate()
+    assert owner.wait() == 143 and not lock.exists()
+    lock.touch()
+    assert not OwnedBaton(str(lock)).try_acquire()
+    monkeypatch.setattr(extension_locks, "LONGEST_BUILD", 0.2)
+    with pytest.raises(ValueError, match=r"takes over 0 s; remove .*/cpu_adam/lock and start again"):
+        OwnedBaton(str(lock)).wait()
+    os.utime(lock, (time.time() - 9, time.time() - 9))
+    assert OwnedBaton(str(lock)).try_acquire()
+
+
+def test_pytorch_takes_its_lock_from_the_installed_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.utils.cpp_extension.load, which DeepSpeed calls, finds a lock of an unknown owner and gives up."""
+    from torch.utils import cpp_extension, file_baton
+
+    monkeypatch.setattr(cpp_extension, "FileBaton", file_baton.FileBaton)
+    monkeypatch.setattr(extension_locks, "LONGEST_BUILD", 0.2)
+    extension_locks.install()
+    (tmp_path / "source.cpp").write_text("int one() { return 1; }")
+    (tmp_path / "lock").touch()
+    os.utime(tmp_path / "lock", (time.time() + 60, time.time() + 60))
+    with pytest.raises(ValueError, match=r"remove .*/lock and start again"):
+        load("nothing", [str(tmp_path / "source.cpp")], build_directory=str(tmp_path))

@@ -342,12 +342,17 @@ def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
 def test_sigterm_saves_a_checkpoint_from_which_the_run_resumes_to_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
+    """The signal also reaches the workers of the data loader; before the first step, there is nothing to save."""
     more = ("--save_strategy", "no", "--max_steps", 30)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_here(*options(tiny_checkpoint, small_corpus, whole, *more))
     given = options(tiny_checkpoint, small_corpus, stopped, *more)
-    status, errors = stop_by_sigterm("pretrain/train.py", *given)
-    assert status == 143, errors
+    early = stop_by_sigterm("pretrain/train.py", *given, after=str(small_corpus))
+    line = "stopped by SIGTERM before the first step, without a checkpoint; start it again with the same command\n"
+    assert early[0] == 143 and early[1].endswith(line) and "Traceback" not in early[1]
+    assert not list(stopped.glob("checkpoint-*"))
+    status, errors = stop_by_sigterm("pretrain/train.py", *given, "--dataloader_num_workers", 2, group=True)
+    assert status == 143 and "Traceback" not in errors, errors
     assert re.search(r"^stopped by SIGTERM after step \d+, with a checkpoint; the same command with", errors, re.M)
     checkpoint = only_checkpoint(stopped)
     assert checkpoints.is_complete(checkpoint)

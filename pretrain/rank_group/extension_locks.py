@@ -1,0 +1,89 @@
+"""Locks of extensions that DeepSpeed compiles at the start of a run: one whose owner is gone is taken over.
+
+PyTorch's FileBaton waits without a word for a lock file to disappear, also after the process that created it was
+killed. `OwnedBaton` records its owner; `install` makes torch.utils.cpp_extension use it.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
+
+LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
+held: set[Path] = set()  # the locks of this process
+
+
+def install() -> None:
+    """Make torch.utils.cpp_extension lock its builds with OwnedBaton."""
+    cpp_extension.FileBaton = OwnedBaton  # type: ignore[misc]
+
+
+def release_all() -> None:
+    """Remove the locks of this process, before it ends during a build."""
+    for lock in held:
+        lock.unlink(missing_ok=True)
+
+
+def process_start(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot; "" if it does not run."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+class OwnedBaton(FileBaton):
+    """A lock file with its owner: host, process and start time of the process."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.lock_file_path)
+
+    def try_acquire(self) -> bool:
+        """Create the lock file, also in place of one whose owner is gone; return False if a running process has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name("lock.takeover").open("a") as takeover:
+            fcntl.flock(takeover, fcntl.LOCK_EX)
+            if self.is_owner_gone():
+                print(f"notice: {self.path} was left by a build that was killed; it is removed", file=sys.stderr)
+                self.path.unlink(missing_ok=True)
+            if not super().try_acquire():
+                return False
+            assert self.fd is not None
+            os.truncate(self.path, 0)
+            self.path.write_text(f"{socket.gethostname()} {os.getpid()} {process_start(os.getpid())}")
+        held.add(self.path)
+        return True
+
+    def release(self) -> None:
+        super().release()
+        held.discard(self.path)
+
+    def is_owner_gone(self) -> bool:
+        """Return whether the lock's owner has ended; for an owner on another host or unknown, whether it is too old."""
+        try:
+            owner, age = self.path.read_text().split(), time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        if len(owner) == 3 and owner[0] == socket.gethostname():
+            return process_start(int(owner[1])) != owner[2]
+        return age > LONGEST_BUILD
+
+    def wait(self) -> None:
+        """Wait until the lock is released; raises ValueError if its owner ends without releasing it."""
+        begun = time.monotonic()
+        with suppress(FileNotFoundError):
+            owner = " ".join(self.path.read_text().split()[:2]) or "unknown"
+            print(f"waiting for the build of {self.path.parent.name} by process {owner} ({self.path})", file=sys.stderr)
+        while self.path.exists():
+            if self.is_owner_gone() or time.monotonic() - begun > LONGEST_BUILD:
+                raise ValueError(
+                    f"the build of {self.path.parent.name} ended without a result or takes over {LONGEST_BUILD:.0f} s; "
+                    f"remove {self.path} and start again"
+                )
+            time.sleep(self.wait_seconds)
