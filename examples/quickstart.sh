@@ -11,6 +11,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+fail() { echo "quickstart: $*" >&2; exit 2; }
+case "$*" in
+    "") ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' examples/quickstart.sh; exit ;;
+    *) fail "there are no options, only variables ($*); see --help" ;;
+esac
+
 OUT=${OUT:-quickstart} PORT=${PORT:-8090} SEED=${SEED:-0} SHORT=${SHORT:-} DATA=${DATA:-}
 # Sizes of the data and the model, and lengths of the runs. Most of the time goes into learning to copy unseen names. That
 # is faster if names have few different parts, if neighbouring positions differ clearly (small RoPE base, since texts are
@@ -34,20 +41,30 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWA
 nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu # else DeepSpeed warns at every start
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 mkdir -p "$OUT"
+exec 9> "$OUT/lock"
+flock --nonblock 9 || fail "another run is writing $OUT; wait for it, or give another folder with OUT=…"
 # DeepSpeed compiles into a folder of this run; a stale lock in the shared folder would hang it.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$OUT" && pwd)/torch_extensions}
 
-fail() { echo "quickstart: $*" >&2; exit 2; }
-
 started=$SECONDS
 headline() { printf '\n\033[1m[%2d:%02d] %s\033[0m\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
+
+# print_command COMMAND…: prints a command as it can be typed.
+print_command() {
+    local word line="  $"
+    [ "$1" != print_and_save ] || set -- "${@:3}"
+    for word in "$@"; do
+        case $word in "" | *[!A-Za-z0-9_./,:=@%+-]*) line+=" '$word'" ;; *) line+=" $word" ;; esac
+    done
+    [ "$1" = ask ] || echo "$line"
+}
 
 # step RESULT COMMAND…: runs the command unless RESULT exists; scripts write their results atomically.
 step() {
     local result=$1 begun=$SECONDS
     shift
     if [ -e "$result" ]; then echo "  $result exists already"; return; fi
-    printf '  $ %s\n' "$*"
+    print_command "$@"
     "$@" 2>&1 | sed -u 's/^/    /' || fail "$result was not made, for the reason above; run the same command again to continue from here"
     printf '%s\t%s\n' "$result" $((SECONDS - begun)) >> "$OUT/steps.tsv"
 }
@@ -136,7 +153,7 @@ ask() {
 row = next(row for row in map(json.loads, open(sys.argv[1], encoding="utf-8")) if "relation" in row["instruction"])
 body = {"instruction": row["instruction"], "input": row["input"], "parameters": {"top_p": 0.7, "max_tokens": 256}}
 print(json.dumps(body, ensure_ascii=False))' "$OUT/world/heldout.jsonl" > "$OUT/question.json"
-    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 &
+    python inference/launch_vllm.py --model "$OUT/merged" --port "$PORT" > "$OUT/server.log" 2>&1 9>&- &
     server=$!
     trap 'kill $server 2> /dev/null || true' EXIT
     echo "python inference/launch_vllm.py --model $OUT/merged --port $PORT   (log: $OUT/server.log)"

@@ -104,6 +104,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
+    args.warmup_steps *= args.max_steps > 1  # the first step of a warm-up has the learning rate 0
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)

@@ -367,3 +367,12 @@ def test_commands_answer_a_mistake_with_one_line(
     done = run_script(script, *arguments, cwd=tmp_path, status=2)
     assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
     assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+def test_command_outside_the_environment_names_the_missing_package(repository: Path) -> None:
+    """Python without its site packages, as of a system where the environment is not active."""
+    command = [sys.executable, "-S", repository / "tools/checkpoint.py", "show", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} has no package fire; activate the environment: source ")
+    assert done.stderr.count("\n") == 1

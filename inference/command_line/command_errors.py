@@ -5,9 +5,23 @@ from command_line import interrupts
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 ERROR = 2
+
+
+def report_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Exception hook: print one line and exit with status 2 if a package is missing, else print the traceback."""
+    if not isinstance(error, ModuleNotFoundError):
+        return sys.__excepthook__(kind, error, trace)
+    remedy = "source .venv/bin/activate (bash tools/setup.sh creates this environment)"
+    print(f"error: {sys.executable} has no package {error.name}; activate the environment: {remedy}", file=sys.stderr)
+    sys.exit(ERROR)
+
+
+if interrupts.is_command():
+    sys.excepthook = report_missing_package
 
 
 def one_line(error: BaseException) -> str:

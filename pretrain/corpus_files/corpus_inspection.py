@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from corpus_tokenizer.document_encoder import load_encoder
@@ -38,9 +39,15 @@ def decoded_samples(corpus: Corpus, tokenizer_path: str | None, show: int) -> It
     """Yield a line with the decoded text for each of the first `show` samples of each source.
 
     tokenizer_path: a tokenizer's folder; None: the folder recorded in the sidecar. Raises ValueError if the corpus was
-    written with another tokenizer.
+    written with another tokenizer, or if the recorded folder does not exist.
     """
-    encoder = load_encoder(tokenizer_path or corpus.sidecar["tokenizer"].get("path", ""))
+    recorded = corpus.sidecar["tokenizer"].get("path", "")
+    if not tokenizer_path and not Path(recorded).exists():
+        raise ValueError(
+            f"{corpus.prefix} was written with the tokenizer in {recorded}, which does not exist in this folder; give "
+            "its place with --tokenizer_path, or --show 0 for the counts alone"
+        )
+    encoder = load_encoder(tokenizer_path or recorded)
     if encoder.fingerprint != corpus.fingerprint:
         raise ValueError(
             f"{encoder.folder} is tokenizer {encoder.fingerprint[:16]}, but {corpus.prefix} was written with "

@@ -29,3 +29,17 @@ def test_read_prints_statistics_of_each_source(tmp_path: Path, run_script: RunSc
             f"{lengths.mean():.1f}", str(lengths.min()), str(int(np.sort(lengths)[(len(lengths) - 1) // 2])),
             str(lengths.max()), str(lengths.max()),
         ]  # fmt: skip
+
+
+def test_read_from_another_folder_names_the_recorded_tokenizer(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+) -> None:
+    """The corpus was written with a relative --tokenizer_path; the counts need no tokenizer."""
+    file = rows(tmp_path / "en.jsonl", ["A cat. " * 40])
+    build_corpus([str(file)], str(tmp_path / "en"), str(tiny_tokenizer), CorpusSettings(seq_length=32))
+    sidecar = tmp_path / "en.json"
+    sidecar.write_text(sidecar.read_text().replace(str(tiny_tokenizer), "llama-13b"))
+    command = (SCRIPT, "--mode", "read", "--read_path_prefix", tmp_path / "en")
+    error = run_script(*command, status=2).stderr
+    assert error.startswith(f"error: {tmp_path}/en was written with the tokenizer in llama-13b, which does not exist")
+    assert run_script(*command, "--show", 0).stdout.splitlines()[-1].startswith("en ")
