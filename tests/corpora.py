@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from corpus_files.corpus import Corpus, CorpusWriter
 
 Documents = list[list[list[int]]]  # documents of samples of ids
@@ -39,3 +40,9 @@ def document_ids(corpus: Corpus) -> list[list[int]]:
 
 def files_of(folder: Path, prefix: str) -> dict[str, bytes]:
     return {p.name.removeprefix(prefix): p.read_bytes() for p in folder.glob(f"{prefix}.*")}
+
+
+def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
+    """The decoded documents of a corpus."""
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
+    return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]

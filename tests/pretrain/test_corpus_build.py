@@ -9,22 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 import pytest
-import sentencepiece
 from conftest import REPOSITORY, RunScript, small_texts
-from corpora import document_ids, files_of, rows
+from corpora import document_ids, files_of, rows, texts_of
 from corpus_building.corpus_build import build_corpus
 from corpus_building.samples import CorpusSettings, choose_samples
-from corpus_files.corpus import Corpus, dropped_records, verify_corpus
-from hypothesis import given, settings
+from corpus_files.corpus import Corpus, verify_corpus
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -98,109 +95,6 @@ def test_damaged_archive_raises_error_with_its_name(tmp_path: Path, tiny_tokeniz
             with pytest.raises(ValueError, match=rf"{path.name}:\d+ cannot be read, since the file is damaged"):
                 build_corpus([str(path)], str(tmp_path / "out"), str(tiny_tokenizer))
     assert not list(tmp_path.glob("out*"))
-
-
-ROWS = [
-    b"no json" if number % 41 == 7 else b"" if number % 50 == 9
-    else json.dumps({"text": f"{number} {random.Random(number).randbytes(60).hex()}"}).encode()
-    for number in range(3000)
-]  # fmt: skip
-FRAMES = [b"".join(row + b"\n" for row in ROWS[at : at + 100]) for at in range(0, len(ROWS), 100)]
-ARCHIVES = {
-    "gz": [gzip.compress(b"".join(FRAMES), 1)],
-    "zst": [pyarrow.Codec("zstd").compress(frame).to_pybytes() for frame in FRAMES],
-}
-
-
-def lines_before_damage(ending: str, archive: bytes) -> list[bytes]:
-    """The complete lines that can be decompressed: those of zlib, fed byte by byte; or of the unchanged zst frames."""
-    if ending == "zst":
-        at = 0
-        for number, frame in enumerate(ARCHIVES["zst"]):
-            if archive[at : at + len(frame)] != frame:
-                return ROWS[: 100 * number]
-            at += len(frame)
-        return ROWS
-    decompressor, content = zlib.decompressobj(31), []
-    with suppress(zlib.error):
-        for at in range(len(archive)):
-            content.append(decompressor.decompress(archive[at : at + 1]))
-    return b"".join(content).split(b"\n")[:-1]
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.sampled_from(["gz", "zst"]), st.floats(0, 1), st.sampled_from(["cut", "overwritten", "extended"]))
-def test_read_documents_of_a_damaged_archive_are_kept_or_dropped(
-    tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory, ending: str, place: float, damage: str
-) -> None:
-    """All lines before the damage count, and the rest of the file counts as one."""
-    whole, folder = b"".join(ARCHIVES[ending]), tmp_path_factory.mktemp("damaged")
-    at = int(place * (len(whole) - 1))
-    overwritten = whole[:at] + bytes(255 - byte for byte in whole[at : at + 40]) + whole[at + 40 :]
-    archive = {"cut": whole[:at], "overwritten": overwritten, "extended": whole + b"no archive"}[damage]
-    path = folder / f"a.jsonl.{ending}"
-    path.write_bytes(archive)
-    lines = lines_before_damage(ending, archive)
-    try:
-        build_corpus([str(path)], str(folder / "out"), str(tiny_tokenizer), CorpusSettings(on_error="skip"))
-    except ValueError as error:  # an archive without a document
-        assert "no document to write" in str(error) and len(lines) < 2
-        return
-    corpus, dropped = Corpus(folder / "out"), list(dropped_records(folder / "out"))
-    read = corpus.sidecar["documents"] + len(dropped)
-    damages = [record for record in dropped if "the file is damaged" in record["reason"]]
-    if damage != "overwritten":  # else changed text may be read, too
-        known = [json.loads(line)["text"] for line in lines if line.startswith(b"{")]
-        assert texts_of(folder / "out", tiny_tokenizer)[: len(known)] == known
-        assert [record["line"] for record in damages] in ([read], [])
-    if ending == "gz":
-        assert read == len(lines) + 1 and len(damages) == 1
-    else:  # whole blocks of the frame that is cut
-        assert 0 <= read - len(lines) - len(damages) < 100 or damage == "overwritten"
-
-
-def test_parquet_rows_outside_of_a_damage_are_kept(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    """Text that is not UTF-8 costs its row; a damaged page costs the rows from there on."""
-    table = pyarrow.table({"text": [f"row {number} " + "x" * 50 for number in range(1000)]})
-    path, kept = tmp_path / "a.parquet", table["text"].to_pylist()
-    options: dict[str, Any] = {"data_page_size": 1000, "write_batch_size": 10, "use_dictionary": False}
-    parquet.write_table(table, path, compression="none", write_statistics=False, **options)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"row 400 ")
-    content[at + 20 : at + 30] = b"\xff" * 10
-    for is_page_damaged, expected, line, reason in (
-        (False, kept[:400] + kept[401:], 401, "is not UTF-8"),
-        (True, kept[:400] + kept[401:700], 701, "is damaged"),
-    ):
-        if is_page_damaged:  # in the header of the page that begins with this row
-            at = content.index(b"row 700 ")
-            content[at - 16 : at - 4] = b"\xff" * 12
-        path.write_bytes(content)
-        prefix = tmp_path / f"until{line}"
-        build_corpus([str(path)], str(prefix), str(tiny_tokenizer), CorpusSettings(on_error="skip"))
-        dropped = list(dropped_records(prefix))
-        assert texts_of(prefix, tiny_tokenizer) == expected
-        assert dropped[-1]["line"] == line and reason in dropped[-1]["reason"]
-
-
-def test_file_with_two_paths_in_capitals_and_with_byte_order_marks_is_read_once(
-    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A joined file has a byte order mark inside, too."""
-    monkeypatch.chdir(tmp_path)
-    row = b'\xef\xbb\xbf{"id": 1, "text": "one"}\n'
-    Path("A.JSONL").write_bytes(row + row.replace(b"one", b"two"))
-    Path("B.TXT.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbfthree\n"))
-    Path("link.jsonl").symlink_to("A.JSONL")
-    build_corpus(["A.JSONL", "./A.JSONL", "*.TXT.GZ", "link.jsonl"], "out", str(tiny_tokenizer))
-    assert texts_of(Path("out"), tiny_tokenizer) == ["one", "two", "three"]
-    assert list(Corpus("out").sidecar["settings"]["files"]) == ["A.JSONL", "B.TXT.GZ"]
-
-
-def texts_of(prefix: Path, tokenizer: Path) -> list[str]:
-    """The decoded documents of a corpus."""
-    oracle = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
-    return [oracle.decode(ids[1:-1]) for ids in document_ids(Corpus(prefix))]
 
 
 def test_text_template_joins_fields_and_keeps_their_braces(
