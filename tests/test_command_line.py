@@ -7,6 +7,8 @@ from command_line.strict_parsers import StrictParser, at_least
 
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
