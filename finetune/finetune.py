@@ -112,6 +112,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     from model_folders.own_code import from_folder
     from resumable_checkpoints.complete_checkpoints import remove_incomplete, step_of
     from resumable_checkpoints.run_state import check_same_run
+    from training_loop.run_folders import check_savable
     from training_loop.source_trainer import STOPPED
     from transformers import AutoTokenizer, set_seed
 
@@ -123,6 +124,7 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     )
     named = read_templates(args.base_model, named_only=True)
     tokenizer.chat_template = named | {"default": template} if named else template
+    check_savable(tokenizer, f"the tokenizer of {args.base_model}")
     encoder = PromptEncoder(tokenizer)
     if is_main:
         print(f"prompt template: {origin}")
@@ -143,6 +145,8 @@ def train(args: "TuningArguments", sources: list[Source], checkpoint: Path | Non
     model = load_model_to_tune(args)
     correct_model_ids(model, tokenizer, args.base_model)
     new_stop_ids = add_stop_ids(model, encoder.stop_ids)
+    if new_stop_ids or args.method == "full":
+        check_savable(model.generation_config, f"{args.base_model}/generation_config.json")
     if args.lora_init.startswith("pissa") and is_main:
         save_pissa_start(model, output, bool(checkpoint))
     trainer = make_trainer(args, model, tokenizer, data, identity, step_of(checkpoint) if checkpoint else 0)

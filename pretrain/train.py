@@ -37,7 +37,7 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
     from model_folders.own_code import from_folder
     from packed_attention import segment_attention
-    from training_loop.run_folders import tying_options
+    from training_loop.run_folders import check_savable, tying_options
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
 
@@ -62,7 +62,9 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
         )
     folder = exact_tokenizer_folder(args.model_name_or_path, args.trust_remote_code)
     tokenizer = from_folder(AutoTokenizer, folder, args.trust_remote_code)
+    check_savable(tokenizer, f"the tokenizer of {args.model_name_or_path}")
     correct_model_ids(model, tokenizer, args.model_name_or_path)
+    check_savable(model.generation_config, f"{args.model_name_or_path}/generation_config.json")
     return model, tokenizer
 
 

@@ -59,6 +59,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         "tokenizer.model",
         {"tokenizer_config": {role: {"__type": "AddedToken", "content": text} for role, text in ROLES.items()}},
     ),
+    "class with code elsewhere": (
+        "tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "BaichuanTokenizer", "use_fast": False}},
+    ),
+    "base class": ("tokenizer.model", {"tokenizer_config": ROLES | {"tokenizer_class": "PreTrainedTokenizer"}}),
+    "class of a byte-level BPE": ("tokenizer.model", {"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}),
     "fast class": ("tokenizer.json", {"tokenizer_config": ROLES | {"tokenizer_class": "LlamaTokenizerFast"}}),
     "class of the model": ("tokenizer.json", {"tokenizer_config": ROLES, "config": {"model_type": "llama"}}),
     "both files": (
@@ -83,6 +88,20 @@ def test_published_folder_gets_the_ids_of_sentencepiece(
     assert write_exact_tokenizer(folder)
     check_ids(folder, tiny_tokenizer / "tokenizer.model")
     assert exact_tokenizer_folder(folder) == folder
+
+
+@pytest.mark.parametrize("name", ["T5Tokenizer", "XGLMTokenizer", "BaichuanTokenizer"])
+def test_unigram_model_without_tokenizer_json_is_refused_with_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(small_texts()), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    for read in (exact_tokenizer_folder, write_exact_tokenizer):
+        with pytest.raises(
+            ValueError, match=r"/tokenizer\.model: model_type is not BPE, so no exact tokenizer\.json can"
+        ):
+            read(tmp_path)
 
 
 def test_added_tokens_roles_and_settings_are_kept(make_folder: MakeFolder, tiny_tokenizer: Path) -> None:

@@ -103,6 +103,18 @@ def test_chat_template_that_is_neither_text_nor_named_is_refused(tmp_path: Path,
         read_templates(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "tool/use", "", "a\0b", "\ud800", "山" * 100])
+def test_template_whose_name_is_not_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    listed = [*LISTED, {"name": name, "template": "evil"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}))
+    for named_only in (False, True):
+        with pytest.raises(
+            ValueError, match=r"/tokenizer_config\.json: '.*' cannot be the file name of a chat"
+        ) as raised:
+            read_templates(tmp_path, named_only)
+        assert f": {name[:80]!r} cannot" in str(raised.value)
+
+
 def test_templates_without_a_main_one_are_named_with_the_command_that_uses_one(tmp_path: Path) -> None:
     option, file = "--template_path finetune/templates/alpaca.jinja", tmp_path / "chat_template.json"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LISTED[:1]}))

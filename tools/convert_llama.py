@@ -53,7 +53,8 @@ def main(
     }  # fmt: skip
     verify_seal(original.folder)
     run_line = resume_journal.run_identity(SCRIPT, options, {original.folder, original.tokenizer.parent})
-    with new_folder(output_dir, sum(weight.spec.nbytes for weight in original.weights), run_line) as folder:
+    needed = sum(weight.spec.nbytes for weight in original.weights)
+    with new_folder(output_dir, needed, run_line, [original.folder]) as folder:
         summary = write_converted(original, folder, shard_limit, chat, check_path)
         write_run_record(folder, SCRIPT, options, {"original": original.folder})
     if chat:

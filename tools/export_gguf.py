@@ -16,7 +16,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import existing_folder, new_file
+from checkpoint_io.checkpoint_folders import existing_folder, new_file, refuse_inside
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
 
@@ -54,7 +54,8 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.vocabulary_size
     if kind == "q4_k_m":
         needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
-    verify_seal(folder)
+    if verify_seal(folder):
+        refuse_inside(target, [folder])
     name = folder.resolve().name
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:

@@ -69,7 +69,7 @@ def main(
         layers, data = linear_layers(model, trust_remote_code), read_data(model, kind.calibrated, options)
         group = choose_group_size(layers, group_size, model) if kind.grouped else 0
         check_library(kind.package)
-        with new_folder(output_dir, needed_bytes(model, layers, kind.bits)) as folder:
+        with new_folder(output_dir, needed_bytes(model, layers, kind.bits), inputs=[model]) as folder:
             before = score(model, data.tokenizer, data.held_out, trust_remote_code)
             template = copy_small_files([model], folder)
             loading = {"dtype": dtype, "trust_remote_code": trust_remote_code}

@@ -15,7 +15,7 @@ from chat_prompts.template_files import TEMPLATE, read_template, read_templates
 from checkpoint_io import checkpoint_folders
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, write_templates
-from checkpoint_seals.seal_check import SEAL, verify_seal
+from checkpoint_seals.seal_check import is_seal, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
 from model_folders.own_code import OwnCodeError, from_folder
 
@@ -66,12 +66,13 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     templates = read_templates(model, named_only=True) | {"default": read_template(template, "--template_path")}
     verify_seal(model)
     visible = (file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith("."))
-    files = [file for file in visible if file.name not in (SEAL, TEMPLATE)]
+    files = [file for file in visible if file.name != TEMPLATE and not is_seal(file.name)]
     if not any(file.name in ("config.json", "adapter_config.json") for file in files):
         raise FileNotFoundError(f"{model} has no config.json or adapter_config.json; it is not a checkpoint folder")
     check_tokenizer(model)
     small = [file for file in files if file.suffix not in LINKED]
-    with checkpoint_folders.new_folder(output_dir, sum(file.stat().st_size for file in small)) as folder:
+    needed = sum(file.stat().st_size for file in small)
+    with checkpoint_folders.new_folder(output_dir, needed, inputs=[model]) as folder:
         for file in files:
             (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         write_templates(templates, folder)  # and removes those in tokenizer_config.json, which could contradict them

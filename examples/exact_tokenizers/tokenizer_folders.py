@@ -107,14 +107,18 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 def is_read_inexactly(folder: Path) -> bool:
     """Return whether transformers would read the tokenizer of a folder inexactly, without its own code if it has any.
 
-    False for tokenizers other than SentencePiece's. If transformers does not have the class, it refuses the folder.
+    False for tokenizers other than SentencePiece's. transformers reads a tokenizer.model inexactly for every class of
+    its own, and for an unknown class without a notice; if the class is in the folder's code, it refuses the folder.
     """
     config = read_object(folder / "tokenizer_config.json")
     model, stored = folder / "tokenizer.model", folder / "tokenizer.json"
     name = config.get("tokenizer_class") or default_class(folder)
     if stored.is_file():
         return name in INEXACT or (is_read_as_byte_level(folder, name) and has_byte_fallback(stored))
-    return model.is_file() and name in (*INEXACT, *GENERIC, None) and not is_rank_table(model)
+    if not model.is_file() or is_rank_table(model):
+        return False
+    is_other = has_own_code(config) or any((folder / file).is_file() for file in ("vocab.json", "vocab.txt"))
+    return name in (*INEXACT, *GENERIC, None) or not is_other
 
 
 def has_own_code(config: Mapping[str, Any]) -> bool:

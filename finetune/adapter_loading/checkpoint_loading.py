@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_checks.adapter_folder import read_config
-from adapter_checks.base_fit import read_adapter_for_base
+from adapter_checks.base_fit import lacks_added_tokens, read_adapter_for_base
 from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from model_folders.own_code import OwnCodeError, from_folder
@@ -39,8 +39,12 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
 
 
 def tokenizer_folder(base_model: str, lora_weights: str = "") -> str:
-    """Return the adapter's folder if it has a tokenizer, else the base's; raises FileNotFoundError if neither has."""
-    for folder in (lora_weights, base_model):
+    """Return the adapter's folder if it has a tokenizer, else the base's; raises FileNotFoundError if neither has.
+
+    If the adapter's tokenizer lacks tokens that were added to the base's, return the base's folder.
+    """
+    is_shorter = bool(lora_weights) and lacks_added_tokens(Path(lora_weights), Path(base_model))
+    for folder in (base_model,) if is_shorter else (lora_weights, base_model):
         if folder and any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES):
             return folder
     raise FileNotFoundError(

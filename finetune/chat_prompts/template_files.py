@@ -11,6 +11,7 @@ from exact_tokenizers.tokenizer_folders import read_object, read_text
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 PROCESSOR_TEMPLATE = "chat_template.json"  # {"chat_template": …} of a processor; not read for a tokenizer
 CONFIG = "tokenizer_config.json"
+MAXIMUM_FILE_NAME = 255  # bytes, of Linux's file systems
 
 # A question is rendered by the prompt with or without input; an answer is followed by EOS.
 CONVERSATION = (
@@ -101,7 +102,7 @@ def read_templates(folder: str | Path, named_only: bool = False) -> dict[str, st
 
     As in transformers, the template files of a folder replace the templates in its tokenizer_config.json. A byte order
     mark, which transformers would write into the prompt, is removed. named_only: leave out and do not read the main
-    template. Raises ValueError, which names the file, if a template cannot be read.
+    template. Raises ValueError, which names the file, if a template cannot be read or its name is not a file's.
     """
     if files := template_files(folder):
         return {name: read_text(path) for name, path in files.items() if not (named_only and name == "default")}
@@ -113,7 +114,19 @@ def read_templates(folder: str | Path, named_only: bool = False) -> dict[str, st
     found: dict[Any, Any] = {entry.get("name"): entry.get("template") for entry in entries} if is_list else {None: None}
     if not all(isinstance(text, str) for pair in found.items() for text in pair):
         raise ValueError(f"{Path(folder, CONFIG)}: chat_template is neither text nor named templates; correct it")
+    for name in found:
+        check_name(name, Path(folder, CONFIG))
     return {name: text.removeprefix("\ufeff") for name, text in found.items() if not (named_only and name == "default")}
+
+
+def check_name(name: str, place: Path) -> None:
+    """Raise ValueError, which names `place`, if a template of this name would not be a file of TEMPLATES.
+
+    A name is saved as <name>.jinja; transformers refuses one outside the folder (save_chat_templates, 5.19).
+    """
+    file = f"{name}.jinja"
+    if not name or Path(file).name != file or not name.isprintable() or len(file.encode()) > MAXIMUM_FILE_NAME:
+        raise ValueError(f"{place}: {name[:80]!r} cannot be the file name of a chat template; rename or remove it")
 
 
 def has_byte_order_mark(folder: str | Path) -> bool:

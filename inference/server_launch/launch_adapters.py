@@ -1,7 +1,7 @@
 """Check adapters that are served with their base (--lora-modules NAME=FOLDER …), and set vLLM's options for them.
 
 vLLM encodes text prompts and decodes answers with the base's tokenizer, also for requests to an adapter. An adapter's
-tokenizer must therefore have the same pieces with the same ids as the base's.
+tokenizer must therefore have the same pieces with the same ids as the base's; it may lack the last added tokens.
 """
 
 from command_line.command_errors import one_line
@@ -165,8 +165,9 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
 def adapter_prompt_encoder(folder: str, base: PromptEncoder, trust_remote_code: bool = False) -> PromptEncoder:
     """Return the prompt encoder of an adapter, with the base's tokenizer or template if its folder has none.
 
-    base: the base's encoder, with the template of --template_path if that option is given. Raises ValueError if the
-    adapter's tokenizer cannot be read or its pieces and ids differ from the base's.
+    base: the base's encoder, with the template of --template_path if that option is given; its tokenizer is also used
+    if the adapter's lacks tokens that were added to it. Raises ValueError if the adapter's tokenizer cannot be read or
+    its pieces and ids differ from the base's.
     """
     path = Path(folder).expanduser()
     template = folder_template(path) or base.template
@@ -174,6 +175,8 @@ def adapter_prompt_encoder(folder: str, base: PromptEncoder, trust_remote_code: 
         return PromptEncoder(base.tokenizer, template)
     tokenizer = load_tokenizer(path, trust_remote_code)
     ids, base_ids = tokenizer.get_vocab(), base.tokenizer.get_vocab()
+    if ids != base_ids and base_fit.is_prefix(ids, base_ids):
+        return PromptEncoder(base.tokenizer, template)
     if different := set(ids.items()) ^ set(base_ids.items()):
         piece = min(different, key=lambda entry: (entry[1], entry[0]))[0]
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import is_zipfile
 
@@ -32,6 +33,19 @@ def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
     from transformers import AutoConfig
 
     from_folder(AutoConfig, base, trust_remote_code)
+
+
+def check_savable(part: Any, name: str) -> None:
+    """Save a tokenizer or generation config to a temporary folder; ValueError if that fails: it would after training.
+
+    name: the base's files, for the message.
+    """
+    with TemporaryDirectory() as scratch:
+        try:
+            part.save_pretrained(scratch)
+        except (ValueError, TypeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{name} cannot be saved by transformers ({reason}); correct it") from None
 
 
 def tying_options(base: Path) -> dict[str, bool]:

@@ -225,10 +225,18 @@ def test_error_for_unusable_input_names_it_and_writes_nothing(
     empty.mkdir()
     (tmp_path / "nothing.jsonl").write_text("")
     output, base = tmp_path / "out", tiny_checkpoint
+    unsavable = shutil.copytree(base, tmp_path / "unsavable")
+    listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "tool/use")]
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (unsavable / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
+    sampling = shutil.copytree(base, tmp_path / "sampling")
+    (sampling / "generation_config.json").write_text('{"temperature": 0.9}')
     for argv, message in (
         (command(empty, rows_file, output), "no config.json, so it is not a checkpoint folder"),
         (command(no_tokenizer, rows_file, output), "has no tokenizer.json and no tokenizer.model"),
         (command(adapter, rows_file, output), "is an adapter; merge it first"),
+        (command(unsavable, rows_file, output), "tokenizer_config.json: 'tool/use' cannot be the file name of a chat"),
+        (command(sampling, rows_file, output, "--method", "full"), "generation_config.json cannot be saved by transf"),
         (command(base, tmp_path / "nothing.jsonl", output), "holds no rows"),
         (command(base, rows_file, full), "exists and is not empty"),
         (command(base, rows_file, output, "--prompt_template_name", "vicuna"), "take one of alpaca, alpaca_short"),

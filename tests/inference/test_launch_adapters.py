@@ -135,6 +135,12 @@ def test_adapters_own_template_takes_precedence(adapter: Path, tiny_checkpoint: 
     assert (bare.template, bare.tokenizer) == ("{{ bos_token }}own", base.tokenizer)
 
 
+def test_base_tokenizer_is_used_if_the_adapters_lacks_its_added_tokens(adapter: Path, tiny_checkpoint: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.add_tokens(["<new>"])
+    assert adapter_prompt_encoder(str(adapter), PromptEncoder(tokenizer)).tokenizer is tokenizer
+
+
 def test_adapter_tokenizer_with_other_ids_is_refused(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Two pieces are swapped; vLLM would decode answers with the base's tokenizer."""
     folder = shutil.copytree(adapter, tmp_path / "exchanged")

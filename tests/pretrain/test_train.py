@@ -232,6 +232,22 @@ def test_resuming_another_run_is_refused_without_accept_changes(
     assert sequences == [4, 8, 12, 20, 28, 36]
 
 
+def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../evil")]
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
+    with pytest.raises(ValueError, match=r"/base cannot be saved by transformers \(Invalid chat template name: '\."):
+        train_here(*options(base, small_corpus, tmp_path / "out"))
+    shutil.copyfile(tiny_checkpoint / "tokenizer_config.json", base / "tokenizer_config.json")
+    (base / "generation_config.json").write_text('{"temperature": 0.9}')  # as LLaMA-2's, without do_sample
+    with pytest.raises(ValueError, match=r"/base/generation_config\.json cannot be saved by .*temperature"):
+        train_here(*options(base, small_corpus, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

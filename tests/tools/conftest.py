@@ -33,7 +33,7 @@ def run_tool() -> RunTool:
 
 @pytest.fixture(scope="session")
 def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint after "tuning", with everything that a tuned folder may carry."""
+    """The tiny checkpoint after "tuning", with every file that a tuned folder may have."""
     folder = variant(
         tiny_checkpoint,
         tmp_path_factory.mktemp("tuned") / "tuned",

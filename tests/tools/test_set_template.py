@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import quantize
 import set_template
+import weight_diff
 from chat_prompts.prompt_encoding import PromptEncoder, one_turn
 from conftest import REPOSITORY
 from in_process import RunTool
@@ -22,6 +24,9 @@ def test_new_folder_has_the_template_and_the_same_weights(
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (model / "chat_template.jinja").write_text("old")
     (model / "extraction.json").write_text("{}")
+    signatures = {"model.sig", "SHA256SUMS", "checklist.chk", "model.safetensors.asc"}
+    for name in signatures:
+        (model / name).write_text("of the old folder")
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "older"}))
     run_tool("tools/checkpoint.py", "seal", model)
@@ -30,8 +35,10 @@ def test_new_folder_has_the_template_and_the_same_weights(
     run_tool(SCRIPT, "--model_path", model, "--template_path", ALPACA, "--output_dir", out)
 
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
-    assert {path.name for path in out.iterdir()} == set(before) - {"checkpoint.json"}
-    for name in set(before) - {"checkpoint.json", "chat_template.jinja", "tokenizer_config.json", "run.json"}:
+    assert {path.name for path in out.iterdir()} == set(before) - {"checkpoint.json"} - signatures
+    for name in (
+        set(before) - signatures - {"checkpoint.json", "chat_template.jinja", "tokenizer_config.json", "run.json"}
+    ):
         assert (out / name).read_bytes() == before[name]
     assert (out / "chat_template.jinja").read_bytes() == ALPACA.read_bytes()
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
@@ -72,6 +79,56 @@ def test_named_templates_are_kept_beside_the_new_one(tiny_checkpoint: Path, tmp_
         "tool_use": "tools",
     }
     assert "chat_template" not in json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+
+
+def test_new_folder_inside_an_input_folder_is_refused(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    before, inside = sorted(model.iterdir()), str(tmp_path / "link/more/inside")
+    base = str(tiny_checkpoint)
+    for write in (
+        lambda: set_template.main(str(model), str(ALPACA), inside),
+        lambda: weight_diff.make_diff(base, str(model), inside),
+        lambda: weight_diff.make_diff(str(model), base, inside, exact=False),
+        lambda: weight_diff.merge(str(model), [str(adapter)], inside),
+    ):
+        with pytest.raises(ValueError, match=r"link/more/inside is inside the input folder .*/model, which must not"):
+            write()
+    with pytest.raises(ValueError, match=r"/inside is inside the input folder .*/adapter, which must not"):
+        weight_diff.merge(str(model), [str(adapter)], str(adapter / "inside"))
+    assert sorted(model.iterdir()) == before
+
+
+def test_template_name_outside_the_new_folder_is_refused_by_every_tool(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../evil")]
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
+    base, out = str(tiny_checkpoint), str(tmp_path / "a/out")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"instruction": "Say", "output": "no"}\n' * 4)
+    for write in (
+        lambda: set_template.main(str(model), str(ALPACA), out),
+        lambda: weight_diff.make_diff(base, str(model), out),
+        lambda: weight_diff.make_diff(base, str(model), out, exact=False),
+        lambda: weight_diff.recover(base, str(model), out),
+        lambda: quantize.main(str(model), out, "nf4", eval_path=str(data)),
+    ):
+        with pytest.raises(ValueError, match=r"config\.json: '\.\./\.\./evil' cannot be the file name of a chat templ"):
+            write()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "rows.jsonl"}
+
+
+def test_tokenizer_model_of_any_class_gets_an_exact_tokenizer_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "InternLMTokenizer"}))
+    set_template.main(str(model), str(ALPACA), str(tmp_path / "out"))
+    written, exact = (
+        json.loads((folder / "tokenizer.json").read_text())["model"] for folder in (tmp_path / "out", tiny_checkpoint)
+    )
+    assert (written["vocab"], written["merges"]) == (exact["vocab"], exact["merges"])
 
 
 def test_template_of_chat_template_json_and_with_a_byte_order_mark_is_written_as_jinja(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_loading.checkpoint_loading import tokenizer_folder
 from checkpoint_io.tokenizer_sizes import tokenizer_size
 from in_process import RunTool
 from merged_adapters import MakeAdapter
@@ -96,17 +97,57 @@ def test_tools_refuse_tokenizer_with_more_tokens_than_embeddings(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_adapter_with_added_rows_may_have_their_tokens(
-    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, make_adapter: MakeAdapter
-) -> None:
-    adapter = shutil.copytree(make_adapter(modules_to_save=["lm_head", "embed_tokens"])[0], tmp_path / "adapter")
+@pytest.fixture(scope="module")
+def grown_adapter(tiny_checkpoint: Path, make_adapter: MakeAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that adds a row to embedding and output, and the token <new> to the tokenizer."""
+    made = make_adapter(modules_to_save=["lm_head", "embed_tokens"])[0]
+    adapter = shutil.copytree(made, tmp_path_factory.mktemp("grown") / "adapter")
     state = load_file(adapter / "adapter_model.safetensors")
     for name in [name for name in state if "lm_head" in name or "embed_tokens" in name]:
         state[name] = torch.cat([state[name], torch.ones(1, 64)])
     save_file(state, adapter / "adapter_model.safetensors")
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(adapter)
     add_token(adapter)
-    merge = ("merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "out")
+    return adapter
+
+
+def test_adapter_with_added_rows_may_have_their_tokens(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, grown_adapter: Path
+) -> None:
+    merge = ("merge", "--path_zhixi", tiny_checkpoint, "--path_lora", grown_adapter, "--path_sfted", tmp_path / "out")
     run_tool("tools/weight_diff.py", *merge)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 801
     assert load_file(tmp_path / "out/model.safetensors")["lm_head.weight"].shape[0] == 801
+
+
+def test_added_tokens_are_kept_if_a_later_adapter_has_the_base_tokenizer(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, grown_adapter: Path, adapter: Path
+) -> None:
+    """Merged at once by both commands, or one after the other: the same tokenizer and weights."""
+    one, both = tmp_path / "one", f"{grown_adapter},{adapter}"
+    merge = ("tools/weight_diff.py", "merge", "--path_zhixi")
+    run_tool(*merge, tiny_checkpoint, "--path_lora", grown_adapter, "--path_sfted", one)
+    run_tool(*merge, one, "--path_lora", adapter, "--path_sfted", tmp_path / "steps")
+    run_tool(*merge, tiny_checkpoint, "--path_lora", both, "--path_sfted", tmp_path / "merged")
+    export = ("--base_model", tiny_checkpoint, "--lora_model", both, "--output_dir", tmp_path / "exported")
+    run_tool("tools/export_hf_checkpoint.py", *export)
+    for name in ("steps", "merged", "exported"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert (len(tokenizer), tokenizer.convert_tokens_to_ids("<new>")) == (801, 800)
+        assert json.loads((tmp_path / name / "config.json").read_text())["vocab_size"] == 801
+        for file in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "steps" / file).read_bytes()
+    assert tokenizer_folder(str(one), str(adapter)) == str(one)
+
+
+def test_adapters_whose_added_tokens_differ_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool, grown_adapter: Path
+) -> None:
+    other = shutil.copytree(grown_adapter, tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace("<new>", "<old>"))
+    merge = ("merge", "--path_zhixi", tiny_checkpoint, "--path_lora", f"{grown_adapter},{other}")
+    done = run_tool("tools/weight_diff.py", *merge, "--path_sfted", tmp_path / "out", status=2)
+    fact = f"{other} has another tokenizer than {grown_adapter}: '<new>' has id none and 800; merge adapters that were"
+    assert fact in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

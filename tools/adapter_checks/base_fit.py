@@ -141,13 +141,14 @@ def matches_name(module: str, names: str | list[str]) -> bool:
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
     """Raise ValueError if a piece has another id in the adapter's tokenizer than in the base's.
 
-    An adapter that replaces the embedding matrix may have its own vocabulary.
+    An adapter that replaces the embedding matrix may have its own vocabulary. A base may have added tokens that the
+    adapter's tokenizer lacks.
     """
-    files = adapter.path / "tokenizer.json", base / "tokenizer.json"
     replaced = any(name.rpartition(".")[2] == EMBEDDING and "weight" in parts for name, parts in adapter.parts.items())
-    if replaced or not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+    tables = None if replaced else different_tables(adapter.path, base)
+    if not tables or is_prefix(*tables):
         return
-    own, theirs = (token_ids(file) for file in files)
+    own, theirs = tables
     different = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
     if different:
         number, piece = different[0]
@@ -155,6 +156,27 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
             f"{adapter.path} has another tokenizer than {base}: {len(different)} pieces differ, {piece!r} has id "
             f"{own.get(piece, 'none')} in the adapter and {number} in the base; {REMEDY}"
         )
+
+
+def different_tables(adapter: Path, base: Path) -> tuple[dict[str, int], dict[str, int]] | None:
+    """Return piece -> id of the tokenizer.json of an adapter and of its base; None unless both have one and differ."""
+    files = adapter / "tokenizer.json", base / "tokenizer.json"
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return None
+    own, theirs = (token_ids(file) for file in files)
+    return None if own == theirs else (own, theirs)
+
+
+def is_prefix(pieces: Mapping[str, int], longer: Mapping[str, int]) -> bool:
+    """Return whether `longer` has exactly the same pieces up to the highest id of `pieces` (piece -> id)."""
+    last = max(pieces.values(), default=-1)
+    return pieces == {piece: number for piece, number in longer.items() if number <= last}
+
+
+def lacks_added_tokens(adapter: Path, base: Path) -> bool:
+    """Return whether an adapter's tokenizer.json is its base's without the last tokens; the base's is then used."""
+    tables = different_tables(adapter, base)
+    return tables is not None and is_prefix(*tables)
 
 
 def token_ids(file: Path) -> dict[str, int]:

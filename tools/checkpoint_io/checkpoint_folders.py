@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -55,13 +55,15 @@ def existing_folder(path: object, option: str, required: str = "") -> Path:
 
 
 @contextmanager
-def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]:
+def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield the folder `<target>.partial` and rename it to `target` if the block ends without an error.
 
-    needed: bytes that will be written; the free space is checked first. run: see `partial_folder`. Raises ValueError if
-    the target contains files or cannot be written, another process is writing it, or its disk is too small.
+    needed: bytes that will be written; the free space is checked first. run: see `partial_folder`. inputs: folders that
+    must not change. Raises ValueError if the target contains files, is inside an input or cannot be written, another
+    process is writing it, or its disk is too small.
     """
     target = Path(str(target))
+    refuse_inside(target, inputs)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} exists already and is not an empty folder; name a new folder or remove it")
     with partial_folder(target, needed, run) as partial:
@@ -70,6 +72,13 @@ def new_folder(target: str | Path, needed: int, run: str = "") -> Iterator[Path]
         for path in (*partial.iterdir(), partial):
             fsync_path(path)
         partial.replace(target)
+
+
+def refuse_inside(target: Path, inputs: Iterable[Path]) -> None:
+    """Raise ValueError if a new file or folder would be inside one of the input folders."""
+    for folder in inputs:
+        if folder.resolve() in target.resolve().parents:
+            raise ValueError(f"{target} is inside the input folder {folder}, which must not change; write elsewhere")
 
 
 @contextmanager

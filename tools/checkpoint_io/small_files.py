@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from chat_prompts.template_files import TEMPLATE, TEMPLATES, checked_templates, other_templates
-from exact_tokenizers.tokenizer_folders import has_same_pieces, is_rank_table, write_exact_tokenizer
+from adapter_checks.base_fit import is_prefix
+from chat_prompts.template_files import TEMPLATE, TEMPLATES, checked_templates, other_templates, read_templates
+from exact_tokenizers.tokenizer_folders import (
+    exact_tokenizer_files,
+    has_same_pieces,
+    is_rank_table,
+    is_read_inexactly,
+    write_exact_tokenizer,
+)
 from hub_download.model_registry import entry_of, registry, template_of
 
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from checkpoint_io.published_models import has_config, published_repository
-from checkpoint_io.tokenizer_sizes import check_tokenizer_size, tokenizer_size
+from checkpoint_io.tokenizer_sizes import check_tokenizer_size, token_table, tokenizer_size
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each is enough to load a tokenizer
 TOKENIZER_FILES = (
@@ -40,8 +47,8 @@ def copy_small_files(sources: Sequence[Path], target: Path, repository: str = ""
     configured = next((folder for folder in reversed(sources) if not (folder / "adapter_config.json").is_file()), None)
     if configured:
         copy_matching(configured, target, ("config.json",))
-    chosen = next(folder for folder in reversed(sources) if has_tokenizer(folder))
-    copy_matching(chosen, target, TOKENIZER_FILES)
+    if chosen := tokenizer_source(sources):
+        copy_matching(chosen, target, TOKENIZER_FILES)
     copy_sentencepiece_model(sources, target)
     templates, phrase = choose_templates(sources, repository)
     write_templates(templates, target)
@@ -106,18 +113,44 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZERS) or any(folder.glob("*.tiktoken"))
 
 
+def tokenizer_source(folders: Sequence[Path]) -> Path | None:
+    """Return the last of checkpoint folders that has a tokenizer, except adapters that lack tokens added before them.
+
+    Raises ValueError if two adapters have tokenizers that contradict each other. An adapter may contradict its base if
+    it replaces the embedding matrix (adapter_checks.base_fit).
+    """
+    chosen, table = None, dict[str, int]()
+    for folder in filter(has_tokenizer, folders):
+        pieces, is_adapter = token_table(folder), (folder / "adapter_config.json").is_file()
+        if chosen and is_adapter and pieces and not is_prefix(table, pieces):
+            if is_prefix(pieces, table):
+                continue
+            if (chosen / "adapter_config.json").is_file():
+                piece = min(table.items() ^ pieces.items(), key=lambda entry: (entry[1], entry[0]))[0]
+                raise ValueError(
+                    f"{folder} has another tokenizer than {chosen}: {piece!r} has id {pieces.get(piece, 'none')} and "
+                    f"{table.get(piece, 'none')}; merge adapters that were trained with the same added tokens"
+                )
+        chosen, table = folder, pieces
+    return chosen
+
+
 def check_tokenizer(*folders: Path, rows: int | None = None) -> None:
-    """Check the tokenizer that a new folder gets from checkpoint folders, of which later ones take precedence.
+    """Check the tokenizer and named templates that a new folder gets from checkpoint folders; later ones come first.
 
     rows: number of embeddings of the new model; by default vocab_size in the last config.json. Raises FileNotFoundError
     if no folder has a tokenizer, since libraries would load an arbitrary default, and ValueError if the tokenizer has
-    more tokens than the model has embeddings.
+    more tokens than the model has embeddings, cannot be written exactly, or a template cannot be read or written.
     """
-    chosen = next((folder for folder in reversed(folders) if has_tokenizer(folder)), None)
+    for folder in folders:
+        read_templates(folder, named_only=True)
+    chosen = tokenizer_source(folders)
     if chosen is None:
         raise FileNotFoundError(
             f"{' and '.join(map(str, folders))} have no tokenizer ({', '.join(TOKENIZERS)}); copy the files there"
         )
+    if is_read_inexactly(chosen):
+        exact_tokenizer_files(chosen)  # raises if `write_exact_tokenizer` would
     configured = next((file for folder in reversed(folders) if (file := folder / "config.json").is_file()), None)
     if configured is None:  # an adapter
         return

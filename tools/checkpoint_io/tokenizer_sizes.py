@@ -34,14 +34,17 @@ def tokenizer_size(folder: Path) -> int:
 
     Named special tokens without an id count as added, as in transformers. Raises ValueError if a file is damaged.
     """
-    config = read_object(folder / "tokenizer_config.json")
-    pieces = stored_pieces(folder)
-    added = stored_tokens(folder, config)
-    pieces |= {token.content: index for index, token in added.items()}
-    named = named_tokens(folder, config)
+    pieces = token_table(folder)
+    named = named_tokens(folder, read_object(folder / "tokenizer_config.json"))
     roles = [*(named.get(role) for role in SPECIAL_TOKEN_NAMES), *(named.get("additional_special_tokens") or [])]
     missing = {token_text(token) for token in roles} - {"", *pieces}
     return max([-1, *pieces.values()]) + 1 + len(missing)
+
+
+def token_table(folder: Path) -> dict[str, int]:
+    """Return piece -> id of the tokenizer files in a folder, with added tokens; ValueError if a file is damaged."""
+    added = stored_tokens(folder, read_object(folder / "tokenizer_config.json"))
+    return stored_pieces(folder) | {token.content: index for index, token in added.items()}
 
 
 def stored_pieces(folder: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from checkpoint_io.tensors import progress, read_safetensors, tensor_hash
 SEAL = "checkpoint.json"
 SIGNATURE = "model.sig"  # covers all other files, including the seal
 WEIGHTS = (".safetensors", ".bin")
+# Signatures and lists of hashes, of this repository and of others; they hold for the files of one folder only.
+SEALS = (SEAL, "*.sig", "*.sigstore*", "*.asc", "*.chk", "*.md5", "*.sha256", "md5sum*", "*sha256sum*")
+
+
+def is_seal(name: str) -> bool:
+    """Return whether a file of this name is a seal, a signature or a list of hashes."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in SEALS)
 
 
 def sealed_files(folder: Path) -> dict[str, Path]:

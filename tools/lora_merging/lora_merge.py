@@ -212,7 +212,7 @@ def merge_folders(
     for folder in inputs:
         verify_seal(folder)
     run = resume_journal.run_identity(script, options, inputs)
-    with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run) as folder:
+    with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run, inputs) as folder:
         template = copy_small_files(inputs, folder)
         if rows - {vocabulary}:
             checkpoint_folders.write_json(folder / "config.json", config | {"vocab_size": rows.pop()})

@@ -43,8 +43,9 @@ class DiffInputs:
         """
         raw, other = self.folders.values()
         command = "recover" if "diff" in self.folders else "make_diff"
-        run = resume_journal.run_identity(SCRIPT, self.options, [raw, other, *adapters])
-        with checkpoint_folders.new_folder(target, needed, run) as folder:
+        inputs = [raw, other, *adapters]
+        run = resume_journal.run_identity(SCRIPT, self.options, inputs)
+        with checkpoint_folders.new_folder(target, needed, run, inputs) as folder:
             sources = [other] if has_tokenizer(other) else [raw, other]
             yield folder, copy_small_files(sources, folder, repository)
             options = dict(self.options) | ({"published": repository} if repository else {})
