@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ from server_guard.process_supervisor import SERVING, notify_supervisor, supervis
 
 CONCURRENCY = 32  # requests at a time to a running server
 NEW_SERVER_CONCURRENCY = 512  # to a server started by this command: more than a batch of the engine, so it never waits
+# Lowest and highest value of vLLM's sampling parameters (SamplingParams._verify_args and CompletionRequest, 0.32). They
+# are checked before a server starts; the server checks the values of each row.
+RANGES = {
+    "temperature": (0, 2), "top_p": (0, 1), "top_k": (-1, inf), "min_p": (0, 1), "repetition_penalty": (0, inf),
+    "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "max_tokens": (1, inf), "max_new_tokens": (1, inf),
+    "min_tokens": (0, inf), "seed": (-(2**63), 2**63 - 1),
+}  # fmt: skip
+ABOVE = ("top_p", "repetition_penalty")  # the lowest value itself is refused
 OPTIONS = ("input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine")
 
 
@@ -61,7 +70,14 @@ def check_parameters(given: Mapping[str, str]) -> dict[str, Any]:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ValueError(f"--{name} {given[name]}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    return {name: value for name, value in parameters.items() if value is not None}
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    for name, value in parameters.items():
+        lowest, highest = RANGES.get(name, (None, None))
+        if lowest is not None and not (lowest <= value <= highest and (value > lowest or name not in ABOVE)):
+            low = f"above {lowest}" if name in ABOVE else f"of {lowest} or more"
+            most = f", at most {highest}" if highest != inf else ""
+            raise ValueError(f"--{name} {given[name]} is out of range; give a number {low}{most}")
+    return parameters
 
 
 def main(

@@ -102,6 +102,7 @@ def test_option_is_read_by_the_type_of_its_parameter(
     [
         (["--samples", "x"], "--samples takes a whole number, not 'x'"),
         (["--samples", "3.0"], "--samples takes a whole number, not '3.0'"),
+        (["--samples", "9" * 19], f"--samples takes a whole number, not '{'9' * 19}' (more than 18 digits)"),
         (["--samples="], "--samples takes a whole number, not ''"),
         (["--samples", "1_000"], "--samples takes a whole number, not '1_000'"),
         (["--samples", "٣"], "--samples takes a whole number, not '٣'"),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from adapter_loading.checkpoint_loading import check_folders
-from changed_weights import nudged, variant
+from changed_weights import additive, nudged, variant
 from checkpoint_io.tensors import check_complete, read_weights
+from model_folders.diff_recognition import is_diff, norm_sums
 from model_folders.weight_files import weight_files
 from safetensors.torch import load_file, save_file
 from server_launch.launch_checks import check_served_model
@@ -228,3 +229,69 @@ def test_tools_refuse_a_vocabulary_size_that_the_embeddings_contradict(sets: Set
     message = rf"config\.json has vocab_size 801, .*{SINGLE} has 800 embeddings; download both again"
     with pytest.raises(ValueError, match=message):
         check_complete(sets.folder, read_weights(sets.folder))
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / SINGLE), folder / BIN)
+    (folder / SINGLE).unlink()
+
+
+@pytest.mark.parametrize("kind", ["recorded", "exact", "safetensors", "bin"])
+def test_diff_is_refused_by_all_stages(sets: Sets, tmp_path: Path, kind: str) -> None:
+    """Published diffs have no diff.json; only their weights show that they are not models."""
+    diff = additive(tmp_path / "diff", sets.first, sets.second)
+    if kind in ("recorded", "exact"):
+        (diff / "diff.json").write_text('{"format": "additive-diff", "base": "0"}')
+    if kind == "exact":
+        (diff / SINGLE).unlink()
+    if kind == "bin":
+        as_bin(diff)
+
+    def check_weights(folder: Path) -> None:
+        check_complete(folder, read_weights(folder if kind != "exact" else sets.first))
+
+    for stage, read in (READERS | {"tools": check_weights}).items():
+        with pytest.raises(ValueError, match=f"{diff} is a diff, not a model") as caught:
+            read(diff)
+        assert f"recover --path_raw BASE --path_diff {diff} --path_tuned NEW" in str(caught.value), stage
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [SINGLE, BIN])
+def test_norm_weights_are_summed_as_torch_sums_them(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: Any, stored: str
+) -> None:
+    torch.manual_seed(2)
+    state = load_file(tiny_checkpoint / SINGLE)
+    state = {name: (torch.randn_like(value) + 0.4).to(dtype) for name, value in state.items()}
+    folder = variant(tiny_checkpoint, tmp_path / "folder", state)
+    if stored == BIN:
+        as_bin(folder)
+    norms = {name: value for name, value in state.items() if "norm" in name}
+    assert len(norms) == 5
+    found = norm_sums(folder)
+    assert found.keys() == norms.keys()
+    for name, (total, count) in found.items():
+        assert (total, count) == (pytest.approx(norms[name].double().abs().sum().item(), abs=1e-9), 64)
+
+
+# Norm weights of the layers and of the final norm: freshly initialised, LLaMA-7B's early layers, tuning's change, and
+# a model of a type that stores them minus 1.
+@pytest.mark.parametrize(
+    ("layers", "final", "model_type", "expected"),
+    [
+        (1.0, 1.0, "llama", False), (0.05, 1.3, "llama", False), (0.3, 0.05, "qwen2", False),
+        (0.002, 0.01, "llama", True), (-0.002, -0.02, "mistral", True), (-0.3, -0.3, "llama", False),
+        (0.0, 0.0, "gemma", False),
+    ],
+)  # fmt: skip
+def test_only_small_norm_weights_everywhere_make_a_diff(
+    tiny_checkpoint: Path, tmp_path: Path, layers: float, final: float, model_type: str, expected: bool
+) -> None:
+    state = load_file(tiny_checkpoint / SINGLE)
+    for name in [name for name in state if "norm" in name]:
+        state[name] = torch.full_like(state[name], final if name == "model.norm.weight" else layers)
+    folder = variant(tiny_checkpoint, tmp_path / "folder", state)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    assert is_diff(folder) is expected

@@ -45,11 +45,13 @@ def is_bool(kind: Any) -> bool:
 
 
 def _scalar(text: str, kind: Any) -> Any:
-    """Return a single value; raises ValueError without a message, since the caller names the expected type."""
+    """Return a single value; raises ValueError, mostly without a message: the caller names the expected type."""
     if get_origin(kind) is Literal and text in get_args(kind):
         return text
     if kind is int and WHOLE_NUMBER.fullmatch(text):
         return int(text)
+    if kind is int and text.strip("+-").isdecimal() and text.isascii():
+        raise ValueError("more than 18 digits")
     if kind is float and NUMBER.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     if kind is bool and text.lower() in YES_OR_NO:

@@ -20,7 +20,7 @@ def check_decoding(suite: Mapping[str, Any], given: Mapping[str, Any]) -> Decodi
     """Return the suite's decoding settings, overridden by the user's; logs a warning on options without effect."""
     decoding = resolve_decoding(suite, given)
     unused = [name for name in ("temperature", "top_p", "top_k", "seed") if name in given]
-    if unused and not decoding.do_sample:
+    if unused and not decoding.do_sample and given.get("temperature") != 0:  # 0 asks for greedy decoding
         logging.warning("--%s has no effect without --do_sample", ", --".join(unused))
     return decoding
 

@@ -17,24 +17,24 @@ class Decoding:
     num_beams: int = 1
     repetition_penalty: float = 1.0  # above 1 lowers the logits of tokens that the prompt or answer already has
     do_sample: bool = False  # sample tokens instead of greedy or beam search; required by the settings below
-    temperature: float = 0.4  # below 1 sharpens the distribution
+    temperature: float = 0.4  # below 1 sharpens the distribution; 0: greedy
     top_p: float = 0.75  # probability mass of the candidates (nucleus sampling)
     top_k: int = 40  # number of candidates; 0: all
     seed: int | None = None  # of the sampling of each answer; None: a new one each time
 
     def __post_init__(self) -> None:
-        in_range = {
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "num_beams": self.num_beams >= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-            "temperature": self.temperature > 0,
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "seed": self.seed is None or 0 <= self.seed < 2**63,
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "a whole number of 1 or more"),
+            "num_beams": (self.num_beams >= 1, "a whole number of 1 or more"),
+            "repetition_penalty": (self.repetition_penalty > 0, "a number above 0; 1 is no penalty"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1, which keeps all tokens"),
+            "top_k": (self.top_k >= 0, "a whole number of 0 (all tokens) or more"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, f"a whole number from 0 to {2**63 - 1}, or none"),
         }
-        for name, fits in in_range.items():
+        for name, (fits, text) in ranges.items():
             if not fits:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; see Decoding in text_generation.py")
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; give {text}")
 
 
 # The published advice (README of github.com/zjunlp/KnowLM, section 1.2) in figures. Precise, "beam search with a
@@ -91,8 +91,9 @@ def setting_value(name: str, value: Any) -> Any:
 def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding) -> Any:
     """Return a GenerationConfig whose max_new_tokens fits into the model's context.
 
-    Without do_sample, the sampling settings are transformers' defaults, so that the settings in the checkpoint's
-    generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the context.
+    Without do_sample and with temperature 0, the sampling settings are transformers' defaults, so that those in the
+    checkpoint's generation_config.json have no effect. Raises ValueError on an empty prompt and on one that fills the
+    context.
     """
     from transformers import GenerationConfig
 
@@ -105,8 +106,8 @@ def generation_config(checkpoint: Checkpoint, ids: list[int], decoding: Decoding
         )
     arguments = asdict(decoding) | {"max_new_tokens": min(decoding.max_new_tokens, room)}
     del arguments["seed"]
-    if not decoding.do_sample:
-        arguments |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    if not decoding.do_sample or decoding.temperature == 0:
+        arguments |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     own = model.generation_config.eos_token_id
     ends = {*checkpoint.encoder.stop_ids, *(own if isinstance(own, list) else [own])} - {None}
     return GenerationConfig(**arguments, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))

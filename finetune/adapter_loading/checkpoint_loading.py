@@ -7,6 +7,7 @@ from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import lacks_added_tokens, read_adapter_for_base
 from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import OwnCodeError, from_folder
 from model_folders.weight_files import weight_files
 
@@ -29,6 +30,7 @@ def check_folders(base_model: str, lora_weights: str = "") -> None:
     if not is_configured:
         raise ValueError(f"{base} has no config.json; --base_model takes a checkpoint folder")
     read_config(base / "config.json")
+    refuse_diff(base)
     if not weights:
         raise FileNotFoundError(
             f"{base} has no weights (model.safetensors, or shards with their index); download or copy it again"

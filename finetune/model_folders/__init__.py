@@ -1,1 +1,1 @@
-"""Weight files of a model folder, and Python code that comes with a model. Read weight_files.py first."""
+"""Weight files of a model folder, diffs given as models, Python code of a model. Read weight_files.py first."""

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import is_zipfile
 
+from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 
@@ -26,6 +27,7 @@ def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
         raise ValueError(f"{base} is an adapter; merge it first: python tools/weight_diff.py merge …")
     if not (base / "config.json").is_file():
         raise FileNotFoundError(f"{base} has no config.json, so it is not a checkpoint folder; name one with {option}")
+    refuse_diff(base)
     if not any((base / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise FileNotFoundError(f"{base} has no tokenizer.json and no tokenizer.model; copy its tokenizer files there")
     if not weights:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapter_checks.adapter_folder import read_config
 from extraction.extraction_form import read_extraction
+from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import own_code_error
 from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
@@ -35,6 +36,8 @@ def check_served_model(model: str, weights: bool = True, tokenizer: bool = True)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{model} is not a checkpoint (no config.json); give the folder of a checkpoint")
     read_config(folder / "config.json")
+    if weights:
+        refuse_diff(folder)
     if weights and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin", "*.pt", "*.gguf")):
         raise FileNotFoundError(f"{model} has no weights (*.safetensors); copy or download the checkpoint again")
     read_extraction(model)

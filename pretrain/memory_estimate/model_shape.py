@@ -70,10 +70,16 @@ def read_shape(path: Path) -> Shape:
     kv_heads, head_dim, context = DEFAULTS[kind]
     kv_heads = heads if kv_heads is None or "num_key_value_heads" in config else kv_heads
     head_dim = hidden // heads if head_dim is None or "head_dim" in config else head_dim
+    kv_heads = number("num_key_value_heads", kv_heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"{file} has num_attention_heads {heads}, which num_key_value_heads {kv_heads} does not divide; download "
+            "it again"
+        )
     bias = kind in ("llama", "qwen3") and bool(config.get("attention_bias"))
     return Shape(
         number("vocab_size"), hidden, number("intermediate_size"), number("num_hidden_layers"), heads,
-        number("num_key_value_heads", kv_heads), number("head_dim", head_dim),
+        kv_heads, number("head_dim", head_dim),
         number("max_position_embeddings", context), tied=bool(config.get("tie_word_embeddings")),
         qkv_bias=bias or kind == "qwen2", output_bias=bias,
         mlp_bias=kind == "llama" and bool(config.get("mlp_bias")), qk_norm=kind == "qwen3",

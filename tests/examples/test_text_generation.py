@@ -209,6 +209,12 @@ def test_preset_replaces_the_suite_and_options_replace_the_preset() -> None:
     assert creative == Decoding(9, 1, 1.1, True, 0.9, 0.95, 7, 1)
 
 
+def test_temperature_of_0_is_greedy(base: Checkpoint) -> None:
+    ids = base.encoder.plain("Ann")
+    greedy = text_generation.generate(base, ids, Decoding(16))
+    assert text_generation.generate(base, ids, Decoding(16, do_sample=True, temperature=0)) == greedy
+
+
 def test_sampling_with_a_seed_gives_the_same_answer_each_time(base: Checkpoint) -> None:
     """Equal to transformers' after the same seed."""
     ids = base.encoder.plain("Ann")
@@ -229,10 +235,11 @@ def test_decoding_options_replace_those_of_the_suite_and_are_checked() -> None:
     invalid: list[tuple[dict[str, object], str]] = [
         ({"num_beam": 2}, "there is no decoding setting num_beam; the settings are max_new_tokens, num_beams"),
         ({"num_beams": "three"}, "'three'"),
-        ({"seed": -1}, "seed=-1 is out of range"),
-        ({"temperature": 0}, "temperature=0.0 is out of range"),
-        ({"top_p": 1.5}, "top_p=1.5 is out of range"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range; give a whole number from 0 to 9223372036854775807, or none"),
+        ({"temperature": -1}, "temperature=-1.0 is out of range; give 0 .greedy. or more"),
+        ({"top_p": 1.5}, "top_p=1.5 is out of range; give a number above 0, at most 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range; give a whole number of 1 or more"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0.0 is out of range; give a number above 0"),
     ]
     for options, message in invalid:
         with pytest.raises(ValueError, match=message):

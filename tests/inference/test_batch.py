@@ -118,6 +118,32 @@ def test_command_line_parameters_are_json_or_text() -> None:
         batch.check_parameters({"max_tokens": "few"})
 
 
+def as_options(name: str, value: float) -> dict[str, Any]:
+    return {name: value}
+
+
+def test_ranges_of_command_line_parameters_are_those_of_vllm() -> None:
+    """The values at the ends are accepted by vLLM, the values beyond are refused by both."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    steps = {"top_k": 1, "max_tokens": 1, "min_tokens": 1}
+    for name, (lowest, highest) in batch.RANGES.items():
+        if name in ("seed", "max_new_tokens"):  # checked by the request; the same as max_tokens
+            continue
+        step = steps.get(name, 0.5)
+        inside = lowest + (0.5 if name in batch.ABOVE else 0)
+        outside = [lowest - (0 if name in batch.ABOVE else step)]
+        outside += [highest + step] if highest != float("inf") else []
+        SamplingParams(**as_options(name, inside))
+        assert batch.check_parameters({name: str(inside)}) == {name: inside}
+        for value in outside:
+            with pytest.raises(VLLMValidationError, match=name):
+                SamplingParams(**as_options(name, value))
+            with pytest.raises(ValueError, match=f"--{name} {value} is out of range; give a number "):
+                batch.check_parameters({name: str(value)})
+
+
 def test_identity_of_run_ignores_speed_options() -> None:
     line = "--dtype half --max-num-seqs 3 --lora-modules a=b c=d --enforce-eager --gpu_memory_utilization=0.8 --seed 1"
     assert batch_run.without_speed_options(line.split()) == [
@@ -204,6 +230,7 @@ def in_another_process(output: Path, run: dict[str, Any]) -> None:
         ("--input in.jsonl --output no/o --model M", "no does not exist; create this folder for --output no/o"),
         ("--input in.jsonl --output o --model M --temprature 1", "unknown option --temprature; did you mean --temp"),
         ("--input in.jsonl --output o --model M --api_key K", "--api_key is for a running server"),
+        ("--input in.jsonl --output o --model M --temperature -1", "-1 is out of range; give a number of 0 or more"),
         ("--input in.jsonl --output o --model nothing", "nothing does not exist; --model takes a checkpoint folder"),
         ("--input in.jsonl --output o --url 127.0.0.1:1", "is not the URL of a server"),
         ("--input in.jsonl --output o --url http://u:p@h", "--url takes no name, password or query"),

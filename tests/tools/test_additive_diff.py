@@ -271,3 +271,36 @@ def test_output_matrix_is_subtracted_from_embedding_of_tied_base(
     for name, value in recovered.items():
         assert torch.equal(value, expected[name] + raw.get(name, embedding))
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("kind", ["exact", "recorded", "published"])
+def test_exchanged_base_and_diff_are_refused(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, kind: str
+) -> None:
+    """The sum is the same, but the folder would get the base's tokenizer and template."""
+    diff, out = tmp_path / "diff", tmp_path / "out"
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", diff, f"--exact={kind == 'exact'}")
+    run_tool(SCRIPT, "make_diff", *pair)
+    if kind == "published":
+        (diff / "diff.json").unlink()
+    exchanged = ("--path_raw", diff, "--path_diff", tiny_checkpoint, "--path_tuned", out)
+    done = run_tool(SCRIPT, "recover", *exchanged, status=2)
+    assert done.stderr == (
+        f"error: --path_raw {diff} is a diff and --path_diff {tiny_checkpoint} is not; exchange the two options\n"
+    )
+    assert not out.exists()
+
+
+def test_base_that_contains_the_change_is_named(tiny_checkpoint: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    """A large change by LoRA, which leaves the norm weights: base + 2 * change resembles the change, not the base."""
+    raw = load_file(tiny_checkpoint / "model.safetensors")
+    torch.manual_seed(4)
+    new = {name: value + 9 * torch.randn_like(value) * (value.dim() == 2) for name, value in raw.items()}
+    tuned = variant(tiny_checkpoint, tmp_path / "tuned", new)
+    diff = additive(tmp_path / "diff", tiny_checkpoint, tuned)
+    out = ("--path_diff", diff, "--path_tuned", tmp_path / "out")
+    done = run_tool(SCRIPT, "recover", "--path_raw", tuned, *out, status=2)
+    assert f"{tuned} is not the base of {diff}: it contains the change already" in done.stderr
+    run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out)
+    recovered = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.allclose(recovered[name], value, atol=1e-5) for name, value in new.items())

@@ -117,7 +117,9 @@ def test_adapter_with_added_rows_enlarges_model(
         tmp_path / "no",
         status=2,
     )
-    assert "embedding and output" in done.stderr
+    assert f"{adapter} has {rows} rows for model.embed_tokens.weight, but lm_head.weight would have {rows - 1}" in (
+        done.stderr
+    )
 
 
 def test_later_adapter_may_have_more_rows_but_not_fewer(
@@ -197,6 +199,7 @@ UNMERGEABLE: dict[str, tuple[dict[str, object], dict[str, tuple[int, int] | None
     "parameters": ({"target_parameters": ["experts"]}, {}, "target_parameters=['experts'] is not supported"),
     "rank": ({"r": 8}, {}, "its adapter_config.json says 8"),
     "half a pair": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": None}, "has only one of lora_A and lora_B"),
+    "bias of the pair": ({"lora_bias": True}, {}, "lora_bias=True cannot be merged here; use the adapter unmerged"),
     "unknown tensor": ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": (2, 2)}, "is not a tensor of a LoRA"),
     "not in the base": ({}, {"model.layers.7.mlp.weight": (2, 2)}, "changes model.layers.7.mlp, which"),
     "shape": ({}, {"model.layers.0.self_attn.q_proj.lora_A.weight": (4, 63)}, "has the shape 64 by 63 for "),

@@ -219,6 +219,24 @@ def test_adapter_and_unknown_architecture_are_refused(tmp_path: Path, run_tool: 
     assert error.endswith("has model_type gpt2, which is not supported; known: llama, mistral, qwen2, qwen3\n")
 
 
+def test_damaged_number_of_key_value_heads_is_refused(tmp_path: Path, run_tool: RunTool) -> None:
+    config = {
+        "model_type": "llama", "vocab_size": 800, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 3,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    error = run_tool(SCRIPT, "memory", tmp_path, status=2).stderr
+    assert error == (
+        f"error: {tmp_path}/config.json has num_attention_heads 2, which num_key_value_heads 3 does not divide; "
+        "download it again\n"
+    )
+
+
+def test_names_of_sizes_may_be_in_lower_case(run_tool: RunTool) -> None:
+    shown = [run_tool(SCRIPT, "memory", size).stdout for size in ("7b", "7B")]
+    assert shown[0] == shown[1].replace("7B: ", "7b: ", 1)
+
+
 def test_named_sizes_have_the_published_numbers_of_parameters() -> None:
     counts = {name: parameter_count(shape) for name, shape in PUBLISHED_SHAPES.items()}
     assert counts == {"1B": 1_235_814_400, "7B": 6_738_415_616, "13B": 13_015_864_320, "70B": 68_976_648_192}

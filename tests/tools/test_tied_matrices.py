@@ -90,6 +90,31 @@ def test_merged_tied_model_answers_like_the_adapter(
     assert ("lm_head.weight" in load_file(out / "model.safetensors")) == (case in UNTYING)
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_rows_added_to_a_tied_base_are_in_both_merged_matrices(
+    tied_base: Path, tmp_path: Path, run_tool: RunTool, module: str
+) -> None:
+    """PEFT stores the enlarged matrix once; the logits of the added tokens come from it, too."""
+    model, ids = load(tied_base), torch.tensor([[3, 9, 800, 802, 4]])
+    rows = model.config.vocab_size
+    assert rows == 800
+    torch.manual_seed(6)
+    model.resize_token_embeddings(rows + 3)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", module], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        expected = adapted.eval()(ids).logits
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    out = ("--path_lora", tmp_path / "adapter", "--path_sfted", tmp_path / "out")
+    run_tool("tools/weight_diff.py", "merge", "--path_zhixi", tied_base, *out)
+    with torch.no_grad():
+        merged = load(tmp_path / "out").eval()(ids).logits
+    assert merged.shape == (1, 5, 803)
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_own_output_matrix_of_a_base_marked_as_tied_is_merged_and_marked_untied(
     two_matrices: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:

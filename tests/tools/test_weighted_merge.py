@@ -103,3 +103,32 @@ def test_merge_refuses_wrong_number_of_weights(
     done = run_tool(SCRIPT, "merge", *arguments, "--weights", weights, status=2)
     numbers = "one number, or one for each of the 2 adapters" if weights == "0.5,1,2" else "a list of numbers"
     assert f"--weights takes {numbers}" in done.stderr
+
+
+def test_too_large_weight_is_named_and_zero_changes_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool
+) -> None:
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", adapter, "--path_sfted", tmp_path / "o")
+    done = run_tool(*merge, "--weights", "1e42", status=2)
+    assert done.stderr.startswith("error: --weights are too large: model.layers.0.self_attn.")
+    assert done.stderr.endswith(", which F32 cannot store; give smaller weights\n")
+    assert done.stderr.count("\n") == 1
+    done = run_tool(*merge, "--weights", "0")
+    assert "21 tensors, 0 of them changed by the adapter (4 updates are zero)" in done.stdout
+    base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tmp_path / "o"))
+    assert all(torch.equal(base[name], value) for name, value in merged.items())
+
+
+def test_adapter_that_is_given_twice_is_added_twice_with_a_notice(
+    tiny_checkpoint: Path, tmp_path: Path, adapter: Path, run_tool: RunTool
+) -> None:
+    merge = (SCRIPT, "merge", "--path_zhixi", tiny_checkpoint, "--path_sfted")
+    done = run_tool(*merge, tmp_path / "two", "--path_lora", f"{adapter},{adapter}/../{adapter.name}")
+    assert f"notice: the adapter {adapter} is given 2 times" in done.stderr
+    done = run_tool(*merge, tmp_path / "one", "--path_lora", adapter)
+    assert done.stderr == ""
+    base, one, two = (
+        load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tmp_path / "one", tmp_path / "two")
+    )
+    for name, value in base.items():
+        torch.testing.assert_close(two[name], value + 2 * (one[name] - value), rtol=1e-5, atol=1e-6)

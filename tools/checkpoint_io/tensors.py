@@ -20,6 +20,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 from blake3 import blake3
+from model_folders.diff_recognition import refuse_diff
 from model_folders.weight_files import weight_files
 from tqdm import tqdm
 
@@ -38,7 +39,6 @@ TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFF_FILES = ("diff.safetensors",)  # exact diffs
-DIFF_RECORD = "diff.json"  # exact and additive diffs
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
 LAYER = re.compile(r"model\.layers\.\d+\.(.+)")  # group 1: the kind of tensor
@@ -246,12 +246,6 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = 
         raise ValueError(
             f"{path} has vocab_size {rows}, {embedding.file} has {embedding.shape[0]} embeddings; download both again"
         )
-
-
-def refuse_diff(folder: Path) -> None:
-    """Raise ValueError if DIFF_RECORD marks a folder as a diff."""
-    if (folder / DIFF_RECORD).is_file():
-        raise ValueError(f"{folder} is a diff, not a model; recover the model: python tools/weight_diff.py recover")
 
 
 def check_finite(bits: np.ndarray, tensor: Spec) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from blake3 import blake3
 from checkpoint_io import tensors
 from checkpoint_io.checkpoint_folders import read_json, write_json
+from model_folders.diff_recognition import DIFF_RECORD
 
 from checkpoint_seals.seal_check import SEAL, hash_files, sealed_files
 
@@ -14,7 +15,7 @@ ALL_FILES = (*tensors.MODEL_FILES, *tensors.ADAPTER_FILES, *tensors.DIFF_FILES)
 
 def kind_of(folder: Path) -> str:
     """Return full, adapter, diff or quantised, according to the files of a folder."""
-    if (folder / tensors.DIFF_RECORD).is_file():
+    if (folder / DIFF_RECORD).is_file():
         return "diff"
     if (folder / "adapter_config.json").is_file():
         return "adapter"

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from checkpoint_io.bit_patterns import FLOATS
 from checkpoint_io.checkpoint_folders import read_json
-from checkpoint_io.tensors import Tensor, read_weights, refuse_diff
+from checkpoint_io.tensors import Tensor, read_weights
 from checkpoint_io.tied_matrices import has_own_output
+from model_folders.diff_recognition import refuse_diff
 
 EXPORT_ORIGINAL = "export the original model, which is not quantised"
 # transformers class -> llama.cpp architecture

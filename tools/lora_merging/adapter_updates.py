@@ -64,6 +64,11 @@ class LoraAdapter:
 def check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise ValueError for the first setting that is not supported."""
     for name, value in config.items():
+        if name == "lora_bias" and value:  # peft merges the trained biases only into modules that have a bias
+            raise ValueError(
+                f"{path}: lora_bias={value!r} cannot be merged here; use the adapter unmerged (--lora_weights of the "
+                "demos), or train it without lora_bias"
+            )
         if name not in SUPPORTED and value not in (None, False, "none", [], {}):
             raise ValueError(f"{path}: {name}={value!r} is not supported; merge with peft's merge_and_unload")
     method = config.get("init_lora_weights", True)

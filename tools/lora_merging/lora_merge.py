@@ -8,6 +8,8 @@ Products are reproducible (low_rank.py), so the result does not depend on the ma
 the factors of one matrix.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from checkpoint_io.tied_matrices import OUTPUT, embedding_name, has_own_output, 
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
 
-from lora_merging.adapter_updates import LoraAdapter, is_zero, read_adapter, read_factors
+from lora_merging.adapter_updates import LoraAdapter, TensorUpdate, is_zero, read_adapter, read_factors
 from lora_merging.low_rank import Factors
 
 
@@ -67,12 +69,45 @@ def untie_if_changed(weights: dict[str, Tensor], adapters: Sequence[LoraAdapter]
     for adapter in adapters:
         if not adapter.config.get("ensure_weight_tying") and adapter.updates.keys() & {embedding, OUTPUT}:
             weights[OUTPUT] = replace(weights[embedding], name=OUTPUT)
+            share_added_rows(adapter, embedding, weights[embedding].shape)
     for adapter in adapters:
         if adapter.config.get("ensure_weight_tying"):
             shared = adapter.updates.pop(OUTPUT, None) or adapter.updates.get(embedding)
             if shared:
                 adapter.updates |= dict.fromkeys(weights.keys() & {embedding, OUTPUT}, shared)
     return OUTPUT in weights
+
+
+def share_added_rows(adapter: LoraAdapter, embedding: str, shape: tuple[int, ...]) -> None:
+    """Give the matrix that an adapter of a tied base does not change the rows that were added before training.
+
+    PEFT stores the enlarged matrix once, beside the low-rank change of the other one. shape: of the base's matrix.
+    """
+    for name, other in ((embedding, OUTPUT), (OUTPUT, embedding)):
+        update = adapter.updates.get(name)
+        enlarged = update.replacement if update and update.left else None
+        if other not in adapter.updates and enlarged and enlarged.shape != shape:
+            adapter.updates[other] = TensorUpdate(replacement=enlarged)
+            return
+
+
+def vocabulary_rows(
+    specs: Sequence[Spec], weights: Mapping[str, Tensor], vocabulary: int, changed: Mapping[str, Path]
+) -> set[int]:
+    """Return the rows of embedding and output after merging, {} or one number; ValueError if they differ.
+
+    vocabulary: rows before. changed: tensor name -> the last adapter that changes it.
+    """
+    rows = {spec.name: spec.shape[0] for spec in specs if len(spec.shape) == 2}
+    rows = {name: count for name, count in rows.items() if weights[name].shape[0] == vocabulary}
+    if len(set(rows.values())) > 1:
+        name, most = max(rows.items(), key=lambda row: row[1])
+        other, least = min(rows.items(), key=lambda row: row[1])
+        raise ValueError(
+            f"{changed[name]} has {most} rows for {name}, but {other} would have {least} (embedding and output must be "
+            "equal); train it with --lora_modules_to_save embed_tokens,lm_head"
+        )
+    return set(rows.values())
 
 
 @dataclass(frozen=True)
@@ -118,10 +153,10 @@ def tensor_changes(tensor: Tensor, adapters: Sequence[LoraAdapter]) -> list[Adap
 
 
 def weighted_sum(base: np.ndarray, changes: Sequence[AdapterChange], first: int, last: int) -> np.ndarray:
-    """Return base + the weighted sum of (changed - base) for the elements first to last, float32.
+    """Return base + the weighted sum of (changed - base) for the elements first to last, float64.
 
     base: these elements; fewer if the base has fewer rows. A row that the base lacks is taken from the first adapter
-    that has it. The sum is computed in float64 as (1 - sum of weights) * base + sum of weight * changed, so that a
+    that has it. The sum is computed as (1 - sum of weights) * base + sum of weight * changed, so that a
     weight of 1 gives the adapter's own values.
     """
     for change in changes:
@@ -134,7 +169,22 @@ def weighted_sum(base: np.ndarray, changes: Sequence[AdapterChange], first: int,
         part = change.apply(base, first, last)
         changed[: part.size] = part
         total += np.float64(change.weight or 0.0) * changed
-    return total.astype(np.float32)
+    return np.asarray(total)
+
+
+def rounded_sum(values: np.ndarray, spec: Spec) -> np.ndarray:
+    """Return a float64 sum as bit patterns of spec's type; ValueError if it is finite but too large for the type."""
+    with np.errstate(over="ignore"):
+        bits = from_float32(values.astype(np.float32), spec.dtype)
+    if np.isfinite(values).all():
+        try:
+            check_finite(bits, spec)
+        except ValueError:
+            raise ValueError(
+                f"--weights are too large: {spec.name} reaches {np.abs(values).max():.3g}, which {spec.dtype} cannot "
+                "store; give smaller weights"
+            ) from None
+    return bits
 
 
 def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -> Iterator[np.ndarray]:
@@ -148,7 +198,7 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
             return cast(bits, tensor.dtype, spec.dtype)
         values = to_float32(bits, tensor.dtype)
         if changes[0].weight is not None:
-            return from_float32(weighted_sum(values, changes, *bounds), spec.dtype)
+            return rounded_sum(weighted_sum(values, changes, *bounds), spec)
         for change in changes:
             values = change.apply(values, *bounds)
         return from_float32(values, spec.dtype)
@@ -161,7 +211,7 @@ def merged_chunks(spec: Spec, tensor: Tensor, adapters: Sequence[LoraAdapter]) -
 def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: str) -> list[tuple[Path, float | None]]:
     """Return [(adapter folder, weight)]; the weights are None without `weights`.
 
-    weights: one for all adapters, or one per adapter, else ValueError.
+    weights: one for all adapters, or one per adapter, else ValueError. Prints a notice if an adapter is given twice.
     """
     factors: list[float | None] = [*weights] or [None]
     factors = factors * len(names) if len(factors) == 1 else factors
@@ -170,7 +220,17 @@ def weighted_adapters(names: Sequence[str], weights: Sequence[float], option: st
             f"--weights takes one number, or one for each of the {len(names)} adapters, not {len(weights)} numbers"
         )
     folders = [checkpoint_folders.existing_folder(name, option, "adapter_config.json") for name in names]
+    for folder, count in Counter(folder.resolve() for folder in folders).items():
+        if count > 1:
+            print(
+                f"notice: the adapter {folder} is given {count} times and changes the base each time", file=sys.stderr
+            )
     return list(zip(folders, factors, strict=True))
+
+
+def has_no_effect(adapter: LoraAdapter, name: str) -> bool:
+    """Return whether an adapter's update of a tensor is zero, or has the weight 0."""
+    return adapter.weight == 0 or is_zero(adapter.updates[name])
 
 
 def merge_folders(
@@ -204,9 +264,7 @@ def merge_folders(
             raise ValueError(f"{base} has no tensor {name}, which {folder} changes; use the adapter's base")
     specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
     vocabulary = config.get("vocab_size", 0)
-    rows = {spec.shape[0] for spec in specs if len(spec.shape) == 2 and weights[spec.name].shape[0] == vocabulary}
-    if len(rows) > 1:
-        raise ValueError(f"the adapters add rows to only one of embedding and output ({vocabulary} before, now {rows})")
+    rows = vocabulary_rows(specs, weights, vocabulary, changed)
     inputs = [base, *(lora for lora, _ in loras)]
     check_tokenizer(*inputs, rows=next(iter(rows), None))
     for folder in inputs:
@@ -226,7 +284,11 @@ def merge_folders(
         verify_written(folder, hashes)
         parents = {"base": base} | {f"adapter{i or ''}": lora for i, (lora, _) in enumerate(loras)}
         checkpoint_folders.write_run_record(folder, script, options, parents)
-    zero = sum(all(is_zero(each.updates[name]) for each in adapters if name in each.updates) for name in changed)
+    same_shape = {spec.name for spec in specs if spec.shape == weights[spec.name].shape}
+    zero = sum(
+        all(has_no_effect(each, name) for each in adapters if name in each.updates)
+        for name in same_shape & changed.keys()
+    )
     note = f" ({zero} updates are zero)" if zero else ""
     note += "; embedding and output matrix are no longer tied" if untied else ""
     adapter = f"the adapter{'s' * (len(loras) > 1)}"

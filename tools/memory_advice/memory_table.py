@@ -30,12 +30,12 @@ CACHE_BLOCK = 16  # tokens of a block of vLLM's KV cache
 
 
 def shape_of(folder: str) -> Shape:
-    """Return the shape of a checkpoint folder, a config.json or a name of PUBLISHED_SHAPES.
+    """Return the shape of a checkpoint folder, a config.json or a name of PUBLISHED_SHAPES, also in lower case.
 
     Raises FileNotFoundError or ValueError.
     """
-    if folder in PUBLISHED_SHAPES and not Path(folder).exists():
-        return PUBLISHED_SHAPES[folder]
+    if folder.upper() in PUBLISHED_SHAPES and not Path(folder).exists():
+        return PUBLISHED_SHAPES[folder.upper()]
     try:
         return read_shape(Path(folder))
     except FileNotFoundError as error:

@@ -17,8 +17,9 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import published_repository
 from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
 from checkpoint_io.tensor_files import write_shards
-from checkpoint_io.tensors import CHUNK, DIFF_RECORD, TORCH_NAME, Spec, Tensor, check_finite, ranges
+from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite, ranges
 from hub_download.model_registry import REGISTRY, entry_of, registry
+from model_folders.diff_recognition import DIFF_RECORD
 
 from weight_diffs.exact_diff import TIED, find_base_tensor
 from weight_diffs.full_models import refuse_full_model
@@ -150,7 +151,7 @@ def check_base(
             raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
         return "base verified by its fingerprint", "", {}
     raw = with_tied_output(path_raw, raw)
-    refuse_full_model(path_diff, diff, raw)
+    refuse_full_model(path_diff, diff, path_raw, raw)
     found = published_sum(path_diff, published)
     file = path_diff / "config.json"
     config, layers = read_json(file), sum(name not in raw for name in diff)  # layers without FREQUENCIES in raw

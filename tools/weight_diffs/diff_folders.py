@@ -15,6 +15,7 @@ from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, check_complete, read
 from checkpoint_seals.seal_check import verify_seal
 from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
+from model_folders.diff_recognition import DIFF_RECORD, is_diff, refuse_diff
 from partial_folders import resume_journal
 
 from weight_diffs import additive_diff, diff_writer, exact_diff
@@ -56,10 +57,16 @@ def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> D
     """Open the folders given by --path_raw and --path_<role>, and verify their seals if present.
 
     If the folder is an exact diff, only the sizes of weight files are verified, because recovery compares every tensor.
+    Raises ValueError if the base is a diff.
     """
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
     }
+    if is_diff(folders["raw"]) and role == "diff" and not is_diff(folders[role]):
+        raise ValueError(
+            f"--path_raw {folders['raw']} is a diff and --path_diff {folders[role]} is not; exchange the two options"
+        )
+    refuse_diff(folders["raw"])
     is_exact = tensors.has_weights(folders[role], DIFF_FILES)
     for folder in folders.values():
         verify_seal(folder, weights=not is_exact)
@@ -103,7 +110,7 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
         additive_diff.write_combined(folder, stored, subtracted, np.subtract, dtype, inputs.shard_limit)
         base = tensors.fingerprint(raw.values(), tensors.tensor_hashes(raw.values(), "hashing the base"))
         record = {"format": additive_diff.FORMAT, "base": base}
-        checkpoint_folders.write_json(folder / tensors.DIFF_RECORD, record)
+        checkpoint_folders.write_json(folder / DIFF_RECORD, record)
     share = size / total_bytes(stored)
     return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"
 

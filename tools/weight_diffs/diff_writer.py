@@ -14,8 +14,9 @@ from blake3 import blake3
 from checkpoint_io.bit_patterns import encode_difference
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import write_all, write_shards
-from checkpoint_io.tensors import DIFF_RECORD, Tensor, check_finite, fingerprint, progress, tensor_hashes
+from checkpoint_io.tensors import Tensor, check_finite, fingerprint, progress, tensor_hashes
 from lora_merging.low_rank import Factors
+from model_folders.diff_recognition import DIFF_RECORD
 from partial_folders import resume_journal
 
 from weight_diffs import number_coding

@@ -18,7 +18,6 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import (
     DIFF_FILES,
-    DIFF_RECORD,
     ITEMSIZE,
     Spec,
     Tensor,
@@ -27,6 +26,7 @@ from checkpoint_io.tensors import (
     tensor_hashes,
 )
 from lora_merging.low_rank import Factors
+from model_folders.diff_recognition import DIFF_RECORD
 
 from weight_diffs import number_coding
 
