@@ -374,7 +374,7 @@ def test_commands_answer_a_mistake_with_one_line(
 
 def test_command_outside_the_environment_names_the_missing_package(repository: Path) -> None:
     """Python without its site packages, as of a system where the environment is not active."""
-    command = [sys.executable, "-S", repository / "tools/checkpoint.py", "show", "x"]
+    command = [sys.executable, "-S", str(repository / "tools/checkpoint.py"), "show", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {sys.executable} has no package fire; activate the environment: source ")
