@@ -203,7 +203,9 @@ def make_trainer(
     config = model.config.get_text_config().to_dict()
     dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     dropouts += [args.lora_dropout] if args.method != "full" else []
-    ids, rows = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0), model.get_input_embeddings().num_embeddings
+    embedding = model.get_input_embeddings()
+    embedding = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding  # with LoRA on it
+    ids, rows = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0), embedding.num_embeddings
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,

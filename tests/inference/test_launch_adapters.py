@@ -256,7 +256,7 @@ def test_presets_for_adapters_keep_given_options(adapter: Path, tiny_checkpoint:
             [*model_options, f"a={changed(adapter, tmp_path / 'odd', r=5)}"],
             "its adapter_config.json says 5; copy both files again",
         ),
-        "broken": ([*model_options, f"a={broken.parent}"], "correct its chat_template.jinja"),
+        "broken": ([*model_options, f"a={broken.parent}"], "line 1: the template is not valid Jinja"),
         "tasks": ([*model_options, f"a={tasks.parent}"], "/extraction.json does not have the form "),
     }
     results = dict(zip(lines, parsed([line for line, _ in lines.values()]), strict=True))
