@@ -270,7 +270,7 @@ def test_tools_carry_own_code_and_its_files_without_executing_it(
 
 
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
-@pytest.mark.integration
+@pytest.mark.slow
 def test_quantised_model_keeps_own_code_and_own_output_matrix(
     rich_model: Path, tmp_path: Path, run_script: RunScript
 ) -> None:

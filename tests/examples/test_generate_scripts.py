@@ -84,13 +84,13 @@ def test_adapter_answers_typed_instructions_in_its_own_template(
 
 
 def test_extraction_cases_without_extraction_json_warn_of_the_default_wording(
-    tiny_checkpoint: Path, adapter: Path, run_script: RunScript, tmp_path: Path
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = {"task": "ner", "language": "en", "schema": ["person"], "text": "Ann Lee was born in Oslo."}
     (cases := tmp_path / "cases.json").write_text(json.dumps([case]), encoding="utf-8")
     command = ("--base_model", tiny_checkpoint, "--lora_weights", adapter, "--cases", cases, "--max_new_tokens", 2)
-    done = run_script("examples/generate_lora.py", *command)
-    assert f"WARNING: {adapter} has no extraction.json, so extraction is asked for in the default" in done.stderr
+    run_in_process("examples/generate_lora.py", *command)
+    assert f"{adapter} has no extraction.json, so extraction is asked for in the default wording" in caplog.text
 
 
 def test_demo_answers_with_names_of_base_and_adapter_as_with_folders(

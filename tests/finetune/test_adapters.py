@@ -74,7 +74,7 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(
 
 @pytest.mark.integration
 @pytest.mark.skipif(not QUANTISED.is_dir(), reason="bash tools/setup.sh --dev makes the folder with bitsandbytes")
-@pytest.mark.parametrize("given", [("--method", "qlora"), ("--load_in", "8bit")])
+@pytest.mark.parametrize("given", [("--method", "qlora"), pytest.param(("--load_in", "8bit"), marks=pytest.mark.slow)])
 def test_quantised_base_is_tuned_and_evaluated(
     tmp_path: Path, tiny_checkpoint: Path, rows_file: Path, run_script: RunScript, given: tuple[str, ...]
 ) -> None:

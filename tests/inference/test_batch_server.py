@@ -113,7 +113,8 @@ def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: Ru
     assert len(kept) > 5
     assert whole.read_bytes().startswith(kept)
     run.partial.write_bytes(kept[:-5])
-    status, stderr = BatchProcess(source, killed, *options).stop_after(100, signal.SIGINT)
+    resumed_lines = kept.count(b"\n") + 20
+    status, stderr = BatchProcess(source, killed, *options).stop_after(resumed_lines, signal.SIGINT)
     assert status == 130
     assert RESUMABLE.search(stderr)
     run_script(SCRIPT, "--input", source, "--output", killed, *options, status=1)
