@@ -136,6 +136,7 @@ def test_white_space_that_a_control_token_removes_is_removed(tokenizer: Tokenize
     assert PromptEncoder(tokenizer).prompt([user("a"), answer("b"), user("c")]) == own
 
 
+@pytest.mark.integration
 def test_answers_equal_the_joint_encoding_on_real_rows(
     shared_data: Path, tmp_path: Path, run_script: RunScript
 ) -> None:

@@ -90,6 +90,7 @@ def test_fingerprint_is_equal_from_model_and_json(tiny_tokenizer: Path, json_onl
     assert {(encoder.vocab_size, encoder.bos_id, encoder.eos_id) for encoder in encoders} == {(800, 1, 2)}
 
 
+@pytest.mark.integration
 def test_identity_is_equal_from_model_and_json(tiny_tokenizer: Path, json_only: Path, shared_data: Path) -> None:
     """The published LLaMA-2 tokenizer: tokenizer.model, and the exact tokenizer.json that is made of it."""
     model = shared_data / "llama"

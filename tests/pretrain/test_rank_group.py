@@ -52,6 +52,7 @@ def lock_in_another_process(lock: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.integration
 def test_lock_of_a_killed_build_is_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

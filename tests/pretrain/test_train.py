@@ -213,6 +213,7 @@ def test_run_killed_twenty_times_ends_at_the_same_weights(
     assert_same_run(uninterrupted, output)
 
 
+@pytest.mark.integration
 def test_resuming_another_run_is_refused_without_accept_changes(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.integration
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,7 @@ def test_fingerprint_depends_on_the_table_of_pieces_alone(tiny_tokenizer: Path) 
     assert json.loads((tiny_tokenizer / "tokenizer_config.json").read_text())["bos_token"] == "<s>"
 
 
+@pytest.mark.integration
 def test_tuned_folder_keeps_added_tokens_template_and_settings(
     tiny_tokenizer: Path, tmp_path: Path, run_script: RunScript
 ) -> None:

@@ -193,6 +193,7 @@ def test_modelscope_mirror_is_recognised_and_resumed_within_file(
     assert downloaded(target) == DIFF
 
 
+@pytest.mark.integration
 def test_modelscope_dataset_is_listed_in_pages(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.modelscope = 404
     rows = {f"part {number}.jsonl": b"{}\n" * (number + 1) for number in range(401)}  # three pages

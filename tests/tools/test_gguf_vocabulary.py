@@ -62,6 +62,7 @@ def test_gguf_ids_equal_those_of_sentencepiece(make: Make, serve: Serve, tmp_pat
     assert ask("/apply-template", {"messages": messages})["prompt"] == str(prompt).removeprefix("<s>")  # it adds BOS
 
 
+@pytest.mark.integration
 def test_gguf_ids_equal_llama_2_ids_on_real_documents(
     shared_data: Path, make: Make, serve: Serve, tmp_path: Path
 ) -> None:
