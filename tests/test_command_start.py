@@ -54,6 +54,9 @@ def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "command.py").write_text(
         "from command_line.command_errors import resumable, run_command\n"
         "import atexit, importlib, sys, time\n"
+        "class Finalized:\n"
+        "    def __del__(self):\n"
+        "        wait()\n"
         "def wait():\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
@@ -61,6 +64,9 @@ def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    with resumable('run it again'):\n"
         "        if sys.argv[1] == 'work':\n"
         "            wait()\n"
+        "        elif sys.argv[1] == 'finalizer':\n"
+        "            Finalized()\n"
+        "            time.sleep(60)\n"
         "        elif sys.argv[1] != 'end':\n"
         "            importlib.import_module(sys.argv[1])\n"
         "            time.sleep(60)\n"
@@ -78,6 +84,7 @@ def small_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("before", 1, "", "interrupted\n"),  # imports before the work
         ("work", 1, "", "interrupted; run it again\n"),
+        ("finalizer", 1, "", "interrupted; run it again\n"),  # Python discards the exceptions of __del__
         ("short_import", 1, "done\n", "interrupted; run it again\n"),  # the import ends first
         ("long_import", 2, "", "interrupted\n"),
         ("end", 1, "", ""),  # Python's own clean-up

@@ -35,6 +35,7 @@ def raise_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt from now on, so that the work can clean up."""
     if signal.getsignal(signal.SIGINT) is exit_interrupted:
         signal.signal(signal.SIGINT, raise_after_imports)
+        sys.unraisablehook = raise_later
 
 
 def raise_after_imports(number: int, frame: FrameType | None) -> None:
@@ -49,13 +50,30 @@ def raise_after_imports(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             if is_waiting and number == signal.SIGINT:
                 exit_interrupted()
-            signal.signal(signal.SIGALRM, raise_after_imports)
-            signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
+            start_timer()
             return
         frame = frame.f_back
     if is_waiting:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def start_timer() -> None:
+    """Call `raise_after_imports` again in CHECK_SECONDS."""
+    signal.signal(signal.SIGALRM, raise_after_imports)
+    signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS)
+
+
+def raise_later(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Hook for exceptions that Python discards: raise a discarded KeyboardInterrupt again, and report all others.
+
+    Python discards the exceptions of finalizers (`__del__`), of callbacks of weak references and of the garbage
+    collector. Without this hook, Ctrl-C at such a moment prints "Exception ignored in ..." and has no effect.
+    """
+    if unraisable.exc_type is KeyboardInterrupt and signal.getsignal(signal.SIGINT) is raise_after_imports:
+        start_timer()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def silence_interrupts() -> None:

@@ -65,10 +65,11 @@ def supervise() -> None:
     kill_marked(line)
     with suppress(ChildProcessError):
         os.waitpid(server, os.WNOHANG)  # reap the server, since init in a container may not do so
+    # A killed process may have left an unfinished line in the log: start a new one.
     if status == -signal.SIGINT:
-        print_line("interrupted")
+        print_line("\ninterrupted")
     if status is None:
-        print_line(ENGINE_ENDED)
+        print_line("\n" + ENGINE_ENDED)
         status = 1
     os._exit(status if status >= 0 else 128 - status)
 

@@ -122,7 +122,7 @@ def test_server_that_stops_while_it_serves_is_status_1(launch: Any) -> None:
     assert (status, written.splitlines()[-1]) == (1, ENGINE_ENDED)
 
 
-@pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted\n")])
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, ""), (signal.SIGINT, "\ninterrupted\n")])
 def test_signal_before_serving_ends_the_server_at_once(launch: Any, number: signal.Signals, line: str) -> None:
     launcher = launch()
     launcher.process.send_signal(number)
