@@ -132,6 +132,7 @@ def test_trusted_code_gives_its_logits_in_demos_and_ie_run(
         torch.testing.assert_close(logits(loaded), half_logits)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stage", ["finetune", "pretrain"])
 def test_trusted_code_is_trained_and_goes_with_the_result(
     own_model: Path,

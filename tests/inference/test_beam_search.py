@@ -52,6 +52,7 @@ def engine_of(model: Any, prompt: list[int]) -> Any:
 SETTINGS = [(4, 1.3, 1.0), (3, 1.6, 1.0), (2, 1.0, 1.0), (3, 1.3, 0.0), (3, 1.1, -1.0), (4, 1.0, 2.0)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_answers_equal_transformers(model: Any, prompt: list[int]) -> None:
     """Without end tokens, then with one and with two end tokens that beams meet at different lengths."""

@@ -54,6 +54,7 @@ def test_find_name_finds_every_name_that_is_in_the_text(before: str, name: str, 
     assert not name.strip() or any(first < alone[1] and alone[0] < last for first, last in near)
 
 
+@pytest.mark.integration
 def test_find_name_is_linear_on_repetitive_text() -> None:
     texts = ("a" * 200_000, "a " * 100_000, "a" + " " * 200_000, ("a" * 99 + " ") * 2000)
     names = ("a" * 1000, "a " * 500 + "b", "a" * 500 + "b", "a \n a", "((a+)+)+b")

@@ -59,6 +59,7 @@ def published(prefix: Path, samples: list[list[int]], types: Any) -> Path:
     return prefix
 
 
+@pytest.mark.integration
 def test_import_reads_published_format(tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path) -> None:
     """Types become sources; documents begin at BOS."""
     samples = list(chain(*DOCUMENTS))

@@ -46,6 +46,7 @@ def lines_before_damage(ending: str, archive: bytes) -> list[bytes]:
     return b"".join(content).split(b"\n")[:-1]
 
 
+@pytest.mark.integration
 @settings(max_examples=12, deadline=None)
 @given(st.sampled_from(["gz", "zst"]), st.floats(0, 1), st.sampled_from(["cut", "overwritten", "extended"]))
 def test_read_documents_of_a_damaged_archive_are_kept_or_dropped(

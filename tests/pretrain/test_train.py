@@ -274,6 +274,7 @@ def test_resumed_run_in_one_process_ends_at_the_same_weights(
     assert_same_run(whole, resumed)
 
 
+@pytest.mark.integration
 def test_resumed_run_uses_the_rate_decay_and_schedule_of_its_command_line(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

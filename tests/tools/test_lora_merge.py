@@ -254,6 +254,7 @@ def test_merge_refuses_swapped_folders(tiny_checkpoint: Path, tmp_path: Path, ad
     assert f"{adapter} has no config.json; --path_zhixi" in done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_merge_on_any_number_of_threads_gives_same_bytes(
     tiny_checkpoint: Path, tmp_path: Path, make_adapter: MakeAdapter, threads: int, run_script: RunScript

@@ -47,6 +47,7 @@ def test_sum_is_the_product_and_does_not_depend_on_order(rank: int) -> None:
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("dtype", "rank", "most"), [("F16", 16, 0.045), ("BF16", 8, 0.025), ("F32", 4, 0.08)], ids=["F16", "BF16", "F32"]
 )
