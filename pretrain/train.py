@@ -35,17 +35,20 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     import torch
     from exact_tokenizers.special_ids import correct_model_ids
     from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+    from model_folders.attention_backends import attention_backend
     from model_folders.own_code import from_folder
     from packed_attention import segment_attention
     from training_loop.run_folders import check_savable, tying_options
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import is_flash_attn_2_available
 
     segment_attention.register()
     flash = args.device.type == "cuda" and (args.bf16 or args.fp16) and is_flash_attn_2_available()
     # Without packing there are no segments; torch.compile would recompile for every combination of segment lengths.
-    default = "sdpa" if args.no_packing or args.torch_compile else segment_attention.NAME
-    backend = args.attn_implementation or ("flash_attention_2" if flash else default)
+    default = None if args.no_packing or args.torch_compile else segment_attention.NAME
+    requested = args.attn_implementation or ("flash_attention_2" if flash else default)
+    config = from_folder(AutoConfig, args.model_name_or_path, args.trust_remote_code)
+    backend = attention_backend(config, requested) or "sdpa"
     try:
         loading: Any = from_folder(
             AutoModelForCausalLM, args.model_name_or_path, args.trust_remote_code, dtype=torch.float32,

@@ -5,11 +5,13 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ie_run
 import pytest
 import torch
+import train
 from adapter_checks.base_fit import read_adapter_for_base
 from adapter_loading.adapter_attachment import attach_adapter
 from adapter_loading.checkpoint_loading import load_checkpoint
@@ -19,6 +21,7 @@ from demo_pages import model_loading
 from in_process import run_in_process
 from lora_adapters import NARROW, make_adapter, other_model
 from peft import LoraConfig, get_peft_model
+from quantization import quantization_methods
 from safetensors.torch import load_file, save_file
 from server_launch.launch_adapters import adapter_prompt_encoder, check_adapters, load_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -386,5 +389,18 @@ def test_soft_capping_of_attention_scores_is_kept(tmp_path: Path, tiny_checkpoin
     )
     assert not torch.allclose(eager, sdpa, atol=1e-3)
     assert torch.equal(logits_of(load_checkpoint(str(tmp_path))[0]), eager)
-    with pytest.raises(ValueError, match="sdpa attention omits its soft-capping"):
-        load_checkpoint(str(tmp_path), attn_implementation="sdpa")
+    assert torch.equal(logits_of(quantization_methods.load_model(tmp_path)), eager)
+    arguments: Any = SimpleNamespace(
+        model_name_or_path=tmp_path, trust_remote_code=False, device=torch.device("cpu"), bf16=False, fp16=False,
+        torch_compile=False, attn_implementation=None, no_packing=True,
+    )  # fmt: skip
+    assert torch.equal(logits_of(train.load_base(arguments)[0].eval()), eager)
+    arguments.no_packing = False
+    torch.testing.assert_close(logits_of(train.load_base(arguments)[0].eval()), eager)
+    arguments.attn_implementation = "sdpa"
+    for load in (
+        lambda: load_checkpoint(str(tmp_path), attn_implementation="sdpa"),
+        lambda: train.load_base(arguments),
+    ):
+        with pytest.raises(ValueError, match="sdpa attention omits this model's soft-capping"):
+            load()

@@ -1,1 +1,1 @@
-"""Weight files of a model folder, diffs given as models, Python code of a model. Read weight_files.py first."""
+"""Weight files, Python code and attention of a model; diffs given as models. Read weight_files.py first."""

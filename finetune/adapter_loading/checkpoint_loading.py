@@ -7,6 +7,7 @@ from adapter_checks.adapter_folder import read_config
 from adapter_checks.base_fit import lacks_added_tokens, read_adapter_for_base
 from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+from model_folders.attention_backends import attention_backend
 from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import OwnCodeError, from_folder
 from model_folders.weight_files import weight_files
@@ -85,19 +86,14 @@ def load_checkpoint(
 def load_base(architecture: Any, base_model: str, trust_remote_code: bool = False, **options: Any) -> Any:
     """Call from_pretrained on a local folder; raises ValueError if a tensor is missing, unknown or of another shape.
 
-    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail. Its sdpa
-    attention omits the soft-capping of Gemma 2's scores, so such a model gets eager attention by default; sdpa is
-    refused.
+    transformers initialises missing tensors at random and drops unknown ones; it logs both, but does not fail.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
     try:
-        config = from_folder(AutoConfig, base_model, trust_remote_code).get_text_config()
-        if getattr(config, "attn_logit_softcapping", None):
-            options["attn_implementation"] = options.get("attn_implementation") or "eager"
-            if options["attn_implementation"].startswith("sdpa"):
-                raise ValueError("sdpa attention omits its soft-capping (attn_logit_softcapping); use eager")
+        config = from_folder(AutoConfig, base_model, trust_remote_code)
+        options["attn_implementation"] = attention_backend(config, options.get("attn_implementation"))
         model, loading_info = from_folder(
             architecture, base_model, trust_remote_code, output_loading_info=True, **options
         )

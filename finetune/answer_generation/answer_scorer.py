@@ -6,7 +6,7 @@ from accelerate.utils import gather_object
 from chat_prompts.prompt_encoding import PromptEncoder
 from extraction_metrics.answer_scores import TASKS, gold_error, precision_recall_f1, score_answers
 from json_rows.instruction_rows import InstructionRow, messages_of, prompt_messages
-from packed_attention.segment_attention import NAME, attention_of
+from packed_attention.segment_attention import NAME, attention_of, padded_attention
 
 from answer_generation.batched_generation import generate_answers
 
@@ -36,7 +36,7 @@ class AnswerScorer:
         padded = [*mine, 0][: -(-len(self.prompts) // ranks)]  # under ZeRO-3 all ranks must generate equally often
         attention = attention_of(trainer.base_model)
         if attention == NAME:
-            trainer.base_model.set_attn_implementation("sdpa")  # which supports padding
+            trainer.base_model.set_attn_implementation(padded_attention(trainer.base_model))
         with trainer.compute_loss_context_manager():
             answers = generate_answers(
                 trainer.accelerator.unwrap_model(trainer.model), self.encoder,

@@ -54,7 +54,7 @@ def load_model_to_tune(args: TuningArguments) -> Any:
         )  # fmt: skip
         options |= {"quantization_config": config, "device_map": {"": args.device}}
     model = load_base(AutoModelForCausalLM, args.base_model, args.trust_remote_code, **options)
-    if not attention and segment_attention.attention_of(model) == "sdpa":
+    if not attention and segment_attention.attention_of(model) == segment_attention.padded_attention(model):
         model.set_attn_implementation(segment_attention.NAME)
     if args.load_in:
         model = prepare_model_for_kbit_training(model, args.gradient_checkpointing)

@@ -126,7 +126,7 @@ class InstructionTrainer(SourceTrainer):
                 self.layout.packed = keeps_segments_apart(*checked)
                 self.layout.share_prefixes = self.layout.share_prefixes and shares_prefixes(*checked)
             if not self.layout.packed and attention == segment_attention.NAME:
-                self.base_model.set_attn_implementation("sdpa")
+                self.base_model.set_attn_implementation(segment_attention.padded_attention(self.base_model))
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.args.loraplus_lr_ratio and self.optimizer is None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from model_folders.attention_backends import attention_backend
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,12 +51,14 @@ def attend_by_segment(
     query: (sequences, heads, tokens, width). key, value: the same, possibly with fewer heads. segments: the segments of
     each sequence; None: use transformers' SDPA. sliding_window: tokens that a token attends to, itself included. more:
     if SDPA does not implement one of them, such as softcap (Gemma 2) or s_aux (GPT-OSS), the eager attention of the
-    model does; raises ValueError if that is impossible.
+    model does; raises ValueError if that is impossible, as with caches.
     """
     special = {name: more[name] for name in more if name not in WITHOUT_EFFECT and more[name] is not None}
     if more.get("is_causal") is False:
         special["is_causal"] = False
-    if segments is None and special and attention_mask is None and query.shape[2] == key.shape[2]:
+    if segments is None and special:
+        if attention_mask is not None or query.shape[2] != key.shape[2]:
+            raise _unsupported(module, special)
         segments = [[Segment(query.shape[2])]] * len(query)
     if segments is None:
         more |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
@@ -76,10 +79,7 @@ def _eager_attention(module: torch.nn.Module, special: dict[str, Any], tokens: i
     attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     per_token = any(isinstance(value, torch.Tensor) and tokens in value.shape for value in special.values())
     if attention is None or per_token or "is_causal" in special:
-        raise ValueError(
-            f"{NAME} does not implement {', '.join(special)}, which {type(module).__name__} passes to its attention; "
-            "give --attn_implementation eager"
-        )
+        raise _unsupported(module, special)
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, dropout: float, scale: float | None
@@ -91,6 +91,13 @@ def _eager_attention(module: torch.nn.Module, special: dict[str, Any], tokens: i
         return output.transpose(1, 2)  # (1, heads, tokens, width)
 
     return attend
+
+
+def _unsupported(module: torch.nn.Module, special: dict[str, Any]) -> ValueError:
+    return ValueError(
+        f"{NAME} does not implement {', '.join(special)}, which {type(module).__name__} passes to its attention; "
+        "give --attn_implementation eager"
+    )
 
 
 def _attend(
@@ -153,6 +160,11 @@ def can_pack(model: Any) -> bool:
 def attention_of(model: Any) -> str:
     """Return the name of the model's attention backend; transformers has no public attribute for it."""
     return str(model.config._attn_implementation)
+
+
+def padded_attention(model: Any) -> str:
+    """Return the name of the backend that computes the same attention for padded sequences."""
+    return attention_backend(model.config) or "sdpa"
 
 
 def register() -> None:

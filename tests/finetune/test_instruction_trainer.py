@@ -106,7 +106,7 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attenti
 def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     tmp_path: Path, tiny_checkpoint: Path, tokenizer: Any, rows_file: Path, name: str
 ) -> None:
-    """Architectures without an exchangeable attention compute one example at a time, Gemma 2 for its soft-capping."""
+    """Architectures without an exchangeable attention compute one example at a time."""
     own = {} if name in ("gpt2", "bloom", "mamba") else SIZES
     more = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **own, **ARCHITECTURES[name]}
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_packed_loss_equals_the_loss_of_single_examples_in_every_architecture(
     options += ("--lora_target_modules", "in_proj") if name == "mamba" else ()
     trainer = trainer_of(tmp_path / "base", tokenizer, rows_file, tmp_path / "out", *options)
     trainer.train()
-    assert trainer.layout.packed == (name not in ("bloom", "mamba", "gemma2"))
+    assert trainer.layout.packed == (name not in ("bloom", "mamba"))
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
     assert entry["loss"] == pytest.approx(token_mean(base, trainer.data.examples, trainer.data.order.step(0)), rel=2e-6)
@@ -141,6 +141,9 @@ def test_attention_by_segment_refuses_a_keyword_that_it_cannot_apply() -> None:
     for keyword in ({"position_bias": torch.zeros(1, 2, 6, 6)}, {"is_causal": False}):
         with pytest.raises(ValueError, match=f"does not implement {next(iter(keyword))}, which LlamaAttention passes"):
             segment_attention.attend_by_segment(module, query, query, query, None, segments=segments, **keyword)
+    for keys, mask in ((torch.zeros(1, 2, 9, 8), None), (query, torch.ones(1, 1, 6, 6, dtype=torch.bool))):
+        with pytest.raises(ValueError, match="does not implement softcap"):  # with a cache or a mask
+            segment_attention.attend_by_segment(module, query, keys, keys, mask, softcap=5.0)
 
 
 def test_model_that_mixes_packed_examples_computes_them_one_by_one(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from exact_tokenizers.special_ids import correct_model_ids, has_old_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
+from model_folders.attention_backends import attention_backend
 from model_folders.own_code import OwnCodeError, from_folder
 
 OUTPUT = "lm_head"
@@ -110,12 +111,12 @@ def load_model(
     transformers would initialise them at random.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
     loading: Any = from_folder(
         AutoModelForCausalLM, folder, trust_remote_code, dtype=dtype, device_map={"": device}, output_loading_info=True,
-        **arguments,
+        attn_implementation=attention_backend(from_folder(AutoConfig, folder, trust_remote_code)), **arguments,
     )  # fmt: skip
     model, loaded = loading
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
