@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -94,6 +95,7 @@ def _environment() -> str:
 
 
 def _start_ray(address: str, workers: int) -> None:
+    """Connect to the Ray at an address HOST:PORT (else of RAY_ADDRESS), or start Ray here."""
     import ray
 
     if ray.is_initialized():
@@ -101,13 +103,24 @@ def _start_ray(address: str, workers: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS", "")
     local_options: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     environment = {"env_vars": {"PYTHONPATH": str(STAGE), "TQDM_DISABLE": "1"}}
+    sigterm = signal.getsignal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # Ray's processes inherit it: this process ends them
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in host:  # else Ray waits for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR,
             **local_options,
         )  # fmt: skip
-    except ConnectionError as error:
-        raise ConnectionError(f"--ray_address {address}: Ray does not answer ({error}); start it: ray start") from None
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"--ray_address {address}: Ray does not answer ({error}); start it: ray start --head, and if it was "
+            "started with a token: export RAY_AUTH_MODE=token"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, sigterm)  # instead of Ray's handler, which aborts the process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 class SlurmExecutor(SlurmPipelineExecutor):

@@ -1,6 +1,8 @@
 """Signals to real servers: running requests are finished, and no process remains."""
 
 import http.client
+import os
+import re
 import signal
 import socket
 import time
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 from guarded_server import Caller, check_end, gone_within, signal_during_responses, wait_until
-from server_guard.process_supervisor import CLEAN_UP_SECONDS
+from server_guard.process_supervisor import CLEAN_UP_SECONDS, ENGINE_ENDED
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -32,6 +34,25 @@ def test_several_api_processes_finish_running_requests(start_server: Any, tuned_
     server = start_server(tuned_checkpoint, "--api-server-count", 2)
     seconds, refused = signal_during_responses(server, signal.SIGINT, group=True)
     check_end(server, seconds, refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "title", "line"),
+    [
+        ("--api-server-count", b"VLLM::APIServer_1", r"error: Process ApiServer_1 \(PID: \d+\) died with exit code -9"),
+        ("--tensor-parallel-size", b"VLLM::Worker_TP1", ENGINE_ENDED),
+    ],
+)
+def test_killed_api_process_or_worker_ends_the_launcher_with_status_1(
+    start_server: Any, tuned_checkpoint: Path, option: str, title: bytes, line: str
+) -> None:
+    server = start_server(tuned_checkpoint, option, 2)
+    named = [pid for pid in server.process_ids() if title in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(min(named), signal.SIGKILL)  # the others with this name are its children
+    assert server.process.wait(60) == 1
+    assert re.search(f"^{line}$", server.log.read_text(), re.MULTILINE)
+    gone_within(server, 5)
 
 
 @pytest.mark.slow

@@ -8,13 +8,19 @@ import shlex
 import shutil
 import signal
 import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 from cluster_jobs.executors import make, run
 from cluster_jobs.job_commands import RAY, ExecutorOptions, add_executor_options, executor_options
-from conftest import RunScript
+from conftest import REPOSITORY, RunScript, free_port
 from corpora import files_of, rows
 
 CLEAN = "pretrain/clean.py"
@@ -174,16 +180,67 @@ def test_slurm_builds_the_local_corpus(
     assert "exists already" in refused and len((tmp_path / "submitted").read_text().splitlines()) == 2
 
 
+@pytest.fixture
+def ray_head() -> Iterator[dict[str, object]]:
+    """A running Ray with a token; the variables with which a command connects to it."""
+    port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    with TemporaryDirectory(prefix="ray-") as folder:  # the names of its sockets must be short
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+             "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--include-dashboard=false",
+             "--disable-usage-stats", f"--temp-dir={folder}"],
+            env=os.environ | token, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout and any("Ray runtime started" in line for line in process.stdout)
+            yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.slow
-def test_ray_builds_the_local_corpus_and_raises_its_error(
-    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path
+def test_running_ray_builds_the_local_corpus_and_raises_its_error(
+    tmp_path: Path, run_script: RunScript, tiny_tokenizer: Path, ray_head: dict[str, object]
 ) -> None:
     source = rows(tmp_path / "a.jsonl", [f"{text} " * 100 for text in TEXTS * 10])
     build(run_script, "local", tiny_tokenizer, cwd=tmp_path)
-    build(run_script, "ray", tiny_tokenizer, "--executor", "ray", "--num_workers", 2, cwd=tmp_path)
+    ray = ("--executor", "ray", "--num_workers", 2, "--ray_address", ray_head.pop("RAY_ADDRESS"))
+    build(run_script, "ray", tiny_tokenizer, *ray, cwd=tmp_path, env=ray_head)
     assert files_of(tmp_path / "ray", "corpus") == files_of(tmp_path / "local", "corpus")
     with source.open("a") as file:
         file.write("{\n")
-    printed = build(run_script, "bad", tiny_tokenizer, "--executor", "ray", cwd=tmp_path, status=2)
+    printed = build(run_script, "bad", tiny_tokenizer, *ray, cwd=tmp_path, env=ray_head, status=2)
     assert printed.startswith("error: a.jsonl:401 is not JSON") and printed.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_address_without_ray_is_one_line_at_once(tmp_path: Path) -> None:
+    options = ExecutorOptions("ray", ray_address=f"127.0.0.1:{free_port()}")
+    with pytest.raises(ConnectionError, match=rf"--ray_address {options.ray_address}: Ray does not answer \(.*refused"):
+        make(options, [Task(tmp_path)], 1, 1, tmp_path / "logs")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.slow
+def test_sigterm_to_the_group_of_a_ray_run_is_one_line_and_ends_all_processes(tmp_path: Path) -> None:
+    """Ray's own processes are in the group, too; the same command then resumes."""
+    for name in "abcdef":
+        rows(tmp_path / f"{name}.jsonl", [f"{text} {name} " * 1000 for text in TEXTS * 3])
+    command = [
+        sys.executable, REPOSITORY / CLEAN, "--file_path", *sorted(tmp_path.glob("*.jsonl")), "--task_megabytes", "1",
+        "--output_dir", tmp_path / "out", "--executor", "ray", "--num_workers", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not any((tmp_path / "out.partial").glob("logs/filter/completions/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (
+        143, "interrupted; finished tasks are kept, and the same command resumes\n"
+    )  # fmt: skip
+    assert not [each.info for each in psutil.process_iter(["cmdline"]) if os.getsid(each.pid) == process.pid]
+    assert not (tmp_path / "out").exists()

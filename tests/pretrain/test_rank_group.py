@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import REPOSITORY, free_port
 from launches import Launch
@@ -32,14 +33,15 @@ def test_error_of_one_rank_ends_the_rank_that_waits_for_it() -> None:
 
 
 HOLD_LOCK = """
-import signal, sys, time
+import signal, subprocess, sys
 sys.path.insert(0, "pretrain")
 from rank_group.extension_locks import OwnedBaton
 from rank_group.rank_errors import stop_before_first_step
 signal.signal(signal.SIGTERM, stop_before_first_step)
 assert OwnedBaton(sys.argv[1]).try_acquire()
+build = subprocess.Popen(["sleep", "100"])
 print("locked", flush=True)
-time.sleep(100)
+build.wait()
 """
 
 
@@ -56,12 +58,14 @@ def lock_in_another_process(lock: Path) -> "subprocess.Popen[str]":
 def test_lock_of_a_killed_build_is_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running owner keeps its lock, SIGTERM removes it, and a lock of an unknown owner counts until it is old."""
+    """A running owner keeps its lock; SIGTERM ends owner, build and lock; an unknown owner's lock counts for a time."""
     lock = tmp_path / "cpu_adam/lock"
     owner = lock_in_another_process(lock)
     assert not OwnedBaton(str(lock)).try_acquire()
+    [build] = psutil.Process(owner.pid).children()
     owner.kill()
     owner.wait()
+    build.kill()
     with pytest.raises(ValueError, match=rf"the build of cpu_adam ended without a result .*remove {lock}"):
         OwnedBaton(str(lock)).wait()
     assert "waiting for the build of cpu_adam by process" in capsys.readouterr().err
@@ -70,8 +74,10 @@ def test_lock_of_a_killed_build_is_taken_over(
     baton.release()
     assert not lock.exists()
     owner = lock_in_another_process(lock)
+    [build] = psutil.Process(owner.pid).children()
     owner.terminate()
     assert owner.wait() == 143 and not lock.exists()
+    build.wait(60)
     lock.touch()
     assert not OwnedBaton(str(lock)).try_acquire()
     monkeypatch.setattr(extension_locks, "LONGEST_BUILD", 0.2)

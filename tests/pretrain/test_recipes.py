@@ -116,29 +116,6 @@ def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Enviro
     assert newest(output) >= newest(stopped) + 2
 
 
-SRUN = r"""#!/bin/bash
-# Replaces Slurm's srun: starts every task on this machine, as if each had its own node.
-while [[ $1 == --* ]]; do shift; done
-for task in $(seq 0 $((SLURM_NTASKS - 1))); do
-    SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
-    tasks+=($!)
-done
-echo "${tasks[@]}" > "$JOB/tasks"
-status=0
-for task in "${tasks[@]}"; do
-    wait "$task" || { failed=$?; [ "$failed" -lt "$status" ] || status=$failed; }
-done
-exit "$status"
-"""
-SCONTROL = r"""#!/bin/bash
-# Replaces Slurm's scontrol: the first node is this machine; requeued jobs are written to a file.
-case "$1" in
-    show) echo 127.0.0.1 && echo node2 ;;
-    requeue) echo "$2" >> "$JOB/requeued" ;;
-esac
-"""
-
-
 def programs(folder: Path, **texts: str) -> Path:
     """Write executable scripts into a folder; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,34 +124,6 @@ def programs(folder: Path, **texts: str) -> Path:
         path.write_text(text)
         path.chmod(stat.S_IRWXU)
     return folder
-
-
-@pytest.mark.slow
-def test_slurm_job_requeues_itself_after_sigterm_and_then_finishes(
-    tmp_path: Path, settings: Environment, stopped: Path
-) -> None:
-    output = Path(shutil.copytree(stopped, tmp_path / "trained"))
-    work = programs(tmp_path, srun=SRUN, scontrol=SCONTROL)
-    recipe = Path(shutil.copy(RECIPES / "train.slurm", tmp_path / "slurm_script"))  # as Slurm copies it
-    env = settings | {
-        "OUT": str(output), "JOB": str(work), "PATH": f"{work}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
-        "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_SUBMIT_DIR": str(REPOSITORY),
-    }  # fmt: skip
-    with running(recipe=recipe, env=env, log=tmp_path / "first") as run:
-        run.wait_for(f"\nstep {newest(stopped) + 2}/")
-        for task in (work / "tasks").read_text().split():
-            psutil.Process(int(task)).terminate()
-        printed = run.output(143)
-    assert "the job is requeued and will resume" in printed
-    assert (work / "requeued").read_text() == "7\n"
-    begun = newest(output)
-    assert begun >= newest(stopped) + 2
-    with running("--max_steps", begun + 2, recipe=recipe, env=env, log=tmp_path / "second") as run:
-        printed = run.output(0)
-    assert f"{begun + 2} steps from {output}/checkpoint-{begun}\n" in printed
-    assert (output / "config.json").is_file()
-    assert (work / "requeued").read_text() == "7\n"
 
 
 SHOW = '#!/bin/bash\nprintf "%s\\n" "$@"\n[ -z "${DS_ENV_FILE:-}" ] || cat "$DS_ENV_FILE"\n'
