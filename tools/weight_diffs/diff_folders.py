@@ -17,6 +17,8 @@ from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
 from model_folders.diff_recognition import DIFF_RECORD, is_diff, refuse_diff
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 
 from weight_diffs import additive_diff, diff_writer, exact_diff
 from weight_diffs.rank_search import RankSearch
@@ -46,7 +48,7 @@ class DiffInputs:
         command = "recover" if "diff" in self.folders else "make_diff"
         inputs = [raw, other, *adapters]
         run = resume_journal.run_identity(SCRIPT, self.options, inputs)
-        with checkpoint_folders.new_folder(target, needed, run, inputs) as folder:
+        with new_folder(target, needed, run, inputs) as folder:
             sources = [other] if has_tokenizer(other) else [raw, other]
             yield folder, copy_small_files(sources, folder, repository)
             options = dict(self.options) | ({"published": repository} if repository else {})
@@ -62,6 +64,7 @@ def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> D
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
     }
+    folder_path(str(options["path_diff" if role == "tuned" else "path_tuned"]), folders.values())
     if is_diff(folders["raw"]) and role == "diff" and not is_diff(folders[role]):
         raise ValueError(
             f"--path_raw {folders['raw']} is a diff and --path_diff {folders[role]} is not; exchange the two options"
