@@ -17,9 +17,11 @@ from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, write_templates
 from checkpoint_seals.seal_check import is_seal, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
+from model_folders.diff_recognition import DIFF_RECORD
 from model_folders.own_code import OwnCodeError, from_folder
 from partial_folders.atomic_outputs import new_folder
 from partial_folders.output_paths import folder_path
+from weight_diffs.recorded_files import record_files
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
 # An instruction and an input with template syntax, format syntax, both scripts and several lines.
@@ -85,6 +87,8 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
         except OwnCodeError as error:
             raise OwnCodeError(str(error).replace(str(folder), str(model))) from None
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
+        if (folder / DIFF_RECORD).is_file():
+            record_files(folder)
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 
 
