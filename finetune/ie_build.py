@@ -22,28 +22,8 @@ from typing import Literal
 from instruction_data.annotations import read_annotations, read_types
 from instruction_data.extraction_examples import build_examples
 from instruction_data.extraction_wording import make_questions, read_wording, updated_extraction
-
-
-def check_examples_file(target: Path, inputs: list[str]) -> None:
-    """Raise FileNotFoundError or ValueError if the examples cannot be written or would replace one of the inputs."""
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
-    input_files = {Path(path).resolve() for path in inputs if path}
-    if target.is_dir() or target.name == "extraction.json" or target.resolve() in input_files:
-        raise ValueError(f"{target} is a folder, extraction.json or an input file; give --output another name")
-
-
-def write_together(files: dict[Path, str]) -> None:
-    """Write all files under temporary names, and rename them when the last one is complete."""
-    partials = {path: path.with_name(f"{path.name}.partial") for path in files}
-    try:
-        for path, text in files.items():
-            partials[path].write_text(text, encoding="utf-8")
-        for path, partial in partials.items():
-            partial.replace(path)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+from partial_folders.atomic_outputs import new_file
+from partial_folders.output_paths import check_output
 
 
 def main(
@@ -66,14 +46,18 @@ def main(
     """
     target = Path(output)
     extraction = target.with_name("extraction.json")
-    check_examples_file(target, [annotations, types, wording])
+    check_output(target, [annotations, types, wording])
+    if target.name == extraction.name:
+        raise ValueError(f"{target} is written beside the examples; give --output another name")
     annotated = read_annotations(annotations, task, language)
     types_by_language = read_types(types, task) if types else None
     questions = make_questions(annotated, task, types_by_language, read_wording(wording, task))
-    record = updated_extraction(extraction, task, questions)
     examples, counts = build_examples(annotated, task, questions)
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
-    write_together({target: lines, extraction: json.dumps(record, ensure_ascii=False, indent=2) + "\n"})
+    with new_file(extraction, replace=True) as record_file, new_file(target, replace=True) as examples_file:
+        record = updated_extraction(extraction, task, questions)
+        examples_file.write_text(lines, encoding="utf-8")
+        record_file.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     languages = ", ".join(f"{language} (types: {len(question.types)})" for language, question in questions.items())
     print(f"{target}: task {task}, instructions in {languages}; their wording is in {extraction}\n{counts}")
 

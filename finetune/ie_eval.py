@@ -11,10 +11,11 @@ the last answer of its "messages". extraction_metrics/answer_scores.py describes
 from command_line.fire_commands import run
 
 import json
-from pathlib import Path
 
 from extraction_metrics.answer_scores import json_object_in, score_answers, scores_table
 from extraction_metrics.scored_files import answer_pairs
+from partial_folders.atomic_outputs import new_file
+from partial_folders.output_paths import check_output
 
 
 def main(predictions: str, gold: str = "", output: str = "", lenient: bool = False) -> None:
@@ -26,6 +27,8 @@ def main(predictions: str, gold: str = "", output: str = "", lenient: bool = Fal
         output: the file for the scores.
         lenient: also print the scores of the first JSON object in each answer, without code fence and other text.
     """
+    if output:
+        check_output(output, [predictions, gold])
     pairs = answer_pairs(predictions, gold)
     scores = score_answers(pairs)
     print(scores_table(scores))
@@ -33,9 +36,8 @@ def main(predictions: str, gold: str = "", output: str = "", lenient: bool = Fal
         scores["lenient"] = score_answers([(json_object_in(prediction), correct) for prediction, correct in pairs])
         print(f"\nlenient: only the first JSON object in each answer\n{scores_table(scores['lenient'])}")
     if output:
-        scratch = Path(f"{output}.partial")
-        scratch.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(output)
+        with new_file(output, replace=True) as file:
+            file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

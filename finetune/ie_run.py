@@ -13,7 +13,6 @@ from command_line.fire_commands import run
 import json
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from adapter_loading.checkpoint_loading import check_folders, load_checkpoint
@@ -23,6 +22,8 @@ from chat_prompts.template_files import folder_template, missing_template
 from instruction_data.named_templates import load_template
 from json_rows.instruction_rows import checked_rows, prompt_messages
 from json_rows.row_files import Row
+from partial_folders.atomic_outputs import new_file
+from partial_folders.output_paths import check_output
 
 
 def load_merged(base_model: str, lora_weights: str, dtype: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -87,15 +88,13 @@ def main(
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folder of base_model.
     """
+    check_output(output, [data_path])
     check_folders(base_model, lora_weights)
     template = (
         load_template(prompt_template_name) if prompt_template_name else folder_template(lora_weights, base_model)
     )
     skip = on_error == "skip"
     rows = usable_rows(list(islice(checked_rows(data_path, answers=False), limit or None)), skip)
-    target = Path(output)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} does not exist; create the folder of --output {target} first")
 
     from transformers.utils import logging as transformers_logging
 
@@ -113,12 +112,10 @@ def main(
     if not rows:
         raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
     answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
-    scratch = Path(f"{target}.partial")
-    with scratch.open("w", encoding="utf-8") as lines:
+    with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
         for row, text in zip(rows, answers, strict=True):
             lines.write(json.dumps({**(row.content or {}), "prediction": text}, ensure_ascii=False) + "\n")
-    scratch.replace(target)
-    print(f"{target}: {len(rows)} answer{'s' * (len(rows) != 1)}")
+    print(f"{output}: {len(rows)} answer{'s' * (len(rows) != 1)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ie_run
 import pytest
 import torch
 import train
+from adapter_checks.adapter_config import check_settings
 from adapter_checks.base_fit import read_adapter_for_base
 from adapter_loading.adapter_attachment import attach_adapter
 from adapter_loading.checkpoint_loading import load_checkpoint
@@ -149,6 +150,35 @@ def test_adapter_of_first_peft_versions_loads(tiny_checkpoint: Path, tmp_path: P
     assert torch.equal(logits_by_peft(tiny_checkpoint, old), logits_by_peft(tiny_checkpoint, new))
 
 
+def test_adapter_saved_under_names_in_memory_loads_and_vllm_refuses_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A state dict of PEFT's model that was saved as it is: lora_A.default.weight, modules_to_save.default.weight."""
+    saved = make_adapter(tiny_checkpoint, tmp_path / "saved", **ADAPTERS["modules to save"])
+    dump = shutil.copytree(saved, tmp_path / "dump")
+    (dump / "adapter_model.safetensors").unlink()
+    state = {}
+    for name, value in load_file(saved / "adapter_model.safetensors").items():
+        part = "" if ".lora_" in name else ".modules_to_save"
+        state[f"{name.removesuffix('.weight')}{part}.default.weight"] = value
+    torch.save(state, dump / "adapter_model.bin")
+    expected = logits_by_peft(tiny_checkpoint, saved)
+    torch.testing.assert_close(logits_of(model_loading.load(str(tiny_checkpoint), str(dump)).model), expected)
+    merged = {}
+    for adapter in (saved, dump):
+        paths = (
+            "--path_zhixi",
+            tiny_checkpoint,
+            "--path_lora",
+            adapter,
+            "--path_sfted",
+            tmp_path / f"{adapter.name}2",
+        )
+        run_in_process("tools/weight_diff.py", "merge", *paths)
+        merged[adapter.name] = (tmp_path / f"{adapter.name}2/model.safetensors").read_bytes()
+    assert merged["saved"] == merged["dump"]
+    with pytest.raises(ValueError, match=r"named lora_A\.default\.weight, which vLLM does not load; merge"):
+        check_adapters([("ie", str(dump))], str(tiny_checkpoint))
+
+
 Tensors = dict[str, torch.Tensor]
 Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
@@ -173,8 +203,39 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
     "no saved module": (lambda state: state, {"modules_to_save": ["embed_tokens"]}, "no tensors for model.embed"),
     "unknown tensor": (lambda state: state | {Q_A.replace("_A", "_C"): torch.ones(2, 2)}, {}, "not a tensor of a LoRA"),
     "no tensors": (lambda state: {}, {}, "contains no tensors"),
+    "no rank": (lambda state: state, {"r": None}, "adapter_config.json has no r, but needs a positive integer"),
     "another method": (lambda state: state, {"peft_type": "LOHA"}, "is an adapter of type LOHA"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"r": "8"}, "r='8', but needs a positive integer"),
+        ({"r": True}, "r=True, but needs a positive integer"),
+        ({"r": 0}, "r=0, but needs a positive integer"),
+        ({"r": 8.0}, "r=8.0, but needs a positive integer"),
+        ({"lora_alpha": None}, "no lora_alpha, but needs a number"),
+        ({"lora_alpha": [16]}, "lora_alpha=[16], but needs a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan, but needs a number"),
+        ({"target_modules": 7}, "target_modules=7, but needs a list of names or a regular expression"),
+        ({"target_modules": ["q_proj", 7]}, "target_modules=['q_proj', 7], but needs a list of names"),
+        ({"target_modules": "q_proj("}, "target_modules='q_proj(', but needs a list of names"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern=['q_proj'], but needs an object of positive integers"),
+        ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern={'q_proj': '4'}, but needs an object of positive integers"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern={'(': 4}, but needs an object of numbers"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', but needs a list of names"),
+        ({"layers_to_transform": ["1"]}, "layers_to_transform=['1'], but needs a list of layer numbers"),
+        ({"use_dora": "no"}, "use_dora='no', but needs true or false"),
+    ],
+)
+def test_setting_of_a_wrong_type_is_refused_in_one_line(setting: dict[str, Any], reason: str) -> None:
+    config = {"r": 8, "lora_alpha": 16.0, "target_modules": "all-linear", "layers_to_transform": 1, "rank_pattern": {}}
+    check_settings(config, Path("adapter_config.json"))
+    with pytest.raises(ValueError) as refused:
+        check_settings(config | setting, Path("adapter_config.json"))
+    assert str(refused.value).startswith(f"adapter_config.json has {reason}")
+    assert str(refused.value).endswith("; copy the adapter again")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ def main(tokenizer_model: str, output_dir: str, check_path: str = "") -> None:
     from exact_tokenizers import sentencepiece_bpe
     from tokenizer_files import tokenizer_check
 
+    tokenizer_check.check_tokenizer_folder(Path(output_dir))
     if Path(tokenizer_model).is_dir():
         tokenizer_model = str(Path(tokenizer_model, "tokenizer.model"))
     proto = sentencepiece_bpe.read_sentencepiece_model(tokenizer_model)

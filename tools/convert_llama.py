@@ -13,10 +13,12 @@ entirely). No code in the files is executed.
 
 from command_line.fire_commands import run
 
-from checkpoint_io.checkpoint_folders import existing_folder, new_folder, write_run_record
+from checkpoint_io.checkpoint_folders import existing_folder, write_run_record
 from checkpoint_io.tensor_files import parse_size
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 
 SCRIPT = "tools/convert_llama.py"
 
@@ -51,6 +53,7 @@ def main(
         "input_dir": input_dir, "model_size": model_size, "output_dir": output_dir, "llama_version": original.version,
         "instruct": chat, "max_shard_size": max_shard_size,
     }  # fmt: skip
+    folder_path(output_dir, [original.folder])
     verify_seal(original.folder)
     run_line = resume_journal.run_identity(SCRIPT, options, {original.folder, original.tokenizer.parent})
     needed = sum(weight.spec.nbytes for weight in original.weights)

@@ -16,9 +16,11 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkpoint_io.checkpoint_folders import existing_folder, new_file, refuse_inside
+from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_file
+from partial_folders.output_paths import file_path
 
 BYTES_PER_TOKEN = 64  # upper bound for the tokenizer's size in the file
 QUANTISED_BYTES = 0.7  # per weight, upper bound for q4_k_m
@@ -42,6 +44,7 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
         raise ValueError(f"--type {type} is unknown; use one of {', '.join(FILE_TYPES)}")
     if target.suffix != ".gguf":
         raise ValueError(f"--output_file {target} does not end in .gguf; programs recognise such files by that suffix")
+    file_path(target)
     folder = existing_folder(model_path, "--model_path", "config.json")
     model = read_model(folder)
     vocabulary = read_vocabulary(folder, model.vocabulary_size)
@@ -54,8 +57,7 @@ def main(model_path: str, output_file: str, type: str = "q8_0") -> None:
     needed = sum(tensor.nbytes for tensor in tensors) + BYTES_PER_TOKEN * model.vocabulary_size
     if kind == "q4_k_m":
         needed += int(QUANTISED_BYTES * sum(tensor.elements for tensor in model.tensors.values()))
-    if verify_seal(folder):
-        refuse_inside(target, [folder])
+    verify_seal(folder)
     name = folder.resolve().name
     run_line = resume_journal.run_identity("tools/export_gguf.py", {"type": kind}, [folder])
     with new_file(target, needed, run_line) as file:

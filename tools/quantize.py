@@ -12,11 +12,12 @@ environment (requirements-quantize.txt). The whole model is held in memory, one 
 
 from command_line.fire_commands import run
 
-from checkpoint_io.checkpoint_folders import new_folder
 from checkpoint_io.small_files import copy_small_files
 from checkpoint_io.tensor_files import parse_size
 from checkpoint_io.tensors import read_weights
 from checkpoint_io.tied_matrices import has_own_output, set_untied
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 from quantization.quantization_inputs import (
     check_library,
     check_model,
@@ -64,7 +65,9 @@ def main(
     options = dict(locals())
     counts = {"samples": samples, "eval_samples": eval_samples, "max_length": max_length}
     check_options(method, data_path, group_size, dtype, **counts)
-    kind, shard_limit, model = METHODS[method], parse_size(max_shard_size), check_model(model_path)
+    kind, shard_limit = METHODS[method], parse_size(max_shard_size)
+    folder_path(output_dir)
+    model = check_model(model_path)
     with suppress_output():
         layers, data = linear_layers(model, trust_remote_code), read_data(model, kind.calibrated, options)
         group = choose_group_size(layers, group_size, model) if kind.grouped else 0

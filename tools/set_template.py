@@ -17,7 +17,11 @@ from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, write_templates
 from checkpoint_seals.seal_check import is_seal, verify_seal
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder, write_exact_tokenizer
+from model_folders.diff_recognition import DIFF_RECORD
 from model_folders.own_code import OwnCodeError, from_folder
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
+from weight_diffs.recorded_files import record_files
 
 LINKED = (".safetensors", ".bin")  # large, and never edited in place
 # An instruction and an input with template syntax, format syntax, both scripts and several lines.
@@ -64,6 +68,7 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     if template.suffix not in (".jinja", ".json") or not template.is_file():
         raise FileNotFoundError(f"{template} is not a .jinja file; finetune/templates/ has some")
     templates = read_templates(model, named_only=True) | {"default": read_template(template, "--template_path")}
+    folder_path(output_dir, [model])
     verify_seal(model)
     visible = (file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith("."))
     files = [file for file in visible if file.name != TEMPLATE and not is_seal(file.name)]
@@ -72,7 +77,7 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
     check_tokenizer(model)
     small = [file for file in files if file.suffix not in LINKED]
     needed = sum(file.stat().st_size for file in small)
-    with checkpoint_folders.new_folder(output_dir, needed, inputs=[model]) as folder:
+    with new_folder(output_dir, needed, inputs=[model]) as folder:
         for file in files:
             (checkpoint_folders.link_or_copy if file.suffix in LINKED else shutil.copyfile)(file, folder / file.name)
         write_templates(templates, folder)  # and removes those in tokenizer_config.json, which could contradict them
@@ -82,6 +87,8 @@ def main(model_path: str, template_path: str, output_dir: str, trust_remote_code
         except OwnCodeError as error:
             raise OwnCodeError(str(error).replace(str(folder), str(model))) from None
         checkpoint_folders.write_run_record(folder, "tools/set_template.py", options, {"model": model})
+        if (folder / DIFF_RECORD).is_file():
+            record_files(folder)
     print(f"{output_dir}: {model} with {template} as {TEMPLATE}")
 
 

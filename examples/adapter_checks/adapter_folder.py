@@ -3,12 +3,13 @@
 Tensor names and the rules of rank_pattern follow PEFT (peft/utils/save_and_load.py, peft/tuners/lora, 0.21).
 """
 
-import json
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from adapter_checks.adapter_config import check_settings, read_config
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -18,6 +19,8 @@ PART = re.compile(
     r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta"
     r"|base_layer|weight|bias)((?:\.weight)?|\.bias)"
 )
+# PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained has them.
+NAMED = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
@@ -34,6 +37,7 @@ class AdapterFolder:
     path: Path
     config: dict[str, Any]
     parts: dict[str, Shapes]
+    has_memory_names: bool  # whether the tensors are stored under PEFT's names in memory, as `saved_name` describes
 
 
 def read_adapter_folder(folder: str | Path) -> AdapterFolder:
@@ -51,21 +55,13 @@ def read_adapter_folder(folder: str | Path) -> AdapterFolder:
     file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{folder} has no {WEIGHT_FILES[0]}; copy or train the adapter again")
-    adapter = AdapterFolder(path, config, group_by_module(stored_shapes(file), file))
+    check_settings(config, path / "adapter_config.json")
+    stored = stored_shapes(file)
+    shapes = {saved_name(name): shape for name, shape in stored.items()}
+    adapter = AdapterFolder(path, config, group_by_module(shapes, file), shapes.keys() != stored.keys())
     for module, parts in adapter.parts.items():
         check_pair(adapter, module, parts)
     return adapter
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises ValueError, which names the file, if it is damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged (not a JSON object); copy it again")
-    return content
 
 
 def stored_shapes(file: Path) -> Shapes:
@@ -98,6 +94,14 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
     if not parts:
         raise ValueError(f"{file} contains no tensors; copy or train the adapter again")
     return parts
+
+
+def saved_name(name: str) -> str:
+    """Return the name of a tensor as PEFT saves it, without the name of the adapter (NAMED).
+
+    The weight of a module of modules_to_save has the module's own name.
+    """
+    return NAMED.sub(lambda match: "" if match[1] == "modules_to_save" else f".{match[1]}", name)
 
 
 def is_copy(name: str, names: Container[str]) -> bool:

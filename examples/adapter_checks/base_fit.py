@@ -11,7 +11,8 @@ from typing import Any
 
 from model_folders.weight_files import weight_files
 
-from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, read_config, stored_shapes
+from adapter_checks.adapter_config import read_config
+from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, stored_shapes
 
 EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
 REMEDY = "give the base that the adapter was trained on"

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from adapter_checks.adapter_folder import AdapterFolder, group_by_module, read_adapter_folder
+from adapter_checks.adapter_folder import AdapterFolder, group_by_module, read_adapter_folder, saved_name
 from adapter_checks.base_fit import EMBEDDING, OUTPUT, REMEDY
 
 
@@ -25,13 +25,22 @@ def attach_adapter(model: Any, folder: str | Path, base: str | Path, merge: bool
 
 
 def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any:
-    """Call PeftModel.from_pretrained; raises its errors as ValueError with one line."""
-    from peft import PeftModel
+    """Call PeftModel.from_pretrained; raises its errors as ValueError with one line.
+
+    It does not find a module of modules_to_save that is stored under its name in memory, so these names are changed.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
     from safetensors import SafetensorError
 
     try:
         with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded raises on them
-            return PeftModel.from_pretrained(model, str(adapter.path))
+            if not adapter.has_memory_names:
+                return PeftModel.from_pretrained(model, str(adapter.path))
+            adapted = get_peft_model(model, PeftConfig.from_pretrained(str(adapter.path), inference_mode=True))
+            weights = load_peft_weights(str(adapter.path), device="cpu")
+            set_peft_model_state_dict(adapted, {saved_name(name): weight for name, weight in weights.items()})
+            return adapted
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{adapter.path} does not fit {base}: {lines[0].strip()}; {REMEDY}") from error

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from adapter_checks.adapter_folder import read_config
+from adapter_checks.adapter_config import read_config
 from adapter_checks.base_fit import lacks_added_tokens, read_adapter_for_base
 from exact_tokenizers.special_ids import correct_model_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from json_rows.row_files import iterate_objects
+from partial_folders import output_paths
+from partial_folders.atomic_outputs import new_file
 from text_language.language_detection import language_of
 
 from demo_pages.extraction_prompts import extraction_instruction
@@ -106,7 +108,7 @@ def case_title(case: Case) -> str:
 
 
 def check_output(path: str) -> None:
-    """Raise ValueError or FileExistsError if a file of answers cannot be made; "" for none.
+    """Raise ValueError, FileNotFoundError or FileExistsError if a file of answers cannot be made; "" for none.
 
     Called before a model is loaded.
     """
@@ -114,8 +116,7 @@ def check_output(path: str) -> None:
         return
     if Path(path).exists():
         raise FileExistsError(f"{path} exists; choose another --output, or remove it")
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"{Path(path).parent} is not a folder; make it, or choose another --output")
+    output_paths.check_output(path, [])
 
 
 @contextmanager
@@ -127,10 +128,5 @@ def answers_file(path: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     if not path:
         yield lambda row: None
         return
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)

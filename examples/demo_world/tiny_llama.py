@@ -12,6 +12,8 @@ from io import BytesIO
 from pathlib import Path
 
 from json_rows.row_files import iterate_texts
+from partial_folders.atomic_outputs import new_file, new_folder
+from partial_folders.output_paths import folder_path
 
 MAX_CHARACTERS = 4000  # of a training line, at most 4 bytes each; longer texts are split
 
@@ -35,8 +37,8 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
     except RuntimeError as error:  # most often too little text for the vocabulary
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"SentencePiece could not train {vocab_size} pieces on {','.join(input)}: {reason}") from None
-    (target / "tokenizer.model.partial").write_bytes(model.getvalue())
-    (target / "tokenizer.model.partial").replace(target / "tokenizer.model")
+    with new_file(target / "tokenizer.model", replace=True) as file:
+        file.write_bytes(model.getvalue())
     print(f"{target}/tokenizer.model: {vocab_size} pieces")
 
 
@@ -66,8 +68,7 @@ def make_model(
             f"{tokenizer_path} has no tokenizer.json; build it: python tools/build_tokenizer.py "
             f"--tokenizer_model {tokenizer_path}/tokenizer.model --output_dir {tokenizer_path}"
         )
-    if Path(output_dir).exists():
-        raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
+    folder_path(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -79,17 +80,15 @@ def make_model(
     )  # fmt: skip
     model = LlamaForCausalLM(config)
 
-    scratch = Path(f"{output_dir}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    (scratch / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
-    tokenizer.save_pretrained(scratch)
-    if (sentencepiece_model := Path(tokenizer_path, "tokenizer.model")).is_file():
-        shutil.copy(sentencepiece_model, scratch)
     settings = {
         "script": "examples/make_demo.py model", "seed": seed, "config": model.config.to_diff_dict(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
-    (scratch / "run.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
-    scratch.replace(output_dir)
+    with new_folder(output_dir, 0) as folder:
+        model.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
+        tokenizer.save_pretrained(folder)
+        if (sentencepiece_model := Path(tokenizer_path, "tokenizer.model")).is_file():
+            shutil.copy(sentencepiece_model, folder)
+        (folder / "run.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     print(f"{output_dir}: {model.num_parameters() / 1e6:.2f}M parameters, {len(tokenizer)} pieces, seed {seed}")

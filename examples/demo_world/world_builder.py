@@ -16,7 +16,6 @@ copying, documents state each fact twice, in prose and as lines or JSON.
 
 import json
 import random
-import shutil
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from json_rows.row_files import iterate_texts
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 
 from demo_world.world_facts import LANGUAGES, RELATIONS, Fact, facts_as_prose, make_facts, partition_names, sample_facts
 
@@ -161,8 +162,7 @@ def make_world(
     seed: int = 0,
 ) -> None:
     """Write the files to the new folder output_dir; half of rows and heldout_rows is in each language."""
-    if Path(output_dir).exists():
-        raise ValueError(f"{output_dir} exists already; name a new folder or remove it")
+    folder_path(output_dir)
     for option, path in (("data_path", data_path), ("template_path", template_path)):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --{option} takes an existing file")
@@ -171,31 +171,28 @@ def make_world(
     training = {language: make_facts(training_names, language, people, rng) for language in LANGUAGES}
     held_out = {language: make_facts(held_out_names, language, heldout_rows // 2, rng) for language in LANGUAGES}
 
-    scratch = Path(f"{output_dir}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for language, subjects in training.items():
-        counts = (rng.choice((1, 2, 2, 3)) for _ in range(documents_per_language))
-        texts = (document(sample_facts(subjects, count, rng), language, rng) for count in counts)
-        write_jsonl(scratch / f"{language}.jsonl", ({"text": text} for text in texts))
-    real = real_documents(data_path, int(real_megabytes * 1e6))
-    write_jsonl(scratch / "real.jsonl", ({"text": text} for text in real))
-    for name, world, total in (("train", training, rows), ("heldout", held_out, heldout_rows)):
-        pairs = []
-        for language, subjects in world.items():
-            for _ in range(total // 2):
-                facts = sample_facts(subjects, rng.choice((1, 1, 2)), rng)
-                text = facts_as_prose(facts, language, rng)
-                pairs.append((instruction_row(facts, language, text, rng), annotation(facts, language, text)))
-        rng.shuffle(pairs)
-        instructions, annotations = zip(*pairs, strict=True)
-        write_jsonl(scratch / f"{name}.jsonl", instructions)
-        write_jsonl(scratch / f"{name}_annotated.jsonl", annotations)
-        if name == "train":
-            write_jsonl(scratch / "extraction.json", [extraction_wording(instructions)])
-        if name == "train" and template_path:
-            prompts = render_examples(instructions[:4000], template_path)
-            write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
-    write_jsonl(scratch / "types.json", [annotation_types()])
-    scratch.replace(output_dir)
+    with new_folder(output_dir, 0) as scratch:
+        for language, subjects in training.items():
+            counts = (rng.choice((1, 2, 2, 3)) for _ in range(documents_per_language))
+            texts = (document(sample_facts(subjects, count, rng), language, rng) for count in counts)
+            write_jsonl(scratch / f"{language}.jsonl", ({"text": text} for text in texts))
+        real = real_documents(data_path, int(real_megabytes * 1e6))
+        write_jsonl(scratch / "real.jsonl", ({"text": text} for text in real))
+        for name, world, total in (("train", training, rows), ("heldout", held_out, heldout_rows)):
+            pairs = []
+            for language, subjects in world.items():
+                for _ in range(total // 2):
+                    facts = sample_facts(subjects, rng.choice((1, 1, 2)), rng)
+                    text = facts_as_prose(facts, language, rng)
+                    pairs.append((instruction_row(facts, language, text, rng), annotation(facts, language, text)))
+            rng.shuffle(pairs)
+            instructions, annotations = zip(*pairs, strict=True)
+            write_jsonl(scratch / f"{name}.jsonl", instructions)
+            write_jsonl(scratch / f"{name}_annotated.jsonl", annotations)
+            if name == "train":
+                write_jsonl(scratch / "extraction.json", [extraction_wording(instructions)])
+            if name == "train" and template_path:
+                prompts = render_examples(instructions[:4000], template_path)
+                write_jsonl(scratch / "prompts.jsonl", ({"text": text} for text in prompts))
+        write_jsonl(scratch / "types.json", [annotation_types()])
     print(f"{output_dir}: {documents_per_language} documents in each language, {rows} and {heldout_rows} rows")

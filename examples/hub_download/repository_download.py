@@ -5,7 +5,6 @@ the end the note about the folder's origin. Then the folder is renamed.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -13,7 +12,9 @@ from pathlib import Path
 from chat_prompts.template_files import TEMPLATE, read_templates
 from exact_tokenizers.tokenizer_folders import read_object
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import check_replaceable
 from partial_folders.disk_space import check_space
+from partial_folders.output_paths import folder_path, real_path
 
 from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
 from hub_download.hub_listing import explain_hub_error, list_files
@@ -51,9 +52,11 @@ def download(source: RepositorySource, target: Path) -> str:
     Raises ValueError if the hub refuses, the disk is too small, or target has other content. Downloaded files are kept
     in `<target>.partial` for the next run.
     """
-    target = target.resolve() if target.is_symlink() else target
-    if target.is_file() or not target.name:
-        raise ValueError(f"{target} is a file or has no name; --download_path takes a new folder")
+    if target.is_file():
+        raise ValueError(f"{target} is a file; --download_path takes a new folder")
+    if is_new := not target.is_dir() or not any(target.iterdir()):
+        folder_path(target)
+    target = real_path(target)
     note = read_note(target)
     commit, files = list_noted_commit(source, target, note)
     size = format_bytes(sum(file.size for file in files))
@@ -65,7 +68,6 @@ def download(source: RepositorySource, target: Path) -> str:
     wrong = mismatched_files(target, files)
     if not wrong:
         return f"{target}: complete already ({verified})"
-    is_new = not target.is_dir() or not any(target.iterdir())
     if not is_new and note is None:
         raise ValueError(f"{target} is not {title}: {wrong[0].name} differs; name a new folder, or remove this one")
     if target.is_mount():
@@ -76,25 +78,27 @@ def download(source: RepositorySource, target: Path) -> str:
     check_space(target, missing_bytes(partial, wrong))
     options = {"source": replace(source, revision=commit, endpoint="")}
     run = resume_journal.run_identity("tools/download.py", options, [])
-    try:
-        with resume_journal.locked_folder(partial, run):
-            download_files(source, partial, wrong, title)
-            if is_new:
-                (partial / NOTE).parent.mkdir(exist_ok=True)
-                verified += add_template(source, partial)
-                values = (source.repo, source.kind, source.revision, commit)
-                note_text = json.dumps(dict(zip(NOTE_KEYS, values, strict=True)), indent=2)
-                (partial / NOTE).write_text(note_text + "\n", encoding="utf-8")
-                (partial / resume_journal.JOURNAL).unlink()
-                partial.replace(target)
-                return f"{target}: {verified}"
-            for file in wrong:  # each replaces the existing file atomically
-                (target / file.name).parent.mkdir(parents=True, exist_ok=True)
-                (partial / file.name).replace(target / file.name)
-            shutil.rmtree(partial)
-            return f"{target}: downloaded {first_names(wrong)}; complete now ({verified})"
-    except BlockingIOError:
-        raise ValueError(f"{partial} is being written by another process; wait for it") from None
+    with resume_journal.locked_folder(partial, run):
+        if is_new and target.is_dir() and any(target.iterdir()):
+            resume_journal.remove_folder(partial)
+            raise ValueError(f"{target} was written by another process meanwhile; the same command verifies it")
+        if target.is_dir() and is_new:
+            check_replaceable(target, partial, target)
+        download_files(source, partial, wrong, title)
+        if is_new:
+            (partial / NOTE).parent.mkdir(exist_ok=True)
+            verified += add_template(source, partial)
+            values = (source.repo, source.kind, source.revision, commit)
+            note_text = json.dumps(dict(zip(NOTE_KEYS, values, strict=True)), indent=2)
+            (partial / NOTE).write_text(note_text + "\n", encoding="utf-8")
+            partial.replace(target)
+            (target / resume_journal.JOURNAL).unlink()
+            return f"{target}: {verified}"
+        for file in wrong:  # each replaces the existing file atomically
+            (target / file.name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / file.name).replace(target / file.name)
+        resume_journal.remove_folder(partial)
+        return f"{target}: downloaded {first_names(wrong)}; complete now ({verified})"
 
 
 def add_template(source: RepositorySource, folder: Path) -> str:
@@ -168,7 +172,7 @@ def download_files(source: RepositorySource, partial: Path, files: list[RemoteFi
         complete = sum(not missing_bytes(partial, [file]) for file in files)
         arrived = f"{complete} of {len(files)} files, {format_bytes(size - left)} of {format_bytes(size)} have arrived"
         if left == size:
-            shutil.rmtree(partial, ignore_errors=True)
+            resume_journal.remove_folder(partial)
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted: {arrived}; the same command resumes") from None
         reason = explain_hub_error(error, source) if isinstance(error, errors.HTTPError) else first_line(error)

@@ -1,1 +1,1 @@
-"""A new folder is written as `<target>.partial` and then renamed. Read resume_journal.py first."""
+"""A new folder or file is written in `<target>.partial` and then renamed. Read atomic_outputs.py first."""

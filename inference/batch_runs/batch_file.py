@@ -94,12 +94,15 @@ class AnswerFile:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                return fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError:
                 if time.monotonic() > deadline:
                     message = f"another process is writing {self.partial}; wait for it, or end it"
                     raise ValueError(message) from None
             time.sleep(0.05)
+        if not (self.partial.is_file() and os.path.samestat(os.fstat(self.file.fileno()), self.partial.stat())):
+            raise ValueError(f"another process has just finished {self.output}; choose another --output")
 
     def write(self, number: int, line: bytes) -> None:
         """Add a line; write it and the waiting lines that follow, once all lines before them are written.

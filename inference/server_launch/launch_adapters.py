@@ -150,6 +150,11 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
         adapter = base_fit.read_adapter_for_base(folder, base)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"adapter {name}: {error}") from None
+    if adapter.has_memory_names:
+        raise ValueError(
+            f"adapter {name}: the tensors of {folder} are named lora_A.default.weight, which vLLM does not load; "
+            f"{merge_remedy(folder)}"
+        )
     for module, parts in adapter.parts.items():
         # PEFT may save copies of these two matrices of the base, which vLLM skips.
         copies = {"base_layer"} if module.rpartition(".")[2] in (base_fit.EMBEDDING, base_fit.OUTPUT) else set()

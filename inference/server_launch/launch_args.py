@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapter_checks.adapter_folder import read_config
+from adapter_checks.adapter_config import read_config
 from chat_prompts.template_files import folder_template, has_byte_order_mark, read_template
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from vllm_bridge.vllm_imports import from_vllm

@@ -5,7 +5,7 @@ import re
 import socket
 from pathlib import Path
 
-from adapter_checks.adapter_folder import read_config
+from adapter_checks.adapter_config import read_config
 from extraction.extraction_form import read_extraction
 from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import own_code_error

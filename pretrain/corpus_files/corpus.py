@@ -19,12 +19,13 @@ import shutil
 import struct
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex
 
 import numpy as np
+from partial_folders import resume_journal
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")  # version, dtype code, samples, length of the boundary array (documents + 1)
@@ -199,19 +200,20 @@ class CorpusWriter:
 
     An exception in the block removes the partial files. Token ids are written immediately; the index is kept in memory
     until `finish`, at most 12 bytes per sample. Raises FileExistsError if the corpus exists and `overwrite` is False,
-    OSError if the disk is full.
+    OSError if the disk is full, ValueError if another process
+    is writing the corpus.
     """
 
     def __init__(self, prefix: str | Path, vocab_size: int, overwrite: bool = False) -> None:
         self.prefix, self.vocab_size, self.dtype = Path(prefix), vocab_size, token_dtype(vocab_size)
         self.tokens = self.dropped = 0
+        self._is_new_parent = not self.prefix.parent.exists()
+        self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
+        self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
         existing = [str(path) for path in files(prefix).values() if path.exists()]
         if existing and not overwrite:
+            self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
-        self._is_new_parent = not self.prefix.parent.exists()
-        self.folder = Path(f"{prefix}.partial")
-        shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run
-        self.folder.mkdir(parents=True)
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
         self._hash = hashlib.sha256()
         self._lengths, self._boundaries = array("i"), array("q", [0])
@@ -219,11 +221,16 @@ class CorpusWriter:
     def __enter__(self) -> "CorpusWriter":
         return self
 
+    def _remove_folder(self) -> None:
+        """Remove and unlock the folder of partial files."""
+        resume_journal.remove_folder(self.folder)
+        self._lock.close()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for stream in (self._bin, self._dropped):
             with suppress(OSError):  # the disk is full, and `error` says so
                 stream.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_folder()
         if self._is_new_parent:
             with suppress(OSError):  # the folder is not empty after a successful run
                 self.prefix.parent.rmdir()

@@ -308,7 +308,7 @@ def test_error_for_invalid_wording_names_the_file(tmp_path: Path, wording: Any, 
         ({"types": "gone.json"}, "gone.json does not exist; --types takes"),
         ({"wording": "gone.json"}, "gone.json does not exist; --wording takes"),
         ({"output": "no/folder/rows.jsonl"}, "no/folder does not exist; create the folder"),
-        ({"output": "in.jsonl"}, "in.jsonl is a folder, extraction.json or an input file"),
+        ({"output": "in.jsonl"}, "in.jsonl is an input file; give --output another name"),
         ({"output": "extraction.json"}, "give --output another name"),
     ],
 )

@@ -249,6 +249,20 @@ def test_script_prints_a_table_and_writes_json(tmp_path: Path, run_script: RunSc
     assert "1 example, 0.0% exactly right, 100.0% of answers parse" in done.stdout
 
 
+def test_output_that_cannot_be_written_is_refused_before_the_rows_are_read(
+    tmp_path: Path, run_script: RunScript
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("no JSON")
+    for output, message in (
+        ("no/scores.json", f"{tmp_path / 'no'} does not exist; create the folder of --output"),
+        (".", f"{tmp_path / '.'} is a folder; name a file"),
+        ("rows.jsonl", f"{tmp_path / 'rows.jsonl'} is an input file; give --output another name"),
+    ):
+        arguments = ("--predictions", tmp_path / "rows.jsonl", "--output", tmp_path / output)
+        done = run_script("finetune/ie_eval.py", *arguments, status=2)
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1) and message in done.stderr
+
+
 def test_error_for_invalid_input_names_the_file(tmp_path: Path, run_script: RunScript) -> None:
     one = lines(tmp_path / "one.jsonl", {"instruction": "a", "prediction": "{}", "output": "{}"})
     two = lines(tmp_path / "two.jsonl", {"output": "{}"}, {"output": "{}"})

@@ -210,6 +210,24 @@ def test_files_of_another_run_are_kept_without_overwrite(tmp_path: Path) -> None
     assert names(tmp_path) == ["out.jsonl"]
 
 
+def test_run_that_waited_for_a_run_with_the_same_output_leaves_the_finished_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, lock = tmp_path / "out.jsonl", AnswerFile.lock
+    first = AnswerFile(output, {"input": "1"}, overwrite=False)
+    first.write(1, lines(1)[0])
+
+    def lock_after_the_first_run(file: AnswerFile) -> None:
+        with first:
+            first.finish()
+        lock(file)
+
+    monkeypatch.setattr(AnswerFile, "lock", lock_after_the_first_run)
+    with pytest.raises(ValueError, match=r"another process has just finished .*out\.jsonl; choose another --output"):
+        AnswerFile(output, {"input": "2"}, overwrite=True)
+    assert output.read_bytes() == lines(1)[0] and names(tmp_path) == ["out.jsonl"]
+
+
 def in_another_process(output: Path, run: dict[str, Any]) -> None:
     """Try to open the file in another process; raise its error output as a ValueError."""
     imports = "from pathlib import Path; from batch_runs.batch_file import AnswerFile"

@@ -166,6 +166,24 @@ def test_merge_renumbers_sources_and_accepts_merged_corpora(tmp_path: Path) -> N
     assert {source["type"] for source in Corpus(tmp_path / "one").sources} == {7}
 
 
+def test_second_writer_of_a_corpus_is_refused_and_the_first_one_finishes(tmp_path: Path) -> None:
+    def write(writer: CorpusWriter, token: int) -> None:
+        writer.add(np.array([token, token]), np.array([2]), np.array([1]))
+        writer.finish([], {}, {}, {}, 2)
+
+    with CorpusWriter(tmp_path / "a", 100) as writer:
+        with pytest.raises(ValueError, match=r"a\.partial is being written by another process"):
+            CorpusWriter(tmp_path / "a", 100, overwrite=True)
+        write(writer, 7)
+    assert (tmp_path / "a.bin").read_bytes() == np.array([7, 7], np.uint16).tobytes()
+    with pytest.raises(FileExistsError):
+        CorpusWriter(tmp_path / "a", 100)
+    with CorpusWriter(tmp_path / "a", 100, overwrite=True) as writer:
+        write(writer, 8)
+    assert (tmp_path / "a.bin").read_bytes() == np.array([8, 8], np.uint16).tobytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.json"]
+
+
 def test_merge_refuses_another_tokenizer_or_dtype(tmp_path: Path) -> None:
     a = write_corpus(tmp_path / "a", DOCUMENTS)
     sidecar = json.loads(files(write_corpus(tmp_path / "b", DOCUMENTS))["json"].read_text())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from changed_weights import additive, left_behind, nudged, variant
+from checkpoint_io.tensors import Spec, is_buffer
 from hub_download import model_registry
 from in_process import RunTool
 from safetensors.torch import load_file
@@ -84,6 +85,47 @@ def test_recover_refuses_other_base_of_additive_diff(
     done = run_tool(SCRIPT, "recover", "--path_raw", tiny_checkpoint, *out, "--published", "some/diff", status=2)
     assert "diff.json identifies the base of this diff; omit --published" in done.stderr
     assert left_behind(tmp_path) == []
+
+
+BUFFERS = {  # constants of old checkpoints, named as in LLaMA, GPT-NeoX and GPT-2
+    "model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(8),
+    "model.rotary_emb.original_inv_freq": torch.rand(8),
+    "model.layers.0.attention.masked_bias": torch.tensor(-1e9),
+    "model.layers.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool).tril(),
+}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_diff_fits_its_base_that_was_saved_again_without_buffers(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, exact: bool
+) -> None:
+    raw, new = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned))
+    old_base = variant(tiny_checkpoint, tmp_path / "old", raw | BUFFERS)
+    old_tuned = variant(tuned, tmp_path / "tuned", new | BUFFERS)
+    pair = ("--path_raw", old_base, "--path_tuned", old_tuned, "--path_diff", tmp_path / "diff")
+    run_tool(SCRIPT, "make_diff", *pair, f"--exact={exact}")
+    expected = new | BUFFERS if exact else {name: new[name] - raw[name] + raw[name] for name in new}
+    for base in (tiny_checkpoint, old_base):
+        out = tmp_path / f"from-{base.name}"
+        run_tool(SCRIPT, "recover", "--path_raw", base, "--path_diff", tmp_path / "diff", "--path_tuned", out)
+        recovered = load_file(out / "model.safetensors")
+        assert recovered.keys() == expected.keys()
+        assert all(torch.equal(recovered[name], expected[name]) for name in expected)
+    raw["model.norm.weight"].view(torch.int32)[3] ^= 1
+    wrong = variant(tiny_checkpoint, tmp_path / "wrong", raw)
+    other = ("--path_raw", wrong, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "no")
+    assert f"{wrong} is not the base of" in run_tool(SCRIPT, "recover", *other, status=2).stderr
+
+
+def test_trained_bias_of_attention_is_no_buffer() -> None:
+    assert [is_buffer(Spec(name, "F32", tuple(value.shape))) for name, value in BUFFERS.items()] == [True] * 4
+    for name in (
+        "h.0.attn.bias",
+        "h.0.attn.c_attn.bias",
+        "model.layers.0.self_attn.q_proj.bias",
+        "position_ids.weight",
+    ):
+        assert not is_buffer(Spec(name, "F32", (8,)))
 
 
 @pytest.mark.parametrize("source", ["file", "download", "option"])

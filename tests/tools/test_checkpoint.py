@@ -82,6 +82,17 @@ def test_tools_refuse_folder_that_differs_from_its_seal(
     assert not list(tmp_path.glob("bad*"))
 
 
+def test_seal_of_a_cut_shard_is_refused_and_keeps_old_seal_and_signature(folder: Path, run_tool: RunTool) -> None:
+    run_tool(SCRIPT, "seal", folder)
+    (folder / "model.sig").write_text("a signature")
+    shard = folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused = run_tool(SCRIPT, "seal", folder, status=2)
+    assert refused.stderr.startswith(f"error: {shard} is cut off or damaged") and refused.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "one bit of the weights": (lambda f: flip(f / "model.safetensors"), ["model.safetensors differs from its seal"]),
     "one bit of the tokenizer": (lambda f: flip(f / "tokenizer.model"), ["tokenizer.model differs from its seal"]),

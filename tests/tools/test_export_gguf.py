@@ -277,7 +277,9 @@ def test_export_keeps_existing_file_and_removes_partial_one(
         export_gguf.main(str(folder), str(file), "f32")
     monkeypatch.undo()
     run_tool("tools/checkpoint.py", "seal", folder)
-    with pytest.raises(ValueError, match=r"model/new\.gguf is inside the input folder .*/model, which must not change"):
+    with pytest.raises(
+        ValueError, match=r"model/new\.gguf is inside the sealed folder .*/model, which must not change"
+    ):
         export_gguf.main(str(folder), str(folder / "new.gguf"), "f32")
     (folder / "generation_config.json").write_text("{}")
     with pytest.raises(ValueError, match="the seal says"):

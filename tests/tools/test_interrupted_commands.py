@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_io.checkpoint_folders import new_folder
 from conftest import REPOSITORY, RunScript
 from in_process import RunTool
 from llama_cpp_server import write_model
 from original_llama import TINY, random_state, write_original
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_folder
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 

@@ -105,12 +105,21 @@ def test_tensors_sharing_memory_in_bin_are_all_read(tmp_path: Path) -> None:
         assert found[name].read().view(np.float32).reshape(value.shape).tolist() == value.tolist()
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5 kb", 1500), ("77", 77)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("400MB", 4 * 10**8), ("1.5 kb", 1500), ("77", 77), ("5 GB", 5 * 10**9)]
+)
 def test_parse_size_accepts_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "five", "5TB", "1.2.3GB"])
+def test_parse_size_is_exact_for_any_number_of_digits() -> None:
+    assert parse_size("9" * 400) == int("9" * 400)
+    assert parse_size("9007199254740993") == 9007199254740993  # 2^53 + 1, which a float does not hold
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "-5", "0", "0.5", "five", "5TB", "1.2.3GB", "1e999", "nan", "inf", "9e9GB"]
+)
 def test_parse_size_refuses_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import weight_diff
+from blake3 import blake3
 from changed_weights import additive, bytes_of, left_behind, nudged, variant
 from checkpoint_io import checkpoint_folders
 from checkpoint_seals.seal_writer import hashed_weights
-from conftest import RunScript
+from conftest import REPOSITORY, RunScript
 from in_process import RunTool
 from safetensors.torch import load_file, save_file
 
@@ -94,6 +95,49 @@ def test_recover_refuses_diff_with_flipped_bit(
     assert "tensor model" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["diff"]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_recover_refuses_diff_with_a_changed_small_file(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run_tool: RunTool, exact: bool
+) -> None:
+    diff = tmp_path / "diff"
+    pair = ("--path_raw", tiny_checkpoint, "--path_tuned", tuned, "--path_diff", diff)
+    run_tool(SCRIPT, "make_diff", *pair, f"--exact={exact}")
+    recorded = json.loads((diff / "diff.json").read_text())["files"]
+    small = {path.name for path in diff.iterdir() if path.suffix != ".safetensors"} - {"diff.json"}
+    assert recorded == {name: blake3((diff / name).read_bytes()).hexdigest() for name in small}
+    assert {"tokenizer.json", "tokenizer.model", "config.json", "chat_template.jinja", "run.json"} <= small
+    (diff / "README.md").write_text("not recorded, and not compared")
+    out = ("--path_raw", tiny_checkpoint, "--path_diff", diff, "--path_tuned", tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+        content = (diff / name).read_bytes()
+        (diff / name).write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:] if len(content) > 50 else b"")
+        done = run_tool(SCRIPT, "recover", *out, status=2)
+        assert done.stderr == f"error: {diff / name} differs from its hash in diff.json; download it again\n"
+        (diff / name).unlink()
+        done = run_tool(SCRIPT, "recover", *out, status=2)
+        assert done.stderr == f"error: {diff / name} is missing, which diff.json lists; download it again\n"
+        (diff / name).write_bytes(content)
+    template = REPOSITORY / "finetune/templates/alpaca.jinja"
+    run_tool(
+        "tools/set_template.py", "--model_path", diff, "--template_path", template, "--output_dir", tmp_path / "new"
+    )
+    run_tool(SCRIPT, "recover", *out[:2], "--path_diff", tmp_path / "new", *out[4:])
+    assert (tmp_path / "out/chat_template.jinja").read_text() == template.read_text()
+
+
+def test_diff_without_hashes_of_small_files_recovers_with_a_notice(
+    tiny_checkpoint: Path, tuned: Path, diff: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    old = shutil.copytree(diff, tmp_path / "old")
+    record = json.loads((old / "diff.json").read_text())
+    del record["files"]
+    (old / "diff.json").write_text(json.dumps(record))
+    out = ("--path_raw", tiny_checkpoint, "--path_diff", old, "--path_tuned", tmp_path / "out")
+    done = run_tool(SCRIPT, "recover", *out)
+    assert done.stderr == f"notice: {old} has no hashes of its tokenizer and other small files to verify\n"
+    assert bytes_of(tmp_path / "out") == bytes_of(tuned)
 
 
 def no_tensor(raw: Path, tuned: Path) -> None:
@@ -239,6 +283,8 @@ def test_inspect_prints_base_and_size_of_diff(
 ) -> None:
     printed = run_tool(SCRIPT, "inspect", diff).stdout
     base, new = (hashed_weights(folder)[2] for folder in (tiny_checkpoint, tuned))
+    size = sum(file.stat().st_size for file in diff.glob("diff*"))
+    assert f"bytes       {size:,}, " in printed
     assert f"needs       the base with weights {base}" in printed
     assert f"gives       weights {new}" in printed
     assert "model.layers.1 " in printed

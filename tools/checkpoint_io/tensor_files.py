@@ -7,6 +7,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -141,7 +143,7 @@ def parse_size(size: str) -> int:
     """Return the bytes in `5GB`, `400MB`, `300KB` or a plain number; ValueError otherwise."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
     match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([KMG]B|)", size.strip().upper())
-    result = int(float(match[1]) * units[match[2]]) if match else 0
+    result = int(Fraction(Decimal(match[1])) * units[match[2]]) if match else 0
     if not result:
         raise ValueError(f"{size!r} is not a size for a shard; write it as 5GB, 400MB or a number of bytes")
     return result

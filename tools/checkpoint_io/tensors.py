@@ -41,6 +41,10 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFF_FILES = ("diff.safetensors",)  # exact diffs
 INFINITE = {"F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80), "F32": (0x7FFFFFFF, 0x7F800000)}  # magnitude, exponent
 UNIFORM_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers all have the same tensors
+# Constants that old checkpoints contain although a model computes them: rotary frequencies and their tables, the value
+# of masked scores, positions. The causal mask of GPT-2, GPT-J and GPT-NeoX is named attn.bias and has four dimensions.
+BUFFER = re.compile(r"(?:.*\.)?(?:(?:original_)?inv_freq|cos_cached|sin_cached|masked_bias|position_ids)")
+MASK = re.compile(r".*\.(?:attn|attention)\.bias")
 LAYER = re.compile(r"model\.layers\.\d+\.(.+)")  # group 1: the kind of tensor
 
 
@@ -220,6 +224,11 @@ def read_indexed(index: Path) -> dict[str, Tensor]:
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
+def is_buffer(tensor: Spec) -> bool:
+    """Return whether a tensor is a constant that is not trained, so that a checkpoint may lack it (BUFFER, MASK)."""
+    return bool(BUFFER.fullmatch(tensor.name)) or (len(tensor.shape) == 4 and bool(MASK.fullmatch(tensor.name)))
+
+
 def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = False) -> None:
     """Raise ValueError for the first tensor that config.json requires and the folder lacks, or for other embeddings.
 
@@ -232,8 +241,8 @@ def check_complete(folder: Path, weights: Mapping[str, Tensor], is_diff: bool = 
     config = read_json(path)
     if config.get("model_type") not in UNIFORM_TYPES:
         return
-    matches = (LAYER.fullmatch(name) for name in weights)
-    kinds = dict.fromkeys(match[1] for match in matches if match and "rotary_emb" not in match[1])
+    matches = (LAYER.fullmatch(name) for name, tensor in weights.items() if not is_buffer(tensor))
+    kinds = dict.fromkeys(match[1] for match in matches if match)
     kinds["self_attn.q_proj.weight"] = None
     layers = range(config_number(path, config, "num_hidden_layers"))
     required = ["model.embed_tokens.weight", "model.norm.weight"]

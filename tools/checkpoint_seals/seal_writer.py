@@ -7,6 +7,7 @@ from blake3 import blake3
 from checkpoint_io import tensors
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from model_folders.diff_recognition import DIFF_RECORD
+from partial_folders import resume_journal
 
 from checkpoint_seals.seal_check import SEAL, hash_files, sealed_files
 
@@ -47,6 +48,11 @@ def write_seal(folder: Path, parents: Sequence[Path]) -> str:
         "format": 3, "kind": kind_of(folder), "weights": fingerprint,
         "parents": [parent_entry(parent) for parent in parents], "files": table, "tensors": tensor_hashes,
     }  # fmt: skip
-    write_json(folder / f".{SEAL}.partial", content)
-    (folder / f".{SEAL}.partial").replace(folder / SEAL)
+    partial = folder / f".{SEAL}.partial"  # hidden, so not part of a seal
+    with resume_journal.locked_folder(partial, ""):
+        try:
+            write_json(partial / SEAL, content)
+            (partial / SEAL).replace(folder / SEAL)
+        finally:
+            resume_journal.remove_folder(partial)
     return f"{folder / SEAL}: {content['kind']}, {len(table)} files, weights {fingerprint[:16]}"

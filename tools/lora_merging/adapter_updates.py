@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adapter_checks.adapter_folder import is_copy, matching_value
+from adapter_checks.adapter_folder import is_copy, matching_value, saved_name
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
@@ -87,6 +87,7 @@ def float_values(tensor: Tensor) -> np.ndarray:
 def updates_by_tensor(tensors: Mapping[str, Tensor]) -> dict[str, TensorUpdate]:
     """Return {base tensor name: update} for an adapter's tensors; ValueError for an unsupported tensor."""
     updates: dict[str, TensorUpdate] = {}
+    tensors = {saved_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if is_copy(name, tensors):
             continue

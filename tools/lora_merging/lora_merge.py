@@ -26,6 +26,8 @@ from checkpoint_io.tensors import TORCH_NAME, Spec, Tensor, check_complete, chec
 from checkpoint_io.tied_matrices import OUTPUT, embedding_name, has_own_output, set_untied
 from checkpoint_seals.seal_check import verify_seal
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 
 from lora_merging.adapter_updates import LoraAdapter, TensorUpdate, is_zero, read_adapter, read_factors
 from lora_merging.low_rank import Factors
@@ -247,6 +249,8 @@ def merge_folders(
     loras: adapter folders in merging order, each with its weight (LoraAdapter). dtype: write all floats in this type
     instead of the base's. Raises ValueError or FileNotFoundError that names file and tensor.
     """
+    inputs = [base, *(lora for lora, _ in loras)]
+    folder_path(target, inputs)
     for lora, _ in loras:
         read_adapter_for_base(lora, base)
     adapters = [read_adapter(lora, weight) for lora, weight in loras]
@@ -265,12 +269,11 @@ def merge_folders(
     specs = [merged_spec(tensor, adapters, dtype) for tensor in weights.values()]
     vocabulary = config.get("vocab_size", 0)
     rows = vocabulary_rows(specs, weights, vocabulary, changed)
-    inputs = [base, *(lora for lora, _ in loras)]
     check_tokenizer(*inputs, rows=next(iter(rows), None))
     for folder in inputs:
         verify_seal(folder)
     run = resume_journal.run_identity(script, options, inputs)
-    with checkpoint_folders.new_folder(target, sum(spec.nbytes for spec in specs), run, inputs) as folder:
+    with new_folder(target, sum(spec.nbytes for spec in specs), run, inputs) as folder:
         template = copy_small_files(inputs, folder)
         if rows - {vocabulary}:
             checkpoint_folders.write_json(folder / "config.json", config | {"vocab_size": rows.pop()})

@@ -12,6 +12,8 @@ from checkpoint_io.tokenizer_sizes import check_tokenizer_size
 from checkpoint_seals.seal_check import SEAL
 from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_tokenizer_files, read_object
 from json_rows.row_files import iterate_texts
+from partial_folders import resume_journal
+from partial_folders.output_paths import check_place, real_path
 from tokenizers import Tokenizer
 
 KEPT = ("tokenizer.json", "tokenizer_config.json")
@@ -33,43 +35,54 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256("".join(f"{i}\t{json.dumps(p)}\n" for p, i in table).encode()).hexdigest()
 
 
-def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
-    """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target; return the tokenizer.
-
-    Added tokens, special tokens (BOS, EOS, UNK, PAD) and settings of tokenizer files in target are kept. Raises
-    ValueError if target is sealed, has a tokenizer.json with other pieces, or has fewer embeddings than the tokenizer
-    has tokens.
-    """
+def check_tokenizer_folder(target: Path) -> None:
+    """Raise ValueError if tokenizer files cannot be written into a folder, or it is sealed or inside a sealed one."""
     if (target / SEAL).is_file():
         raise ValueError(
             f"{target} is sealed, so its files must not change; copy it without {SEAL}, or give a new folder"
         )
-    target.mkdir(parents=True, exist_ok=True)
+    check_place(real_path(target) / KEPT[0], target)
+
+
+def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
+    """Write tokenizer.json, tokenizer_config.json and a copy of tokenizer.model into target; return the tokenizer.
+
+    Added tokens, special tokens (BOS, EOS, UNK, PAD) and settings of tokenizer files in target are kept. Raises
+    ValueError if target has a tokenizer.json with other pieces, has fewer embeddings than the tokenizer has tokens, or
+    as `check_tokenizer_folder`.
+    """
+    check_tokenizer_folder(target)
     partial = target / ".tokenizer.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    partial.mkdir()
-    try:
-        for name in (*KEPT, *MERGED):
-            if (target / name).is_file():
-                shutil.copyfile(target / name, partial / name)
-        shutil.copyfile(model, partial / "tokenizer.model")
-        files = exact_tokenizer_files(partial)
-        files |= corrected_configurations(target, files)
-        tokenizer = Tokenizer.from_str(files["tokenizer.json"])
-        config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
-        if isinstance(rows := read_object(config).get("vocab_size"), int):
-            check_tokenizer_size(tokens, rows, target, config)
-        for name in MERGED:
-            (partial / name).unlink(missing_ok=True)
-        for name, text in files.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        for file in sorted(partial.iterdir()):
-            file.replace(target / file.name)
-        for name in MERGED:
-            (target / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(partial)
+    with resume_journal.locked_folder(partial, ""):
+        try:
+            tokenizer, files = merged_tokenizer_files(target, partial, model)
+            for name, text in files.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            for name in (*files, "tokenizer.model"):
+                (partial / name).replace(target / name)
+            for name in MERGED:
+                (target / name).unlink(missing_ok=True)
+        finally:
+            resume_journal.remove_folder(partial)
     return tokenizer
+
+
+def merged_tokenizer_files(target: Path, partial: Path, model: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """Return the tokenizer of `model` with the settings of target's files, and its files by name.
+
+    partial: an empty folder, which gets the copies that they are made from. Raises as `write_tokenizer_files`.
+    """
+    for name in (*KEPT, *MERGED):
+        if (target / name).is_file():
+            shutil.copyfile(target / name, partial / name)
+    shutil.copyfile(model, partial / "tokenizer.model")
+    files = exact_tokenizer_files(partial)
+    files |= corrected_configurations(target, files)
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"])
+    config, tokens = target / "config.json", tokenizer.get_vocab_size(with_added_tokens=True)
+    if isinstance(rows := read_object(config).get("vocab_size"), int):
+        check_tokenizer_size(tokens, rows, target, config)
+    return tokenizer, files
 
 
 def check_equal_ids(tokenizer: Tokenizer, reference: Any, texts: Iterable[str], name: str = "SentencePiece") -> int:

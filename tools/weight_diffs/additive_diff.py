@@ -17,7 +17,7 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.published_models import published_repository
 from checkpoint_io.published_sums import FREQUENCIES, find_by_sum, is_published_sum, sum_phrase, sum_weights
 from checkpoint_io.tensor_files import write_shards
-from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite, ranges
+from checkpoint_io.tensors import CHUNK, TORCH_NAME, Spec, Tensor, check_finite, is_buffer, ranges
 from hub_download.model_registry import REGISTRY, entry_of, registry
 from model_folders.diff_recognition import DIFF_RECORD
 
@@ -29,15 +29,26 @@ SUM_FILE = "checksum_psum.txt"  # in some published diffs
 Weights = Mapping[str, Tensor]  # by name
 
 
-def recorded_base(path_diff: Path) -> str:
-    """Return the fingerprint of the base in diff.json, "" if there is none; ValueError if it is damaged."""
+def recorded_base(path_diff: Path) -> list[str]:
+    """Return the fingerprints of the base in diff.json: of all its tensors, and without its buffers (`is_buffer`).
+
+    Older diffs have only the first; [] without diff.json. Raises ValueError if it is damaged.
+    """
     file = path_diff / DIFF_RECORD
     if not file.is_file():
-        return ""
+        return []
     record = read_json(file)
-    if record.get("format") != FORMAT or not isinstance(record.get("base"), str):
+    found = [record[key] for key in ("base", "base_trained") if key in record]
+    if record.get("format") != FORMAT or not found or not all(isinstance(value, str) for value in found):
         raise ValueError(f"{file} is not the record of an additive diff; download the diff again")
-    return str(record["base"])
+    return found
+
+
+def base_fingerprints(raw: Weights, label: str) -> list[str]:
+    """Return the two fingerprints of a base, as `recorded_base`. label: of the progress bar."""
+    hashes = tensors.tensor_hashes(raw.values(), label)
+    trained = [tensor for tensor in raw.values() if not is_buffer(tensor)]
+    return [tensors.fingerprint(values, hashes) for values in (raw.values(), trained)]
 
 
 def with_tied_output(folder: Path, raw: Weights) -> Weights:
@@ -49,11 +60,11 @@ def with_tied_output(folder: Path, raw: Weights) -> Weights:
 
 
 def matching_tensors(weights: Weights, raw: Weights, path_raw: Path) -> dict[str, Tensor]:
-    """Return the weights, except FREQUENCIES that raw lacks; raises ValueError if one does not match raw."""
+    """Return the weights, except buffers that raw lacks; raises ValueError if one does not match raw."""
     matching = {}
     for name, tensor in weights.items():
         if name not in raw:
-            if name.endswith(FREQUENCIES):
+            if is_buffer(tensor):
                 continue
             raise ValueError(f"{path_raw} has no tensor {name}; use the base of this model")
         base = find_base_tensor(tensor, raw)
@@ -146,15 +157,17 @@ def check_base(
     if recorded := recorded_base(path_diff):
         if published:
             raise ValueError(f"{path_diff / DIFF_RECORD} identifies the base of this diff; omit --published")
-        hashes = tensors.tensor_hashes(raw.values(), "checking the base")
-        if tensors.fingerprint(raw.values(), hashes) != recorded:
-            raise ValueError(f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded:.16}")
+        if not set(base_fingerprints(raw, "checking the base")) & set(recorded):
+            raise ValueError(
+                f"{path_raw} is not the base of {path_diff}, which was made from weights {recorded[0]:.16}"
+            )
         return "base verified by its fingerprint", "", {}
     raw = with_tied_output(path_raw, raw)
     refuse_full_model(path_diff, diff, path_raw, raw)
     found = published_sum(path_diff, published)
     file = path_diff / "config.json"
-    config, layers = read_json(file), sum(name not in raw for name in diff)  # layers without FREQUENCIES in raw
+    missing = [name for name in diff if name not in raw and name.endswith(FREQUENCIES)]
+    config, layers = read_json(file), len(missing)  # layers without FREQUENCIES in raw
     for key in ("hidden_size", "num_attention_heads") if layers else ():
         config_number(file, config, key)
     summands = [*diff.values(), *(raw[name] for name in diff if name in raw)]

@@ -11,15 +11,18 @@ from checkpoint_io import checkpoint_folders, tensors
 from checkpoint_io.checkpoint_folders import existing_folder
 from checkpoint_io.small_files import check_tokenizer, copy_small_files, has_tokenizer
 from checkpoint_io.tensor_files import verify_written, write_shards
-from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, check_complete, read_weights
+from checkpoint_io.tensors import DIFF_FILES, Spec, Tensor, check_complete, is_buffer, read_weights
 from checkpoint_seals.seal_check import verify_seal
 from lora_merging import adapter_updates
 from lora_merging.low_rank import Factors
 from model_folders.diff_recognition import DIFF_RECORD, is_diff, refuse_diff
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import new_folder
+from partial_folders.output_paths import folder_path
 
 from weight_diffs import additive_diff, diff_writer, exact_diff
 from weight_diffs.rank_search import RankSearch
+from weight_diffs.recorded_files import record_files, verify_files
 
 SCRIPT = "tools/weight_diff.py"
 
@@ -46,11 +49,13 @@ class DiffInputs:
         command = "recover" if "diff" in self.folders else "make_diff"
         inputs = [raw, other, *adapters]
         run = resume_journal.run_identity(SCRIPT, self.options, inputs)
-        with checkpoint_folders.new_folder(target, needed, run, inputs) as folder:
+        with new_folder(target, needed, run, inputs) as folder:
             sources = [other] if has_tokenizer(other) else [raw, other]
             yield folder, copy_small_files(sources, folder, repository)
             options = dict(self.options) | ({"published": repository} if repository else {})
             checkpoint_folders.write_run_record(folder, f"{SCRIPT} {command}", options, self.folders)
+            if command == "make_diff":
+                record_files(folder)
 
 
 def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> DiffInputs:
@@ -62,11 +67,14 @@ def open_inputs(options: Mapping[str, object], shard_limit: int, role: str) -> D
     folders = {
         name: existing_folder(options[f"path_{name}"], f"--path_{name}", "config.json") for name in ("raw", role)
     }
+    folder_path(str(options["path_diff" if role == "tuned" else "path_tuned"]), folders.values())
     if is_diff(folders["raw"]) and role == "diff" and not is_diff(folders[role]):
         raise ValueError(
             f"--path_raw {folders['raw']} is a diff and --path_diff {folders[role]} is not; exchange the two options"
         )
     refuse_diff(folders["raw"])
+    if role == "diff":
+        verify_files(folders[role])
     is_exact = tensors.has_weights(folders[role], DIFF_FILES)
     for folder in folders.values():
         verify_seal(folder, weights=not is_exact)
@@ -95,7 +103,7 @@ def write_exact(inputs: DiffInputs, target: str, adapter: str, low_rank: bool) -
     # The compressed size is not known in advance.
     with inputs.output_folder(target, 0, *([lora.folder] if lora else [])) as (folder, _):
         low_rank_count = diff_writer.write_diff(folder, tuned, raw, find_factors, inputs.shard_limit)
-        size = sum(file.stat().st_size for file in folder.glob("diff*"))
+    size = exact_diff.stored_bytes(Path(target))
     note = f", {low_rank_count} matrices as low-rank changes" if low_rank_count else ""
     return f"{target}: exact diff, {size / 1e6:.2f} MB, {size / total_bytes(tuned):.1%} of the tuned weights{note}"
 
@@ -104,12 +112,13 @@ def write_additive(inputs: DiffInputs, target: str, dtype: str) -> str:
     """Write an additive diff in `dtype` (F16 or F32) to the new folder target; return a summary line."""
     raw, tuned = read_both(inputs)
     subtracted = additive_diff.with_tied_output(inputs.folders["raw"], raw)
-    stored = additive_diff.matching_tensors(tuned, subtracted, inputs.folders["raw"])
+    trained = {name: tensor for name, tensor in tuned.items() if not is_buffer(tensor)}
+    stored = additive_diff.matching_tensors(trained, subtracted, inputs.folders["raw"])
     size = total_bytes(stored, dtype)
     with inputs.output_folder(target, size) as (folder, _):
         additive_diff.write_combined(folder, stored, subtracted, np.subtract, dtype, inputs.shard_limit)
-        base = tensors.fingerprint(raw.values(), tensors.tensor_hashes(raw.values(), "hashing the base"))
-        record = {"format": additive_diff.FORMAT, "base": base}
+        base, trained_base = additive_diff.base_fingerprints(raw, "hashing the base")
+        record = {"format": additive_diff.FORMAT, "base": base, "base_trained": trained_base}
         checkpoint_folders.write_json(folder / DIFF_RECORD, record)
     share = size / total_bytes(stored)
     return f"{target}: additive diff, {size / 1e6:.2f} MB, {share:.1%} of the tuned weights; recovery is not bit-exact"

@@ -16,7 +16,7 @@ from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensors import DIFF_FILES, Tensor, has_weights, read_weights
 
 from weight_diffs.additive_diff import recorded_base
-from weight_diffs.exact_diff import read_diff
+from weight_diffs.exact_diff import read_diff, stored_bytes
 from weight_diffs.full_models import refuse_full_model
 
 LAYER = re.compile(r"(.+?\.\d+)\..+")  # model.layers.7.mlp.up_proj.weight
@@ -34,7 +34,7 @@ def exact_report(folder: Path) -> tuple[list[str], str, Changes]:
     """Return the properties of an exact diff, the unit of its changes, and the changes."""
     diff = read_diff(folder)
     specs = {name: entry.spec(name) for name, entry in diff.entries.items()}
-    size = sum(payload.nbytes for payload in diff.payloads.values())
+    size = stored_bytes(folder)
     tuned = sum(spec.nbytes for spec in specs.values())
     ranks = [entry.rank for entry in diff.entries.values() if entry.rank]
     lines = [
@@ -67,7 +67,7 @@ def additive_report(folder: Path) -> tuple[list[str], str, Changes]:
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
     lines = [
         f"kind        additive diff ({dtypes}); recovery is not bit-exact",
-        f"needs       {f'the base with weights {base}' if base else 'a base that is not recorded'}",
+        f"needs       {f'the base with weights {base[0]}' if base else 'a base that is not recorded'}",
         f"tensors     {len(tensors)}",
         f"parameters  {sum(tensor.elements for tensor in tensors.values()):,}",
         f"bytes       {sum(tensor.nbytes for tensor in tensors.values()):,}",

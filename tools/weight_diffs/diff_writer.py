@@ -14,7 +14,7 @@ from blake3 import blake3
 from checkpoint_io.bit_patterns import encode_difference
 from checkpoint_io.ordered_parallel import in_order
 from checkpoint_io.tensor_files import write_all, write_shards
-from checkpoint_io.tensors import Tensor, check_finite, fingerprint, progress, tensor_hashes
+from checkpoint_io.tensors import Tensor, check_finite, fingerprint, is_buffer, progress, tensor_hashes
 from lora_merging.low_rank import Factors
 from model_folders.diff_recognition import DIFF_RECORD
 from partial_folders import resume_journal
@@ -42,7 +42,9 @@ def write_diff(
                 part = f"payload {name}"
                 if part not in finished:
                     file.seek(position)
-                    finished[part] = asdict(write_payload(file, tensor, find_base_tensor(tensor, base), find_factors))
+                    # the same base may lack a buffer after it was saved again
+                    theirs = None if is_buffer(tensor) else find_base_tensor(tensor, base)
+                    finished[part] = asdict(write_payload(file, tensor, theirs, find_factors))
                     resume_journal.record_part(folder, part, finished[part])
                 entries[name] = DiffEntry(**finished[part])
                 payloads[name] = Tensor(name, "U8", (sum(entries[name].chunks),), path, file, position)

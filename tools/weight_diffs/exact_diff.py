@@ -153,6 +153,11 @@ def is_valid(entry: DiffEntry, payload: Tensor) -> bool:
     )
 
 
+def stored_bytes(folder: Path) -> int:
+    """Return the size of an exact diff's own files, diff.json included."""
+    return sum(file.stat().st_size for file in folder.glob("diff*"))
+
+
 def decode(diff: ExactDiff, name: str, weights: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
     """Yield the tuned tensor's bit patterns in chunks; ValueError if the payload is damaged.
 

@@ -1,0 +1,103 @@
+"""Write a new folder or file in `<target>.partial`, then rename it. One process at a time writes a target."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from partial_folders import resume_journal
+from partial_folders.disk_space import check_space
+from partial_folders.output_paths import file_path, folder_path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield the folder `<target>.partial` and rename it to `target` if the block ends without an error.
+
+    needed: bytes that will be written; the free space is checked first. run: see `partial_folder`. inputs: folders that
+    must not change. Raises ValueError if the target contains files, is inside an input or cannot be written, another
+    process is writing it, or its disk is too small.
+    """
+    inputs = list(inputs)
+    path = folder_path(target, inputs)
+    with partial_folder(target, path, needed, run) as partial:
+        folder_path(target, inputs)  # another process may have finished it
+        if path.exists():
+            check_replaceable(path, partial, target)
+        yield partial
+        for part in (*partial.iterdir(), partial):
+            fsync_path(part)
+        partial.replace(path)
+        (path / resume_journal.JOURNAL).unlink()  # held the lock until the folder had its name
+
+
+def check_replaceable(path: Path, partial: Path, target: str | Path) -> None:
+    """Raise ValueError unless the empty folder `path` can be replaced, by replacing it with another empty folder.
+
+    A bind mount, for example, is not recognised otherwise.
+    """
+    probe = partial / ".empty"
+    probe.mkdir()
+    try:
+        probe.replace(path)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be replaced ({error.strerror}); name a folder inside it") from None
+
+
+@contextmanager
+def new_file(target: str | Path, needed: int = 0, run: str = "", replace: bool = False) -> Iterator[Path]:
+    """Yield a file path in the folder `<target>.partial` and move the file to `target`; otherwise like `new_folder`.
+
+    replace: the target may exist already.
+    """
+    path = file_path(target, replace)
+    with partial_folder(target, path, needed, run) as partial:
+        file_path(target, replace)  # another process may have finished it
+        yield partial / path.name
+        fsync_path(partial / path.name)
+        (partial / path.name).replace(path)
+        resume_journal.remove_folder(partial)
+
+
+@contextmanager
+def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Iterator[Path]:
+    """Yield the locked folder `<path>.partial`; it is removed after an error.
+
+    path: the real path of `target`. run: the identity of a resumable run (`resume_journal.run_identity`), or "". If a
+    resumable run is killed or interrupted, its folder is kept, and the same run continues from its journal; a different
+    run empties the folder. The message of KeyboardInterrupt says whether the same command resumes.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with resume_journal.locked_folder(partial, run):
+            try:
+                check_space(path, needed - sum(part.stat().st_size for part in partial.iterdir()))
+                yield partial
+            except BaseException as error:
+                if not (run and isinstance(error, KeyboardInterrupt)):
+                    resume_journal.remove_folder(partial)
+                raise
+    except KeyboardInterrupt:
+        if run:
+            raise KeyboardInterrupt(f"interrupted; the same command resumes from {partial}") from None
+        raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
+    except OSError as error:
+        place = str(error.filename or target)
+        is_output = place.startswith((str(target), str(path))) or str(partial).startswith(place)
+        if error.errno in DISK_FULL or (error.filename and is_output):
+            raise ValueError(
+                f"{target} cannot be written ({error.strerror}: {place}); make room or write elsewhere"
+            ) from None
+        raise
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
