@@ -33,6 +33,7 @@ def test_accumulation_times_micro_batches_is_the_global_batch(
         (12, 4, 0, 8, "x 8 ranks; take --batch_size 32$"),
         (16, 4, 4, 1, "exclude each other"),
         (0, 4, 0, 1, "at least 1"),
+        (10**17, 10**17 - 1, 0, 1, "or --micro_batch_size 10000$"),  # at once
     ],
 )
 def test_error_for_indivisible_batch_proposes_divisible_sizes(
@@ -93,10 +94,15 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
         (["--base_mod", "x"], "unknown option --base_mod; did you mean --base_model"),
         (["--zzz"], "unknown option --zzz; see --help"),
         (["--method", "prefix"], "invalid choice: 'prefix'"),
-        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--learning_rate", "fast"], "--learning_rate.*: takes a number, not 'fast'; see --help"),
+        (["--learning_rate", "nan"], "takes a number, not 'nan'"),
+        (["--weight_decay=-1e999"], "takes a number, not '-1e999'"),
+        (["--warmup_steps", "1_0"], "takes a number, not '1_0'"),
+        (["--max_steps", "٣"], "takes a whole number, not '٣'"),
+        (["--seed", "1" + "0" * 18], "takes a whole number, not '10+' .more than 18 digits"),
         (["--cutoff_len", "1"], "cutoff_len 1 is too small"),
-        (["--val_set_size", "nan"], "val_set_size nan is not finite"),
-        (["--num_epochs", "inf"], "num_train_epochs inf is not finite"),
+        (["--val_set_size", "nan"], "--val_set_size.*: takes a number, not 'nan'"),
+        (["--num_epochs", "inf"], "--num_epochs.*: takes a number, not 'inf'"),
         (["--data_path", ""], "--data_path is missing"),
     ],
 )
