@@ -43,9 +43,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
-        for name, least in (("cutoff_len", 2), ("lora_r", 1), ("val_set_size", 0), ("num_train_epochs", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} is too small; it must be at least {least}")
         ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation_steps(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks

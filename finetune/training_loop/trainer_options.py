@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from training_loop.option_checks import check_effects, check_requirements
+from training_loop.option_checks import check_requirements, check_values
 
 Options = TypeVar("Options")
 TRANSFORMERS_RENAMED = {
@@ -88,7 +88,7 @@ def parse(
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, deprecated)
     given = vars(_parser(options, description, prog).parse_args(translated))
-    check_effects(options, given)
+    check_values(options, given)
     args = options(**given)
     check_requirements(args)
     return args, notices

@@ -88,6 +88,10 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
     assert (trainers.train_on_inputs, trainers.eval_strategy, trainers.logging_nan_inf_filter) == (False, "no", False)
 
 
+def test_arguments_of_the_optimizer_are_accepted() -> None:
+    assert options("--optim", "sgd", "--optim_args", "momentum=0.9, nesterov=true").optim_args
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -104,6 +108,14 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
         (["--val_set_size", "nan"], "--val_set_size.*: takes a number, not 'nan'"),
         (["--num_epochs", "inf"], "--num_epochs.*: takes a number, not 'inf'"),
         (["--data_path", ""], "--data_path is missing"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0 is too small; it must be at least 0"),
+        (["--save_total_limit", "0"], "--save_total_limit 0 is too small; it must be at least 1"),
+        (["--lora_dropout", "1"], "--lora_dropout 1.0 is too large; it must be below 1"),
+        (["--output_dir", __file__], "test_tuning_arguments.py is a file; name a new folder"),
+        (["--optim_args", "momentum"], "--optim_args has 'momentum', which is not KEY=VALUE"),
+        (["--optim", "sgd", "--optim_args", "momentum=0.9,rank=2"], "rank=2 changes nothing with --optim sgd; remove"),
+        (["--optim_target_modules", "q_proj"], "is for GaLore and APOLLO, not for --optim adamw_torch_fused; remove"),
+        (["--optim", "sgd", "--optim_args", "momentum=x"], "--optim_args momentum=x: could not convert string to flo"),
     ],
 )
 def test_unknown_abbreviated_and_invalid_options_are_errors(more: list[str], message: str) -> None:
