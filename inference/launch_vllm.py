@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from server_guard.process_supervisor import supervise
 from server_launch.launch_adapters import check_prompts
 from server_launch.launch_args import parse_server_args, precheck, print_notice
+from server_launch.launch_checks import option_errors
 from server_launch.launch_presets import translate_former_options
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -41,12 +42,13 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))
-    from_vllm("configure_logging_from_args")(args)
-    serve = from_vllm("ServeSubcommand")()
-    serve.validate(args)
-    for line in check_prompts(args):
-        print_notice(line)
-    serve.cmd(args)
+    with option_errors():
+        from_vllm("configure_logging_from_args")(args)
+        serve = from_vllm("ServeSubcommand")()
+        serve.validate(args)
+        for line in check_prompts(args):
+            print_notice(line)
+        serve.cmd(args)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@
 #   bash tests/run.sh --types             only types; without a cache of mypy this takes 1.5 minutes
 #   bash tests/run.sh --fast              style, tests without servers, ranks, browser or runs of seconds: 3 minutes
 #   bash tests/run.sh                     the suite: at most 15 minutes
-#   bash tests/run.sh --slow              also the long trials (many kills, large inputs)
+#   bash tests/run.sh --slow              also the long trials (many kills, large inputs, ten minutes of random inputs)
 #   bash tests/run.sh tests/tools -k diff any arguments of pytest: then only pytest runs
+#
+# An hour of random options, damaged files, rows and requests, with faults and their command lines at the end:
+#   KNOWLM_FUZZ_SECONDS=3600 bash tests/run.sh --slow tests/fuzz tests/inference/test_serving_load.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -257,6 +257,16 @@ def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str])
     assert one_line(KeyError()) == "KeyError"
 
 
+def test_argument_that_is_not_utf8_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file name in another encoding: the byte 0xff is a lone surrogate in sys.argv."""
+    monkeypatch.setattr(sys, "argv", ["x.py", "--output", "\udcff.json"])
+    assert exit_status(raised(AssertionError("the work began"))) == 2
+    line = r"error: the argument '\udcff.json' is not UTF-8; rename the file, or set the terminal to UTF-8"
+    assert capsys.readouterr().err == f"{line}\n"
+
+
 def test_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     def resumes() -> None:
         with resumable("the same command resumes"):

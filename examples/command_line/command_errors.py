@@ -3,7 +3,7 @@
 from command_line import interrupts
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
@@ -47,6 +47,19 @@ def repeated_option(option: str, first: str, second: str) -> ValueError:
     return ValueError(f"{option} is given twice, as {first!r} and as {second!r}; give it once")
 
 
+def check_encoding(words: Iterable[str]) -> None:
+    """Raise ValueError if an argument of the command line is not UTF-8.
+
+    Python reads such bytes as lone surrogates, with which a run would fail when it prints or records the argument.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            remedy = "rename the file, or set the terminal to UTF-8"
+            raise ValueError(f"the argument {word[:60]!r} is not UTF-8; {remedy}") from None
+
+
 @contextmanager
 def resumable(remedy: str) -> Iterator[None]:
     """Context manager for resumable work: on Ctrl-C, the command prints "interrupted" followed by `remedy`."""
@@ -66,6 +79,7 @@ def run_command(work: Callable[[], int | None], failures: Mapping[type[Exception
     interrupts.raise_interrupts()
     statuses: dict[type[Exception], int] = {ValueError: ERROR, OSError: ERROR, **(failures or {})}
     try:
+        check_encoding(sys.argv)
         status = work()
     except (KeyboardInterrupt, Exception) as error:
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)

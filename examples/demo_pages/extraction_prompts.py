@@ -80,6 +80,9 @@ def schema_phrase(schema: Schema, task: str, language: str) -> str:
     if not schema or isinstance(schema, dict) != (task == "ee"):
         example = "layoff: company, time; meeting: who" if task == "ee" else "person, place"
         raise ValueError(f"the task {task} needs a schema such as `{example}`")
+    names = (name for each in (schema, *(schema.values() if isinstance(schema, dict) else ())) for name in each)
+    if unclear := next((name for name in names if set(name) & set(",，、")), ""):
+        raise ValueError(f"the schema's {unclear!r} contains a comma, which separates the names of a schema; rename it")
     comma, semicolon, brackets = (", ", "; ", " ({})") if language == "en" else ("、", "；", "（{}）")
     if isinstance(schema, list):
         return comma.join(schema)

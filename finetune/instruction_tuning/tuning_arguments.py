@@ -3,7 +3,6 @@
 from command_line.option_values import parse_value
 
 import importlib.util
-import math
 import sys
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ PUBLISHED = trainer_options.DeprecatedOptions(
     flags={"adafactor": ("optim", "adafactor")},
 )
 DEFAULT_OUTPUT = "checkpoint"
+LARGEST_MICRO_BATCH = 10_000  # that an error message proposes
 
 
 @dataclass
@@ -43,10 +43,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
-        for name, least in (("cutoff_len", 2), ("lora_r", 1), ("val_set_size", 0), ("num_train_epochs", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                fact = "too small" if getattr(self, name) < least else "not finite"
-                raise ValueError(f"--{name} {getattr(self, name)} is {fact}; it must be at least {least}")
         ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation_steps(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
@@ -112,7 +108,8 @@ def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) ->
     if batch % per_forward_pass:
         below, above = batch // per_forward_pass * per_forward_pass, -(-batch // per_forward_pass) * per_forward_pass
         sizes = " or ".join(str(size) for size in (below, above) if size)
-        dividing = next((size for size in range(micro, 0, -1) if batch % (size * ranks) == 0), 0)
+        largest = min(micro, batch, LARGEST_MICRO_BATCH)
+        dividing = next((size for size in range(largest, 0, -1) if batch % (size * ranks) == 0), 0)
         other = f", or --micro_batch_size {dividing}" if dividing else ""
         raise ValueError(
             f"--batch_size {batch} is not divisible by --micro_batch_size {micro} x {ranks} rank{'s' * (ranks > 1)}; "

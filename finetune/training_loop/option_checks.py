@@ -3,9 +3,12 @@
 from command_line.command_errors import one_line
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 # Options of Trainer that both trainers refuse, with the reason. The others work as in Trainer.
@@ -34,12 +37,38 @@ REFUSED = {
 }
 
 
-def check_effects(options: type, given: Mapping[str, Any]) -> None:
-    """Raise ValueError if a refused option is not its default. options: the dataclass. given: values by name."""
+# Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
+LOWEST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "batch_size": 1, "num_train_epochs": 0, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0,
+    "adam_beta1": 0, "adam_beta2": 0, "adam_epsilon": 0, "max_grad_norm": 0, "neftune_noise_alpha": 0, "eval_delay": 0,
+    "logging_steps": 0, "eval_steps": 0, "save_steps": 0, "save_total_limit": 1, "torch_empty_cache_steps": 1,
+    "seed": 0, "data_seed": 0, "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "ddp_bucket_cap_mb": 1,
+    "ddp_timeout": 1, "cutoff_len": 2, "val_set_size": 0, "eval_max_new_tokens": 1, "lora_r": 1, "lora_alpha": 1,
+    "lora_dropout": 0, "loraplus_lr_ratio": 0, "max_nan_steps": 1, "peak_tflops": 0,
+}  # fmt: skip
+BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
+
+
+def check_values(options: type, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if a refused option is not its default, or if a number or the output folder is unusable.
+
+    options: the dataclass. given: values by name.
+    """
     for field in fields(options):
+        name, value = field.name, given[field.name]
         default = field.default_factory() if callable(field.default_factory) else field.default
-        if field.name in REFUSED and given[field.name] != default:
-            raise ValueError(f"--{field.name} has no effect here, as {REFUSED[field.name]}; remove it")
+        if value == default or value is None:
+            continue
+        if name in REFUSED:
+            raise ValueError(f"--{name} has no effect here, as {REFUSED[name]}; remove it")
+        if value < LOWEST.get(name, value):
+            raise ValueError(f"--{name} {value} is too small; it must be at least {LOWEST[name]}")
+        if name in BELOW_ONE and value >= 1:
+            raise ValueError(f"--{name} {value} is too large; it must be below 1")
+    output = Path(given["output_dir"] or "")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output_dir {output} is a file; name a new folder")
 
 
 def check_requirements(args: Any) -> None:
@@ -48,7 +77,7 @@ def check_requirements(args: Any) -> None:
     args: an instance of a subclass of TrainingArguments.
     """
     import torch
-    from transformers import Trainer, get_scheduler
+    from transformers import get_scheduler
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.utils import is_liger_kernel_available
 
@@ -64,8 +93,7 @@ def check_requirements(args: Any) -> None:
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()
         option = f"--optim {args.optim.value}"
-        with suppress(ValueError):  # about modules of the model, which is not loaded yet
-            Trainer.get_optimizer_cls_and_kwargs(args)
+        check_optimizer(args)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"{option}: {one_line(error)}") from None
     try:
@@ -76,3 +104,33 @@ def check_requirements(args: Any) -> None:
             f"--lr_scheduler_type {args.lr_scheduler_type.value} does not fit --lr_scheduler_kwargs "
             f"{json.dumps(args.lr_scheduler_kwargs or {})}: {one_line(error)}"
         ) from None
+
+
+def check_optimizer(args: Any) -> None:
+    """Raise ValueError if an argument of the optimizer has no effect or no number; ImportError without its package."""
+    from transformers import Trainer
+
+    def optimizer(parts: list[str]) -> Any:
+        changed = copy(args)
+        changed.optim_args = ",".join(parts) or None
+        return Trainer.get_optimizer_cls_and_kwargs(changed)
+
+    if args.optim_target_modules and not args.optim.value.startswith(("galore", "apollo")):
+        raise ValueError(
+            f"--optim_target_modules is for GaLore and APOLLO, not for --optim {args.optim.value}; remove it"
+        )
+    if not args.optim_args:
+        with suppress(ValueError):  # about modules of the model, which is not loaded yet
+            optimizer([])
+        return
+    parts = args.optim_args.replace(" ", "").split(",")
+    for part in parts:
+        if not re.fullmatch("[^=]+=[^=]+", part):
+            raise ValueError(f"--optim_args has {part!r}, which is not KEY=VALUE; write momentum=0.9,nesterov=true")
+    try:
+        chosen = optimizer(parts)
+    except ValueError as error:
+        raise ValueError(f"--optim_args {args.optim_args}: {one_line(error)}") from None
+    for part in parts:
+        if optimizer([other for other in parts if other != part]) == chosen:
+            raise ValueError(f"--optim_args {part} changes nothing with --optim {args.optim.value}; remove it")

@@ -17,6 +17,7 @@ from text_language.language_detection import LANGUAGES, language_of
 from extraction.extraction_schema import TASKS, SchemaType
 
 SEPARATORS = {"en": (", ", "; ", " (", ")"), "zh": ("、", "；", "（", "）")}
+COMMAS = ",，、"  # in a name, a reader would take them for separators
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 ONE_OR_SEVERAL = re.compile(r"<[^<>]+>\|\[<[^<>]+>\]")  # <name>|[<name>]
 TYPES = ("<subject_type>", "<object_type>")
@@ -72,8 +73,8 @@ def extraction_prompt(
 
     language: en, zh, or auto (detected from the first LANGUAGE_CHARACTERS of the text). extraction: content of the
     checkpoint's extraction.json, which takes precedence over the defaults; if it has the task in the other language
-    only, that language is used. Raises ValueError for an entry that check_extraction refuses, and for two type names
-    with the same answer key.
+    only, that language is used. Raises ValueError for an entry that check_extraction refuses, for two type names with
+    the same answer key, and for a name with a comma if the instruction lists the names.
     """
     preferred = language_of(text[:LANGUAGE_CHARACTERS]) if language == "auto" else language
     other = LANGUAGES[1 - LANGUAGES.index(preferred)]
@@ -88,6 +89,12 @@ def extraction_prompt(
             raise ValueError(
                 f"the schema's {shared[0].name!r} and {shared[-1].name!r} have the same answer key {key!r}; rename one"
             )
+    names = (name for type_ in types for name in (type_.name, *type_.parts()))
+    unclear = next((name for name in names if "{schema}" in entry["instruction"] and set(name) & set(COMMAS)), None)
+    if unclear is not None:
+        raise ValueError(
+            f"the schema's {unclear!r:.60} contains a comma, which separates the names in the instruction; rename it"
+        )
     # replace(), not format(): instruction and type names may contain braces
     instruction = entry["instruction"].replace("{schema}", schema_phrase(task, types, used_language))
     return ExtractionPrompt(instruction, form, usual_characters(entry))

@@ -1,8 +1,13 @@
 """Checks of a checkpoint folder and a port before a model is loaded; each error is one line."""
 
+from command_line.command_errors import one_line
+
 import errno
 import re
 import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapter_checks.adapter_config import read_config
@@ -13,6 +18,7 @@ from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
 LAST_PORT = 65535
+OPTIONS_CHECKED_IN = ("vllm/engine/arg_utils.py", "vllm/logger.py")  # where vLLM turns options into settings
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -80,3 +86,20 @@ def check_port(host: str, port: int) -> None:
                 remedy = "end the process that listens there, or choose another port with --port"
                 raise ValueError(f"port {port} on {host or 'this machine'} is in use; {remedy}") from None
             raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); change --host or --port") from None
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """Context manager: an error of vLLM's about its options becomes a ValueError.
+
+    vLLM checks options with assertions and with exceptions of many classes; some of their messages are not formatted.
+    """
+    try:
+        yield
+    except Exception as error:
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not any(file.endswith(OPTIONS_CHECKED_IN) for file in files):
+            raise
+        given = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], tuple) else error.args
+        is_unformatted = len(given) > 1 and str(given[0]).count("%s") == len(given) - 1
+        raise ValueError(given[0] % given[1:] if is_unformatted else one_line(error)) from None

@@ -42,8 +42,6 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             raise ValueError(
                 f"--train_sampling_strategy {self.train_sampling_strategy} has no effect here; use --source_weights"
             )
-        if self.max_nan_steps < 1:
-            raise ValueError(f"--max_nan_steps {self.max_nan_steps} must be at least 1")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             self.eval_strategy, self.eval_steps = "steps", self.save_steps
         self.ignore_data_skip = True  # the batch sampler starts at the index to resume from

@@ -4,15 +4,17 @@ Options of the original release that transformers renamed or removed are transla
 abbreviated options are errors.
 """
 
+from command_line.option_values import parse_value
 from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
-from training_loop.option_checks import check_effects, check_requirements
+from training_loop.option_checks import check_requirements, check_values
 
 Options = TypeVar("Options")
 TRANSFORMERS_RENAMED = {
@@ -86,7 +88,7 @@ def parse(
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, deprecated)
     given = vars(_parser(options, description, prog).parse_args(translated))
-    check_effects(options, given)
+    check_values(options, given)
     args = options(**given)
     check_requirements(args)
     return args, notices
@@ -106,11 +108,23 @@ def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], desc
     return f"{own_options}\n--help=all adds the options of Trainer, such as --bf16, --seed and --deepspeed."
 
 
+def _number(kind: type, text: str) -> Any:
+    """argparse type of numbers: return a whole number or a finite one; raises ArgumentTypeError."""
+    try:
+        return parse_value("", text, kind)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None
+
+
 def _parser(options: type, description: str, prog: str) -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
 
     class Parser(OneLineErrorMixin, HfArgumentParser):
-        pass
+        def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+            kind = settings.get("type")
+            if kind in (int, float):  # these take `1_0` and other digits than 0 to 9, and float also nan and inf
+                settings["type"] = partial(_number, kind)
+            return super().add_argument(*names, **settings)
 
     any_dataclass: Any = options
     texts = {"description": description, "usage": f"{prog} [options]"}

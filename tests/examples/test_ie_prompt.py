@@ -39,6 +39,13 @@ def test_braces_in_the_schema_are_not_replaced() -> None:
         ("ner", [], "en", "needs a schema such as `person, place`"),
         ("ee", ["a"], "en", "such as `layoff: company, time"),
         ("re", EVENTS, "en", "needs a schema"),
+        (
+            "ner",
+            ["person", "film, play"],
+            "en",
+            "the schema's 'film, play' contains a comma, which separates the names",
+        ),
+        ("ee", {"裁员": ["公司、部门"]}, "zh", "the schema's '公司、部门' contains a comma"),
     ],
 )
 def test_unknown_task_or_unfit_schema_is_refused(

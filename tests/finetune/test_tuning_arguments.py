@@ -33,6 +33,7 @@ def test_accumulation_times_micro_batches_is_the_global_batch(
         (12, 4, 0, 8, "x 8 ranks; take --batch_size 32$"),
         (16, 4, 4, 1, "exclude each other"),
         (0, 4, 0, 1, "at least 1"),
+        (10**17, 10**17 - 1, 0, 1, "or --micro_batch_size 10000$"),  # at once
     ],
 )
 def test_error_for_indivisible_batch_proposes_divisible_sizes(
@@ -87,17 +88,34 @@ def test_published_and_trainer_names_set_the_same_options() -> None:
     assert (trainers.train_on_inputs, trainers.eval_strategy, trainers.logging_nan_inf_filter) == (False, "no", False)
 
 
+def test_arguments_of_the_optimizer_are_accepted() -> None:
+    assert options("--optim", "sgd", "--optim_args", "momentum=0.9, nesterov=true").optim_args
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--base_mod", "x"], "unknown option --base_mod; did you mean --base_model"),
         (["--zzz"], "unknown option --zzz; see --help"),
         (["--method", "prefix"], "invalid choice: 'prefix'"),
-        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--learning_rate", "fast"], "--learning_rate.*: takes a number, not 'fast'; see --help"),
+        (["--learning_rate", "nan"], "takes a number, not 'nan'"),
+        (["--weight_decay=-1e999"], "takes a number, not '-1e999'"),
+        (["--warmup_steps", "1_0"], "takes a number, not '1_0'"),
+        (["--max_steps", "٣"], "takes a whole number, not '٣'"),
+        (["--seed", "1" + "0" * 18], "takes a whole number, not '10+' .more than 18 digits"),
         (["--cutoff_len", "1"], "cutoff_len 1 is too small"),
-        (["--val_set_size", "nan"], "val_set_size nan is not finite"),
-        (["--num_epochs", "inf"], "num_train_epochs inf is not finite"),
+        (["--val_set_size", "nan"], "--val_set_size.*: takes a number, not 'nan'"),
+        (["--num_epochs", "inf"], "--num_epochs.*: takes a number, not 'inf'"),
         (["--data_path", ""], "--data_path is missing"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0 is too small; it must be at least 0"),
+        (["--save_total_limit", "0"], "--save_total_limit 0 is too small; it must be at least 1"),
+        (["--lora_dropout", "1"], "--lora_dropout 1.0 is too large; it must be below 1"),
+        (["--output_dir", __file__], "test_tuning_arguments.py is a file; name a new folder"),
+        (["--optim_args", "momentum"], "--optim_args has 'momentum', which is not KEY=VALUE"),
+        (["--optim", "sgd", "--optim_args", "momentum=0.9,rank=2"], "rank=2 changes nothing with --optim sgd; remove"),
+        (["--optim_target_modules", "q_proj"], "is for GaLore and APOLLO, not for --optim adamw_torch_fused; remove"),
+        (["--optim", "sgd", "--optim_args", "momentum=x"], "--optim_args momentum=x: could not convert string to flo"),
     ],
 )
 def test_unknown_abbreviated_and_invalid_options_are_errors(more: list[str], message: str) -> None:

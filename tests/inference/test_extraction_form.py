@@ -96,6 +96,20 @@ def test_schema_is_inserted_as_plain_text() -> None:
     assert "裁员（公司、时间）；会见" in ask("ee", text="公司裁员", schema={"裁员": ["公司", "时间"], "会见": []})
 
 
+def test_name_with_a_comma_is_refused_if_the_instruction_lists_the_names() -> None:
+    """As in tuning: `film, play` reads as two types."""
+    for task, schema, name in (
+        ("ner", ["person", "film, play"], "film, play"),
+        ("ner", ["电影、戏剧"], "电影、戏剧"),
+        ("ee", {"layoff": ["company，firm"]}, "company，firm"),
+        ("spo", [{"subject_type": "a", "predicate": "b", "object_type": "c,d"}], "c,d"),
+    ):
+        with pytest.raises(ValueError, match=f"^the schema's {name!r} contains a comma, which separates the names"):
+            ask(task, schema=schema)
+    own = {"tasks": {"ner": {"en": {"instruction": "List the entities."}}}}
+    assert ask("ner", own, schema=["film, play"]) == "List the entities."
+
+
 def test_own_instruction_and_language_take_precedence() -> None:
     own = {"tasks": {"ner": {"zh": {"instruction": "抽取{schema}。"}}, "re": {"fr": {"instruction": "Trouvez"}}}}
     assert ask("ner", own, "Ann Lee") == "抽取person、place。"  # the task's only language

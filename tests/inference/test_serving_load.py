@@ -11,13 +11,18 @@ from typing import Any
 
 import pytest
 import schemathesis
+from fuzzing import run_for, share_of_seconds
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import negative_data_rejection, not_a_server_error
 from schemathesis.specs.openapi.checks import (
+    allow_header_conformance,
     content_type_conformance,
+    missing_required_header,
+    response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
+    unsupported_method,
 )
 
 CHECKS: list[Any] = [
@@ -26,26 +31,60 @@ CHECKS: list[Any] = [
 ]  # fmt: skip
 
 
+VLLM_PATH = "/v1/chat/completions"  # its description is vLLM's, and does not list all statuses
+ALL_CHECKS: list[Any] = [
+    *CHECKS,
+    response_headers_conformance,
+    missing_required_header,
+    unsupported_method,
+    allow_header_conformance,
+]
+
+
+def random_requests(server: Any, path: str) -> Any:
+    """Return a strategy of valid and invalid requests from the OpenAPI description."""
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
+    valid, invalid = (operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
+    return valid | invalid
+
+
+def ask_for_short_answers(case: Any) -> Any:
+    """Add a limit of tokens to a request that has none, since full-length answers would take minutes."""
+    if isinstance(body := case.body, dict):
+        parameters = body.get("parameters")
+        if case.path == "/generate" and (parameters is None or isinstance(parameters, dict)):
+            parameters = {} if parameters is None else parameters
+            if "max_tokens" not in parameters and "max_new_tokens" not in parameters:
+                body["parameters"] = parameters | {"max_tokens": 3}
+        if case.path != "/generate" and not {"max_tokens", "max_completion_tokens"} & body.keys():
+            body["max_tokens"] = 3
+    return case
+
+
 @pytest.mark.parametrize("path", ["/generate", "/extract"])
 def test_responses_match_the_openapi_description(server: Any, path: str) -> None:
     """Valid and invalid bodies from the OpenAPI description get a documented status and form, never a server error."""
-    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
-    valid, invalid = (operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(valid | invalid)
+    @given(random_requests(server, path))
     def holds(case: Any) -> None:
-        if isinstance(case.body, dict):  # short answers; full-length ones would take minutes
-            parameters = case.body.get("parameters")
-            if path == "/generate" and (parameters is None or isinstance(parameters, dict)):
-                parameters = {} if parameters is None else parameters
-                if "max_tokens" not in parameters and "max_new_tokens" not in parameters:
-                    case.body["parameters"] = parameters | {"max_tokens": 3}
-            if path == "/extract" and "max_tokens" not in case.body:
-                case.body["max_tokens"] = 3
-        case.call_and_validate(checks=CHECKS)
+        ask_for_short_answers(case).call_and_validate(checks=CHECKS)
 
     holds()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(share_of_seconds(1) + 1200)
+@pytest.mark.parametrize("path", ["/generate", "/extract", "/v1/chat/completions"])
+def test_random_requests_pass_all_checks(server: Any, path: str) -> None:
+    """All checks but those of stateful resources, authentication, and of bodies with constraints beyond a schema."""
+
+    def holds(case: Any) -> None:
+        ask_for_short_answers(case).call_and_validate(checks=ALL_CHECKS if path != VLLM_PATH else [not_a_server_error])
+
+    run_for(share_of_seconds(0.05), holds, [random_requests(server, path)])
+    assert server.generate("still there", max_tokens=3)["num_output_tokens_cf"] <= 3
+    assert "Traceback" not in server.log.read_text()
 
 
 FEW = {"max_tokens": 6}

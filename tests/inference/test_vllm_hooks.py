@@ -1,7 +1,9 @@
 """vllm_hooks.py, cpu_adapters.py: vLLM's private interfaces exist as expected, and vLLM calls the overrides."""
 
+import argparse
 import inspect
 import re
+from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from server_launch.launch_checks import option_errors
 from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, tokens_used
 from vllm_bridge.vllm_imports import MODULES, from_vllm
 
@@ -148,3 +151,21 @@ def test_memory_advice_assumes_vllms_defaults_for_a_card(monkeypatch: pytest.Mon
     )
     assert (tokens, requests) == next(row[1:] for row in SERVER_BATCHES if gib >= row[0])
     assert inspect.signature(arg_utils.EngineArgs).parameters["gpu_memory_utilization"].default == MEMORY_SHARE
+
+
+def test_vllm_s_errors_about_options_are_user_errors(tiny_checkpoint: Path) -> None:
+    """vLLM raises AssertionError, RuntimeError and KeyError, some with a message that is not formatted."""
+    engine_options = from_vllm("AsyncEngineArgs")(model=str(tiny_checkpoint), data_parallel_backend="x")
+    logging_options = argparse.Namespace(log_config_file="x,y")
+    for check, message in (
+        (engine_options.create_engine_config, "data_parallel_backend can only be ray or mp, got x"),
+        (
+            partial(from_vllm("configure_logging_from_args"), logging_options),
+            "Could not load logging config. File does not exist: x,y",
+        ),
+    ):
+        with pytest.raises(ValueError) as error, option_errors():
+            check()
+        assert str(error.value) == message
+    with pytest.raises(KeyError), option_errors():
+        raise KeyError("an error of the launcher")

@@ -42,7 +42,7 @@ def test_published_spellings_are_translated_with_a_notice() -> None:
         ({"--resume_from_checkpoint": "True"}, "holds no complete checkpoint"),
         ({"--deepspeed": "nowhere.json"}, "nowhere.json does not exist"),
         ({"--learning_rat": "1"}, "did you mean --learning_rate?"),
-        ({"--max_steps": "many"}, "invalid int value"),
+        ({"--max_steps": "many"}, "takes a whole number, not 'many'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

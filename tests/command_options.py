@@ -1,0 +1,223 @@
+"""Every option of every command, with the values that are tried, and the values that a command may accept.
+
+A run gets inputs that are valid and tiny, and one option with a value of some kind. Right is a result with exit status
+0 if `is_accepted`, and otherwise one line with status 2 and no new file.
+"""
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+VALUES = [
+    "", "base", "empty", "rows.jsonl", "missing/path", "7", "0", "1", "0.5", "-1", "-0.5", "1" + "0" * 30,
+    "1e999", "-1e999", "1e30", "nan", "inf", "true", "None", "text", "中文", "é\u0301🙂", "\udcff", "[1,2]", "a,b", "[",
+    "a,,b",
+    "{}", '{"a": 1}', "x" * 300, "a\nb", "auto", "1,2,3", "٣", "1_0", " 1", "../missing/x", "/dev/null", "/proc/x",
+]  # fmt: skip
+NO_VALUE = "(no value)"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and its arguments for a short run; made: the options that name its output."""
+
+    script: str
+    words: tuple[str, ...]  # the subcommand, if any
+    arguments: Mapping[str, str]
+    function: str = ""  # of the script's module, for commands whose options are its parameters
+    made: tuple[str, ...] = ()
+    parser: str = ""  # module:function that returns the argparse parser, for the others
+    other_status: tuple[int, ...] = ()  # besides 0 and 2
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.script, *self.words])
+
+    def options(self) -> dict[str, Any]:
+        """Return the type of each option."""
+        if self.parser:
+            module, _, function = self.parser.partition(":")
+            parser = getattr(importlib.import_module(module), function)()
+            found: dict[str, Any] = {}
+            for action in parser._actions:
+                name = next((name for name in action.option_strings if name.startswith("--")), "")
+                if name and action.dest != "help":
+                    found[name.removeprefix("--")] = argparse_type(action)
+            return found
+        module, _, function = self.function.partition(":")
+        callable = getattr(importlib.import_module(module), function)
+        hints = get_type_hints(callable)
+        parameters = inspect.signature(callable).parameters.values()
+        named = {p.name: hints.get(p.name, str) for p in parameters if p.kind is not p.VAR_KEYWORD}
+        if len(named) < len(parameters):
+            named |= EXTRA_OPTIONS[self.script.partition("/")[0]]()
+        return named
+
+    def words_with(self, option: str, value: str) -> list[str]:
+        """Return the command line with one option set to a value."""
+        given = [f"--{name}={text}" for name, text in self.arguments.items() if name != option]
+        last = f"--{option}" if value == NO_VALUE else f"--{option}={value}"
+        return [self.script, *self.words, *given, last]
+
+
+def argparse_type(action: Any) -> Any:
+    if action.choices is not None:
+        return Literal[tuple(map(str, action.choices))]
+    if action.nargs == 0:
+        return bool
+    return action.type or str
+
+
+def decoding_options() -> dict[str, Any]:
+    from demo_pages.text_generation import OPTIONS
+
+    return dict(OPTIONS)
+
+
+def parameter_options() -> dict[str, Any]:
+    from routes.sampling_parameters import Parameters
+
+    return dict.fromkeys(Parameters.model_fields, str)
+
+
+EXTRA_OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {"examples": decoding_options, "inference": parameter_options}
+SHORT = {"max_new_tokens": "2"}
+TRAINING = {
+    "output_dir": "out", "max_steps": "1", "report_to": "none", "learning_rate": "1e-3", "logging_steps": "1",
+    "use_cpu": "True",
+}  # fmt: skip
+MERGE = {"path_zhixi": "base", "path_lora": "adapter", "path_sfted": "out"}
+DEMO = {"base_model": "base", "cases": "cases.jsonl", "output": "out", **SHORT}
+WRITE = {"mode": "write", "file_path": "texts.jsonl", "save_prefix": "out", "tokenizer_path": "tokenizer"}
+ROWS = "rows.jsonl"
+
+
+def parsed(script: str, parser: str, arguments: Mapping[str, str], *made: str) -> Command:
+    return Command(script, (), arguments, made=made, parser=parser)
+
+
+def called(script: str, words: str, function: str, arguments: Mapping[str, str], *made: str, other: int = 0) -> Command:
+    return Command(script, tuple(words.split()), arguments, function, made, other_status=(other,) if other else ())
+
+
+COMMANDS = [
+    called("tools/build_tokenizer.py", "", "build_tokenizer:main",
+           {"tokenizer_model": "tokenizer/tokenizer.model", "output_dir": "out"}, "output_dir"),
+    called("tools/checkpoint.py", "seal", "checkpoint:seal", {"folder": "tuned", "parents": "base"}),
+    called("tools/checkpoint.py", "verify", "checkpoint:verify", {"folder": "sealed"}),
+    called("tools/checkpoint.py", "show", "checkpoint:show", {"folder": "base"}),
+    called("tools/checkpoint.py", "compare", "checkpoint:compare", {"first": "base", "second": "base"}, other=1),
+    called("tools/checkpoint.py", "memory", "checkpoint:memory", {"folder": "base", "gpu_memory": "24"}),
+    called("tools/convert_llama.py", "", "convert_llama:main",
+           {"input_dir": "original", "model_size": "auto", "output_dir": "out"}, "output_dir"),
+    called("tools/download.py", "", "download:main",
+           {"download_path": "out", "specify": "True", "repo_name": "some/thing", "endpoint": "http://127.0.0.1:9"},
+           "download_path"),
+    called("tools/export_gguf.py", "", "export_gguf:main", {"model_path": "base", "output_file": "out.gguf"},
+           "output_file"),
+    called("tools/export_hf_checkpoint.py", "", "export_hf_checkpoint:main",
+           {"base_model": "base", "lora_model": "adapter", "output_dir": "out"}, "output_dir"),
+    called("tools/quantize.py", "", "quantize:main",
+           {"model_path": "base", "output_dir": "out", "method": "gptq", "data_path": "texts.jsonl"}, "output_dir"),
+    called("tools/set_template.py", "", "set_template:main",
+           {"model_path": "base", "template_path": "alpaca.jinja", "output_dir": "out"}, "output_dir"),
+    called("tools/weight_diff.py", "make_diff", "weight_diff:make_diff",
+           {"path_raw": "base", "path_tuned": "tuned", "path_diff": "out"}, "path_diff"),
+    called("tools/weight_diff.py", "recover", "weight_diff:recover",
+           {"path_raw": "base", "path_diff": "diff", "path_tuned": "out"}, "path_tuned"),
+    called("tools/weight_diff.py", "inspect", "weight_diff:inspect", {"path_diff": "diff"}),
+    called("tools/weight_diff.py", "merge", "weight_diff:merge", MERGE, "path_sfted"),
+    called("finetune/ie_build.py", "", "ie_build:main",
+           {"annotations": "annotations.jsonl", "output": "out"}, "output"),
+    called("finetune/ie_eval.py", "", "ie_eval:main", {"predictions": "predictions.jsonl", "output": "out"}, "output"),
+    called("finetune/ie_run.py", "", "ie_run:main",
+           {"base_model": "chat", "data_path": ROWS, "output": "out", "max_new_tokens": "2"}, "output"),
+    parsed("finetune/finetune.py", "option_parsers:finetune",
+           TRAINING | {"base_model": "base", "data_path": ROWS, "batch_size": "2", "micro_batch_size": "1"},
+           "output_dir"),
+    parsed("pretrain/clean.py", "clean:parser", {"file_path": "texts.jsonl", "output_dir": "out"}, "output_dir"),
+    parsed("pretrain/plan.py", "plan:make_parser", {"model": "base", "gpus": "8", "gpu_memory": "24"}),
+    parsed("pretrain/preprocess.py", "preprocess:parser", WRITE),
+    parsed("pretrain/preprocess.py", "preprocess:parser",
+           {"mode": "merge", "merge_path_prefix": "corpus/en,corpus/zh", "new_path_prefix": "out"}),
+    parsed("pretrain/preprocess.py", "preprocess:parser", {"mode": "read", "read_path_prefix": "corpus/en"}),
+    parsed("pretrain/preprocess.py", "preprocess:parser", {"mode": "verify", "read_path_prefix": "corpus/en"}),
+    parsed("pretrain/preprocess.py", "preprocess:parser",
+           {"mode": "prune", "read_path_prefix": "corpus/en", "sample_ids": "ids.txt", "new_path_prefix": "out"}),
+    parsed("pretrain/preprocess.py", "preprocess:parser",
+           {"mode": "import", "read_path_prefix": "corpus/en", "tokenizer_path": "tokenizer",
+            "new_path_prefix": "out"}),
+    parsed("pretrain/train.py", "option_parsers:train",
+           TRAINING | {"model_name_or_path": "base", "data_path": "corpus/en", "block_size": "128"}, "output_dir"),
+    called("examples/generate_finetune.py", "", "generate_finetune:main", DEMO, "output"),
+    called("examples/generate_finetune_web.py", "", "generate_finetune_web:main", {"base_model": "base", **SHORT}),
+    called("examples/generate_lora.py", "", "generate_lora:main", DEMO | {"lora_weights": "adapter"}, "output"),
+    called("examples/generate_lora_web.py", "", "generate_lora_web:main", {"base_model": "chat", **SHORT}),
+    called("examples/ie_prompt.py", "", "ie_prompt:main",
+           {"task": "ner", "text": "Ann Lee was born in Oslo.", "schema": "person"}),
+    called("examples/make_demo.py", "world", "make_demo:make_world",
+           {"output_dir": "out", "people": "8", "documents_per_language": "4", "rows": "4", "heldout_rows": "2",
+            "real_megabytes": "0.01"}, "output_dir"),
+    called("examples/make_demo.py", "tokenizer", "make_demo:train_tokenizer",
+           {"input": "texts.jsonl", "output_dir": "out", "vocab_size": "400"}, "output_dir"),
+    called("examples/make_demo.py", "model", "make_demo:make_model",
+           {"tokenizer_path": "tokenizer", "output_dir": "out", "hidden_size": "32", "num_hidden_layers": "1",
+            "num_attention_heads": "1", "intermediate_size": "32"}, "output_dir"),
+    called("examples/make_demo.py", "summary", "make_demo:summarize", {"folder": "base"}),
+    called("inference/batch.py", "", "batch:main",
+           {"input": ROWS, "output": "out", "url": "http://127.0.0.1:9"}),
+    parsed("inference/launch_vllm.py", "option_parsers:launch", {"model": "chat", "port": "0"}),
+]  # fmt: skip
+
+
+# What may be accepted. The rules are written down once more here, since the commands' own are what is tested.
+WHOLE, NUMBER = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+YES_OR_NO = {"fire": ("true", "false"), "argparse": ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")}
+NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed", "peak_tflops")  # numbers that may be negative
+ANYTHING: dict[str, tuple[str, ...]] = {}
+
+
+def is_parsed(kind: Any, value: str, yes_or_no: tuple[str, ...] = YES_OR_NO["fire"]) -> bool:
+    """Return whether the text of an option has the option's type."""
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        optional = value == "None" and str not in kinds and NoneType in get_args(kind)
+        return optional or any(is_parsed(one, value, yes_or_no) for one in kinds)
+    name = getattr(kind, "__qualname__", "")
+    if isinstance(kind, partial):
+        kind = kind.args[0]
+    if value == NO_VALUE:
+        return kind is bool or name == "string_to_bool"
+    if kind is bool or name == "string_to_bool":
+        return value.lower() in (yes_or_no if kind is bool else YES_OR_NO["argparse"])
+    if get_origin(kind) is Literal or name == "filter_names":
+        return value in get_args(kind)
+    if kind is int or name.startswith("at_least"):
+        return WHOLE.fullmatch(value) is not None and (kind is int or int(value) >= 0)
+    if kind is float or name == "gib":
+        return (
+            NUMBER.fullmatch(value) is not None and math.isfinite(float(value)) and (kind is float or float(value) > 0)
+        )
+    if get_origin(kind) in (list, tuple) and get_args(kind)[0] in (int, float):
+        items = value.strip("[]()").split(",")
+        return value == "" or all(is_parsed(get_args(kind)[0], item.strip()) for item in items)
+    return True
+
+
+def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
+    """Return whether a command may end with status 0 with this value."""
+    if not is_parsed(kind, value) or (not value.isprintable() and option not in command.made):
+        return False
+    if NUMBER.fullmatch(value) and is_number(kind):
+        return float(value) >= 0 or option in NEGATIVE
+    return True
+
+
+def is_number(kind: Any) -> bool:
+    return kind in (int, float) or isinstance(kind, partial) or any(map(is_number, get_args(kind)))

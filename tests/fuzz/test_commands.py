@@ -1,0 +1,137 @@
+"""Every command with options of the wrong kind and with damaged inputs: a result, or one line and no new file.
+
+A sample of the options whose text cannot be parsed runs in every run of the tests; everything runs with --slow for a
+share of KNOWLM_FUZZ_SECONDS, in an order that changes from run to run.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_options import COMMANDS, NO_VALUE, VALUES, Command, is_accepted, is_parsed
+from fuzzing import share_of_seconds
+from input_damage import damaged_inputs
+
+RUN_SECONDS = 300  # a run that takes longer counts as endless; machines may be slow
+NOTICES = ("notice: ", "WARNING: ", "[transformers] ")
+TRAINERS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the size and time of each file, and the folders."""
+    found = {}
+    for path in folder.rglob("*"):
+        stat = path.lstat()
+        found[str(path.relative_to(folder))] = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def faults(command: Command, answer: dict[str, Any], changed: list[str], accepted: bool) -> list[str]:
+    """Return what is wrong with a run. changed: new and changed files; accepted: whether status 0 is right."""
+    status, lines = answer["status"], answer["err"].splitlines()
+    found = []
+    if status is None:
+        return [f"runs longer than {RUN_SECONDS} s"]
+    if status not in (0, 2, *command.other_status):
+        found.append(f"exit status {status}")
+    if "Traceback" in answer["err"] + answer["out"]:
+        found.append("a traceback")
+    if status == 0 and not accepted:
+        found.append("exit status 0")
+    errors = [line for line in lines if line.startswith("error: ")]
+    if status == 2 and (len(errors) != 1 or not errors[0].removeprefix("error: ").strip()):
+        found.append(f"{len(errors)} lines of error")
+    if status == 2 and (
+        more := [line for line in lines if not line.startswith(("error: ", *NOTICES)) and line.strip()]
+    ):
+        found.append(f"more than one line: {more[:2]}")
+    if status == 2 and changed:
+        found.append(f"left {changed[:3]}")
+    return found
+
+
+def run_case(command: Command, words: list[str], zygote: Any, folder: Path, accepted: bool) -> str:
+    """Run a command in a folder of its inputs; return "" or a report of what is wrong."""
+    before = contents(folder)
+    answer = zygote.run(words, folder, RUN_SECONDS)
+    changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
+    wrong = faults(command, answer, changed, accepted)
+    return f"{'; '.join(wrong)}: {words}\n    {answer['err'].strip()[-600:]}" if wrong else ""
+
+
+def option_cases(commands: list[Command], shuffled: random.Random) -> Iterator[tuple[Command, str, Any, str]]:
+    """Yield (command, option, type, value) in random order, forever: the fixed values first, then random ones."""
+    cases = [
+        (command, option, kind, value) for command in commands for option, kind in command.options().items()
+        for value in [*VALUES, NO_VALUE]
+    ]  # fmt: skip
+    shuffled.shuffle(cases)
+    yield from cases
+    while True:
+        command, option, kind, value = shuffled.choice(cases)
+        letters = [*"0123456789.,-+eE_[]{}\"' \n/\\", "中", "\udcff", "é", "nan", "inf", "True", value]
+        yield command, option, kind, "".join(shuffled.choices(letters, k=shuffled.randint(1, 6)))
+
+
+def test_sample_of_unusable_options_is_refused_in_one_line(zygotes: Callable[[str, bool], Any], tmp_path: Path) -> None:
+    """Values that no option of the type takes, without the commands that import torch or vLLM to parse options."""
+    draw, reports = random.Random(19), []
+    for command in draw.sample([command for command in COMMANDS if command.script not in TRAINERS], 20):
+        cases = [
+            (option, value) for option, kind in command.options().items() for value in VALUES
+            if not is_parsed(kind, value)
+        ]  # fmt: skip
+        if cases:
+            zygote = zygotes(command.script.split("/")[0], False)
+            report = run_case(command, command.words_with(*draw.choice(cases)), zygote, tmp_path, False)
+            reports += [report] if report else []
+    assert not reports, "\n".join(reports)
+
+
+def try_cases(
+    cases: Iterator[tuple[Command, list[str], bool, Callable[[Path], None]]],
+    zygotes: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
+) -> None:  # fmt: skip
+    """Run cases (command, words, whether status 0 is right, damage of the inputs) for a time."""
+    end, count, reports, folder = time.monotonic() + seconds, 0, [], place / "run"
+    for command, words, accepted, damage in cases:
+        shutil.copytree(inputs, folder)
+        damage(folder)
+        report = run_case(command, words, zygotes(command.script.split("/")[0], True), folder, accepted)
+        shutil.rmtree(folder)
+        reports += [report] if report else []
+        count += 1
+        if time.monotonic() > end:
+            break
+    if reports:
+        pytest.fail(f"{len(reports)} of {count} runs have faults\n" + "\n".join(reports), pytrace=False)
+    print(f"{count} runs")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(share_of_seconds(1) + 1200)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "tools", "examples", "inference"])
+def test_every_option_takes_its_values_and_refuses_others_in_one_line(
+    zygotes: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
+) -> None:
+    commands = [command for command in COMMANDS if command.script.startswith(f"{stage}/")]
+    cases = (
+        (command, command.words_with(option, value), is_accepted(command, option, kind, value), lambda _: None)
+        for command, option, kind, value in option_cases(commands, random.Random())
+    )
+    try_cases(cases, zygotes, inputs, tmp_path, share_of_seconds(0.08))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(share_of_seconds(1) + 1200)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "tools", "examples", "inference"])
+def test_damaged_inputs_are_read_or_refused_in_one_line(
+    zygotes: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
+) -> None:
+    commands = [command for command in COMMANDS if command.script.startswith(f"{stage}/")]
+    cases = damaged_inputs(commands, inputs, random.Random())
+    try_cases(cases, zygotes, inputs, tmp_path, share_of_seconds(0.06))

@@ -1,0 +1,39 @@
+"""Run properties for a time: KNOWLM_FUZZ_SECONDS, by default 600, is the time of all slow tests of tests/fuzz."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy, tuples
+
+SECONDS = float(os.environ.get("KNOWLM_FUZZ_SECONDS", "600"))
+FEW, MANY = 25, 500  # examples of a call
+
+
+def share_of_seconds(share: float) -> float:
+    """Return a share of KNOWLM_FUZZ_SECONDS."""
+    return share * SECONDS
+
+
+def run_for(seconds: float, holds: Callable[..., None], strategies: Sequence[SearchStrategy[Any]]) -> None:
+    """Run a property with new random examples for a time; with 0 seconds, once with a few examples, always the same."""
+    end, failures = time.monotonic() + seconds, 0
+
+    def example(values: tuple[Any, ...]) -> None:
+        nonlocal failures
+        if seconds and not failures and time.monotonic() > end:
+            return
+        try:
+            holds(*values)
+        except BaseException:
+            failures += 1  # the search for a smaller example takes its time
+            raise
+
+    while True:
+        count = settings(max_examples=MANY if seconds else FEW, derandomize=not seconds, database=None)
+        checked = settings(count, deadline=None, suppress_health_check=list(HealthCheck))
+        checked(given(tuples(*strategies))(lambda values: example(values)))()  # a new function for each call
+        if time.monotonic() >= end:
+            return
