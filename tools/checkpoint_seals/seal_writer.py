@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blake3 import blake3
 from checkpoint_io import tensors
-from checkpoint_io.checkpoint_folders import read_json, write_json
+from checkpoint_io.checkpoint_folders import fsync_path, read_json, write_json
 from model_folders.diff_recognition import DIFF_RECORD
 
 from checkpoint_seals.seal_check import SEAL, hash_files, sealed_files
@@ -47,6 +47,8 @@ def write_seal(folder: Path, parents: Sequence[Path]) -> str:
         "format": 3, "kind": kind_of(folder), "weights": fingerprint,
         "parents": [parent_entry(parent) for parent in parents], "files": table, "tensors": tensor_hashes,
     }  # fmt: skip
-    write_json(folder / f".{SEAL}.partial", content)
-    (folder / f".{SEAL}.partial").replace(folder / SEAL)
+    partial = folder / f".{SEAL}.partial"
+    write_json(partial, content)
+    fsync_path(partial)
+    partial.replace(folder / SEAL)
     return f"{folder / SEAL}: {content['kind']}, {len(table)} files, weights {fingerprint[:16]}"

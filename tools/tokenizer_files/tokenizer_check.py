@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from checkpoint_io.checkpoint_folders import fsync_path
 from checkpoint_io.tokenizer_sizes import check_tokenizer_size
 from checkpoint_seals.seal_check import SEAL
 from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_tokenizer_files, read_object
@@ -64,6 +65,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
         for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
         for file in sorted(partial.iterdir()):
+            fsync_path(file)
             file.replace(target / file.name)
         for name in MERGED:
             (target / name).unlink(missing_ok=True)
