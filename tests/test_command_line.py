@@ -5,6 +5,7 @@ from command_line.fire_commands import call
 from command_line.option_values import parse_list, parse_value
 from command_line.strict_parsers import StrictParser, at_least
 
+import errno
 import re
 import shutil
 import subprocess
@@ -255,6 +256,10 @@ def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str])
     with pytest.raises(RuntimeError):
         exit_status(raised(RuntimeError("a bug")))
     assert one_line(KeyError()) == "KeyError"
+    full = "cannot be read or written (No space left on device); make room, or check the disk"
+    assert one_line(OSError(errno.ENOSPC, "No space left on device")) == f"a file {full}"
+    assert one_line(OSError(errno.ENOSPC, "No space left on device", "a.json")) == f"a.json {full}"
+    assert one_line(OSError(errno.ENOSPC, "No space left on device", "a", None, "b")) == f"b {full}"
 
 
 def test_argument_that_is_not_utf8_is_refused_before_the_work(

@@ -160,6 +160,8 @@ def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSett
                 for chunk in encode_rows(encoder, rows, settings):
                     columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
                     writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,9 +1,12 @@
 """Check the base checkpoint of a run, and save its result."""
 
+from command_line.command_errors import DISK_ERRORS
+
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +16,8 @@ from zipfile import is_zipfile
 from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
+from resumable_checkpoints.complete_checkpoints import flush
+from safetensors import SafetensorError
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
@@ -94,6 +99,32 @@ def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> 
     return json.dumps(run, indent=2, default=str, ensure_ascii=False) + "\n"
 
 
+@contextmanager
+def write_errors_of(output: Path) -> Iterator[None]:
+    """Raise ValueError with one line, instead of the errors of several libraries, if a file cannot be written.
+
+    output: the folder of the run. torch.save raises RuntimeError without the cause, safetensors its own exception.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            is_write_error = error.errno in DISK_ERRORS
+        elif isinstance(error, SafetensorError):
+            is_write_error = "os error" in reason
+        else:
+            frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+            is_write_error, reason = ("serialization.py", "save") in frames, "torch.save failed"
+        if not is_write_error:
+            raise
+        free = shutil.disk_usage(output).free
+        raise ValueError(
+            f"{output} cannot be written ({reason}; {free / 1e9:.2f} GB free); make room or "
+            "check the disk, then give --resume_from_checkpoint True (without a complete checkpoint: start again)"
+        ) from None
+
+
 def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Path], bool]) -> None:
     """Save model and tokenizer to `.partial` in --output_dir, call `finish` on it, then move its files up.
 
@@ -102,22 +133,25 @@ def save_result(trainer: Any, finish: Callable[[Path], None], last: Callable[[Pa
     """
     output = Path(trainer.args.output_dir)
     scratch = output / ".partial"
-    if trainer.args.should_save:
-        shutil.rmtree(scratch, ignore_errors=True)
-    trainer.save_model(str(scratch))
-    if not trainer.args.should_save:
-        return
-    for needless in ("training_args.bin", "README.md"):  # a pickle (run.json has its values), PEFT's empty model card
-        (scratch / needless).unlink(missing_ok=True)
-    trainer.processing_class.save_pretrained(scratch)
-    finish(scratch)
-    for file in sorted(scratch.iterdir(), key=lambda file: (last(file), file.name)):
-        if file.is_dir():  # additional_chat_templates
-            shutil.rmtree(output / file.name, ignore_errors=True)
-        else:
-            file.chmod(0o644)  # safetensors writes files that only the owner can read
-        file.replace(output / file.name)
-    scratch.rmdir()
+    with write_errors_of(output):
+        if trainer.args.should_save:
+            shutil.rmtree(scratch, ignore_errors=True)
+        trainer.save_model(str(scratch))
+        if not trainer.args.should_save:
+            return
+        # a pickle, whose values run.json has, and PEFT's empty model card
+        for needless in ("training_args.bin", "README.md"):
+            (scratch / needless).unlink(missing_ok=True)
+        trainer.processing_class.save_pretrained(scratch)
+        finish(scratch)
+        flush(scratch)
+        for file in sorted(scratch.iterdir(), key=lambda file: (last(file), file.name)):
+            if file.is_dir():  # additional_chat_templates
+                shutil.rmtree(output / file.name, ignore_errors=True)
+            else:
+                file.chmod(0o644)  # safetensors writes files that only the owner can read
+            file.replace(output / file.name)
+        scratch.rmdir()
 
 
 def copy_model_code(base: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from command_line import interrupts
 
+import errno
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import NoReturn
 
 ERROR = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def report_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -27,8 +29,12 @@ if interrupts.is_command():
 def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks, or the name of its class if it has no message.
 
-    From pydantic's validation errors, only the messages are used, not the inputs and links.
+    From pydantic's validation errors, only the messages are used, not the inputs and links. The errors of a full or
+    failing disk often name no file.
     """
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = error.filename2 or error.filename or "a file"
+        return f"{place} cannot be read or written ({error.strerror}); make room, or check the disk"
     errors = getattr(error, "errors", None)
     text = "; ".join(str(each["msg"]) for each in errors()) if callable(errors) else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -53,7 +53,7 @@ def shard_prefix(folder: Path, number: int) -> Path:
 
 def is_finished(folder: Path, number: int, shard: Shard) -> bool:
     """Return whether a shard was written, from the same bytes of the same file."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ValueError):  # ValueError: killed between the shard's files and its sidecar
         return asdict(shard).items() <= read_sidecar(shard_prefix(folder, number))["settings"].items()
     return False
 

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import operator
+import os
 import shutil
 import struct
 from array import array
@@ -209,9 +210,11 @@ class CorpusWriter:
         self.tokens = self.dropped = 0
         self._is_new_parent = not self.prefix.parent.exists()
         self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
+        # A run that was killed while it moved its files left a sidecar in the folder and none at the final path.
+        is_left_over = (self.folder / "json").exists() and not files(prefix)["json"].exists()
         self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
         existing = [str(path) for path in files(prefix).values() if path.exists()]
-        if existing and not overwrite:
+        if existing and not overwrite and not is_left_over:
             self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))
@@ -322,8 +325,17 @@ class CorpusWriter:
         for path in (targets["json"], targets["dropped.jsonl"]):
             path.unlink(missing_ok=True)
         has_records = (self.folder / "dropped.jsonl").stat().st_size > 0
-        for ending in ("bin", "idx", *(["dropped.jsonl"] if has_records else []), "json"):
-            (self.folder / ending).replace(targets[ending])
+        endings = ("bin", "idx", *(["dropped.jsonl"] if has_records else []), "json")
+        try:
+            for ending in endings:
+                with (self.folder / ending).open("rb") as file:
+                    os.fsync(file.fileno())
+                (self.folder / ending).replace(targets[ending])
+        except BaseException:
+            for ending in endings:
+                if not (self.folder / ending).exists():  # it was moved
+                    targets[ending].unlink(missing_ok=True)
+            raise
         return sidecar
 
     def _write_index(self) -> str:

@@ -91,6 +91,7 @@ class PretrainingTrainer(SourceTrainer):
             sequences, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             prefetch_factor=args.dataloader_prefetch_factor, worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # else starting the loader would advance dropout's generator
         )  # fmt: skip
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:

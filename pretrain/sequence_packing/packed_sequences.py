@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from corpus_files.corpus import Corpus
+from resumable_checkpoints.complete_checkpoints import flush
 
 CHUNK_SAMPLES = 1 << 22  # samples packed together; more take more memory and hardly fill the sequences better
 VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
@@ -165,6 +166,7 @@ def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
     partial.mkdir(parents=True)
     try:
         _pack(corpus, packing, partial)
+        flush(partial)
         shutil.rmtree(folder, ignore_errors=True)  # it was packed from another corpus with this prefix
         try:
             partial.rename(folder)
@@ -178,25 +180,26 @@ def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
 def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
     """Pack a corpus, source by source, and write the three files to a folder."""
     is_held_out = held_out_samples(corpus, packing.eval_fraction, packing.seed)
-    samples = np.lib.format.open_memmap(folder / "samples.npy", "w+", np.int64, (len(corpus),))
     starts: list[np.ndarray] = [np.zeros(1, np.int64)]
     sources, written, count = [], 0, 0  # samples and sequences so far
     tokens = {"train": 0, "held_out": 0}
-    for source in corpus.sources:
-        ranges = {}
-        span = np.arange(source["start"], source["end"])
-        for split, chosen in (("train", span[~is_held_out[span]]), ("held_out", span[is_held_out[span]])):
-            first = count
-            for begin in range(0, len(chosen), CHUNK_SAMPLES):
-                chunk = chosen[begin : begin + CHUNK_SAMPLES]
-                order, ends = _pack_chunk(corpus.lengths[chunk], packing)
-                samples[written : written + len(chunk)] = chunk[order]
-                starts.append(written + ends)
-                written, count = written + len(chunk), count + len(ends)
-            ranges[split] = [first, count]
-            tokens[split] += int(corpus.lengths[chosen].sum())
-        sources.append({"name": source["name"], "type": source["type"], **ranges})
-    samples.flush()
+    with (folder / "samples.npy").open("wb") as samples:  # not memory-mapped: on a full disk that ends in SIGBUS
+        header = {"descr": "<i8", "fortran_order": False, "shape": (len(corpus),)}
+        np.lib.format.write_array_header_1_0(samples, header)
+        for source in corpus.sources:
+            ranges = {}
+            span = np.arange(source["start"], source["end"])
+            for split, chosen in (("train", span[~is_held_out[span]]), ("held_out", span[is_held_out[span]])):
+                first = count
+                for begin in range(0, len(chosen), CHUNK_SAMPLES):
+                    chunk = chosen[begin : begin + CHUNK_SAMPLES]
+                    order, ends = _pack_chunk(corpus.lengths[chunk], packing)
+                    samples.write(chunk[order].data)
+                    starts.append(written + ends)
+                    written, count = written + len(chunk), count + len(ends)
+                ranges[split] = [first, count]
+                tokens[split] += int(corpus.lengths[chosen].sum())
+            sources.append({"name": source["name"], "type": source["type"], **ranges})
     np.save(folder / "starts.npy", np.concatenate(starts))
     totals = {"tokens": tokens["train"], "held_out_tokens": tokens["held_out"]}
     record = _identity(corpus, packing) | {"sources": sources} | totals

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from corpus_files.corpus import counted
 from datatrove.pipeline.base import PipelineStep
+from resumable_checkpoints.complete_checkpoints import flush
 
 from text_cleaning.cleaning_io import CleaningPlan
 from text_cleaning.cleaning_rules import (
@@ -58,6 +59,7 @@ class WriteReport(PipelineStep):
             json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
         (report_folder / "report.md").write_text(to_markdown(report, examples), encoding="utf-8")
+        flush(result)
         (folder / "run.json").unlink()  # a run interrupted after this line starts from the beginning
         if self.target.exists():
             shutil.rmtree(folder / "replaced", ignore_errors=True)

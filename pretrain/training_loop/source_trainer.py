@@ -37,6 +37,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from training_loop import resumed_settings
 from training_loop.loss_meter import LossMeter, MeanLosses
+from training_loop.run_folders import write_errors_of
 from training_loop.training_log import TrainingLog
 
 STOPPED = 128 + signal.SIGTERM  # exit status after SIGTERM, as in shells
@@ -262,11 +263,12 @@ class SourceTrainer(Trainer):
         """Train, from a checkpoint if given, and return Trainer's result.
 
         SIGTERM ends the run after the current step with a checkpoint and sets `stopped`. Raises ValueError if losses or
-        weights are not finite.
+        weights are not finite, or the disk is full.
         """
         signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with write_errors_of(Path(self.args.output_dir or "")):
+                result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # ends the loader's workers, for which Python would wait
             raise

@@ -145,6 +145,23 @@ def test_failed_writer_keeps_the_old_corpus_and_leaves_no_file(tmp_path: Path) -
     assert {path.name for path in tmp_path.glob("a*")} == {"a.bin", "a.idx", "a.json"}
 
 
+@pytest.mark.parametrize("moved", [["bin"], ["bin", "idx"]])
+def test_run_that_was_killed_while_it_moved_its_files_is_repeated_without_overwrite(
+    tmp_path: Path, moved: list[str]
+) -> None:
+    """A .bin and .idx without sidecar that no run of ours left are refused."""
+    write_corpus(tmp_path / "a", DOCUMENTS)
+    (tmp_path / "a.partial").mkdir()
+    for ending in {"bin", "idx", "json"} - {*moved}:
+        (tmp_path / f"a.{ending}").rename(tmp_path / "a.partial" / ending)
+    write_corpus(tmp_path / "a", [[[4, 4]]])
+    assert [ids.tolist() for ids in verify_corpus(tmp_path / "a")] == [[4, 4]]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.bin", "a.idx", "a.json"}
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(FileExistsError, match=r"a\.bin exists already"):
+        write_corpus(tmp_path / "a", DOCUMENTS)
+
+
 def test_partial_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial/bin").write_bytes(b"old")

@@ -280,6 +280,19 @@ def test_shards_of_other_settings_or_changed_files_are_made_again(tmp_path: Path
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "new.bin").read_bytes()
 
 
+def test_shard_that_was_killed_before_its_sidecar_is_written_again(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    first, second = rows(tmp_path / "a.jsonl", ["one text"]), tmp_path / "b.jsonl"
+    second.write_text("{\n")
+    with pytest.raises(ValueError, match=r"b\.jsonl:1 is not JSON"):
+        build_corpus([str(first), str(second)], str(tmp_path / "out"), str(tiny_tokenizer))
+    (tmp_path / "out.shards/000000.json").unlink()
+    assert (tmp_path / "out.shards/000000.idx").is_file()
+    rows(second, ["another text"])
+    build_corpus([str(first), str(second)], str(tmp_path / "out"), str(tiny_tokenizer))
+    assert texts_of(tmp_path / "out", tiny_tokenizer) == ["one text", "another text"]
+    assert not (tmp_path / "out.shards").exists()
+
+
 def test_interrupted_run_starts_again_with_a_tokenizer_of_another_eos(tmp_path: Path, tiny_tokenizer: Path) -> None:
     """All documents end with the EOS of the second tokenizer."""
     other = shutil.copytree(tiny_tokenizer, tmp_path / "other")

@@ -1,11 +1,14 @@
 """packed_sequences.py: best-fit decreasing, every sample in one sequence, stored beside the corpus."""
 
 import json
+import multiprocessing
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_files.corpus import Corpus
+from corpus_files.corpus import Corpus, CorpusWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sequence_packing.packed_sequences import (
@@ -107,3 +110,23 @@ def test_sequences_of_a_read_only_corpus_are_stored_in_the_output_folder(
 def test_samples_longer_than_a_sequence_are_refused(two_sources: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="more than --block_size 16; write it again with --seq_length 16"):
         open_packed_sequences(Corpus(two_sources), Packing(16), tmp_path)
+
+
+def test_packing_on_a_full_disk_raises_an_error(tmp_path: Path) -> None:
+    """A disk of 3 MB that has 0.5 MB for 0.96 MB. In a process of its own: a full memory map would kill it (SIGBUS)."""
+    disk, count = tmp_path / "disk", 120_000
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with CorpusWriter(disk / "all", 100) as writer:
+            writer.add(np.zeros(count, np.int64), np.ones(count, np.int32), np.ones(count, np.int64))
+            source = {"name": "a", "type": 0, "start": 0, "end": count, "documents": count, "tokens": count}
+            writer.finish([source], {"fingerprint": "", "vocab_size": 100}, {}, {}, 1)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            packing = pool.submit(open_packed_sequences, Corpus(disk / "all"), Packing(64), tmp_path)
+            with pytest.raises(OSError, match="No space left on device"):
+                packing.result()
+        assert {path.name for path in disk.iterdir()} == {"all.bin", "all.idx", "all.json"}
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

@@ -258,14 +258,16 @@ def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The incomplete checkpoint of a killed run is removed, with a notice."""
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train_here(*options(tiny_checkpoint, small_corpus, whole, "--save_steps", 3))
+    """With dropout; the incomplete checkpoint of a killed run is removed, with a notice."""
+    whole, resumed, base = tmp_path / "whole", tmp_path / "resumed", shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
+    train_here(*options(base, small_corpus, whole, "--save_steps", 3))
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
     shutil.copytree(whole / "checkpoint-6", resumed / "checkpoint-5")
     (resumed / "checkpoint-5" / "optimizer.pt").unlink()
-    train_here(*options(tiny_checkpoint, small_corpus, resumed, "--save_steps", 3, *RESUME))
+    train_here(*options(base, small_corpus, resumed, "--save_steps", 3, *RESUME))
     assert (
         f"notice: {resumed}/checkpoint-5 was incomplete, since the run was killed while saving it; it was removed\n"
         in capsys.readouterr().err

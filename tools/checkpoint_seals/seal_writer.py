@@ -8,6 +8,7 @@ from checkpoint_io import tensors
 from checkpoint_io.checkpoint_folders import read_json, write_json
 from model_folders.diff_recognition import DIFF_RECORD
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import fsync_path
 
 from checkpoint_seals.seal_check import SEAL, hash_files, sealed_files
 
@@ -52,6 +53,7 @@ def write_seal(folder: Path, parents: Sequence[Path]) -> str:
     with resume_journal.locked_folder(partial, ""):
         try:
             write_json(partial / SEAL, content)
+            fsync_path(partial / SEAL)
             (partial / SEAL).replace(folder / SEAL)
         finally:
             resume_journal.remove_folder(partial)

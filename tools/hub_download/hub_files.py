@@ -111,6 +111,7 @@ def download_file(file: RemoteFile, folder: Path, headers: Mapping[str, str]) ->
         with path.open("ab") as handle:
             if (size := handle.tell()) < file.size:
                 http_get(file.url, handle, resume_size=size, headers=dict(headers), displayed_filename=file.name)
+            handle.flush()
             os.fsync(handle.fileno())
 
     for attempt in range(DAMAGED_ATTEMPTS):

@@ -13,6 +13,7 @@ from checkpoint_seals.seal_check import SEAL
 from exact_tokenizers.tokenizer_folders import corrected_configurations, exact_tokenizer_files, read_object
 from json_rows.row_files import iterate_texts
 from partial_folders import resume_journal
+from partial_folders.atomic_outputs import fsync_path
 from partial_folders.output_paths import check_place, real_path
 from tokenizers import Tokenizer
 
@@ -59,6 +60,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
             for name, text in files.items():
                 (partial / name).write_text(text, encoding="utf-8")
             for name in (*files, "tokenizer.model"):
+                fsync_path(partial / name)
                 (partial / name).replace(target / name)
             for name in MERGED:
                 (target / name).unlink(missing_ok=True)
