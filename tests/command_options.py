@@ -143,16 +143,19 @@ COMMANDS = [
            "output_dir"),
     parsed("pretrain/clean.py", "clean:parser", {"file_path": "texts.jsonl", "output_dir": "out"}, "output_dir"),
     parsed("pretrain/plan.py", "plan:make_parser", {"model": "base", "gpus": "8", "gpu_memory": "24"}),
-    parsed("pretrain/preprocess.py", "preprocess:parser", WRITE),
+    parsed("pretrain/preprocess.py", "preprocess:parser", WRITE, "save_prefix"),
     parsed("pretrain/preprocess.py", "preprocess:parser",
-           {"mode": "merge", "merge_path_prefix": "corpus/en,corpus/zh", "new_path_prefix": "out"}),
+           {"mode": "merge", "merge_path_prefix": "corpus/en,corpus/zh", "new_path_prefix": "out"},
+           "new_path_prefix"),
     parsed("pretrain/preprocess.py", "preprocess:parser", {"mode": "read", "read_path_prefix": "corpus/en"}),
     parsed("pretrain/preprocess.py", "preprocess:parser", {"mode": "verify", "read_path_prefix": "corpus/en"}),
     parsed("pretrain/preprocess.py", "preprocess:parser",
-           {"mode": "prune", "read_path_prefix": "corpus/en", "sample_ids": "ids.txt", "new_path_prefix": "out"}),
+           {"mode": "prune", "read_path_prefix": "corpus/en", "sample_ids": "ids.txt", "new_path_prefix": "out"},
+           "new_path_prefix"),
     parsed("pretrain/preprocess.py", "preprocess:parser",
            {"mode": "import", "read_path_prefix": "corpus/en", "tokenizer_path": "tokenizer",
-            "new_path_prefix": "out"}),
+            "new_path_prefix": "out"},
+           "new_path_prefix"),
     parsed("pretrain/train.py", "option_parsers:train",
            TRAINING | {"model_name_or_path": "base", "data_path": "corpus/en", "block_size": "128"}, "output_dir"),
     called("examples/generate_finetune.py", "", "generate_finetune:main", DEMO, "output"),
@@ -178,24 +181,27 @@ COMMANDS = [
 
 # What may be accepted. The rules are written down once more here, since the commands' own are what is tested.
 WHOLE, NUMBER = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-YES_OR_NO = {"fire": ("true", "false"), "argparse": ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")}
-NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed", "peak_tflops")  # numbers that may be negative
-ANYTHING: dict[str, tuple[str, ...]] = {}
+YES_OR_NO = ("true", "false")
+MORE_YES_OR_NO = (*YES_OR_NO, "yes", "no", "t", "f", "y", "n", "1", "0")  # of Trainer's options
+NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed")  # numbers that may be negative
+INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an input, or stand for the default
+# Options that take any text, besides those that name an output.
+FREE_TEXT: tuple[str, ...] = ()
 
 
-def is_parsed(kind: Any, value: str, yes_or_no: tuple[str, ...] = YES_OR_NO["fire"]) -> bool:
+def is_parsed(kind: Any, value: str) -> bool:
     """Return whether the text of an option has the option's type."""
     if get_origin(kind) in (Union, UnionType):
         kinds = [one for one in get_args(kind) if one is not NoneType]
         optional = value == "None" and str not in kinds and NoneType in get_args(kind)
-        return optional or any(is_parsed(one, value, yes_or_no) for one in kinds)
+        return optional or any(is_parsed(one, value) for one in kinds)
     name = getattr(kind, "__qualname__", "")
     if isinstance(kind, partial):
         kind = kind.args[0]
     if value == NO_VALUE:
         return kind is bool or name == "string_to_bool"
     if kind is bool or name == "string_to_bool":
-        return value.lower() in (yes_or_no if kind is bool else YES_OR_NO["argparse"])
+        return value.lower() in (YES_OR_NO if kind is bool else MORE_YES_OR_NO)
     if get_origin(kind) is Literal or name == "filter_names":
         return value in get_args(kind)
     if kind is int or name.startswith("at_least"):
@@ -212,11 +218,13 @@ def is_parsed(kind: Any, value: str, yes_or_no: tuple[str, ...] = YES_OR_NO["fir
 
 def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
     """Return whether a command may end with status 0 with this value."""
-    if not is_parsed(kind, value) or (not value.isprintable() and option not in command.made):
+    if not is_parsed(kind, value):
         return False
-    if NUMBER.fullmatch(value) and is_number(kind):
-        return float(value) >= 0 or option in NEGATIVE
-    return True
+    if is_number(kind):
+        return not NUMBER.fullmatch(value) or float(value) >= 0 or option in NEGATIVE
+    is_text = kind is str or str in get_args(kind)
+    named = (*command.made, *FREE_TEXT)
+    return not is_text or option in named or value in INPUTS or value == command.arguments.get(option)
 
 
 def is_number(kind: Any) -> bool:

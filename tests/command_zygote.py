@@ -74,7 +74,7 @@ def run(words: list[str]) -> int:
             traceback.print_exc()
             return 1
         try:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         except SystemExit as end:
             return int(end.code or 0)
         return 1

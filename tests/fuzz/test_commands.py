@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_options import COMMANDS, NO_VALUE, VALUES, Command, is_accepted, is_parsed
+from command_zygote import END
 from fuzzing import share_of_seconds
 from input_damage import damaged_inputs
 
@@ -30,8 +31,13 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def faults(command: Command, answer: dict[str, Any], changed: list[str], accepted: bool) -> list[str]:
-    """Return what is wrong with a run. changed: new and changed files; accepted: whether status 0 is right."""
+def faults(
+    command: Command, answer: dict[str, Any], changed: list[str], accepted: bool, unmade: list[str]
+) -> list[str]:
+    """Return what is wrong with a run.
+
+    changed: new and changed files; accepted: whether status 0 is right; unmade: outputs that do not exist.
+    """
     status, lines = answer["status"], answer["err"].splitlines()
     found = []
     if status is None:
@@ -42,6 +48,8 @@ def faults(command: Command, answer: dict[str, Any], changed: list[str], accepte
         found.append("a traceback")
     if status == 0 and not accepted:
         found.append("exit status 0")
+    if status == 0 and unmade and END not in answer["out"]:
+        found.append(f"exit status 0 without {unmade}")
     errors = [line for line in lines if line.startswith("error: ")]
     if status == 2 and (len(errors) != 1 or not errors[0].removeprefix("error: ").strip()):
         found.append(f"{len(errors)} lines of error")
@@ -59,7 +67,10 @@ def run_case(command: Command, words: list[str], zygote: Any, folder: Path, acce
     before = contents(folder)
     answer = zygote.run(words, folder, RUN_SECONDS)
     changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
-    wrong = faults(command, answer, changed, accepted)
+    given = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    made = [given[name] for name in command.made if given.get(name)]
+    unmade = [name for name in made if not (folder / name).exists() and not (folder / f"{name}.idx").exists()]
+    wrong = faults(command, answer, changed, accepted, unmade)
     return f"{'; '.join(wrong)}: {words}\n    {answer['err'].strip()[-600:]}" if wrong else ""
 
 
@@ -97,11 +108,13 @@ def try_cases(
     zygotes: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
 ) -> None:  # fmt: skip
     """Run cases (command, words, whether status 0 is right, damage of the inputs) for a time."""
-    end, count, reports, folder = time.monotonic() + seconds, 0, [], place / "run"
+    count, reports, folder, end = 0, list[str](), place / "run", 0.0
     for command, words, accepted, damage in cases:
+        zygote = zygotes(command.script.split("/")[0], True)
+        end = end or time.monotonic() + seconds  # the start of the zygote takes seconds
         shutil.copytree(inputs, folder)
         damage(folder)
-        report = run_case(command, words, zygotes(command.script.split("/")[0], True), folder, accepted)
+        report = run_case(command, words, zygote, folder, accepted)
         shutil.rmtree(folder)
         reports += [report] if report else []
         count += 1

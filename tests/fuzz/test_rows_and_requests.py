@@ -75,7 +75,7 @@ LINE = st.one_of(
 
 def rows_holds(lines: list[tuple[str, Any]], end: str) -> None:
     """Every line of a JSONL file is a row or an error: read = kept + dropped, and kept rows have their values."""
-    texts, expected = ['{"first": 1}'], [{"first": 1}]
+    texts, expected = ['{"first": 1}'], list[Any]([{"first": 1}])
     for kind, value in lines:
         text = value if kind == "noise" else json.dumps(value)
         if kind == "cut":
@@ -262,7 +262,12 @@ EXTRACTION = st.one_of(
 def extraction_holds(task: str, schema: Any, extraction: Any, text: str) -> None:
     """A schema and an extraction.json give an instruction and a grammar, or a line says what to correct."""
     types = value_or_error(lambda given: check_schema(task, given), schema)
-    if value_or_error(lambda given: check_extraction(given, "x") or True, extraction) is None or types is None:
+
+    def checked(content: Any) -> bool:
+        check_extraction(content, "x")
+        return True
+
+    if types is None or not value_or_error(checked, extraction):
         return
     prompt = value_or_error(lambda given: extraction_prompt(task, types, text, "auto", given), extraction)
     if prompt:
