@@ -20,7 +20,6 @@ from resumable_checkpoints.complete_checkpoints import flush
 from text_cleaning.cleaning_io import CleaningPlan
 from text_cleaning.cleaning_rules import (
     CHINESE_SHARE,
-    HARM_LIMITS,
     MINHASH,
     SHORT_TEXT_THRESHOLDS,
     SHORT_TEXT_WORDS,
@@ -28,6 +27,7 @@ from text_cleaning.cleaning_rules import (
 )
 
 REPORT = "report"
+RULES = sorted(Path(__file__).parent.glob("*.py"))  # the tables of the filters are in this package
 
 # (filter, reason) -> (hash, "file:line", record) of the dropped documents that the report shows
 ShownDocuments = dict[tuple[str, str], list[tuple[int, str, dict[str, Any]]]]
@@ -110,9 +110,14 @@ def collect_report(plan: CleaningPlan, dropped_path: Path, shown: int) -> tuple[
     }
     report = {
         "totals": totals, "files": files, "languages": {name: dict(n) for name, n in sorted(languages.items())},
-        "settings": settings(plan), "versions": {name: version(name) for name in ("datatrove", "numpy")},
+        "settings": settings(plan), "versions": versions(),
     }  # fmt: skip
     return report, examples
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that affect which documents are kept."""
+    return {name: version(name) for name in ("datatrove", "numpy", "opencc")}
 
 
 def settings(plan: CleaningPlan) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def settings(plan: CleaningPlan) -> dict[str, Any]:
         "text_key": plan.source.text_key, "text_template": plan.source.text_template, "language": plan.language,
         "on_error": plan.source.on_error, "skip": sorted(plan.skip), "chinese_share": CHINESE_SHARE,
         "thresholds": THRESHOLDS, "short": SHORT_TEXT_WORDS, "thresholds_of_short": SHORT_TEXT_THRESHOLDS,
-        "harm": HARM_LIMITS, "minhash": str(MINHASH),
+        "minhash": str(MINHASH), "rules_sha256": hashlib.sha256(b"".join(map(Path.read_bytes, RULES))).hexdigest(),
         "word_lists": {
             language: {"entries": len(entries), "sha256": hashlib.sha256("\n".join(entries).encode()).hexdigest()}
             for language, entries in plan.word_lists.items()

@@ -1,11 +1,10 @@
-"""The filters of cleaning: thresholds of quality and repetition for each language, word lists, and near-duplicates.
+"""The filters of cleaning: thresholds of quality and repetition for each language, and near-duplicates.
 
 Most filters are datatrove's; this module sets their thresholds and splits text into words.
 """
 
 import re
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.filters import (
-    C4BadWordsFilter,
     FineWebQualityFilter,
     GopherQualityFilter,
     GopherRepetitionFilter,
@@ -22,7 +20,9 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
-from text_language.language_detection import CJK_CHARACTERS, LANGUAGE_ALIASES
+from text_language.language_detection import CJK_CHARACTERS
+
+from text_cleaning.text_shape import is_verse, prose_of
 
 # The Chinese rules apply from this share of Chinese characters on. It is half of language_detection's share, since the
 # English limit on word length already drops texts with a tenth of Chinese characters. (9 of 1,416 real documents have a
@@ -43,7 +43,7 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
             "max_avg_word_length": 10,
             "max_symbol_word_ratio": 0.1,
             "max_bullet_lines_ratio": 0.9,
-            "max_ellipsis_lines_ratio": 0.5,  # Gopher: 0.3; for texts of two lines, of which one ends in an ellipsis
+            "max_ellipsis_lines_ratio": 0.5,  # Gopher: 0.3; see ELLIPSIS_LINES
             "max_non_alpha_words_ratio": 0.5,  # Gopher: 0.8; for manuals; here punctuation counts as words
             "min_stop_words": 2,  # of datatrove's eight, which are Gopher's
         },
@@ -67,7 +67,7 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
             "max_avg_word_length": None,
             "max_symbol_word_ratio": 0.1,
             "max_bullet_lines_ratio": 0.9,
-            "max_ellipsis_lines_ratio": 0.5,  # Gopher: 0.3; for texts of two lines, of which one ends in an ellipsis
+            "max_ellipsis_lines_ratio": 0.5,  # Gopher: 0.3; see ELLIPSIS_LINES
             "max_non_alpha_words_ratio": 0.5,
             "min_stop_words": 2,
             "stop_words": list("的了是在不有和我人这也就与为之而以于其者无一上大来个们中到他她你说要会可自何"),
@@ -89,17 +89,22 @@ THRESHOLDS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "code": {"code_lines": {"longest": 1000, "mean": 100, "alphanumeric": 0.25}},  # StarCoder
 }
-# Texts of fewer words have other thresholds: a couplet may have no stop word, and datatrove's rule on the most frequent
-# n-gram also counts an n-gram that occurs once, which is a large share of a single sentence.
-SHORT_TEXT_WORDS = 100
+# Other thresholds of short texts: a couplet may have no stop word, a dialogue has many ellipses, datatrove's rule on
+# the most frequent n-gram also counts an n-gram that occurs once, which is a large share of a single sentence, and
+# classics repeat a phrase. With a limit of 0.6, three copies of a part are dropped, but not two.
+SHORT_TEXT_WORDS = {"en": 100, "zh": 200}
 SHORT_TEXT_THRESHOLDS: dict[str, dict[str, Any]] = {
-    "gopher_quality": {"min_stop_words": None},
-    "gopher_repetition": {"top_n_grams": ()},
+    "gopher_quality": {"min_stop_words": None, "max_symbol_word_ratio": None},
+    "gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.6),)},
 }
-# A document is dropped if it has at least `entries` different phrases of a word list, and the phrases take at least
-# `share` of its characters; or if it has at least `mentions` occurrences of any phrases, and they take at least
-# `share_of_few`. The names are those in report.json.
-HARM_LIMITS = {"entries": 4, "share": 0.01, "mentions": 2, "share_of_few": 0.1}
+# Other thresholds of verse (text_shape.py), which has short lines and refrains.
+VERSE_THRESHOLDS: dict[str, dict[str, Any]] = {
+    "gopher_quality": SHORT_TEXT_THRESHOLDS["gopher_quality"] | {"min_avg_word_length": None},
+    "fineweb_quality": {"short_line_thr": 1, "new_line_ratio": 1, "char_duplicates_ratio": 0.6},
+    "gopher_repetition": SHORT_TEXT_THRESHOLDS["gopher_repetition"]
+    | {"dup_line_frac": 0.6, "dup_line_char_frac": 0.6, "dup_para_frac": 0.6, "dup_para_char_frac": 0.6},
+}
+ELLIPSIS_LINES = 3  # least number for max_ellipsis_lines_ratio: a text of one line may end in an ellipsis
 # FineWeb's; a similarity of 0.7 is found with probability 0.56, 0.8 with 0.92.
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 SHINGLES_PER_PASS = 1024  # the 112 hashes of each of so many shingles fit in the CPU's cache
@@ -189,101 +194,85 @@ class RepetitionFilter(GopherRepetitionFilter):
         return super().filter(doc) if repeated > lowest_limit * len(doc.text) else self.other_rules.filter(doc)
 
 
-class HarmfulPhraseFilter(C4BadWordsFilter):
-    """C4's bad-words filter with other word lists; drops a document only if it reaches HARM_LIMITS.
+class QualityFilter(GopherQualityFilter):
+    """GopherQualityFilter with a limit on lines that end in an ellipsis only from ELLIPSIS_LINES such lines on."""
 
-    word_lists: language -> phrases in lower case.
-    """
-
-    name = "listed_words"
-
-    def __init__(self, word_lists: dict[str, list[str]], writer: DiskWriter | None = None) -> None:
-        super().__init__(fail_on_missing_language=False, exclusion_writer=writer)
-        self.word_lists = word_lists
-
-    def _get_badwords(self, lang: str) -> re.Pattern[str] | None:
-        if lang not in self._badwords_regex and self.word_lists.get(lang):
-            longest_first = sorted(self.word_lists[lang], key=lambda phrase: (-len(phrase), phrase))
-            any_phrase = "|".join(map(re.escape, longest_first))
-            self._badwords_regex[lang] = re.compile(any_phrase if lang == "zh" else rf"\b(?:{any_phrase})\b")
-        return self._badwords_regex.get(lang)
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits, language=WORD_TOKENIZER)
+        self.other_rules = GopherQualityFilter(**(limits | {"max_ellipsis_lines_ratio": None}), language=WORD_TOKENIZER)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Return True to keep the document, else False and C4's reason."""
-        language, text = doc.metadata["language"], doc.text.lower()
-        # `in` is ten times as fast as the pattern, and most documents contain no phrase
-        has_phrase = any(phrase in text for phrase in self.word_lists.get(language, ()))
-        pattern = self._get_badwords(language) if has_phrase else None
-        found = pattern.findall(text) if pattern else []
-        share = sum(map(len, found)) / max(1, len(text))
-        many_phrases = len(set(found)) >= HARM_LIMITS["entries"] and share >= HARM_LIMITS["share"]
-        mostly_phrases = len(found) >= HARM_LIMITS["mentions"] and share >= HARM_LIMITS["share_of_few"]
-        return (False, "document_removed_with_badwords") if many_phrases or mostly_phrases else True
-
-
-def read_word_lists(folder: Path) -> dict[str, list[str]]:
-    """Read the word lists en.txt and zh.txt of a folder: language -> sorted phrases in lower case.
-
-    A list has one phrase per line; lines that begin with # are comments. english.txt and chinese.txt are also read.
-    Raises FileNotFoundError if the folder has no list, ValueError if a list is not UTF-8.
-    """
-    phrases: dict[str, set[str]] = {}
-    for name, language in {"en": "en", "zh": "zh", **LANGUAGE_ALIASES}.items():
-        path = folder / f"{name}.txt"
-        if path.is_file():
-            try:
-                lines = [line.strip().lower() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} is not UTF-8 ({error.reason} at byte {error.start + 1}); convert it"
-                ) from None
-            phrases.setdefault(language, set()).update(line for line in lines if line and not line.startswith("#"))
-    if not phrases:
-        raise FileNotFoundError(f"{folder} has neither en.txt nor zh.txt; name a folder with them: --word_lists")
-    return {language: sorted(found) for language, found in phrases.items()}
+        """Return True to keep the document, else False and datatrove's reason."""
+        ends = sum(line.rstrip().endswith(("...", "…")) for line in doc.text.splitlines())
+        return super().filter(doc) if ends >= ELLIPSIS_LINES else self.other_rules.filter(doc)
 
 
 class PerLanguageFilter(BaseFilter):
-    """Applies the filter of a document's language; a document passes if its language has no filter.
+    """Applies filters of a document's language in order; a document passes if its language has none.
 
-    filters: language -> (filter, filter for texts of fewer than SHORT_TEXT_WORDS words).
+    filters: language -> for each filter, its variants for texts of the usual shape, for short texts and for verse.
     """
 
-    def __init__(self, name: str, filters: dict[str, tuple[BaseFilter, BaseFilter]], writer: Any = None) -> None:
+    def __init__(self, name: str, filters: dict[str, list[tuple[BaseFilter, ...]]], writer: Any = None) -> None:
         self.name = name
         super().__init__(writer)
         self.filters = filters
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Return True to keep the document, else False and the filter's reason."""
-        if doc.metadata["language"] not in self.filters:
-            return True
-        usual, for_short = self.filters[doc.metadata["language"]]
-        if usual is not for_short and len(split_into_words(doc.text, WORD_TOKENIZER)) < SHORT_TEXT_WORDS:
-            return for_short.filter(doc)
-        return usual.filter(doc)
+        """Return True to keep the document, else False and the reason of the first filter that drops it.
+
+        A document among whose listings there is prose is kept if the filters keep the prose alone.
+        """
+        language = doc.metadata["language"]
+        result = self.judge(doc.text, language)
+        if result is not True and language in SHORT_TEXT_WORDS:
+            prose = prose_of(doc.text)
+            if prose != doc.text and len(split_into_words(prose, WORD_TOKENIZER)) >= SHORT_TEXT_WORDS[language]:
+                return self.judge(prose, language) is True or result
+        return result
+
+    def judge(self, text: str, language: str) -> bool | tuple[bool, str]:
+        """Return True if no filter of a language drops a text, else False and the reason of the first that does."""
+        result = self._apply(text, language, 0)
+        if result is True or language not in SHORT_TEXT_WORDS:
+            return result
+        short = len(split_into_words(text, WORD_TOKENIZER)) < SHORT_TEXT_WORDS[language]
+        variant = 2 if is_verse(text) else int(short)
+        return self._apply(text, language, variant) if variant else result
+
+    def _apply(self, text: str, language: str, variant: int) -> bool | tuple[bool, str]:
+        """Apply a variant of the filters of a language."""
+        results = (variants[variant].filter(Document(text, "")) for variants in self.filters.get(language, ()))
+        return next((result for result in results if result is not True), True)
 
 
-FILTER_FACTORIES: dict[str, Any] = {
-    "gopher_quality": lambda **limits: GopherQualityFilter(**limits, language=WORD_TOKENIZER),
-    "fineweb_quality": lambda **limits: FineWebQualityFilter(**limits, language=WORD_TOKENIZER),
-    "gopher_repetition": RepetitionFilter,
-    "code_lines": CodeLinesFilter,
+# The filters of each name that --skip takes and the report shows.
+FILTERS: dict[str, dict[str, Any]] = {
+    "quality": {
+        "gopher_quality": QualityFilter,
+        "fineweb_quality": lambda **limits: FineWebQualityFilter(**limits, language=WORD_TOKENIZER),
+        "code_lines": CodeLinesFilter,
+    },
+    "repetition": {"gopher_repetition": RepetitionFilter},
 }
 
 
 def make_per_language_filter(name: str, writer: DiskWriter | None = None) -> PerLanguageFilter:
-    """Return the filter `name` of FILTER_FACTORIES with the THRESHOLDS of each language.
+    """Return the filter `name` of FILTERS with the THRESHOLDS of each language.
 
     writer: writes the documents that the filter drops.
     """
-    make, filters = FILTER_FACTORIES[name], {}
-    for language, thresholds in THRESHOLDS.items():
-        if name in thresholds:
-            usual = for_short = make(**thresholds[name])
-            if name in SHORT_TEXT_THRESHOLDS:
-                for_short = make(**(thresholds[name] | SHORT_TEXT_THRESHOLDS[name]))
-            filters[language] = (usual, for_short)
+    filters = {
+        language: [
+            tuple(
+                make(**(limits[rules] | other.get(rules, {})))
+                for other in ({}, SHORT_TEXT_THRESHOLDS, VERSE_THRESHOLDS)
+            )
+            for rules, make in FILTERS[name].items()
+            if rules in limits
+        ]
+        for language, limits in THRESHOLDS.items()
+    }
     return PerLanguageFilter(name, filters, writer)
 
 

@@ -15,9 +15,9 @@ from corpus_building.documents import TextSource
 from datatrove.executor.base import PipelineExecutor
 
 from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
-from text_cleaning.cleaning_report import REPORT, WriteReport, settings
-from text_cleaning.cleaning_rules import read_word_lists
+from text_cleaning.cleaning_report import REPORT, WriteReport, settings, versions
 from text_cleaning.cleaning_stages import CleaningStage, stages
+from text_cleaning.harm_filter import read_word_lists
 
 
 def make_cleaning_plan(options: argparse.Namespace, folder: Path) -> CleaningPlan:
@@ -41,7 +41,13 @@ def prepare_folder(folder: Path, plan: CleaningPlan, shown: int) -> None:
     shown: see WriteReport. Raises ValueError if the folder has files that no cleaning run wrote.
     """
     inputs = {shard.path: [shard.file_bytes, shard.modified] for shard in plan.shards}
-    record = {"inputs": inputs, "tasks": plan.tasks, "settings": settings(plan), "samples": shown}
+    record = {
+        "inputs": inputs,
+        "tasks": plan.tasks,
+        "settings": settings(plan),
+        "versions": versions(),
+        "samples": shown,
+    }
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
     run = folder / "run.json"
     try:

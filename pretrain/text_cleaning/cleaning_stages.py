@@ -25,13 +25,14 @@ from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 
 from text_cleaning.cleaning_io import CleaningPlan, DroppedWriter, KeptWriter, PassedReader, PassedWriter, ShardReader
 from text_cleaning.cleaning_rules import (
+    FILTERS,
     MINHASH,
     WORD_TOKENIZER,
-    HarmfulPhraseFilter,
     MinhashSignatures,
     make_per_language_filter,
     normalised_text,
 )
+from text_cleaning.harm_filter import HarmFilter
 
 BUFFERED_LINES = 256  # lines of a signature file that are read at a time
 
@@ -118,12 +119,10 @@ def stages(plan: CleaningPlan) -> list[CleaningStage]:
     folder, count = plan.folder, len(plan.tasks)
     exact, minhash = "exact" not in plan.skip, "minhash" not in plan.skip
     exact_tasks = min(64, max(1, count // 16))  # each finds the duplicates in a range of the hashes
-    names = [] if "quality" in plan.skip else ["gopher_quality", "fineweb_quality", "code_lines"]
-    names += [] if "repetition" in plan.skip else ["gopher_repetition"]
     steps: list[Any] = [ShardReader(plan)]
-    steps += [make_per_language_filter(name, DroppedWriter(folder, name)) for name in names]
+    steps += [make_per_language_filter(name, DroppedWriter(folder, name)) for name in FILTERS if name not in plan.skip]
     if "harm" not in plan.skip:
-        steps.append(HarmfulPhraseFilter(plan.word_lists, DroppedWriter(folder, "listed_words")))
+        steps.append(HarmFilter(plan.word_lists, DroppedWriter(folder, "harm")))
     steps.append(PassedWriter(folder / "passed"))
     hashes, duplicates = str(folder / "hashes"), str(folder / "exact")
     if exact:

@@ -16,14 +16,14 @@ import pytest
 from conftest import REPOSITORY, RunScript
 from corpora import rows
 from corpus_building import corpus_build
-from corpus_building.documents import Shard
+from corpus_building.documents import Shard, TextSource
 from corpus_files.corpus import Corpus
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherRepetitionFilter
 from pyarrow import parquet
-from text_cleaning import cleaning_rules
-from text_cleaning.cleaning_io import divide_into_tasks
+from text_cleaning import cleaning_report, cleaning_rules, cleaning_run
+from text_cleaning.cleaning_io import CleaningPlan, divide_into_tasks
 
 SCRIPT = "pretrain/clean.py"
 NAMES = (
@@ -129,27 +129,25 @@ def test_poor_and_repeated_text_is_dropped_and_verse_is_kept(tmp_path: Path, run
     source = rows(tmp_path / "a.jsonl", good + poor)
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out")
     assert [row["text"] for row in kept(tmp_path / "out")] == good
-    assert {d["filter"] for d in dropped(tmp_path / "out")} <= {
-        "gopher_quality",
-        "gopher_repetition",
-        "fineweb_quality",
-    }
+    assert {d["filter"] for d in dropped(tmp_path / "out")} == {"quality", "repetition"}  # the names of --skip
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "all", "--skip", "quality,repetition")
     assert len(kept(tmp_path / "all")) == 8
 
 
-def test_word_lists_drop_spam_and_keep_a_mention(tmp_path: Path, run_script: RunScript) -> None:
+def test_word_lists_drop_offers_and_keep_a_mention(tmp_path: Path, run_script: RunScript) -> None:
     spam = "本公司代开发票，代办文凭，刻章办证，价格优惠，电话联系，代开发票请找我们。"
     ham = f"{chinese(7)}警方提醒，网上的代开发票广告是骗局。"
     advert = "Visit our online casinos, the best online casino bonus and casino bonus code, play slots online for you."
     source = rows(tmp_path / "a.jsonl", [spam, ham, advert, english(5), "the purple zebra of the purple zebra and you"])
     run_script(SCRIPT, "--file_path", source, "--output_dir", tmp_path / "out")
-    assert [(d["line"], d["filter"]) for d in dropped(tmp_path / "out")] == [(1, "listed_words"), (3, "listed_words")]
+    gone = [(d["line"], d["filter"], d["reason"]) for d in dropped(tmp_path / "out")]
+    assert gone == [(1, "harm", "offer"), (3, "harm", "offer")]
+    assert "harm: offer" in (tmp_path / "out/report/report.md").read_text()
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/english.txt").write_text("# ours\nPurple zebra\n")
     own = ["--word_lists", tmp_path / "lists", "--output_dir", tmp_path / "own"]
     run_script(SCRIPT, "--file_path", source, *own)
-    assert [d["line"] for d in dropped(tmp_path / "own")] == [5]
+    assert [(d["line"], d["reason"]) for d in dropped(tmp_path / "own")] == [(5, "keyword_list")]
 
 
 def test_all_kinds_of_input_keep_the_other_fields_of_a_row(tmp_path: Path, run_script: RunScript) -> None:
@@ -345,6 +343,27 @@ def test_repetition_filter_equals_datatroves() -> None:
             results.add(theirs.filter(Document(text, "")))
             assert ours.filter(Document(text, "")) == theirs.filter(Document(text, ""))
         assert len(results) > 3
+
+
+def test_interrupted_run_starts_again_after_rules_or_versions_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TextSource()
+    plan = CleaningPlan(tmp_path / "out.partial", [], [(0, 0)], source, "auto", frozenset(), {"en": ["casino"]})
+    finished = plan.folder / "logs/finished"
+
+    def is_kept() -> bool:
+        cleaning_run.prepare_folder(plan.folder, plan, 3)
+        kept = finished.exists()
+        finished.touch()
+        return kept
+
+    assert [is_kept(), is_kept()] == [False, True]
+    (tmp_path / "other_rules.py").touch()
+    monkeypatch.setattr(cleaning_report, "RULES", [tmp_path / "other_rules.py"])
+    assert [is_kept(), is_kept()] == [False, True]
+    monkeypatch.setattr(cleaning_report, "version", lambda package: "0")
+    assert [is_kept(), is_kept()] == [False, True]
 
 
 def test_tasks_are_consecutive_shards_and_cover_all() -> None:

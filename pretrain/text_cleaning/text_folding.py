@@ -1,0 +1,48 @@
+"""Fold spellings that hide a word: full-width and traditional characters, and separators between single letters."""
+
+import re
+import unicodedata
+from functools import cache
+
+from opencc import OpenCC
+
+# Full-width, circled and mathematical letters and digits, which Unicode's compatibility form replaces, and characters
+# without width. Full-width punctuation is not in the set, so most Chinese text needs no compatibility form.
+_WITHOUT_WIDTH = "\u00ad\u200b-\u200f\u2060\ufeff"
+_COMPATIBLE = "\u2460-\u24ff\u3000\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff"
+_UNUSUAL = re.compile(f"[{_WITHOUT_WIDTH}{_COMPATIBLE}]")
+_REMOVED = re.compile(f"[{_WITHOUT_WIDTH}]+")
+# Four or more single letters or digits with the same separator between them, or three or more Chinese characters.
+_MARKS = r" .*_\-+~|/\\·•・★☆●◆"
+_SEPARATED = re.compile(
+    rf"(?<!\w)\w([{_MARKS}])\w(?!\w)(?:\1\w(?!\w)){{2,}}+|[一-鿿](?:[{_MARKS}][一-鿿](?![一-鿿])){{2,}}+"
+)
+_MAY_BE_SEPARATED = tuple(  # fast, and found in few texts; the first pattern begins with one character
+    re.compile(rf"{mark}(?:\w[{_MARKS}]\w[{_MARKS}]\w(?!\w)|[一-鿿][{_MARKS}][一-鿿])")
+    for mark in (" ", f"[{_MARKS[1:]}]")
+)
+_ANY_MARKS = re.compile(f"[{_MARKS}]+")
+JOINED = "\0"  # stands before a word that was joined
+
+
+@cache
+def _converter() -> OpenCC:
+    return OpenCC("t2s")
+
+
+def fold(text: str) -> str:
+    """Return the text in lower case, in simplified characters, and with separated words joined."""
+    text = text.lower()
+    if not text.isascii():
+        if _UNUSUAL.search(text):
+            text = unicodedata.normalize("NFKC", _REMOVED.sub("", text)).lower()
+        text = _converter().convert(text)
+    if any(pattern.search(text) for pattern in _MAY_BE_SEPARATED):
+        text = _SEPARATED.sub(_join, text)
+    return text
+
+
+def _join(match: re.Match[str]) -> str:
+    """Return a word without its separators, after JOINED unless it is a number."""
+    word = _ANY_MARKS.sub("", match.group())
+    return word if word.isdigit() else JOINED + word
