@@ -13,6 +13,7 @@ from in_process import RunTool
 from merged_adapters import MakeAdapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from weight_diffs.recorded_files import record_files
 
 
 def add_token(folder: Path) -> None:
@@ -79,6 +80,7 @@ def test_tools_refuse_tokenizer_with_more_tokens_than_embeddings(
         for name in (*files, "tokenizer.model"):
             shutil.copyfile(tiny_checkpoint / name, folder / name)
         GROWN[case](folder)
+    record_files(diff)
     template = ("--template_path", "finetune/templates/alpaca.jinja", "--output_dir", out)
     commands: dict[Path, tuple[tuple[object, ...], ...]] = {
         lora: (("weight_diff", "merge", "--path_zhixi", tiny_checkpoint, "--path_lora", lora, "--path_sfted", out),),
