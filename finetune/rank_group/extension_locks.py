@@ -16,6 +16,8 @@ from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
 LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
+INTERRUPTED = "interrupted by user"  # in ninja's message if it or a compiler got SIGTERM, SIGINT or SIGHUP
+SIGNAL_SECONDS = 10.0
 held: set[Path] = set()  # the locks of this process
 
 
@@ -61,8 +63,11 @@ class OwnedBaton(FileBaton):
         return True
 
     def release(self) -> None:
+        """Remove the lock. After a build that a signal to the process group ended, wait for this process's signal."""
         super().release()
         held.discard(self.path)
+        if INTERRUPTED in str(sys.exc_info()[1]):
+            time.sleep(SIGNAL_SECONDS)  # the signal's handler ends the process; else the build's error is raised
 
     def is_owner_gone(self) -> bool:
         """Return whether the lock's owner has ended; for an owner on another host or unknown, whether it is too old."""
