@@ -180,7 +180,8 @@ def test_killed_compilation_does_not_block_the_next_runs(
             slurm.command("scancel", job.job)
         slurm.wait_for(job.job, "CANCELLED", "FAILED")
         assert lock.exists() == kill
-    assert job.text().count("stopped by SIGTERM before the first step, without a checkpoint") == 1
+        assert kill or "stopped by SIGTERM before the first step, without a checkpoint" in job.text()
+        assert "Traceback" not in job.text()
 
     (tmp_path / "rows.json").write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(8)]))
     done = subprocess.run(
