@@ -102,9 +102,12 @@ def _start_ray(address: str, workers: int) -> None:
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
     local_options: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    environment = {"env_vars": {"PYTHONPATH": str(STAGE), "TQDM_DISABLE": "1"}}
+    environment = {
+        "env_vars": {"PYTHONPATH": str(STAGE), "TQDM_DISABLE": "1"},
+        "worker_process_setup_hook": f"{__name__}.{_unblock_sigterm.__name__}",
+    }
     sigterm = signal.getsignal(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # Ray's processes inherit it: this process ends them
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # in Ray's processes, too, which this process ends
     try:
         host, colon, port = address.rpartition(":")
         if colon and port.isdecimal() and "/" not in host:  # else Ray waits for minutes
@@ -120,7 +123,12 @@ def _start_ray(address: str, workers: int) -> None:
         ) from None
     finally:
         signal.signal(signal.SIGTERM, sigterm)  # instead of Ray's handler, which aborts the process
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        _unblock_sigterm()
+
+
+def _unblock_sigterm() -> None:
+    """Unblock SIGTERM, here and in Ray's workers: multiprocessing's pools in them end their processes with it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 class SlurmExecutor(SlurmPipelineExecutor):

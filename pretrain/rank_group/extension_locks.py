@@ -15,7 +15,11 @@ from pathlib import Path
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
+from rank_group.rank_errors import BuildError
+
 LONGEST_BUILD = 1800.0  # seconds; DeepSpeed's largest extensions take minutes
+INTERRUPTED = "interrupted by user"  # in ninja's message if it or a compiler got SIGTERM, SIGINT or SIGHUP
+SIGNAL_SECONDS = 10.0
 held: set[Path] = set()  # the locks of this process
 
 
@@ -61,8 +65,11 @@ class OwnedBaton(FileBaton):
         return True
 
     def release(self) -> None:
+        """Remove the lock. After a build that a signal to the process group ended, wait for this process's signal."""
         super().release()
         held.discard(self.path)
+        if INTERRUPTED in str(sys.exc_info()[1]):
+            time.sleep(SIGNAL_SECONDS)  # the signal's handler ends the process; else the build's error is raised
 
     def is_owner_gone(self) -> bool:
         """Return whether the lock's owner has ended; for an owner on another host or unknown, whether it is too old."""
@@ -75,14 +82,14 @@ class OwnedBaton(FileBaton):
         return age > LONGEST_BUILD
 
     def wait(self) -> None:
-        """Wait until the lock is released; raises ValueError if its owner ends without releasing it."""
+        """Wait until the lock is released; raises BuildError if its owner ends without releasing it."""
         begun = time.monotonic()
         with suppress(FileNotFoundError):
             owner = " ".join(self.path.read_text().split()[:2]) or "unknown"
             print(f"waiting for the build of {self.path.parent.name} by process {owner} ({self.path})", file=sys.stderr)
         while self.path.exists():
             if self.is_owner_gone() or time.monotonic() - begun > LONGEST_BUILD:
-                raise ValueError(
+                raise BuildError(
                     f"the build of {self.path.parent.name} ended without a result or takes over {LONGEST_BUILD:.0f} s; "
                     f"remove {self.path} and start again"
                 )

@@ -32,6 +32,10 @@ def stop_before_first_step(*_: object) -> NoReturn:
     os._exit(128 + signal.SIGTERM)
 
 
+class BuildError(ValueError):
+    """An extension was not built because the process that was building it ended."""
+
+
 @contextmanager
 def user_errors_in_turn() -> Iterator[None]:
     """Delay ValueError and OSError on all ranks but rank 0, so that the command prints its error line once.
@@ -41,9 +45,12 @@ def user_errors_in_turn() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop_before_first_step)
     try:
         yield
-    except (ValueError, OSError):
+    except (ValueError, OSError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, BuildError) else error  # DeepSpeed wraps it
+        if isinstance(cause, RuntimeError):
+            raise
         if int(os.environ.get("RANK", "0")):
             time.sleep(GRACE * (2 if int(os.environ.get("LOCAL_RANK", "0")) else 1))
-        raise
+        raise cause from None
     finally:
         signal.signal(signal.SIGTERM, before)

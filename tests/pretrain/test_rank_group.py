@@ -12,6 +12,7 @@ from conftest import REPOSITORY, free_port
 from launches import Launch
 from rank_group import extension_locks
 from rank_group.extension_locks import OwnedBaton
+from rank_group.rank_errors import BuildError, user_errors_in_turn
 from torch.utils.cpp_extension import load
 
 
@@ -38,10 +39,15 @@ sys.path.insert(0, "pretrain")
 from rank_group.extension_locks import OwnedBaton
 from rank_group.rank_errors import stop_before_first_step
 signal.signal(signal.SIGTERM, stop_before_first_step)
-assert OwnedBaton(sys.argv[1]).try_acquire()
+baton = OwnedBaton(sys.argv[1])
+assert baton.try_acquire()
 build = subprocess.Popen(["sleep", "100"])
 print("locked", flush=True)
 build.wait()
+try:
+    raise RuntimeError("Error building extension 'cpu_adam': ninja: build stopped: interrupted by user.")
+finally:
+    baton.release()
 """
 
 
@@ -85,6 +91,28 @@ def test_lock_of_a_killed_build_is_taken_over(
         OwnedBaton(str(lock)).wait()
     os.utime(lock, (time.time() - 9, time.time() - 9))
     assert OwnedBaton(str(lock)).try_acquire()
+
+
+@pytest.mark.integration
+def test_build_that_a_signal_to_the_group_ends_first_is_no_error(tmp_path: Path) -> None:
+    owner = lock_in_another_process(tmp_path / "cpu_adam/lock")
+    psutil.Process(owner.pid).children()[0].terminate()
+    while (tmp_path / "cpu_adam/lock").exists():
+        time.sleep(0.01)
+    owner.terminate()
+    _, errors = owner.communicate(timeout=60)
+    assert owner.returncode == 143 and errors.startswith("stopped by SIGTERM before the first step")
+    assert errors.count("\n") == 1
+
+
+def test_build_error_that_deepspeed_wraps_is_one_line() -> None:
+    with pytest.raises(BuildError, match="the build of cpu_adam ended"), user_errors_in_turn():
+        try:
+            raise BuildError("the build of cpu_adam ended")
+        except BuildError as error:
+            raise RuntimeError("DeepSpeedCPUAdam requires the cpu_adam op") from error
+    with pytest.raises(RuntimeError, match="a fault of ours"), user_errors_in_turn():
+        raise RuntimeError("a fault of ours")
 
 
 def test_pytorch_takes_its_lock_from_the_installed_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
