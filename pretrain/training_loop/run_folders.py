@@ -118,7 +118,7 @@ def write_errors_of(output: Path) -> Iterator[None]:
             is_write_error, reason = ("serialization.py", "save") in frames, "torch.save failed"
         if not is_write_error:
             raise
-        free = shutil.disk_usage(output).free
+        free = shutil.disk_usage(next(path for path in (output, *output.absolute().parents) if path.exists())).free
         raise ValueError(
             f"{output} cannot be written ({reason}; {free / 1e9:.2f} GB free); make room or "
             "check the disk, then give --resume_from_checkpoint True (without a complete checkpoint: start again)"
