@@ -267,7 +267,7 @@ class SourceTrainer(Trainer):
         """
         signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            with write_errors_of(Path(self.args.output_dir)):
+            with write_errors_of(Path(str(self.args.output_dir))):
                 result = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # ends the loader's workers, for which Python would wait
