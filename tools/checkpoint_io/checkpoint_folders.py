@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
         raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # libraries in Rust: safetensors, tokenizers
+            error = OSError(int(found[1]), os.strerror(int(found[1])))
         if not isinstance(error, OSError):
             raise
         place = str(error.filename or target)
@@ -123,7 +126,7 @@ def partial_folder(target: Path, needed: int, run: str) -> Iterator[Path]:
             raise ValueError(
                 f"{target} cannot be written ({error.strerror}: {place}); make room or write elsewhere"
             ) from None
-        raise
+        raise error
 
 
 def fsync_path(path: Path) -> None:
