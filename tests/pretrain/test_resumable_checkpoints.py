@@ -9,7 +9,10 @@ import torch
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from resumable_checkpoints.run_state import RunState, differences
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 from training_loop.run_folders import write_errors_of
+
+WORDS = Tokenizer(models.WordLevel({str(index): index for index in range(2000)}, "0"))
 
 
 def make(output: Path, step: int, complete: bool = True) -> Path:
@@ -110,9 +113,10 @@ def write_text(file: Path) -> None:
     [
         (lambda file: save_file({"a": torch.zeros(100_000)}, file), r".*File too large \(os error 27\)"),
         (lambda file: torch.save(torch.zeros(100_000), file), "torch.save failed"),
+        (lambda file: WORDS.save(str(file)), r"File too large \(os error 27\)"),
         (write_text, r"\[Errno 27\] File too large"),
     ],
-    ids=["safetensors", "torch", "text"],
+    ids=["safetensors", "torch", "tokenizers", "text"],
 )
 def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
     """A limit of the file size stands in for a full disk; an error of another kind is not changed."""
