@@ -89,7 +89,7 @@ def tokenizer(material: Path) -> Trial:
     model = material / "base/tokenizer.model"
     return Trial(
         lambda out: ["tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", out / "new"],
-        "new/tokenizer.json",
+        "new/tokenizer_config.json",  # moved last
     )
 
 

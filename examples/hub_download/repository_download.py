@@ -4,6 +4,8 @@
 the end the note about the folder's origin. Then the folder is renamed.
 """
 
+from command_line.command_errors import one_line
+
 import json
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
@@ -16,7 +18,7 @@ from partial_folders.atomic_outputs import check_replaceable
 from partial_folders.disk_space import check_space
 from partial_folders.output_paths import folder_path, real_path
 
-from hub_download.hub_files import WORKERS, RemoteFile, download_file, first_line, mismatched_files, notice
+from hub_download.hub_files import WORKERS, RemoteFile, download_file, mismatched_files, notice
 from hub_download.hub_listing import explain_hub_error, list_files
 from hub_download.model_registry import template_of
 from hub_download.repository_source import NOTE, RepositorySource
@@ -175,5 +177,5 @@ def download_files(source: RepositorySource, partial: Path, files: list[RemoteFi
             resume_journal.remove_folder(partial)
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted: {arrived}; the same command resumes") from None
-        reason = explain_hub_error(error, source) if isinstance(error, errors.HTTPError) else first_line(error)
+        reason = explain_hub_error(error, source) if isinstance(error, errors.HTTPError) else one_line(error)
         raise ValueError(f"{reason}; {arrived}; the same command resumes") from error

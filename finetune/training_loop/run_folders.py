@@ -3,6 +3,7 @@
 from command_line.command_errors import DISK_ERRORS
 
 import json
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 from resumable_checkpoints.complete_checkpoints import flush
-from safetensors import SafetensorError
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
@@ -103,22 +103,19 @@ def run_record(script: str, args: Any, packages: Sequence[str], **more: Any) -> 
 def write_errors_of(output: Path) -> Iterator[None]:
     """Raise ValueError with one line, instead of the errors of several libraries, if a file cannot be written.
 
-    output: the folder of the run. torch.save raises RuntimeError without the cause, safetensors its own exception.
+    output: the folder of the run. torch.save raises RuntimeError without the cause, tokenizers Exception.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError):
-            is_write_error = error.errno in DISK_ERRORS
-        elif isinstance(error, SafetensorError):
-            is_write_error = "os error" in reason
-        else:
-            frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-            is_write_error, reason = ("serialization.py", "save") in frames, "torch.save failed"
-        if not is_write_error:
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: safetensors, tokenizers
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+        is_torch = isinstance(error, RuntimeError) and ("serialization.py", "save") in frames
+        if number not in DISK_ERRORS and not is_torch:
             raise
-        free = shutil.disk_usage(output).free
+        reason = "torch.save failed" if is_torch else " ".join(str(error).split())
+        free = shutil.disk_usage(next(path for path in (output, *output.absolute().parents) if path.exists())).free
         raise ValueError(
             f"{output} cannot be written ({reason}; {free / 1e9:.2f} GB free); make room or "
             "check the disk, then give --resume_from_checkpoint True (without a complete checkpoint: start again)"

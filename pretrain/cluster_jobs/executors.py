@@ -162,9 +162,10 @@ class LocalExecutor(LocalPipelineExecutor):
             ):
                 future.result()
         except BrokenProcessPool:
+            remedy = f"use fewer than {self.workers} workers" if self.workers > 1 else "free memory"
             raise ChildProcessError(
-                f"a worker process was killed, perhaps for lack of memory; use fewer than {self.workers} workers "
-                "(finished tasks are kept for the next run)"
+                f"a worker process was killed, perhaps for lack of memory; {remedy} (finished tasks are kept for the "
+                "next run)"
             ) from None
         finally:
             for process in multiprocessing.active_children():

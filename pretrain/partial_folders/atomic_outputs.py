@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,14 +85,20 @@ def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Ite
         if run:
             raise KeyboardInterrupt(f"interrupted; the same command resumes from {partial}") from None
         raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
-    except OSError as error:
-        place = str(error.filename or target)
+    except Exception as error:
+        number, name = (error.errno, error.filename) if isinstance(error, OSError) else (rust_errno(error), None)
+        place = str(name or target)
         is_output = place.startswith((str(target), str(path))) or str(partial).startswith(place)
-        if error.errno in DISK_FULL or (error.filename and is_output):
-            raise ValueError(
-                f"{target} cannot be written ({error.strerror}: {place}); make room or write elsewhere"
-            ) from None
+        if number in DISK_FULL or (name and is_output):
+            reason = os.strerror(number or 0)
+            raise ValueError(f"{target} cannot be written ({reason}: {place}); make room or write elsewhere") from None
         raise
+
+
+def rust_errno(error: Exception) -> int | None:
+    """Return the error number in the message of a library in Rust, such as safetensors and tokenizers."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def fsync_path(path: Path) -> None:

@@ -1,5 +1,7 @@
 """resumable_checkpoints/: complete and incomplete checkpoints, and the state of the run that wrote them."""
 
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,10 @@ import torch
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from resumable_checkpoints.run_state import RunState, differences
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from training_loop.run_folders import write_errors_of
+
+WORDS = Tokenizer(models.WordLevel({str(index): index for index in range(2000)}, "0"))
 
 
 def make(output: Path, step: int, complete: bool = True) -> Path:
@@ -95,3 +101,34 @@ def test_run_state_is_read_back_or_refused(tmp_path: Path) -> None:
     (tmp_path / "run_state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no readable run_state\.json"):
         RunState.read(tmp_path)
+
+
+def write_text(file: Path) -> None:
+    with file.open("w") as out:
+        out.write("a" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda file: save_file({"a": torch.zeros(100_000)}, file), r".*File too large \(os error 27\)"),
+        (lambda file: torch.save(torch.zeros(100_000), file), "torch.save failed"),
+        (lambda file: WORDS.save(str(file)), r"File too large \(os error 27\)"),
+        (write_text, r"\[Errno 27\] File too large"),
+    ],
+    ids=["safetensors", "torch", "tokenizers", "text"],
+)
+def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
+    """A limit of the file size stands in for a full disk; an error of another kind is not changed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        line = (
+            rf"^{tmp_path} cannot be written \({reason}; \d+\.\d\d GB free\); make room .*--resume_from_checkpoint True"
+        )
+        with pytest.raises(ValueError, match=line), write_errors_of(tmp_path):
+            write(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RuntimeError, match="another"), write_errors_of(tmp_path):
+        raise RuntimeError("another")

@@ -282,6 +282,14 @@ def test_resumed_command_writes_damaged_tensors_again(inputs: Path, tmp_path: Pa
     assert all(torch.equal(back[n], value) for n, value in load_file(inputs / "tuned/model.safetensors").items())
 
 
+def test_full_disk_of_a_library_in_rust_is_one_line(tmp_path: Path) -> None:
+    """tokenizers and safetensors raise exceptions of their own."""
+    line = r"new cannot be written \(No space left on device: .*\); make room"
+    with pytest.raises(ValueError, match=line), new_folder(tmp_path / "new", 0):
+        Tokenizer(models.BPE()).save("/dev/full")
+    assert not list(tmp_path.iterdir())
+
+
 def test_command_with_other_input_does_not_resume(inputs: Path, tmp_path: Path, run_tool: RunTool) -> None:
     base = shutil.copytree(inputs / "base", tmp_path / "base")
     arguments: list[object] = ["tools/weight_diff.py", "merge", "--path_zhixi", base, "--path_lora", inputs / "adapter"]
