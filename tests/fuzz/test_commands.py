@@ -116,7 +116,9 @@ def try_cases(
         damage(folder)
         report = run_case(command, words, zygote, folder, accepted)
         shutil.rmtree(folder)
-        reports += [report] if report else []
+        if report:
+            print(report)
+            reports.append(report)
         count += 1
         if time.monotonic() > end:
             break
