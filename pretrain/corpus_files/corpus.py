@@ -163,8 +163,8 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
 
 
 def sidecar_fault(value: Any, form: Any, place: str = "it") -> str:
-    """Return how a JSON value differs from a form such as SIDECAR, or ""; int: 0 or more; objects may have more keys."""
-    kind = form if isinstance(form, type) else type(form)
+    """Return how a JSON value differs from a form such as SIDECAR, or ""; objects may have more keys."""
+    kind: Any = form if isinstance(form, type) else type(form)
     if type(value) is not kind or (kind is int and value < 0):
         name = {int: "a whole number", str: "text", list: "a list", dict: "an object"}[kind]
         return f"{place} is {value!r:.60}, not {name}"
