@@ -186,7 +186,11 @@ MORE_YES_OR_NO = (*YES_OR_NO, "yes", "no", "t", "f", "y", "n", "1", "0")  # of T
 NEGATIVE = ("max_steps", "local_rank", "top_k", "port", "seed")  # numbers that may be negative
 INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an input, or stand for the default
 # Options that take any text, besides those that name an output.
-FREE_TEXT: tuple[str, ...] = ()
+FREE_TEXT = (
+    "save_path", "slurm_partition", "slurm_time", "slurm_option", "ray_address", "stop", "bad_words", "api_key", "url",
+    "model", "text", "schema",
+)  # fmt: skip
+LIBRARY_OPTIONS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")  # many are free text
 
 
 def is_parsed(kind: Any, value: str) -> bool:
@@ -223,8 +227,10 @@ def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
     if is_number(kind):
         return not NUMBER.fullmatch(value) or float(value) >= 0 or option in NEGATIVE
     is_text = kind is str or str in get_args(kind)
-    named = (*command.made, *FREE_TEXT)
-    return not is_text or option in named or value in INPUTS or value == command.arguments.get(option)
+    is_unused = command.script == "pretrain/preprocess.py" and option not in command.arguments  # by the mode
+    if not is_text or is_unused or command.script in LIBRARY_OPTIONS or option in (*command.made, *FREE_TEXT):
+        return True
+    return value in INPUTS or value == command.arguments.get(option)
 
 
 def is_number(kind: Any) -> bool:

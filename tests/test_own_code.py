@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,12 +21,13 @@ from conftest import REPOSITORY, RunScript
 from demo_pages import model_loading
 from in_process import run_in_process
 from lora_adapters import make_adapter
+from model_folders.own_code import from_folder
 from own_code_models import change, with_own_model, with_own_tokenizer
 from pretraining_runs import options, train_here
 from quantization import quantization_inputs, quantization_methods
 from safetensors.torch import load_file
 from server_launch import launch_adapters, launch_checks
-from transformers import AutoModelForCausalLM, dynamic_module_utils
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 from tuning_runs import command
 
 import finetune
@@ -292,3 +294,25 @@ def test_quantised_model_keeps_own_code_and_own_output_matrix(
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("config.json", '"hidden_size": 64', '"hidden_size": "F16"', "Field 'hidden_size' expected int, got str"),
+        ("tokenizer_config.json", '"bos_token": "<s>"', '"bos_token": []', "Special token bos_token has to be"),
+        ("tokenizer.json", '"id": 0,', '"id": 1e30,', "invalid type: floating point `1e.30`, expected u32"),
+    ],
+)
+def test_damaged_value_of_a_folder_without_code_is_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
+) -> None:
+    """transformers and tokenizers raise TypeError, classes of their own, and plain Exception."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    text = (base / file).read_text()
+    assert old in text
+    (base / file).write_text(text.replace(old, new, 1))
+    auto_class = AutoConfig if file == "config.json" else AutoTokenizer
+    with pytest.raises(ValueError, match=rf"\A[^\n]*base cannot be loaded \([^\n]*{reason}[^\n]*are damaged\Z"):
+        from_folder(auto_class, base, False)

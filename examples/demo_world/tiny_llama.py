@@ -7,9 +7,11 @@ https://arxiv.org/abs/2302.13971), and no normalisation.
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from json_rows.row_files import iterate_texts
 from partial_folders.atomic_outputs import new_file, new_folder
@@ -22,19 +24,27 @@ def train_tokenizer(input: list[str], output_dir: str, vocab_size: int = 1000) -
     """Train output_dir/tokenizer.model on the texts of `input` (text and row files, separated by commas)."""
     import sentencepiece
 
-    target, model = Path(output_dir), BytesIO()
-    target.mkdir(parents=True, exist_ok=True)
-    texts = (text for path in input for text in iterate_texts(path))
-    lines = (text[at : at + MAX_CHARACTERS] for text in texts for at in range(0, len(text), MAX_CHARACTERS))
+    target, model, errors = Path(output_dir), BytesIO(), list[OSError | ValueError]()
+
+    def pieces() -> Iterator[str]:
+        try:
+            for text in (text for path in input for text in iterate_texts(path)):
+                yield from (text[at : at + MAX_CHARACTERS] for at in range(0, len(text), MAX_CHARACTERS))
+        except (OSError, ValueError) as error:  # SentencePiece would replace it by a message of its own
+            errors.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size,
+            sentence_iterator=pieces(), model_writer=model, vocab_size=vocab_size,
             model_type="bpe", byte_fallback=True, character_coverage=0.9999, split_digits=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=4 * MAX_CHARACTERS + 4, minloglevel=2,
             num_threads=os.cpu_count() or 1,
         )  # fmt: skip
     except RuntimeError as error:  # most often too little text for the vocabulary
+        if errors:
+            raise errors[0] from None
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"SentencePiece could not train {vocab_size} pieces on {','.join(input)}: {reason}") from None
     with new_file(target / "tokenizer.model", replace=True) as file:
@@ -59,6 +69,7 @@ def make_model(
     tokenizer_path: the tokenizer's folder, or its tokenizer.model.
     """
     import torch
+    from model_folders.own_code import from_folder
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     if Path(tokenizer_path).name == "tokenizer.model":
@@ -69,7 +80,7 @@ def make_model(
             f"--tokenizer_model {tokenizer_path}/tokenizer.model --output_dir {tokenizer_path}"
         )
     folder_path(output_dir)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
+    tokenizer: Any = from_folder(AutoTokenizer, tokenizer_path, False)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,

@@ -17,7 +17,8 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     """Call from_pretrained of AutoConfig, AutoTokenizer or AutoModelForCausalLM on a local folder.
 
     options: further arguments of from_pretrained. Raises OwnCodeError with one line if the folder needs its own code
-    and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed.
+    and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed;
+    ValueError with one line if its files have values that the library does not expect.
     """
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code} | options
     try:
@@ -26,13 +27,18 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         if "trust_remote_code" not in str(error):
             raise
         raise own_code_error(folder) from None
-    except (ImportError, AttributeError, TypeError) as error:
-        if not (trust_remote_code and code_files(folder)):
+    except (OSError, MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # of many classes: damaged values are noticed where they are first used
+        if trust_remote_code and code_files(folder):
+            raise OwnCodeError(
+                f"the Python code in {folder} failed ({type(error).__name__}: {error}); install the packages or the "
+                "version of transformers that it needs"
+            ) from error
+        if isinstance(error, ImportError):
             raise
-        raise OwnCodeError(
-            f"the Python code in {folder} failed ({type(error).__name__}: {error}); install the packages or the "
-            "version of transformers that it needs"
-        ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{folder} cannot be loaded ({reason}); its config or tokenizer files are damaged") from error
 
 
 def own_code_error(folder: str | Path) -> OwnCodeError:

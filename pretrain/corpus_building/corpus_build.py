@@ -43,7 +43,8 @@ def write_shard(folder: Path, number: int, shard: Shard, encoder: DocumentEncode
             add_documents(writer, shard.path, batch, encoder, settings)
             lines = batch[-1].line
         record = asdict(shard) | {"lines": lines, "checked": encoder.checked - checked_before}
-        writer.finish([], {"fingerprint": encoder.fingerprint}, record, {}, settings.seq_length, allow_empty=True)
+        tokenizer = {"fingerprint": encoder.fingerprint, "vocab_size": encoder.vocab_size}
+        writer.finish([], tokenizer, record, {}, settings.seq_length, allow_empty=True)
 
 
 def shard_prefix(folder: Path, number: int) -> Path:
@@ -53,7 +54,7 @@ def shard_prefix(folder: Path, number: int) -> Path:
 
 def is_finished(folder: Path, number: int, shard: Shard) -> bool:
     """Return whether a shard was written, from the same bytes of the same file."""
-    with suppress(FileNotFoundError, ValueError):  # ValueError: killed between the shard's files and its sidecar
+    with suppress(FileNotFoundError, ValueError):  # ValueError: damaged, or killed before the sidecar
         return asdict(shard).items() <= read_sidecar(shard_prefix(folder, number))["settings"].items()
     return False
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,13 @@ VERSION = 1
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # two of Megatron's dtype codes
 LARGEST_UINT16_VOCABULARY = 65_535
 CHUNK_TOKENS = 1 << 20  # tokens that are read or written at a time
+# The types of the values that are read from a sidecar.
+SIDECAR: dict[str, Any] = {
+    "sources": [{"name": str, "type": int, "start": int, "end": int, "documents": int, "tokens": int}],
+    "tokenizer": {"fingerprint": str, "vocab_size": int}, "sha256": {"bin": str, "idx": str}, "dtype": str,
+    "samples": int, "documents": int, "tokens": int, "dropped": int, "seq_length": int, "settings": dict,
+    "versions": dict,
+}  # fmt: skip
 
 
 def files(prefix: str | Path) -> dict[str, Path]:
@@ -150,10 +157,27 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any]:
         )
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
-        sidecar["sources"], sidecar["tokenizer"]["fingerprint"], sidecar["tokens"], sidecar["samples"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a corpus sidecar ({error}); copy or write the corpus again") from None
+    if fault := sidecar_fault(sidecar, SIDECAR):
+        raise ValueError(f"{path} is not a corpus sidecar ({fault}); copy or write the corpus again")
     return sidecar
+
+
+def sidecar_fault(value: Any, form: Any, place: str = "it") -> str:
+    """Return how a JSON value differs from a form such as SIDECAR, or ""; objects may have more keys."""
+    kind: Any = form if isinstance(form, type) else type(form)
+    if type(value) is not kind or (kind is int and value < 0):
+        name = {int: "a whole number", str: "text", list: "a list", dict: "an object"}[kind]
+        return f"{place} is {value!r:.60}, not {name}"
+    inner: Iterable[tuple[str, Any, Any]] = ()
+    if isinstance(form, dict):
+        if missing := [key for key in form if key not in value]:
+            return f"{missing[0]!r} is missing"
+        inner = ((repr(key), value[key], form[key]) for key in form)
+    elif isinstance(form, list):
+        inner = ((f"item {number} of {place}", item, form[0]) for number, item in enumerate(value, 1))
+    return next(filter(None, (sidecar_fault(item, part, name) for name, item, part in inner)), "")
 
 
 def corpus_bytes(prefix: str | Path) -> int:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_options import COMMANDS, NO_VALUE, VALUES, Command, is_accepted, is_parsed
+from command_options import COMMANDS, LIBRARY_OPTIONS, NO_VALUE, VALUES, Command, is_accepted, is_parsed
 from command_zygote import END
 from fuzzing import share_of_seconds
 from input_damage import damaged_inputs
 
 RUN_SECONDS = 300  # a run that takes longer counts as endless; machines may be slow
 NOTICES = ("notice: ", "WARNING: ", "[transformers] ")
-TRAINERS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
@@ -91,7 +90,7 @@ def option_cases(commands: list[Command], shuffled: random.Random) -> Iterator[t
 def test_sample_of_unusable_options_is_refused_in_one_line(zygotes: Callable[[str, bool], Any], tmp_path: Path) -> None:
     """Values that no option of the type takes, without the commands that import torch or vLLM to parse options."""
     draw, reports = random.Random(19), []
-    for command in draw.sample([command for command in COMMANDS if command.script not in TRAINERS], 20):
+    for command in draw.sample([command for command in COMMANDS if command.script not in LIBRARY_OPTIONS], 20):
         cases = [
             (option, value) for option, kind in command.options().items() for value in VALUES
             if not is_parsed(kind, value)
@@ -116,7 +115,9 @@ def try_cases(
         damage(folder)
         report = run_case(command, words, zygote, folder, accepted)
         shutil.rmtree(folder)
-        reports += [report] if report else []
+        if report:
+            print(report)
+            reports.append(report)
         count += 1
         if time.monotonic() > end:
             break

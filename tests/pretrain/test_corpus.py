@@ -91,6 +91,11 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -101,7 +106,11 @@ def cut(path: Path, size: int) -> None:
         (lambda f: f["idx"].write_bytes(b"TNTIDX" + bytes(200)), "does not begin with Megatron's magic MMIDIDX"),
         (lambda f: f["idx"].write_bytes(f["idx"].read_bytes().replace(b"\x01", b"\x07", 1)), "has version 7"),
         (lambda f: f["json"].unlink(), "a.json is missing beside .*a.idx: .*copy it too"),
-        (lambda f: f["json"].write_text("{}"), "is not a corpus sidecar"),
+        (lambda f: f["json"].write_text("{}"), "is not a corpus sidecar .'sources' is missing.; copy"),
+        (lambda f: edit(f["json"], '"dtype"', '"type"'), "'dtype' is missing"),
+        (lambda f: edit(f["json"], '"vocab_size": 32000', '"vocab_size": "F16"'), "'vocab_size' is 'F16', not a whole"),
+        (lambda f: edit(f["json"], '"start": 0', '"start": -1'), "a.json is not a corpus sidecar .'start' is -1"),
+        (lambda f: edit(f["json"], '"sources": [', '"sources": [7, '), "item 1 of 'sources' is 7, not an object"),
         (lambda f: f["bin"].unlink(), "a.bin does not exist beside .*a.json; copy all files of the corpus"),
     ],
 )  # fmt: skip
@@ -220,7 +229,8 @@ def test_merge_copies_records_of_dropped_documents(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "a", 10) as writer:
         writer.add(np.array([1, 2]), np.array([2]), np.array([1]))
         writer.add_dropped({"line": 4, "reason": "no text"})
-        writer.finish([{"name": "a", "type": 0, "start": 0, "end": 1}], TOKENIZER, {}, {}, 8)
+        source = {"name": "a", "type": 0, "start": 0, "end": 1, "documents": 1, "tokens": 2}
+        writer.finish([source], TOKENIZER, {}, {}, 8)
     merge_corpora([str(tmp_path / "a")], None, tmp_path / "b")
     assert json.loads((tmp_path / "b.dropped.jsonl").read_text()) == {
         "corpus": str(tmp_path / "a"), "line": 4, "reason": "no text",
