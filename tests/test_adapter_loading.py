@@ -13,6 +13,7 @@ import pytest
 import torch
 import train
 from adapter_checks.adapter_config import check_settings
+from adapter_checks.adapter_folder import ModulePatterns
 from adapter_checks.base_fit import read_adapter_for_base
 from adapter_loading.adapter_attachment import attach_adapter
 from adapter_loading.checkpoint_loading import load_checkpoint
@@ -206,6 +207,27 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
     "no rank": (lambda state: state, {"r": None}, "adapter_config.json has no r, but needs a positive integer"),
     "another method": (lambda state: state, {"peft_type": "LOHA"}, "is an adapter of type LOHA"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [],
+        ["q_proj", "layers.1.self_attn.q_proj"],
+        ["layers.1.self_attn.q_proj", "q_proj"],
+        [r"layers\.\d+\.mlp.*", "up_proj", "proj"],
+        ["up_proj", r".*up_proj", "model.layers.1.mlp.up_proj"],
+        [r"layers.[01].*q_proj", "model.layers.0.self_attn.q_proj", "v_proj"],
+    ],
+)
+def test_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> None:
+    from peft.utils.other import get_pattern_key
+
+    table = {pattern: position for position, pattern in enumerate(patterns)}
+    for layer in (0, 1, 11):
+        for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"):
+            module = f"model.layers.{layer}.{part}"
+            assert ModulePatterns(table).value(module, -1) == table.get(get_pattern_key(table, module), -1)
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,17 @@ matrices and drops layers that the base lacks. In both cases the answers come fr
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from model_folders.weight_files import weight_files
 
-from adapter_checks.adapter_config import read_config
-from adapter_checks.adapter_folder import AdapterFolder, Shapes, read_adapter_folder, stored_shapes
+from adapter_checks.adapter_config import is_list, read_config
+from adapter_checks.adapter_folder import AdapterFolder, Shapes, module_suffixes, read_adapter_folder, stored_shapes
 
 EMBEDDING, OUTPUT = "embed_tokens", "lm_head"  # as in PEFT's EMBEDDING_LAYER_NAMES
+LISTS = ("target_modules", "exclude_modules", "modules_to_save")  # settings that may list names of modules
 REMEDY = "give the base that the adapter was trained on"
 
 
@@ -99,8 +100,9 @@ def check_shapes(adapter: AdapterFolder, modules: Shapes, base: str) -> None:
 
 def check_completeness(adapter: AdapterFolder, modules: Shapes, tied: bool, base: str) -> None:
     """Raise ValueError if a module that adapter_config.json names has no tensors in the adapter."""
-    config = adapter.config
-    saved = config.get("modules_to_save") or []
+    lists = {name: frozenset(value) for name, value in adapter.config.items() if name in LISTS and is_list(value)}
+    config = adapter.config | lists
+    saved = config.get("modules_to_save") or ()
     shared = tied and config.get("ensure_weight_tying")  # the adapter then has no tensors for the output matrix
     present = {name.partition(".")[2]: parts for name, parts in adapter.parts.items()} | adapter.parts
     for module, shape in modules.items():
@@ -132,11 +134,11 @@ def is_targeted(module: str, config: Mapping[str, Any]) -> bool:
     return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
 
 
-def matches_name(module: str, names: str | list[str]) -> bool:
-    """Return whether a regular expression matches a module, or a list has its name or a suffix of its name."""
+def matches_name(module: str, names: str | Container[str]) -> bool:
+    """Return whether a regular expression matches a module, or `names` has its name or a suffix of its name."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
+    return any(suffix in names for suffix in module_suffixes(module))
 
 
 def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:

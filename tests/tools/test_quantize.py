@@ -18,6 +18,7 @@ from conftest import REPOSITORY, RunScript
 from extraction_metrics.answer_scores import score_answers
 from in_process import RunTool
 from json_rows.instruction_rows import messages_of
+from llama_cpp_server import write_model
 from quantization import quantization_inputs, quantization_methods, quantized_score
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -169,6 +170,18 @@ def test_scores_equal_those_of_transformers_and_scorer(
     assert (figures["entity_f1"], figures["triple_f1"]) == (expected["entity"]["f1"], expected["triple"]["f1"])
     scores = score_pairs([(ANSWER, ANSWER), ("{}", ROWS[1]["output"])])
     assert scores == {"entity_f1": 0.0, "triple_f1": 1.0, "exact": 0.5, "parsed": 1.0}
+
+
+def test_model_with_capped_attention_scores_is_measured_with_the_cap(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"head_dim": 16, "attn_logit_softcapping": 0.01, "query_pre_attn_scalar": 1}
+    folder = write_model(tmp_path / "gemma", tiny_tokenizer, "Gemma2Config", **settings)
+    ids = torch.arange(10, 30)[None]
+    eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    sdpa = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    with torch.no_grad():
+        expected, wrong = eager(ids).logits, sdpa(ids).logits
+        found = quantization_methods.load_model(folder, "float32", on_cpu=True)(ids).logits
+    assert torch.equal(found, expected) and (wrong - expected).abs().max() > 1e-4
 
 
 def test_score_table_has_measured_columns_only() -> None:

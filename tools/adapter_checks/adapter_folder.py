@@ -21,6 +21,7 @@ PART = re.compile(
 )
 # PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained has them.
 NAMED = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
+PLAIN = re.compile(r"[\w.]+")  # a module's name in rank_pattern; its dots stand for themselves
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
@@ -59,8 +60,9 @@ def read_adapter_folder(folder: str | Path) -> AdapterFolder:
     stored = stored_shapes(file)
     shapes = {saved_name(name): shape for name, shape in stored.items()}
     adapter = AdapterFolder(path, config, group_by_module(shapes, file), shapes.keys() != stored.keys())
+    ranks = ModulePatterns(config.get("rank_pattern"))
     for module, parts in adapter.parts.items():
-        check_pair(adapter, module, parts)
+        check_pair(adapter, module, parts, ranks.value(module, config["r"]))
     return adapter
 
 
@@ -114,8 +116,11 @@ def is_copy(name: str, names: Container[str]) -> bool:
     return kind in ("modules_to_save", "original_module") and f"{module}.weight" in names
 
 
-def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
-    """Raise ValueError if a matrix of a LoRA pair is missing, or rank or DoRA differ from adapter_config.json."""
+def check_pair(adapter: AdapterFolder, module: str, parts: Shapes, rank: int) -> None:
+    """Raise ValueError if a matrix of a LoRA pair is missing, or rank or DoRA differ from adapter_config.json.
+
+    rank: the module's rank in adapter_config.json.
+    """
     for down, up in PAIRS:
         if down not in parts and up not in parts:
             continue
@@ -125,7 +130,6 @@ def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
             raise ValueError(
                 f"{adapter.path}: {down} and {up} of {module} have shapes that do not match; copy it again"
             )
-        rank = matching_value(adapter.config.get("rank_pattern"), module, adapter.config.get("r"))
         if rank != parts[down][0]:
             raise ValueError(
                 f"{adapter.path} has rank {parts[down][0]} for {module}, its adapter_config.json says {rank}; "
@@ -140,9 +144,28 @@ def check_pair(adapter: AdapterFolder, module: str, parts: Shapes) -> None:
             )
 
 
-def matching_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the entry of rank_pattern or alpha_pattern for a module, else `default` (PEFT's get_pattern_key)."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def module_suffixes(module: str) -> list[str]:
+    """Return a module's name and all its suffixes: a.b.c, b.c, c."""
+    parts = module.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+class ModulePatterns:
+    """A rank_pattern or alpha_pattern: finds the first entry that PEFT's get_pattern_key matches with a module.
+
+    A plain name is looked up among the suffixes of the module; only regular expressions are tried one by one.
+    """
+
+    def __init__(self, patterns: Mapping[str, Any] | None) -> None:
+        self.values = list((patterns or {}).values())
+        self.positions = {pattern: position for position, pattern in enumerate(patterns or {})}
+        self.expressions = [
+            (position, re.compile(rf"(.*\.)?({pattern})$"))
+            for pattern, position in self.positions.items() if not PLAIN.fullmatch(pattern)
+        ]  # fmt: skip
+
+    def value(self, module: str, default: Any) -> Any:
+        """Return the entry for a module, else `default`."""
+        found = [self.positions[suffix] for suffix in module_suffixes(module) if suffix in self.positions]
+        found += [position for position, expression in self.expressions if expression.match(module)]
+        return self.values[min(found)] if found else default

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adapter_checks.adapter_folder import is_copy, matching_value, saved_name
+from adapter_checks.adapter_folder import ModulePatterns, is_copy, saved_name
 from checkpoint_io.bit_patterns import FLOATS, to_float32
 from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_io.ordered_parallel import in_order
@@ -113,10 +113,10 @@ def read_adapter(folder: Path, weight: float | None = None) -> LoraAdapter:
     config = read_json(path)
     check_config(config, path)
     updates = updates_by_tensor(read_weights(folder, ADAPTER_FILES))
+    alphas, ranks = (ModulePatterns(config.get(name)) for name in ("alpha_pattern", "rank_pattern"))
     for name, update in updates.items():
         module = name.removesuffix(".weight")
-        alpha = matching_value(config.get("alpha_pattern"), module, config["lora_alpha"])
-        rank = matching_value(config.get("rank_pattern"), module, config["r"])
+        alpha, rank = alphas.value(module, config["lora_alpha"]), ranks.value(module, config["r"])
         update.scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         shape = update.product_shape()
         if update.magnitude is not None and shape and update.magnitude.elements != shape[0]:
