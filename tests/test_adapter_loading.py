@@ -227,7 +227,7 @@ def test_entry_of_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> No
     for layer in (0, 1, 11):
         for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"):
             module = f"model.layers.{layer}.{part}"
-            assert ModulePatterns(table).value(module, -1) == table.get(get_pattern_key(table, module), -1)
+            assert ModulePatterns(table).value(module, -1) == table.get(get_pattern_key(patterns, module), -1)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,16 @@ from checkpoint_io.checkpoint_folders import read_json
 from checkpoint_seals.seal_check import SEAL, WEIGHTS, hash_file, sealed_files
 from model_folders.diff_recognition import DIFF_RECORD
 
+RECORDS = (DIFF_RECORD, "run.json")
+
 
 def small_files(folder: Path) -> dict[str, Path]:
-    """Return {relative name: path} of the files beside the weights and diff.json."""
+    """Return {relative name: path} of the files beside the weights, except diff.json and run.json.
+
+    run.json names folders; without its hash, diff.json depends on the models only.
+    """
     files = sealed_files(folder)
-    return {name: file for name, file in files.items() if name != DIFF_RECORD and file.suffix not in WEIGHTS}
+    return {name: file for name, file in files.items() if name not in RECORDS and file.suffix not in WEIGHTS}
 
 
 def record_files(folder: Path) -> None:
