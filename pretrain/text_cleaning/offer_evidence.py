@@ -26,18 +26,24 @@ class Evidence:
 
 # At the same place, the pattern of the earlier kind matches.
 EVIDENCE = {
+    "quotation": Evidence(  # what a text quotes, it does not offer; kinds below do not match inside
+        points=-2, most=2,
+        chinese=r"""
+            [“「『][^”」』\n]{6,120}[”」』]""",
+        english=r"""
+            "[^"\n]{16,200}" | “[^”\n]{16,200}”""",
+    ),
     "contact": Evidence(
         points=3, most=1,
         chinese=r"""
-            微(?:信|电|\w?同号)\W{0,3}(?:号|id)?\W{0,3}ID | [薇威]信\W{0,3}ID | 加微\W{0,3}ID | 加v信?\W{0,3}ID |
-            v信\W{0,3}ID | 加赖\W{0,3}ID | 扣扣\w{0,2}\W{0,3}\d{5,} | 企鹅\w?\W{0,3}\d{5,} | 飞机\w{0,2}\W{0,3}ID |
-            电报\w{0,2}\W{0,3}ID | 联系\W{0,3}@\w+ | q{1,2}群?\W{0,3}\d{5,} |
-            (?<!\d)1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d) | (?<!\d)[48]00-\d{3}-?\d{4}(?!\d)""",
+            微(?:信|电|\w?同号)\W{0,3}(?:号|id)?\W{0,3}ID | [薇威]信\W{0,3}ID | 加[微薇威v]信?\W{0,4}ID |
+            [裙群]号?\W{0,3}\d{5,} | v信\W{0,3}ID | 加赖\W{0,3}ID | 扣扣\w{0,2}\W{0,3}\d{5,} |
+            企鹅\w?\W{0,3}\d{5,} | 飞机\w{0,2}\W{0,3}ID | 电报\w{0,2}\W{0,3}ID | 联系\W{0,3}@\w+ |
+            q{1,2}群?\W{0,3}\d{5,} | (?<!\d)1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d) | (?<!\d)[48]00-\d{3}-?\d{4}(?!\d)""",
         english=r"""
             line(?: id)? ?[:：] ?ID |
             (?:tg|telegram|whatsapp|wechat|skype|kik|wickr|signal|snapchat|qq|vx|wx)(?: id)?(?:群| ?[:：] ?|
-            (?= [@+\d])) ?ID |
-            (?:on|via|our|by|through|add) (?:whatsapp|telegram|wickr|kik|skype|signal|line|snapchat) | whatsapp |
+            (?= [@+\d])) ?ID | (?:our|add) (?:whatsapp|telegram|wickr|kik|skype|signal|line|snapchat) | whatsapp |
             (?:contact|message|add|at|us) @\w+ |
             (?:call|phone|text|tel|contact|at|on|by)\W{1,3}(?:phone )?\+?\d[\d -]{6,} |
             (?:call|text|message|email|contact|dm) (?:us|me|our|any ?time) | [\w.]+@[\w-]+\.[a-z]+ |
@@ -46,7 +52,7 @@ EVIDENCE = {
     "link": Evidence(
         points=2, most=1,
         chinese=r"""
-            网址 | 链接 | 官网 | 下载地址 | 永久地址 | 商城""",
+            网址 | 链接 | 下载地址 | 永久地址 | 商城""",
         english=r"""
             www\.\w+ | https?:/+\w+ | t\.me/\w+ |
             [a-z0-9][a-z0-9-]+\.(?:com|net|org|cn|cc|vip|top|xyz|info|io|co|app|shop|site|club|bet|win|tv|ru|biz|me|
@@ -73,7 +79,8 @@ EVIDENCE = {
             follow(?:ing)? (?:this|the) link | watch (?:her|free|now|live) | kindly | (?:don't|do not) miss |
             text (?:me|us|our|to|now) | choose your | meet (?:local|hot|single|generous|sexy|girls) |
             (?:wanted|needed)[:?!] | verify | confirm(?:ing)? your | proceed | send (?:us|me|your|\d) |
-            add (?:me|us) | look(?:ing)? for fun | i am online""",
+            add (?:me|us) | look(?:ing)? for fun | i am online |
+            (?:on|via|by|through) (?:telegram|wickr|kik|skype|signal|line|snapchat)""",
     ),
     "promise": Evidence(
         points=1, most=4,
@@ -137,7 +144,7 @@ EVIDENCE = {
             报道 | 本报 | 本台 | 新华社 | 通报 | 获悉 | 据悉 | 打击 | 整治 | 行动 | 受害 | 损失 | 索赔 | 起诉 |
             查封 | 没收 | 冻结 | 罚款 | 约谈 | 禁止 | 严禁 | 受到调查 | 消费者 |
             不要(?:出|向|相信|轻信|转账|按|给|点|随意) | 别点 | 切勿 | 陷阱 | 案件 | 案 | 赌资 | 冒充 | 假冒 |
-            庄家\w{0,4}个 | 窝点 | 团伙 | 涉 | 律师 | 赌徒 | 戒赌 | 求助 | 成瘾 | 被抓 | 入狱""",
+            庄家\w{0,4}个 | 赌客 | 嫖客 | 窝点 | 团伙 | 涉 | 律师 | 赌徒 | 戒赌 | 求助 | 成瘾 | 被抓 | 入狱""",
         english=r"""
             police\w* | officers? | officials? | courts? | judges? | judgment | jury | counsel | prosecut\w+ |
             detectives? | investigat\w+ | arrest\w* | charged | convict\w* | sentenc\w+ | defendants? | plaintiff |
@@ -146,24 +153,29 @@ EVIDENCE = {
             breaking the law | fraud\w* | scam\w* | victims? | warn(?:s|ed|ing|ings)? | beware | according to |
             said | says | told | reported | report (?:them|it|the) | helplines? | addict\w* | crimes? | criminals? |
             gangs? | crackdown | prison | jail\w* | counterfeiters | consumer group | agency | prostitution |
-            traffick\w+ | suspects? | smuggl\w+ | authorities | bann?ed | inquiry | hearing | lawyers?""",
+            traffick\w+ | suspects? | smuggl\w+ | authorities | bann?ed | shut (?:\w+ )?down | closed down |
+            if you (?:receive|get|see) | delete (?:it|them|the) | ignore (?:it|them) | pleaded | accused |
+            phishing | spam\w* | launder\w* | real (?:companies|banks) | never asks? | inquiry | hearing | lawyers?""",
     ),
     "exposition": Evidence(
         points=-1, most=5,
         chinese=r"""
-            是指 | 指的是 | 是一种 | 俗称 | 简称 | 又称 | 统称 | 得名 | 原指 | 起源 | 最早 | 发明 | 合成 | 世纪 |
-            年代 | 《 | 唐代 | 宋代 | 明代 | 清代 | [12]\d\d\d年 | 合法 | 法律 | 法规 | 规定 | 医生 | 医师 | 患者 |
-            治疗 | 疗法 | 症状 | 处方药 | 专用处方 | 凭\w{0,4}处方 | 副作用 | 不良反应 | 药物 | 临床 | 疾病 | 研究 |
-            学校 | 家长 | 孩子 | 同学 | 教育 | 调查 | 公布 | 显示 | 表示 | 认为 | 因为 | 由于 | 但 | 如果 | 以及 |
-            其中 | 其 | 该 | 被 | 曾 | 已 | 于 | 所 | 此 | 这个 | 这是 | 他 | 她 | 应当 | 可能 | 什么是 | 怎么办 |
-            吗""",
+            通常 | 一般 | 往往 | 主要 | 例如 | 因此 | 所以 | 然而 | 之后 | 后来 | 随后 | 当时 | 他们 | 人们 | 找到 |
+            申请人 | 审批 | 网点 | 工作日 | 收入证明 | 多半 | 若 | 是指 | 指的是 | 是一种 | 俗称 | 简称 | 又称 |
+            统称 | 得名 | 原指 | 起源 | 最早 | 发明 | 合成 | 世纪 | 年代 | 《 | 唐代 | 宋代 | 明代 | 清代 |
+            [12]\d\d\d年 | 合法 | 法律 | 法规 | 规定 | 医生 | 医师 | 患者 | 治疗 | 疗法 | 症状 | 处方药 | 专用处方 |
+            凭\w{0,4}处方 | 副作用 | 不良反应 | 药物 | 临床 | 疾病 | 研究 | 学校 | 家长 | 孩子 | 同学 | 教育 |
+            调查 | 公布 | 显示 | 表示 | 认为 | 因为 | 由于 | 但 | 如果 | 以及 | 其中 | 其 | 该 | 被 | 曾 | 已 | 于 |
+            所 | 此 | 这个 | 这是 | 他 | 她 | 应当 | 可能 | 什么是 | 怎么办 | 吗""",
         english=r"""
-            is an? | was | were | had | been | has | which | whose | although | however | because | whether |
-            their | they | them | he | she | his | him | her | refers? to | known as | named after | century |
-            originally | first | developed | invented | 18\d\d | 19\d\d | doctors? | patients? | treat\w* |
-            symptoms? | side effects? | prescribed | prescription | clinics? | licen[cs]ed | laws? | act | legal |
-            study | research\w* | experts? | parents | teachers? | pupils | children | may | should | could |
-            never | do not | don't | used | such as | term | people | would | about""",
+            paid | received | sold | bought | promised | owed | lost | came | went | took | gave | kept | often |
+            mostly | usually | who | whom | while | common | equals | survey | annual | is an? | was | were | had |
+            been | has | which | whose | although | however | because | whether | their | they | them | he | she |
+            his | him | her | refers? to | known as | named after | century | originally | first | developed |
+            invented | 18\d\d | 19\d\d | doctors? | patients? | treat\w* | symptoms? | side effects? | prescribed |
+            prescription | clinics? | licen[cs]ed | laws? | act | legal | study | research\w* | experts? | parents |
+            teachers? | pupils | children | may | should | could | never | do not | don't | used | such as | term |
+            people | would | about""",
     ),
 }  # fmt: skip
 

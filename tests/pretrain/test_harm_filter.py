@@ -116,6 +116,13 @@ def test_points_count_different_matches_of_each_kind() -> None:
     assert points["call"] == 2 and points["price"] == 1 and points["report"] == -4 and points["contact"] == 0
 
 
+def test_quoted_offer_is_a_mention(harm: HarmFilter) -> None:
+    offer = "Congratulations, you have won a gift card, click here to claim your prize"
+    assert reasons([harm], offer) == ["offer"] and reasons([harm], f'The message begins: "{offer}"') == []
+    offer = "注册送彩金，百家乐首存翻倍，马上联系客服"
+    assert reasons([harm], offer) == ["offer"] and reasons([harm], f"传单上写着：“{offer}”") == []
+
+
 def test_long_document_is_dropped_if_half_of_its_parts_are_offers(harm: HarmFilter) -> None:
     part = 600
     offers = " ".join([OFFER] * 8)[:part]
