@@ -6,6 +6,7 @@ killed. `OwnedBaton` records its owner; `install` makes torch.utils.cpp_extensio
 
 import fcntl
 import os
+import signal
 import socket
 import sys
 import time
@@ -41,6 +42,15 @@ def process_start(pid: int) -> str:
     return ""
 
 
+def end_ninja(folder: Path) -> None:
+    """End the ninja that builds in a folder, and so its compilers; it survives the process that started it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            is_ninja = Path(os.fsdecode((process / "cmdline").read_bytes().split(b"\0")[0])).name == "ninja"
+            if is_ninja and (process / "cwd").readlink() == folder.resolve():
+                os.kill(int(process.name), signal.SIGTERM)
+
+
 class OwnedBaton(FileBaton):
     """A lock file with its owner: host, process and start time of the process."""
 
@@ -55,6 +65,7 @@ class OwnedBaton(FileBaton):
             fcntl.flock(takeover, fcntl.LOCK_EX)
             if self.is_owner_gone():
                 print(f"notice: {self.path} was left by a build that was killed; it is removed", file=sys.stderr)
+                end_ninja(self.path.parent)
                 self.path.unlink(missing_ok=True)
             if not super().try_acquire():
                 return False

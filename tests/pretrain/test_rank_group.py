@@ -41,7 +41,7 @@ from rank_group.rank_errors import stop_before_first_step
 signal.signal(signal.SIGTERM, stop_before_first_step)
 baton = OwnedBaton(sys.argv[1])
 assert baton.try_acquire()
-build = subprocess.Popen(["sleep", "100"])
+build = subprocess.Popen(["ninja", "100"], executable="sleep", cwd=baton.path.parent)
 print("locked", flush=True)
 build.wait()
 try:
@@ -71,12 +71,13 @@ def test_lock_of_a_killed_build_is_taken_over(
     [build] = psutil.Process(owner.pid).children()
     owner.kill()
     owner.wait()
-    build.kill()
+    assert build.is_running()
     with pytest.raises(ValueError, match=rf"the build of cpu_adam ended without a result .*remove {lock}"):
         OwnedBaton(str(lock)).wait()
     assert "waiting for the build of cpu_adam by process" in capsys.readouterr().err
     baton = OwnedBaton(str(lock))
     assert baton.try_acquire() and f"notice: {lock} was left by a build that was killed" in capsys.readouterr().err
+    build.wait(60)
     baton.release()
     assert not lock.exists()
     owner = lock_in_another_process(lock)
