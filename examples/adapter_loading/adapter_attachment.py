@@ -32,7 +32,7 @@ def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any
     try:
         with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded raises on them
             return PeftModel.from_pretrained(model, str(adapter.path))
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{adapter.path} does not fit {base}: {lines[0].strip()}; {REMEDY}") from error
 
