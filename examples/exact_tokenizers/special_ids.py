@@ -40,9 +40,8 @@ def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
     for config in (model.config, model.generation_config):
         for key in (*OLD_IDS, "pad_token_id"):
             value = getattr(config, key, None)
-            if value is not None and not all(
-                type(one) is int for one in (value if isinstance(value, list) else [value])
-            ):
+            ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if value is not None and not all(type(one) is int for one in ids):
                 files = "config.json and generation_config.json"
                 raise ValueError(f"{folder} has {key} {value!r:.60}, which is not a token id; correct its {files}")
         if corrected := corrected_ids(config.to_dict(), bos, eos):
