@@ -230,6 +230,8 @@ def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
     is_unused = command.script == "pretrain/preprocess.py" and option not in command.arguments  # by the mode
     if not is_text or is_unused or command.script in LIBRARY_OPTIONS or option in (*command.made, *FREE_TEXT):
         return True
+    if option == "max_shard_size" and re.fullmatch(r"[1-9][0-9]*", value):
+        return True
     return value in INPUTS or value == command.arguments.get(option)
 
 

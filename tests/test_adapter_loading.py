@@ -487,3 +487,15 @@ def test_soft_capping_of_attention_scores_is_kept(tmp_path: Path, tiny_checkpoin
     ):
         with pytest.raises(ValueError, match="sdpa attention omits this model's soft-capping"):
             load()
+
+
+def test_setting_that_peft_cannot_use_is_one_line(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    """PEFT raises AttributeError for it."""
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((spoilt / "adapter_config.json").read_text())
+    (spoilt / "adapter_config.json").write_text(json.dumps(config | {"monteclora_config": 7}))
+    done = run_in_process(
+        "examples/generate_lora.py", "--base_model", tiny_checkpoint, "--lora_weights", spoilt, "--run_ie_cases",
+        status=2,
+    )  # fmt: skip
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,10 +1,13 @@
 """A checkpoint of early 2023 (LLaMATokenizer, bos 0, eos 1) has SentencePiece's ids 1 and 2 in every stage."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from gguf_files.gguf_vocabulary import read_vocabulary
 from in_process import run_in_process
 from lora_adapters import make_adapter
 from pretraining_runs import options, train_here
+from transformers import GenerationConfig, LlamaConfig
 from tuning_runs import command
 
 import finetune
@@ -73,6 +77,18 @@ def test_only_old_ids_are_replaced() -> None:
     ]
     for config, bos, eos in others:
         assert corrected_ids(config, bos, eos) == {}, config
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_value_that_is_no_token_id_is_refused(key: str) -> None:
+    """Generation fails with a TypeError for such a value."""
+    tokenizer = SimpleNamespace(bos_token_id=1, eos_token_id=2)
+    for value, is_refused in (([None], True), ("x", True), ([2, 3], key != "eos_token_id"), (None, False), (0, False)):
+        model = SimpleNamespace(config=LlamaConfig(), generation_config=GenerationConfig())
+        setattr(model.generation_config, key, value)
+        message = rf"^base has {key} {re.escape(repr(value))}, which is not a token id; correct its config\.json and"
+        with pytest.raises(ValueError, match=message) if is_refused else nullcontext():
+            special_ids.correct_model_ids(model, tokenizer, "base")
 
 
 def test_demo_ends_at_eos_and_not_at_bos(old: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

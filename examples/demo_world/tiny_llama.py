@@ -80,12 +80,21 @@ def make_model(
             f"--tokenizer_model {tokenizer_path}/tokenizer.model --output_dir {tokenizer_path}"
         )
     folder_path(output_dir)
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
+        "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"--{name} {size} is too small; it must be at least 1")
+    if hidden_size % (2 * num_attention_heads):  # a head is rotated in pairs of numbers
+        raise ValueError(f"--hidden_size {hidden_size} is not an even multiple of --num_attention_heads")
+    if not 0 <= initializer_range <= 1:
+        raise ValueError(f"--initializer_range {initializer_range} is not between 0 and 1")
     tokenizer: Any = from_folder(AutoTokenizer, tokenizer_path, False)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads, num_key_value_heads=num_attention_heads,
-        intermediate_size=intermediate_size, max_position_embeddings=max_position_embeddings,
+        vocab_size=len(tokenizer), num_key_value_heads=num_attention_heads, **sizes,
         initializer_range=initializer_range, rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any
             weights = load_peft_weights(str(adapter.path), device="cpu")
             set_peft_model_state_dict(adapted, {saved_name(name): weight for name, weight in weights.items()})
             return adapted
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{adapter.path} does not fit {base}: {lines[0].strip()}; {REMEDY}") from error
 

@@ -34,12 +34,18 @@ def corrected_ids(config: Mapping[str, Any], bos: int | None, eos: int | None) -
 def correct_model_ids(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Replace the old ids in the configurations of a loaded model by the tokenizer's, with a notice.
 
-    folder: the checkpoint, for the notice.
+    folder: the checkpoint, for the notice. Raises ValueError for a value that is no id (a list of ids for EOS).
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for config in (model.config, model.generation_config):
-        if ids := corrected_ids(config.to_dict(), bos, eos):
-            for key, value in ids.items():
+        for key in (*OLD_IDS, "pad_token_id"):
+            value = getattr(config, key, None)
+            ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if value is not None and not all(type(one) is int for one in ids):
+                files = "config.json and generation_config.json"
+                raise ValueError(f"{folder} has {key} {value!r:.60}, which is not a token id; correct its {files}")
+        if corrected := corrected_ids(config.to_dict(), bos, eos):
+            for key, value in corrected.items():
                 setattr(config, key, value)
             if config is model.config:
                 print_notice(str(folder), bos, eos)

@@ -1,9 +1,10 @@
-"""demo_world/tiny_llama.py: errors of the texts that a tokenizer is trained on."""
+"""demo_world/tiny_llama.py: errors of the texts that a tokenizer is trained on, and of the sizes of a model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from demo_world.tiny_llama import train_tokenizer
+from demo_world.tiny_llama import make_model, train_tokenizer
 
 
 def test_error_in_the_texts_is_the_error_of_the_training_and_leaves_no_folder(tmp_path: Path) -> None:
@@ -18,3 +19,20 @@ def test_error_in_the_texts_is_the_error_of_the_training_and_leaves_no_folder(tm
             train_tokenizer([str(texts)], str(folder), 900)
         assert str(error.value).startswith(message)
         assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_hidden_layers": 0}, "--num_hidden_layers 0 is too small; it must be at least 1"),
+        ({"hidden_size": 33}, "--hidden_size 33 is not an even multiple of --num_attention_heads"),
+        ({"initializer_range": 7.0}, "--initializer_range 7.0 is not between 0 and 1"),
+    ],
+)
+def test_impossible_sizes_are_refused(
+    tiny_tokenizer: Path, tmp_path: Path, sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        make_model(str(tiny_tokenizer), str(tmp_path / "out"), **{"hidden_size": 32, "num_attention_heads": 1, **sizes})
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
