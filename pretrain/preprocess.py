@@ -49,6 +49,13 @@ REQUIRED_OPTIONS = {  # required options by mode
     "prune": ["read_path_prefix", "sample_ids", "new_path_prefix"],
     "import": ["read_path_prefix", "tokenizer_path", "new_path_prefix"],
 }
+OPTIONAL_OPTIONS = {  # the others that have an effect; with write, all except NOT_IN_WRITE
+    "merge": ["merge_path_type", "overwrite"],
+    "read": ["tokenizer_path", "show"],
+    "prune": ["overwrite"],
+    "import": ["overwrite"],
+}
+NOT_IN_WRITE = ["merge_path_prefix", "merge_path_type", "new_path_prefix", "read_path_prefix", "show", "sample_ids"]
 PUBLISHED_TOKENIZER = "tokenizer.model"  # the published default of --tokenizer_path, in the current folder
 
 
@@ -107,14 +114,25 @@ def parser() -> StrictParser:
     return p
 
 
+def check_mode_options(options: argparse.Namespace) -> None:
+    """Raise ValueError if an option that the mode needs is missing, or one without effect in the mode is given."""
+    mode = options.mode
+    for name in REQUIRED_OPTIONS[mode]:
+        if not getattr(options, name):
+            raise ValueError(f"--mode {mode} needs --{name}; see --help")
+    used = {"mode", *REQUIRED_OPTIONS[mode], *OPTIONAL_OPTIONS.get(mode, [])}
+    for name, default in vars(parser().parse_args(["--mode", mode])).items():
+        without_effect = name in NOT_IN_WRITE if mode == "write" else name not in used
+        if without_effect and getattr(options, name) != default:
+            raise ValueError(f"--{name} has no effect with --mode {mode}; remove it")
+
+
 def run(options: argparse.Namespace) -> None:
     """Run the mode of a parsed command line; raises ValueError or OSError."""
     if options.mode == "write" and not options.tokenizer_path and Path(PUBLISHED_TOKENIZER).is_file():
         print(f"notice: --tokenizer_path is not given; {PUBLISHED_TOKENIZER} in this folder is used", file=sys.stderr)
         options.tokenizer_path = PUBLISHED_TOKENIZER
-    for name in REQUIRED_OPTIONS[options.mode]:
-        if not getattr(options, name):
-            raise ValueError(f"--mode {options.mode} needs --{name}; see --help")
+    check_mode_options(options)
     new_prefix, prefix = options.new_path_prefix, options.read_path_prefix
     if options.mode == "write":
         new_prefix = str(Path(options.save_path or "", options.save_prefix))

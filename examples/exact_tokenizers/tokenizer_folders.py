@@ -67,8 +67,10 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
         write_files(partial, files)
         try:
             partial.replace(target)
-        except OSError:  # another process was faster
+        except OSError:
             shutil.rmtree(partial)
+            if not target.is_dir():  # another process was not faster
+                raise
     return target
 
 

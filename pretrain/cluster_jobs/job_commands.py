@@ -79,6 +79,11 @@ def executor_options(arguments: argparse.Namespace) -> ExecutorOptions:
         if not option.partition("=")[0] or "=" not in option:
             raise ValueError(f"--slurm_option {option} is not KEY=VALUE; write account=name")
     options = ExecutorOptions(**values)
+    for field in fields(ExecutorOptions):
+        executor = field.name.partition("_")[0]
+        if executor in EXECUTORS and executor != options.executor and values[field.name] != field.default:
+            fact = f"--{field.name} has no effect with --executor {options.executor}"
+            raise ValueError(f"{fact}; give --executor {executor} or remove it")
     if options.executor == "slurm" and not options.slurm_partition:
         raise ValueError("--executor slurm needs --slurm_partition; `sinfo` lists them")
     if options.executor == "slurm" and not shutil.which("sbatch"):

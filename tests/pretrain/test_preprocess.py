@@ -125,6 +125,20 @@ def one_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode write --file_path a.md --save_prefix o --tokenizer_path T", "a.md is not .jsonl, .json, .txt"),
         ("--mode write --seq_len 9", "unknown option --seq_len; did you mean --seq_length?"),
         ("--mode write --seq_length 7", "--seq_length: '7' is not a whole number of 8 or more"),
+        ("--mode read --read_path_prefix c --file_path a.txt", "--file_path has no effect with --mode read; remove it"),
+        ("--mode verify --read_path_prefix c --show 3", "--show has no effect with --mode verify"),
+        (
+            "--mode merge --merge_path_prefix a,b --new_path_prefix o --num_workers 2",
+            "--num_workers has no effect with --mode merge",
+        ),
+        (
+            "--mode write --file_path a.txt --save_prefix o --tokenizer_path T --new_path_prefix n",
+            "--new_path_prefix has no effect with --mode write",
+        ),
+        (
+            "--mode write --file_path a.txt --save_prefix o --tokenizer_path T --slurm_partition cpu",
+            "--slurm_partition has no effect with --executor local; give --executor slurm or remove it",
+        ),
         ("--mode build", "invalid choice: 'build'"),
         (
             "--mode merge --merge_path_prefix ['open'('x')] --new_path_prefix o",
