@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.job_commands import ExecutorOptions
-from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, dropped_records, read_sidecar, token_dtype
+from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, dropped_records, token_dtype
+from corpus_files.corpus_sidecar import read_sidecar
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 from tqdm import tqdm
 
@@ -133,37 +134,46 @@ def build_corpus(
     with CorpusWriter(prefix, encoder.vocab_size, overwrite) as writer:
         check_free_space(prefix, 2 * tokens * token_dtype(encoder.vocab_size).itemsize)  # for the shards and the corpus
         prepare_folder_of_shards(folder, shards, encoder, settings)
-        step = partial(run_task, Path.cwd(), folder)
-        is_local, cluster_tasks = execution.executor == "local", min(len(shards), TASKS_PER_WORKER * num_workers)
-        if execution.executor == "slurm":
+        if execution.executor != "slurm":
+            _write_shards(folder, shards, encoder, settings, num_workers, execution)
+            try:
+                _join_shards(writer, folder, shards, encoder, settings)
+            except ValueError:
+                shutil.rmtree(folder, ignore_errors=True)  # all shards are finished, so it would be raised again
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+    from cluster_jobs import executors  # now that the job that joins the shards can lock the corpus
+
+    shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
+    step, tasks = partial(run_task, Path.cwd(), folder), min(len(shards), TASKS_PER_WORKER * num_workers)
+    shards_job = executors.make(execution, [step], max(1, tasks), num_workers, logs / "shards", None, "corpus-shards")
+    join = partial(run_join, Path.cwd(), (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes))
+    executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
+
+
+def _write_shards(
+    folder: Path, shards: list[Shard], encoder: DocumentEncoder, settings: CorpusSettings, num_workers: int,
+    execution: ExecutorOptions,
+) -> None:  # fmt: skip
+    """Write the unfinished shards, here or with Ray; after an error, remove a folder without finished shards."""
+    is_local = execution.executor == "local"
+    try:
+        unfinished = [number for number, shard in enumerate(shards) if not is_finished(folder, number, shard)]
+        if is_local and min(num_workers, len(unfinished)) < 2:
+            for number in tqdm(unfinished, "shards", unit="shard", disable=None):
+                write_shard(folder, number, shards[number], encoder, settings)
+        else:
             from cluster_jobs import executors
 
-            shutil.rmtree(logs, ignore_errors=True)  # else finished tasks of an earlier run are skipped
-            shards_job = executors.make(
-                execution, [step], max(1, cluster_tasks), num_workers, logs / "shards", None, "corpus-shards"
-            )
-            arguments = (patterns, prefix, tokenizer_path, settings, 1, overwrite, shard_bytes)
-            join = partial(run_join, Path.cwd(), arguments)
-            executors.run(executors.make(execution, [join], 1, 1, logs / "join", shards_job, "corpus-join"))
-            return
-        try:
-            unfinished = [number for number, shard in enumerate(shards) if not is_finished(folder, number, shard)]
-            if is_local and min(num_workers, len(unfinished)) < 2:
-                for number in tqdm(unfinished, "shards", unit="shard", disable=None):
-                    write_shard(folder, number, shards[number], encoder, settings)
-            else:
-                from cluster_jobs import executors
-
-                shutil.rmtree(folder / "logs", ignore_errors=True)
-                tasks = len(shards) if is_local else cluster_tasks
-                executors.run(executors.make(execution, [step], tasks, num_workers, folder / "logs", None, "shards"))
-            _join_shards(writer, folder, shards, encoder, settings)
-        except BaseException as error:
-            finished = [number for number, shard in enumerate(shards) if is_finished(folder, number, shard)]
-            if not finished or (len(finished) == len(shards) and isinstance(error, ValueError)):
-                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
-            raise
-    shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder / "logs", ignore_errors=True)
+            tasks = len(shards) if is_local else min(len(shards), TASKS_PER_WORKER * num_workers)
+            step = partial(run_task, Path.cwd(), folder)
+            executors.run(executors.make(execution, [step], tasks, num_workers, folder / "logs", None, "shards"))
+    except BaseException:
+        if not any(is_finished(folder, number, shard) for number, shard in enumerate(shards)):
+            shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
+        raise
 
 
 def _join_shards(

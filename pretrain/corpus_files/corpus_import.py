@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from corpus_tokenizer.document_encoder import DocumentEncoder, load_encoder
 
-from corpus_files.corpus import CHUNK_TOKENS, HEADER, MAGIC, VERSION, CorpusWriter, check_free_space, files
+from corpus_files.corpus import CHUNK_TOKENS, HEADER, MAGIC, VERSION, CorpusWriter, check_free_space
+from corpus_files.corpus_sidecar import files
 
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's codes of integer dtypes
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import TOKENIZER, Documents, write_corpus
-from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, files, verify_corpus
+from corpus_files.corpus import Corpus, CorpusWriter, check_free_space, verify_corpus
 from corpus_files.corpus_merging import merge_corpora
+from corpus_files.corpus_sidecar import files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

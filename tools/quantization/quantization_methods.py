@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkpoint_io.checkpoint_folders import read_json
 from exact_tokenizers.special_ids import correct_model_ids, has_old_ids
 from exact_tokenizers.tokenizer_folders import exact_tokenizer_folder
 from model_folders.attention_backends import attention_backend
@@ -115,8 +114,6 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = 0 if torch.cuda.is_available() and not on_cpu else "cpu"
-    if read_json(folder / "config.json").get("attn_logit_softcapping"):  # Gemma 2; SDPA, the default, omits it
-        arguments["attn_implementation"] = "eager"
     loading: Any = from_folder(
         AutoModelForCausalLM, folder, trust_remote_code, dtype=dtype, device_map={"": device}, output_loading_info=True,
         attn_implementation=attention_backend(from_folder(AutoConfig, folder, trust_remote_code)), **arguments,
