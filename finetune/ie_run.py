@@ -111,8 +111,8 @@ def main(
     rows = usable_rows([row for row, _ in encoded], skip)
     if not rows:
         raise ValueError(f"{data_path} has no row that can be answered; correct the rows")
-    answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
     with new_file(output, replace=True) as file, file.open("w", encoding="utf-8") as lines:
+        answers = generate_answers(model, encoder, [ids for _, ids in encoded if ids], batch_size, max_new_tokens)
         for row, text in zip(rows, answers, strict=True):
             lines.write(json.dumps({**(row.content or {}), "prediction": text}, ensure_ascii=False) + "\n")
     print(f"{output}: {len(rows)} answer{'s' * (len(rows) != 1)}")

@@ -23,6 +23,7 @@ from conftest import REPOSITORY
 from forked_scripts import LIBRARIES, become
 
 LONGEST_RUN = 300  # seconds
+LEFT_OVER = r"\.(partial|shards)(/|$)|(^|/)\.journal\.jsonl$"
 KINDS = ("ENOSPC", "EIO", "KILL")
 Files = dict[str, bytes]
 
@@ -83,6 +84,7 @@ class FaultyMachine:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
         os.environ["LD_PRELOAD"] = self.library
+        vars(forkserver)["_forkserver"]._stop()  # one that other tests of this process started, without the library
         try:
             forkserver.ensure_running()
         finally:
@@ -174,7 +176,7 @@ def run_faulty(command: list[str], printed: Path, environment: dict[str, str]) -
 
 def without_leftovers(files: Files) -> Files:
     """Leave out temporary files: a complete result may have some beside it if removing them failed or was killed."""
-    return {name: content for name, content in files.items() if not re.search(r"\.(partial|shards)(/|$)", name)}
+    return {name: content for name, content in files.items() if not re.search(LEFT_OVER, name)}
 
 
 def differences(expected: Files, found: Files) -> str:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from partial_folders import resume_journal
@@ -32,7 +32,8 @@ def new_folder(target: str | Path, needed: int, run: str = "", inputs: Iterable[
         for part in (*partial.iterdir(), partial):
             fsync_path(part)
         partial.replace(path)
-        (path / resume_journal.JOURNAL).unlink()  # held the lock until the folder had its name
+        with suppress(OSError):  # the journal held the lock until the folder had its name; a reader ignores it
+            (path / resume_journal.JOURNAL).unlink()
 
 
 def check_replaceable(path: Path, partial: Path, target: str | Path) -> None:
@@ -41,10 +42,11 @@ def check_replaceable(path: Path, partial: Path, target: str | Path) -> None:
     A bind mount, for example, is not recognised otherwise.
     """
     probe = partial / ".empty"
-    probe.mkdir()
+    probe.mkdir(exist_ok=True)  # a killed run may have left it
     try:
         probe.replace(path)
     except OSError as error:
+        probe.rmdir()
         raise ValueError(f"{target} cannot be replaced ({error.strerror}); name a folder inside it") from None
 
 
@@ -87,8 +89,8 @@ def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Ite
         raise KeyboardInterrupt("interrupted; nothing was kept, the same command starts over") from None
     except Exception as error:
         number, name = (error.errno, error.filename) if isinstance(error, OSError) else (rust_errno(error), None)
-        place = str(name or target)
-        is_output = place.startswith((str(target), str(path))) or str(partial).startswith(place)
+        place = Path(name or target)
+        is_output = any(map(place.is_relative_to, (target, path, partial))) or partial.is_relative_to(place)
         if number in DISK_FULL or (name and is_output):
             reason = os.strerror(number or 0)
             raise ValueError(f"{target} cannot be written ({reason}: {place}); make room or write elsewhere") from None

@@ -5,7 +5,6 @@ from command_line.command_errors import DISK_ERRORS
 import json
 import re
 import shutil
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -18,6 +17,8 @@ from model_folders.diff_recognition import refuse_diff
 from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 from resumable_checkpoints.complete_checkpoints import flush
+
+TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc")  # of torch.save
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:
@@ -110,8 +111,7 @@ def write_errors_of(output: Path) -> Iterator[None]:
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: safetensors, tokenizers
         number = int(found[1]) if found else getattr(error, "errno", None)
-        frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-        is_torch = isinstance(error, RuntimeError) and ("serialization.py", "save") in frames
+        is_torch = isinstance(error, RuntimeError) and bool(TORCH_WRITE_ERROR.search(str(error)))
         if number not in DISK_ERRORS and not is_torch:
             raise
         reason = "torch.save failed" if is_torch else " ".join(str(error).split())

@@ -20,6 +20,8 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
     and trust_remote_code is false, or if its code needs packages or a version of transformers that are not installed;
     ValueError with one line if its files have values that the library does not expect.
     """
+    from safetensors import SafetensorError
+
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code} | options
     try:
         return auto_class.from_pretrained(folder, **settings)
@@ -27,7 +29,7 @@ def from_folder(auto_class: Any, folder: str | Path, trust_remote_code: bool, **
         if "trust_remote_code" not in str(error):
             raise
         raise own_code_error(folder) from None
-    except (OSError, MemoryError, RuntimeError):
+    except (OSError, MemoryError, RuntimeError, SafetensorError):
         raise
     except Exception as error:  # of many classes: damaged values are noticed where they are first used
         if trust_remote_code and code_files(folder):

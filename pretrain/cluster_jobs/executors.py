@@ -100,6 +100,7 @@ def _start_ray(address: str, workers: int) -> None:
 
     if ray.is_initialized():
         return
+    option = "--ray_address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS", "")
     local_options: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     environment = {
@@ -117,8 +118,10 @@ def _start_ray(address: str, workers: int) -> None:
             **local_options,
         )  # fmt: skip
     except (OSError, OverflowError) as error:
+        if not address:
+            raise
         raise ConnectionError(
-            f"--ray_address {address}: Ray does not answer ({error}); start it: ray start --head, and if it was "
+            f"{option} {address}: Ray does not answer ({error}); start it: ray start --head, and if it was "
             "started with a token: export RAY_AUTH_MODE=token"
         ) from None
     finally:

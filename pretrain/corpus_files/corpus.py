@@ -186,11 +186,10 @@ class CorpusWriter:
         self.tokens = self.dropped = 0
         self._is_new_parent = not self.prefix.parent.exists()
         self.folder, self._lock = Path(f"{prefix}.partial"), ExitStack()
-        # A run that was killed while it moved its files left a sidecar in the folder and none at the final path.
-        is_left_over = (self.folder / "json").exists() and not files(prefix)["json"].exists()
+        is_left_over = (self.folder / "json").exists()  # by a run that was killed while it moved its files
         self._lock.enter_context(resume_journal.locked_folder(self.folder, ""))
         existing = [str(path) for path in files(prefix).values() if path.exists()]
-        if existing and not overwrite and not is_left_over:
+        if existing and not overwrite and (not is_left_over or files(prefix)["json"].exists()):
             self._remove_folder()
             raise FileExistsError(f"{existing[0]} exists already; name another prefix, remove it, or add --overwrite")
         self._bin, self._dropped = ((self.folder / name).open("wb") for name in ("bin", "dropped.jsonl"))

@@ -28,8 +28,8 @@ def file_path(target: str | Path, replace: bool = False) -> Path:
     """Return the real path of a new file; `replace`: it may exist already. Raises ValueError as `folder_path`."""
     path = real_path(target)
     check_place(path, target)
-    if path.is_dir():
-        raise ValueError(f"{target} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{target} is a {'folder' if path.is_dir() else 'device or pipe'}; name a file")
     if path.exists() and not replace:
         raise ValueError(f"{target} exists already; name a new file or remove it")
     return path
@@ -56,7 +56,7 @@ def real_path(target: str | Path) -> Path:
 
 
 def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = ()) -> None:
-    """Raise ValueError if a new file or folder is inside an input or a sealed folder, or in no writable folder.
+    """Raise ValueError if a new file or folder is inside an input or a sealed folder, or cannot be created.
 
     path: where `target` leads.
     """
@@ -69,5 +69,5 @@ def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = ()) -> 
             raise ValueError(f"{target} is inside the sealed folder {folder}, which must not change; write elsewhere")
     existing = next((folder for folder in above if folder.exists()), path)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "is read-only" if existing.is_dir() else "is not a folder"
+        reason = "is not writable" if existing.is_dir() else "is not a folder"
         raise ValueError(f"{target} cannot be written ({existing} {reason}); write elsewhere")

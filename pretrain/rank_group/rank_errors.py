@@ -21,8 +21,8 @@ GRACE = 10.0  # seconds; torchrun and deepspeed poll their ranks more often
 def stop_before_first_step(*_: object) -> NoReturn:
     """Signal handler of SIGTERM until the first step: print a line, leave no build and no lock, and end the process."""
     for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():  # a compilation, or the conversion of a checkpoint
-            with suppress(ProcessLookupError):
+        with suppress(OSError):  # the thread or the child has ended
+            for child in children.read_text().split():  # a compilation, or the conversion of a checkpoint
                 os.kill(int(child), signal.SIGTERM)
     if locks := sys.modules.get("rank_group.extension_locks"):
         locks.release_all()

@@ -46,7 +46,7 @@ class HarmFilter(BaseFilter):
         if language not in self.phrases:
             return True
         parts = max(1, round(len(text) / PART_CHARACTERS))
-        size = math.ceil(len(text) / parts)
+        size = math.ceil(len(text) / parts) or 1
         reasons: Counter[str] = Counter()
         for at in range(0, len(text), size):
             reasons[self._reason(fold(text[at : at + size]), language)] += 1
@@ -76,7 +76,7 @@ def reason_of_phrases(text: str, phrases: list[str]) -> str:
 
 
 def read_word_lists(folder: Path) -> dict[str, list[str]]:
-    """Read the word lists en.txt and zh.txt of a folder: language -> sorted phrases in lower case.
+    """Read the word lists en.txt and zh.txt of a folder: language -> sorted phrases, folded.
 
     A list has one phrase per line; lines that begin with # are comments. english.txt and chinese.txt are also read.
     Raises FileNotFoundError if the folder has no list, ValueError if a list is not UTF-8.
@@ -91,7 +91,10 @@ def read_word_lists(folder: Path) -> dict[str, list[str]]:
                 raise ValueError(
                     f"{path} is not UTF-8 ({error.reason} at byte {error.start + 1}); convert it"
                 ) from None
-            phrases.setdefault(language, set()).update(line for line in lines if line and not line.startswith("#"))
+            if found := {fold(line).replace(JOINED, "") for line in lines if line and not line.startswith("#")}:
+                phrases.setdefault(language, set()).update(found)
     if not phrases:
-        raise FileNotFoundError(f"{folder} has neither en.txt nor zh.txt; name a folder with them: --word_lists")
-    return {language: sorted(found) for language, found in phrases.items()}
+        raise FileNotFoundError(
+            f"{folder} has neither an en.txt nor a zh.txt with phrases; name a folder with them: --word_lists"
+        )
+    return {language: sorted(each) for language, each in phrases.items()}

@@ -241,3 +241,11 @@ def test_real_texts_are_kept(harm: HarmFilter, rules: list[Any], shared_data: Pa
     passages = [paragraph["context"] for article in chain(*articles) for paragraph in article["paragraphs"]]
     events = [json.loads(line)["content"] for line in (real / "events/fewfc_test.jsonl").open(encoding="utf-8")]
     assert sum(bool(reasons([harm], text)) for text in passages + events) <= 1
+
+
+def test_phrases_of_a_list_are_folded_and_a_list_of_comments_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_text("# none\n\n")
+    with pytest.raises(FileNotFoundError, match=r"neither an en\.txt nor a zh\.txt with phrases"):
+        read_word_lists(tmp_path)
+    (tmp_path / "zh.txt").write_text("澳門賭場\n", encoding="utf-8")
+    assert read_word_lists(tmp_path) == {"zh": ["澳门赌场"]}

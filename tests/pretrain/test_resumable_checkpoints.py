@@ -132,3 +132,5 @@ def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callabl
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(RuntimeError, match="another"), write_errors_of(tmp_path):
         raise RuntimeError("another")
+    with pytest.raises(RuntimeError, match="meta"), write_errors_of(tmp_path):
+        torch.save(torch.zeros(3, device="meta").untyped_storage(), tmp_path / "file")

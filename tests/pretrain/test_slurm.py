@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, RunScript, free_port, small_texts
 from corpora import files_of, rows
 from resumable_checkpoints.complete_checkpoints import list_complete, step_of
-from slurm_cluster import SlurmCluster, install_slurm, running_slurm
+from slurm_cluster import SlurmCluster, require_slurm, running_slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ON_SLURM = ("--executor", "slurm", "--slurm_partition", "cpu", "--slurm_memory_gb", 1, "--num_workers", 2)
@@ -24,7 +24,7 @@ Environment = dict[str, str]
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    install_slurm()
+    require_slurm()
     with running_slurm(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 

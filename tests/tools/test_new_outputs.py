@@ -171,3 +171,21 @@ def test_mount_point_is_refused_before_anything_is_computed(
     assert done.stdout.split() == ["2", ".:", "out", "source", "out:"]
     assert done.stderr.startswith("error: out ") and done.stderr.endswith("; name a folder inside it\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_trial_of_the_rename_that_a_killed_run_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial/.empty").mkdir(parents=True)
+    with new_folder(tmp_path / "out", 0) as partial:
+        (partial / "file").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_places_that_cannot_be_written_are_named_and_no_others(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="/dev/null is a device or pipe; name a file"):
+        new_file("/dev/null", replace=True).__enter__()
+    (tmp_path / "a.partial").write_text("not a folder")
+    with pytest.raises(ValueError, match=r"a\.partial is a file, not the folder of an unfinished result; remove it"):
+        new_file(tmp_path / "a").__enter__()
+    with pytest.raises(FileNotFoundError, match="model-raw"), new_folder(tmp_path / "model", 0):
+        (tmp_path / "model-raw/config.json").read_text()  # an input, whose name begins like the output's
