@@ -88,6 +88,9 @@ def main(
         bf16: compute in bfloat16.
         trust_remote_code: execute the Python code in the folder of base_model.
     """
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"--{name} {value} is too small; it must be at least 1")
     check_output(output, [data_path])
     check_folders(base_model, lora_weights)
     template = (

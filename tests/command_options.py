@@ -226,6 +226,8 @@ def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
         return False
     if is_number(kind):
         return not NUMBER.fullmatch(value) or float(value) >= 0 or option in NEGATIVE
+    if option == "server_name" and value == "0":  # the address 0.0.0.0
+        return True
     is_text = kind is str or str in get_args(kind)
     is_unused = command.script == "pretrain/preprocess.py" and option not in command.arguments  # by the mode
     if not is_text or is_unused or command.script in LIBRARY_OPTIONS or option in (*command.made, *FREE_TEXT):

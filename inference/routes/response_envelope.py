@@ -103,7 +103,7 @@ def envelope_route(envelope: type[BaseModel], models: Mapping[str, type[BaseMode
 
 def openapi_responses(envelope: type[BaseModel], streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of a route's responses: the envelope for every status."""
-    events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}} if streams else {}
+    events: dict[str, Any] = {"content": {"text/event-stream": {"schema": {}}}} if streams else {}
     return {200: {"model": envelope, **events}, "4XX": {"model": envelope}, "5XX": {"model": envelope}}
 
 

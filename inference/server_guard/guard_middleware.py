@@ -15,7 +15,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, tokens_used
+from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
 from server_guard.body_structure import UNCHECKED_BYTES, structure_error
@@ -85,6 +85,7 @@ class GuardMiddleware:
         if not state.args.enable_log_requests:
             install_log_filters()
         check_constraints(state.engine_client)
+        check_sequences(state.engine_client)
         if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)
 

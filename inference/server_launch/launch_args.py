@@ -1,5 +1,6 @@
 """The command line of the server: check it, parse it with vLLM's parser, and set the presets."""
 
+from command_line.command_errors import one_line
 from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
@@ -101,12 +102,20 @@ def server_parser(description: str) -> argparse.ArgumentParser:
 
 
 def model_configuration(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a folder, with transformers' values for keys that it does not have."""
+    """Return the config.json of a folder, with transformers' values for keys that it does not have.
+
+    Raises ValueError if a value is of a wrong type.
+    """
     from transformers import CONFIG_MAPPING
 
     config = read_config(folder / "config.json")
     kind = str(config.get("model_type"))
-    return CONFIG_MAPPING[kind].from_dict(config).to_dict() if kind in CONFIG_MAPPING else config
+    if kind not in CONFIG_MAPPING:
+        return config
+    try:
+        return CONFIG_MAPPING[kind].from_dict(config).to_dict()
+    except Exception as error:  # of many classes
+        raise ValueError(f"{folder}/config.json cannot be read ({one_line(error)}); download it again") from None
 
 
 def parse_server_args(arguments: Sequence[str], description: str = "") -> argparse.Namespace:

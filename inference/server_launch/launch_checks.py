@@ -18,7 +18,8 @@ from model_folders.weight_files import weight_files
 from vllm_bridge.vllm_imports import from_vllm
 
 LAST_PORT = 65535
-OPTIONS_CHECKED_IN = ("vllm/engine/arg_utils.py", "vllm/logger.py")  # where vLLM turns options into settings
+# Where vLLM turns options into settings.
+OPTIONS_CHECKED_IN = ("vllm/engine/arg_utils.py", "vllm/entrypoints/launchers/cli_args.py", "vllm/logger.py")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

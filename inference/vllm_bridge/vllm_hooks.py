@@ -40,6 +40,8 @@ PRIVATE_API = {
     "vllm.v1.engine.async_llm:AsyncLLM.add_request(request_id, prompt, params)": "wrapped: tries its constraint",
     f"{SAMPLING}._validate_structured_outputs(model_config, structured_outputs_config, tokenizer)": "called",
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init(request)": "called: makes the engine's compiler",
+    # a request that the queue can never take is an error of the caller
+    "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
     # routes: requests are validated, sampled and answered as by /v1/completions
     f"{COMPLETION}.serving:OpenAIServingCompletion.create_completion(request, raw_request)": "called: its handler",
     f"{MODELS}.is_base_model(model_name)": "called: served names of the base",
@@ -81,6 +83,21 @@ def check_constraints(engine_client: Any) -> None:
         return await add_request(request_id, prompt, params, *args, **kwargs)
 
     engine_client.add_request = check_and_add
+
+
+def check_sequences(engine_client: Any) -> None:
+    """Make vLLM's AsyncLLM refuse a request for more sequences than its queue takes with status 400.
+
+    vLLM answers with status 503, and clients would repeat the request.
+    """
+    limit, check = engine_client.vllm_config.scheduler_config.max_num_queued_reqs, engine_client.check_admission
+
+    def check_admission(n: int = 1, request_id: str | None = None) -> None:
+        if limit is not None and n > limit:
+            raise from_vllm("VLLMValidationError")(f"n is {n}, the server accepts {limit} sequences at once; lower it")
+        check(n, request_id)
+
+    engine_client.check_admission = check_admission
 
 
 async def check_constraint(constraint: Any, check: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:

@@ -144,6 +144,8 @@ def test_rows_that_cannot_be_answered_stop_the_run_or_are_skipped(
         ({"data_path": "gone.jsonl"}, "gone.jsonl does not exist"),
         ({"prompt_template_name": "vicuna"}, "take one of alpaca"),
         ({"output": "no/such/folder/p.jsonl"}, "no/such/folder does not exist"),
+        ({"batch_size": 0}, "--batch_size 0 is too small; it must be at least 1"),
+        ({"max_new_tokens": -1}, "--max_new_tokens -1 is too small"),
     ],
 )
 def test_error_for_invalid_input_comes_before_the_model_is_loaded(

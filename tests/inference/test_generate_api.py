@@ -218,8 +218,12 @@ def test_vllms_own_routes_are_served(server: Any) -> None:
     status, answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})
     assert status == 200
     assert answer["usage"]["completion_tokens"] <= 3
-    status, answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    status, answer = server.post("/v1/chat/completions", chat)
     assert status == 200
+    status, answer = server.post("/v1/chat/completions", chat | {"n": 1 << 20})
+    message = answer["error"]["message"]
+    assert status == 400 and "n is 1048576, the server accepts " in message and "sequences at once; lower it" in message
 
 
 def test_log_has_no_prompt_and_no_answer(server: Any) -> None:

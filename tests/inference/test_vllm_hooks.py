@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import free_port
+from server_launch.launch_args import model_configuration, parse_server_args
 from server_launch.launch_checks import option_errors
 from vllm_bridge.vllm_hooks import PRIVATE_API, TokenUsage, tokens_used
 from vllm_bridge.vllm_imports import MODULES, from_vllm
@@ -163,9 +165,24 @@ def test_vllm_s_errors_about_options_are_user_errors(tiny_checkpoint: Path) -> N
             partial(from_vllm("configure_logging_from_args"), logging_options),
             "Could not load logging config. File does not exist: x,y",
         ),
+        (
+            partial(
+                from_vllm("ServeSubcommand")().validate,
+                parse_server_args(
+                    ["--model", str(tiny_checkpoint), "--port", str(free_port()), "--chat-template", "../missing/x"]
+                ),
+            ),
+            "../missing/x) appears path-like, but doesn't exist!",
+        ),
     ):
         with pytest.raises(ValueError) as error, option_errors():
             check()
-        assert str(error.value) == message
+        assert message in str(error.value)
     with pytest.raises(KeyError), option_errors():
         raise KeyError("an error of the launcher")
+
+
+def test_config_value_of_a_wrong_type_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": {}}')
+    with pytest.raises(ValueError, match=r"config\.json cannot be read \(.*'eos_token_id'.*\); download it again$"):
+        model_configuration(tmp_path)

@@ -146,7 +146,7 @@ def is_read_as_byte_level(folder: Path, name: str | None) -> bool:
     (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py, 5.19).
     """
     kind = str(read_object(folder / "config.json").get("model_type"))
-    return any(each.lower().startswith(QWEN) for each in (name or "", kind))
+    return any(each.lower().startswith(QWEN) for each in (str(name), kind))
 
 
 def has_byte_fallback(stored: Path) -> bool:
