@@ -174,7 +174,7 @@ COMMANDS = [
             "num_attention_heads": "1", "intermediate_size": "32"}, "output_dir"),
     called("examples/make_demo.py", "summary", "make_demo:summarize", {"folder": "base"}),
     called("inference/batch.py", "", "batch:main",
-           {"input": ROWS, "output": "out", "url": "http://127.0.0.1:9"}),
+           {"input": ROWS, "output": "out", "url": "http://127.0.0.1:9"}, "output"),
     parsed("inference/launch_vllm.py", "option_parsers:launch", {"model": "chat", "port": "0"}),
 ]  # fmt: skip
 
@@ -189,6 +189,9 @@ INPUTS = ("", "auto", "base", "empty", "rows.jsonl")  # texts that may name an i
 FREE_TEXT = (
     "save_path", "slurm_partition", "slurm_time", "slurm_option", "ray_address", "stop", "bad_words", "api_key", "url",
     "model", "text", "schema",
+)  # fmt: skip
+BATCH_OPTIONS = (
+    "input", "output", "model", "url", "template_path", "concurrency", "api_key", "overwrite", "engine",
 )  # fmt: skip
 LIBRARY_OPTIONS = ("finetune/finetune.py", "pretrain/train.py", "inference/launch_vllm.py")  # many are free text
 
@@ -222,6 +225,8 @@ def is_parsed(kind: Any, value: str) -> bool:
 
 def is_accepted(command: Command, option: str, kind: Any, value: str) -> bool:
     """Return whether a command may end with status 0 with this value."""
+    if command.script == "inference/batch.py" and option not in BATCH_OPTIONS:
+        return True  # a parameter of /generate, which the server checks
     if not is_parsed(kind, value):
         return False
     if is_number(kind):
