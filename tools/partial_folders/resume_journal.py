@@ -41,13 +41,13 @@ def locked_journal(partial: Path) -> TextIO:
     The process that held the lock before may have renamed or removed the folder: the journal then is another file.
     """
     while True:
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if not partial.exists():  # the other process removed it at this moment
+                continue
+            raise ValueError(f"{partial} is a file, not the folder of an unfinished result; remove it") from None
         with suppress(FileNotFoundError):
-            try:
-                partial.mkdir(parents=True, exist_ok=True)
-            except FileExistsError:
-                if not partial.exists():  # the other process removed it at this moment
-                    continue
-                raise ValueError(f"{partial} is a file, not the folder of an unfinished result; remove it") from None
             file = (partial / JOURNAL).open("a+", encoding="utf-8")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
