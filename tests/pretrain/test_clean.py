@@ -282,7 +282,7 @@ def test_other_settings_start_again_and_existing_output_needs_overwrite(tmp_path
     [
         (["--skip", "harm,speed"], "--skip: speed is not one of quality, repetition"),
         (["--text_template", "title"], "names no field"),
-        (["--word_lists", "nowhere"], "nowhere has neither en.txt nor zh.txt"),
+        (["--word_lists", "nowhere"], "nowhere has neither an en.txt nor a zh.txt with phrases"),
         (["--num_workers", "0"], "'0' is not a whole number of 1 or more"),
         (["--lang", "code"], "unknown option --lang; did you mean --language?"),
         (["--executor", "slurm"], "--executor slurm needs --slurm_partition"),
