@@ -171,6 +171,8 @@ UNFLUSHED = ("train_log.jsonl", "note.json")  # their loss in a power failure da
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> FaultyMachine:
+    if not shutil.which("cc"):
+        pytest.skip("a C compiler (cc) is missing")
     return FaultyMachine(tmp_path_factory.mktemp("machine"))
 
 
