@@ -103,7 +103,7 @@ def become(words: list[str], cwd: str, out: int, err: int) -> None:
 
 
 def result(words: list[str], cwd: str, seconds: float) -> dict[str, Any]:
-    """Fork a process for a run, wait for it, and kill what it left; return the result."""
+    """Run a command in a forked process; kill the child processes that it leaves, and return its result."""
     out, err = (os.memfd_create(name) for name in ("out", "err"))
     pid = os.fork()
     if pid == 0:

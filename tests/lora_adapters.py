@@ -6,6 +6,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+IDS = torch.arange(10, 40)[None]
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """Return the logits of IDS, (1, tokens, vocabulary)."""
+    with torch.inference_mode():
+        return model(IDS).logits
+
 
 def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
     """Write a random adapter with PEFT, with the base's tokenizer. settings: arguments of LoraConfig."""

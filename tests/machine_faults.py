@@ -76,14 +76,14 @@ class FaultyMachine:
     def __init__(self, place: Path) -> None:
         self.place, self.folder = place, place / "written"
         self.count, self.printed, self.log = (place / name for name in ("count", "printed", "log"))
-        self.library = str(compiled(place))
+        self.preloaded = str(compiled(place))
 
     @cached_property
     def forks(self) -> multiprocessing.context.ForkServerContext:
         """A context whose server of forks has loaded the library."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        os.environ["LD_PRELOAD"] = self.library
+        os.environ["LD_PRELOAD"] = self.preloaded
         vars(forkserver)["_forkserver"]._stop()  # one that other tests of this process started, without the library
         try:
             forkserver.ensure_running()
@@ -110,7 +110,7 @@ class FaultyMachine:
             status = process.exitcode
             assert status is not None
         else:
-            environment |= {**os.environ, **trial.environment, "LD_PRELOAD": self.library}
+            environment |= {**os.environ, **trial.environment, "LD_PRELOAD": self.preloaded}
             with self.printed.open("w") as out:
                 status = subprocess.run(
                     [sys.executable, *command], env=environment, stdout=out, stderr=out, timeout=LONGEST_RUN

@@ -5,30 +5,23 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ie_run
 import pytest
 import torch
-import train
 from adapter_checks.adapter_config import check_settings
 from adapter_checks.adapter_folder import ModulePatterns
 from adapter_checks.base_fit import read_adapter_for_base
-from adapter_loading.adapter_attachment import attach_adapter
 from adapter_loading.checkpoint_loading import load_checkpoint
-from chat_prompts.prompt_encoding import PromptEncoder
-from chat_prompts.template_files import folder_template
 from demo_pages import model_loading
 from in_process import run_in_process
-from lora_adapters import NARROW, make_adapter, other_model
+from lora_adapters import NARROW, logits_of, make_adapter, other_model
 from peft import LoraConfig, get_peft_model
-from quantization import quantization_methods
 from safetensors.torch import load_file, save_file
-from server_launch.launch_adapters import adapter_prompt_encoder, check_adapters, load_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from server_launch.launch_adapters import check_adapters
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-IDS = torch.arange(10, 40)[None]
 QUICK_START = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"target_modules": ["q_proj", "v_proj"]},
@@ -51,11 +44,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def tied_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return other_model(tiny_checkpoint, tmp_path_factory.mktemp("tied") / "base", tie_word_embeddings=True)
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(IDS).logits
 
 
 def logits_by_peft(base: Path, adapter: Path) -> torch.Tensor:
@@ -122,7 +110,6 @@ def test_adapter_with_more_pieces_than_its_base_loads(tiny_checkpoint: Path, tmp
 
 
 def test_adapter_with_trainable_tokens_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[12, 15], init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config)
@@ -362,131 +349,6 @@ def test_weights_in_bin_run_no_code(tiny_checkpoint: Path, adapter: Path, tmp_pa
     with pytest.raises(ValueError, match=r"adapter_model\.bin is damaged"):
         read_adapter_for_base(spoilt, tiny_checkpoint)
     assert not (tmp_path / "created").exists()
-
-
-OURS, THEIRS = "{{ bos_token }}Q: {{ messages[0].content }}", "{{ bos_token }}[{{ messages[0].content }}]"
-IN_CONFIG = "template in tokenizer_config.json"
-# Case: the adapter's tokenizer files and the place of its template, the base's tokenizer files and the place of its
-# template. The tiny tokenizer is exact in all of them.
-SETS: dict[str, tuple[str, str, str, str]] = {
-    "in the adapter's configuration": ("tokenizer.json tokenizer_config.json", IN_CONFIG, "all", "file"),
-    "adapter with tokenizer.json, base with tokenizer.model": (
-        "tokenizer.json tokenizer_config.json", "file", "tokenizer.model", "",
-    ),
-    "adapter without tokenizer": ("", "file", "all", IN_CONFIG),
-    "adapter without tokenizer, base with tokenizer.model": ("", "file", "tokenizer.model", ""),
-    "adapter's configuration without tokenizer": ("tokenizer_config.json", IN_CONFIG, "all", "file"),
-    "base's file": ("all", "", "all", "file"),
-    "base's configuration": ("all", "", "all", IN_CONFIG),
-    "adapter's file and configuration": ("all", "both", "all", "file"),
-    "no template": ("all", "", "all", ""),
-}  # fmt: skip
-
-
-def write_tokenizer(folder: Path, source: Path, names: str, place: str, template: str) -> None:
-    """Put tokenizer files (names, or all) and a template (place: see SETS) into a folder instead of its own."""
-    for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template.jinja")]:
-        file.unlink()
-    for file in source.glob("tokenizer*"):
-        if names == "all" or file.name in names.split():
-            shutil.copy(file, folder)
-    if place in ("file", "both"):
-        (folder / "chat_template.jinja").write_text(template)
-    if place in (IN_CONFIG, "both"):
-        path = folder / "tokenizer_config.json"
-        text = template if place == IN_CONFIG else "not this one"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": text}))
-
-
-@pytest.mark.parametrize("case", SETS)
-def test_tokenizer_and_template_are_taken_as_sets_everywhere(
-    tiny_checkpoint: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    own_files, own_place, base_files, base_place = SETS[case]
-    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
-    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
-    write_tokenizer(base, tiny_tokenizer, base_files, base_place, THEIRS)
-    write_tokenizer(adapter, tiny_tokenizer, own_files, own_place, OURS)
-    paths = ("--path_zhixi", base, "--path_lora", adapter, "--path_sfted", tmp_path / "merged")
-    run_in_process("tools/weight_diff.py", "merge", *paths)
-    text = "  two  spaces 山"  # with ids of its own in a tokenizer that transformers converts
-    messages = [{"role": "user", "content": text}]
-    template = OURS if own_place else THEIRS if base_place else None
-    reference = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    rendered = reference.apply_chat_template(messages, chat_template=template, tokenize=False) if template else text
-    expected = [1, *reference(str(rendered).removeprefix("<s>"), add_special_tokens=False).input_ids]
-    merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    served = adapter_prompt_encoder(str(adapter), PromptEncoder(load_tokenizer(base, False)))
-    prompts = {
-        "demo": model_loading.load(str(base), str(adapter)).encoder.prompt(messages),
-        "ie_run": PromptEncoder(
-            ie_run.load_merged(str(base), str(adapter), "float32")[1], folder_template(adapter, base)
-        ).prompt(messages),
-        "server": served.prompt(messages),
-        "merged": PromptEncoder(merged).prompt(messages),
-    }
-    assert prompts == dict.fromkeys(prompts, expected)
-    assert merged.chat_template == template
-    stored = json.loads((tmp_path / "merged/tokenizer_config.json").read_text())
-    assert "chat_template" not in stored  # one place, which nothing contradicts
-
-
-def test_adapter_with_grown_vocabulary_as_peft_stores_it_is_attached_and_merged(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    """PEFT also stores the modules before training and a second copy of the trained ones, which are not changes."""
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-    rows = model.get_input_embeddings().weight.shape[0] + 4
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    settings = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
-    trained = get_peft_model(model, settings).eval()
-    for name, weight in trained.named_parameters():
-        if "modules_to_save" in name:
-            weight.data += 0.1 * torch.randn_like(weight)
-    trained.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
-    assert any("original_module" in name for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
-    ids = torch.tensor([[1, 5, rows - 1, 7]])
-    expected = trained(ids).logits
-    options = ("--path_lora", tmp_path / "adapter", "--path_sfted", tmp_path / "merged")
-    run_in_process("tools/weight_diff.py", "merge", "--path_zhixi", tiny_checkpoint, *options)
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-    attached = attach_adapter(base, tmp_path / "adapter", tiny_checkpoint).eval()
-    for answering in (attached, AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()):
-        torch.testing.assert_close(answering(ids).logits, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_soft_capping_of_attention_scores_is_kept(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """transformers' sdpa attention omits Gemma 2's soft-capping; its eager attention is the reference."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gemma2", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
-        num_key_value_heads=1, intermediate_size=64, attn_logit_softcapping=0.5, initializer_range=0.3,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    eager, sdpa = (
-        logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name))
-        for name in ("eager", "sdpa")
-    )
-    assert not torch.allclose(eager, sdpa, atol=1e-3)
-    assert torch.equal(logits_of(load_checkpoint(str(tmp_path))[0]), eager)
-    assert torch.equal(logits_of(quantization_methods.load_model(tmp_path)), eager)
-    arguments: Any = SimpleNamespace(
-        model_name_or_path=tmp_path, trust_remote_code=False, device=torch.device("cpu"), bf16=False, fp16=False,
-        torch_compile=False, attn_implementation=None, no_packing=True,
-    )  # fmt: skip
-    assert torch.equal(logits_of(train.load_base(arguments)[0].eval()), eager)
-    arguments.no_packing = False
-    torch.testing.assert_close(logits_of(train.load_base(arguments)[0].eval()), eager)
-    arguments.attn_implementation = "sdpa"
-    for load in (
-        lambda: load_checkpoint(str(tmp_path), attn_implementation="sdpa"),
-        lambda: train.load_base(arguments),
-    ):
-        with pytest.raises(ValueError, match="sdpa attention omits this model's soft-capping"):
-            load()
 
 
 def test_setting_that_peft_cannot_use_is_one_line(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:

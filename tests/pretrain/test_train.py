@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import train
-from conftest import RunScript
 from launches import Launch, ranks_of
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
@@ -238,22 +237,6 @@ def test_resuming_another_run_is_refused_without_accept_changes(
     assert sequences == [4, 8, 12, 20, 28, 36]
 
 
-def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
-    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
-    listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../evil")]
-    config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
-    with pytest.raises(ValueError, match=r"/base cannot be saved by transformers \(Invalid chat template name: '\."):
-        train_here(*options(base, small_corpus, tmp_path / "out"))
-    shutil.copyfile(tiny_checkpoint / "tokenizer_config.json", base / "tokenizer_config.json")
-    (base / "generation_config.json").write_text('{"temperature": 0.9}')  # as LLaMA-2's, without do_sample
-    with pytest.raises(ValueError, match=r"/base/generation_config\.json cannot be saved by .*temperature"):
-        train_here(*options(base, small_corpus, tmp_path / "out"))
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
 @pytest.mark.integration
 def test_resumed_run_in_one_process_ends_at_the_same_weights(
     tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
@@ -404,23 +387,3 @@ def test_sequences_follow_the_source_weights_and_held_out_loss_is_by_source(
     assert len(held_out[0]) > 6
     for key in ("eval_loss", "eval_loss_en", "eval_perplexity_zh"):
         assert held_out[0][key] == pytest.approx(held_out[1][key], rel=1e-6)
-
-
-@pytest.mark.integration
-def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
-    given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
-    given[given.index("1e-2")] = "1e37"
-    done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
-    assert "the loss or a weight was not finite for 3 steps" in done.stderr
-    good = checkpoints.list_checkpoints(tmp_path / "trained")
-    assert good
-    assert all(checkpoints.is_complete(path) for path in good)
-    for path in good:
-        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
-    ends = options(tiny_checkpoint, small_corpus, tmp_path / "ends", "--warmup_steps", 2, "--max_steps", 3)
-    ends[ends.index("1e-2")] = "1e37"
-    with pytest.raises(ValueError, match="weights are not finite after step 3"):
-        train_here(*ends, "--max_grad_norm", 0)
-    assert not (tmp_path / "ends" / "config.json").exists()

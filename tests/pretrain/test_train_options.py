@@ -1,4 +1,4 @@
-"""pretrain/train.py: published spellings, and options and checkpoints that are refused."""
+"""pretrain/train.py: published spellings; options, bases and losses with which a run ends in an error."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import train
 from conftest import RunScript
 from pretraining import pretraining_arguments
 from pretraining_runs import options, train_here
+from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file, save_file
 from training_loop import option_checks
 from training_loop.trainer_options import translate
@@ -175,3 +176,39 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, tiny_checkpoint: 
     message = r"the base has weights that are not finite \(NaN or infinite\), such as model\.layers\.1\.mlp\.up_proj"
     with pytest.raises(ValueError, match=message):
         train_here(*options(base, small_corpus, tmp_path / "trained"))
+
+
+def test_tokenizer_that_cannot_be_saved_is_refused_before_training(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    listed = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../evil")]
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": listed}))
+    with pytest.raises(ValueError, match=r"/base cannot be saved by transformers \(Invalid chat template name: '\."):
+        train_here(*options(base, small_corpus, tmp_path / "out"))
+    shutil.copyfile(tiny_checkpoint / "tokenizer_config.json", base / "tokenizer_config.json")
+    (base / "generation_config.json").write_text('{"temperature": 0.9}')  # as LLaMA-2's, without do_sample
+    with pytest.raises(ValueError, match=r"/base/generation_config\.json cannot be saved by .*temperature"):
+        train_here(*options(base, small_corpus, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.integration
+def test_non_finite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, run_script: RunScript, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", "--use_cpu", "True", "--save_steps", 1)
+    given[given.index("1e-2")] = "1e37"
+    done = run_script("pretrain/train.py", *given, "--max_grad_norm", 0, "--warmup_steps", 2, status=2)
+    assert "the loss or a weight was not finite for 3 steps" in done.stderr
+    good = checkpoints.list_checkpoints(tmp_path / "trained")
+    assert good
+    assert all(checkpoints.is_complete(path) for path in good)
+    for path in good:
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+    ends = options(tiny_checkpoint, small_corpus, tmp_path / "ends", "--warmup_steps", 2, "--max_steps", 3)
+    ends[ends.index("1e-2")] = "1e37"
+    with pytest.raises(ValueError, match="weights are not finite after step 3"):
+        train_here(*ends, "--max_grad_norm", 0)
+    assert not (tmp_path / "ends" / "config.json").exists()

@@ -4,12 +4,9 @@ import json
 import os
 import resource
 import shutil
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
 import weight_diff
@@ -347,65 +344,3 @@ def test_file_modes_follow_umask(tiny_checkpoint: Path, diff: Path, tmp_path: Pa
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640}, modes
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
-
-
-def model_of_many_tensors(folder: Path, source: Path, count: int, seed: int) -> Path:
-    """Write a model of `count` small matrices in one shard, with the small files of another model."""
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "run.json"))
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 800}))
-    generator = torch.Generator().manual_seed(seed)
-    state = {f"layers.{i // 8}.w{i % 8}.weight": torch.randn(4, 4, generator=generator) for i in range(count)}
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def adapter_of_many_modules(folder: Path, count: int) -> Path:
-    """Write an adapter that names every module of such a model, with an entry of rank_pattern for each."""
-    folder.mkdir()
-    modules = [f"layers.{i // 8}.w{i % 8}" for i in range(count)]
-    state = {f"base_model.model.{module}.lora_A.weight": torch.ones(2, 4) for module in modules}
-    state |= {f"base_model.model.{module}.lora_B.weight": torch.ones(4, 2) for module in modules}
-    save_file(state, folder / "adapter_model.safetensors")
-    lists = {"target_modules": modules, "rank_pattern": dict.fromkeys(modules, 2)}
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": dict.fromkeys(modules, 2)} | lists
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """Return the number of calls of Python and C functions on this thread."""
-    calls = 0
-
-    def count(frame: object, event: str, argument: object) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
-def test_work_grows_linearly_with_the_number_of_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    counts: dict[str, list[int]] = {}
-    for number in (8, 32, 64, 128):  # the first one imports the libraries
-        top = tmp_path / str(number)
-        top.mkdir()
-        base, tuned = (str(model_of_many_tensors(top / f"model{i}", tiny_checkpoint, number, i)) for i in range(2))
-        lora = str(adapter_of_many_modules(top / "lora", number))
-        diff, added, back, merged = (str(top / name) for name in ("diff", "added", "back", "merged"))
-        commands: dict[str, Callable[[], object]] = {
-            "make_diff": partial(weight_diff.make_diff, base, tuned, diff),
-            "make_diff additive": partial(weight_diff.make_diff, base, tuned, added, exact=False),
-            "recover": partial(weight_diff.recover, base, diff, back),
-            "inspect": partial(weight_diff.inspect, diff),
-            "merge": partial(weight_diff.merge, base, [lora], merged),
-            "seal": partial(checkpoint.seal, merged),
-            "verify": partial(checkpoint.verify, merged),
-        }
-        for name, command in commands.items():
-            counts.setdefault(name, []).append(calls_of(command))
-    for name, (_, few, more, most) in counts.items():
-        assert most - more < 2.3 * (more - few) + 500, f"{name}: {few}, {more} and {most} calls"
