@@ -18,9 +18,9 @@ bin=${VENV:-.venv}/bin
 # Each stage by itself, first on its own path: twin packages have the same module names in several stages.
 types() {
     for stage in pretrain finetune tools examples inference; do
-        MYPYPATH=$stage "$bin/mypy" --num-workers auto --no-error-summary "$stage"
+        MYPYPATH=$stage "$bin/mypy" --no-error-summary "$stage"
     done
-    "$bin/mypy" --num-workers auto --no-error-summary tests
+    "$bin/mypy" --no-error-summary tests
 }
 
 if [ "$*" = "--types" ]; then
@@ -31,9 +31,9 @@ if [ $# = 0 ] || [ "$*" = "--slow" ] || [ "$*" = "--fast" ]; then
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" check -q # not the files that runs wrote into the repository
     git ls-files -z '*.py' | xargs -0 "$bin/ruff" format --check
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    # Three processes on two cores, since servers and ranks wait; tests that share an expensive fixture run in one of
+    # Four processes on two cores, since servers and ranks wait; tests that share an expensive fixture run in one of
     # them. Types are checked at the same time; their errors are printed at the end.
-    processes=3 errors=$(mktemp) types_job=""
+    processes=4 errors=$(mktemp) types_job=""
     if [ "$*" = "--fast" ]; then processes=2; else types > "$errors" 2>&1 & types_job=$!; fi
     status=0
     "$bin/python" -m pytest -n $processes --dist loadgroup --no-loadscope-reorder --durations=15 "$@" || status=$?
