@@ -87,22 +87,22 @@ def signal_during_responses(
     everyone = [Caller(port) for _ in range(4)]
     late = [Caller(port) for _ in range(3)]
     beams = {"use_beam_search": True, "n": 4}
-    generate = {"instruction": "x", "parameters": {"max_tokens": 300, "ignore_eos": True}}
-    assert late[1].complete(1)[0] == 200
+    generate = {"instruction": "x", "parameters": {"max_tokens": 400, "ignore_eos": True}}
+    assert late[1].complete(1, **beams)[0] == 200  # the first beam search takes seconds, until which no request runs
     with ThreadPoolExecutor(4) as pool:
         beam = pool.submit(everyone[0].complete, 450, **beams)
-        plain = pool.submit(everyone[1].complete, 300)
-        streamed = pool.submit(everyone[2].stream, 300)
+        plain = pool.submit(everyone[1].complete, 400)
+        streamed = pool.submit(everyone[2].stream, 400)
         enveloped = pool.submit(everyone[3].request, "/generate", generate)
         wait_until(lambda: server.metric_sum("num_requests_running", key=KEYS[0]) == 3)  # beam search is not counted
         (os.killpg if group else os.kill)(server.process.pid, number)
         wait_until(lambda: all(late[0].request("/health")[0] == 503 for _ in range(8)))  # each of several API processes
         refused = [caller.complete(2) for caller in late[:2]] + [late[2].request("/generate", {"instruction": "x"})]
         assert not beam.done()
-        assert plain.result()[2]["usage"]["completion_tokens"] == 300
+        assert plain.result()[2]["usage"]["completion_tokens"] == 400
         assert streamed.result().endswith(b"data: [DONE]\n\n")
         assert [choice["finish_reason"] for choice in beam.result()[2]["choices"]] == ["length"] * 4
-        assert enveloped.result()[2]["num_output_tokens_cf"] == 300
+        assert enveloped.result()[2]["num_output_tokens_cf"] == 400
     last = time.monotonic()
     server.process.wait(60)
     return time.monotonic() - last, refused

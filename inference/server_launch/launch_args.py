@@ -1,12 +1,15 @@
 """The command line of the server: check it, parse it with vLLM's parser, and set the presets."""
 
 from command_line.command_errors import one_line
+from command_line.option_values import NUMBER, WHOLE_NUMBER
 from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,8 @@ def server_parser(description: str) -> argparse.ArgumentParser:
     usage = "launch_vllm.py --model M [options]"
     parser = StrictParser(prog="launch_vllm.py", allow_abbrev=False, description=description, usage=usage)
     parser = from_vllm("make_arg_parser")(parser)
+    for action in parser._actions:
+        action.type = strict_type(action.type, -1 if action.dest == "max_logprobs" else 0)  # -1: no limit
     group = parser.add_argument_group("KnowLM", "Options of this launcher.")
     group.add_argument(
         "--template-path", metavar="FILE",
@@ -99,6 +104,41 @@ def server_parser(description: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.set_defaults(host=DEFAULT_HOST, model=None, shutdown_timeout=SHUTDOWN_SECONDS, max_logprobs=MAX_LOGPROBS)
     return parser
+
+
+def strict_type(kind: Any, minimum: int) -> Any:
+    """Return the type of an option; for a number, one that refuses values below `minimum` and what is no plain number.
+
+    Python's int and float also read `1_0`, `nan` and digits of other scripts; vLLM checks few options for their range.
+    """
+    if kind in (int, float):
+        return partial(strict_number, kind, minimum)
+    inner = [cell.cell_contents for cell in getattr(kind, "__closure__", None) or ()]
+    if inner in ([int], [float]):  # of vLLM's optional_type
+        return partial(optional_number, inner[0], minimum)
+    return partial(ascii_number, kind) if getattr(kind, "__name__", "").startswith("human_readable_int") else kind
+
+
+def strict_number(kind: type[int] | type[float], minimum: int, text: str) -> int | float:
+    """Return a finite number of at least `minimum`; raises argparse.ArgumentTypeError."""
+    is_number = (WHOLE_NUMBER if kind is int else NUMBER).fullmatch(text)
+    if not is_number or not math.isfinite(float(text)) or float(text) < minimum:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a {'whole ' if kind is int else ''}number of {minimum} or more"
+        )
+    return kind(text)
+
+
+def optional_number(kind: type[int] | type[float], minimum: int, text: str) -> int | float | None:
+    """Return None for an empty text and `None`, else a number as `strict_number` does."""
+    return None if text in ("", "None") else strict_number(kind, minimum, text)
+
+
+def ascii_number(kind: Callable[[str], int], text: str) -> int:
+    """Return a number that may have a suffix (4k); raises argparse.ArgumentTypeError for digits of other scripts."""
+    if not text.isascii() or set(text) & set("_ "):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number such as 4096 or 4k")
+    return kind(text)
 
 
 def model_configuration(folder: Path) -> dict[str, Any]:

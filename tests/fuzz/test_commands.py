@@ -61,6 +61,14 @@ def faults(
     return found
 
 
+def exists(path: Path) -> bool:
+    """Return whether a path exists; no path exists whose name is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def run_case(command: Command, words: list[str], zygote: Any, folder: Path, accepted: bool) -> str:
     """Run a command in a folder of its inputs; return "" or a report of what is wrong."""
     before = contents(folder)
@@ -68,7 +76,7 @@ def run_case(command: Command, words: list[str], zygote: Any, folder: Path, acce
     changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
     given = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     made = [given[name] for name in command.made if given.get(name)]
-    unmade = [name for name in made if not (folder / name).exists() and not (folder / f"{name}.idx").exists()]
+    unmade = [name for name in made if not exists(folder / name) and not exists(folder / f"{name}.idx")]
     wrong = faults(command, answer, changed, accepted, unmade)
     return f"{'; '.join(wrong)}: {words}\n    {answer['err'].strip()[-600:]}" if wrong else ""
 

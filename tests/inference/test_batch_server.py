@@ -99,9 +99,9 @@ def test_killed_and_resumed_run_writes_the_same_file(server: Any, run_script: Ru
 
     Every line has the server's answer.
     """
-    source, whole, killed = write_rows(tmp_path / "in.jsonl", 240), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    source, whole, killed = write_rows(tmp_path / "in.jsonl", 480), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_script(SCRIPT, "--input", source, "--output", whole, "--url", server.url, *GREEDY, status=1)
-    assert done.stdout.startswith(f"{whole}: 239 rows, 121 failed ({tmp_path}/whole.failed.jsonl), ")
+    assert done.stdout.startswith(f"{whole}: 479 rows, 241 failed ({tmp_path}/whole.failed.jsonl), ")
     assert done.stdout.endswith(" output tokens/s\n")
     assert done.stderr == ""
 

@@ -245,8 +245,12 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     (marked / "chat_template.jinja").write_text("\ufeff{{ messages[0].content }}", encoding="utf-8")
     (own := tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
     options = ["--model", str(tiny_checkpoint), "--port", str(free_port())]
+    wrong_numbers = [
+        ["--block-size=٣"], ["--max-num-seqs=1_0"], ["--offload-group-size= 1"], ["--mm-processor-cache-gb=-0.5"],
+        ["--max-model-len=1_0"], ["--max-cpu-loras=-1"], [f"--shutdown-timeout={10**30}"], ["--watermark=nan"],
+    ]  # fmt: skip
     lines = [
-        [*options, "--template_path", str(own), "--max_num_seqs", "5"],
+        [*options, "--template_path", str(own), "--max_num_seqs", "5", "--max-logprobs=-1", "--max-cpu-loras=None"],
         [str(tiny_checkpoint), "--host", "0.0.0.0", "--port", str(free_port()), "--dtype", "half"],
         ["--config", str(config)],
         ["--model", str(marked), "--port", str(free_port())],
@@ -256,6 +260,7 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
         ["--port", str(free_port())],
         [*options, "--tensor-parallel-size", "4096"],
         [*options, "--data-parallel-size", "4096"],
+        *([*options, *words] for words in wrong_numbers),
         [*options, "--template_path", str(template)],
     ]
     done = subprocess.run(
@@ -271,10 +276,14 @@ def test_vllms_options_are_parsed_and_wrong_ones_refused(
     assert (vllms["host"], vllms["dtype"]) == ("0.0.0.0", "half")
     assert from_file["max_num_seqs"] == 3
     assert (vllms["chat_template"], without_mark["chat_template"]) == (None, "{{ messages[0].content }}")
-    abbreviated, misspelt, port, model, *parallel = errors
+    abbreviated, misspelt, port, model, *parallel = errors[:6]
+    numbers = errors[6:]
     assert abbreviated.startswith("unknown option --max-num-batched; did you mean --max-num-batched-tokens?")
     assert misspelt.startswith("unknown option --prot; did you mean --port?")
-    assert port == "--port: invalid int value: 'x'; see --help"
+    assert port == "--port: 'x' is not a whole number of 0 or more; see --help"
+    assert numbers[0] == "--block-size: '٣' is not a whole number of 0 or more; see --help"
+    assert numbers[4] == "--max-model-len: '1_0' is not a whole number such as 4096 or 4k; see --help"
+    assert [line.split(":")[0] for line in numbers] == [words[0].split("=")[0] for words in wrong_numbers]
     assert model.startswith("--model is missing; ")
     assert len(parallel) == 2 and all(line.startswith("4096 processes (data x tensor x pipel") for line in parallel)
     assert unrendered.startswith(f"{template}: the chat template cannot render these messages: ")
