@@ -75,7 +75,8 @@ def run_case(command: Command, words: list[str], zygote: Any, folder: Path, acce
     answer = zygote.run(words, folder, RUN_SECONDS)
     changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
     given = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    made = [given[name] for name in command.made if given.get(name)]
+    place = given.get("save_path", "")  # the folder of --save_prefix
+    made = [str(Path(place, given[name])) for name in command.made if given.get(name)]
     unmade = [name for name in made if not exists(folder / name) and not exists(folder / f"{name}.idx")]
     wrong = faults(command, answer, changed, accepted, unmade)
     return f"{'; '.join(wrong)}: {words}\n    {answer['err'].strip()[-600:]}" if wrong else ""
