@@ -38,7 +38,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_switch(value: object) -> bool:
+def is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
 
@@ -78,7 +78,7 @@ SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "modules_to_save": (is_list, "a list of names"),
     "layers_to_transform": (is_layers, "a list of layer numbers"),
     "layers_pattern": (is_target, NAMES),
-    "use_dora": (is_switch, "true or false"),
-    "use_rslora": (is_switch, "true or false"),
-    "ensure_weight_tying": (is_switch, "true or false"),
+    "use_dora": (is_boolean, "true or false"),
+    "use_rslora": (is_boolean, "true or false"),
+    "ensure_weight_tying": (is_boolean, "true or false"),
 }

@@ -35,7 +35,7 @@ def load_peft_model(model: Any, adapter: AdapterFolder, base: str | Path) -> Any
 
     try:
         with warnings.catch_warnings(action="ignore"):  # about missing tensors; check_all_loaded raises on them
-            if not adapter.has_memory_names:
+            if not adapter.has_adapter_name_in_keys:
                 return PeftModel.from_pretrained(model, str(adapter.path))
             adapted = get_peft_model(model, PeftConfig.from_pretrained(str(adapter.path), inference_mode=True))
             weights = load_peft_weights(str(adapter.path), device="cpu")

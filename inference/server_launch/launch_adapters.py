@@ -150,7 +150,7 @@ def check_served_adapter(name: str, folder: str, base: str) -> AdapterFolder:
         adapter = base_fit.read_adapter_for_base(folder, base)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"adapter {name}: {error}") from None
-    if adapter.has_memory_names:
+    if adapter.has_adapter_name_in_keys:
         raise ValueError(
             f"adapter {name}: the tensors of {folder} are named lora_A.default.weight, which vLLM does not load; "
             f"{merge_remedy(folder)}"

@@ -37,11 +37,11 @@ LIBRARIES = {
 LIGHT_LIBRARIES = ["numpy", "blake3", "tqdm", "command_line.fire_commands", "command_line.strict_parsers"]
 
 
-class Zygote:
-    """A process of a stage that forks a process for each run (tests/command_zygote.py)."""
+class ForkServer:
+    """A process of a stage that forks a process for each run (tests/command_fork_server.py)."""
 
     def __init__(self, stage: str, modules: list[str]) -> None:
-        command = [sys.executable, str(REPOSITORY / "tests/command_zygote.py"), stage, *modules]
+        command = [sys.executable, str(REPOSITORY / "tests/command_fork_server.py"), stage, *modules]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
         self.process = subprocess.Popen(
             command,
@@ -51,7 +51,7 @@ class Zygote:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert self.process.stdout and self.process.stdout.readline() == "{}\n", "the zygote did not start"
+        assert self.process.stdout and self.process.stdout.readline() == "{}\n", "the fork server did not start"
 
     def run(self, words: list[str], cwd: Path, seconds: float = 120) -> dict[str, Any]:
         """Return {"status", "out", "err"} of a command; the status is None if it ran longer than `seconds`."""
@@ -67,18 +67,18 @@ class Zygote:
 
 
 @pytest.fixture(scope="session")
-def zygotes() -> Iterator[Callable[[str, bool], Zygote]]:
-    """Return a function that starts a stage's zygote once, with its heavy libraries or without."""
-    started: dict[tuple[str, bool], Zygote] = {}
+def fork_servers() -> Iterator[Callable[[str, bool], ForkServer]]:
+    """Return a function that starts a fork server of a stage once, with its heavy libraries or without."""
+    started: dict[tuple[str, bool], ForkServer] = {}
 
-    def get(stage: str, heavy: bool) -> Zygote:
+    def get(stage: str, heavy: bool) -> ForkServer:
         if (stage, heavy) not in started:
-            started[stage, heavy] = Zygote(stage, LIBRARIES[stage] if heavy else LIGHT_LIBRARIES)
+            started[stage, heavy] = ForkServer(stage, LIBRARIES[stage] if heavy else LIGHT_LIBRARIES)
         return started[stage, heavy]
 
     yield get
-    for zygote in started.values():
-        zygote.stop()
+    for fork_server in started.values():
+        fork_server.stop()
 
 
 ROW = {"instruction": "Name the persons.", "input": "Ann Lee was born in Oslo.", "output": '{"person": ["Ann Lee"]}'}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_fork_server import END
 from command_options import COMMANDS, LIBRARY_OPTIONS, NO_VALUE, VALUES, Command, is_accepted, is_parsed
-from command_zygote import END
 from fuzzing import share_of_seconds
 from input_damage import damaged_inputs
 
@@ -69,10 +69,10 @@ def exists(path: Path) -> bool:
         return False
 
 
-def run_case(command: Command, words: list[str], zygote: Any, folder: Path, accepted: bool) -> str:
+def run_case(command: Command, words: list[str], fork_server: Any, folder: Path, accepted: bool) -> str:
     """Run a command in a folder of its inputs; return "" or a report of what is wrong."""
     before = contents(folder)
-    answer = zygote.run(words, folder, RUN_SECONDS)
+    answer = fork_server.run(words, folder, RUN_SECONDS)
     changed = [name for name, state in contents(folder).items() if before.get(name) != state and ".rows-" not in name]
     given = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     place = given.get("save_path", "")  # the folder of --save_prefix
@@ -96,7 +96,9 @@ def option_cases(commands: list[Command], shuffled: random.Random) -> Iterator[t
         yield command, option, kind, "".join(shuffled.choices(letters, k=shuffled.randint(1, 6)))
 
 
-def test_sample_of_unusable_options_is_refused_in_one_line(zygotes: Callable[[str, bool], Any], tmp_path: Path) -> None:
+def test_sample_of_unusable_options_is_refused_in_one_line(
+    fork_servers: Callable[[str, bool], Any], tmp_path: Path
+) -> None:
     """Values that no option of the type takes, without the commands that import torch or vLLM to parse options."""
     draw, reports = random.Random(19), []
     for command in draw.sample([command for command in COMMANDS if command.script not in LIBRARY_OPTIONS], 20):
@@ -105,24 +107,24 @@ def test_sample_of_unusable_options_is_refused_in_one_line(zygotes: Callable[[st
             if not is_parsed(kind, value)
         ]  # fmt: skip
         if cases:
-            zygote = zygotes(command.script.split("/")[0], False)
-            report = run_case(command, command.words_with(*draw.choice(cases)), zygote, tmp_path, False)
+            fork_server = fork_servers(command.script.split("/")[0], False)
+            report = run_case(command, command.words_with(*draw.choice(cases)), fork_server, tmp_path, False)
             reports += [report] if report else []
     assert not reports, "\n".join(reports)
 
 
 def try_cases(
     cases: Iterator[tuple[Command, list[str], bool, Callable[[Path], None]]],
-    zygotes: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
+    fork_servers: Callable[[str, bool], Any], inputs: Path, place: Path, seconds: float,
 ) -> None:  # fmt: skip
     """Run cases (command, words, whether status 0 is right, damage of the inputs) for a time."""
     count, reports, folder, end = 0, list[str](), place / "run", 0.0
     for command, words, accepted, damage in cases:
-        zygote = zygotes(command.script.split("/")[0], True)
-        end = end or time.monotonic() + seconds  # the start of the zygote takes seconds
+        fork_server = fork_servers(command.script.split("/")[0], True)
+        end = end or time.monotonic() + seconds  # the start of the server takes seconds
         shutil.copytree(inputs, folder)
         damage(folder)
-        report = run_case(command, words, zygote, folder, accepted)
+        report = run_case(command, words, fork_server, folder, accepted)
         shutil.rmtree(folder)
         if report:
             print(report)
@@ -139,22 +141,22 @@ def try_cases(
 @pytest.mark.timeout(share_of_seconds(1) + 1200)
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "tools", "examples", "inference"])
 def test_every_option_takes_its_values_and_refuses_others_in_one_line(
-    zygotes: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
+    fork_servers: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
 ) -> None:
     commands = [command for command in COMMANDS if command.script.startswith(f"{stage}/")]
     cases = (
         (command, command.words_with(option, value), is_accepted(command, option, kind, value), lambda _: None)
         for command, option, kind, value in option_cases(commands, random.Random())
     )
-    try_cases(cases, zygotes, inputs, tmp_path, share_of_seconds(0.08))
+    try_cases(cases, fork_servers, inputs, tmp_path, share_of_seconds(0.08))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(share_of_seconds(1) + 1200)
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "tools", "examples", "inference"])
 def test_damaged_inputs_are_read_or_refused_in_one_line(
-    zygotes: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
+    fork_servers: Callable[[str, bool], Any], inputs: Path, tmp_path: Path, stage: str
 ) -> None:
     commands = [command for command in COMMANDS if command.script.startswith(f"{stage}/")]
     cases = damaged_inputs(commands, inputs, random.Random())
-    try_cases(cases, zygotes, inputs, tmp_path, share_of_seconds(0.06))
+    try_cases(cases, fork_servers, inputs, tmp_path, share_of_seconds(0.06))

@@ -20,8 +20,8 @@ PART = re.compile(
     r"|base_layer|weight|bias)((?:\.weight)?|\.bias)"
 )
 # PEFT's names in memory: lora_A.default.weight. A state dict saved without PEFT's save_pretrained has them.
-NAMED = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
-PLAIN = re.compile(r"[\w.]+")  # a module's name in rank_pattern; its dots stand for themselves
+ADAPTER_NAME_IN_KEY = re.compile(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)")
+MODULE_NAME = re.compile(r"[\w.]+")  # a module's name in rank_pattern; its dots stand for themselves
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
@@ -38,7 +38,7 @@ class AdapterFolder:
     path: Path
     config: dict[str, Any]
     parts: dict[str, Shapes]
-    has_memory_names: bool  # whether the tensors are stored under PEFT's names in memory, as `saved_name` describes
+    has_adapter_name_in_keys: bool  # as PEFT names tensors in memory; see `saved_name`
 
 
 def read_adapter_folder(folder: str | Path) -> AdapterFolder:
@@ -99,11 +99,11 @@ def group_by_module(shapes: Mapping[str, tuple[int, ...]], file: Path) -> dict[s
 
 
 def saved_name(name: str) -> str:
-    """Return the name of a tensor as PEFT saves it, without the name of the adapter (NAMED).
+    """Return the name of a tensor as PEFT saves it, without the name of the adapter (ADAPTER_NAME_IN_KEY).
 
     The weight of a module of modules_to_save has the module's own name.
     """
-    return NAMED.sub(lambda match: "" if match[1] == "modules_to_save" else f".{match[1]}", name)
+    return ADAPTER_NAME_IN_KEY.sub(lambda match: "" if match[1] == "modules_to_save" else f".{match[1]}", name)
 
 
 def is_copy(name: str, names: Container[str]) -> bool:
@@ -161,7 +161,7 @@ class ModulePatterns:
         self.positions = {pattern: position for position, pattern in enumerate(patterns or {})}
         self.expressions = [
             (position, re.compile(rf"(.*\.)?({pattern})$"))
-            for pattern, position in self.positions.items() if not PLAIN.fullmatch(pattern)
+            for pattern, position in self.positions.items() if not MODULE_NAME.fullmatch(pattern)
         ]  # fmt: skip
 
     def value(self, module: str, default: Any) -> Any:

@@ -151,8 +151,8 @@ def check_tokenizers(adapter: AdapterFolder, base: Path) -> None:
     tables = None if replaced else different_tables(adapter.path, base)
     if not tables or is_prefix(*tables):
         return
-    own, theirs = tables
-    different = sorted((number, piece) for piece, number in theirs.items() if own.get(piece) != number)
+    own, base_ids = tables
+    different = sorted((number, piece) for piece, number in base_ids.items() if own.get(piece) != number)
     if different:
         number, piece = different[0]
         raise ValueError(
@@ -166,8 +166,8 @@ def different_tables(adapter: Path, base: Path) -> tuple[dict[str, int], dict[st
     files = adapter / "tokenizer.json", base / "tokenizer.json"
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return None
-    own, theirs = (token_ids(file) for file in files)
-    return None if own == theirs else (own, theirs)
+    own, base_ids = (token_ids(file) for file in files)
+    return None if own == base_ids else (own, base_ids)
 
 
 def is_prefix(pieces: Mapping[str, int], longer: Mapping[str, int]) -> bool:

@@ -1,6 +1,6 @@
 """A process of one stage that has imported its libraries and forks a process for each run of a command.
 
-    python tests/command_zygote.py STAGE MODULE …
+    python tests/command_fork_server.py STAGE MODULE …
 
 Reads a run per line from stdin, as JSON: {"words": [SCRIPT, …], "cwd", "seconds"}. Writes its result as a line of JSON:
 {"status", "out", "err"}; the status is None if the run had to be killed after its seconds.
