@@ -94,8 +94,46 @@ def worst_bodies() -> Iterator[WorstBody]:
     yield WorstBody("/v1/responses", "one long text", filled('{"input": "', "a ", '"}'))
     ambiguous = {"prompt": "x", "structured_outputs": {"grammar": "root ::= s\ns ::= s s s | s s | [a-z]"}}
     yield WorstBody("/v1/completions", "ambiguous grammar", json.dumps(ambiguous).encode())
+    yield from few_bytes()
     nested = {"instruction": "x", "parameters": {"structured_outputs": {"regex": ".*" * 4000}}}
     yield WorstBody("/generate", "8,000 characters of `.*`", json.dumps(nested).encode())
+
+
+def few_bytes() -> Iterator[WorstBody]:
+    """Yield bodies whose cost is not their size, such as many beams, answers or log probabilities."""
+    types = [f"{at:03d}{'t' * 197}" for at in range(500)]
+    text = "Ann was born in Oslo. " * 2000
+    yield body("/extract", "500 types of 200 characters", task="ner", schema=types, text=text)
+    roles = {name: ["agent", "place"] for name in types[:160]}
+    yield body("/extract", "160 events of two roles", task="ee", schema=roles, text=text)
+    words = "a " * 400
+    beams = {"num_beams": 100, "max_new_tokens": 200}
+    yield body("/generate", "100 beams", instruction=words, parameters=beams)
+    yield body("/v1/completions", "100 beams", prompt=words, use_beam_search=True, n=100, max_tokens=200)
+    most = {"prompt_logprobs": 256, "logprobs": 256, "max_tokens": 400, "n": 64}
+    yield body("/v1/completions", "256 log probabilities of each token", prompt=words, **most)
+    yield body("/v1/completions", "1,000 answers", prompt="x", n=1000, max_tokens=100)
+    yield body("/v1/completions", "64 answers", prompt="x", n=64, max_tokens=200)
+    yield body("/v1/completions", "1,000 prompts", prompt=[f"{at}" for at in range(1000)], max_tokens=100)
+    yield body("/v1/completions", "65,536 log probabilities", prompt="x", max_tokens=255, logprobs=255)
+    truncated = [{"role": "user", "content": "a " * 500_000}]
+    yield body("/v1/chat/completions", "1 M characters, truncated", messages=truncated, max_tokens=4,
+               truncate_prompt_tokens=4)  # fmt: skip
+    yield body("/tokenize", "1 M characters", prompt="a " * 500_000)
+    for field in ("stop", "bad_words"):
+        many = [f"w{at}" for at in range(500_000)]
+        yield body("/v1/completions", f"500,000 {field}", prompt="x", max_tokens=4, **{field: many})
+    messages = [{"role": "user", "content": "x"}]
+    tools = [{"type": "function", "function": {"name": f"f{at}", "parameters": {}}} for at in range(80_000)]
+    yield body("/v1/chat/completions", "80,000 tools", messages=messages, tools=tools, max_tokens=4)
+    long = [{"role": "user", "content": "a " * 4_000_000}]
+    yield body("/v1/messages", "one long message", model="served", messages=long, max_tokens=4)
+    yield body("/tokenize", "one long text", prompt="a " * 4_000_000)
+    yield body("/detokenize", "token ids", tokens=[7] * 2_500_000)
+
+
+def body(path: str, name: str, **fields: object) -> WorstBody:
+    return WorstBody(path, name, json.dumps(fields).encode())
 
 
 def biases() -> str:

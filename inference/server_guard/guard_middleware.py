@@ -15,6 +15,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm_bridge.request_cost import bound_log_probabilities, bound_texts, counted_cost, most_sequences, share_sequences
 from vllm_bridge.vllm_hooks import TokenUsage, check_constraints, check_sequences, tokens_used
 from vllm_bridge.vllm_imports import from_vllm
 
@@ -37,6 +38,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.settings: GuardSettings | None = None
+        self.most_sequences = 0  # of one request in the engine; known at startup
         self.usage: TokenUsage | None = None  # set if --limit-tokens is given
         self.shutdown = GracefulShutdown()
 
@@ -50,7 +52,8 @@ class GuardMiddleware:
         try:
             if self.shutdown.draining:
                 raise shutdown_refusal()
-            await self.run_route(request, self.settings.check_request(scope))
+            with counted_cost(self.most_sequences):
+                await self.run_route(request, self.settings.check_request(scope))
         except RefusedError as refusal:
             request.refusal = refusal
         except asyncio.CancelledError:
@@ -86,6 +89,10 @@ class GuardMiddleware:
             install_log_filters()
         check_constraints(state.engine_client)
         check_sequences(state.engine_client)
+        bound_log_probabilities(state.engine_client)
+        bound_texts()
+        share_sequences(state.engine_client)
+        self.most_sequences = most_sequences(state.engine_client.vllm_config.scheduler_config.max_num_seqs)
         if state.args.limit_tokens:
             self.usage = TokenUsage(state.engine_client)
 

@@ -40,6 +40,9 @@ PRIVATE_API = {
     "vllm.v1.engine.async_llm:AsyncLLM.add_request(request_id, prompt, params)": "wrapped: tries its constraint",
     f"{SAMPLING}._validate_structured_outputs(model_config, structured_outputs_config, tokenizer)": "called",
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init(request)": "called: makes the engine's compiler",
+    # request_cost.py: no option bounds the work of a request on the event loop and in the tokeniser's thread
+    "vllm.renderers.params:TokenizeParams._text_len_check(tokenizer, text)": "wrapped: counts the text of a request",
+    f"{SAMPLING}.num_logprobs": "read: log probabilities of each token",
     # a request that the queue can never take is an error of the caller
     "vllm.v1.engine.async_llm:AsyncLLM.check_admission(n, request_id)": "wrapped: status 400",
     # routes: requests are validated, sampled and answered as by /v1/completions

@@ -24,6 +24,7 @@ MODULES = {
     "StructuredOutputManager": "vllm.v1.structured_output",
     "StructuredOutputRequest": "vllm.v1.structured_output.request",
     "StructuredOutputsParams": "vllm.sampling_params",
+    "TokenizeParams": "vllm.renderers.params",
     "UsageContext": "vllm.usage.usage_lib",
     "VLLMValidationError": "vllm.exceptions",
     "_CONFIG_REGISTRY": "vllm.transformers_utils.config",

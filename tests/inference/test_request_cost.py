@@ -1,0 +1,125 @@
+"""request_cost.py: the text, the log probabilities and the sequences of one request are bounded."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from vllm_bridge.request_cost import (
+    LEAST_SEQUENCES,
+    MAX_CHARACTERS,
+    MAX_LOG_PROBABILITIES,
+    RequestCost,
+    count_log_probabilities,
+    most_sequences,
+)
+
+
+def test_share_of_a_request_is_half_of_the_engine_but_not_too_small() -> None:
+    assert [most_sequences(count) for count in (1, 2, 64, 256)] == [LEAST_SEQUENCES, LEAST_SEQUENCES, 32, 128]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0),
+        ({"logprobs": 4, "max_tokens": 10}, 50),
+        ({"logprobs": 0, "max_tokens": 10, "n": 3}, 30),
+        ({"logprobs": -1, "max_tokens": 2}, 1600),
+        ({"prompt_logprobs": 9, "max_tokens": 1}, 30),
+        ({"logprob_token_ids": [1, 2], "max_tokens": 10}, 30),
+        ({"logprobs": 200, "max_tokens": 1, "detokenize": False}, 0),  # a step of a beam search
+    ],
+)
+def test_log_probabilities_are_counted_by_answer_and_token(fields: dict[str, Any], expected: int) -> None:
+    from vllm.sampling_params import SamplingParams
+
+    prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
+    assert count_log_probabilities(prompt, SamplingParams(**fields), 800) == expected
+
+
+def test_prompts_wait_for_each_other_in_order_and_never_for_ever() -> None:
+    """Six prompts of three answers share four sequences: one runs at a time; a cancelled one gives its turn back."""
+    running, most, ended = 0, 0, []
+
+    async def run(cost: RequestCost, name: int) -> None:
+        nonlocal running, most
+        async with cost.sequences(3):
+            running += 3
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 3
+        ended.append(name)
+
+    async def run_all() -> bool:
+        cost = RequestCost(4)
+        tasks = [asyncio.create_task(run(cost, name)) for name in range(6)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        async with cost.sequences(4) as has_waited:
+            return has_waited
+
+    assert asyncio.run(run_all()) is False
+    assert (most, ended) == (3, [0, 2, 3, 4, 5])
+
+
+TEXT = "a " * (MAX_CHARACTERS // 2 + 1)
+MESSAGES = [{"role": "user", "content": TEXT}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": TEXT}),
+        ("/tokenize", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": TEXT, "truncate_prompt_tokens": 4}),
+        ("/v1/completions", {"prompt": [TEXT[: MAX_CHARACTERS // 4]] * 5, "truncate_prompt_tokens": 4}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "truncate_prompt_tokens": 4}),
+        ("/v1/responses", {"input": TEXT, "truncation": "auto"}),
+        ("/invocations", {"prompt": TEXT, "truncate_prompt_tokens": 4}),
+    ],
+)
+def test_long_text_is_refused_where_vllm_would_truncate_it(server: Any, path: str, body: dict[str, Any]) -> None:
+    status, answer = server.post(path, body | {"max_tokens": 4})
+    assert (status, f"more than {MAX_CHARACTERS} characters" in answer["error"]["message"]) == (400, True), answer
+
+
+def test_long_text_below_the_bound_is_tokenised(server: Any) -> None:
+    status, answer = server.post("/tokenize", {"prompt": "a " * (MAX_CHARACTERS // 2)})
+    assert (status, answer["count"] > MAX_CHARACTERS // 2) == (200, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x", "max_tokens": 256, "logprobs": 256},
+        {"prompt": "x", "max_tokens": 64, "logprobs": 31, "n": 33},
+        {"prompt": ["x"] * 65, "max_tokens": 64, "logprobs": 15},
+        {"prompt": [[7] * 300], "max_tokens": 1, "prompt_logprobs": 255},
+    ],
+)
+def test_more_log_probabilities_than_the_bound_are_refused(server: Any, body: dict[str, Any]) -> None:
+    status, answer = server.post("/v1/completions", body)
+    assert (status, f"more than {MAX_LOG_PROBABILITIES}" in answer["error"]["message"]) == (400, True), answer
+
+
+def test_request_of_many_prompts_leaves_room_for_others(server: Any) -> None:
+    """300 prompts of 100 tokens; a short request beside them ends long before them."""
+    body = {"prompt": [f"{at}" for at in range(300)], "max_tokens": 100, "ignore_eos": True, "temperature": 0}
+    with ThreadPoolExecutor(1) as pool:
+        many = pool.submit(server.post, "/v1/completions", body)
+        for _ in range(3):
+            server.generate("x", max_tokens=1)
+        assert not many.done()
+        assert server.metric_sum("num_requests_running", "num_requests_waiting") <= 128
+        status, answer = many.result()
+    assert (status, len(answer["choices"]), answer["usage"]["completion_tokens"]) == (200, 300, 30_000)
+    assert [choice["index"] for choice in answer["choices"]] == [*range(300)]
+
+
+def test_more_answers_to_a_prompt_than_its_share_are_an_error(server: Any) -> None:
+    status, answer = server.post("/v1/completions", {"prompt": "x", "n": 200, "max_tokens": 1})
+    assert status == 400
+    assert "n is 200, a request may have " in answer["error"]["message"]
+    assert server.post("/v1/completions", {"prompt": "x", "n": 16, "max_tokens": 1})[0] == 200
