@@ -15,10 +15,11 @@ The launcher prints the options that it presets; options and environment variabl
 Published options that vLLM no longer has are replaced or dropped with a notice. See inference/README.md.
 """
 
-from command_line.command_errors import run_command
+from command_line.command_errors import one_line, run_command
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from server_guard.process_supervisor import supervise
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         precheck(arguments)
     # On CPUs, an import of vLLM logs that Triton is not used; a user's error must be the only line.
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_, **__: print_notice(one_line(message))  # of options that vLLM deprecates
     from_vllm("cli_env_setup")()
     args = parse_server_args(arguments, str(__doc__))
     with option_errors():

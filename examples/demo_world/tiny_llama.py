@@ -84,7 +84,7 @@ def make_model(
         "hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
         "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings,
     }  # fmt: skip
-    for name, size in sizes.items():
+    for name, size in {**sizes, "rope_theta": rope_theta}.items():
         if size < 1:
             raise ValueError(f"--{name} {size} is too small; it must be at least 1")
     if hidden_size % (2 * num_attention_heads):  # a head is rotated in pairs of numbers

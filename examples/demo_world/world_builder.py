@@ -163,6 +163,13 @@ def make_world(
 ) -> None:
     """Write the files to the new folder output_dir; half of rows and heldout_rows is in each language."""
     folder_path(output_dir)
+    sizes = {
+        "people": people, "documents_per_language": documents_per_language, "rows": rows, "heldout_rows": heldout_rows,
+        "real_megabytes": real_megabytes,
+    }  # fmt: skip
+    for option, size in sizes.items():
+        if size < 0:
+            raise ValueError(f"--{option} {size} is too small; it must be at least 0")
     for option, path in (("data_path", data_path), ("template_path", template_path)):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; --{option} takes an existing file")

@@ -24,6 +24,7 @@ def test_error_in_the_texts_is_the_error_of_the_training_and_leaves_no_folder(tm
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
+        ({"rope_theta": -0.5}, "--rope_theta -0.5 is too small; it must be at least 1"),
         ({"num_hidden_layers": 0}, "--num_hidden_layers 0 is too small; it must be at least 1"),
         ({"hidden_size": 33}, "--hidden_size 33 is not an even multiple of --num_attention_heads"),
         ({"initializer_range": 7.0}, "--initializer_range 7.0 is not between 0 and 1"),
