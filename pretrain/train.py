@@ -23,7 +23,9 @@ from rank_group.rank_errors import user_errors_in_turn
 from training_loop.trainer_options import help_text
 
 if TYPE_CHECKING:
+    from corpus_files.corpus import Corpus
     from pretraining.pretraining_arguments import PretrainingArguments
+    from sequence_packing.packed_sequences import PackedSequences
 
 
 def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
@@ -71,13 +73,27 @@ def load_base(args: "PretrainingArguments") -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def run_summary(
+    args: "PretrainingArguments", corpus: "Corpus", sequences: "PackedSequences", batch: int, checkpoint: Path | None
+) -> str:
+    """Return a line about data, global batch and steps of the run. batch: sequences per step."""
+    from corpus_files.corpus import counted
+
+    return (
+        f"{args.data_path}: {counted(len(corpus), 'sample')}, {counted(corpus.sidecar['tokens'], 'token')} in "
+        f"{counted(sequences.train_count, 'sequence')} of {args.block_size} ({sequences.efficiency:.1%} full); "
+        f"{counted(batch, 'sequence')} per step on {counted(args.world_size, 'rank')} ({args.device.type}), "
+        f"{counted(args.max_steps, 'step')}" + (f" from {checkpoint}" if checkpoint else "")
+    )
+
+
 def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     """Parse and check the options, pack the corpus and load the model.
 
     Returns the trainer, and the checkpoint to resume from (None for a new run). Raises ValueError or OSError if the
     options do not fit the corpus, the base or the checkpoint.
     """
-    from corpus_files.corpus import Corpus, counted
+    from corpus_files.corpus import Corpus
     from pretraining import preflight, universal_checkpoint
     from pretraining.pretraining_arguments import parse
     from pretraining.pretraining_trainer import PretrainingTrainer
@@ -87,6 +103,7 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     from sequence_packing.sequence_batches import Collator, HeldOutSequences, ScheduledSequences, SourceGroups
     from training_loop.resumed_settings import check_steps
     from training_loop.run_folders import check_base
+    from training_loop.trainer_options import count_epochs_in_steps
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
 
@@ -99,27 +116,23 @@ def make_trainer(argv: list[str]) -> tuple[Any, Path | None]:
     checkpoint = resume_point(args.resume_from_checkpoint, output)
     corpus = Corpus(args.data_path)
     args.block_size = preflight.check_corpus(corpus, args.model_name_or_path, args.block_size)
-    packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, args.seed if args.eval_fraction else 0)
+    seed, seed_option = (args.seed, "--seed") if args.data_seed is None else (args.data_seed, "--data_seed")
+    packing = Packing(args.block_size, not args.no_packing, args.eval_fraction, seed if args.eval_fraction else 0)
     sequences = preflight.pack_corpus(args, corpus, packing)
     groups, weights, weight_notices = preflight.source_weights(args, sequences)
-    schedule = Schedule(groups.sizes, weights, args.seed)
+    schedule = Schedule(groups.sizes, weights, seed)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    identity = preflight.pretraining_identity(corpus, packing, batch, schedule)
+    identity = preflight.pretraining_identity(corpus, packing, batch, schedule, seed_option)
     start, schedule = preflight.start_point(identity, schedule, weights, checkpoint, args.accept_changes)
     if args.max_steps <= 0:
         args.max_steps = preflight.steps_of_epochs(args.num_train_epochs, groups, weights, batch)
     check_steps(args.max_steps, start.step)
+    count_epochs_in_steps(args, preflight.steps_of_epochs(1, groups, weights, batch))
     args.warmup_steps *= args.max_steps > 1  # the first step of a warm-up has the learning rate 0
     if args.should_save:
         for notice in [*notices, *weight_notices, *remove_incomplete(output)]:
             print(f"notice: {notice}", file=sys.stderr)
-        print(
-            f"{args.data_path}: {counted(len(corpus), 'sample')}, {counted(corpus.sidecar['tokens'], 'token')} in "
-            f"{counted(sequences.train_count, 'sequence')} of {args.block_size} ({sequences.efficiency:.1%} full); "
-            f"{counted(batch, 'sequence')} per step on {counted(args.world_size, 'rank')} ({args.device.type}), "
-            f"{counted(args.max_steps, 'step')}" + (f" from {checkpoint}" if checkpoint else ""),
-            flush=True,
-        )
+        print(run_summary(args, corpus, sequences, batch, checkpoint), flush=True)
     if args.disable_tqdm:
         transformers_logging.disable_progress_bar()
     set_seed(args.seed)

@@ -24,7 +24,7 @@ from resumable_checkpoints.run_state import RunState
 from torch.utils.data import DataLoader
 from training_loop.loss_meter import LossMeter, MeanLosses
 from training_loop.source_trainer import SourceTrainer, leave_signals_to_parent
-from transformers.trainer_utils import IntervalStrategy
+from training_loop.trainer_options import count_epochs_in_steps
 
 from instruction_tuning.tuning_arguments import TuningArguments
 from instruction_tuning.tuning_data import TuningData
@@ -47,7 +47,6 @@ class InstructionTrainer(SourceTrainer):
     def __init__(self, data: TuningData, layout: BatchLayout, identity: dict[str, Any], **more: Any) -> None:
         self.data, self.layout, self.identity = data, layout, identity
         super().__init__(sources=data.examples.names, batch=data.order.batch_size, **more)
-        self.args.include_num_input_tokens_seen = "no"  # progress_entry logs it; Trainer cannot count it
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
@@ -112,13 +111,7 @@ class InstructionTrainer(SourceTrainer):
         return super().floating_point_ops({"input_ids": torch.empty(inputs["tokens"], device="meta")})
 
     def before_training(self) -> None:
-        """Change the layout to one example per sequence if the attention of this model mixes packed examples.
-
-        Raises ValueError if --fsdp has no effect.
-        """
-        wrapper = type(self.model_wrapped).__name__
-        if self.args.fsdp and "FSDP" not in wrapper and "FullySharded" not in wrapper:
-            raise ValueError(f"--fsdp has no effect here (the model is a {wrapper}); remove it, or use --deepspeed")
+        """Change the layout to one example per sequence if the attention of this model mixes packed examples."""
         if self.layout.packed:
             attention = attention_of(self.base_model)
             with self.compute_loss_context_manager():
@@ -195,21 +188,19 @@ def make_trainer(
         args.max_steps = math.ceil(args.num_train_epochs * data.order.steps)
     if args.max_steps == 1:
         args.warmup_steps = 0  # the first step of a warm-up has the learning rate 0
-    for event in ("logging", "eval", "save"):
-        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
-            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
-            setattr(args, f"{event}_steps", data.order.steps)
+    count_epochs_in_steps(args, data.order.steps)
     args.ignore_data_skip = True  # the loader of a resumed run begins at first_step
     config = model.config.get_text_config().to_dict()
     dropouts = [value for key, value in config.items() if "drop" in key and isinstance(value, int | float)]
     dropouts += [args.lora_dropout] if args.method != "full" else []
+    dropouts += [args.neftune_noise_alpha or 0]  # noise on the embeddings
     embedding = model.get_input_embeddings()
     embedding = embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding  # with LoRA on it
     ids, rows = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0), embedding.num_embeddings
     layout = BatchLayout(
         packed=segment_attention.can_pack(model),
         capacity=args.per_device_train_batch_size * args.cutoff_len,
-        share_prefixes=args.share_prefixes and not any(dropouts),  # examples would share the dropout of their prefix
+        share_prefixes=args.share_prefixes and not any(dropouts),  # examples would share those of their prefix
         pad_id=next(index for index in ids if index is not None and index < rows),
         multiple=1 if args.device.type == "cpu" else 8,
     )

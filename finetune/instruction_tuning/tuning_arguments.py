@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rank_group.ranks import join_ranks, launched_ranks
-from training_loop import trainer_options
+from training_loop import option_checks, trainer_options
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -43,6 +43,11 @@ class TuningArguments(TuningOptions, TrainingArguments):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing; --help lists the options")
         self._check_method()
+        option_checks.check_held_out(self, "val_set_size", "eval_data_path")
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "--logging_nan_inf_filter has no effect here, as a run ends with a loss that is not finite; remove it"
+            )
         ranks = launched_ranks()
         self.gradient_accumulation_steps = accumulation_steps(
             self.batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps, ranks
@@ -51,9 +56,10 @@ class TuningArguments(TuningOptions, TrainingArguments):
         # For Trainer, an item of the data loader is a whole step; see StepDataset.
         self.accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         self._plan_evaluation()
+        self.logging_first_step &= self.logging_strategy != "no"
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        join_ranks(self.deepspeed)
+        join_ranks(self.deepspeed, self.ddp_backend, self.ddp_timeout)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks
         super().__post_init__()
@@ -64,10 +70,6 @@ class TuningArguments(TuningOptions, TrainingArguments):
             )
         if self.world_size != ranks:
             raise ValueError(f"{ranks} ranks were launched, but Trainer sees {self.world_size}; launch with torchrun")
-        if self.device.type == "cpu":
-            if self.fp16:
-                raise ValueError("--fp16 needs a GPU; remove it on a CPU (float32), or use --bf16")
-            self.dataloader_pin_memory = False
 
     def _check_method(self) -> None:
         if self.method == "qlora":
@@ -82,14 +84,18 @@ class TuningArguments(TuningOptions, TrainingArguments):
             raise ValueError("--eval_generate has no held-out examples; give --val_set_size or --eval_data_path")
 
     def _plan_evaluation(self) -> None:
-        """Set defaults: evaluate once per epoch if examples are held out; with a metric, use the best checkpoint."""
+        """Set defaults: evaluate each --eval_steps, or once per epoch, if examples are held out.
+
+        With a metric, the result is the best checkpoint.
+        """
         if (self.val_set_size or self.eval_data_path) and self.eval_strategy == "no":
-            self.eval_strategy = "epoch"
+            self.eval_strategy = "steps" if self.eval_steps else "epoch"
         if self.eval_generate and self.metric_for_best_model is None:
             self.metric_for_best_model = "f1"
         if self.metric_for_best_model is not None and self.eval_strategy != "no":
             self.load_best_model_at_end = True
-            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
+            if self.save_strategy != "best":
+                self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
 
 
 def accumulation_steps(batch: int | None, micro: int, given: int, ranks: int) -> int:

@@ -34,8 +34,32 @@ REFUSED = {
     "do_train": "this command always trains",
     "do_eval": "held-out data is evaluated if there is some",
     "do_predict": "this command only trains",
+    "bf16_full_eval": "held-out losses are computed in the precision of training",
+    "fp16_full_eval": "held-out losses are computed in the precision of training",
+    "use_cache": "training needs no key-value cache; config.json keeps the value of the base",
+    "include_num_input_tokens_seen": "the log always has the number of tokens",
+    "ignore_data_skip": "a resumed run always begins with its next batch",
+    "remove_unused_columns": "the items of the data loader have no columns",
+    **dict.fromkeys(
+        ["push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+         "hub_revision"],
+        "a result is complete only after the run; upload its folder then: hf upload OWNER/NAME OUTPUT_DIR",
+    ),
+}  # fmt: skip
+# Options that have an effect only together with another option.
+NEEDED = {
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "liger_kernel_config": "use_liger_kernel",
+    "fsdp_config": "fsdp",
+    "eval_max_new_tokens": "eval_generate",
 }
-
+# Options that only some of the programs of --report_to use.
+TRACKERS = {
+    "run_name": ("wandb", "comet_ml", "dagshub", "mlflow", "swanlab", "trackio"),
+    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("trackio",)),
+}
+# Options of evaluation, besides those whose names begin with `eval_`.
+EVALUATION = ("per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 
 # Lowest values of options, Trainer's and those of both trainers; defaults below them have a meaning of their own.
 LOWEST = {
@@ -50,25 +74,46 @@ LOWEST = {
 BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 
 
-def check_values(options: type, given: Mapping[str, Any]) -> None:
-    """Raise ValueError if a refused option is not its default, or if a number or the output folder is unusable.
+def check_values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option has no effect, or if a number or the output folder is unusable.
 
-    options: the dataclass. given: values by name.
+    defaults, given: parsed values by name, without a command line and with it.
     """
-    for field in fields(options):
-        name, value = field.name, given[field.name]
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if value == default or value is None:
+    reported = {given["report_to"]} if isinstance(given["report_to"], str) else {*(given["report_to"] or ())}
+    for name, value in given.items():
+        if value is None or value == defaults[name]:
             continue
         if name in REFUSED:
             raise ValueError(f"--{name} has no effect here, as {REFUSED[name]}; remove it")
-        if value < LOWEST.get(name, value):
+        if name in NEEDED and not given[NEEDED[name]]:
+            raise ValueError(f"--{name} has no effect without --{NEEDED[name]}; add it, or remove --{name}")
+        if name in TRACKERS and not reported & {*TRACKERS[name], "all"}:
+            programs = " or ".join(TRACKERS[name])
+            raise ValueError(f"--{name} has no effect without --report_to {programs}; remove it")
+        if name == "debug" and "tpu_metrics_debug" in value:
+            raise ValueError("--debug tpu_metrics_debug has no effect here, as TPUs are not supported; remove it")
+        if name in LOWEST and value < LOWEST[name]:
             raise ValueError(f"--{name} {value} is too small; it must be at least {LOWEST[name]}")
         if name in BELOW_ONE and value >= 1:
             raise ValueError(f"--{name} {value} is too large; it must be below 1")
     output = Path(given["output_dir"] or "")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file; name a new folder")
+
+
+def check_held_out(args: Any, *held_out: str) -> None:
+    """Raise ValueError if an option of evaluation is given without held-out data.
+
+    args: an instance of a dataclass. held_out: the options that name held-out data.
+    """
+    if any(getattr(args, name) for name in held_out):
+        return
+    for option in fields(args):
+        is_given = getattr(args, option.name) not in (None, option.default)
+        if is_given and (option.name in EVALUATION or option.name.startswith("eval_")):
+            raise ValueError(
+                f"--{option.name} has no effect without held-out data; give --{' or --'.join(held_out)}, or remove it"
+            )
 
 
 def check_requirements(args: Any) -> None:
@@ -86,6 +131,10 @@ def check_requirements(args: Any) -> None:
             f"--load_best_model_at_end with --eval_steps {args.eval_steps:g} and --save_steps {args.save_steps:g}: the "
             "best step may have no checkpoint; give the same number for both"
         )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU; remove it on a CPU (float32), or use --bf16")
+    if args.greater_is_better is not None and args.metric_for_best_model is None:
+        raise ValueError("--greater_is_better has no effect without --metric_for_best_model; add it")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs liger-kernel, which is not installed: pip install liger-kernel")
     try:

@@ -8,11 +8,12 @@ from command_line.option_values import parse_value
 from command_line.strict_parsers import OneLineErrorMixin
 
 import argparse
+import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from training_loop.option_checks import check_requirements, check_values
 
@@ -87,11 +88,27 @@ def parse(
 ) -> tuple[Options, list[str]]:
     """Return the parsed options and the notices to print; raises ValueError on unknown, abbreviated or invalid ones."""
     translated, notices = translate(argv, deprecated)
-    given = vars(_parser(options, description, prog).parse_args(translated))
-    check_values(options, given)
+    parser = _parser(options, description, prog)
+    given = vars(parser.parse_args(translated))
+    check_values(vars(parser.parse_args([])), given)
     args = options(**given)
     check_requirements(args)
     return args, notices
+
+
+def count_epochs_in_steps(args: Any, steps: int) -> None:
+    """Count logging, evaluation and saving in steps where they are wanted once per epoch; Trainer sees one epoch.
+
+    steps: of an epoch. --max_steps must be known: a run that is shorter than an epoch has its end as the only time.
+    """
+    from transformers.trainer_utils import IntervalStrategy
+
+    for event in ("logging", "eval", "save"):
+        if getattr(args, f"{event}_strategy") == IntervalStrategy.EPOCH:
+            setattr(args, f"{event}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{event}_steps", min(steps, args.max_steps))
+            if event == "eval":
+                args.eval_delay *= steps
 
 
 def help_text(argv: Sequence[str], own: type, load_all: Callable[[], type], description: str, prog: str) -> str:
@@ -116,6 +133,17 @@ def _number(kind: type, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error).strip()) from None
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    """argparse type of dictionaries, such as --liger_kernel_config; raises ArgumentTypeError."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"takes a JSON object, not {text!r}")
+    return found
+
+
 def _parser(options: type, description: str, prog: str) -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
 
@@ -124,6 +152,8 @@ def _parser(options: type, description: str, prog: str) -> argparse.ArgumentPars
             kind = settings.get("type")
             if kind in (int, float):  # these take `1_0` and other digits than 0 to 9, and float also nan and inf
                 settings["type"] = partial(_number, kind)
+            if get_origin(kind) is dict:  # which takes no text
+                settings["type"] = _json_object
             return super().add_argument(*names, **settings)
 
     any_dataclass: Any = options

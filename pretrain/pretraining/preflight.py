@@ -140,14 +140,19 @@ def steps_of_epochs(epochs: float, groups: SourceGroups, weights: dict[str, Any]
     return ceil(epochs * sum(size for name, size in groups.sizes.items() if weights.get(name)) / global_batch)
 
 
-def pretraining_identity(corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule) -> dict[str, Any]:
-    """Return the settings that must be equal in a run and in the run that resumes it; see RunState."""
+def pretraining_identity(
+    corpus: Corpus, packing: Packing, global_batch: int, schedule: Schedule, seed_option: str = "--seed"
+) -> dict[str, Any]:
+    """Return the settings that must be equal in a run and in the run that resumes it; see RunState.
+
+    seed_option: the option that gives the seed of the schedule.
+    """
     return {
         "--data_path": "-".join(digest[:16] for digest in corpus.sidecar["sha256"].values()),
         "--block_size": packing.block_size,
         "--no_packing": not packing.packed,
         "--eval_fraction": packing.eval_fraction,
-        "--seed": schedule.seed,
+        seed_option: schedule.seed,
         BATCH: global_batch,
         WEIGHTS: dict(zip(schedule.names, schedule.phases[-1].counts, strict=True)),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from rank_group.ranks import join_ranks
-from training_loop import trainer_options
+from training_loop import option_checks, trainer_options
 from transformers import TrainingArguments
 
 from pretraining.pretraining_options import PretrainingOptions
@@ -40,17 +40,23 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
             raise ValueError(f"--eval_fraction {self.eval_fraction} must be at least 0 and below 1")
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"--train_sampling_strategy {self.train_sampling_strategy} has no effect here; use --source_weights"
+                "--train_sampling_strategy has no effect here, as --source_weights decides the order; remove it"
             )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "--auto_find_batch_size has no effect here, as the global batch is fixed; lower "
+                "--per_device_train_batch_size, and raise --gradient_accumulation_steps by the same factor"
+            )
+        option_checks.check_held_out(self, "eval_fraction")
         if self.eval_fraction and str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
-            self.eval_strategy, self.eval_steps = "steps", self.save_steps
+            self.eval_strategy, self.eval_steps = "steps", self.eval_steps or self.save_steps
         self.ignore_data_skip = True  # the batch sampler starts at the index to resume from
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         config = str(self.deepspeed or "")
         if config and not config.lstrip().startswith("{") and not Path(config).exists():
             raise FileNotFoundError(f"{config} does not exist; --deepspeed takes a file, as in pretrain/configs/")
-        join_ranks(self.deepspeed)
+        join_ranks(self.deepspeed, self.ddp_backend, self.ddp_timeout)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise Trainer does not average the gradients of CPU ranks
         super().__post_init__()

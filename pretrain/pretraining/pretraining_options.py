@@ -38,7 +38,7 @@ class PretrainingOptions:
     save_steps: float = option(500, "steps between checkpoints; below 1: a share of all steps")
     save_total_limit: int | None = option(3, "checkpoints to keep")
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses in the log")
-    remove_unused_columns: bool = option(False, "remove columns that the model does not take")
+    remove_unused_columns: bool = option(False, "off, since the items of the data loader have no columns")
     report_to: None | str | list[str] = option(  # noqa: RUF036 - HfArgumentParser needs None first
         "tensorboard", "also log to: tensorboard, wandb, none"
     )

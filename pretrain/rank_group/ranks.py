@@ -6,6 +6,7 @@ launcher there is one rank, and the functions here do not wait.
 
 import importlib.util
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,34 +23,42 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def join_ranks(deepspeed_config: Any) -> None:
-    """Initialise DeepSpeed's process group; does nothing without `deepspeed_config`.
+def join_ranks(deepspeed_config: Any, backend: str | None, seconds: float) -> None:
+    """Initialise the process group of DeepSpeed, or of ranks without an accelerator; otherwise Trainer initialises it.
 
     Call it before creating TrainingArguments: otherwise `zero.Init` in `from_pretrained` partitions the model for one
-    rank. Without an accelerator it also sets ACCELERATE_USE_DEEPSPEED, which accelerate then requires. Raises
-    ValueError if the ranks cannot connect, or were not started by a launcher.
+    rank. For ranks without an accelerator, Trainer would ignore --ddp_timeout, and accelerate requires
+    ACCELERATE_USE_DEEPSPEED, which is set here. backend: --ddp_backend. seconds: --ddp_timeout. Raises ValueError if
+    the ranks cannot connect, or were not started by a launcher.
     """
-    if not deepspeed_config:
-        return
-    import deepspeed
-
-    from rank_group import extension_locks
-
-    extension_locks.install()
-    is_on_cpu = not torch.accelerator.is_available()
-    if is_on_cpu:  # DeepSpeed would compile this operation for minutes; only its inference uses it
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "LOCAL_RANK" not in os.environ:
+    launched, is_on_cpu = "LOCAL_RANK" in os.environ, not torch.accelerator.is_available()
+    if backend and not launched:
+        raise ValueError("--ddp_backend has no effect on one rank without a launcher; remove it, or use torchrun")
+    if deepspeed_config and not launched:
         if importlib.util.find_spec("mpi4py") is None:  # else DeepSpeed finds the ranks of mpirun
             raise ValueError(
                 "--deepspeed needs a launcher, also for one rank: deepspeed --num_gpus 1 SCRIPT …, or torchrun"
             )
         return
     try:
-        deepspeed.init_distributed()
+        if deepspeed_config:
+            _init_deepspeed(is_on_cpu, backend, timedelta(seconds=seconds))
+        elif is_on_cpu and launched_ranks() > 1 and launched and backend in (None, "gloo"):
+            distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except distributed.DistNetworkError:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(f"ranks cannot connect to {address}; if another run uses it, give --master_port N") from None
+
+
+def _init_deepspeed(is_on_cpu: bool, backend: str | None, timeout: timedelta) -> None:
+    import deepspeed
+
+    from rank_group import extension_locks
+
+    extension_locks.install()
+    if is_on_cpu:  # DeepSpeed would compile this operation for minutes; only its inference uses it
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(backend, timeout=timeout)
     if is_on_cpu:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
 

@@ -13,13 +13,16 @@ and options, the following members are used (a test asserts that each exists, ha
 | `floating_point_ops`, `create_optimizer` | instruction tuning: a loader item is a step; LoRA+ |
 | `log`, `evaluate`, `callback_handler.on_evaluate` | losses by source; held-out loss by token |
 | `LambdaLR.base_lrs`, `lr_lambdas`, `_last_lr` | resumed_settings.py: the rate of the new command line |
+| `_tr_loss` | sum of losses for the log; after a loss that is not finite, Trainer would log NaN to the end |
 | `state.compute_steps` | the command line, not the checkpoint, sets logging, evaluation and saving steps |
 | `PreTrainedModel.save_pretrained`, `all_tied_weights_keys` | tied matrices are stored once under ZeRO-1 and 2 too |
+| `PreTrainedModel.should_save_on_this_rank` | --save_on_each_node |
 | `PreTrainedConfig._attn_implementation` | segment_attention.py: no public attribute names the attention in use |
 | `TrainingArguments._n_gpu` | a process uses one GPU; otherwise Trainer would multiply the batch by the GPUs |
 | `ds_tensor`, `ds_numel`, `skipped_steps` | DeepSpeed: partition of a rank, size of a parameter, skipped fp16 steps |
 """
 
+import math
 import signal
 import sys
 import time
@@ -65,12 +68,15 @@ class StepControl(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         state.compute_steps(args, state.max_steps)  # replaces logging, evaluation and saving steps of the checkpoint
+        self.trainer.check_restart()
+        self.trainer.check_fsdp()
         self.trainer.check_weights()
         self.trainer.use_own_settings()
         self.trainer.before_training()
         self.trainer.has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.has_changed_weights = True
         self.trainer.check_step(control)
 
 
@@ -123,11 +129,14 @@ class SourceTrainer(Trainer):
         super().__init__(**more)
         config.use_cache = use_cache  # Trainer sets it to False, which save_pretrained would write
         save_tied_matrices_once(self.model)
+        if args.save_on_each_node:  # transformers saves a model only on rank 0
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process and args.should_save
         self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of the step
         self.batch, self.first_step, self.max_bad_steps = batch, first_step, max_bad_steps
         self.log_file = TrainingLog(log_path)
         self.meter = LossMeter(sources, self.args.device)
         self.stop_requested, self.stopped = False, False  # on this rank; on all ranks
+        self.has_changed_weights = False
         self.has_begun = False  # the first step, after model and optimizer are prepared
         self._nonfinite_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)  # in this step
         self._bad_steps = 0  # consecutive
@@ -186,6 +195,8 @@ class SourceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses by source, speed and remaining time to Trainer's log entry."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                self._tr_loss.zero_()  # Trainer subtracts the sum from itself, so that NaN stays NaN
             now, step = time.perf_counter(), self.state.global_step
             seconds, steps = max(now - self._logged_at, 1e-9), max(step - self._logged_step, 1)
             losses = self.meter.take()
@@ -237,6 +248,25 @@ class SourceTrainer(Trainer):
                 raise self._nonfinite_error(f"the loss or a weight was not finite for {self._bad_steps} steps up to")
         elif stop:
             self.stopped = control.should_training_stop = control.should_save = True
+            control.should_evaluate = False  # with --save_strategy best, an evaluation decides whether to save
+
+    def check_restart(self) -> None:
+        """Forget losses of a step that ran out of memory; raise ValueError if a step before it changed the weights.
+
+        With --auto_find_batch_size, Trainer starts again at the first step, with the weights as they are.
+        """
+        self.meter.sums.zero_()
+        if self.args.auto_find_batch_size and self.has_changed_weights:
+            raise ValueError(
+                "out of memory after the first step, which --auto_find_batch_size cannot repeat; start again with a "
+                "lower --per_device_train_batch_size, or resume with it: --resume_from_checkpoint True"
+            )
+
+    def check_fsdp(self) -> None:
+        """Raise ValueError if --fsdp has no effect."""
+        wrapper = type(self.model_wrapped).__name__
+        if self.args.fsdp and "FSDP" not in wrapper and "FullySharded" not in wrapper:
+            raise ValueError(f"--fsdp has no effect here (the model is a {wrapper}); remove it, or use --deepspeed")
 
     def has_nonfinite_weights(self) -> bool:
         """Return whether a trained weight is non-finite on any rank; all ranks call it (ZeRO-3: each for its part)."""

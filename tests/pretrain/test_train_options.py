@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,7 @@ from pretraining import pretraining_arguments
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file, save_file
-from training_loop import option_checks
 from training_loop.trainer_options import translate
-from transformers import TrainingArguments
 
 
 def test_published_spellings_are_translated_with_a_notice() -> None:
@@ -97,49 +94,6 @@ def test_base_with_a_missing_weight_is_refused(tmp_path: Path, tiny_checkpoint: 
         train_here(*options(base, small_corpus, tmp_path / "trained"))
 
 
-# Options of Trainer that work in both trainers, each used by a recipe, a test of these trainers or Trainer itself.
-WORKING = {
-    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "max_grad_norm", "bf16",
-    "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs",
-    "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config",
-    "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps", "auto_find_batch_size", "logging_strategy",
-    "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
-    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
-    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps",
-    "eval_delay", "per_device_eval_batch_size", "eval_on_start", "save_strategy", "save_steps", "save_on_each_node",
-    "save_total_limit", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
-    "hub_always_push", "hub_revision", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "ignore_data_skip", "full_determinism", "seed", "data_seed", "use_cpu", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataloader_prefetch_factor", "remove_unused_columns", "train_sampling_strategy",
-    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
-    "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics", "resume_from_checkpoint",
-    "local_rank",
-}  # fmt: skip
-OTHER_VALUES = {
-    "label_smoothing_factor": "0.1", "average_tokens_across_devices": "False", "eval_do_concat_batches": "False",
-    "dataloader_in_order": "False", "dataloader_multiprocessing_context": "spawn", "length_column_name": "size",
-    "accelerator_config": '{"split_batches": true}', "parallelism_config": "{}", "eval_accumulation_steps": "2",
-    "include_for_metrics": "loss", "label_names": "labels",
-}  # fmt: skip
-
-
-def test_every_option_of_trainer_works_or_is_refused_by_name(
-    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
-) -> None:
-    """A new option of transformers fails here, until it is sorted into one of the two tables."""
-    names = {field.name for field in fields(TrainingArguments)}
-    assert names == WORKING | option_checks.REFUSED.keys() | {"parallelism_config"}
-    assert not WORKING & option_checks.REFUSED.keys()
-    for name in (*option_checks.REFUSED, "parallelism_config"):  # the last cannot be written on a command line
-        with pytest.raises(ValueError, match=rf"--{name}( has no effect here, as .*; remove it|.*invalid)"):
-            train_here(
-                *options(tiny_checkpoint, small_corpus, tmp_path / "out", f"--{name}", OTHER_VALUES.get(name, "True"))
-            )
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -155,7 +109,18 @@ def test_every_option_of_trainer_works_or_is_refused_by_name(
         (["--lr_scheduler_kwargs", '{"foo": 1}'], r"cosine does not fit --lr_scheduler_kwargs \{\"foo\": 1\}: .*'foo'"),
         (["--deepspeed", "pretrain/configs/zero1.json"], r"--deepspeed needs a launcher, also for one rank"),
         (
-            ["--load_best_model_at_end", "True", "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 2],
+            [
+                "--eval_fraction",
+                0.2,
+                "--load_best_model_at_end",
+                "True",
+                "--eval_strategy",
+                "steps",
+                "--eval_steps",
+                1,
+                "--save_steps",
+                2,
+            ],
             "--eval_steps 1 and --save_steps 2: the best step may have no checkpoint",
         ),
     ],

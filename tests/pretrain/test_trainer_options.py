@@ -1,0 +1,116 @@
+"""pretrain/train.py: every option of Trainer has an effect, or is refused by name."""
+
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train
+from option_effects import (
+    CASES,
+    Case,
+    Run,
+    check_case,
+    check_every_option,
+    finished,
+    other_steps,
+    parametrized,
+    passed_to_ddp,
+)
+from pretraining_runs import options
+from resumable_checkpoints.complete_checkpoints import list_complete, step_of
+
+ALL = CASES | {
+    "ddp_find_unused_parameters": Case("False", effect=passed_to_ddp("find_unused_parameters", False)),
+    "logging_first_step": Case("True", "--logging_steps 2", effect=other_steps("loss", [2], [1, 2])),
+}
+RunWith = Callable[[str], Run]
+HELD_OUT = "--eval_fraction 0.2"
+
+
+def test_every_option_works_or_is_refused_by_name(tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path) -> None:
+    def parse(words: list[str]) -> Any:
+        return train.make_trainer([*map(str, options(tiny_checkpoint, small_corpus, tmp_path / "out")), *words])
+
+    check_every_option(parse, [*ALL, "logging_nan_inf_filter"], {"auto_find_batch_size", "train_sampling_strategy"})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return {}
+
+
+@pytest.fixture
+def run_with(
+    runs: dict[str, Run], tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> RunWith:
+    """run_with("--seed 5") trains three steps; a second run with the same options is the first one."""
+    more = "--max_steps 3 --save_strategy no"
+
+    def run(words: str) -> Run:
+        if words not in runs:
+            output = tmp_path / f"run-{len(runs)}"
+            given = options(tiny_checkpoint, small_corpus, output, *more.split(), *words.split())
+            runs[words] = finished(lambda: train.make_trainer([*map(str, given)])[0], output, capsys)
+        return runs[words]
+
+    return run
+
+
+@parametrized(ALL)
+def test_option_has_its_effect(name: str, run_with: RunWith) -> None:
+    check_case(ALL[name], name, HELD_OUT, run_with)
+
+
+def test_epoch_is_a_pass_over_the_corpus(run_with: RunWith) -> None:
+    """Two epochs: log entries, evaluations and checkpoints at the end of each."""
+    events = " ".join(f"--{event}_strategy epoch" for event in ("logging", "eval", "save"))
+    run = run_with(f"{HELD_OUT} --max_steps=-1 --num_train_epochs 2 {events} --eval_delay 1")
+    steps = run.trainer.args.max_steps
+    assert run.steps("loss") == run.steps("eval_loss") == [steps // 2, steps]
+    assert [step_of(folder) for folder in list_complete(Path(run.trainer.args.output_dir))] == [steps // 2, steps]
+    late = run_with(f"{HELD_OUT} --max_steps=-1 --num_train_epochs 2 --eval_strategy epoch --eval_delay 2")
+    assert late.steps("eval_loss") == [steps]
+
+
+def test_only_new_best_steps_are_saved_and_the_step_that_sigterm_ends(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path
+) -> None:
+    """The first step has the highest loss, so with --greater_is_better no later step is a new best one."""
+    more = f"{HELD_OUT} --eval_strategy steps --eval_steps 1 --save_strategy best --metric_for_best_model loss"
+    for name, stop, saved in (("whole", False, [1]), ("stopped", True, [1, 2])):
+        given = options(tiny_checkpoint, small_corpus, tmp_path / name, *more.split(), "--greater_is_better", "True")
+        trainer, _ = train.make_trainer([*map(str, given)])
+        trainer.training_step = stopping(trainer, 2) if stop else trainer.training_step
+        trainer.train_until_stopped(None)
+        assert [step_of(folder) for folder in list_complete(tmp_path / name)] == saved
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_log_has_losses_that_are_not_finite_unless_they_are_filtered(
+    tmp_path: Path, tiny_checkpoint: Path, small_corpus: Path, hidden: bool
+) -> None:
+    given = options(tiny_checkpoint, small_corpus, tmp_path / "out", "--max_steps", 3, "--save_strategy", "no")
+    trainer, _ = train.make_trainer([*map(str, given), "--logging_nan_inf_filter", str(hidden)])
+    compute = trainer.compute_loss
+
+    def compute_loss(*arguments: Any, **more: Any) -> Any:
+        """Return a loss that is not finite in the second step, with finite gradients."""
+        return compute(*arguments, **more) + (float("nan") if trainer.state.global_step == 1 else 0)
+
+    trainer.compute_loss = compute_loss
+    trainer.train_until_stopped(None)
+    assert [isfinite(entry["loss"]) for entry in trainer.state.log_history[:3]] == [True, hidden, True]
+
+
+def stopping(trainer: Any, at: int) -> Callable[..., Any]:
+    """Return a training step that requests a stop in this step, like the signal's handler."""
+    step = trainer.training_step
+
+    def training_step(*arguments: Any, **more: Any) -> Any:
+        trainer.stop_requested = trainer.state.global_step + 1 == at
+        return step(*arguments, **more)
+
+    return training_step
