@@ -86,6 +86,20 @@ def test_limit_counts_complete_checkpoints_and_spares_the_best(tmp_path: Path) -
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 15, 20]
 
 
+def test_rest_of_a_removed_checkpoint_is_no_checkpoint_and_the_next_run_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal does nothing, like one that fails: root may remove any file."""
+    make(tmp_path, 5), make(tmp_path, 10)
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        checkpoints.keep_newest(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5.partial"]
+    assert checkpoints.list_checkpoints(tmp_path) == [tmp_path / "checkpoint-10"]
+    assert checkpoints.remove_incomplete(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
 def test_differences_name_each_unequal_option() -> None:
     saved = {"--seed": 4, "--block_size": 64, "--mix": "a=1"}
     assert differences(saved, saved) == {}
@@ -113,10 +127,11 @@ def write_text(file: Path) -> None:
     [
         (lambda file: save_file({"a": torch.zeros(100_000)}, file), r".*File too large \(os error 27\)"),
         (lambda file: torch.save(torch.zeros(100_000), file), "torch.save failed"),
+        (lambda _: torch.save(torch.zeros(10), "/dev/full"), "torch.save failed"),  # fails at the end of the file
         (lambda file: WORDS.save(str(file)), r"File too large \(os error 27\)"),
         (write_text, r"\[Errno 27\] File too large"),
     ],
-    ids=["safetensors", "torch", "tokenizers", "text"],
+    ids=["safetensors", "torch", "torch-at-the-end", "tokenizers", "text"],
 )
 def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
     """A limit of the file size stands in for a full disk; an error of another kind is not changed."""
