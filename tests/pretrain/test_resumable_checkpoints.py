@@ -3,11 +3,12 @@
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from resumable_checkpoints import complete_checkpoints as checkpoints
-from resumable_checkpoints.run_state import RunState, differences
+from resumable_checkpoints.run_state import CheckpointCompletion, RunState, differences
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from training_loop.run_folders import write_errors_of
@@ -149,3 +150,16 @@ def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callabl
         raise RuntimeError("another")
     with pytest.raises(RuntimeError, match="meta"), write_errors_of(tmp_path):
         torch.save(torch.zeros(3, device="meta").untyped_storage(), tmp_path / "file")
+
+
+def test_limit_is_applied_at_the_end_of_a_run_that_saves_no_checkpoint(tmp_path: Path) -> None:
+    """The interrupted run stopped between a new checkpoint and the removal of the old one."""
+    for step in (5, 10):
+        make(tmp_path, step)
+    completion = CheckpointCompletion(lambda: RunState({}, {}))
+    arguments = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=1, should_save=True)
+    state = SimpleNamespace(best_model_checkpoint=None)
+    completion.on_train_begin(arguments, state, None)
+    completion.on_train_end(arguments, state, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert arguments.save_total_limit == 1
