@@ -94,6 +94,12 @@ def build_examples(material: Path) -> Trial:
     return replace(trial, target="extraction.json")  # moved last
 
 
+def demo_tokenizer(material: Path) -> Trial:
+    more = ("--input", "@en.txt", "--vocab_size", 300)
+    trial = weights(material, DEMO, "tokenizer", *more, option="--output_dir")
+    return replace(trial, target="new/tokenizer.model")
+
+
 def seal(checkpoint: Path) -> Trial:
     return Trial(
         lambda out: ["tools/checkpoint.py", "seal", out / "sealed", "--parents", checkpoint],
@@ -198,10 +204,7 @@ TRIALS: dict[str, Callable[[Path], Trial]] = {
         material, DEMO, "world", "--people", 40, "--documents_per_language", 20, "--rows", 20, "--heldout_rows", 10,
         "--real_megabytes", 0.01, option="--output_dir",
     ),
-    "demo_tokenizer": lambda material: weights(
-        material, DEMO, "tokenizer", "--input", "@en.txt", "--vocab_size", 300, option="--output_dir",
-        target="new/tokenizer.model",
-    ),
+    "demo_tokenizer": demo_tokenizer,
     "demo_model": lambda material: weights(
         material, DEMO, "model", "--tokenizer_path", "@base", "--hidden_size", 64, option="--output_dir"
     ),
