@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from merged_adapters import write_adapter
 from original_llama import TINY, random_state, write_original
 from safetensors.torch import load_file
 
+QUANTISED = Path(sys.prefix, "quantised")  # bitsandbytes
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="fault_injection.c needs a C compiler")
 RUN_FILES = (
     "complete.json",
@@ -42,6 +44,10 @@ def write_material(folder: Path, base: Path, tokenizer: Path) -> None:
     row = {"instruction": "Extract the entities.", "output": '{"person": ["Bafi"]}'}
     rows = [row | {"input": text} for text in texts[:40]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = [{"sentence": text, "entity_list": [{"name": text.split()[0], "type": "person"}]} for text in texts[::8]]
+    (folder / "annotated.json").write_text(json.dumps(named), encoding="utf-8")
+    answered = [row | {"prediction": row["output"]} for row in rows]
+    (folder / "answered.json").write_text(json.dumps(answered), encoding="utf-8")
 
 
 def write(material: Path, workers: int, names: Sequence[str] = ("en", "zh", "twice"), prefix: str = "all") -> Trial:
@@ -73,9 +79,25 @@ def clean(material: Path) -> Trial:
 
 
 def weights(material: Path, *arguments: object, option: str, target: str = "new") -> Trial:
-    """A tool that writes one new folder or file, given by `option`."""
+    """A command that writes one new folder or file, given by `option`; "@name" is an input."""
     resolved = [material / value[1:] if str(value).startswith("@") else value for value in arguments]  # type: ignore[index]
     return Trial(lambda out: [*resolved, option, out / target], target)
+
+
+def quantize(material: Path) -> Trial:
+    trial = weights(material, "tools/quantize.py", "--model_path", "@base", "--method", "bnb8", option="--output_dir")
+    return replace(trial, environment={"PYTHONPATH": str(QUANTISED), "OMP_NUM_THREADS": "1"})
+
+
+def build_examples(material: Path) -> Trial:
+    trial = weights(material, "finetune/ie_build.py", "--annotations", "@annotated.json", option="--output")
+    return replace(trial, target="extraction.json")  # moved last
+
+
+def demo_tokenizer(material: Path) -> Trial:
+    more = ("--input", "@en.txt", "--vocab_size", 300)
+    trial = weights(material, DEMO, "tokenizer", *more, option="--output_dir")
+    return replace(trial, target="new/tokenizer.model")
 
 
 def seal(checkpoint: Path) -> Trial:
@@ -89,7 +111,7 @@ def tokenizer(material: Path) -> Trial:
     model = material / "base/tokenizer.model"
     return Trial(
         lambda out: ["tools/build_tokenizer.py", "--tokenizer_model", model, "--output_dir", out / "new"],
-        "new/tokenizer_config.json",  # moved last
+        "new/tokenizer.json",  # moved last
     )
 
 
@@ -134,6 +156,7 @@ def download(url: str) -> Trial:
     )  # fmt: skip
 
 
+DEMO = "examples/make_demo.py"
 DIFF_TOOL = "tools/weight_diff.py"
 PAIR = (DIFF_TOOL, "make_diff", "--path_raw", "@base", "--path_tuned", "@tuned", "--max_shard_size", "100KB")
 TRIALS: dict[str, Callable[[Path], Trial]] = {
@@ -160,10 +183,31 @@ TRIALS: dict[str, Callable[[Path], Trial]] = {
         material, "tools/set_template.py", "--model_path", "@base",
         "--template_path", REPOSITORY / "finetune/templates/alpaca.jinja", option="--output_dir",
     ),
+    "export": lambda material: weights(
+        material, "tools/export_hf_checkpoint.py", "--base_model", "@base", "--lora_model", "@adapter",
+        option="--output_dir",
+    ),
+    "quantize": quantize,
     "build_tokenizer": tokenizer,
     "seal": lambda material: seal(material / "base"),
     "tune": tune,
     "pretrain": pretrain,
+    "ie_build": build_examples,
+    "ie_run": lambda material: weights(
+        material, "finetune/ie_run.py", "--base_model", "@base", "--data_path", "@rows.jsonl", "--limit", 5,
+        "--batch_size", 2, "--max_new_tokens", 4, option="--output",
+    ),
+    "ie_eval": lambda material: weights(
+        material, "finetune/ie_eval.py", "--predictions", "@answered.json", option="--output"
+    ),
+    "demo_world": lambda material: weights(
+        material, DEMO, "world", "--people", 40, "--documents_per_language", 20, "--rows", 20, "--heldout_rows", 10,
+        "--real_megabytes", 0.01, option="--output_dir",
+    ),
+    "demo_tokenizer": demo_tokenizer,
+    "demo_model": lambda material: weights(
+        material, DEMO, "model", "--tokenizer_path", "@base", "--hidden_size", 64, option="--output_dir"
+    ),
 }  # fmt: skip
 
 UNFLUSHED = ("train_log.jsonl", "note.json")  # their loss in a power failure damages no result
@@ -214,6 +258,8 @@ def test_command_on_a_failing_machine_loses_nothing(
 def test_command_on_a_machine_that_fails_at_any_call_loses_nothing(
     machine: FaultyMachine, material: Path, name: str, kind: str
 ) -> None:
+    if name == "quantize" and not QUANTISED.is_dir():
+        pytest.skip("bash tools/setup.sh --dev makes the folder with bitsandbytes")
     with serving(hub := Hub({"some/thing": dict(DIFF)}), "hub") as hub.url:
         trial = download(hub.url) if name == "download" else TRIALS[name](material)
         assert faults(machine, trial, kind, 20) == []

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from partial_folders.atomic_outputs import new_file
+
 
 def read_result(folder: Path, name: str) -> Any:
     """Return the content of a JSON result of the quick start; raises FileNotFoundError if its step has not run."""
@@ -77,7 +79,9 @@ def summarize(folder: str = "quickstart") -> None:
     """Print the table; write summary.json and loss_curves.png into the folder."""
     directory = Path(folder)
     summary = collect_figures(directory)
-    draw_loss_curves(directory, directory / "loss_curves.png")
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with new_file(directory / "loss_curves.png", replace=True) as picture:
+        draw_loss_curves(directory, picture)
+    with new_file(directory / "summary.json", replace=True) as file:
+        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(summary_table(summary))
     print(f"\n  {directory}/summary.json, {directory}/loss_curves.png")

@@ -12,6 +12,7 @@ from partial_folders.disk_space import check_space
 from partial_folders.output_paths import file_path, folder_path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FAILURE = (errno.EIO, errno.EROFS)
 
 
 @contextmanager
@@ -94,6 +95,8 @@ def partial_folder(target: str | Path, path: Path, needed: int, run: str) -> Ite
         if number in DISK_FULL or (name and is_output):
             reason = os.strerror(number or 0)
             raise ValueError(f"{target} cannot be written ({reason}: {place}); make room or write elsewhere") from None
+        if number in DISK_FAILURE and not isinstance(error, OSError):  # of an unknown file, perhaps an input
+            raise OSError(number, os.strerror(number)) from None
         raise
 
 

@@ -7,7 +7,6 @@ settings, so changed input is encoded again. Rows are read and written in chunks
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -19,6 +18,7 @@ import pyarrow.ipc
 from chat_prompts.prompt_encoding import PromptEncoder, Turn
 from json_rows.instruction_rows import checked_rows, messages_of
 from json_rows.row_files import Row
+from partial_folders.cache_entries import ensure_cache_entry
 from pyarrow.compute import list_value_length
 from tqdm import tqdm
 
@@ -147,25 +147,21 @@ def open_examples(encoder: PromptEncoder, source: Source, settings: EncodingSett
     Raises ValueError with file and line of a row that cannot be read or rendered, unless `skip_errors` is set.
     """
     file = cache / f"{cache_key(encoder, source.path, settings)}.arrow"
-    if not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        rows = tqdm(checked_rows(source.path, answers=True), f"tokenising {source.name}", unit=" rows", disable=None)
-        ids = pyarrow.uint16() if len(encoder.tokenizer) <= 1 << 16 else pyarrow.int32()
-        spans = pyarrow.list_(pyarrow.int32())
-        types = (pyarrow.list_(ids), spans, pyarrow.int64(), pyarrow.bool_(), pyarrow.string())
-        schema = pyarrow.schema(zip(EncodedRow._fields, types, strict=True))
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with pyarrow.ipc.new_file(str(partial), schema) as writer:
-                for chunk in encode_rows(encoder, rows, settings):
-                    columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
-                    writer.write_batch(pyarrow.record_batch(columns, schema=schema))
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    ensure_cache_entry(file, lambda path: write_examples(encoder, source, settings, path))
     return CachedExamples(source.name, file)
+
+
+def write_examples(encoder: PromptEncoder, source: Source, settings: EncodingSettings, path: Path) -> None:
+    """Encode the rows of a file and write them to the Arrow file `path`; raises as `open_examples`."""
+    rows = tqdm(checked_rows(source.path, answers=True), f"tokenising {source.name}", unit=" rows", disable=None)
+    ids = pyarrow.uint16() if len(encoder.tokenizer) <= 1 << 16 else pyarrow.int32()
+    spans = pyarrow.list_(pyarrow.int32())
+    types = (pyarrow.list_(ids), spans, pyarrow.int64(), pyarrow.bool_(), pyarrow.string())
+    schema = pyarrow.schema(zip(EncodedRow._fields, types, strict=True))
+    with pyarrow.ipc.new_file(str(path), schema) as writer:
+        for chunk in encode_rows(encoder, rows, settings):
+            columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
 def cache_key(encoder: PromptEncoder, path: Path, settings: EncodingSettings) -> str:

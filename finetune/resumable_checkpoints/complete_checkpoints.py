@@ -8,6 +8,7 @@ killed while saving.
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 # complete.json has sizes but no hashes, for adapters too: files are flushed first, so after an interrupted save only
@@ -71,8 +72,14 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, complete.json first."""
+    """Remove a checkpoint, complete.json first.
+
+    The folder is renamed to checkpoint-N.partial, so that no program takes the rest of it for a checkpoint if its
+    removal fails or is interrupted.
+    """
     (checkpoint / MARKER).unlink(missing_ok=True)
+    with suppress(OSError):
+        checkpoint = checkpoint.replace(checkpoint.with_name(f"{checkpoint.name}.partial"))
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -85,7 +92,9 @@ def keep_newest(output: Path, limit: int | None, best: str | None = None) -> Non
 
 
 def remove_incomplete(output: Path) -> list[str]:
-    """Remove incomplete checkpoints; returns a notice for each."""
+    """Remove incomplete checkpoints and what is left of removed ones; return a notice for each incomplete one."""
+    for removed in output.glob("checkpoint-*.partial"):
+        shutil.rmtree(removed, ignore_errors=True)
     notices = []
     for checkpoint in list_checkpoints(output):
         if not is_complete(checkpoint):

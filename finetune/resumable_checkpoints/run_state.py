@@ -72,6 +72,8 @@ class CheckpointCompletion(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         args.save_total_limit = self.limit
+        if args.should_save:  # a resumed run may save no checkpoint, and the interrupted run may have left older ones
+            complete_checkpoints.keep_newest(Path(args.output_dir), self.limit, state.best_model_checkpoint)
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         output = Path(args.output_dir)

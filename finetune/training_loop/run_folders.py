@@ -18,7 +18,7 @@ from model_folders.own_code import from_folder
 from model_folders.weight_files import weight_files
 from resumable_checkpoints.complete_checkpoints import flush
 
-TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc")  # of torch.save
+TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|iostream error")  # of torch.save
 
 
 def check_base(base: Path, option: str, trust_remote_code: bool) -> None:

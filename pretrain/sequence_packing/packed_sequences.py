@@ -9,17 +9,16 @@ Packing is best-fit decreasing: samples are placed longest first, each into the 
 (Johnson 1973).
 """
 
+import errno
 import json
-import os
-import shutil
-import socket
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from corpus_files.corpus import Corpus
-from resumable_checkpoints.complete_checkpoints import flush
+from partial_folders.cache_entries import ensure_cache_entry
 
 CHUNK_SAMPLES = 1 << 22  # samples packed together; more take more memory and hardly fill the sequences better
 VERSION = 3  # of the algorithm and the files; a folder of another version is replaced
@@ -135,15 +134,19 @@ def open_packed_sequences(corpus: Corpus, packing: Packing, fallback: Path) -> P
         )
     beside_corpus = Path(f"{corpus.prefix}.{packing.folder_suffix}")
     in_fallback = fallback / beside_corpus.name
-    for folder in (beside_corpus, in_fallback):
-        if _matches(folder, corpus, packing):
-            return PackedSequences(folder)
-    try:
-        _write(corpus, packing, beside_corpus)
-    except PermissionError:
-        _write(corpus, packing, in_fallback)
-        return PackedSequences(in_fallback)
-    return PackedSequences(beside_corpus)
+
+    def is_valid(folder: Path) -> bool:
+        return _matches(folder, corpus, packing)
+
+    if not is_valid(in_fallback):
+        try:
+            ensure_cache_entry(beside_corpus, partial(_pack, corpus, packing), is_valid)
+            return PackedSequences(beside_corpus)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+    ensure_cache_entry(in_fallback, partial(_pack, corpus, packing), is_valid)
+    return PackedSequences(in_fallback)
 
 
 def _identity(corpus: Corpus, packing: Packing) -> dict[str, Any]:
@@ -160,25 +163,9 @@ def _matches(folder: Path, corpus: Corpus, packing: Packing) -> bool:
     return _identity(corpus, packing).items() <= record.items()
 
 
-def _write(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Pack into a temporary folder and rename it; several processes may do so at the same time."""
-    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        _pack(corpus, packing, partial)
-        flush(partial)
-        shutil.rmtree(folder, ignore_errors=True)  # it was packed from another corpus with this prefix
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _matches(folder, corpus, packing):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _pack(corpus: Corpus, packing: Packing, folder: Path) -> None:
-    """Pack a corpus, source by source, and write the three files to a folder."""
+    """Pack a corpus, source by source, and write the three files to a new folder."""
+    folder.mkdir()
     is_held_out = held_out_samples(corpus, packing.eval_fraction, packing.seed)
     starts: list[np.ndarray] = [np.zeros(1, np.int64)]
     sources, written, count = [], 0, 0  # samples and sequences so far

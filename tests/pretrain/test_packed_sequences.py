@@ -1,7 +1,9 @@
 """packed_sequences.py: best-fit decreasing, every sample in one sequence, stored beside the corpus."""
 
+import errno
 import json
 import multiprocessing
+import os
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -92,15 +94,16 @@ def test_sequences_are_stored_and_packed_again_for_another_corpus(two_sources: P
     assert [reopened[i].tolist() for i in range(3)] == [sequences[i].tolist() for i in range(3)]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_sequences_of_a_read_only_corpus_are_stored_in_the_output_folder(
-    two_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """The test raises PermissionError itself, since root may write into any folder."""
+    """The test raises the error itself, since root may write into any folder."""
     real = Path.mkdir
 
     def refuse(self: Path, *arguments: object, **more: object) -> None:
         if self.parent == two_sources.parent:
-            raise PermissionError(13, "Permission denied", str(self))
+            raise OSError(number, os.strerror(number), str(self))
         real(self, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "mkdir", refuse)

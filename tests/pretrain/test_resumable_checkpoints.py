@@ -3,11 +3,12 @@
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from resumable_checkpoints import complete_checkpoints as checkpoints
-from resumable_checkpoints.run_state import RunState, differences
+from resumable_checkpoints.run_state import CheckpointCompletion, RunState, differences
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from training_loop.run_folders import write_errors_of
@@ -86,6 +87,20 @@ def test_limit_counts_complete_checkpoints_and_spares_the_best(tmp_path: Path) -
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 15, 20]
 
 
+def test_rest_of_a_removed_checkpoint_is_no_checkpoint_and_the_next_run_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal does nothing, like one that fails: root may remove any file."""
+    make(tmp_path, 5), make(tmp_path, 10)
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        checkpoints.keep_newest(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5.partial"]
+    assert checkpoints.list_checkpoints(tmp_path) == [tmp_path / "checkpoint-10"]
+    assert checkpoints.remove_incomplete(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
 def test_differences_name_each_unequal_option() -> None:
     saved = {"--seed": 4, "--block_size": 64, "--mix": "a=1"}
     assert differences(saved, saved) == {}
@@ -113,10 +128,11 @@ def write_text(file: Path) -> None:
     [
         (lambda file: save_file({"a": torch.zeros(100_000)}, file), r".*File too large \(os error 27\)"),
         (lambda file: torch.save(torch.zeros(100_000), file), "torch.save failed"),
+        (lambda _: torch.save(torch.zeros(10), "/dev/full"), "torch.save failed"),  # fails at the end of the file
         (lambda file: WORDS.save(str(file)), r"File too large \(os error 27\)"),
         (write_text, r"\[Errno 27\] File too large"),
     ],
-    ids=["safetensors", "torch", "tokenizers", "text"],
+    ids=["safetensors", "torch", "torch-at-the-end", "tokenizers", "text"],
 )
 def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
     """A limit of the file size stands in for a full disk; an error of another kind is not changed."""
@@ -134,3 +150,16 @@ def test_full_disk_is_one_line_from_every_library(tmp_path: Path, write: Callabl
         raise RuntimeError("another")
     with pytest.raises(RuntimeError, match="meta"), write_errors_of(tmp_path):
         torch.save(torch.zeros(3, device="meta").untyped_storage(), tmp_path / "file")
+
+
+def test_limit_is_applied_at_the_end_of_a_run_that_saves_no_checkpoint(tmp_path: Path) -> None:
+    """The interrupted run stopped between a new checkpoint and the removal of the old one."""
+    for step in (5, 10):
+        make(tmp_path, step)
+    completion = CheckpointCompletion(lambda: RunState({}, {}))
+    arguments = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=1, should_save=True)
+    state = SimpleNamespace(best_model_checkpoint=None)
+    completion.on_train_begin(arguments, state, None)
+    completion.on_train_end(arguments, state, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert arguments.save_total_limit == 1

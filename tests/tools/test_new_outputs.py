@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from in_process import RunTool
 from partial_folders import atomic_outputs
 from partial_folders.atomic_outputs import new_file, new_folder
+from tokenizers import Tokenizer, models
 
 WRITERS = 4
 BLOCK = 1 << 12  # bytes
@@ -189,3 +190,11 @@ def test_places_that_cannot_be_written_are_named_and_no_others(tmp_path: Path) -
         new_file(tmp_path / "a").__enter__()
     with pytest.raises(FileNotFoundError, match="model-raw"), new_folder(tmp_path / "model", 0):
         (tmp_path / "model-raw/config.json").read_text()  # an input, whose name begins like the output's
+
+
+def test_failing_disk_is_an_os_error_from_a_library_in_rust(tmp_path: Path) -> None:
+    """Linux answers with an I/O error to a write at the start of this process's memory."""
+    words = Tokenizer(models.WordLevel({"a": 0}, "a"))
+    with pytest.raises(OSError, match="Input/output error"), new_folder(tmp_path / "model", 0):
+        words.save("/proc/self/mem")
+    assert not list(tmp_path.iterdir())

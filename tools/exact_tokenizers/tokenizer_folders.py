@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from partial_folders.cache_entries import ensure_cache_entry
 
 from exact_tokenizers.special_ids import corrected_ids, has_old_ids, print_notice
 
@@ -61,16 +61,7 @@ def exact_tokenizer_folder(folder: str | Path, trust_remote_code: bool = False) 
     files |= corrected | templates
     key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
     target = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "knowlm/tokenizers", key).expanduser()
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent))
-        write_files(partial, files)
-        try:
-            partial.replace(target)
-        except OSError:
-            shutil.rmtree(partial)
-            if not target.is_dir():  # another process was not faster
-                raise
+    ensure_cache_entry(target, lambda folder: write_files(folder, files))
     return target
 
 
@@ -102,7 +93,7 @@ def refuse_empty_model(folder: Path) -> None:
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -59,7 +59,7 @@ def write_tokenizer_files(target: Path, model: Path) -> Tokenizer:
             tokenizer, files = merged_tokenizer_files(target, partial, model)
             for name, text in files.items():
                 (partial / name).write_text(text, encoding="utf-8")
-            for name in (*files, "tokenizer.model"):
+            for name in ("tokenizer.model", *reversed(files)):  # tokenizer.json, which others look for, is last
                 fsync_path(partial / name)
                 (partial / name).replace(target / name)
             for name in MERGED:

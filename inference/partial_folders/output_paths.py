@@ -1,0 +1,73 @@
+"""Check the path of a new folder or file, before a command computes anything."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+SEAL = "checkpoint.json"  # lists the files of a sealed folder (tools/CHECKPOINT.md)
+
+
+def folder_path(target: str | Path, inputs: Iterable[Path] = ()) -> Path:
+    """Return the real path of a new folder; `target` may be an empty folder, or a link to one.
+
+    inputs: folders that must not change. Raises ValueError if the target contains files, is inside an input or a sealed
+    folder, or cannot be written.
+    """
+    path = real_path(target)
+    check_place(path, target, inputs)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{target} exists already and is not an empty folder; name a new folder or remove it")
+    if path.exists() and path.resolve() == Path.cwd():
+        raise ValueError(f"{target} is the current folder, which cannot be replaced; name a new folder")
+    if path.is_mount():
+        raise ValueError(f"{target} is a mount point, which cannot be replaced; name a folder inside it")
+    return path
+
+
+def file_path(target: str | Path, replace: bool = False) -> Path:
+    """Return the real path of a new file; `replace`: it may exist already. Raises ValueError as `folder_path`."""
+    path = real_path(target)
+    check_place(path, target)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{target} is a {'folder' if path.is_dir() else 'device or pipe'}; name a file")
+    if path.exists() and not replace:
+        raise ValueError(f"{target} exists already; name a new file or remove it")
+    return path
+
+
+def check_output(output: str | Path, inputs: Iterable[str]) -> None:
+    """Check the file of --output, which may exist already, before a command reads its input files.
+
+    Raises FileNotFoundError if its folder does not exist, ValueError if it is an input file, or as `file_path`.
+    """
+    path = file_path(output, replace=True)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} does not exist; create the folder of --output {output} first")
+    if any(path.resolve() == Path(name).resolve() for name in inputs if name):
+        raise ValueError(f"{output} is an input file; give --output another name")
+
+
+def real_path(target: str | Path) -> Path:
+    """Return a target, or the path that it leads to if it is a link, "." or ".."; ValueError for a link to itself."""
+    path, given = Path(os.path.realpath(target)), Path(target)
+    if path.is_symlink():
+        raise ValueError(f"{target} is a link that leads to itself; remove it or name another target")
+    return path if given.is_symlink() or given.name != path.name else given
+
+
+def check_place(path: Path, target: str | Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise ValueError if a new file or folder is inside an input or a sealed folder, or cannot be created.
+
+    path: where `target` leads.
+    """
+    above = path.resolve().parents
+    for folder in inputs:
+        if folder.resolve() in above:
+            raise ValueError(f"{target} is inside the input folder {folder}, which must not change; write elsewhere")
+    for folder in above:
+        if (folder / SEAL).is_file() and b'"blake3"' in (folder / SEAL).read_bytes():
+            raise ValueError(f"{target} is inside the sealed folder {folder}, which must not change; write elsewhere")
+    existing = next((folder for folder in above if folder.exists()), path)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not writable" if existing.is_dir() else "is not a folder"
+        raise ValueError(f"{target} cannot be written ({existing} {reason}); write elsewhere")
