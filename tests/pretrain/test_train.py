@@ -16,6 +16,7 @@ import pytest
 import torch
 import train
 from launches import Launch, ranks_of
+from pretraining.pretraining_arguments import parse
 from pretraining_runs import options, train_here
 from resumable_checkpoints import complete_checkpoints as checkpoints
 from safetensors.torch import load_file, save_file
@@ -343,7 +344,7 @@ def test_resuming_a_deepspeed_checkpoint_without_deepspeed_is_refused(
     given = options(tiny_checkpoint, small_corpus, tmp_path / "trained", *more)
     given[given.index("--per_device_train_batch_size") + 1] = 8
     with pytest.raises(ValueError, match="was written with --deepspeed"):
-        train.make_trainer(list(map(str, given)))
+        train.make_trainer(*parse(list(map(str, given)), ""))
 
 
 @pytest.mark.integration
