@@ -83,7 +83,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, settings: Environment) -> 
         run.wait_for("\nstep 2/")
         os.killpg(run.process.pid, signal.SIGTERM)
         printed = run.output(143)
-    assert "8 sequences per step on 2 ranks (cpu), 100000 steps\n" in printed
+    assert "8 sequences per step on 2 ranks (cpu), 100,000 steps\n" in printed
     assert "stopped by SIGTERM after step" in printed
     return output
 
@@ -112,7 +112,7 @@ def test_sigterm_on_one_of_two_nodes_stops_both(tmp_path: Path, settings: Enviro
         second.process.terminate()
         printed, others = first.output(143), second.output(143)
     assert (
-        f"8 sequences per step on 2 ranks (cpu), 100000 steps from {output}/checkpoint-{newest(stopped)}\n" in printed
+        f"8 sequences per step on 2 ranks (cpu), 100,000 steps from {output}/checkpoint-{newest(stopped)}\n" in printed
     )
     assert "node_rank=1" in others
     assert newest(output) >= newest(stopped) + 2
